@@ -1,0 +1,33 @@
+"""Write the C source of llcuda.native._llama: cffi in API mode over build/cdef.
+
+The declarations in cdef/ are what we use, no more; `...` leaves struct layouts and
+constants to the compiler, which reads them from the pinned headers. CMake compiles the
+result together with the shim (llcuda/native/shim). Usage: bindings.py OUTPUT.c
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+SHIM = HERE.parent / "llcuda" / "native" / "shim" / "shim.h"
+# A file uses what is before it.
+SOURCES = [HERE / "cdef" / f"{name}.h" for name in ("ggml", "ggml-backend", "llama", "callbacks")]
+SOURCES.append(SHIM)
+
+
+def main(output: Path) -> None:
+    """Write the module's C source to `output`, unless it is there already, unchanged."""
+    ffi = FFI()
+    for source in SOURCES:
+        ffi.cdef(source.read_text())
+    headers = '#include "llama.h"\n#include "ggml-backend.h"\n#include "shim.h"\n'
+    ffi.set_source("llcuda.native._llama", headers, py_limited_api=True)
+    ffi.emit_c_code(str(output))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,105 @@
+"""The exceptions that llcuda raises.
+
+::
+
+    LlcudaError
+    ├── LibraryError (RuntimeError)        the native library is missing, foreign or unusable
+    │   └── ForkError                      used in a forked child after it was loaded in the parent
+    ├── ModelError (RuntimeError)          a model or adapter file cannot be loaded
+    │   ├── ModelNotFoundError (FileNotFoundError)
+    │   └── LoadCancelledError             the progress callback returned False
+    ├── ContextError (RuntimeError)        a context cannot be created
+    ├── ArgumentError (ValueError)         a value outside what is allowed
+    │   ├── BatchError                     tokens, positions or sequences that do not fit
+    │   ├── GrammarError                   a grammar that does not parse
+    │   └── StateError                     a saved state that is damaged or of another model
+    ├── DecodeError (RuntimeError)         llama.cpp failed while computing
+    │   ├── NoRoomError                    no free KV cells
+    │   └── DecodeAbortedError             cancelled
+    ├── SamplingError (RuntimeError)       no candidate left, or no grammar rule matches
+    ├── NoOutputError (LookupError)        logits or embeddings that were not computed
+    ├── UnsupportedError (RuntimeError)    this model's memory cannot do that
+    ├── ClosedError (RuntimeError)         use after close
+    └── ConcurrencyError (RuntimeError)    two threads in one context
+
+Each also is the built-in exception in parentheses. A message says what was given and what is
+allowed; where llama.cpp logged an error, its last lines follow.
+"""
+
+from __future__ import annotations
+
+
+class LlcudaError(Exception):
+    """Base of everything that llcuda raises on purpose."""
+
+
+class LibraryError(LlcudaError, RuntimeError):
+    """The native library is missing, belongs to another package, or cannot run here."""
+
+
+class ForkError(LibraryError):
+    """The library was loaded before a fork; its threads do not exist in the child."""
+
+
+class ModelError(LlcudaError, RuntimeError):
+    """A model or adapter file cannot be loaded."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """There is no such file."""
+
+
+class LoadCancelledError(ModelError):
+    """The progress callback returned False."""
+
+
+class ContextError(LlcudaError, RuntimeError):
+    """A context cannot be created with these parameters."""
+
+
+class ArgumentError(LlcudaError, ValueError):
+    """A value outside what is allowed."""
+
+
+class BatchError(ArgumentError):
+    """Tokens, positions or sequences that do not fit the context."""
+
+
+class GrammarError(ArgumentError):
+    """A grammar that does not parse."""
+
+
+class StateError(ArgumentError):
+    """A saved state that is damaged, or of another model or context."""
+
+
+class DecodeError(LlcudaError, RuntimeError):
+    """llama.cpp failed while computing."""
+
+
+class NoRoomError(DecodeError):
+    """The KV cache has no room for the batch; nothing was changed."""
+
+
+class DecodeAbortedError(DecodeError):
+    """The decode was cancelled; its finished micro-batches stay in the memory."""
+
+
+class SamplingError(LlcudaError, RuntimeError):
+    """A sampler chain has no candidate to choose, or cannot accept a token."""
+
+
+class NoOutputError(LlcudaError, LookupError):
+    """Logits or embeddings that the last decode did not compute."""
+
+
+class UnsupportedError(LlcudaError, RuntimeError):
+    """This model's memory cannot do what was asked."""
+
+
+class ClosedError(LlcudaError, RuntimeError):
+    """The object, or the model that it stands on, was closed."""
+
+
+class ConcurrencyError(LlcudaError, RuntimeError):
+    """Another thread is inside this context."""

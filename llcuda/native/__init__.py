@@ -1,0 +1,1 @@
+"""The only door to C: nothing outside imports the binding, no cdata leaves."""

@@ -1,0 +1,181 @@
+"""From sampling parameters to steps, and from steps to llama.cpp's sampler objects."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llcuda import steps
+from llcuda.errors import ArgumentError, GrammarError, SamplingError
+from llcuda.native import library
+from llcuda.params import SamplingParams
+
+MAX_GRAMMAR_DEPTH = 200  # nested groups; llama.cpp's parser recurses
+
+
+def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
+    """Return the chain that `params` describes, in the order of llama.cpp's own default."""
+    p = params
+    chain: list[steps.Step] = []
+    if p.logit_bias:
+        chain.append(steps.LogitBias(p.logit_bias))
+    if p.grammar is not None:
+        chain.append(steps.Grammar(p.grammar, p.grammar_root))
+    if (p.repeat_penalty, p.frequency_penalty, p.presence_penalty) != (1, 0, 0):
+        chain.append(
+            steps.Penalties(
+                p.penalty_last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
+            )
+        )
+    if p.dry_multiplier:
+        chain.append(
+            steps.DRY(
+                p.dry_multiplier, p.dry_base, p.dry_allowed_length, p.dry_last_n, p.dry_breakers
+            )
+        )
+    if p.temperature == 0:
+        return [*chain, steps.Greedy()]
+    temperature = steps.Temperature(p.temperature, p.dynatemp_range, p.dynatemp_exponent)
+    if p.mirostat == 1:
+        return [*chain, temperature, steps.Mirostat(p.mirostat_tau, p.mirostat_eta, seed=seed)]
+    if p.mirostat == 2:
+        return [*chain, temperature, steps.MirostatV2(p.mirostat_tau, p.mirostat_eta, seed)]
+    if p.top_n_sigma > 0:
+        chain.append(steps.TopNSigma(p.top_n_sigma))
+    if p.top_k:
+        chain.append(steps.TopK(p.top_k))
+    if p.typical_p < 1:
+        chain.append(steps.Typical(p.typical_p, p.min_keep))
+    if p.top_p < 1:
+        chain.append(steps.TopP(p.top_p, p.min_keep))
+    if p.min_p > 0:
+        chain.append(steps.MinP(p.min_p, p.min_keep))
+    if p.xtc_probability > 0:
+        chain.append(steps.XTC(p.xtc_probability, p.xtc_threshold, p.min_keep, seed))
+    chain.append(temperature)
+    if p.adaptive_target >= 0:
+        return [*chain, steps.AdaptiveP(p.adaptive_target, p.adaptive_decay, seed)]
+    return [*chain, steps.Distribution(seed)]
+
+
+def draw_seed() -> int:
+    """Return a random seed; llama.cpp's own "random" value, 2**32 - 1, is left out."""
+    return secrets.randbelow(2**32 - 1)
+
+
+class Builder:
+    """Builds the C sampler of each step for one vocabulary.
+
+    `handles` afterwards holds what the C objects of Python steps refer to.
+    """
+
+    def __init__(self, vocab: Any, vocab_size: int, seed: int) -> None:
+        self._ffi, self._lib = library.load()
+        self._vocab = vocab
+        self._vocab_size = vocab_size
+        self._seed = seed
+        self.handles: list[Any] = []
+
+    def build(self, chain: Sequence[steps.Step]) -> Any:
+        """Return a llama_sampler chain of `chain`; frees what it made when a step fails."""
+        lib = self._lib
+        pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        try:
+            for step in chain:
+                made = _BUILD[type(step)](self, step)
+                if made == self._ffi.NULL:
+                    library.fail(SamplingError, f"llama.cpp cannot make {step}")
+                lib.llama_sampler_chain_add(pointer, made)
+        except BaseException:
+            lib.llama_sampler_free(pointer)
+            raise
+        return pointer
+
+    def _seed_of(self, seed: int | None) -> int:
+        return self._seed if seed is None else seed
+
+    def _check_token(self, token: int) -> None:
+        if token >= self._vocab_size:
+            raise ArgumentError(f"token {token}: expected 0 to {self._vocab_size - 1}")
+
+    def _logit_bias(self, step: steps.LogitBias) -> Any:
+        biases = self._ffi.new("llama_logit_bias[]", len(step.bias))
+        for item, (token, bias) in zip(biases, step.bias.items(), strict=True):
+            self._check_token(token)
+            item.token, item.bias = token, bias
+        return self._lib.llama_sampler_init_logit_bias(self._vocab_size, len(biases), biases)
+
+    def _grammar(self, step: steps.Grammar) -> Any:
+        ffi, lib = self._ffi, self._lib
+        check_grammar(step.grammar)
+        for token in step.tokens:
+            self._check_token(token)
+        texts = [ffi.new("char[]", pattern.encode()) for pattern in step.patterns]
+        patterns = ffi.new("char *[]", texts)
+        made = lib.llcuda_grammar(
+            self._vocab, step.grammar.encode(), step.root.encode(), patterns, len(texts),
+            list(step.tokens), len(step.tokens),
+        )  # fmt: skip
+        if made == ffi.NULL:
+            library.fail(GrammarError, f"the grammar (start rule {step.root!r}) does not parse")
+        return made
+
+    def _dry(self, step: steps.DRY) -> Any:
+        texts = [self._ffi.new("char[]", breaker.encode()) for breaker in step.breakers]
+        breakers = self._ffi.new("const char *[]", texts)
+        return self._lib.llama_sampler_init_dry(
+            self._vocab, step.multiplier, step.base, step.allowed_length, step.last_n,
+            breakers, len(texts),
+        )  # fmt: skip
+
+    def _python(self, step: steps.Python) -> Any:
+        handle = self._ffi.new_handle(step)
+        self.handles.append(handle)
+        return self._lib.llcuda_python_step(handle)
+
+    def _simple(self, name: str, *arguments: Any) -> Any:
+        return getattr(self._lib, f"llama_sampler_init_{name}")(*arguments)
+
+
+_BUILD: dict[type[steps.Step], Callable[[Builder, Any], Any]] = {
+    steps.Greedy: lambda b, s: b._simple("greedy"),
+    steps.Distribution: lambda b, s: b._simple("dist", b._seed_of(s.seed)),
+    steps.TopK: lambda b, s: b._simple("top_k", s.k),
+    steps.TopP: lambda b, s: b._simple("top_p", s.p, s.min_keep),
+    steps.MinP: lambda b, s: b._simple("min_p", s.p, s.min_keep),
+    steps.Typical: lambda b, s: b._simple("typical", s.p, s.min_keep),
+    steps.TopNSigma: lambda b, s: b._simple("top_n_sigma", s.n),
+    steps.XTC: lambda b, s: b._simple(
+        "xtc", s.probability, s.threshold, s.min_keep, b._seed_of(s.seed)
+    ),
+    steps.Temperature: lambda b, s: (
+        b._simple("temp_ext", s.temperature, s.spread, s.exponent)
+        if s.spread
+        else b._simple("temp", s.temperature)
+    ),
+    steps.Mirostat: lambda b, s: b._simple(
+        "mirostat", b._vocab_size, b._seed_of(s.seed), s.tau, s.eta, s.m
+    ),
+    steps.MirostatV2: lambda b, s: b._simple("mirostat_v2", b._seed_of(s.seed), s.tau, s.eta),
+    steps.AdaptiveP: lambda b, s: b._simple("adaptive_p", s.target, s.decay, b._seed_of(s.seed)),
+    steps.Penalties: lambda b, s: b._simple(
+        "penalties", b._vocab_size, s.last_n, s.repeat, s.frequency, s.presence
+    ),
+    steps.DRY: Builder._dry,
+    steps.LogitBias: Builder._logit_bias,
+    steps.Grammar: Builder._grammar,
+    steps.Infill: lambda b, s: b._simple("infill", b._vocab),
+    steps.Python: Builder._python,
+}
+
+
+def check_grammar(grammar: str) -> None:
+    """Refuse nesting that would overflow the stack of llama.cpp's recursive parser."""
+    depth = 0
+    for character in grammar:
+        depth += (character == "(") - (character == ")")
+        if depth > MAX_GRAMMAR_DEPTH:
+            raise GrammarError(f"the grammar nests deeper than {MAX_GRAMMAR_DEPTH} groups")
+    if "\0" in grammar:
+        raise GrammarError("the grammar contains a NUL character")

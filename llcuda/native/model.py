@@ -1,0 +1,248 @@
+"""A model file in memory: its tokenizer, its metadata, its adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from llcuda.demo import resolve
+from llcuda.errors import (
+    ArgumentError,
+    LoadCancelledError,
+    ModelError,
+    ModelNotFoundError,
+)
+from llcuda.native import callbacks, library
+from llcuda.native.vocabulary import Vocabulary
+from llcuda.params import ModelParams
+
+Progress = Callable[[float], bool | None]
+
+
+class Model(Vocabulary):
+    """A GGUF model; shared by any number of threads and contexts.
+
+    path: a GGUF file (of a split model the first), or "demo" for the model in the package.
+    progress: called with 0.0 to 1.0 while loading; False cancels (LoadCancelledError), an
+        exception cancels and is raised again. True draws a bar on stderr.
+    parameters: the fields of ModelParams, or `params=` with one.
+
+    Raises ModelNotFoundError, ModelError for what is no loadable model, ArgumentError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        progress: Progress | bool | None = None,
+        params: ModelParams | None = None,
+        **parameters: Any,
+    ) -> None:
+        if params is not None and parameters:
+            raise ArgumentError(f"params= and {', '.join(parameters)}=: give one or the other")
+        self.params = params or ModelParams(**parameters)
+        self.path = resolve(os.fspath(path))
+        _check_file(self.path)
+        self._ffi, self._lib = library.load()
+        library.sync_log_level(self._lib)
+        started = time.perf_counter()
+        pointer = self._load(progress)
+        self._handle = library.Handle("model", pointer, self._lib.llama_model_free)
+        self.load_seconds = time.perf_counter() - started
+        self._open_vocabulary(self._lib.llama_model_get_vocab(pointer))
+        self._read_facts(pointer)
+
+    def _read_facts(self, pointer: Any) -> None:
+        lib = self._lib
+        self.size: int = lib.llama_model_size(pointer)
+        self.parameter_count: int = lib.llama_model_n_params(pointer)
+        self.train_ctx_size: int = lib.llama_model_n_ctx_train(pointer)
+        self.embedding_size: int = lib.llama_model_n_embd_out(pointer)
+        self.layer_count: int = lib.llama_model_n_layer(pointer)
+        self.has_encoder: bool = lib.llama_model_has_encoder(pointer)
+        self.has_decoder: bool = lib.llama_model_has_decoder(pointer)
+        self.is_recurrent: bool = lib.llama_model_is_recurrent(pointer)
+        self.is_hybrid: bool = lib.llama_model_is_hybrid(pointer)
+        self.sliding_window: int = lib.llama_model_n_swa(pointer)
+        self.description: str = _text(
+            self._ffi, lambda buffer, n: lib.llama_model_desc(pointer, buffer, n)
+        )
+
+    # --- loading ---
+
+    def _load(self, progress: Progress | bool | None) -> Any:
+        with contextlib.ExitStack() as stack:
+            if progress is True:
+                progress = stack.enter_context(_progress_bar(self.path.name))
+            keep: list[Any] = []
+            params = self._c_params(progress if callable(progress) else None, keep)
+            pointer = self._lib.llcuda_model_load(os.fsencode(self.path), params)
+            callbacks.reraise()
+        if pointer == self._ffi.NULL:
+            if any(getattr(k, "cancelled", False) for k in keep):
+                raise LoadCancelledError(f"loading {self.path} was cancelled by progress()")
+            library.fail(ModelError, f"cannot load {self.path}")
+        return pointer
+
+    def _c_params(self, progress: Progress | None, keep: list[Any]) -> Any:
+        """Translate ModelParams; `keep` holds the C memory that the result refers to."""
+        ffi, lib, params = self._ffi, self._lib, self.params
+        c = lib.llama_model_default_params()
+        c.n_gpu_layers = -1 if params.gpu_layers is None else params.gpu_layers
+        c.split_mode = getattr(lib, f"LLAMA_SPLIT_MODE_{params.split_mode.upper()}")
+        c.main_gpu = params.main_gpu
+        modes = {(False, False): "NONE", (True, False): "MMAP", (False, True): "MLOCK"}
+        mode = modes.get((params.mmap, params.mlock), "MMAP_MLOCK")
+        c.load_mode = getattr(lib, f"LLAMA_LOAD_MODE_{mode}")
+        c.check_tensors = params.check_tensors
+        c.vocab_only = params.vocab_only
+        if params.tensor_split is not None:
+            shares, most = list(params.tensor_split), lib.llama_max_devices()
+            if len(shares) > most:
+                raise ArgumentError(f"tensor_split has {len(shares)} shares, at most {most}")
+            c.tensor_split = split = ffi.new("float[]", shares + [0.0] * (most - len(shares)))
+            keep.append(split)
+        if params.devices is not None:
+            c.devices = devices = ffi.new("ggml_backend_dev_t[]", self._devices(params.devices))
+            keep.append(devices)
+        if params.overrides:
+            c.kv_overrides = overrides = _overrides(ffi, lib, params.overrides)
+            keep.append(overrides)
+        if progress is not None:
+            state = _LoadProgress(progress)
+            handle = ffi.new_handle(state)
+            c.progress_callback = lib.llcuda_on_progress
+            c.progress_callback_user_data = handle
+            keep += [state, handle]
+        return c
+
+    def _devices(self, names: Sequence[str]) -> list[Any]:
+        lib, ffi = self._lib, self._ffi
+        known = {}
+        for i in range(lib.ggml_backend_dev_count()):
+            device = lib.ggml_backend_dev_get(i)
+            known[ffi.string(lib.ggml_backend_dev_name(device)).decode()] = device
+        for name in names:
+            if name not in known:
+                raise ArgumentError(f"devices: {name!r} is not one of {', '.join(known)}")
+        return [*(known[name] for name in names), ffi.NULL]
+
+    # --- facts ---
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's metadata, key -> value as text; arrays are shortened by llama.cpp."""
+        owner = self._handle.owner
+        return MappingProxyType(_metadata(self._ffi, self._lib, "llama_model", owner.pointer))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's Jinja chat template, None without one."""
+        owner = self._handle.owner
+        text = self._lib.llama_model_chat_template(owner.pointer, self._ffi.NULL)
+        return None if text == self._ffi.NULL else self._ffi.string(text).decode(errors="replace")
+
+    # --- life ---
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._handle.closed
+
+    def close(self) -> None:
+        """Let go of the model; its memory is freed when the last context on it is closed."""
+        self._handle.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.size / 2**20:.1f} MiB"
+        return f"<llcuda.Model {self.path.name!r}: {self.description}, {state}>"
+
+
+class _LoadProgress:
+    """What the C callback finds behind its user_data."""
+
+    def __init__(self, report: Progress) -> None:
+        self.report = report
+        self.cancelled = False
+
+    def __call__(self, fraction: float) -> bool:
+        self.cancelled = self.report(fraction) is False
+        return not self.cancelled
+
+
+@contextlib.contextmanager
+def _progress_bar(name: str) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"Loading {name}", total=1.0)
+        yield lambda fraction: bar.update(task, completed=fraction)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what cannot be a model before C opens it."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"model file not found: {path}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ModelError(f"cannot open {str(path)!r}: {error}") from None
+    if magic != b"GGUF":
+        what = "is empty" if not magic else f"begins with {magic!r} instead of b'GGUF'"
+        raise ModelError(f"{path} is no GGUF file: it {what}")
+
+
+def _text(ffi: Any, write: Callable[[Any, int], int]) -> str:
+    """Return the text that a C function writes into (buffer, size), of any length."""
+    size = 256
+    while True:
+        buffer = ffi.new("char[]", size)
+        length = write(buffer, size)
+        if length < size:
+            return bytes(ffi.buffer(buffer, max(length, 0))).decode(errors="replace")
+        size = length + 1
+
+
+def _metadata(ffi: Any, lib: Any, prefix: str, pointer: Any) -> dict[str, str]:
+    """Return the metadata of a model ("llama_model") or adapter ("llama_adapter")."""
+    count = getattr(lib, f"{prefix}_meta_count")(pointer)
+    key_of = getattr(lib, f"{prefix}_meta_key_by_index")
+    value_of = getattr(lib, f"{prefix}_meta_val_str_by_index")
+    return {
+        _text(ffi, lambda buffer, n, i=i: key_of(pointer, i, buffer, n)): _text(  # type: ignore[misc]
+            ffi,
+            lambda buffer, n, i=i: value_of(pointer, i, buffer, n),  # type: ignore[misc]
+        )
+        for i in range(count)
+    }
+
+
+def _overrides(ffi: Any, lib: Any, overrides: Mapping[str, int | float | bool | str]) -> Any:
+    """Return llama.cpp's array of overrides, ended by an empty key."""
+    array = ffi.new("struct llama_model_kv_override[]", len(overrides) + 1)
+    for item, (key, value) in zip(array, overrides.items(), strict=False):
+        item.key = key.encode()
+        if isinstance(value, bool):
+            item.tag, item.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+        elif isinstance(value, int):
+            item.tag, item.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        elif isinstance(value, float):
+            item.tag, item.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
+        else:
+            item.tag, item.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    return array

@@ -1,0 +1,180 @@
+"""A sampler: parameters or a chain of steps, applied to a context's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llcuda import steps
+from llcuda.errors import ArgumentError, SamplingError
+from llcuda.native import callbacks, chain, library
+from llcuda.params import SamplingParams
+
+if TYPE_CHECKING:
+    from llcuda.native.context import Context
+    from llcuda.native.model import Model
+
+
+class Sampler:
+    """Chooses tokens from logits. Same seed, same backend, same text.
+
+    parameters: the fields of SamplingParams, or `params=` with one, or `chain=` with steps
+        (`llcuda.steps`). model: bind to this model's vocabulary now, so that a bad grammar or
+        token is an error here; otherwise at the first `sample`.
+
+    Belongs to one text at a time, as it remembers the tokens that it chose; one thread at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        chain: Sequence[steps.Step] | None = None,
+        params: SamplingParams | None = None,
+        model: Model | None = None,
+        **parameters: Any,
+    ) -> None:
+        given = [n for n, v in (("chain", chain), ("params", params)) if v is not None]
+        if len(given) + bool(parameters) > 1:
+            raise ArgumentError(f"give one of chain=, params= and keywords, not {given}")
+        self.params = None if chain is not None else params or SamplingParams(**parameters)
+        self._given_chain = None if chain is None else _check_chain(chain)
+        self._seed = self.params.seed if self.params else None
+        self._bound: Any = None
+        self._handle: library.Handle | None = None
+        if model is not None:
+            self._bind(model)
+
+    @property
+    def seed(self) -> int:
+        """The seed in use; drawn at random when none was given."""
+        if self._seed is None:
+            self._seed = self._seed_of_chain()
+        return self._seed
+
+    def _seed_of_chain(self) -> int:
+        for step in self._given_chain or ():
+            if getattr(step, "seed", None) is not None:
+                return int(step.seed)  # type: ignore[attr-defined]
+        return chain.draw_seed()
+
+    @property
+    def chain(self) -> list[steps.Step]:
+        """The steps, in order."""
+        if self._given_chain is not None:
+            return list(self._given_chain)
+        assert self.params is not None
+        return chain.steps_of(self.params, self.seed)
+
+    def _bind(self, model: Model) -> None:
+        if self._bound is not None:
+            raise ArgumentError("this sampler belongs to another model; use clone() or a new one")
+        self._ffi, self._lib = library.load()
+        owner = model._handle.owner
+        builder = chain.Builder(model._vocab, model.vocab_size, self.seed)
+        pointer = builder.build(self.chain)
+        self._attach(model, pointer, owner, builder.handles)
+
+    def _attach(self, model: Model, pointer: Any, owner: library.Owner, handles: list[Any]) -> None:
+        self._model = model
+        self._bound = model._vocab
+        self._step_handles = handles
+        self._handle = library.Handle("sampler", pointer, self._lib.llama_sampler_free, owner)
+        self._token = self._ffi.new("int32_t *")
+
+    def sample(self, context: Context, i: int = -1) -> int:
+        """Choose a token from the logits at `i` of the last decode, and accept it.
+
+        i: index of the token in the last `decode` call; negative counts the computed rows from
+            the last one.
+        Raises NoOutputError, SamplingError (no candidate left), and what a Python step raises.
+        """
+        if context.model._vocab is not self._bound:
+            self._bind(context.model)
+        owner, chain_owner = context._handle.owner, self._handle.owner  # type: ignore[union-attr]
+        status = self._lib.llcuda_sample(owner.pointer, chain_owner.pointer, i, self._token)
+        if status:
+            self._fail(status, lambda: f"logits of token {i}; {context._outputs_text()}")
+        token: int = self._token[0]
+        return token
+
+    def sample_logits(self, logits: npt.ArrayLike, model: Model | None = None) -> int:
+        """Choose a token from logits of one's own, shape (vocab_size,), and accept it."""
+        if self._bound is None and model is None:
+            raise ArgumentError("this sampler has no model yet: give model=")
+        if model is not None and model._vocab is not self._bound:
+            self._bind(model)
+        row = np.ascontiguousarray(logits, dtype=np.float32)
+        if row.shape != (self._model.vocab_size,):
+            raise ArgumentError(
+                f"logits of shape {row.shape}: expected ({self._model.vocab_size},)"
+            )
+        owner = self._handle.owner  # type: ignore[union-attr]
+        data = self._ffi.from_buffer("float[]", row)
+        status = self._lib.llcuda_sample_logits(owner.pointer, data, len(row), self._token)
+        if status:
+            self._fail(status, lambda: "logits of one's own")
+        return int(self._token[0])
+
+    def accept(self, token: int, model: Model | None = None) -> None:
+        """Tell the chain of a token that it did not choose (a prompt's, a forced one).
+
+        Raises SamplingError when the grammar does not allow it.
+        """
+        if self._bound is None:
+            if model is None:
+                raise ArgumentError("this sampler has no model yet: give model=")
+            self._bind(model)
+        self._model._check_token(token)
+        owner = self._handle.owner  # type: ignore[union-attr]
+        status = self._lib.llcuda_sampler_accept(owner.pointer, token)
+        if status:
+            self._fail(status, lambda: f"token {token} is not accepted")
+
+    def reset(self) -> None:
+        """Forget the accepted tokens and start the seed anew."""
+        if self._handle is not None:
+            owner = self._handle.owner
+            status = self._lib.llcuda_sampler_reset(owner.pointer)
+            if status:
+                self._fail(status, lambda: "reset")
+
+    def clone(self) -> Sampler:
+        """Return a copy in the same state: it goes on as this one would."""
+        copy = Sampler.__new__(Sampler)
+        copy.params, copy._given_chain, copy._seed = self.params, self._given_chain, self.seed
+        copy._bound = copy._handle = None
+        if self._handle is not None:
+            copy._ffi, copy._lib = self._ffi, self._lib
+            owner = self._handle.owner
+            pointer = self._lib.llcuda_sampler_clone(owner.pointer)
+            callbacks.reraise()
+            if pointer == self._ffi.NULL:
+                library.fail(SamplingError, "this chain cannot be cloned")
+            assert owner.parent is not None
+            copy._attach(self._model, pointer, owner.parent, self._step_handles)
+        return copy
+
+    def _fail(self, status: int, message: Any) -> None:
+        if status == self._lib.LLCUDA_EXCEPTION:
+            callbacks.reraise()
+            library.fail(SamplingError, message())
+        library.check(status, message)
+
+    def __repr__(self) -> str:
+        return f"<llcuda.Sampler seed={self.seed} {self.chain}>"
+
+
+def _check_chain(given: Sequence[steps.Step]) -> list[steps.Step]:
+    checked = list(given)
+    for step in checked:
+        if not isinstance(step, steps.Step):
+            raise ArgumentError(f"chain: {step!r} is no step of llcuda.steps")
+    if not checked or not checked[-1].chooses:
+        raise ArgumentError(
+            "chain: the last step must choose (Greedy, Distribution, Mirostat, MirostatV2, "
+            "AdaptiveP, or a Python step)"
+        )
+    return checked

@@ -1,0 +1,55 @@
+// What the shim's files share: the guard around every call into llama.cpp, and the errors.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <string>
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+extern "C" {
+#include "shim.h"
+
+// Defined by the binding module; each takes the GIL and runs a Python function.
+void llcuda_on_log(int level, const char * text);
+int  llcuda_on_signals(void);
+int  llcuda_on_step_apply(void * handle, llama_token_data * data, size_t size, int64_t * selected, size_t * kept);
+int  llcuda_on_step_accept(void * handle, int32_t token);
+int  llcuda_on_step_reset(void * handle);
+void * llcuda_on_step_clone(void * handle);
+void llcuda_on_step_free(void * handle);
+}
+
+namespace shim {
+
+// Append a line to this thread's errors.
+void add_error(const std::string & line);
+
+// While one lives on a thread, a failed GGML_ASSERT on that thread throws instead of ending the process.
+struct Guard {
+    Guard();
+    ~Guard();
+    Guard(const Guard &) = delete;
+};
+
+// Run `call`; what it throws becomes `failed` and an error line.
+template <typename Result, typename Call> Result guarded(Result failed, Call && call) {
+    Guard guard;
+    try {
+        return call();
+    } catch (const std::exception & error) {
+        add_error(error.what());
+    } catch (...) {
+        add_error("unknown exception");
+    }
+    return failed;
+}
+
+inline int64_t now_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+        std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace shim

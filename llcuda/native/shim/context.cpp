@@ -1,0 +1,397 @@
+// A llama_context with what Python must not do per token: fill the batch, check it, keep time.
+
+#include "context.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include <pthread.h>
+
+using shim::guarded;
+using shim::now_ns;
+
+namespace shim {
+
+extern uint64_t main_thread;
+
+Entry::Entry(llcuda_context * context) : context(context) {
+    if (context->busy.exchange(true, std::memory_order_acquire)) {
+        status = LLCUDA_BUSY;
+    } else if (!context->raw) {
+        context->busy.store(false, std::memory_order_release);
+        status = LLCUDA_CLOSED;
+    }
+}
+
+Entry::~Entry() {
+    if (status == LLCUDA_OK) {
+        context->busy.store(false, std::memory_order_release);
+    }
+}
+
+}  // namespace shim
+
+namespace {
+
+constexpr int NODES_BETWEEN_CLOCK_READS   = 16;
+constexpr int64_t SIGNAL_INTERVAL_NS      = 20'000'000;
+
+// Called by the CPU backend between graph nodes, on the thread that decodes.
+bool on_abort_poll(void * data) {
+    auto * context = static_cast<llcuda_context *>(data);
+    if (context->cancelled.load(std::memory_order_relaxed)) {
+        return true;
+    }
+    if (!context->polls_signals || ++context->polls % NODES_BETWEEN_CLOCK_READS) {
+        return false;
+    }
+    const int64_t now = now_ns();
+    if (now - context->last_poll_ns < SIGNAL_INTERVAL_NS) {
+        return false;
+    }
+    context->last_poll_ns = now;
+    return llcuda_on_signals() != 0;
+}
+
+int32_t next_position(llcuda_context * context, int32_t seq) {
+    return context->memory ? llama_memory_seq_pos_max(context->memory, seq) + 1 : 0;
+}
+
+bool valid_seq(const llcuda_context * context, int32_t seq) { return seq >= 0 && seq < context->n_seq_max; }
+
+// Send the filled batch; account its time as decode when every row is another sequence's.
+int process(llcuda_context * context, llama_process_type type, int32_t n_tokens, bool one_row_each) {
+    context->polls_signals = static_cast<uint64_t>(pthread_self()) == shim::main_thread;
+    const int64_t begin = now_ns();
+    context->last_poll_ns = begin;
+    const int status = llama_process(context->raw, type, context->batch);
+    const int64_t elapsed = now_ns() - begin;
+    auto & timings = context->timings;
+    context->event = {one_row_each, n_tokens, static_cast<int32_t>(context->outputs.size()), elapsed};
+    if (one_row_each) {
+        timings.decode_ns += elapsed;
+        timings.decode_tokens += n_tokens;
+        timings.decode_calls++;
+    } else {
+        timings.prefill_ns += elapsed;
+        timings.prefill_tokens += n_tokens;
+        timings.prefill_calls++;
+    }
+    context->pending = true;
+    // A cancel asked for while nothing ran must not hit the next decode.
+    context->cancelled.store(false, std::memory_order_relaxed);
+    return status < LLCUDA_INVALID_BATCH ? static_cast<int>(LLCUDA_EXCEPTION) : status;
+}
+
+void wait(llcuda_context * context) {
+    if (!context->pending) {
+        return;
+    }
+    const int64_t begin = now_ns();
+    llama_synchronize(context->raw);
+    const int64_t elapsed = now_ns() - begin;
+    (context->event.decode ? context->timings.decode_ns : context->timings.prefill_ns) += elapsed;
+    context->event.ns += elapsed;
+    context->pending = false;
+}
+
+void add_row(llcuda_context * context, int32_t token, int32_t seq, int32_t pos, bool output) {
+    const int32_t row = llama_batch_ext_add_token(context->batch, seq, token);
+    llama_batch_ext_set_pos(context->batch, row, &pos);
+    if (output) {
+        llama_batch_ext_set_output_logits(context->batch, row, true);
+    }
+}
+
+int decode_chunk(llcuda_context * context, const int32_t * tokens, int32_t begin, int32_t end, int32_t total,
+                 int32_t seq, int32_t pos, int outputs) {
+    llama_batch_ext_clear(context->batch);
+    context->first_row = begin;
+    context->outputs.clear();
+    for (int32_t i = begin; i < end; i++) {
+        const bool output = outputs == LLCUDA_OUTPUT_ALL || context->embeddings
+                         || (outputs == LLCUDA_OUTPUT_LAST && i == total - 1);
+        add_row(context, tokens[i], seq, pos + i, output);
+        if (output) {
+            context->outputs.push_back(i);
+        }
+    }
+    const int status = process(context, LLAMA_PROCESS_TYPE_DECODE, end - begin, total == 1);
+    if (status != LLCUDA_OK) {
+        context->outputs.clear();
+    }
+    return status;
+}
+
+// The batch index that llama.cpp knows for `index` of the last call, or -1.
+int32_t resolve_output(const llcuda_context * context, int32_t index) {
+    const auto & outputs = context->outputs;
+    if (index < 0) {
+        const int64_t i = static_cast<int64_t>(outputs.size()) + index;
+        return i < 0 ? -1 : outputs[i] - context->first_row;
+    }
+    return std::binary_search(outputs.begin(), outputs.end(), index) ? index - context->first_row : -1;
+}
+
+// Run `call` as the only thread inside the context; exceptions become a status.
+template <typename Call> int entered(llcuda_context * context, Call && call) {
+    shim::Entry entry(context);
+    return entry.status != LLCUDA_OK ? entry.status : guarded<int>(LLCUDA_EXCEPTION, call);
+}
+
+template <typename Read> int read_output(llcuda_context * context, float ** row, Read && read) {
+    return entered(context, [&]() -> int {
+        wait(context);
+        *row = read();
+        return *row ? LLCUDA_OK : LLCUDA_NO_OUTPUT;
+    });
+}
+
+}  // namespace
+
+llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params) {
+    return guarded<llcuda_context *>(nullptr, [&]() -> llcuda_context * {
+        auto context = std::make_unique<llcuda_context>();
+        params.abort_callback = on_abort_poll;
+        params.abort_callback_data = context.get();
+        context->raw = llama_init_from_model(model, params);
+        if (!context->raw) {
+            return nullptr;
+        }
+        const auto * vocab = llama_model_get_vocab(model);
+        context->n_vocab       = llama_vocab_n_tokens(vocab);
+        context->memory        = llama_get_memory(context->raw);
+        context->n_batch       = llama_n_batch(context->raw);
+        context->n_seq_max     = llama_n_seq_max(context->raw);
+        context->n_outputs_max = params.n_outputs_max && !llama_model_has_encoder(model)
+                                     ? params.n_outputs_max : context->n_batch;
+        context->unified       = params.kv_unified || context->n_seq_max == 1;
+        context->embeddings    = params.embeddings;
+        if (!context->memory || !llama_get_causal_attn(context->raw)) {
+            context->n_batch = std::min<int32_t>(context->n_batch, llama_n_ubatch(context->raw));
+            context->whole = true;
+        }
+        context->batch = llama_batch_ext_init(context->raw);
+        return context.release();
+    });
+}
+
+int llcuda_context_close(llcuda_context * context) {
+    return entered(context, [&]() -> int {
+        llama_batch_ext_free(context->batch);
+        llama_free(context->raw);
+        context->batch = nullptr;
+        context->raw = nullptr;
+        context->memory = nullptr;
+        context->outputs.clear();
+        return LLCUDA_OK;
+    });
+}
+
+void llcuda_context_free(llcuda_context * context) {
+    llcuda_context_close(context);
+    delete context;
+}
+
+llama_context * llcuda_context_raw(llcuda_context * context) { return context->raw; }
+
+void llcuda_context_cancel(llcuda_context * context) { context->cancelled = true; }
+
+int llcuda_context_sync(llcuda_context * context) {
+    return entered(context, [&]() -> int { wait(context); return LLCUDA_OK; });
+}
+
+int llcuda_context_timings(llcuda_context * context, llcuda_timings * timings, bool reset) {
+    return entered(context, [&]() -> int {
+        *timings = context->timings;
+        timings->graphs_reused = llama_perf_context(context->raw).n_reused;
+        if (reset) {
+            context->timings = {};
+            llama_perf_context_reset(context->raw);
+        }
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_context_event(llcuda_context * context, llcuda_event * event) {
+    return entered(context, [&]() -> int { *event = context->event; return LLCUDA_OK; });
+}
+
+int llcuda_set_threads(llcuda_context * context, int32_t threads, int32_t threads_batch) {
+    return entered(context, [&]() -> int {
+        llama_set_n_threads(context->raw, threads, threads_batch);
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_decode(llcuda_context * context, const int32_t * tokens, int32_t n_tokens,
+                  int32_t seq, int32_t pos, int outputs) {
+    return entered(context, [&]() -> int {
+        if (n_tokens <= 0) {
+            return LLCUDA_INVALID_BATCH;
+        }
+        if (!valid_seq(context, seq)) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        for (int32_t i = 0; i < n_tokens; i++) {
+            if (tokens[i] < 0 || tokens[i] >= context->n_vocab) {
+                return LLCUDA_BAD_TOKEN;
+            }
+        }
+        const bool every = outputs == LLCUDA_OUTPUT_ALL || context->embeddings;
+        if (every && n_tokens > context->n_outputs_max) {
+            return LLCUDA_TOO_MANY_OUTPUTS;
+        }
+        // A split prompt keeps only the last part's outputs, and non-causal attention needs it whole.
+        if (n_tokens > context->n_batch && (every || context->whole)) {
+            return LLCUDA_TOO_MANY_TOKENS;
+        }
+        const int32_t start = pos < 0 ? next_position(context, seq) : pos;
+        if (start > INT32_MAX - n_tokens) {
+            return LLCUDA_BAD_POSITION;
+        }
+        int64_t elapsed = 0;
+        for (int32_t begin = 0; begin < n_tokens; begin += context->n_batch) {
+            const int32_t end = std::min(begin + context->n_batch, n_tokens);
+            const int status = decode_chunk(context, tokens, begin, end, n_tokens, seq, start, outputs);
+            if (status != LLCUDA_OK) {
+                if (begin > 0 && !llama_memory_seq_rm(context->memory, seq, start, -1)) {
+                    shim::add_error("the first part of the prompt stays in the memory: it cannot be removed partly");
+                }
+                return status;
+            }
+            elapsed += context->event.ns;
+        }
+        context->event.rows = n_tokens;
+        context->event.ns = elapsed;
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t * tokens, const int32_t * seqs,
+                       const int32_t * positions, const int8_t * outputs) {
+    return entered(context, [&]() -> int {
+        if (n_rows <= 0) {
+            return LLCUDA_INVALID_BATCH;
+        }
+        if (n_rows > context->n_batch) {
+            return LLCUDA_TOO_MANY_TOKENS;
+        }
+        int32_t n_outputs = 0;
+        auto & next = context->next;
+        next.assign(context->n_seq_max, -1);
+        bool one_row_each = true;
+        for (int32_t i = 0; i < n_rows; i++) {
+            if (tokens[i] < 0 || tokens[i] >= context->n_vocab) {
+                return LLCUDA_BAD_TOKEN;
+            }
+            if (!valid_seq(context, seqs[i])) {
+                return LLCUDA_BAD_SEQUENCE;
+            }
+            n_outputs += context->embeddings || outputs[i];
+        }
+        if (n_outputs > context->n_outputs_max) {
+            return LLCUDA_TOO_MANY_OUTPUTS;
+        }
+        llama_batch_ext_clear(context->batch);
+        context->first_row = 0;
+        context->outputs.clear();
+        for (int32_t i = 0; i < n_rows; i++) {
+            const int32_t seq = seqs[i];
+            one_row_each &= next[seq] < 0;
+            int32_t pos = positions[i];
+            if (pos < 0) {
+                pos = next[seq] < 0 ? next_position(context, seq) : next[seq];
+            }
+            if (pos == INT32_MAX) {
+                return LLCUDA_BAD_POSITION;
+            }
+            next[seq] = pos + 1;
+            const bool output = context->embeddings || outputs[i];
+            add_row(context, tokens[i], seq, pos, output);
+            if (output) {
+                context->outputs.push_back(i);
+            }
+        }
+        const int status = process(context, LLAMA_PROCESS_TYPE_DECODE, n_rows, one_row_each);
+        if (status != LLCUDA_OK) {
+            context->outputs.clear();
+        }
+        return status;
+    });
+}
+
+int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_tokens) {
+    return entered(context, [&]() -> int {
+        if (n_tokens <= 0) {
+            return LLCUDA_INVALID_BATCH;
+        }
+        if (n_tokens > context->n_batch || n_tokens > static_cast<int32_t>(llama_n_ubatch(context->raw))) {
+            return LLCUDA_TOO_MANY_TOKENS;
+        }
+        llama_batch_ext_clear(context->batch);
+        context->outputs.clear();
+        for (int32_t i = 0; i < n_tokens; i++) {
+            if (tokens[i] < 0 || tokens[i] >= context->n_vocab) {
+                return LLCUDA_BAD_TOKEN;
+            }
+            add_row(context, tokens[i], 0, i, true);
+        }
+        return process(context, LLAMA_PROCESS_TYPE_ENCODE, n_tokens, false);
+    });
+}
+
+int32_t llcuda_output_count(llcuda_context * context) { return static_cast<int32_t>(context->outputs.size()); }
+
+void llcuda_output_indices(llcuda_context * context, int32_t * indices) {
+    std::copy(context->outputs.begin(), context->outputs.end(), indices);
+}
+
+int llcuda_logits(llcuda_context * context, int32_t index, float ** row) {
+    const int32_t i = resolve_output(context, index);
+    return i < 0 ? static_cast<int>(LLCUDA_NO_OUTPUT) : read_output(context, row, [&] {
+        return llama_get_logits_ith(context->raw, i);
+    });
+}
+
+int llcuda_embeddings(llcuda_context * context, int32_t index, float ** row) {
+    const int32_t i = resolve_output(context, index);
+    return i < 0 ? static_cast<int>(LLCUDA_NO_OUTPUT) : read_output(context, row, [&] {
+        return llama_get_embeddings_ith(context->raw, i);
+    });
+}
+
+int llcuda_embeddings_seq(llcuda_context * context, int32_t seq, float ** row) {
+    if (!valid_seq(context, seq)) {
+        return LLCUDA_BAD_SEQUENCE;
+    }
+    return read_output(context, row, [&] { return llama_get_embeddings_seq(context->raw, seq); });
+}
+
+int llcuda_set_adapters(llcuda_context * context, llama_adapter_lora ** adapters, float * scales, size_t n) {
+    return entered(context, [&]() -> int {
+        return llama_set_adapters_lora(context->raw, adapters, n, scales) == 0 ? LLCUDA_OK : LLCUDA_EXCEPTION;
+    });
+}
+
+// --- sampling: the row, and its time ---
+
+int shim::with_row(llcuda_context * context, int32_t index, const std::function<int(const float *)> & call) {
+    const int32_t i = resolve_output(context, index);
+    if (i < 0) {
+        return LLCUDA_NO_OUTPUT;
+    }
+    return entered(context, [&]() -> int {
+        wait(context);
+        const float * row = llama_get_logits_ith(context->raw, i);
+        if (!row) {
+            return LLCUDA_NO_OUTPUT;
+        }
+        const int64_t begin = now_ns();
+        const int status = call(row);
+        context->timings.sample_ns += now_ns() - begin;
+        context->timings.sampled_tokens += status == LLCUDA_OK;
+        return status;
+    });
+}

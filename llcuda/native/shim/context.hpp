@@ -1,0 +1,47 @@
+// The context that the shim's files share.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <vector>
+
+#include "common.hpp"
+
+struct llcuda_context {
+    llama_context *   raw    = nullptr;
+    llama_memory_t    memory = nullptr;   // null for encoders
+    llama_batch_ext * batch  = nullptr;
+    int32_t n_vocab = 0, n_batch = 0, n_seq_max = 0, n_outputs_max = 0;
+    bool unified    = true;   // one KV buffer: partial copies between sequences work
+    bool embeddings = false;  // then every row is an output
+    bool whole      = false;  // a prompt cannot be split over several batches
+
+    int32_t              first_row = 0;  // index within the call of the last batch's first row
+    std::vector<int32_t> outputs;        // indices within the call that have outputs, ascending
+    std::vector<int32_t> next;           // per sequence, while a batch is filled
+
+    std::atomic<bool> busy{false}, cancelled{false};
+    bool    polls_signals = false;  // the decoding thread is Python's main thread
+    int64_t last_poll_ns  = 0;
+    int     polls         = 0;
+
+    bool pending = false;  // work may still run on the device
+    llcuda_event   event   = {};
+    llcuda_timings timings = {};
+};
+
+namespace shim {
+
+// Marks the context as in use by this thread. `status` is not OK when it may not be used.
+struct Entry {
+    explicit Entry(llcuda_context * context);
+    ~Entry();
+    Entry(const Entry &) = delete;
+    llcuda_context * context;
+    int status = LLCUDA_OK;
+};
+
+// Wait for the logits at `index`, then run `call` on them, its time counted as sampling.
+int with_row(llcuda_context * context, int32_t index, const std::function<int(const float *)> & call);
+
+}  // namespace shim

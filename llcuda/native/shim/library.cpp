@@ -1,0 +1,180 @@
+// Log lines and errors, assertions as exceptions, and which CPU backends this machine can run.
+
+#include "common.hpp"
+
+#include <atomic>
+#include <csetjmp>
+#include <csignal>
+#include <cstring>
+#include <deque>
+#include <stdexcept>
+
+#include <dlfcn.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace {
+
+constexpr size_t MAX_ERROR_LINES = 8;
+
+thread_local std::deque<std::string> errors;
+thread_local std::string             joined_errors;
+thread_local std::string             partial_line;
+thread_local ggml_log_level          partial_level = GGML_LOG_LEVEL_INFO;
+thread_local int                     guards        = 0;
+
+std::atomic<int> delivered_level{GGML_LOG_LEVEL_WARN};
+
+// llama.cpp logs fragments; a line is delivered when its end arrives.
+void on_log(ggml_log_level level, const char * text, void *) {
+    if (level != GGML_LOG_LEVEL_CONT) {
+        partial_level = level;
+    }
+    partial_line += text;
+    size_t end;
+    while ((end = partial_line.find('\n')) != std::string::npos) {
+        const std::string line = partial_line.substr(0, end);
+        partial_line.erase(0, end + 1);
+        if (line.empty()) {
+            continue;
+        }
+        if (partial_level >= GGML_LOG_LEVEL_WARN && partial_level <= GGML_LOG_LEVEL_ERROR) {
+            shim::add_error(line);
+        }
+        if (partial_level >= delivered_level.load(std::memory_order_relaxed)) {
+            llcuda_on_log(partial_level, line.c_str());
+        }
+    }
+}
+
+// ggml calls this before abort(). Inside a guard, on the guard's thread, unwinding to it is better.
+void on_abort(const char * message) {
+    if (guards > 0) {
+        throw std::runtime_error(std::string("assertion failed: ") + message);
+    }
+    fprintf(stderr, "llcuda: llama.cpp ends the process: %s\n", message);
+}
+
+}  // namespace
+
+namespace shim {
+
+void add_error(const std::string & line) {
+    errors.push_back(line);
+    if (errors.size() > MAX_ERROR_LINES) {
+        errors.pop_front();
+    }
+}
+
+Guard::Guard() {
+    if (guards++ == 0 && !errors.empty()) {
+        errors.clear();  // an error message quotes the lines of its own call only
+    }
+}
+Guard::~Guard() { guards--; }
+
+uint64_t main_thread = 0;
+
+}  // namespace shim
+
+const char * llcuda_commit(void) { return LLCUDA_LLAMA_COMMIT; }
+
+const char * llcuda_cuda_architectures(void) { return LLCUDA_BUILD_CUDA; }
+
+const char * llcuda_library_path(void) {
+    Dl_info info;
+    return dladdr(reinterpret_cast<void *>(&llama_decode), &info) ? info.dli_fname : "";
+}
+
+void llcuda_init(uint64_t main_thread) {
+    shim::main_thread = main_thread;
+    llama_log_set(on_log, nullptr);
+    ggml_set_abort_callback(on_abort);
+    llama_backend_init();
+}
+
+void llcuda_log_level(int level) { delivered_level = level; }
+
+const char * llcuda_errors(void) {
+    joined_errors.clear();
+    for (const auto & line : errors) {
+        joined_errors += joined_errors.empty() ? line : "\n" + line;
+    }
+    return joined_errors.c_str();
+}
+
+void llcuda_clear_errors(void) { errors.clear(); }
+
+int llcuda_backend_score(const char * path) {
+    void * library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        shim::add_error(dlerror());
+        return -1;
+    }
+    auto score = reinterpret_cast<int (*)()>(dlsym(library, "ggml_backend_score"));
+    const int result = score ? score() : 1;
+    dlclose(library);
+    return result;
+}
+
+// --- what the processor permits ---
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+namespace {
+
+sigjmp_buf illegal_instruction;
+
+void on_illegal_instruction(int) { siglongjmp(illegal_instruction, 1); }
+
+__attribute__((target("amx-tile,amx-int8"), noinline)) void run_tiles() {
+    alignas(64) struct {
+        uint8_t  palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t columns[16] = {64, 64, 64};
+        uint8_t  rows[16] = {16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_dpbssd(0, 1, 2);
+    _tile_release();
+}
+
+// Virtual machines list AMX and then refuse the first tile instruction, so run one.
+bool amx_works() {
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // asm/prctl.h, arch_prctl(2)
+    if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) {
+        return false;
+    }
+    struct sigaction trap = {}, before = {};
+    trap.sa_handler = on_illegal_instruction;
+    if (sigaction(SIGILL, &trap, &before) != 0) {
+        return false;
+    }
+    volatile bool works = false;
+    if (sigsetjmp(illegal_instruction, 1) == 0) {
+        run_tiles();
+        works = true;
+    }
+    sigaction(SIGILL, &before, nullptr);
+    return works;
+}
+
+}  // namespace
+
+bool llcuda_cpu_permits(const char * feature) {
+    __builtin_cpu_init();  // reads what the operating system saves too, unlike ggml's own score
+    if (!strcmp(feature, "avx"))    { return __builtin_cpu_supports("avx"); }
+    if (!strcmp(feature, "avx512")) { return __builtin_cpu_supports("avx512bw"); }
+    if (!strcmp(feature, "amx"))    { return amx_works(); }
+    return false;
+}
+
+#else
+
+bool llcuda_cpu_permits(const char *) { return true; }
+
+#endif

@@ -1,0 +1,144 @@
+// The KV memory and its state, every argument that llama.cpp would assert on checked first.
+
+#include "context.hpp"
+
+using shim::guarded;
+
+namespace {
+
+template <typename Call> int64_t on_memory(llcuda_context * context, Call && call) {
+    shim::Entry entry(context);
+    if (entry.status != LLCUDA_OK) {
+        return entry.status;
+    }
+    if (!context->memory) {
+        return LLCUDA_UNSUPPORTED;
+    }
+    return guarded<int64_t>(LLCUDA_EXCEPTION, call);
+}
+
+bool known(const llcuda_context * context, int32_t seq) { return seq >= 0 && seq < context->n_seq_max; }
+
+}  // namespace
+
+int llcuda_memory_clear(llcuda_context * context, bool data) {
+    return on_memory(context, [&]() -> int64_t {
+        llama_memory_clear(context->memory, data);
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_memory_remove(llcuda_context * context, int32_t seq, int32_t begin, int32_t end) {
+    return on_memory(context, [&]() -> int64_t {
+        if (seq != -1 && !known(context, seq)) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        return llama_memory_seq_rm(context->memory, seq, begin, end) ? LLCUDA_OK : LLCUDA_UNSUPPORTED;
+    });
+}
+
+int llcuda_memory_copy(llcuda_context * context, int32_t source, int32_t target, int32_t begin, int32_t end) {
+    return on_memory(context, [&]() -> int64_t {
+        if (!known(context, source) || !known(context, target)) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        if (source == target) {
+            return LLCUDA_OK;
+        }
+        const int32_t last = llama_memory_seq_pos_max(context->memory, source);
+        const bool partial = begin > 0 || (end >= 0 && end <= last);
+        if (partial && !context->unified) {
+            return LLCUDA_UNSUPPORTED;
+        }
+        // A copy onto cells that the target holds already would mix two texts.
+        llama_memory_seq_rm(context->memory, target, -1, -1);
+        llama_memory_seq_cp(context->memory, source, target, partial ? begin : -1, partial ? end : -1);
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_memory_keep(llcuda_context * context, int32_t seq) {
+    return on_memory(context, [&]() -> int64_t {
+        if (!known(context, seq)) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        llama_memory_seq_keep(context->memory, seq);
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_memory_shift(llcuda_context * context, int32_t seq, int32_t begin, int32_t end, int32_t delta) {
+    return on_memory(context, [&]() -> int64_t {
+        if (!known(context, seq)) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        if (!llama_memory_can_shift(context->memory)) {
+            return LLCUDA_UNSUPPORTED;
+        }
+        const int64_t first = llama_memory_seq_pos_min(context->memory, seq);
+        const int64_t last  = llama_memory_seq_pos_max(context->memory, seq);
+        if (last < 0) {
+            return LLCUDA_OK;
+        }
+        // A negative position would drop the cell without a word.
+        const int64_t moved = begin > first ? begin : first;
+        if (moved + delta < 0 || last + delta >= INT32_MAX) {
+            return LLCUDA_BAD_POSITION;
+        }
+        llama_memory_seq_add(context->memory, seq, begin, end, delta);
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_memory_divide(llcuda_context * context, int32_t seq, int32_t begin, int32_t end, int32_t divisor) {
+    return on_memory(context, [&]() -> int64_t {
+        if (!known(context, seq)) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        if (divisor < 1 || !llama_memory_can_shift(context->memory)) {
+            return divisor < 1 ? LLCUDA_BAD_POSITION : LLCUDA_UNSUPPORTED;
+        }
+        llama_memory_seq_div(context->memory, seq, begin, end, divisor);
+        return LLCUDA_OK;
+    });
+}
+
+int llcuda_memory_range(llcuda_context * context, int32_t seq, int32_t * first, int32_t * last) {
+    return on_memory(context, [&]() -> int64_t {
+        if (!known(context, seq)) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        *first = llama_memory_seq_pos_min(context->memory, seq);
+        *last  = llama_memory_seq_pos_max(context->memory, seq);
+        return LLCUDA_OK;
+    });
+}
+
+int64_t llcuda_state_size(llcuda_context * context, int32_t seq, uint32_t flags) {
+    return on_memory(context, [&]() -> int64_t {
+        if (seq >= context->n_seq_max) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        return seq < 0 ? llama_state_get_size(context->raw) : llama_state_seq_get_size_ext(context->raw, seq, flags);
+    });
+}
+
+int64_t llcuda_state_save(llcuda_context * context, int32_t seq, uint32_t flags, uint8_t * data, size_t size) {
+    return on_memory(context, [&]() -> int64_t {
+        const size_t written = seq < 0 ? llama_state_get_data(context->raw, data, size)
+                                       : llama_state_seq_get_data_ext(context->raw, data, size, seq, flags);
+        return written ? static_cast<int64_t>(written) : int64_t{LLCUDA_EXCEPTION};
+    });
+}
+
+int64_t llcuda_state_load(llcuda_context * context, int32_t seq, uint32_t flags, const uint8_t * data, size_t size) {
+    return on_memory(context, [&]() -> int64_t {
+        if (seq >= context->n_seq_max) {
+            return LLCUDA_BAD_SEQUENCE;
+        }
+        context->outputs.clear();
+        const size_t read = seq < 0 ? llama_state_set_data(context->raw, data, size)
+                                    : llama_state_seq_set_data_ext(context->raw, data, size, seq, flags);
+        return read ? static_cast<int64_t>(read) : int64_t{LLCUDA_EXCEPTION};
+    });
+}

@@ -1,0 +1,116 @@
+// What the binding adds to llama.h. Plain declarations: cffi reads this file as it is,
+// common.hpp includes it inside extern "C". Nothing that llama.cpp throws or asserts on the
+// calling thread leaves one of these functions: it becomes a status and lines in
+// llcuda_errors().
+
+enum llcuda_status {
+    LLCUDA_OK                =  0,
+    LLCUDA_NO_ROOM           =  1,  // llama_decode: no free KV cells; nothing was changed
+    LLCUDA_ABORTED           =  2,  // cancelled, or a signal handler raised
+    LLCUDA_INVALID_BATCH     = -1,  // llama_decode: rejected, nothing was changed
+    LLCUDA_BUSY              = -100, // another thread is inside this context
+    LLCUDA_CLOSED            = -111,
+    LLCUDA_BAD_TOKEN         = -101,
+    LLCUDA_BAD_SEQUENCE      = -102,
+    LLCUDA_BAD_POSITION      = -103,
+    LLCUDA_TOO_MANY_TOKENS   = -104,
+    LLCUDA_TOO_MANY_OUTPUTS  = -105,
+    LLCUDA_NO_OUTPUT         = -106, // no logits or embeddings at this index
+    LLCUDA_NO_CANDIDATES     = -107, // a sampler chain left nothing to choose from
+    LLCUDA_CALLBACK_FAILED   = -108, // a Python callback raised; the caller re-raises
+    LLCUDA_UNSUPPORTED       = -109, // this memory cannot do that
+    LLCUDA_EXCEPTION         = -110  // llama.cpp threw or asserted; see llcuda_errors()
+};
+
+enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUTPUT_ALL = 2 };
+
+// --- library.cpp: log, errors, backends ---
+
+const char * llcuda_commit(void);             // the llama.cpp commit of the headers
+const char * llcuda_cuda_architectures(void); // compiled for; empty without CUDA
+const char * llcuda_library_path(void);       // the libllama that llama_decode came from
+void         llcuda_init(uint64_t main_thread);
+void         llcuda_log_level(int level);     // deliver lines of this ggml_log_level and above
+const char * llcuda_errors(void);             // this thread's last warnings and errors, '\n' between
+void         llcuda_clear_errors(void);
+int          llcuda_backend_score(const char * path);  // 0: cannot run here; -1: cannot be loaded
+bool         llcuda_cpu_permits(const char * feature); // "avx", "avx512" or "amx": tried, not only listed
+
+// --- model.cpp ---
+
+struct llama_model * llcuda_model_load(const char * path, struct llama_model_params params);
+int32_t llcuda_tokenize(const struct llama_vocab * vocab, const char * text, int32_t length,
+                        int32_t * tokens, int32_t capacity, bool add_special, bool parse_special);
+int32_t llcuda_detokenize(const struct llama_vocab * vocab, const int32_t * tokens, int32_t n_tokens,
+                          char * text, int32_t capacity, bool remove_special, bool unparse_special);
+struct llama_adapter_lora * llcuda_adapter_load(struct llama_model * model, const char * path);
+
+// --- context.cpp ---
+
+struct llcuda_context;
+
+struct llcuda_timings {
+    int64_t prefill_ns, decode_ns, sample_ns;
+    int64_t prefill_tokens, decode_tokens, sampled_tokens;
+    int64_t prefill_calls, decode_calls;
+    int64_t graphs_reused;
+};
+
+// What the last call did.
+struct llcuda_event {
+    bool    decode;  // every row another sequence's
+    int32_t rows, outputs;
+    int64_t ns;      // the device waited for, if llcuda_context_sync was called
+};
+
+struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params);
+int  llcuda_context_close(struct llcuda_context * context);  // free its memory; later calls answer LLCUDA_CLOSED
+void llcuda_context_free(struct llcuda_context * context);   // close it, and forget it
+struct llama_context * llcuda_context_raw(struct llcuda_context * context);
+void llcuda_context_cancel(struct llcuda_context * context);  // from any thread: abort the running decode
+int  llcuda_context_sync(struct llcuda_context * context);    // wait for the device; its time counts as decode
+int  llcuda_context_timings(struct llcuda_context * context, struct llcuda_timings * timings, bool reset);
+int  llcuda_context_event(struct llcuda_context * context, struct llcuda_event * event);
+int  llcuda_set_threads(struct llcuda_context * context, int32_t threads, int32_t threads_batch);
+
+// pos < 0: after the last position of the sequence. Longer than n_batch: split, and undone whole on failure.
+int llcuda_decode(struct llcuda_context * context, const int32_t * tokens, int32_t n_tokens,
+                  int32_t seq, int32_t pos, int outputs);
+// One row a token, n_rows <= n_batch; positions[i] < 0 as above; outputs[i] != 0 asks for logits.
+int llcuda_decode_rows(struct llcuda_context * context, int32_t n_rows, const int32_t * tokens,
+                       const int32_t * seqs, const int32_t * positions, const int8_t * outputs);
+int llcuda_encode(struct llcuda_context * context, const int32_t * tokens, int32_t n_tokens);
+
+int32_t llcuda_output_count(struct llcuda_context * context);
+void    llcuda_output_indices(struct llcuda_context * context, int32_t * indices);
+int llcuda_logits(struct llcuda_context * context, int32_t index, float ** row);
+int llcuda_embeddings(struct llcuda_context * context, int32_t index, float ** row);
+int llcuda_embeddings_seq(struct llcuda_context * context, int32_t seq, float ** row);
+
+int llcuda_memory_clear(struct llcuda_context * context, bool data);
+int llcuda_memory_remove(struct llcuda_context * context, int32_t seq, int32_t begin, int32_t end);
+int llcuda_memory_copy(struct llcuda_context * context, int32_t source, int32_t target, int32_t begin, int32_t end);
+int llcuda_memory_keep(struct llcuda_context * context, int32_t seq);
+int llcuda_memory_shift(struct llcuda_context * context, int32_t seq, int32_t begin, int32_t end, int32_t delta);
+int llcuda_memory_divide(struct llcuda_context * context, int32_t seq, int32_t begin, int32_t end, int32_t divisor);
+int llcuda_memory_range(struct llcuda_context * context, int32_t seq, int32_t * first, int32_t * last);
+
+// seq < 0: the whole context. Both return the bytes moved, or a status below 0.
+int64_t llcuda_state_size(struct llcuda_context * context, int32_t seq, uint32_t flags);
+int64_t llcuda_state_save(struct llcuda_context * context, int32_t seq, uint32_t flags, uint8_t * data, size_t size);
+int64_t llcuda_state_load(struct llcuda_context * context, int32_t seq, uint32_t flags, const uint8_t * data, size_t size);
+
+int llcuda_set_adapters(struct llcuda_context * context, struct llama_adapter_lora ** adapters, float * scales, size_t n);
+
+// --- sampler.cpp ---
+
+struct llama_sampler * llcuda_grammar(const struct llama_vocab * vocab, const char * grammar, const char * root,
+                                      const char ** patterns, size_t n_patterns, const int32_t * tokens, size_t n_tokens);
+struct llama_sampler * llcuda_python_step(void * handle);
+struct llama_sampler * llcuda_sampler_clone(struct llama_sampler * chain);
+int llcuda_sampler_accept(struct llama_sampler * chain, int32_t token);
+int llcuda_sampler_reset(struct llama_sampler * chain);
+// Run the chain over the logits at `index` of the last decode; the token is accepted by the chain.
+int llcuda_sample(struct llcuda_context * context, struct llama_sampler * chain, int32_t index, int32_t * token);
+// The same over `n` logits of one's own.
+int llcuda_sample_logits(struct llama_sampler * chain, const float * logits, int32_t n, int32_t * token);

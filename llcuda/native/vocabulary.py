@@ -1,0 +1,167 @@
+"""Text to tokens and back, with the vocabulary of a model file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from llcuda.errors import ArgumentError, ModelError
+from llcuda.native import library
+
+
+class Vocabulary:
+    """The tokenizer part of `Model`; any number of threads may use it.
+
+    vocab_size; bos, eos, eot: token or None; adds_bos: whether tokenize() puts BOS first.
+    """
+
+    _ffi: Any
+    _lib: Any
+    _handle: library.Handle
+
+    def _open_vocabulary(self, vocab: Any) -> None:
+        lib = self._lib
+        self._vocab = vocab
+        self.vocab_size: int = lib.llama_vocab_n_tokens(vocab)
+        self.bos: int | None = _token(lib.llama_vocab_bos(vocab))
+        self.eos: int | None = _token(lib.llama_vocab_eos(vocab))
+        self.eot: int | None = _token(lib.llama_vocab_eot(vocab))
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(vocab)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._texts: dict[int, str] = {}
+        self._tokenize_seconds = self._detokenize_seconds = 0.0
+        self._tokenized = self._detokenized = 0
+
+    def tokenize(
+        self, text: str | bytes, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Return the tokens of `text`.
+
+        add_special: with the tokens that the model wants around a text (BOS, EOS).
+        parse_special: control tokens written in the text, e.g. <|im_end|>, become those tokens;
+            never for text from outside.
+        Raises ArgumentError for a lone surrogate or more than 2 GiB of text.
+        """
+        started = time.perf_counter()
+        owner = self._handle.owner
+        try:
+            raw = text.encode() if isinstance(text, str) else bytes(memoryview(text))
+        except UnicodeEncodeError as error:
+            raise ArgumentError(f"text cannot be encoded as UTF-8: {error}") from None
+        except TypeError:
+            raise ArgumentError(f"text must be str or bytes, not {type(text).__name__}") from None
+        if len(raw) >= 2**31 - 16:
+            raise ArgumentError(f"text has {len(raw)} bytes; at most {2**31 - 17} at once")
+        ffi, lib = self._ffi, self._lib
+        capacity = len(raw) + 4
+        for _ in range(2):
+            buffer = ffi.new("int32_t[]", capacity)
+            count = lib.llcuda_tokenize(
+                self._vocab, raw, len(raw), buffer, capacity, add_special, parse_special
+            )
+            if count >= 0:
+                break
+            if count == -(2**31):
+                library.fail(ModelError, f"this model cannot tokenize {len(raw)} bytes of text")
+            capacity = -count
+        tokens: list[int] = ffi.unpack(buffer, count) if count else []
+        del owner
+        self._tokenize_seconds += time.perf_counter() - started
+        self._tokenized += len(tokens)
+        return tokens
+
+    def detokenize(
+        self, tokens: Sequence[int], remove_special: bool = False, special: bool = False
+    ) -> str:
+        """Return the text of `tokens`; unfinished characters become U+FFFD.
+
+        remove_special: without the tokens that tokenize() adds. special: control tokens as text.
+        """
+        started = time.perf_counter()
+        owner = self._handle.owner
+        for token in tokens:
+            self._check_token(token)
+        ffi, lib = self._ffi, self._lib
+        array = ffi.new("int32_t[]", list(tokens))
+        capacity = 8 * len(array) + 16
+        for _ in range(2):
+            buffer = ffi.new("char[]", capacity)
+            count = lib.llcuda_detokenize(
+                self._vocab, array, len(array), buffer, capacity, remove_special, special
+            )
+            if count >= 0:
+                break
+            if count == -(2**31):
+                library.fail(ModelError, f"this model cannot detokenize {len(array)} tokens")
+            capacity = -count
+        text: str = ffi.buffer(buffer, count)[:].decode("utf-8", errors="replace")
+        del owner
+        self._detokenize_seconds += time.perf_counter() - started
+        self._detokenized += len(array)
+        return text
+
+    def piece_bytes(self, token: int, special: bool = False) -> bytes:
+        """Return the bytes that `token` stands for; none for a control token unless `special`."""
+        try:
+            return self._pieces[token, special]
+        except (KeyError, TypeError):
+            return self._read_piece(token, special)
+
+    def piece(self, token: int) -> str:
+        """Return the text of one token.
+
+        A token that ends inside a character gives U+FFFD; `Utf8Decoder` over piece_bytes()
+        puts characters together.
+        """
+        try:
+            return self._texts[token]
+        except (KeyError, TypeError):
+            self._texts[token] = text = self.piece_bytes(token).decode(errors="replace")
+            return text
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        started = time.perf_counter()
+        owner = self._handle.owner
+        self._check_token(token)
+        capacity = 64
+        while True:
+            buffer = self._ffi.new("char[]", capacity)
+            count = self._lib.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special)
+            if count >= 0:
+                break
+            capacity = -count
+        del owner
+        self._pieces[token, special] = piece = bytes(self._ffi.buffer(buffer, count))
+        self._detokenize_seconds += time.perf_counter() - started
+        self._detokenized += 1
+        return piece
+
+    def is_eog(self, token: int) -> bool:
+        """Whether `token` ends a generation (end of text or of turn)."""
+        owner = self._handle.owner
+        self._check_token(token)
+        ends: bool = self._lib.llama_vocab_is_eog(self._vocab, token)
+        del owner
+        return ends
+
+    def is_control(self, token: int) -> bool:
+        """Whether `token` is a control token, with no text of its own."""
+        owner = self._handle.owner
+        self._check_token(token)
+        control: bool = self._lib.llama_vocab_is_control(self._vocab, token)
+        del owner
+        return control
+
+    def _check_token(self, token: int) -> None:
+        if not isinstance(token, int):
+            try:
+                token = token.__index__()
+            except AttributeError:
+                raise ArgumentError(f"token {token!r}: expected a whole number") from None
+        if not 0 <= token < self.vocab_size:
+            raise ArgumentError(f"token {token}: expected 0 to {self.vocab_size - 1}")
+
+
+def _token(token: int) -> int | None:
+    return None if token < 0 else token

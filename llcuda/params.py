@@ -1,0 +1,278 @@
+"""The settings of a model, a context and a sampler, as frozen dataclasses.
+
+Checked when they are made: a wrong value is an ArgumentError that names it, an unknown
+keyword a TypeError. Nothing here loads the library. The defaults' names are llama.cpp's where it
+has them; where the meaning differs, the docstring says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from llcuda.errors import ArgumentError
+
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+POOLINGS = ("none", "mean", "cls", "last", "rank")
+ATTENTIONS = ("causal", "non_causal")
+INT32_MAX = 2**31 - 1
+
+
+def default_threads() -> int:
+    """Return how many processors this process may use (at least 1)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(name: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
+    """Raise ArgumentError unless `value` is an "int" or "number" with low <= value <= high."""
+    number = isinstance(value, int) or (kind == "number" and isinstance(value, float))
+    if isinstance(value, bool) or not number or not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        what = "a whole number" if kind == "int" else "a number"
+        raise ArgumentError(f"{name}={value!r}: expected {what} {bounds}")
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ArgumentError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+
+
+def _check_flags(params: Any, names: str) -> None:
+    for name in names.split():
+        if not isinstance(getattr(params, name), bool):
+            raise ArgumentError(f"{name}={getattr(params, name)!r}: expected True or False")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParams:
+    """How a model file is loaded.
+
+    gpu_layers: layers on the GPU; None or a number beyond the model's layers = all, 0 = none.
+    split_mode: over several GPUs: "none", "layer" (layers and KV), "row" or "tensor".
+    main_gpu: the GPU to use with split_mode "none".
+    tensor_split: share of each GPU, in any unit; None = by free memory.
+    devices: names of the devices to use, as `llcuda doctor` lists them; None = all GPUs.
+    mmap: map the file instead of reading it. mlock: keep it in RAM.
+    check_tensors: look for NaN and other invalid values in the weights.
+    vocab_only: only the tokenizer; such a model has no context.
+    overrides: metadata keys to set to another int, float, bool or str.
+    """
+
+    gpu_layers: int | None = None
+    split_mode: str = "layer"
+    main_gpu: int = 0
+    tensor_split: Sequence[float] | None = None
+    devices: Sequence[str] | None = None
+    mmap: bool = True
+    mlock: bool = False
+    check_tensors: bool = False
+    vocab_only: bool = False
+    overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.gpu_layers is not None:
+            _check("gpu_layers", self.gpu_layers, "int", 0, INT32_MAX)
+        _check("main_gpu", self.main_gpu, "int", 0, INT32_MAX)
+        _check_choice("split_mode", self.split_mode, SPLIT_MODES)
+        _check_flags(self, "mmap mlock check_tensors vocab_only")
+        for share in self.tensor_split or ():
+            _check("tensor_split", share, "number", 0)
+        for key, value in self.overrides.items():
+            if not 0 < len(str(key).encode()) < 128:
+                raise ArgumentError(f"overrides: key {key!r} must have 1 to 127 bytes")
+            if isinstance(value, str) and len(value.encode()) > 127:
+                raise ArgumentError(f"overrides[{key!r}]: a text may have at most 127 bytes")
+            if not isinstance(value, int | float | str):
+                raise ArgumentError(f"overrides[{key!r}]={value!r}: expected int, float, bool, str")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ArgumentError(f"overrides[{key!r}]={value!r}: beyond 64 bits")
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """The size and the arithmetic of a context.
+
+    ctx_size: tokens that each sequence can hold; None = the model's training context, at most
+        4,096. The KV cache has ctx_size x sequences cells.
+    sequences: independent texts in one context, 1 to 256.
+    batch_size: most tokens of one llama_decode call; `Context.decode` splits longer prompts.
+    ubatch_size: most tokens computed at once.
+    outputs_max: most rows of logits of one call; 0 = batch_size. A small number saves GPU memory
+        (a row has 4 bytes for each vocabulary entry).
+    unified_kv: one KV buffer for all sequences: any sequence may use free cells, and parts of a
+        sequence can be copied. False: a buffer for each, faster for unrelated texts.
+    threads, threads_batch: processors for one token and for prompts; None = all that are allowed.
+    flash_attention: None = where the device has it.
+    type_k, type_v: type of the KV cells, e.g. "f16", "q8_0" (a quantised V needs flash attention).
+    rope_scaling ("none", "linear", "yarn", "longrope"), rope_freq_base, rope_freq_scale, yarn_*,
+        yarn_orig_ctx: None = from the model.
+    embeddings: compute embeddings; pooling: None = from the model, or "none", "mean", "cls",
+        "last", "rank"; attention: None = from the model, or "causal", "non_causal".
+    swa_full: sliding-window layers keep the whole text, so that it can be rolled back.
+    offload_kqv: KV cache and attention on the GPU. op_offload: big prompts of CPU layers on it too.
+    """
+
+    ctx_size: int | None = None
+    sequences: int = 1
+    batch_size: int = 512
+    ubatch_size: int = 512
+    outputs_max: int = 0
+    unified_kv: bool = True
+    threads: int | None = None
+    threads_batch: int | None = None
+    flash_attention: bool | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    rope_scaling: str | None = None
+    rope_freq_base: float | None = None
+    rope_freq_scale: float | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_orig_ctx: int | None = None
+    embeddings: bool = False
+    pooling: str | None = None
+    attention: str | None = None
+    swa_full: bool = True
+    offload_kqv: bool = True
+    op_offload: bool = True
+
+    def __post_init__(self) -> None:
+        if self.ctx_size is not None:
+            _check("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
+        _check("sequences", self.sequences, "int", 1, 256)
+        if (self.ctx_size or 0) * self.sequences > INT32_MAX:
+            raise ArgumentError(
+                f"ctx_size={self.ctx_size} x sequences={self.sequences}: at most {INT32_MAX} cells"
+            )
+        _check("batch_size", self.batch_size, "int", 1, 2**20)
+        _check("ubatch_size", self.ubatch_size, "int", 1, 2**20)
+        if self.batch_size < self.sequences:
+            raise ArgumentError(
+                f"batch_size={self.batch_size}: expected at least sequences={self.sequences}"
+            )
+        _check("outputs_max", self.outputs_max, "int", 0, 2**20)
+        if 0 < self.outputs_max < self.sequences:
+            raise ArgumentError(
+                f"outputs_max={self.outputs_max}: expected 0 or at least sequences={self.sequences}"
+            )
+        for name in ("threads", "threads_batch"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), "int", 1, 512)
+        if self.flash_attention not in (None, True, False):
+            raise ArgumentError(f"flash_attention={self.flash_attention!r}: None, True or False")
+        _check_choice("type_k", self.type_k, KV_TYPES)
+        _check_choice("type_v", self.type_v, KV_TYPES)
+        if self.flash_attention is False and self.type_v not in ("f32", "f16", "bf16"):
+            raise ArgumentError(f"type_v={self.type_v!r} needs flash attention, which is off")
+        for name, choices in (
+            ("rope_scaling", ROPE_SCALINGS),
+            ("pooling", POOLINGS),
+            ("attention", ATTENTIONS),
+        ):
+            if getattr(self, name) is not None:
+                _check_choice(name, getattr(self, name), choices)
+        for item in fields(self):
+            if (
+                item.name.startswith(("rope_freq", "yarn_"))
+                and getattr(self, item.name) is not None
+            ):
+                kind = "int" if item.name == "yarn_orig_ctx" else "number"
+                _check(item.name, getattr(self, item.name), kind, 0, INT32_MAX)
+        _check_flags(self, "unified_kv embeddings swa_full offload_kqv op_offload")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; the steps run in the order of this list.
+
+    logit_bias: token -> number added to its logit; -inf forbids the token.
+    grammar, grammar_root: GBNF text and its start rule (grammars/README.md of llama.cpp).
+    repeat_penalty, frequency_penalty, presence_penalty over the last penalty_last_n tokens.
+    dry_multiplier (0 = off), dry_base, dry_allowed_length, dry_last_n, dry_breakers: DRY.
+    top_n_sigma (<= 0 off); top_k (0 = off); typical_p (1 = off); top_p (1 = off); min_p (0 = off);
+    xtc_probability (0 = off), xtc_threshold.
+    temperature: 0 = greedy, always the most probable token. dynatemp_range, dynatemp_exponent:
+        temperature by entropy, temperature +- range.
+    mirostat: 0 off, 1 or 2; mirostat_tau, mirostat_eta. It takes the place of the filters.
+    adaptive_target (< 0 off), adaptive_decay: adaptive-p.
+    seed: None = drawn at random, readable as `Sampler.seed`. min_keep: what every filter leaves.
+    """
+
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: str | None = None
+    grammar_root: str = "root"
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = 1024
+    dry_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    top_n_sigma: float = -1.0
+    top_k: int = 40
+    typical_p: float = 1.0
+    top_p: float = 0.9
+    min_p: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    temperature: float = 0.7
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    seed: int | None = None
+    min_keep: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("repeat_penalty", 1e-6, 1e6),
+            ("frequency_penalty", -1e6, 1e6),
+            ("presence_penalty", -1e6, 1e6),
+            ("dry_multiplier", 0, 1e6),
+            ("dry_base", 0, 1e6),
+            ("top_n_sigma", -1e6, 1e6),
+            ("typical_p", 0, 1),
+            ("top_p", 0, 1),
+            ("min_p", 0, 1),
+            ("xtc_probability", 0, 1),
+            ("xtc_threshold", 0, 1),
+            ("temperature", 0, 1e6),
+            ("dynatemp_range", 0, 1e6),
+            ("dynatemp_exponent", 0, 1e6),
+            ("mirostat_tau", 0, 1e6),
+            ("mirostat_eta", 0, 1e6),
+            ("adaptive_target", -1, 1),
+            ("adaptive_decay", 0, 0.99),
+        ):
+            _check(name, getattr(self, name), "number", low, high)
+        for name, low, high in (
+            ("penalty_last_n", 0, 2**20),
+            ("dry_allowed_length", 0, INT32_MAX),
+            ("dry_last_n", 0, 2**20),
+            ("top_k", 0, INT32_MAX),
+            ("mirostat", 0, 2),
+            ("min_keep", 0, INT32_MAX),
+        ):
+            _check(name, getattr(self, name), "int", low, high)
+        if self.seed is not None:
+            _check("seed", self.seed, "int", 0, 2**32 - 1)
+        for token, bias in self.logit_bias.items():
+            _check("logit_bias: token", token, "int", 0, INT32_MAX)
+            if not isinstance(bias, int | float) or math.isnan(bias):
+                raise ArgumentError(f"logit_bias[{token}]={bias!r}: expected a number")
+        for name in ("grammar", "grammar_root"):
+            text = getattr(self, name)
+            if text is not None and not isinstance(text, str):
+                raise ArgumentError(f"{name}={text!r}: expected a text")
