@@ -1,0 +1,5 @@
+"""`python -m llcuda`: the command line."""
+
+from llcuda.cli import main
+
+main()

@@ -1,0 +1,218 @@
+"""The command line: `llcuda run`, `llcuda doctor`, `llcuda version`.
+
+Only this module prints. Errors go to stderr as one message, never as a trace; the exit status is
+1 for what failed, 2 for wrong arguments, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llcuda.errors import ArgumentError, LlcudaError
+
+if TYPE_CHECKING:
+    from llcuda.generation import Generation
+    from llcuda.native.context import Context
+
+app = typer.Typer(
+    help="GGUF language models inside a Python process.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+INTERRUPTED = 130
+
+
+@app.command()
+def run(
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue; without it, or as -, from stdin.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="GGUF file, or demo.")] = "demo",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 = always the most probable token.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Keep the tokens with this probability.")] = 0.9,
+    min_p: Annotated[float, typer.Option(help="Drop what is so much less probable.")] = 0.0,
+    repeat_penalty: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="GBNF file that the text must follow.", exists=True)
+    ] = None,
+    ctx_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of context; default: what is needed.")
+    ] = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option(min=0, help="Layers on the GPU; default: all.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Show the prompt before its text.")] = False,
+    special: Annotated[
+        bool, typer.Option("--special", help="Read control tokens in the prompt, e.g. <|im_end|>.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document with timings instead.")
+    ] = False,
+) -> None:
+    """Continue a text, token by token. Ctrl-C stops and keeps what there is."""
+    from llcuda.generation import Generation
+    from llcuda.native.context import Context
+    from llcuda.native.model import Model
+    from llcuda.native.sampler import Sampler
+
+    text = _prompt(prompt)
+    sampler = Sampler(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repeat_penalty=repeat_penalty,
+        seed=seed,
+        grammar=grammar.read_text(encoding="utf-8") if grammar else None,
+    )
+    bar = sys.stderr.isatty() and not as_json
+    with Model(model, gpu_layers=gpu_layers, progress=bar) as loaded:
+        tokens = loaded.tokenize(text, parse_special=special)
+        size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
+        with Context(loaded, ctx_size=size, threads=threads) as context:
+            generation = Generation(context, sampler, tokens, max_tokens)
+            if echo and not as_json:
+                print(text if isinstance(text, str) else text.decode(errors="replace"), end="")
+            shown, interrupted = _stream(generation, silent=as_json)
+            if as_json:
+                result = _result(context, generation, sampler.seed, len(tokens), shown, interrupted)
+                print(json.dumps(result, ensure_ascii=False))
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what was built, which backends and devices load, and how to mend what is missing."""
+    from llcuda.doctor import diagnose
+
+    report = diagnose()
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        _print_report(report)
+    if not report.usable:
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    import llcuda
+
+    print(llcuda.__version__)
+
+
+def main() -> None:
+    """Entry point of `llcuda` and `python -m llcuda`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character
+    try:
+        app()
+    except LlcudaError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2 if isinstance(error, ArgumentError) else 1)
+    except UnicodeDecodeError as error:
+        errors.print(f"[bold red]error:[/] a file is not UTF-8: {error}")
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _prompt(argument: str | None) -> str | bytes:
+    """Return the prompt; from stdin as bytes, so that the tokenizer sees what was sent."""
+    if argument is not None and argument != "-":
+        return argument
+    if sys.stdin.isatty():
+        raise ArgumentError("give a text to continue, e.g.: llcuda run 'Once upon a time'")
+    text = sys.stdin.buffer.read().removesuffix(b"\n")
+    if not text:
+        raise ArgumentError("stdin is empty; give a text to continue")
+    return text
+
+
+def _stream(generation: Generation, silent: bool) -> tuple[str, bool]:
+    """Show the pieces as they come; return the whole text, and whether Ctrl-C ended it."""
+    pieces = []
+    interrupted = False
+    try:
+        for piece in generation:
+            pieces.append(piece)
+            if not silent:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        interrupted = True
+    if not silent:
+        print(flush=True)
+    return "".join(pieces), interrupted
+
+
+def _result(
+    context: Context,
+    generation: Generation,
+    seed: int,
+    prompt_tokens: int,
+    text: str,
+    interrupted: bool,
+) -> dict[str, Any]:
+    return {
+        "model": str(context.model.path),
+        "text": text,
+        "tokens_generated": len(generation.tokens),
+        "prompt_tokens": prompt_tokens,
+        "finish_reason": "interrupted" if interrupted else generation.finish_reason,
+        "seed": seed,
+        "timings": context.timings.as_dict(),
+    }
+
+
+def _print_report(report: Any) -> None:
+    console = Console(highlight=False)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in {**report.versions, **report.built_with}.items():
+        facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
+    console.print(facts)
+    for title, rows in (
+        ("Backends", [(name, state) for name, state in report.backends.items()]),
+        (
+            "Devices",
+            [
+                (d["name"], f"{d['kind']}: {d['description']}, {d['total_memory'] / 2**30:.1f} GiB")
+                for d in report.devices
+            ],
+        ),
+    ):
+        if rows:
+            table = Table("Name", "State", title=title, title_justify="left", box=None)
+            for row in rows:
+                table.add_row(*(escape(cell) for cell in row))
+            console.print(table)
+    for problem in report.problems:
+        colour = "red" if problem.fatal else "yellow"
+        console.print(
+            f"[{colour}]missing:[/] {escape(problem.what)}\n  mend: {escape(problem.mend)}"
+        )
+    if not report.problems:
+        console.print("[green]all is well[/]")

@@ -1,0 +1,162 @@
+"""The command line, as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import llcuda
+
+
+def llcuda_command(
+    *arguments: str, text: bytes | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "llcuda", *arguments]
+    return subprocess.run(command, input=text or b"", capture_output=True, check=False, timeout=120)
+
+
+def test_run_streams_a_text() -> None:
+    """The text is on stdout and nothing on stderr."""
+    result = llcuda_command("run", "Once upon a time", "-n", "12", "--seed", "1")
+    assert result.returncode == 0, result.stderr.decode()
+    assert len(result.stdout.decode().split()) > 5
+    assert result.stderr == b""
+
+
+def test_run_is_reproducible_by_seed() -> None:
+    """The same seed gives the same text, another one another text."""
+    texts = [
+        llcuda_command("run", "One day", "-n", "30", "--seed", seed, "--temperature", "1").stdout
+        for seed in ("3", "3", "4")
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_run_reads_stdin_and_prints_json() -> None:
+    """--json prints one document with the text, the counts, the seed and the timings."""
+    result = llcuda_command("run", "-n", "5", "--json", "--seed", "2", text=b"Once upon a time\n")
+    document = json.loads(result.stdout)
+    assert document["tokens_generated"] == 5
+    assert document["finish_reason"] == "length"
+    assert document["seed"] == 2
+    assert document["prompt_tokens"] > 3
+    assert document["timings"]["decode_calls"] == 4
+    assert document["text"]
+
+
+def test_run_ends_by_itself() -> None:
+    """The demo model ends its turn."""
+    chat = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
+    result = llcuda_command("run", chat, "--special", "--temperature", "0", "--json")
+    assert json.loads(result.stdout)["finish_reason"] == "stop"
+
+
+def test_echo_shows_the_prompt_first() -> None:
+    """--echo prints the prompt, then its continuation."""
+    result = llcuda_command("run", "--echo", "One day", "-n", "3")
+    assert result.stdout.startswith(b"One day ")
+
+
+def test_grammar_file(tmp_path: Path) -> None:
+    """--grammar holds the text to a GBNF file."""
+    path = tmp_path / "yes.gbnf"
+    path.write_text('root ::= "yes" | "no"')
+    result = llcuda_command("run", "Is it so?", "--grammar", str(path))
+    assert result.stdout.strip() in (b"yes", b"no")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_keeps_what_there_is(as_json: bool) -> None:
+    """SIGINT ends the generation with status 130; what was generated is printed whole."""
+    command = [
+        sys.executable,
+        "-m",
+        "llcuda",
+        "run",
+        "Once",
+        "-n",
+        "100000",
+        "--ctx-size",
+        "200000",
+    ]
+    command += ["--grammar", "/dev/stdin", "--seed", "1", *(["--json"] if as_json else [])]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin
+    process.stdin.write(b"root ::= [a-z ]+")  # never ends by itself
+    process.stdin.close()
+    process.stdin = None
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert err == b""
+    text = json.loads(out)["text"] if as_json else out.decode()
+    assert len(text) > 10
+    if as_json:
+        assert json.loads(out)["finish_reason"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["run", "-m", "/no/such.gguf", "x"], 1, "model file not found: /no/such.gguf"),
+        (["run", "-m", "/etc/hostname", "x"], 1, "no GGUF file"),
+        (["run", "--temperature", "-1", "x"], 2, "temperature=-1.0"),
+        (["run", "--temperature", "nan", "x"], 2, "temperature=nan"),
+        (["run", "--top-k", "-5", "x"], 2, "top_k=-5"),
+        (["run", "-n", "0", "x"], 2, "0 is not in the range"),
+        (["run", "--ctx-size", "4", "a b c d e f g h i j k l m n o p"], 2, "the context holds"),
+        (["run"], 2, "stdin is empty"),
+        (["run", "--grammar", "/no/such.gbnf", "x"], 2, "does not exist"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_errors_are_one_message(arguments: list[str], status: int, message: str) -> None:
+    """A wrong argument or file is a message on stderr and a status, never a trace."""
+    result = llcuda_command(*arguments)
+    shown = " ".join(result.stderr.decode().replace("│", " ").split())
+    assert (result.returncode, message in shown) == (status, True), shown
+    assert "Traceback" not in shown
+    assert result.stdout == b""
+
+
+def test_bad_grammar_names_the_reason(tmp_path: Path) -> None:
+    """A grammar that does not parse is status 2 with llama.cpp's reason."""
+    path = tmp_path / "bad.gbnf"
+    path.write_text("root ::= (")
+    result = llcuda_command("run", "x", "--grammar", str(path))
+    assert result.returncode == 2
+    assert b"expecting ')'" in result.stderr
+
+
+def test_invalid_utf8_on_stdin_is_text_like_any() -> None:
+    """Bytes that are no UTF-8 do not end the program with a trace."""
+    result = llcuda_command("run", "-n", "3", text=b"caf\xe9 \xff\xfe")
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_closed_pipe_is_quiet() -> None:
+    """`llcuda run | head -c 1` ends without a message."""
+    command = f"{sys.executable} -m llcuda run 'Once upon a time' -n 200 | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, check=False, timeout=120)
+    assert result.stderr == b""
+
+
+def test_ascii_terminal_gets_replacements() -> None:
+    """A terminal that cannot show a character does not end the program."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "llcuda", "run", "--echo", "Zoë and Ünal", "-n", "3"]
+    result = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_version() -> None:
+    """`llcuda version` is the package's version."""
+    assert llcuda_command("version").stdout.decode().strip() == llcuda.__version__
