@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llcuda import steps as steps
     from llcuda.demo import demo_model as demo_model
+    from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
+    from llcuda.device import detect_cuda as detect_cuda
+    from llcuda.engine import Engine as Engine
+    from llcuda.engine import EngineParams as EngineParams
     from llcuda.errors import LlcudaError as LlcudaError
+    from llcuda.inference import InferenceEngine as InferenceEngine
+    from llcuda.inference import InferResult as InferResult
+    from llcuda.inference import quick_infer as quick_infer
     from llcuda.native.adapter import Adapter as Adapter
     from llcuda.native.context import Context as Context
     from llcuda.native.model import Model as Model
@@ -20,6 +27,9 @@ if TYPE_CHECKING:
     from llcuda.params import ContextParams as ContextParams
     from llcuda.params import ModelParams as ModelParams
     from llcuda.params import SamplingParams as SamplingParams
+    from llcuda.request import Completion as Completion
+    from llcuda.request import Request as Request
+    from llcuda.request import RequestParams as RequestParams
     from llcuda.text import Utf8Decoder as Utf8Decoder
     from llcuda.timings import DecodeEvent as DecodeEvent
     from llcuda.timings import Timings as Timings
@@ -28,17 +38,27 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapter": "llcuda.native.adapter",
+    "Completion": "llcuda.request",
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",
     "DecodeEvent": "llcuda.timings",
+    "Engine": "llcuda.engine",
+    "EngineParams": "llcuda.engine",
+    "InferResult": "llcuda.inference",
+    "InferenceEngine": "llcuda.inference",
     "LlcudaError": "llcuda.errors",
     "Model": "llcuda.native.model",
     "ModelParams": "llcuda.params",
+    "Request": "llcuda.request",
+    "RequestParams": "llcuda.request",
     "Sampler": "llcuda.native.sampler",
     "SamplingParams": "llcuda.params",
     "Timings": "llcuda.timings",
     "Utf8Decoder": "llcuda.text",
+    "check_gpu_compatibility": "llcuda.device",
     "demo_model": "llcuda.demo",
+    "detect_cuda": "llcuda.device",
+    "quick_infer": "llcuda.inference",
 }
 
 __all__ = [*_HOMES, "errors", "steps"]

@@ -39,7 +39,9 @@ def run(
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue; without it, or as -, from stdin.")
     ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="GGUF file, or demo.")] = "demo",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="GGUF file, short name (llcuda list), or repo/id.")
+    ] = "demo",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 = always the most probable token.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all.")] = 40,
@@ -66,6 +68,7 @@ def run(
     ] = False,
 ) -> None:
     """Continue a text, token by token. Ctrl-C stops and keeps what there is."""
+    from llcuda import hub
     from llcuda.generation import Generation
     from llcuda.native.context import Context
     from llcuda.native.model import Model
@@ -82,7 +85,8 @@ def run(
         grammar=grammar.read_text(encoding="utf-8") if grammar else None,
     )
     bar = sys.stderr.isatty() and not as_json
-    with Model(model, gpu_layers=gpu_layers, progress=bar) as loaded:
+    path = hub.resolve(model, progress=bar)
+    with Model(path, gpu_layers=gpu_layers, progress=bar) as loaded:
         tokens = loaded.tokenize(text, parse_special=special)
         size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
         with Context(loaded, ctx_size=size, threads=threads) as context:
@@ -95,6 +99,38 @@ def run(
                 print(json.dumps(result, ensure_ascii=False))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command("list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show the models with a short name, and which of them are in the cache."""
+    from dataclasses import asdict
+
+    from llcuda import hub
+
+    rows = hub.listing()
+    if as_json:
+        print(json.dumps([{**asdict(e), "path": str(path) if path else None} for e, path in rows]))
+        return
+    table = Table("Name", "Size", "Parameters", "Context", "License", "Here", box=None)
+    for entry, path in rows:
+        facts = (f"{entry.gigabytes:.2f} GB", f"{entry.parameters:g} B", f"{entry.context:,}")
+        table.add_row(entry.name, *facts, entry.license, "yes" if path else "")
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="Short name, repo/id:file.gguf or repo/id:Q4_K_M.")],
+    filename: Annotated[str | None, typer.Argument(help="The file, after repo/id.")] = None,
+    silent: Annotated[bool, typer.Option("--silent", help="No progress bar.")] = False,
+) -> None:
+    """Download a model, or its newer version, and print its path."""
+    from llcuda import hub
+
+    print(hub.pull(name, filename, progress=not silent))
 
 
 @app.command()

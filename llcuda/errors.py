@@ -19,6 +19,7 @@
     ├── SamplingError (RuntimeError)       no candidate left, or no grammar rule matches
     ├── NoOutputError (LookupError)        logits or embeddings that were not computed
     ├── UnsupportedError (RuntimeError)    this model's memory cannot do that
+    ├── QueueFullError (RuntimeError)      more requests wait than the engine's queue holds
     ├── ClosedError (RuntimeError)         use after close
     └── ConcurrencyError (RuntimeError)    two threads in one context
 
@@ -95,6 +96,10 @@ class NoOutputError(LlcudaError, LookupError):
 
 class UnsupportedError(LlcudaError, RuntimeError):
     """This model's memory cannot do what was asked."""
+
+
+class QueueFullError(LlcudaError, RuntimeError):
+    """More requests wait than the engine's queue holds; try again later."""
 
 
 class ClosedError(LlcudaError, RuntimeError):

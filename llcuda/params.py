@@ -28,7 +28,7 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(name: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
+def check_number(name: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
     """Raise ArgumentError unless `value` is an "int" or "number" with low <= value <= high."""
     number = isinstance(value, int) or (kind == "number" and isinstance(value, float))
     if isinstance(value, bool) or not number or not low <= value <= high:
@@ -38,8 +38,30 @@ def _check(name: str, value: Any, kind: str, low: float, high: float = math.inf)
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ArgumentError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+
+
+def _check_text(name: str, value: Any, most: int | None = None) -> None:
+    """Raise ArgumentError unless `value` is a text for C: no NUL, at most `most` bytes of UTF-8."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name}={value!r}: expected a text")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"{name}={value!r}: {error}") from None
+    if "\0" in value:
+        raise ArgumentError(f"{name}={value!r}: contains a NUL character")
+    if most is not None and size > most:
+        raise ArgumentError(f"{name}={value!r}: has {size} bytes, at most {most} are allowed")
+
+
+def check_texts(name: str, values: Any, most: int | None = None) -> None:
+    """Raise ArgumentError unless `values` is a sequence of texts of at most `most` bytes."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ArgumentError(f"{name}={values!r}: expected a list of texts")
+    for value in values:
+        _check_text(name, value, most)
 
 
 def _check_flags(params: Any, names: str) -> None:
@@ -76,20 +98,28 @@ class ModelParams:
 
     def __post_init__(self) -> None:
         if self.gpu_layers is not None:
-            _check("gpu_layers", self.gpu_layers, "int", 0, INT32_MAX)
-        _check("main_gpu", self.main_gpu, "int", 0, INT32_MAX)
+            check_number("gpu_layers", self.gpu_layers, "int", 0, INT32_MAX)
+        check_number("main_gpu", self.main_gpu, "int", 0, INT32_MAX)
         _check_choice("split_mode", self.split_mode, SPLIT_MODES)
         _check_flags(self, "mmap mlock check_tensors vocab_only")
-        for share in self.tensor_split or ():
-            _check("tensor_split", share, "number", 0)
+        if self.tensor_split is not None:
+            if not isinstance(self.tensor_split, Sequence):
+                raise ArgumentError(f"tensor_split={self.tensor_split!r}: expected a list")
+            for share in self.tensor_split:
+                check_number("tensor_split", share, "number", 0, 1e9)
+        if self.devices is not None:
+            check_texts("devices", self.devices)
+        if not isinstance(self.overrides, Mapping):
+            raise ArgumentError(f"overrides={self.overrides!r}: expected a mapping")
         for key, value in self.overrides.items():
-            if not 0 < len(str(key).encode()) < 128:
-                raise ArgumentError(f"overrides: key {key!r} must have 1 to 127 bytes")
-            if isinstance(value, str) and len(value.encode()) > 127:
-                raise ArgumentError(f"overrides[{key!r}]: a text may have at most 127 bytes")
-            if not isinstance(value, int | float | str):
+            _check_text("overrides: key", key, 127)
+            if not key:
+                raise ArgumentError("overrides: a key must not be empty")
+            if isinstance(value, str):
+                _check_text(f"overrides[{key!r}]", value, 127)
+            elif not isinstance(value, int | float):
                 raise ArgumentError(f"overrides[{key!r}]={value!r}: expected int, float, bool, str")
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            elif isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ArgumentError(f"overrides[{key!r}]={value!r}: beyond 64 bits")
 
 
@@ -145,27 +175,27 @@ class ContextParams:
 
     def __post_init__(self) -> None:
         if self.ctx_size is not None:
-            _check("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
-        _check("sequences", self.sequences, "int", 1, 256)
+            check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
+        check_number("sequences", self.sequences, "int", 1, 256)
         if (self.ctx_size or 0) * self.sequences > INT32_MAX:
             raise ArgumentError(
                 f"ctx_size={self.ctx_size} x sequences={self.sequences}: at most {INT32_MAX} cells"
             )
-        _check("batch_size", self.batch_size, "int", 1, 2**20)
-        _check("ubatch_size", self.ubatch_size, "int", 1, 2**20)
+        check_number("batch_size", self.batch_size, "int", 1, 2**20)
+        check_number("ubatch_size", self.ubatch_size, "int", 1, 2**20)
         if self.batch_size < self.sequences:
             raise ArgumentError(
                 f"batch_size={self.batch_size}: expected at least sequences={self.sequences}"
             )
-        _check("outputs_max", self.outputs_max, "int", 0, 2**20)
+        check_number("outputs_max", self.outputs_max, "int", 0, 2**20)
         if 0 < self.outputs_max < self.sequences:
             raise ArgumentError(
                 f"outputs_max={self.outputs_max}: expected 0 or at least sequences={self.sequences}"
             )
         for name in ("threads", "threads_batch"):
             if getattr(self, name) is not None:
-                _check(name, getattr(self, name), "int", 1, 512)
-        if self.flash_attention not in (None, True, False):
+                check_number(name, getattr(self, name), "int", 1, 512)
+        if self.flash_attention is not None and not isinstance(self.flash_attention, bool):
             raise ArgumentError(f"flash_attention={self.flash_attention!r}: None, True or False")
         _check_choice("type_k", self.type_k, KV_TYPES)
         _check_choice("type_v", self.type_v, KV_TYPES)
@@ -184,7 +214,7 @@ class ContextParams:
                 and getattr(self, item.name) is not None
             ):
                 kind = "int" if item.name == "yarn_orig_ctx" else "number"
-                _check(item.name, getattr(self, item.name), kind, 0, INT32_MAX)
+                check_number(item.name, getattr(self, item.name), kind, 0, INT32_MAX)
         _check_flags(self, "unified_kv embeddings swa_full offload_kqv op_offload")
 
 
@@ -256,7 +286,7 @@ class SamplingParams:
             ("adaptive_target", -1, 1),
             ("adaptive_decay", 0, 0.99),
         ):
-            _check(name, getattr(self, name), "number", low, high)
+            check_number(name, getattr(self, name), "number", low, high)
         for name, low, high in (
             ("penalty_last_n", 0, 2**20),
             ("dry_allowed_length", 0, INT32_MAX),
@@ -265,14 +295,15 @@ class SamplingParams:
             ("mirostat", 0, 2),
             ("min_keep", 0, INT32_MAX),
         ):
-            _check(name, getattr(self, name), "int", low, high)
+            check_number(name, getattr(self, name), "int", low, high)
         if self.seed is not None:
-            _check("seed", self.seed, "int", 0, 2**32 - 1)
+            check_number("seed", self.seed, "int", 0, 2**32 - 1)
+        if not isinstance(self.logit_bias, Mapping):
+            raise ArgumentError(f"logit_bias={self.logit_bias!r}: expected token -> number")
         for token, bias in self.logit_bias.items():
-            _check("logit_bias: token", token, "int", 0, INT32_MAX)
-            if not isinstance(bias, int | float) or math.isnan(bias):
-                raise ArgumentError(f"logit_bias[{token}]={bias!r}: expected a number")
-        for name in ("grammar", "grammar_root"):
-            text = getattr(self, name)
-            if text is not None and not isinstance(text, str):
-                raise ArgumentError(f"{name}={text!r}: expected a text")
+            check_number("logit_bias: token", token, "int", 0, INT32_MAX)
+            check_number(f"logit_bias[{token}]", bias, "number", -math.inf)
+        check_texts("dry_breakers", self.dry_breakers)
+        if self.grammar is not None and not isinstance(self.grammar, str):
+            raise ArgumentError(f"grammar={self.grammar!r}: expected a text")
+        _check_text("grammar_root", self.grammar_root)

@@ -16,11 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llcuda.params import SamplingParams
+from llcuda.errors import ArgumentError
+from llcuda.params import SamplingParams, check_texts
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+MAX_PATTERN = 4096  # bytes; the compiler of regular expressions recurses
 
 
 class Step:
@@ -166,7 +170,10 @@ class MirostatV2(Step):
 
 @dataclass(frozen=True)
 class AdaptiveP(Step):
-    """Choose near a target probability that adapts (target < 0: off)."""
+    """Choose near a target probability that adapts (target < 0: off).
+
+    A clone keeps what it adapted to, but draws from the seed anew.
+    """
 
     target: float
     decay: float = 0.9
@@ -211,6 +218,7 @@ class DRY(Step):
             dry_base=self.base,
             dry_allowed_length=self.allowed_length,
             dry_last_n=self.last_n,
+            dry_breakers=self.breakers,
         )
 
 
@@ -226,10 +234,11 @@ class LogitBias(Step):
 
 @dataclass(frozen=True)
 class Grammar(Step):
-    """Forbid what a GBNF grammar does not allow; the text must be accepted from its start.
+    r"""Forbid what a GBNF grammar does not allow; the text must be accepted from its start.
 
-    patterns, tokens: a lazy grammar, which begins at the first match of a pattern (its first
-    group) or at one of the tokens.
+    patterns, tokens: a lazy grammar, which begins at the first match of a pattern (an ECMAScript
+    regular expression; at its first group) or at one of the tokens. Every pattern is looked for in
+    the whole text again after each token: r"(#)" is fast, r"[\s\S]*?(#)" takes seconds.
     """
 
     grammar: str
@@ -239,6 +248,8 @@ class Grammar(Step):
 
     def __post_init__(self) -> None:
         self._check(grammar=self.grammar, grammar_root=self.root)
+        check_texts("patterns", self.patterns, MAX_PATTERN)
+        self._check(logit_bias=dict.fromkeys(self.tokens, 0.0))
 
 
 @dataclass(frozen=True)
@@ -251,8 +262,8 @@ class Python(Step):
     """A step written in Python.
 
     apply: gets the candidates as a structured numpy array, fields id (int32), logit (float32) and
-        p (float32), a view that is valid during the call; may change logits in place. Returns None,
-        or an int: choose this token, or an array: the candidates to keep (a mask or indices).
+        p (float32); may change logits in place. Returns None, or an int: choose this token, or an
+        array: the candidates to keep (a mask or indices).
     accept: called with each chosen token. reset: called by Sampler.reset().
     What apply raises reaches the caller of `Sampler.sample` unchanged.
     """
@@ -263,25 +274,50 @@ class Python(Step):
     chooses = True
 
     def run(self, buffer: Any, selected: int) -> tuple[int, int]:
-        """Apply to C's candidates in place; return (index of the choice or -1, how many kept)."""
+        """Apply to C's candidates; return (index of the choice or -1, how many are kept)."""
         import numpy as np
 
         dtype = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        candidates = np.frombuffer(buffer, dtype)
+        memory = np.frombuffer(buffer, dtype)
+        candidates = memory.copy()  # apply may keep hold of it, C's memory goes
         result = self.apply(candidates)
+        for field in ("logit", "p"):
+            memory[field] = candidates[field]
         if result is None:
-            return selected, len(candidates)
+            return selected, len(memory)
         if isinstance(result, int | np.integer) and not isinstance(result, bool):
-            (found,) = np.nonzero(candidates["id"] == result)
+            (found,) = np.nonzero(memory["id"] == result)
             if not len(found):
-                raise ValueError(f"the step chose token {result}, which is no candidate")
-            return int(found[0]), len(candidates)
-        kept = candidates[np.asarray(result)]
-        if not len(kept):
-            raise ValueError("the step kept no candidate")
-        candidates[: len(kept)] = kept
+                raise ArgumentError(f"the step chose token {result}, which is no candidate")
+            return int(found[0]), len(memory)
+        kept = _kept(result, len(memory))
+        memory[: len(kept)] = memory[kept]
         return -1, len(kept)
 
     def clone(self) -> Python:
         """Return a copy for a cloned chain; what `apply` refers to is copied with copy.deepcopy."""
         return copy.deepcopy(self)
+
+
+def _kept(result: Any, count: int) -> npt.NDArray[np.intp]:
+    """Return the indices that a step's result keeps of `count` candidates; ArgumentError."""
+    import numpy as np
+
+    try:
+        array = np.asarray(result)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype == bool and array.shape == (count,):
+        indices = np.flatnonzero(array)
+    elif array.ndim == 1 and array.dtype.kind in "iu":
+        indices = array.astype(np.intp)
+    else:
+        raise ArgumentError(
+            f"the step returned {result!r}: expected None, a token, a mask of {count} candidates "
+            "or their indices"
+        )
+    if not 0 < len(indices) <= count or not -count <= indices.min() <= indices.max() < count:
+        raise ArgumentError(
+            f"the step kept {len(indices)} candidates: expected 1 to {count}, indices below that"
+        )
+    return indices

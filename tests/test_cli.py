@@ -17,7 +17,10 @@ def llcuda_command(
     *arguments: str, text: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "llcuda", *arguments]
-    return subprocess.run(command, input=text or b"", capture_output=True, check=False, timeout=120)
+    wide = {**os.environ, "COLUMNS": "300"}  # typer breaks its messages at the terminal's width
+    return subprocess.run(
+        command, input=text or b"", env=wide, capture_output=True, check=False, timeout=120
+    )
 
 
 def test_run_streams_a_text() -> None:
@@ -59,7 +62,7 @@ def test_run_ends_by_itself() -> None:
 def test_echo_shows_the_prompt_first() -> None:
     """--echo prints the prompt, then its continuation."""
     result = llcuda_command("run", "--echo", "One day", "-n", "3")
-    assert result.stdout.startswith(b"One day ")
+    assert result.stdout.startswith(b"One day")
 
 
 def test_grammar_file(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_ctrl_c_keeps_what_there_is(as_json: bool) -> None:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdin
-    process.stdin.write(b"root ::= [a-z ]+")  # never ends by itself
+    process.stdin.write(b"root ::= [a-z ] root")  # never ends
     process.stdin.close()
     process.stdin = None
     time.sleep(3)
@@ -106,12 +109,12 @@ def test_ctrl_c_keeps_what_there_is(as_json: bool) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["run", "-m", "/no/such.gguf", "x"], 1, "model file not found: /no/such.gguf"),
+        (["run", "-m", "/no/such.gguf", "x"], 1, "no such file: /no/such.gguf"),
         (["run", "-m", "/etc/hostname", "x"], 1, "no GGUF file"),
         (["run", "--temperature", "-1", "x"], 2, "temperature=-1.0"),
         (["run", "--temperature", "nan", "x"], 2, "temperature=nan"),
         (["run", "--top-k", "-5", "x"], 2, "top_k=-5"),
-        (["run", "-n", "0", "x"], 2, "0 is not in the range"),
+        (["run", "-n", "0", "x"], 2, "--max-tokens"),
         (["run", "--ctx-size", "4", "a b c d e f g h i j k l m n o p"], 2, "the context holds"),
         (["run"], 2, "stdin is empty"),
         (["run", "--grammar", "/no/such.gbnf", "x"], 2, "does not exist"),

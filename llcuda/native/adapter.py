@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from llcuda.errors import ModelError
+from llcuda.errors import ArgumentError, ModelError
 from llcuda.native import library
-from llcuda.native.model import Model, _check_file, _metadata
+from llcuda.native.gguf_check import check_file, check_tensors
+from llcuda.native.model import Model, _metadata
 
 
 class Adapter:
@@ -19,9 +20,12 @@ class Adapter:
     """
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
+        if not isinstance(model, Model):
+            raise ArgumentError(f"model={model!r}: expected a Model")
         self.path = Path(os.fspath(path))
-        _check_file(self.path)
+        check_file(self.path)
         self._ffi, self._lib = library.load()
+        check_tensors(self.path)
         self._owner = model._handle.owner  # llama.cpp frees an adapter with its model
         self._pointer = self._lib.llcuda_adapter_load(self._owner.pointer, os.fsencode(self.path))
         if self._pointer == self._ffi.NULL:

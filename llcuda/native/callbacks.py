@@ -23,7 +23,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def keep(kind: Any, error: BaseException, trace: Any) -> None:
     """Keep what a callback raised, for the caller on this thread."""
-    _kept.error = error
+    _kept.error = error.with_traceback(trace)
 
 
 def reraise() -> None:

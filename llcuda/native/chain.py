@@ -9,9 +9,8 @@ from typing import Any
 from llcuda import steps
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.native import library
+from llcuda.native.grammar_check import check_grammar
 from llcuda.params import SamplingParams
-
-MAX_GRAMMAR_DEPTH = 200  # nested groups; llama.cpp's parser recurses
 
 
 def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
@@ -57,6 +56,30 @@ def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
     if p.adaptive_target >= 0:
         return [*chain, steps.AdaptiveP(p.adaptive_target, p.adaptive_decay, seed)]
     return [*chain, steps.Distribution(seed)]
+
+
+def superset_of(chain: Sequence[steps.Step]) -> int:
+    """Return how many of the best logits decide what `chain` chooses; 0 = all may matter.
+
+    A TopK or Greedy keeps few, and the steps before it can only lower some others: penalties
+    those of the last tokens, a bias below 0 its own.
+    """
+    lowered = 0
+    for step in chain:
+        if isinstance(step, steps.TopK) and step.k:
+            return step.k + lowered
+        if isinstance(step, steps.Greedy):
+            return 1 + lowered
+        if isinstance(step, steps.DRY) or (
+            isinstance(step, steps.Penalties)
+            and min(step.repeat - 1, step.frequency, step.presence) >= 0
+        ):
+            lowered += step.last_n
+        elif isinstance(step, steps.LogitBias) and all(bias <= 0 for bias in step.bias.values()):
+            lowered += len(step.bias)
+        elif not isinstance(step, steps.Temperature) or step.temperature <= 0 or step.spread:
+            return 0
+    return 0
 
 
 def draw_seed() -> int:
@@ -108,6 +131,8 @@ class Builder:
 
     def _grammar(self, step: steps.Grammar) -> Any:
         ffi, lib = self._ffi, self._lib
+        if not step.grammar.strip():
+            raise GrammarError("the grammar is empty")
         check_grammar(step.grammar)
         for token in step.tokens:
             self._check_token(token)
@@ -168,14 +193,4 @@ _BUILD: dict[type[steps.Step], Callable[[Builder, Any], Any]] = {
     steps.Infill: lambda b, s: b._simple("infill", b._vocab),
     steps.Python: Builder._python,
 }
-
-
-def check_grammar(grammar: str) -> None:
-    """Refuse nesting that would overflow the stack of llama.cpp's recursive parser."""
-    depth = 0
-    for character in grammar:
-        depth += (character == "(") - (character == ")")
-        if depth > MAX_GRAMMAR_DEPTH:
-            raise GrammarError(f"the grammar nests deeper than {MAX_GRAMMAR_DEPTH} groups")
-    if "\0" in grammar:
-        raise GrammarError("the grammar contains a NUL character")
+STEPS = frozenset(_BUILD)

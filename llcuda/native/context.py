@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llcuda.errors import ArgumentError, BatchError, ClosedError, ContextError
+from llcuda.errors import (
+    ArgumentError,
+    BatchError,
+    ClosedError,
+    ContextError,
+    LlcudaError,
+    UnsupportedError,
+)
 from llcuda.logprobs import log_softmax
 from llcuda.native import library
 from llcuda.native.adapter import Adapter
+from llcuda.native.kv_size import check_kv_size
 from llcuda.native.memory import Memory
 from llcuda.native.model import Model
 from llcuda.native.outputs import Float32, Outputs
-from llcuda.params import ContextParams, default_threads
+from llcuda.params import ContextParams, check_number, default_threads
 from llcuda.timings import DecodeEvent, Timings
 
 _OUTPUTS = {"none": 0, "last": 1, "all": 2}
@@ -42,11 +51,20 @@ class Context(Outputs):
         self.model = model
         self.hooks: list[Callable[[DecodeEvent], None]] = []
         self._ffi, self._lib = library.load()
+        if not isinstance(model, Model):
+            raise ArgumentError(f"model={model!r}: expected a Model")
         owner = model._handle.owner
         if model.params.vocab_only:
             raise ContextError("this model was loaded with vocab_only=True and has no weights")
         library.sync_log_level(self._lib)
-        pointer = self._lib.llcuda_context_new(owner.pointer, self._c_params())
+        c_params = self._c_params()
+        p = self.params
+        check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
+        if not model._probed:
+            if self._lib.llcuda_probe(owner.pointer, c_params):
+                library.fail(ContextError, f"{model.path} contradicts itself")
+            model._probed = True
+        pointer = self._lib.llcuda_context_new(owner.pointer, c_params, model._positions)
         if pointer == self._ffi.NULL:
             library.fail(ContextError, f"cannot create a context with {self.params}")
         free = self._lib.llcuda_context_free
@@ -55,7 +73,8 @@ class Context(Outputs):
         self._raw = raw
         # With unified KV llama.cpp lets one sequence take every cell.
         self.cells: int = self._lib.llama_n_ctx(raw)
-        self.ctx_size: int = self.cells // self.params.sequences
+        # llama.cpp rounds up; what was asked for is what a text may have.
+        self.ctx_size: int = self.params.ctx_size or self.cells // self.params.sequences
         self.pooling: int = self._lib.llama_pooling_type(raw)
         self.memory = Memory(self)
         self._row = self._ffi.new("float **")
@@ -149,16 +168,17 @@ class Context(Outputs):
         if self.model.closed:
             self._model_closed()
         owner = self._handle.owner
-        n = len(tokens)
-        places = [-1] * n if positions is None else positions
-        flags = [1] * n if logits is None else [bool(flag) for flag in logits]
-        if not n == len(seqs) == len(places) == len(flags):
-            raise BatchError(
-                f"{n} tokens, {len(seqs)} sequences, {len(places)} positions, {len(flags)} logits"
-            )
-        if positions is not None and n and min(positions) < 0:
-            raise BatchError(f"positions must be at least 0, not {min(positions)}")
         try:
+            n = len(tokens)
+            places = [-1] * n if positions is None else positions
+            flags = [1] * n if logits is None else [bool(flag) for flag in logits]
+            if not n == len(seqs) == len(places) == len(flags):
+                raise BatchError(
+                    f"{n} tokens, {len(seqs)} sequences, {len(places)} positions, "
+                    f"{len(flags)} logits"
+                )
+            if positions is not None and n and min(positions) < 0:
+                raise BatchError(f"positions must be at least 0, not {min(positions)}")
             status = self._lib.llcuda_decode_rows(owner.pointer, n, tokens, seqs, places, flags)
         except (TypeError, OverflowError) as error:
             raise BatchError(f"rows must be whole numbers: {error}") from None
@@ -169,9 +189,9 @@ class Context(Outputs):
 
     def encode(self, tokens: Sequence[int]) -> None:
         """Run the encoder of an encoder-decoder model over a whole input."""
-        if not self.model.has_encoder:
-            raise ContextError("this model has no encoder; use decode()")
         owner = self._handle.owner
+        if not self.model.has_encoder:
+            raise UnsupportedError("this model has no encoder; use decode()")
         try:
             status = self._lib.llcuda_encode(owner.pointer, list(tokens), len(tokens))
         except (TypeError, OverflowError) as error:
@@ -184,10 +204,10 @@ class Context(Outputs):
             raise ArgumentError(f"logits={logits!r}: expected 'last', 'all' or 'none'")
         if not _is_int32(seq) or (pos is not None and not _is_int32(pos)):
             raise BatchError(f"seq={seq!r}, pos={pos!r}: expected whole numbers below 2**31")
-        try:
-            array = np.asarray(list(tokens) if not isinstance(tokens, np.ndarray) else tokens)
-        except (TypeError, ValueError):
-            array = np.asarray(None)
+        array = np.asarray(None)
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            if not isinstance(tokens, str | bytes | bytearray):  # a text, by mistake
+                array = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
             raise BatchError(f"tokens={tokens!r}: expected whole numbers in one dimension")
         if len(array) and not 0 <= array.min() <= array.max() < self.model.vocab_size:
@@ -202,7 +222,7 @@ class Context(Outputs):
     ) -> None:
         def message() -> str:
             held = ""
-            if 0 <= seq < self.params.sequences and self.model.has_decoder:
+            with contextlib.suppress(LlcudaError):  # an encoder remembers nothing
                 held = f" (it holds {self.n_past(seq)})"
             asked = f"{n_tokens} tokens, seq={seq}{held}, pos={pos}, logits={logits!r}"
             return f"{asked}; {self._limits()}"
@@ -272,23 +292,27 @@ class Context(Outputs):
 
     def set_adapters(self, adapters: Mapping[Adapter, float]) -> None:
         """Apply these LoRA adapters with these scales from the next decode on, and no others."""
+        if not isinstance(adapters, Mapping):
+            raise ArgumentError(f"adapters={adapters!r}: expected adapter -> scale")
         chosen = list(adapters)
         for adapter in chosen:
+            if not isinstance(adapter, Adapter):
+                raise ArgumentError(f"{adapter!r} is no Adapter")
             if adapter._owner is not self.model._handle.owner:
                 raise ArgumentError(f"the adapter {adapter.path} was loaded for another model")
+        scales = list(adapters.values())
+        for scale in scales:
+            check_number("scale", scale, "number", -1e6, 1e6)
         owner = self._handle.owner
         pointers = [adapter._pointer for adapter in chosen]
-        try:
-            scales = [float(scale) for scale in adapters.values()]
-        except (TypeError, ValueError):
-            raise ArgumentError(f"scales must be numbers: {list(adapters.values())}") from None
         status = self._lib.llcuda_set_adapters(owner.pointer, pointers, scales, len(chosen))
         library.check(status, lambda: f"set_adapters with {len(chosen)} adapters")
         self._adapters = chosen
 
     def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
         """Use this many processors for single tokens, and for prompts (None = as many)."""
-        ContextParams(threads=threads, threads_batch=threads_batch)  # checks
+        check_number("threads", threads, "int", 1, 512)
+        ContextParams(threads_batch=threads_batch)  # checks
         owner = self._handle.owner
         status = self._lib.llcuda_set_threads(owner.pointer, threads, threads_batch or threads)
         library.check(status, lambda: f"set_threads({threads})")
@@ -297,7 +321,8 @@ class Context(Outputs):
     def timings(self) -> Timings:
         """Wall clock and counts of each phase since the last reset_timings()."""
         owner = self._handle.owner
-        self._lib.llcuda_context_timings(owner.pointer, self._c_timings, False)
+        status = self._lib.llcuda_context_timings(owner.pointer, self._c_timings, False)
+        library.check(status, lambda: "timings")
         c, model = self._c_timings, self.model
         return Timings(
             load_seconds=model.load_seconds,
@@ -319,7 +344,8 @@ class Context(Outputs):
     def reset_timings(self) -> None:
         """Set this context's times and counts to 0; the model's stay."""
         owner = self._handle.owner
-        self._lib.llcuda_context_timings(owner.pointer, self._c_timings, True)
+        status = self._lib.llcuda_context_timings(owner.pointer, self._c_timings, True)
+        library.check(status, lambda: "reset_timings()")
 
     @property
     def closed(self) -> bool:

@@ -191,10 +191,11 @@ def versions() -> dict[str, str]:
 # --- errors ---
 
 
-def errors(ffi: Any, lib: Any) -> str:
-    """Return this thread's last warnings and errors of the C log, and forget them."""
+def errors(ffi: Any, lib: Any, keep: bool = False) -> str:
+    """Return this thread's last warnings and errors of the C log, and forget them unless `keep`."""
     text: str = ffi.string(lib.llcuda_errors()).decode(errors="replace")
-    lib.llcuda_clear_errors()
+    if not keep:
+        lib.llcuda_clear_errors()
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -39,21 +40,28 @@ class Memory:
             library.check(status, lambda: f"memory.{name}{arguments}; sequences are 0 to {last}")
 
     def range(self, seq: int = 0) -> range:
-        """Return the positions that `seq` holds, as a range; empty for an empty sequence."""
+        """Return the positions that `seq` holds, as a range; empty for an empty sequence.
+
+        Of a recurrent state that is the last one alone.
+        """
         first, last = self._ffi.new("int32_t *"), self._ffi.new("int32_t *")
         self._call("range", seq, first, last)
         return range(max(first[0], 0), last[0] + 1)
 
     def remove(self, seq: int = 0, begin: int = 0, end: int | None = None) -> None:
-        """Forget the positions of `seq` in the range."""
+        """Forget the positions of `seq` in the range.
+
+        Raises UnsupportedError where the text could not go on from `begin`: in a recurrent state,
+        or with swa_full=False beyond the sliding window; save() and load() go back there.
+        """
         begin, end = _range(begin, end)
         self._call("remove", _sequence(seq), begin, end)
 
     def rollback(self, count: int, seq: int = 0) -> None:
         """Forget the last `count` tokens of `seq`."""
         held = self.range(seq)
-        if not isinstance(count, int) or not 0 <= count <= len(held):
-            raise ArgumentError(f"rollback({count!r}): sequence {seq} holds {len(held)} tokens")
+        if not isinstance(count, int) or not 0 <= count <= held.stop:
+            raise ArgumentError(f"rollback({count!r}): sequence {seq} holds {held.stop} tokens")
         if count:
             self.remove(seq, held.stop - count)
 
@@ -90,8 +98,8 @@ class Memory:
 
         Logits are no part of it: after load(), decode a token before sampling (or roll the last
         one back and decode it again).
-        partial: only what cannot be recomputed by removing cells, i.e. sliding-window and
-        recurrent state: a cheap checkpoint.
+        partial: only what removing cells cannot bring back, i.e. sliding-window and recurrent
+        state: a cheap checkpoint. To return to it, load() it, then remove() what came after.
         """
         owner = self._context._handle.owner
         number, flags = self._state_arguments(seq, partial)
@@ -101,10 +109,8 @@ class Memory:
         size = self._lib.llcuda_state_save(owner.pointer, number, flags, data, size)
         library.check(min(size, 0), lambda: f"save(seq={seq})")
         payload = self._ffi.buffer(data, size)
-        header = _HEADER.pack(
-            _MAGIC, _VERSION, self._fingerprint(seq), number, flags, zlib.crc32(payload), size
-        )
-        return header + bytes(payload)
+        facts = (_MAGIC, _VERSION, self._fingerprint(seq), number, flags)
+        return _HEADER.pack(*facts, _checksum(facts, payload), size) + bytes(payload)
 
     def load(self, state: bytes, seq: int | None = None) -> None:
         """Restore what `save` returned; a sequence's state may go to another sequence.
@@ -113,13 +119,18 @@ class Memory:
         whole context) size; the context keeps what it has, unless llama.cpp itself fails.
         """
         owner = self._context._handle.owner
-        view = memoryview(state)
+        view = memoryview(state).cast("B")
         if len(view) < _HEADER.size or bytes(view[:8]) != _MAGIC:
             raise StateError("these bytes are no state that save() returned")
-        _, version, fingerprint, saved, flags, checksum, size = _HEADER.unpack_from(view)
+        *facts, checksum, size = _HEADER.unpack_from(view)
+        _, version, fingerprint, saved, flags = facts
         payload = view[_HEADER.size :]
-        if version != _VERSION or len(payload) != size or zlib.crc32(payload) != checksum:
+        known = version == _VERSION and flags in (0, self._lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+        if not known or len(payload) != size or _checksum(tuple(facts), payload) != checksum:
             raise StateError(f"the state is damaged (version {version}, {len(payload)} bytes)")
+        # llama.cpp makes room for its first text, of any length, before it looks at the size.
+        if saved < 0 and int.from_bytes(payload[:4], sys.byteorder) > len(payload):
+            raise StateError("the state is damaged: its first text is longer than the state")
         if (saved < 0) != (seq is None):
             what = "the whole context" if saved < 0 else "one sequence: give seq="
             raise StateError(f"the state is of {what}, load(seq={seq}) asks for another")
@@ -148,8 +159,13 @@ class Memory:
         return zlib.crc32(repr(facts).encode())
 
 
+def _checksum(facts: tuple[Any, ...], payload: Any) -> int:
+    """Return the checksum of a state with these facts in its header."""
+    return zlib.crc32(payload, zlib.crc32(_HEADER.pack(*facts, 0, 0)))
+
+
 def _sequence(seq: int) -> int:
-    if not isinstance(seq, int) or isinstance(seq, bool) or seq < 0:
+    if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**31:
         raise ArgumentError(f"seq={seq!r}: expected a whole number from 0")
     return seq
 

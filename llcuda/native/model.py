@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,9 +14,9 @@ from llcuda.errors import (
     ArgumentError,
     LoadCancelledError,
     ModelError,
-    ModelNotFoundError,
 )
 from llcuda.native import callbacks, library
+from llcuda.native.gguf_check import check_file, check_tensors
 from llcuda.native.vocabulary import Vocabulary
 from llcuda.params import ModelParams
 
@@ -47,10 +46,12 @@ class Model(Vocabulary):
             raise ArgumentError(f"params= and {', '.join(parameters)}=: give one or the other")
         self.params = params or ModelParams(**parameters)
         self.path = resolve(os.fspath(path))
-        _check_file(self.path)
+        check_file(self.path)
         self._ffi, self._lib = library.load()
         library.sync_log_level(self._lib)
         started = time.perf_counter()
+        self._positions = check_tensors(self.path)
+        self._probed = False  # the first context looks at what the model computes
         pointer = self._load(progress)
         self._handle = library.Handle("model", pointer, self._lib.llama_model_free)
         self.load_seconds = time.perf_counter() - started
@@ -77,16 +78,26 @@ class Model(Vocabulary):
 
     def _load(self, progress: Progress | bool | None) -> Any:
         with contextlib.ExitStack() as stack:
+            if not (progress is None or isinstance(progress, bool) or callable(progress)):
+                raise ArgumentError(f"progress={progress!r}: expected a function, True or None")
             if progress is True:
                 progress = stack.enter_context(_progress_bar(self.path.name))
             keep: list[Any] = []
             params = self._c_params(progress if callable(progress) else None, keep)
             pointer = self._lib.llcuda_model_load(os.fsencode(self.path), params)
-            callbacks.reraise()
+        wrong = [
+            line
+            for line in library.errors(self._ffi, self._lib, keep=True).splitlines()
+            if "Bad metadata override" in line
+        ]
         if pointer == self._ffi.NULL:
+            callbacks.reraise()
             if any(getattr(k, "cancelled", False) for k in keep):
                 raise LoadCancelledError(f"loading {self.path} was cancelled by progress()")
             library.fail(ModelError, f"cannot load {self.path}")
+        if wrong:
+            self._lib.llama_model_free(pointer)
+            raise ArgumentError(f"overrides: {wrong[0].partition('Warning: ')[2]}")
         return pointer
 
     def _c_params(self, progress: Progress | None, keep: list[Any]) -> Any:
@@ -189,22 +200,6 @@ def _progress_bar(name: str) -> Any:
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"Loading {name}", total=1.0)
         yield lambda fraction: bar.update(task, completed=fraction)
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what cannot be a model before C opens it."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"model file not found: {path}") from None
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ModelError(f"cannot open {str(path)!r}: {error}") from None
-    if magic != b"GGUF":
-        what = "is empty" if not magic else f"begins with {magic!r} instead of b'GGUF'"
-        raise ModelError(f"{path} is no GGUF file: it {what}")
 
 
 def _text(ffi: Any, write: Callable[[Any, int], int]) -> str:

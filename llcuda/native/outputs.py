@@ -8,11 +8,26 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import ArgumentError
-from llcuda.logprobs import top_logprobs
+from llcuda.logprobs import log_softmax, top_logprobs
 from llcuda.native import library
 from llcuda.native.model import Model
 
 Float32 = npt.NDArray[np.float32]
+
+
+class _Row:
+    """C's memory as numpy takes it; the array that refers to it keeps the context's memory."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, address: int, size: int, owner: library.Owner) -> None:
+        self.owner = owner
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (size,),
+            "typestr": "<f4",
+            "version": 3,
+        }
 
 
 class Outputs:
@@ -29,7 +44,7 @@ class Outputs:
         """Return the logits at `i` of the last decode: float32, shape (vocab_size,), no copy.
 
         i: index of the token in that call; negative counts the computed rows from the last.
-        Valid until the next decode, state load or close: copy what is to stay. Writable: what
+        Valid until the next decode or state load: copy what is to stay. Writable: what
         is changed here is what a sampler sees. Raises NoOutputError for a token without logits.
         """
         return self._output("logits", i, self.model.vocab_size)
@@ -56,7 +71,7 @@ class Outputs:
             raise ArgumentError(f"{name}: index {i!r}, expected a whole number") from None
         if status:
             library.check(status, lambda: f"{name} at {i}; {self._outputs_text()}")
-        return np.frombuffer(self._ffi.buffer(self._row[0], size * 4), dtype=np.float32)
+        return np.asarray(_Row(int(self._ffi.cast("uintptr_t", self._row[0])), size, owner))
 
     def _outputs_text(self) -> str:
         indices = self.output_indices()
@@ -66,11 +81,20 @@ class Outputs:
     def output_indices(self) -> list[int]:
         """Return the indices, in the last decode call, of the tokens that have logits."""
         owner = self._handle.owner
-        count = self._lib.llcuda_output_count(owner.pointer)
-        indices = self._ffi.new("int32_t[]", count)
-        self._lib.llcuda_output_indices(owner.pointer, indices)
-        return list(self._ffi.unpack(indices, count)) if count else []
+        capacity = 8
+        while True:
+            indices = self._ffi.new("int32_t[]", capacity)
+            count = self._lib.llcuda_output_indices(owner.pointer, indices, capacity)
+            library.check(min(count, 0), lambda: "output_indices()")
+            if count <= capacity:
+                return list(self._ffi.unpack(indices, count)) if count else []
+            capacity = count
 
     def top_logprobs(self, n: int, i: int = -1) -> list[tuple[int, float]]:
         """Return the n most probable tokens at `i` with their log-probabilities, best first."""
         return top_logprobs(self.logits(i), n)
+
+    def logprob(self, token: int, i: int = -1) -> float:
+        """Return the log-probability of `token` at `i`."""
+        self.model._check_token(token)
+        return float(log_softmax(self.logits(i))[token])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from llcuda import steps
-from llcuda.errors import ArgumentError, SamplingError
+from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
 from llcuda.native import callbacks, chain, library
 from llcuda.params import SamplingParams
 
@@ -25,7 +27,8 @@ class Sampler:
         (`llcuda.steps`). model: bind to this model's vocabulary now, so that a bad grammar or
         token is an error here; otherwise at the first `sample`.
 
-    Belongs to one text at a time, as it remembers the tokens that it chose; one thread at a time.
+    Belongs to one text at a time, as it remembers the tokens that it chose; one thread at a time
+    (ConcurrencyError).
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Sampler:
         self._seed = self.params.seed if self.params else None
         self._bound: Any = None
         self._handle: library.Handle | None = None
+        self._lock = threading.Lock()
         if model is not None:
             self._bind(model)
 
@@ -75,6 +79,7 @@ class Sampler:
         owner = model._handle.owner
         builder = chain.Builder(model._vocab, model.vocab_size, self.seed)
         pointer = builder.build(self.chain)
+        self._superset = chain.superset_of(self.chain)
         self._attach(model, pointer, owner, builder.handles)
 
     def _attach(self, model: Model, pointer: Any, owner: library.Owner, handles: list[Any]) -> None:
@@ -94,10 +99,19 @@ class Sampler:
         if context.model._vocab is not self._bound:
             self._bind(context.model)
         owner, chain_owner = context._handle.owner, self._handle.owner  # type: ignore[union-attr]
-        status = self._lib.llcuda_sample(owner.pointer, chain_owner.pointer, i, self._token)
+        if not self._lock.acquire(False):
+            self._busy()
+        try:
+            status = self._lib.llcuda_sample(
+                owner.pointer, chain_owner.pointer, i, self._superset, self._token
+            )
+            token: int = self._token[0]
+        except (TypeError, OverflowError):
+            raise ArgumentError(f"index {i!r}: expected a whole number") from None
+        finally:
+            self._lock.release()
         if status:
             self._fail(status, lambda: f"logits of token {i}; {context._outputs_text()}")
-        token: int = self._token[0]
         return token
 
     def sample_logits(self, logits: npt.ArrayLike, model: Model | None = None) -> int:
@@ -106,17 +120,22 @@ class Sampler:
             raise ArgumentError("this sampler has no model yet: give model=")
         if model is not None and model._vocab is not self._bound:
             self._bind(model)
-        row = np.ascontiguousarray(logits, dtype=np.float32)
+        try:
+            row = np.ascontiguousarray(logits, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"logits must be numbers: {error}") from None
         if row.shape != (self._model.vocab_size,):
             raise ArgumentError(
                 f"logits of shape {row.shape}: expected ({self._model.vocab_size},)"
             )
         owner = self._handle.owner  # type: ignore[union-attr]
         data = self._ffi.from_buffer("float[]", row)
-        status = self._lib.llcuda_sample_logits(owner.pointer, data, len(row), self._token)
+        with self._alone():
+            status = self._lib.llcuda_sample_logits(owner.pointer, data, len(row), self._token)
+            token = int(self._token[0])
         if status:
             self._fail(status, lambda: "logits of one's own")
-        return int(self._token[0])
+        return token
 
     def accept(self, token: int, model: Model | None = None) -> None:
         """Tell the chain of a token that it did not choose (a prompt's, a forced one).
@@ -129,7 +148,8 @@ class Sampler:
             self._bind(model)
         self._model._check_token(token)
         owner = self._handle.owner  # type: ignore[union-attr]
-        status = self._lib.llcuda_sampler_accept(owner.pointer, token)
+        with self._alone():
+            status = self._lib.llcuda_sampler_accept(owner.pointer, token)
         if status:
             self._fail(status, lambda: f"token {token} is not accepted")
 
@@ -137,7 +157,8 @@ class Sampler:
         """Forget the accepted tokens and start the seed anew."""
         if self._handle is not None:
             owner = self._handle.owner
-            status = self._lib.llcuda_sampler_reset(owner.pointer)
+            with self._alone():
+                status = self._lib.llcuda_sampler_reset(owner.pointer)
             if status:
                 self._fail(status, lambda: "reset")
 
@@ -146,16 +167,31 @@ class Sampler:
         copy = Sampler.__new__(Sampler)
         copy.params, copy._given_chain, copy._seed = self.params, self._given_chain, self.seed
         copy._bound = copy._handle = None
+        copy._lock = threading.Lock()
         if self._handle is not None:
-            copy._ffi, copy._lib = self._ffi, self._lib
+            copy._ffi, copy._lib, copy._superset = self._ffi, self._lib, self._superset
             owner = self._handle.owner
-            pointer = self._lib.llcuda_sampler_clone(owner.pointer)
+            with self._alone():
+                pointer = self._lib.llcuda_sampler_clone(owner.pointer)
             callbacks.reraise()
             if pointer == self._ffi.NULL:
                 library.fail(SamplingError, "this chain cannot be cloned")
             assert owner.parent is not None
             copy._attach(self._model, pointer, owner.parent, self._step_handles)
         return copy
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads, and a step of this chain, out of the chain."""
+        if not self._lock.acquire(False):
+            self._busy()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _busy(self) -> NoReturn:
+        raise ConcurrencyError("another thread, or a step of its own, is inside this sampler")
 
     def _fail(self, status: int, message: Any) -> None:
         if status == self._lib.LLCUDA_EXCEPTION:
@@ -168,9 +204,11 @@ class Sampler:
 
 
 def _check_chain(given: Sequence[steps.Step]) -> list[steps.Step]:
+    if not isinstance(given, Sequence):
+        raise ArgumentError(f"chain={given!r}: expected a list of steps")
     checked = list(given)
     for step in checked:
-        if not isinstance(step, steps.Step):
+        if type(step) not in chain.STEPS:
             raise ArgumentError(f"chain: {step!r} is no step of llcuda.steps")
     if not checked or not checked[-1].chooses:
         raise ArgumentError(

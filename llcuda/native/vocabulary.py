@@ -58,7 +58,7 @@ class Vocabulary:
         for _ in range(2):
             buffer = ffi.new("int32_t[]", capacity)
             count = lib.llcuda_tokenize(
-                self._vocab, raw, len(raw), buffer, capacity, add_special, parse_special
+                self._vocab, raw, len(raw), buffer, capacity, bool(add_special), bool(parse_special)
             )
             if count >= 0:
                 break
@@ -88,7 +88,13 @@ class Vocabulary:
         for _ in range(2):
             buffer = ffi.new("char[]", capacity)
             count = lib.llcuda_detokenize(
-                self._vocab, array, len(array), buffer, capacity, remove_special, special
+                self._vocab,
+                array,
+                len(array),
+                buffer,
+                capacity,
+                bool(remove_special),
+                bool(special),
             )
             if count >= 0:
                 break
@@ -127,9 +133,13 @@ class Vocabulary:
         capacity = 64
         while True:
             buffer = self._ffi.new("char[]", capacity)
-            count = self._lib.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special)
+            count = self._lib.llcuda_token_to_piece(
+                self._vocab, token, buffer, capacity, bool(special)
+            )
             if count >= 0:
                 break
+            if count == -(2**31):
+                library.fail(ModelError, f"this model has no text for token {token}")
             capacity = -count
         del owner
         self._pieces[token, special] = piece = bytes(self._ffi.buffer(buffer, count))
@@ -144,6 +154,15 @@ class Vocabulary:
         ends: bool = self._lib.llama_vocab_is_eog(self._vocab, token)
         del owner
         return ends
+
+    @property
+    def eog_tokens(self) -> list[int]:
+        """Every token that ends a generation."""
+        owner = self._handle.owner
+        ends = self._lib.llama_vocab_is_eog
+        found = [token for token in range(self.vocab_size) if ends(self._vocab, token)]
+        del owner
+        return found
 
     def is_control(self, token: int) -> bool:
         """Whether `token` is a control token, with no text of its own."""

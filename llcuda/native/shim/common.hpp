@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <string>
 
 #include "ggml-backend.h"
@@ -46,6 +47,22 @@ template <typename Result, typename Call> Result guarded(Result failed, Call && 
     }
     return failed;
 }
+
+// Run `call`; false when it divides by zero or reads through a null pointer. What it had allocated is then
+// lost, so only for what a damaged file can bring about. Inside `guarded`.
+bool survives(const std::function<void()> & call);
+
+// While one lives, a fault on this thread is nobody's but its own: around calls of Python.
+struct FaultsOff {
+    FaultsOff();
+    ~FaultsOff();
+    FaultsOff(const FaultsOff &) = delete;
+    void * landing_;
+};
+
+// lazy.cpp: a grammar that begins at a pattern or token; null when it does not parse.
+llama_sampler * lazy_grammar_new(const llama_vocab * vocab, const char * grammar, const char * root,
+                                 const char ** patterns, size_t n_patterns, const int32_t * tokens, size_t n_tokens);
 
 inline int64_t now_ns() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(

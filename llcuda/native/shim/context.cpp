@@ -18,7 +18,7 @@ extern uint64_t main_thread;
 Entry::Entry(llcuda_context * context) : context(context) {
     if (context->busy.exchange(true, std::memory_order_acquire)) {
         status = LLCUDA_BUSY;
-    } else if (!context->raw) {
+    } else if (context->closed) {
         context->busy.store(false, std::memory_order_release);
         status = LLCUDA_CLOSED;
     }
@@ -150,13 +150,13 @@ template <typename Read> int read_output(llcuda_context * context, float ** row,
 
 }  // namespace
 
-llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params) {
+llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params, int64_t positions) {
     return guarded<llcuda_context *>(nullptr, [&]() -> llcuda_context * {
         auto context = std::make_unique<llcuda_context>();
         params.abort_callback = on_abort_poll;
         params.abort_callback_data = context.get();
-        context->raw = llama_init_from_model(model, params);
-        if (!context->raw) {
+        const bool made = shim::survives([&] { context->raw = llama_init_from_model(model, params); });
+        if (!made || !context->raw) {
             return nullptr;
         }
         const auto * vocab = llama_model_get_vocab(model);
@@ -166,6 +166,8 @@ llcuda_context * llcuda_context_new(llama_model * model, llama_context_params pa
         context->n_seq_max     = llama_n_seq_max(context->raw);
         context->n_outputs_max = params.n_outputs_max && !llama_model_has_encoder(model)
                                      ? params.n_outputs_max : context->n_batch;
+        context->end_position  = positions > 0 && positions < INT32_MAX ? static_cast<int32_t>(positions) : INT32_MAX;
+        context->window        = params.swa_full ? 0 : llama_model_n_swa(model);
         context->unified       = params.kv_unified || context->n_seq_max == 1;
         context->embeddings    = params.embeddings;
         if (!context->memory || !llama_get_causal_attn(context->raw)) {
@@ -179,18 +181,17 @@ llcuda_context * llcuda_context_new(llama_model * model, llama_context_params pa
 
 int llcuda_context_close(llcuda_context * context) {
     return entered(context, [&]() -> int {
-        llama_batch_ext_free(context->batch);
-        llama_free(context->raw);
-        context->batch = nullptr;
-        context->raw = nullptr;
-        context->memory = nullptr;
-        context->outputs.clear();
+        context->closed = true;
         return LLCUDA_OK;
     });
 }
 
 void llcuda_context_free(llcuda_context * context) {
-    llcuda_context_close(context);
+    guarded<int>(0, [&] {
+        llama_batch_ext_free(context->batch);
+        llama_free(context->raw);
+        return 0;
+    });
     delete context;
 }
 
@@ -248,7 +249,7 @@ int llcuda_decode(llcuda_context * context, const int32_t * tokens, int32_t n_to
             return LLCUDA_TOO_MANY_TOKENS;
         }
         const int32_t start = pos < 0 ? next_position(context, seq) : pos;
-        if (start > INT32_MAX - n_tokens) {
+        if (start > context->end_position - n_tokens) {
             return LLCUDA_BAD_POSITION;
         }
         int64_t elapsed = 0;
@@ -304,7 +305,7 @@ int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t *
             if (pos < 0) {
                 pos = next[seq] < 0 ? next_position(context, seq) : next[seq];
             }
-            if (pos == INT32_MAX) {
+            if (pos >= context->end_position) {
                 return LLCUDA_BAD_POSITION;
             }
             next[seq] = pos + 1;
@@ -330,6 +331,9 @@ int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_to
         if (n_tokens > context->n_batch || n_tokens > static_cast<int32_t>(llama_n_ubatch(context->raw))) {
             return LLCUDA_TOO_MANY_TOKENS;
         }
+        if (n_tokens > context->end_position) {
+            return LLCUDA_BAD_POSITION;
+        }
         llama_batch_ext_clear(context->batch);
         context->outputs.clear();
         for (int32_t i = 0; i < n_tokens; i++) {
@@ -342,23 +346,25 @@ int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_to
     });
 }
 
-int32_t llcuda_output_count(llcuda_context * context) { return static_cast<int32_t>(context->outputs.size()); }
-
-void llcuda_output_indices(llcuda_context * context, int32_t * indices) {
-    std::copy(context->outputs.begin(), context->outputs.end(), indices);
+int llcuda_output_indices(llcuda_context * context, int32_t * indices, int32_t capacity) {
+    return entered(context, [&]() -> int {
+        const auto count = static_cast<int32_t>(context->outputs.size());
+        std::copy_n(context->outputs.begin(), std::min(count, capacity), indices);
+        return count;
+    });
 }
 
 int llcuda_logits(llcuda_context * context, int32_t index, float ** row) {
-    const int32_t i = resolve_output(context, index);
-    return i < 0 ? static_cast<int>(LLCUDA_NO_OUTPUT) : read_output(context, row, [&] {
-        return llama_get_logits_ith(context->raw, i);
+    return read_output(context, row, [&]() -> float * {
+        const int32_t i = resolve_output(context, index);
+        return i < 0 ? nullptr : llama_get_logits_ith(context->raw, i);
     });
 }
 
 int llcuda_embeddings(llcuda_context * context, int32_t index, float ** row) {
-    const int32_t i = resolve_output(context, index);
-    return i < 0 ? static_cast<int>(LLCUDA_NO_OUTPUT) : read_output(context, row, [&] {
-        return llama_get_embeddings_ith(context->raw, i);
+    return read_output(context, row, [&]() -> float * {
+        const int32_t i = resolve_output(context, index);
+        return i < 0 ? nullptr : llama_get_embeddings_ith(context->raw, i);
     });
 }
 
@@ -375,23 +381,19 @@ int llcuda_set_adapters(llcuda_context * context, llama_adapter_lora ** adapters
     });
 }
 
-// --- sampling: the row, and its time ---
+// --- sampling: the rows, and their time ---
 
-int shim::with_row(llcuda_context * context, int32_t index, const std::function<int(const float *)> & call) {
-    const int32_t i = resolve_output(context, index);
-    if (i < 0) {
-        return LLCUDA_NO_OUTPUT;
-    }
+int shim::with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
+                    const std::function<int()> & call) {
     return entered(context, [&]() -> int {
         wait(context);
-        const float * row = llama_get_logits_ith(context->raw, i);
-        if (!row) {
-            return LLCUDA_NO_OUTPUT;
+        for (size_t i = 0; i < rows.size(); i++) {
+            const int32_t output = resolve_output(context, indices[i]);
+            rows[i] = output < 0 ? nullptr : llama_get_logits_ith(context->raw, output);
         }
         const int64_t begin = now_ns();
-        const int status = call(row);
+        const int status = call();
         context->timings.sample_ns += now_ns() - begin;
-        context->timings.sampled_tokens += status == LLCUDA_OK;
         return status;
     });
 }

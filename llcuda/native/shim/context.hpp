@@ -12,6 +12,8 @@ struct llcuda_context {
     llama_memory_t    memory = nullptr;   // null for encoders
     llama_batch_ext * batch  = nullptr;
     int32_t n_vocab = 0, n_batch = 0, n_seq_max = 0, n_outputs_max = 0;
+    int32_t end_position = INT32_MAX;  // the first position that no token may have
+    int32_t window = 0;       // tokens that the sliding window's cells are kept for; 0: all are kept
     bool unified    = true;   // one KV buffer: partial copies between sequences work
     bool embeddings = false;  // then every row is an output
     bool whole      = false;  // a prompt cannot be split over several batches
@@ -21,6 +23,7 @@ struct llcuda_context {
     std::vector<int32_t> next;           // per sequence, while a batch is filled
 
     std::atomic<bool> busy{false}, cancelled{false};
+    bool closed = false;  // changed while busy
     bool    polls_signals = false;  // the decoding thread is Python's main thread
     int64_t last_poll_ns  = 0;
     int     polls         = 0;
@@ -41,7 +44,14 @@ struct Entry {
     int status = LLCUDA_OK;
 };
 
-// Wait for the logits at `index`, then run `call` on them, its time counted as sampling.
-int with_row(llcuda_context * context, int32_t index, const std::function<int(const float *)> & call);
+// Wait for the logits at `indices` (null where there are none), then run `call`, its time counted as sampling.
+int with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
+              const std::function<int()> & call);
+
+// Apply the chain to the `superset` best logits (0 = all), and accept what it chooses.
+int run_chain(llama_sampler * chain, const float * logits, int32_t n, int32_t superset, int32_t * token);
+
+// The `count` highest of n logits, NaN left out, in the order of their ids.
+void best_candidates(const float * logits, int32_t n, int32_t count, std::vector<llama_token_data> & out);
 
 }  // namespace shim

@@ -42,6 +42,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
             shim::add_error(line);
         }
         if (partial_level >= delivered_level.load(std::memory_order_relaxed)) {
+            shim::FaultsOff python;
             llcuda_on_log(partial_level, line.c_str());
         }
     }

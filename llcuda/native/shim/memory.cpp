@@ -2,6 +2,8 @@
 
 #include "context.hpp"
 
+#include <algorithm>
+
 using shim::guarded;
 
 namespace {
@@ -32,6 +34,15 @@ int llcuda_memory_remove(llcuda_context * context, int32_t seq, int32_t begin, i
     return on_memory(context, [&]() -> int64_t {
         if (seq != -1 && !known(context, seq)) {
             return LLCUDA_BAD_SEQUENCE;
+        }
+        // llama.cpp would go on without the cells that have left the window, and say nothing.
+        if (context->window > 0 && begin > 0 && seq >= 0) {
+            const int32_t first = llama_memory_seq_pos_min(context->memory, seq);
+            const int32_t last  = llama_memory_seq_pos_max(context->memory, seq);
+            const bool to_the_end = begin <= last && (end < 0 || end > last);
+            if (to_the_end && first > std::max(0, begin - context->window + 1)) {
+                return LLCUDA_UNSUPPORTED;
+            }
         }
         return llama_memory_seq_rm(context->memory, seq, begin, end) ? LLCUDA_OK : LLCUDA_UNSUPPORTED;
     });

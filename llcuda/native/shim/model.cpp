@@ -4,8 +4,32 @@
 
 using shim::guarded;
 
+namespace {
+
+struct Progress {
+    llama_progress_callback report;
+    void * data;
+};
+
+bool on_progress(float fraction, void * data) {
+    shim::FaultsOff python;
+    const auto * progress = static_cast<Progress *>(data);
+    return progress->report(fraction, progress->data);
+}
+
+}  // namespace
+
 llama_model * llcuda_model_load(const char * path, llama_model_params params) {
-    return guarded<llama_model *>(nullptr, [&] { return llama_model_load_from_file(path, params); });
+    return guarded<llama_model *>(nullptr, [&] {
+        Progress progress = {params.progress_callback, params.progress_callback_user_data};
+        if (progress.report) {
+            params.progress_callback = on_progress;
+            params.progress_callback_user_data = &progress;
+        }
+        llama_model * model = nullptr;
+        shim::survives([&] { model = llama_model_load_from_file(path, params); });
+        return model;
+    });
 }
 
 int32_t llcuda_tokenize(const llama_vocab * vocab, const char * text, int32_t length,
@@ -22,6 +46,16 @@ int32_t llcuda_detokenize(const llama_vocab * vocab, const int32_t * tokens, int
     });
 }
 
+int32_t llcuda_token_to_piece(const llama_vocab * vocab, int32_t token, char * text, int32_t capacity, bool special) {
+    return guarded<int32_t>(INT32_MIN, [&] {
+        return llama_token_to_piece(vocab, token, text, capacity, 0, special);
+    });
+}
+
 llama_adapter_lora * llcuda_adapter_load(llama_model * model, const char * path) {
-    return guarded<llama_adapter_lora *>(nullptr, [&] { return llama_adapter_lora_init(model, path); });
+    return guarded<llama_adapter_lora *>(nullptr, [&] {
+        llama_adapter_lora * adapter = nullptr;
+        shim::survives([&] { adapter = llama_adapter_lora_init(model, path); });
+        return adapter;
+    });
 }

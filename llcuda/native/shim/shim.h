@@ -19,7 +19,8 @@ enum llcuda_status {
     LLCUDA_NO_CANDIDATES     = -107, // a sampler chain left nothing to choose from
     LLCUDA_CALLBACK_FAILED   = -108, // a Python callback raised; the caller re-raises
     LLCUDA_UNSUPPORTED       = -109, // this memory cannot do that
-    LLCUDA_EXCEPTION         = -110  // llama.cpp threw or asserted; see llcuda_errors()
+    LLCUDA_EXCEPTION         = -110, // llama.cpp threw or asserted; see llcuda_errors()
+    LLCUDA_INVALID_FILE      = -112  // a model file that must not be loaded; see llcuda_errors()
 };
 
 enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUTPUT_ALL = 2 };
@@ -36,6 +37,13 @@ void         llcuda_clear_errors(void);
 int          llcuda_backend_score(const char * path);  // 0: cannot run here; -1: cannot be loaded
 bool         llcuda_cpu_permits(const char * feature); // "avx", "avx512" or "amx": tried, not only listed
 
+// --- gguf.cpp ---
+
+// Refuses a file whose tensor types would end the process while it computes; damage that
+// llama.cpp reports by itself is none of its business. positions: what a table of learned
+// positions holds, 0 without one.
+int llcuda_gguf_check(const char * path, int64_t * positions);
+
 // --- model.cpp ---
 
 struct llama_model * llcuda_model_load(const char * path, struct llama_model_params params);
@@ -43,7 +51,14 @@ int32_t llcuda_tokenize(const struct llama_vocab * vocab, const char * text, int
                         int32_t * tokens, int32_t capacity, bool add_special, bool parse_special);
 int32_t llcuda_detokenize(const struct llama_vocab * vocab, const int32_t * tokens, int32_t n_tokens,
                           char * text, int32_t capacity, bool remove_special, bool unparse_special);
+int32_t llcuda_token_to_piece(const struct llama_vocab * vocab, int32_t token, char * text, int32_t capacity, bool special);
 struct llama_adapter_lora * llcuda_adapter_load(struct llama_model * model, const char * path);
+
+// --- probe.cpp ---
+
+// Looks at the operations of a model before the first context computes them: LLCUDA_INVALID_FILE for
+// parameters that would end the process.
+int llcuda_probe(struct llama_model * model, struct llama_context_params params);
 
 // --- context.cpp ---
 
@@ -63,9 +78,10 @@ struct llcuda_event {
     int64_t ns;      // the device waited for, if llcuda_context_sync was called
 };
 
-struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params);
-int  llcuda_context_close(struct llcuda_context * context);  // free its memory; later calls answer LLCUDA_CLOSED
-void llcuda_context_free(struct llcuda_context * context);   // close it, and forget it
+// positions: below which all of a text must lie; 0 = no bound.
+struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions);
+int  llcuda_context_close(struct llcuda_context * context);  // later calls answer LLCUDA_CLOSED
+void llcuda_context_free(struct llcuda_context * context);   // when nobody refers to its memory any more
 struct llama_context * llcuda_context_raw(struct llcuda_context * context);
 void llcuda_context_cancel(struct llcuda_context * context);  // from any thread: abort the running decode
 int  llcuda_context_sync(struct llcuda_context * context);    // wait for the device; its time counts as decode
@@ -81,8 +97,8 @@ int llcuda_decode_rows(struct llcuda_context * context, int32_t n_rows, const in
                        const int32_t * seqs, const int32_t * positions, const int8_t * outputs);
 int llcuda_encode(struct llcuda_context * context, const int32_t * tokens, int32_t n_tokens);
 
-int32_t llcuda_output_count(struct llcuda_context * context);
-void    llcuda_output_indices(struct llcuda_context * context, int32_t * indices);
+// Writes at most `capacity` indices; returns how many there are, or a status below 0.
+int llcuda_output_indices(struct llcuda_context * context, int32_t * indices, int32_t capacity);
 int llcuda_logits(struct llcuda_context * context, int32_t index, float ** row);
 int llcuda_embeddings(struct llcuda_context * context, int32_t index, float ** row);
 int llcuda_embeddings_seq(struct llcuda_context * context, int32_t seq, float ** row);
@@ -111,6 +127,18 @@ struct llama_sampler * llcuda_sampler_clone(struct llama_sampler * chain);
 int llcuda_sampler_accept(struct llama_sampler * chain, int32_t token);
 int llcuda_sampler_reset(struct llama_sampler * chain);
 // Run the chain over the logits at `index` of the last decode; the token is accepted by the chain.
-int llcuda_sample(struct llcuda_context * context, struct llama_sampler * chain, int32_t index, int32_t * token);
+// superset: as in llcuda_sample_rows.
+int llcuda_sample(struct llcuda_context * context, struct llama_sampler * chain, int32_t index, int32_t superset,
+                  int32_t * token);
 // The same over `n` logits of one's own.
 int llcuda_sample_logits(struct llama_sampler * chain, const float * logits, int32_t n, int32_t * token);
+
+// --- rows.cpp ---
+
+// Sample n rows of the last decode, each with its own chain, over several threads where it pays.
+// indices: of the tokens in that call. supersets: sampling needs only this many best candidates
+// (0 = all), because the chain's first cut keeps fewer. local: the chain calls Python, so it must
+// run on this thread. tokens and statuses: one result a row. Returns how many rows failed.
+int llcuda_sample_rows(struct llcuda_context * context, int32_t n, const int32_t * indices,
+                       struct llama_sampler ** chains, const int32_t * supersets, const int8_t * local,
+                       int32_t * tokens, int32_t * statuses);

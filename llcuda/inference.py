@@ -1,0 +1,320 @@
+"""InferenceEngine: the short way from a model's name to text.
+
+    engine = llcuda.InferenceEngine()
+    engine.load_model("gemma-3-1b-Q4_K_M")
+    print(engine.infer("What is AI?", max_tokens=100).text)
+
+A face over hub (names to files) and engine (continuous batching). Only `load_model` prints, and
+only when `verbose`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llcuda import hub
+from llcuda.configuration import Configuration, configure
+from llcuda.engine import Engine
+from llcuda.errors import ClosedError
+from llcuda.metrics import Metrics
+from llcuda.native.model import Model
+from llcuda.request import Completion, Request
+
+
+@dataclass(frozen=True, slots=True)
+class InferResult:
+    """What `infer` returns; str(result) is the text.
+
+    tokens_generated: sampled tokens, the end token not counted. latency_ms: wall time of the
+    request, queue and prefill in it. tokens_per_sec = tokens_generated / (latency_ms / 1000).
+    completion: the engine's Completion, with the time of each phase.
+    """
+
+    text: str
+    tokens_generated: int
+    latency_ms: float
+    completion: Completion = field(repr=False)
+
+    @property
+    def tokens_per_sec(self) -> float:
+        """Tokens per second over the whole latency."""
+        return self.tokens_generated / (self.latency_ms / 1000) if self.latency_ms else 0.0
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the text ended: "stop", "length", "context", "timeout" or "cancelled"."""
+        return self.completion.finish_reason
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self.completion.prompt_tokens
+
+    @property
+    def seed(self) -> int:
+        """The seed that gives this text again."""
+        return self.completion.seed
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of each phase of this request."""
+        names = ("queue_seconds", "prefill_seconds", "decode_seconds", "latency_seconds")
+        return {name: getattr(self.completion, name) for name in names}
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        facts = f"{self.tokens_generated} tokens, {self.latency_ms:.0f} ms"
+        return f"{self.text}\n\n*{facts}, {self.tokens_per_sec:.1f} tokens/s, {self.finish_reason}*"
+
+
+class InferenceEngine:
+    """Loads a model by name and generates text with it, from any number of threads.
+
+    A context manager; `load_model` may be called again with another model.
+    """
+
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+        self._lock = threading.RLock()
+        self._pending: dict[str, Any] | None = None
+        self._model: Model | None = None
+        self._engine: Engine | None = None
+
+    # --- loading ---
+
+    def load_model(
+        self,
+        model_name: str | Path,
+        filename: str | None = None,
+        *,
+        gpu_layers: int | None = None,
+        ctx_size: int | None = None,
+        context_size: int | None = None,
+        batch_size: int = 512,
+        ubatch_size: int = 128,
+        n_parallel: int = 1,
+        cache_size: int | None = None,
+        auto_start: bool = True,
+        verbose: bool = True,
+        silent: bool = False,
+        **parameters: Any,
+    ) -> bool:
+        """Load a model, in place of the one before; return True.
+
+        model_name: a registry name, a path, "repo/id:file.gguf", or "repo/id" with filename=.
+        gpu_layers: None = all that fit, 0 = CPU. ctx_size, or context_size: tokens of each text
+            (2,048). n_parallel: texts that decode in one batch. cache_size: KV cells in all, None =
+            ctx_size x n_parallel. auto_start=False: load at the first `infer`.
+        verbose: say what is done on stdout; silent=True, or verbose=False: nothing.
+        parameters: further fields of EngineParams, ModelParams or ContextParams.
+        Raises ModelNotFoundError, ModelError, ArgumentError; TypeError for an unknown keyword.
+        """
+        if ctx_size is not None and context_size is not None and ctx_size != context_size:
+            raise TypeError(f"ctx_size={ctx_size} and context_size={context_size} differ")
+        request = {
+            "name": model_name,
+            "filename": filename,
+            "gpu_layers": gpu_layers,
+            "ctx_size": context_size if ctx_size is None else ctx_size,
+            "engine": {
+                "batch_size": batch_size,
+                "ubatch_size": ubatch_size,
+                "n_parallel": n_parallel,
+                "cache_size": cache_size,
+            },
+            "parameters": parameters,
+            "verbose": verbose and not silent,
+        }
+        configure(request)  # wrong values are errors now, also when loading is deferred
+        with self._lock:
+            self.unload_model()
+            self._pending = request
+            if auto_start:
+                self._load()
+        return True
+
+    def _load(self) -> Engine:
+        assert self._pending is not None
+        request = self._pending
+        verbose = request["verbose"]
+        say = print if verbose else _silent
+        say(f"Loading model: {request['name']}")
+        started = time.perf_counter()
+        path = hub.resolve(request["name"], request["filename"], progress=verbose)
+        configuration: Configuration = configure(request, path)
+        for line in configuration.report:
+            say(line)
+        model = Model(path, params=configuration.model)
+        try:
+            engine = Engine(model, metrics=self._metrics, **configuration.engine)
+        except BaseException:
+            model.close()
+            raise
+        self._model, self._engine, self._pending = model, engine, None
+        say("✓ Model loaded and ready for inference")
+        say(f"  GPU Layers: {configuration.gpu_layers}")
+        say(f"  Context Size: {engine.params.ctx_size}")
+        say(f"  Load Time: {time.perf_counter() - started:.1f} s")
+        return engine
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a model is in memory."""
+        return self._engine is not None
+
+    @property
+    def model(self) -> Model:
+        """The loaded model. ClosedError without one."""
+        self._running()
+        assert self._model is not None
+        return self._model
+
+    def unload_model(self) -> None:
+        """Free the model; requests in flight end with ClosedError. Without one, nothing."""
+        with self._lock:
+            engine, model = self._engine, self._model
+            self._engine = self._model = self._pending = None
+            if engine is not None:
+                engine.close()
+            if model is not None:
+                model.close()
+
+    def _running(self) -> Engine:
+        engine = self._engine
+        if engine is None:
+            with self._lock:
+                if self._engine is not None:
+                    return self._engine
+                if self._pending is None:
+                    raise ClosedError("no model is loaded: call load_model() first")
+                return self._load()
+        return engine
+
+    # --- generating ---
+
+    def infer(
+        self,
+        prompt: str,
+        max_tokens: int = 128,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        top_k: int = 40,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_sequences: str | Sequence[str] | None = None,
+        **parameters: Any,
+    ) -> InferResult:
+        """Continue `prompt`, as it is, without a chat template; return an InferResult.
+
+        parameters: further fields of RequestParams and SamplingParams. Raises as `Engine.submit`;
+        an error is never returned as text.
+        """
+        request = self.submit(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=_stops(stop, stop_sequences),
+            **parameters,
+        )
+        try:
+            return _result(request.result())
+        except KeyboardInterrupt:
+            request.cancel()
+            raise
+
+    def batch_infer(
+        self, prompts: Sequence[str], max_tokens: int = 128, **parameters: Any
+    ) -> list[InferResult]:
+        """Continue each prompt, up to n_parallel at once; return the results in their order.
+
+        Each is a request of its own. When one fails, the others are finished first.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a sequence of texts, not one text")
+        if "stop_sequences" in parameters or "stop" in parameters:
+            given = parameters.pop("stop", None), parameters.pop("stop_sequences", None)
+            parameters["stop"] = _stops(*given)
+        engine = self._running()
+        requests: list[Request] = []
+        try:
+            for i, prompt in enumerate(prompts):
+                if i >= engine.params.queue_size:
+                    requests[i - engine.params.queue_size]._done.wait()
+                requests.append(engine.submit(prompt, max_tokens=max_tokens, **parameters))
+            for request in requests:
+                request._done.wait()
+            return [_result(request.result()) for request in requests]
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+
+    def stream(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> Iterator[str]:
+        """Continue `prompt` and yield its text as it comes; leaving the loop cancels it."""
+        request = self.submit(prompt, max_tokens=max_tokens, **parameters)
+        try:
+            yield from request
+        finally:
+            request.cancel()
+
+    async def ainfer(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> InferResult:
+        """`infer` for coroutines; cancelling the task cancels the request."""
+        return _result(await self.submit(prompt, max_tokens=max_tokens, **parameters))
+
+    def submit(self, prompt: str | Sequence[int], **parameters: Any) -> Request:
+        """Queue a request and return its handle; see `Engine.submit`."""
+        return self._running().submit(prompt, **parameters)
+
+    # --- metrics ---
+
+    def get_metrics(self) -> dict[str, Any]:
+        """Return throughput, latency and more as dicts of numbers; see `Metrics.snapshot`."""
+        return self._metrics.snapshot()
+
+    def reset_metrics(self) -> None:
+        """Start counting anew."""
+        self._metrics.reset()
+
+    def __enter__(self) -> InferenceEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.unload_model()
+
+
+def quick_infer(prompt: str, model: str | Path = "demo", **parameters: Any) -> str:
+    """Load a model, continue `prompt`, free the model, and return the text."""
+    with InferenceEngine() as engine:
+        engine.load_model(model, silent=True)
+        return engine.infer(prompt, **parameters).text
+
+
+def _result(completion: Completion) -> InferResult:
+    return InferResult(
+        text=completion.text,
+        tokens_generated=len(completion.tokens),
+        latency_ms=completion.latency_seconds * 1000,
+        completion=completion,
+    )
+
+
+def _stops(
+    stop: str | Sequence[str] | None, stop_sequences: str | Sequence[str] | None
+) -> str | Sequence[str]:
+    if stop is not None and stop_sequences is not None and stop != stop_sequences:
+        raise TypeError("give stop= or stop_sequences=, not both")
+    return stop or stop_sequences or ()
+
+
+def _silent(line: str) -> None:
+    pass

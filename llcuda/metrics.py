@@ -1,0 +1,299 @@
+"""Counters, histograms and percentiles of an engine, in bounded memory.
+
+The engine records plain data; `snapshot()` and `prometheus_text()` show the same numbers. This
+module knows nothing of models, of the library, or of what a token is.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+PHASES = ("queue", "prefill", "decode", "sample", "detokenize")
+WINDOW = 4096
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What one finished request cost. Times are wall time as the request saw it, in seconds.
+
+    prompt_tokens: of the whole prompt, reused_tokens: those of them that a kept prefix spared;
+    generated_tokens: without the end token; time_to_first_token_seconds: None if there was none;
+    latency_seconds: from submission to the end; finish_reason: e.g. "stop", "length".
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    generated_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    sample_seconds: float
+    detokenize_seconds: float
+    time_to_first_token_seconds: float | None
+    latency_seconds: float
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one step of the engine did.
+
+    phase: "prefill" or "decode"; rows: sequences in the batch; tokens: computed in all;
+    decode_seconds, sample_seconds: time in the library; seconds: the whole step, None = their sum.
+    """
+
+    phase: str
+    rows: int
+    tokens: int
+    decode_seconds: float
+    sample_seconds: float
+    seconds: float | None = None
+
+
+class Histogram:
+    """How many values fell at or below each bound, their sum and extremes; exact, of fixed size."""
+
+    __slots__ = ("bounds", "count", "counts", "maximum", "minimum", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.count = 0
+        self.total = self.minimum = self.maximum = 0.0
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.minimum = min(self.minimum, value) if self.count else value
+        self.maximum = max(self.maximum, value) if self.count else value
+        self.count += 1
+        self.total += value
+
+    @property
+    def mean(self) -> float:
+        """The mean, 0 before any value."""
+        return self.total / self.count if self.count else 0.0
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Return (bound, values up to it) pairs, as Prometheus wants them."""
+        pairs = []
+        seen = 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            seen += count
+            pairs.append((bound, float(seen)))
+        return pairs
+
+
+def percentile(ordered: Sequence[float], q: float) -> float:
+    """Return the q-th percentile (0 to 100) of sorted values, linear between two; 0 of none."""
+    if not ordered:
+        return 0.0
+    place = (len(ordered) - 1) * q / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+class _State:
+    """The numbers since the last reset."""
+
+    def __init__(self, window: int) -> None:
+        self.latencies: deque[float] = deque(maxlen=window)
+        self.latency = Histogram(SECONDS)
+        self.first_token = Histogram(SECONDS)
+        self.queue = Histogram(SECONDS)
+        self.rows = Histogram(ROWS)
+        self.prompt_tokens = self.reused_tokens = self.generated_tokens = 0
+        self.phases = dict.fromkeys(PHASES, 0.0)
+        self.steps: Counter[str] = Counter()
+        self.step_tokens = 0
+        self.busy_seconds = self.step_decode_seconds = self.step_sample_seconds = 0.0
+        self.finish_reasons: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+
+
+class Metrics:
+    """The numbers of one engine; any thread may record and read.
+
+    Counts, means and extremes are exact; percentiles are those of the last `window` requests.
+    """
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._window = window
+        self._lock = threading.Lock()
+        self._state = _State(window)
+
+    def record_request(self, record: RequestRecord) -> None:
+        """Count a request that ended without an error."""
+        with self._lock:
+            state = self._state
+            state.latencies.append(record.latency_seconds)
+            state.latency.add(record.latency_seconds)
+            state.queue.add(record.queue_seconds)
+            if record.time_to_first_token_seconds is not None:
+                state.first_token.add(record.time_to_first_token_seconds)
+            state.prompt_tokens += record.prompt_tokens
+            state.reused_tokens += record.reused_tokens
+            state.generated_tokens += record.generated_tokens
+            phases = state.phases
+            phases["queue"] += record.queue_seconds
+            phases["prefill"] += record.prefill_seconds
+            phases["decode"] += record.decode_seconds
+            phases["sample"] += record.sample_seconds
+            phases["detokenize"] += record.detokenize_seconds
+            state.finish_reasons[record.finish_reason] += 1
+
+    def record_step(self, record: StepRecord) -> None:
+        """Count a step of the engine."""
+        inside = record.decode_seconds + record.sample_seconds
+        with self._lock:
+            state = self._state
+            state.steps[record.phase] += 1
+            state.rows.add(record.rows)
+            state.step_tokens += record.tokens
+            state.step_decode_seconds += record.decode_seconds
+            state.step_sample_seconds += record.sample_seconds
+            state.busy_seconds += inside if record.seconds is None else record.seconds
+
+    def record_error(self, kind: str) -> None:
+        """Count a request that failed; kind: the name of the exception."""
+        with self._lock:
+            self._state.errors[kind] += 1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._state = _State(self._window)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all numbers; every key is there, and is 0, before the first request.
+
+        throughput: per second of summed latency; so tokens_per_sec is what one request sees.
+        latency: in milliseconds. aggregate: per second in which the engine computed (busy_seconds),
+        whatever number of requests ran at once. phases: seconds summed over requests, which overlap
+        in a batch. batch: of the steps, with the time inside the library. reuse: of the prompts.
+        finish_reasons, errors: how many of each.
+        """
+        with self._lock:
+            state = self._state
+            ordered = list(state.latencies)
+            latency, busy, tokens = state.latency, state.busy_seconds, state.generated_tokens
+            result: dict[str, Any] = {
+                "throughput": {
+                    "total_requests": latency.count,
+                    "total_tokens": tokens,
+                    "tokens_per_sec": _rate(tokens, latency.total),
+                    "requests_per_sec": _rate(latency.count, latency.total),
+                },
+                "latency": {
+                    "mean_ms": latency.mean * 1e3,
+                    "p50_ms": 0.0,
+                    "p95_ms": 0.0,
+                    "p99_ms": 0.0,
+                    "min_ms": latency.minimum * 1e3,
+                    "max_ms": latency.maximum * 1e3,
+                    "sample_count": latency.count,
+                },
+                "aggregate": {
+                    "busy_seconds": busy,
+                    "tokens_per_sec": _rate(tokens, busy),
+                    "requests_per_sec": _rate(latency.count, busy),
+                },
+                "phases": {f"{name}_seconds": spent for name, spent in state.phases.items()},
+                "batch": {
+                    "steps": state.rows.count,
+                    "prefill_steps": state.steps["prefill"],
+                    "decode_steps": state.steps["decode"],
+                    "mean_rows": state.rows.mean,
+                    "mean_tokens": _rate(state.step_tokens, state.rows.count),
+                    "decode_seconds": state.step_decode_seconds,
+                    "sample_seconds": state.step_sample_seconds,
+                },
+                "reuse": {
+                    "prompt_tokens": state.prompt_tokens,
+                    "reused_tokens": state.reused_tokens,
+                    "ratio": _rate(state.reused_tokens, state.prompt_tokens),
+                },
+                "finish_reasons": dict(state.finish_reasons),
+                "errors": dict(state.errors),
+            }
+        ordered.sort()  # outside the lock: a reader must not hold up the engine
+        for q in (50, 95, 99):
+            result["latency"][f"p{q}_ms"] = percentile(ordered, q) * 1e3
+        return result
+
+    def prometheus_text(self) -> str:
+        """Return the numbers in Prometheus' text format; needs the extra `server`."""
+        try:
+            from prometheus_client import CollectorRegistry, generate_latest
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "Prometheus text needs: pip install 'llcuda[server]'"
+            ) from error
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collector(self._families()))
+        return generate_latest(registry).decode()
+
+    def _families(self) -> list[Metric]:
+        from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+
+        families: list[Metric] = []
+
+        def counter(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> None:
+            family = CounterMetricFamily(f"llcuda_{name}", text, labels=[label] if label else [])
+            for key, value in values:
+                family.add_metric([key] if label else [], value)
+            families.append(family)
+
+        def histogram(name: str, text: str, values: Histogram) -> None:
+            families.append(
+                HistogramMetricFamily(
+                    f"llcuda_{name}", text, buckets=values.cumulative(), sum_value=values.total
+                )
+            )
+
+        with self._lock:
+            state = self._state
+            reasons, kinds = state.finish_reasons.items(), state.errors.items()
+            counter("requests", "Requests that ended.", "finish_reason", reasons)
+            counter("errors", "Requests that failed.", "kind", kinds)
+            counter("tokens", "Tokens generated.", "", [("", state.generated_tokens)])
+            counter("prompt_tokens", "Tokens of the prompts.", "", [("", state.prompt_tokens)])
+            counter(
+                "reused_tokens",
+                "Prompt tokens that a kept prefix spared.",
+                "",
+                [("", state.reused_tokens)],
+            )
+            counter("steps", "Steps of the engine.", "phase", state.steps.items())
+            counter("busy_seconds", "Time in steps.", "", [("", state.busy_seconds)])
+            counter("phase_seconds", "Time of requests.", "phase", state.phases.items())
+            histogram("request_seconds", "Latency of requests.", state.latency)
+            histogram("time_to_first_token_seconds", "From submission.", state.first_token)
+            histogram("queue_seconds", "Time before a slot was free.", state.queue)
+            histogram("batch_rows", "Sequences in a step.", state.rows)
+        return families
+
+
+class _Collector:
+    """Hands finished families to prometheus_client."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def _rate(amount: float, per: float) -> float:
+    return amount / per if per > 0 else 0.0

@@ -1,0 +1,85 @@
+"""How much memory a context's KV cells take at least, against what this machine has.
+
+llama.cpp fills the cells with zeros as it makes them: where there is not enough memory, Linux ends
+the process instead of returning an error. The size of a cell is what the model file says, which
+need not be true.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from llcuda.errors import ContextError
+from llcuda.native import library
+from llcuda.native.model import Model
+
+# Bytes of an element, as ggml packs it.
+_ELEMENT = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
+    "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
+}  # fmt: skip
+
+MOST_OF_PARAMETERS = 4  # layers may differ; a plain transformer stays below 1
+
+
+def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: bool) -> None:
+    """Raise ContextError when the cells alone exceed the memory of this machine and its GPUs."""
+    if model.is_recurrent or model.is_hybrid:
+        return
+    key, value = _cell(model)
+    # A cell's numbers are products with the rows of two matrices, which are parameters.
+    embedding = max(library.load()[1].llama_model_n_embd(model._handle.owner.pointer), 1)
+    if model.layer_count * (key + value) > MOST_OF_PARAMETERS * model.parameter_count / embedding:
+        raise ContextError(
+            f"{model.path} contradicts itself: a KV cell of {model.layer_count} layers with "
+            f"{key} + {value} numbers, but only {model.parameter_count} parameters"
+        )
+    layers = model.layer_count if swa_full or not model.sliding_window else 1
+    needed = int(cells * layers * (key * _ELEMENT[type_k] + value * _ELEMENT[type_v]))
+    if needed < 2**28:
+        return
+    gpus = sum(d.total_memory for d in library.devices() if d.kind != "cpu")
+    present = available_memory() + gpus
+    if needed > present:
+        raise ContextError(
+            f"{cells} KV cells need at least {needed / 2**30:,.1f} GiB, and {present / 2**30:,.1f} "
+            "GiB are free: choose a smaller ctx_size, fewer sequences or a smaller KV type"
+        )
+
+
+def _cell(model: Model) -> tuple[int, int]:
+    """Return how many numbers a cell's key and value have in the first layer."""
+    _, lib = library.load()
+    pointer: Any = model._handle.owner.pointer
+    heads = lib.llama_model_n_head_kv(pointer)
+    default = lib.llama_model_n_embd(pointer) // max(lib.llama_model_n_head(pointer), 1)
+    metadata = model.metadata
+    arch = metadata.get("general.architecture", "")
+    key, value = (metadata.get(f"{arch}.attention.{name}_length", "") for name in ("key", "value"))
+    sizes = [int(size) if size.isdigit() else default for size in (key, value)]
+    return heads * sizes[0], heads * sizes[1]
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still take, by the system and its control group."""
+    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            amounts.append(int(line.split()[1]) * 1024)
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, taken = (_read(f"/sys/fs/cgroup/{name}").strip() for name in (most, used))
+        if limit.isdigit() and taken.isdigit():
+            amounts.append(max(int(limit) - int(taken), 0))
+    return min(amounts)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,86 @@
+// Faults of llama.cpp over the contents of a file: caught while a model loads or a context is made.
+//
+// llama.cpp divides by hyper-parameters and follows pointers to optional tensors without a look at
+// them. A file that leaves out what its architecture needs would end the process.
+
+#include "common.hpp"
+
+#include <csetjmp>
+#include <csignal>
+#include <mutex>
+
+namespace {
+
+constexpr uintptr_t NULL_PAGES = 1 << 20;  // a fault below: a member of a null object
+constexpr int SIGNALS[] = {SIGFPE, SIGSEGV};
+
+thread_local sigjmp_buf * landing = nullptr;
+
+std::mutex       mutex;
+int              users = 0;
+struct sigaction before[2];
+
+void on_fault(int signal, siginfo_t * info, void *) {
+    const bool raised_here = info->si_code > 0;  // not by kill()
+    const bool expected = signal == SIGFPE || reinterpret_cast<uintptr_t>(info->si_addr) < NULL_PAGES;
+    if (landing && raised_here && expected) {
+        siglongjmp(*landing, 1);
+    }
+    // Not ours: the instruction runs again, into the handler that was there before.
+    sigaction(signal, &before[signal == SIGSEGV], nullptr);
+    if (!raised_here) {
+        raise(signal);
+    }
+}
+
+// The handlers stand only while a thread needs them.
+struct Handlers {
+    Handlers() {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (users++ == 0) {
+            struct sigaction action = {};
+            action.sa_sigaction = on_fault;
+            action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+            for (int i = 0; i < 2; i++) {
+                sigaction(SIGNALS[i], &action, &before[i]);
+            }
+        }
+    }
+    ~Handlers() {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (--users == 0) {
+            for (int i = 0; i < 2; i++) {
+                sigaction(SIGNALS[i], &before[i], nullptr);
+            }
+        }
+    }
+};
+
+}  // namespace
+
+namespace shim {
+
+bool survives(const std::function<void()> & call) {
+    Handlers handlers;
+    sigjmp_buf here;
+    sigjmp_buf * const outer = landing;
+    if (sigsetjmp(here, 1) == 0) {
+        landing = &here;
+        try {
+            call();
+        } catch (...) {
+            landing = outer;
+            throw;
+        }
+        landing = outer;
+        return true;
+    }
+    landing = outer;
+    add_error("llama.cpp divides by zero or misses a tensor: the file contradicts its architecture");
+    return false;
+}
+
+FaultsOff::FaultsOff() : landing_(landing) { landing = nullptr; }
+FaultsOff::~FaultsOff() { landing = static_cast<sigjmp_buf *>(landing_); }
+
+}  // namespace shim

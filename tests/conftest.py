@@ -1,0 +1,114 @@
+"""Models of every kind, made once for a test session, and contexts on them.
+
+Contexts compute with one thread: the models are tiny, and a build may run beside the tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from llcuda import Adapter, Context, Model, demo_model
+from tests import models
+from tests.chains import Float32
+
+VENDOR_MODELS = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models"
+
+settings.register_profile(
+    "default", max_examples=100, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("long", settings.get_profile("default"), max_examples=10_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out slow tests unless -m names them."""
+    if "slow" not in config.getoption("markexpr"):
+        chosen = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of the tiny models and of the adapter, by architecture and "lora"."""
+    folder = tmp_path_factory.mktemp("models")
+    builders = {**models.BUILDERS, "lora": models.lora}
+    return {
+        name: models.write(folder / f"{name}.gguf", *build()) for name, build in builders.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def model(model_files: dict[str, Path]) -> Iterator[Model]:
+    """The tiny llama, shared by the session."""
+    with Model(model_files["llama"]) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def gemma(model_files: dict[str, Path]) -> Iterator[Model]:
+    """The model with a sliding window of 16 tokens."""
+    with Model(model_files["gemma3"]) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def mamba(model_files: dict[str, Path]) -> Iterator[Model]:
+    """The recurrent model."""
+    with Model(model_files["mamba"]) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def bert(model_files: dict[str, Path]) -> Iterator[Model]:
+    """The encoder."""
+    with Model(model_files["bert"]) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def adapter(model: Model, model_files: dict[str, Path]) -> Adapter:
+    """The LoRA adapter, loaded for the tiny llama."""
+    return Adapter(model, model_files["lora"])
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Model]:
+    """The model that ships with the package; fails when it is missing."""
+    assert demo_model().is_file(), f"{demo_model()} is missing: train it, see demo_model/"
+    with Model("demo") as model:
+        yield model
+
+
+@pytest.fixture
+def logits() -> Float32:
+    """Logits for the tiny models' vocabulary, without ties."""
+    return np.random.default_rng(7).normal(0, 3, models.VOCABULARY).astype(np.float32)
+
+
+@pytest.fixture
+def make_context() -> Iterator[Callable[..., Context]]:
+    """Make contexts of 256 tokens on one thread, closed at the end of the test."""
+    made: list[Context] = []
+
+    def make(model: Model, **parameters: Any) -> Context:
+        context = Context(model, **{"ctx_size": 256, "threads": 1, **parameters})
+        made.append(context)
+        return context
+
+    yield make
+    for context in made:
+        context.close()
+
+
+@pytest.fixture
+def context(model: Model, make_context: Callable[..., Context]) -> Context:
+    """A context of one sequence on the tiny llama."""
+    return make_context(model)

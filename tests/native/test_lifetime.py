@@ -1,0 +1,304 @@
+"""Threads, signals, forks, and objects that outlive each other."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llcuda
+from llcuda import Context, Model, Sampler, steps
+from llcuda.errors import (
+    ClosedError,
+    ConcurrencyError,
+    DecodeAbortedError,
+    NoOutputError,
+)
+from tests import models
+from tests.programs import run
+
+Make = Callable[..., Context]
+LONG = {"ctx_size": 16384, "batch_size": 8192, "ubatch_size": 512}
+
+
+def slow_decode(context: Context) -> None:
+    """Decode for about a second, unless it is ended."""
+    context.decode([5] * 16000)
+
+
+class TestThreads:
+    """One thread at a time in a context."""
+
+    def test_cancel_from_another_thread(self, model: Model, make_context: Make) -> None:
+        """The decode ends early with DecodeAbortedError; the context works on."""
+        context = make_context(model, **LONG)
+        timer = threading.Timer(0.05, context.cancel)
+        timer.start()
+        with pytest.raises(DecodeAbortedError):
+            slow_decode(context)
+        timer.join()
+        context.memory.clear()
+        context.decode([1, 2, 3])
+        assert np.isfinite(context.logits()).all()
+
+    def test_a_cancel_while_nothing_runs_hits_nothing(self, context: Context) -> None:
+        """The next decode is not touched by it more than once."""
+        context.decode([1])
+        context.cancel()
+        try:
+            context.decode([2])
+        except DecodeAbortedError:
+            context.decode([2])
+        assert 2 == context.n_past()
+
+    def test_a_second_thread_is_told_so(self, model: Model, make_context: Make) -> None:
+        """Every use while another thread decodes is a ConcurrencyError, close() too."""
+        context = make_context(model, **LONG)
+        context.decode([1])
+        sampler = Sampler(model=model)
+
+        def work() -> None:
+            with pytest.raises(DecodeAbortedError):
+                slow_decode(context)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        time.sleep(0.1)
+        try:
+            for use in (
+                lambda: context.decode([1]), lambda: context.decode_batch([1], [0]),
+                context.logits, context.output_indices, context.n_past, context.memory.clear,
+                context.save_state, context.reset_timings, lambda: context.timings, context.close,
+                lambda: context.set_threads(1), lambda: context.set_adapters({}),
+                lambda: sampler.sample(context), lambda: context.top_logprobs(1),
+            ):  # fmt: skip
+                with pytest.raises(ConcurrencyError):
+                    use()
+        finally:
+            context.cancel()
+            worker.join()
+        assert not context.closed
+        context.close()
+
+    def test_one_model_in_many_threads(self, model: Model, make_context: Make) -> None:
+        """Contexts of their own on a shared model give what one gives alone."""
+        reference = make_context(model)
+        reference.decode([1, 2, 3])
+        expected = reference.logits().copy()
+        found: list[Any] = []
+
+        def work() -> None:
+            with Context(model, ctx_size=256, threads=1) as context:
+                for _ in range(20):
+                    context.memory.clear()
+                    context.decode([1, 2, 3])
+                    found.append(np.array_equal(expected, context.logits()))
+                    found.append("the cat" == model.detokenize(model.tokenize("the cat", False)))
+
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert [True] * 160 == found
+
+    def test_loads_in_many_threads(self, model_files: dict[str, Path]) -> None:
+        """Good and bad files at once; each thread gets its own error."""
+        found: list[str] = []
+
+        def work(name: str) -> None:
+            for _ in range(5):
+                try:
+                    with Model(model_files[name]) as model:
+                        found.append(model.metadata["general.architecture"])
+                except llcuda.errors.ModelError as error:
+                    found.append(
+                        "adapter" if "architecture" in str(error) or name == "lora" else ""
+                    )
+
+        workers = [threading.Thread(target=work, args=(name,)) for name in model_files]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert sorted([*models.BUILDERS, "adapter"] * 5) == sorted(found)
+
+
+class TestSignals:
+    """Ctrl-C."""
+
+    PROGRAM = """
+import os, signal, sys, threading, time
+import llcuda
+model = llcuda.Model(sys.argv[1])
+context = llcuda.Context(model, threads=1, ctx_size=16384, batch_size=8192)
+def interrupt():
+    time.sleep(0.1)
+    started.append(time.perf_counter())
+    os.kill(os.getpid(), signal.SIGINT)
+started = []
+threading.Thread(target=interrupt).start()
+try:
+    context.decode([5] * 16000)
+    print("done")
+except KeyboardInterrupt:
+    print("interrupted", time.perf_counter() - started[0] < 0.5)
+context.memory.clear()
+context.decode([1, 2, 3])
+print(context.n_past())
+"""
+
+    def test_ctrl_c_ends_a_long_decode(self, model_files: dict[str, Path]) -> None:
+        """KeyboardInterrupt within half a second, and the context is usable."""
+        result = run(self.PROGRAM, model_files["llama"])
+        assert ("interrupted True\n3\n", "") == (result.stdout, result.stderr)
+
+    def test_what_a_signal_handler_raises_reaches_the_caller(
+        self, model: Model, make_context: Make
+    ) -> None:
+        """Any handler's exception ends the decode, as the same object."""
+        error = TimeoutError("mine")
+
+        def handler(number: int, frame: Any) -> None:
+            raise error
+
+        context = make_context(model, **LONG)
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(TimeoutError) as caught:
+                slow_decode(context)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert error is caught.value
+
+    def test_loading_leaves_fault_handlers_alone(self, model_files: dict[str, Path]) -> None:
+        """Faulthandler's report of a real fault is there after a load."""
+        program = (
+            "import sys, faulthandler, ctypes, llcuda\n"
+            "faulthandler.enable()\n"
+            "llcuda.Context(llcuda.Model(sys.argv[1]), threads=1)\n"
+            "ctypes.string_at(0)\n"
+        )
+        result = run(program, model_files["llama"])
+        assert -signal.SIGSEGV == result.returncode
+        assert "Segmentation fault" in result.stderr
+
+
+class TestClosing:
+    """Objects that are closed in any order."""
+
+    def test_every_use_of_a_closed_context(self, model: Model, make_context: Make) -> None:
+        """ClosedError, and close() again does nothing."""
+        context = make_context(model)
+        context.decode([1])
+        memory = context.memory
+        context.close()
+        context.close()
+        assert context.closed
+        for use in (
+            lambda: context.decode([1]), lambda: context.decode_batch([1], [0]), context.logits,
+            context.embeddings, context.sequence_embedding, context.output_indices,
+            context.n_past, memory.clear, memory.remove, lambda: memory.copy(0, 0),
+            context.save_state, lambda: context.load_state(b"LLCUDAST" + b"\0" * 40),
+            lambda: context.timings, context.reset_timings, context.cancel,
+            lambda: context.set_threads(1), lambda: context.set_adapters({}),
+            lambda: Sampler().sample(context), lambda: context.score([1, 2]),
+            lambda: context.encode([1]), lambda: context.top_logprobs(1),
+        ):  # fmt: skip
+            with pytest.raises(ClosedError):
+                use()
+        assert "closed" in repr(context)
+
+    def test_a_model_that_is_closed_first(self, model_files: dict[str, Path]) -> None:
+        """Its contexts say so, and its memory goes with the last of them."""
+        model = Model(model_files["llama"])
+        context = Context(model, threads=1, ctx_size=256)
+        context.decode([1])
+        owner = weakref.ref(model._handle.owner)
+        model.close()
+        with pytest.raises(ClosedError, match="model"):
+            context.decode([2])
+        assert owner() is not None
+        context.close()
+        gc.collect()
+        assert owner() is None
+
+    def test_a_sampler_keeps_its_vocabulary(self, model_files: dict[str, Path]) -> None:
+        """It works on after its model is closed and forgotten."""
+        model = Model(model_files["llama"])
+        sampler = Sampler(grammar='root ::= "a"+', model=model)
+        logits = np.zeros(models.VOCABULARY)
+        model.close()
+        del model
+        gc.collect()
+        assert ord("a") == sampler.sample_logits(logits)
+
+    def test_logits_outlive_their_context(self, model: Model, make_context: Make) -> None:
+        """A view keeps the memory that it shows."""
+        context = make_context(model)
+        context.decode([1, 2, 3])
+        view, copy = context.logits(), context.logits().copy()
+        context.close()
+        del context
+        gc.collect()
+        np.testing.assert_array_equal(view, copy)
+
+    def test_contexts_free_their_memory(self, model: Model) -> None:
+        """A thousand contexts, closed or forgotten, leave nothing behind."""
+        finalizers = []
+        for number in range(1000):
+            context = Context(model, ctx_size=256, threads=1)
+            finalizers.append(context._handle.owner.finalizer)
+            if number % 2:
+                context.close()
+        del context
+        gc.collect()
+        assert not any(finalizer.alive for finalizer in finalizers)
+
+    def test_closing_inside_a_step_or_hook(self, model: Model, make_context: Make) -> None:
+        """A Python step cannot close the context that calls it; a hook can."""
+        context = make_context(model)
+        context.decode([1])
+        step = steps.Python(lambda candidates: context.close())
+        with pytest.raises(ConcurrencyError):
+            Sampler(chain=[step, steps.Greedy()]).sample(context)
+        context.hooks.append(lambda event: context.close())
+        context.decode([1])
+        with pytest.raises(ClosedError):
+            context.decode([1])
+
+    def test_leaving_without_closing(self, model_files: dict[str, Path]) -> None:
+        """The interpreter ends in order, with everything open."""
+        program = (
+            "import sys, llcuda\n"
+            "model = llcuda.Model(sys.argv[1])\n"
+            "context = llcuda.Context(model, threads=2)\n"
+            "context.decode([1, 2, 3])\n"
+            "step = llcuda.steps.Python(lambda candidates: 3)\n"
+            "sampler = llcuda.Sampler(chain=[step], model=model).clone()\n"
+            "view = context.logits()\n"
+        )
+        result = run(program, model_files["llama"])
+        assert (0, "", "") == (result.returncode, result.stdout, result.stderr)
+
+
+def test_no_output_after_an_abort(model: Model, make_context: Make) -> None:
+    """An aborted decode leaves no logits to mistake for its own."""
+    context = make_context(model, **LONG)
+    timer = threading.Timer(0.05, context.cancel)
+    timer.start()
+    with pytest.raises(DecodeAbortedError):
+        slow_decode(context)
+    timer.join()
+    with pytest.raises(NoOutputError):
+        context.logits()

@@ -1,0 +1,16 @@
+"""Programs in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a Python program with the arguments as text; at most a minute."""
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )

@@ -1,0 +1,336 @@
+"""detect_cuda, check_gpu_compatibility and free_memory, with a fake of the driver's NVML."""
+
+# ruff: noqa: D102, N801, N802, N818 - the fake has pynvml's names
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llcuda import device
+from llcuda.errors import ArgumentError
+
+
+class NVMLError(Exception):
+    """The base of what NVML raises."""
+
+
+class NVMLError_NotSupported(NVMLError):
+    """What NVML raises for a question that this GPU has no answer to."""
+
+
+@dataclass
+class Gpu:
+    """A GPU of the fake driver; parent: the whole GPU, of a slice."""
+
+    name: str = "Tesla T4"
+    capability: tuple[int, int] | None = (7, 5)
+    uuid: str = "GPU-00000000"
+    memory: tuple[int, int] | None = (16 * 2**30, 15 * 2**30)
+    lost: bool = False
+    parent: Gpu | None = None
+
+
+@dataclass
+class Driver:
+    """The functions of pynvml that llcuda calls, and how often a session was opened."""
+
+    gpus: list[Gpu] = field(default_factory=list)
+    slices: list[Gpu] = field(default_factory=list)
+    failure: NVMLError | None = None
+    sessions: int = 0
+    opened: int = 0
+
+    def nvmlInit(self) -> None:
+        if self.failure:
+            raise self.failure
+        self.sessions += 1
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:
+        self.sessions -= 1
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        return 12020
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "535.104.05"
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Gpu:
+        if self.gpus[index].lost:
+            raise NVMLError("GPU is lost")
+        return self.gpus[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Gpu:
+        for gpu in self.slices:
+            if gpu.uuid == uuid:
+                return gpu
+        raise NVMLError("Not Found")
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, gpu: Gpu) -> Gpu | None:
+        return gpu.parent
+
+    def nvmlDeviceGetUUID(self, gpu: Gpu) -> str:
+        return gpu.uuid
+
+    def nvmlDeviceGetName(self, gpu: Gpu) -> str:
+        return gpu.name
+
+    def nvmlDeviceGetCudaComputeCapability(self, gpu: Gpu) -> tuple[int, int]:
+        if gpu.capability is None:
+            raise NVMLError_NotSupported
+        return gpu.capability
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: Gpu) -> Any:
+        if gpu.memory is None:
+            raise NVMLError_NotSupported
+        return SimpleNamespace(total=gpu.memory[0], free=gpu.memory[1])
+
+
+T4 = Gpu()
+P100 = Gpu("Tesla P100-PCIE-16GB", (6, 0), "GPU-11111111")
+H200 = Gpu("NVIDIA H200", (9, 0), "GPU-22222222")
+OFF = {
+    "compatible": False,
+    "platform": "local",
+    "gpu_name": None,
+    "compute_capability": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No environment of the machine's, and a log line that was not yet written."""
+    for name in ("CUDA_VISIBLE_DEVICES", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("COLAB_GPU", raising=False)
+    device._note_newer.cache_clear()
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu, **options: Any) -> Driver:
+    """Make `import pynvml` find a driver with these GPUs."""
+    driver = Driver(list(gpus), **options)
+    module = ModuleType("pynvml")
+    for name in dir(driver):
+        if name.startswith("nvml"):
+            setattr(module, name, getattr(driver, name))
+    vars(module).update(NVMLError=NVMLError, NVMLError_NotSupported=NVMLError_NotSupported)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    return driver
+
+
+def names() -> list[str]:
+    """Return the names of the GPUs that are visible."""
+    return [gpu["name"] for gpu in device.detect_cuda()["gpus"]]
+
+
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All facts of the contract, and the session with the driver is closed."""
+    driver = install(monkeypatch, T4)
+    assert device.detect_cuda() == {
+        "available": True,
+        "version": "12.2",
+        "gpus": [
+            {
+                "name": "Tesla T4",
+                "compute_capability": "7.5",
+                "memory": 16 * 2**30,
+                "driver_version": "535.104.05",
+            }
+        ],
+    }
+    assert (driver.sessions, driver.opened) == (0, 1)
+
+
+def test_compatible(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The GPU that llcuda is tuned for is compatible, and nothing is logged."""
+    caplog.set_level(logging.INFO)
+    install(monkeypatch, T4)
+    assert device.check_gpu_compatibility() == {
+        "compatible": True,
+        "platform": "local",
+        "gpu_name": "Tesla T4",
+        "compute_capability": "7.5",
+        "reason": "Tesla T4 has compute capability 7.5",
+    }
+    assert caplog.messages == []
+
+
+def test_older_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the name, the compute capability and the required one."""
+    install(monkeypatch, P100)
+    assert device.check_gpu_compatibility() == {
+        "compatible": False,
+        "platform": "local",
+        "gpu_name": "Tesla P100-PCIE-16GB",
+        "compute_capability": "6.0",
+        "reason": "Tesla P100-PCIE-16GB has compute capability 6.0, GPU work needs 7.5 or higher;"
+        " the CPU still works",
+    }
+
+
+def test_newer_gpus_work_and_are_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often one asks, there is one line."""
+    caplog.set_level(logging.INFO)
+    install(monkeypatch, H200)
+    assert device.check_gpu_compatibility()["compatible"]
+    assert device.check_gpu_compatibility()["compatible"]
+    assert caplog.messages == ["NVIDIA H200 has compute capability 9.0; llcuda is tuned for 7.5"]
+
+
+def test_capabilities_compare_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10.0 is above 7.5."""
+    install(monkeypatch, Gpu("B200", (10, 0)))
+    assert device.check_gpu_compatibility()["compatible"]
+
+
+def test_the_first_gpu_that_will_do_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old GPU beside a good one does not spoil it."""
+    install(monkeypatch, P100, T4)
+    assert device.check_gpu_compatibility()["gpu_name"] == "Tesla T4"
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without nvidia-ml-py there is no GPU, and the reason is what to install."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert device.detect_cuda() == {"available": False, "version": None, "gpus": []}
+    reason = "GPUs cannot be looked for: pip install nvidia-ml-py; the CPU is used"
+    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+
+
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing driver raises nothing."""
+    install(monkeypatch, failure=NVMLError("Driver Not Loaded"))
+    assert device.detect_cuda() == {"available": False, "version": None, "gpus": []}
+    reason = "no NVIDIA driver answers (Driver Not Loaded); the CPU is used"
+    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+
+
+def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's CUDA version is known, and that it finds nothing."""
+    install(monkeypatch)
+    assert device.detect_cuda() == {"available": False, "version": "12.2", "gpus": []}
+    reason = "the driver finds no GPU; the CPU is used"
+    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+
+
+def test_a_failure_midway_closes_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error after the start is no exception either, and leaves nothing open."""
+    driver = install(monkeypatch, Gpu(capability=None, parent=Gpu(capability=None)))
+    assert not device.detect_cuda()["available"]
+    assert driver.sessions == 0
+
+
+def test_a_lost_gpu_keeps_the_others_numbers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GPU that does not answer is logged; the next one still is number 1."""
+    install(monkeypatch, Gpu(lost=True), H200)
+    assert names() == ["NVIDIA H200"]
+    assert caplog.messages == ["GPU 0 does not answer: GPU is lost"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert names() == ["NVIDIA H200"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ("0", [T4]),
+        ("2,0", [H200, T4]),
+        (" 1 , 2 ", [P100, H200]),
+        ("1,7,0", [P100]),  # what follows a wrong entry does not count
+        ("0,-1,1", [T4]),
+        ("GPU-2222", [H200]),
+        ("GPU-11111111,0", [P100, T4]),
+        ("MIG-a", [Gpu("H200 slice")]),
+    ],
+)
+def test_cuda_visible_devices_chooses_and_orders(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, expected: list[Gpu]
+) -> None:
+    """Numbers, beginnings of UUIDs and slices, in the order given."""
+    slice_ = Gpu("H200 slice", None, "MIG-a", parent=H200)
+    install(monkeypatch, T4, P100, H200, slices=[slice_])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert names() == [gpu.name for gpu in expected]
+
+
+@pytest.mark.parametrize("chosen", ["", "-1", "9", "none", "0,0", "GPU-", "GPU-9", "MIG-9", "0x0"])
+def test_cuda_visible_devices_that_leaves_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    """Empty, wrong, ambiguous or double: no GPU, and the reason quotes the variable."""
+    install(monkeypatch, T4, H200)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert names() == []
+    reason = f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible; the CPU is used"
+    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+
+
+def test_a_slice_has_the_capability_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML may know it only of the whole GPU."""
+    install(monkeypatch, H200, slices=[Gpu("H200 slice", None, "MIG-a", parent=H200)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a")
+    assert device.check_gpu_compatibility()["compute_capability"] == "9.0"
+
+
+def test_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number that detect_cuda gives; None where a GPU has no memory of its own."""
+    install(monkeypatch, T4, Gpu("GB10", (12, 1), memory=None))
+    assert [device.free_memory(0), device.free_memory(1)] == [15 * 2**30, None]
+    assert [gpu["memory"] for gpu in device.detect_cuda()["gpus"]] == [16 * 2**30, None]
+
+
+@pytest.mark.parametrize("index", [-1, 1])
+def test_free_memory_of_a_gpu_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    """The message says how many there are."""
+    install(monkeypatch, T4)
+    with pytest.raises(ArgumentError, match=f"no GPU {index}: there are 1"):
+        device.free_memory(index)
+
+
+def test_free_memory_without_a_driver_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is the one of check_gpu_compatibility."""
+    install(monkeypatch, failure=NVMLError("Driver Not Loaded"))
+    with pytest.raises(ArgumentError, match="no GPU 0: no NVIDIA driver answers"):
+        device.free_memory()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "local"),
+        ({"COLAB_RELEASE_TAG": "release"}, "colab"),
+        ({"COLAB_GPU": "1"}, "colab"),
+        ({"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, "kaggle"),
+        ({"KAGGLE_KERNEL_RUN_TYPE": "Batch", "COLAB_RELEASE_TAG": "release"}, "kaggle"),
+    ],
+)
+def test_platform(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    """The notebook services are known by their variables."""
+    install(monkeypatch, T4)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert device.check_gpu_compatibility()["platform"] == expected
+
+
+def test_the_real_package_has_every_function_that_is_called() -> None:
+    """The fake promises no function that nvidia-ml-py lacks."""
+    pynvml = pytest.importorskip("pynvml")
+    called = [name for name in dir(Driver) if name.startswith("nvml")]
+    assert [name for name in (*called, "NVMLError") if not hasattr(pynvml, name)] == []
+    assert issubclass(pynvml.NVMLError_NotSupported, pynvml.NVMLError)

@@ -1,0 +1,383 @@
+"""The engine on the demo model: many requests, one batch, each result its own."""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llcuda import Context, Engine, Model, Sampler
+from llcuda.errors import ArgumentError, ClosedError, QueueFullError
+from llcuda.generation import Generation
+
+# Their greedy texts have no near ties: the best logit leads by 0.14 or more at every token, so that
+# the rounding of another batch size does not turn them.
+PROMPTS = [
+    "Once upon a time, there was a little girl named Ruby who lived in the town",
+    "There was a brave fox named Lily",
+    "Once upon a time, there was a brave fox named Lily",
+    "One day, a clever boy named Otto",
+    "There was a clever boy named Otto",
+    "One day, a quiet mouse named Nora",
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with Model("demo") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model) -> Iterator[Engine]:
+    with Engine(model, n_parallel=4, ctx_size=512, threads=1) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model) -> dict[str, tuple[str, list[int], str | None]]:
+    """What each prompt gives under greedy in the plain loop, without the engine."""
+    results = {}
+    for prompt in PROMPTS:
+        with Context(model, ctx_size=512, threads=1) as context:
+            generation = Generation(context, Sampler(temperature=0), model.tokenize(prompt), 60)
+            text = "".join(generation)
+            results[prompt] = (text, generation.tokens, generation.finish_reason)
+    return results
+
+
+def facts(completion: Any) -> tuple[str, list[int], str]:
+    return completion.text, completion.tokens, completion.finish_reason
+
+
+def test_results_equal_the_plain_loop(engine: Engine, alone: dict[str, Any]) -> None:
+    """Six requests on four slots, joined and left at any step, each as if it were alone."""
+    requests = {p: engine.submit(p, max_tokens=60, temperature=0) for p in PROMPTS}
+    assert {p: facts(r.result(60)) for p, r in requests.items()} == alone
+
+
+def test_a_stream_is_the_text_in_pieces(engine: Engine) -> None:
+    """Iterating gives the text of the result; a second reader gets nothing and no hang."""
+    request = engine.submit("Once upon a time", max_tokens=30, temperature=0)
+    pieces = list(request)
+    assert len(pieces) > 5
+    assert "".join(pieces) == request.result().text
+    assert list(request) == []
+
+
+def test_coroutines_share_the_engine(engine: Engine, alone: dict[str, Any]) -> None:
+    """Await and async for, many at once."""
+
+    async def read(prompt: str) -> str:
+        return "".join([text async for text in engine.submit(prompt, max_tokens=60, temperature=0)])
+
+    async def main() -> None:
+        awaited = [engine.submit(p, max_tokens=60, temperature=0) for p in PROMPTS]
+        texts = await asyncio.gather(*(read(p) for p in PROMPTS))
+        results = await asyncio.gather(*awaited)
+        assert {p: facts(r) for p, r in zip(PROMPTS, results, strict=True)} == alone
+        assert texts == [alone[p][0] for p in PROMPTS]
+
+    asyncio.run(main())
+
+
+def test_cancelling_the_task_cancels_the_request(engine: Engine) -> None:
+    """A cancelled await ends the request with what it has."""
+
+    async def main() -> Any:
+        request = engine.submit("Once upon a time", max_tokens=500, ignore_eos=True)
+        task = asyncio.ensure_future(asyncio.wait_for(_await(request), 0.05))
+        with pytest.raises(TimeoutError):
+            await task
+        return request
+
+    completion = asyncio.run(main()).result(10)
+    assert completion.finish_reason == "cancelled"
+    assert len(completion.tokens) < 500
+
+
+async def _await(request: Any) -> Any:
+    return await request
+
+
+def test_a_closed_event_loop_harms_nobody(engine: Engine) -> None:
+    """A loop that is closed while its request runs: the request ends, the engine goes on."""
+
+    async def main() -> Any:
+        request = engine.submit("Once upon a time", max_tokens=200, ignore_eos=True)
+        task = asyncio.ensure_future(_await(request))
+        await asyncio.sleep(0)
+        task.cancel()
+        return request
+
+    request = asyncio.run(main())
+    assert request.result(30).finish_reason in ("cancelled", "length")
+    assert engine.submit("One day", max_tokens=3).result(10).tokens
+
+
+@pytest.mark.parametrize("stop", ["the", "One day, there", "a", ". "])
+def test_stop_texts_are_never_shown(engine: Engine, alone: dict[str, Any], stop: str) -> None:
+    """A stop text ends the request wherever the token borders are."""
+    prompt = PROMPTS[1]
+    whole = alone[prompt][0]
+    completion = engine.submit(prompt, max_tokens=60, temperature=0, stop=[stop, "zzz"]).result(10)
+    assert completion.text == whole.split(stop)[0]
+    assert completion.finish_reason == ("stop" if stop in whole else alone[prompt][2])
+
+
+def test_stop_tokens(engine: Engine, alone: dict[str, Any]) -> None:
+    """A stop token ends the request and is not among its tokens."""
+    prompt = PROMPTS[1]
+    tokens = alone[prompt][1]
+    done = engine.submit(prompt, max_tokens=60, temperature=0, stop_tokens=[tokens[7]]).result(10)
+    assert done.tokens == tokens[: tokens.index(tokens[7])]
+    assert done.finish_reason == "stop"
+
+
+def test_seeds_do_not_depend_on_the_neighbours(engine: Engine) -> None:
+    """The same seed gives the same text, alone and in a full batch."""
+    alone = engine.submit("Once upon a time", max_tokens=40, seed=5, temperature=1.0).result(10)
+    crowd = [
+        engine.submit("Once upon a time", max_tokens=40, seed=s, temperature=1.0) for s in range(8)
+    ]
+    texts = [request.result(20).text for request in crowd]
+    assert texts[5] == alone.text
+    assert alone.seed == 5
+    assert len(set(texts)) > 3
+
+
+def test_completions_of_one_prompt(engine: Engine) -> None:
+    """N completions share the prefill, and each has its own seed."""
+    prompt = "Once upon a time, there was a little girl who lived in a small house."
+    requests = engine.submit_n(prompt, 3, max_tokens=20, seed=1, temperature=1.0)
+    results = [request.result(20) for request in requests]
+    assert [r.seed for r in results] == [1, 2, 3]
+    assert len({r.text for r in results}) == 3
+    assert [r.reused_tokens for r in results[1:]] == [results[0].prompt_tokens - 1] * 2
+
+
+def test_prefix_reuse_changes_no_result(model: Model) -> None:
+    """A prompt that shares its beginning computes the rest only, and says the same."""
+    head = "Once upon a time, there was a brave fox named Arlo who lived in the village. "
+    tails = ["One day, he", "In the morning, Arlo", "His friend was"]
+    with Engine(model, n_parallel=1, ctx_size=256, threads=1) as fresh:
+        first = [
+            facts(fresh.submit(head + t, max_tokens=20, temperature=0).result(9)) for t in tails
+        ]
+        again = [fresh.submit(head + t, max_tokens=20, temperature=0).result(9) for t in tails]
+    assert [facts(r) for r in again] == first
+    assert all(r.reused_tokens > 15 for r in again)
+
+
+def test_speculation_changes_no_result(model: Model, alone: dict[str, Any]) -> None:
+    """Guessing from the text is exact, greedy and sampled."""
+    with (
+        Engine(model, n_parallel=3, ctx_size=512, threads=1, speculation=4) as guessing,
+        Engine(model, n_parallel=3, ctx_size=512, threads=1) as plain,
+    ):
+        greedy = {p: guessing.submit(p, max_tokens=60, temperature=0) for p in PROMPTS}
+        assert {p: facts(r.result(30)) for p, r in greedy.items()} == alone
+        copy = "Tom had a red ball. Tom had a red ball. Tom had a red ball. Tom had"
+        for seed in range(4):
+            asked: dict[str, Any] = {"max_tokens": 40, "seed": seed, "temperature": 0.8}
+            results = [facts(e.submit(copy, **asked).result(30)) for e in (guessing, plain)]
+            assert results[0] == results[1]
+
+
+def test_logprobs_of_answer_and_prompt(engine: Engine, model: Model) -> None:
+    """Reported log-probabilities are those of the logits; echo scores the prompt."""
+    prompt = "The fox was happy"
+    asked: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "logprobs": 3, "echo": True}
+    done = engine.submit(prompt, **asked).result(10)
+    assert done.logprobs is not None
+    assert done.prompt_logprobs is not None
+    assert [report.token for report in done.logprobs] == done.tokens
+    assert all(r.top[0] == (r.token, r.logprob) and len(r.top) == 3 for r in done.logprobs)
+    with Context(model, ctx_size=256, threads=1) as context:
+        scores = context.score(model.tokenize(prompt))
+    reported = [report.logprob for report in done.prompt_logprobs]
+    np.testing.assert_allclose(reported[-len(scores) :], scores, atol=2e-2)
+
+
+def test_timeout_ends_with_what_there_is(engine: Engine) -> None:
+    """A deadline gives a result, not an exception."""
+    done = engine.submit("Once", max_tokens=5000, ignore_eos=True, timeout=0.05, overflow="shift")
+    assert done.result(10).finish_reason == "timeout"
+
+
+@pytest.mark.parametrize("overflow", ["error", "truncate", "shift"])
+def test_a_prompt_beyond_the_context(engine: Engine, overflow: str) -> None:
+    """An error with the numbers by default; what is asked for otherwise."""
+    prompt = "The fox was happy. " * 200
+    if overflow == "error":
+        with pytest.raises(ArgumentError, match=r"\d+ tokens, .* 512"):
+            engine.submit(prompt, max_tokens=5)
+    else:
+        assert engine.submit(prompt, max_tokens=5, overflow=overflow).result(10).tokens
+
+
+def test_a_text_that_fills_the_context(engine: Engine) -> None:
+    """It ends by default, and goes on with overflow="shift"."""
+    asked: dict[str, Any] = {"max_tokens": 700, "ignore_eos": True, "temperature": 0}
+    ended = engine.submit("Once upon a time", **asked).result(30)
+    assert ended.finish_reason == "context"
+    assert ended.prompt_tokens + len(ended.tokens) == 512
+    shifted = engine.submit("Once upon a time", overflow="shift", keep=4, **asked).result(30)
+    assert (shifted.finish_reason, len(shifted.tokens)) == ("length", 700)
+    assert shifted.tokens[: len(ended.tokens)] == ended.tokens
+
+
+def test_a_full_queue_is_an_error(model: Model) -> None:
+    """More waiting requests than queue_size are refused; the others are served."""
+    with Engine(model, n_parallel=1, ctx_size=256, queue_size=3, threads=1) as small:
+        accepted, refused = [], 0
+        for _ in range(20):
+            try:
+                accepted.append(small.submit("Once upon a time", max_tokens=40, ignore_eos=True))
+            except QueueFullError as error:
+                refused += 1
+                assert "queue_size=3" in str(error)
+        assert refused
+        assert all(r.result(30).finish_reason == "length" for r in accepted)
+        assert small.submit("One day", max_tokens=2).result(10).tokens
+
+
+def test_cancel_while_waiting_and_while_running(model: Model) -> None:
+    """Both end at once with "cancelled"; cancelling again does nothing."""
+    with Engine(model, n_parallel=1, ctx_size=512, threads=1) as small:
+        running = small.submit("Once upon a time", max_tokens=400, ignore_eos=True)
+        waiting = small.submit("One day", max_tokens=400)
+        next(iter(running))
+        waiting.cancel()
+        running.cancel()
+        running.cancel()
+        assert running.result(10).finish_reason == "cancelled"
+        assert facts(waiting.result(10)) == ("", [], "cancelled")
+        running.cancel()
+        assert small.submit("One day", max_tokens=2).result(10).tokens
+
+
+def test_close_with_requests_in_flight(model: Model) -> None:
+    """Readers get ClosedError, a later submit too; closing again does nothing."""
+    small = Engine(model, n_parallel=1, ctx_size=512, threads=1)
+    requests = [small.submit("Once", max_tokens=400, ignore_eos=True) for _ in range(3)]
+    small.close()
+    for request in requests:
+        with pytest.raises(ClosedError):
+            request.result(10)
+    with pytest.raises(ClosedError):
+        small.submit("Once")
+    small.close()
+
+
+def test_close_can_drain(model: Model) -> None:
+    """drain=True finishes what was submitted."""
+    small = Engine(model, n_parallel=2, ctx_size=256, threads=1)
+    requests = [small.submit("Once upon a time", max_tokens=10) for _ in range(5)]
+    small.close(drain=True)
+    assert all(request.result(0).tokens for request in requests)
+
+
+def test_a_failing_step_of_one_request_harms_no_other(engine: Engine) -> None:
+    """A grammar that ends in nowhere fails its own request."""
+    good = engine.submit("Once upon a time", max_tokens=30)
+    with pytest.raises(ArgumentError):
+        engine.submit("Once upon a time", grammar="root ::= (", max_tokens=5)
+    assert good.result(10).tokens
+
+
+def test_hooks_see_every_step_and_request(model: Model, caplog: Any) -> None:
+    """Hooks get records; one that raises is logged, and nothing else happens."""
+    steps, done = [], []
+
+    def on_request(record: Any) -> None:
+        done.append(record)
+        raise RuntimeError("a hook's own fault")
+
+    with (
+        caplog.at_level(logging.ERROR, "llcuda.engine"),
+        Engine(
+            model,
+            n_parallel=2,
+            ctx_size=256,
+            threads=1,
+            on_step=steps.append,
+            on_request=on_request,
+        ) as hooked,
+    ):
+        for request in [hooked.submit("One day", max_tokens=5, ignore_eos=True) for _ in range(3)]:
+            request.result(10)
+        snapshot = hooked.metrics.snapshot()
+    assert {step.phase for step in steps} == {"prefill", "decode"}
+    assert [record.generated_tokens for record in done] == [5, 5, 5]
+    assert "a hook of the engine raised" in caplog.text
+    assert snapshot["throughput"]["total_requests"] == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "error"),
+    [
+        ("", {}, ArgumentError),
+        ([], {}, ArgumentError),
+        (b"bytes", {}, ArgumentError),
+        (None, {}, ArgumentError),
+        ([10**9], {}, ArgumentError),
+        (["x"], {}, ArgumentError),
+        ("lone \ud800 surrogate", {}, ArgumentError),
+        ("x", {"max_tokens": 0}, ArgumentError),
+        ("x", {"max_tokens": -5}, ArgumentError),
+        ("x", {"max_tokens": 1.5}, ArgumentError),
+        ("x", {"temperature": -1}, ArgumentError),
+        ("x", {"temperature": float("nan")}, ArgumentError),
+        ("x", {"top_p": 2}, ArgumentError),
+        ("x", {"stop": [""]}, ArgumentError),
+        ("x", {"stop": [3]}, ArgumentError),
+        ("x", {"stop_tokens": [10**8]}, ArgumentError),
+        ("x", {"timeout": -1}, ArgumentError),
+        ("x", {"overflow": "explode"}, ArgumentError),
+        ("x", {"nonsense": 1}, TypeError),
+    ],
+)
+def test_bad_input_is_an_error_before_anything_runs(
+    engine: Engine, prompt: Any, asked: dict[str, Any], error: type[Exception]
+) -> None:
+    """Each is refused by submit; the engine stays usable."""
+    with pytest.raises(error):
+        engine.submit(prompt, **asked)
+    assert engine.submit("One day", max_tokens=1).result(10).tokens
+
+
+def test_many_threads_lose_and_mix_nothing(model: Model, alone: dict[str, Any]) -> None:
+    """Threads with random lengths, stops and cancels: each result is its request's own."""
+    failures: list[Any] = []
+
+    def use(engine: Engine, seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(10):
+            prompt = dice.choice(PROMPTS)
+            text, tokens, _ = alone[prompt]
+            length = dice.randint(1, 60)
+            request = engine.submit(prompt, max_tokens=length, temperature=0)
+            if dice.random() < 0.2:
+                time.sleep(dice.random() * 0.01)
+                request.cancel()
+            done = request.result(120)
+            if done.tokens != tokens[: len(done.tokens)] or not text.startswith(done.text[:-2]):
+                failures.append((prompt, done))
+            if done.finish_reason == "length" and len(done.tokens) != length:
+                failures.append((prompt, done))
+
+    with Engine(model, n_parallel=8, ctx_size=256, threads=1) as shared:
+        threads = [threading.Thread(target=use, args=(shared, seed)) for seed in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert shared._worker.requests == set()
+        assert not shared._worker.busy
+    assert failures == []

@@ -1,0 +1,518 @@
+"""llcuda.hub: from a name to a file, against a Hugging Face Hub on this machine.
+
+huggingface_hub reads its environment when it is imported; so each test that downloads asks a
+process of its own, with a cache of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llcuda import demo_model, hub
+from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from tests.hub_server import Hub
+
+ASK = """
+import json, sys, time
+from llcuda import hub
+from llcuda.errors import LlcudaError
+
+time.sleep = lambda seconds: None  # huggingface_hub waits before it tries again
+PREPARE
+for name, arguments, options in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps({"value": str(getattr(hub, name)(*arguments, **options))}))
+    except LlcudaError as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        print(json.dumps({"message": str(error), "kinds": kinds}))
+"""
+SMALL_CHUNKS = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 100"
+GEMMA = "unsloth/gemma-3-1b-it-GGUF"
+GEMMA_FILE = "gemma-3-1b-it-Q4_K_M.gguf"
+MODEL = bytes(range(256)) * 10
+SPLIT = [f"big-Q8_0-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+
+
+@dataclass
+class Asker:
+    """Calls functions of llcuda.hub in a new process that knows the server and one cache."""
+
+    server: Hub
+    home: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of a user who has only this server."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        no_proxy = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        own = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
+        return {**kept, **no_proxy, **own, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+
+    def calls(
+        self, *calls: tuple[str, list[Any], dict[str, Any]], prepare: str = "", **more: str
+    ) -> list[dict[str, Any]]:
+        """Return what each call returned or raised."""
+        result = subprocess.run(
+            [sys.executable, "-c", ASK.replace("PREPARE", prepare), json.dumps(calls)],
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def path(self, name: str, filename: str | None = None, **more: Any) -> Path:
+        """Return the path that a name resolves to."""
+        (answer,) = self.calls(("resolve", [name, filename], {"progress": False}), **more)
+        assert "value" in answer, answer
+        return Path(answer["value"])
+
+    def error(self, name: str, filename: str | None = None, **more: Any) -> tuple[str, list[str]]:
+        """Return the message that a name leads to, and the names of the exception's classes."""
+        (answer,) = self.calls(("resolve", [name, filename], {"progress": False}), **more)
+        assert "message" in answer, answer
+        return answer["message"], answer["kinds"]
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    """A hub with a model of the registry, one with many files, and a split one."""
+    many = [
+        "README.md",
+        "model-Q4_K_M.gguf",
+        "model-Q4_K_S.gguf",
+        "model-UD-Q4_K_M.gguf",
+        "model-UD-Q6_K.gguf",
+        "mmproj-model-Q4_K_M.gguf",
+        "sub/other.Q5_K_M.gguf",
+    ]
+    repos = {
+        GEMMA: {GEMMA_FILE: MODEL, "gemma-3-1b-it-Q8_0.gguf": b"8"},
+        "some/many": {name: name.encode() for name in many},
+        "some/split": {name: name.encode() * 9 for name in [*SPLIT, "README.md"]},
+        "some/one": {"one.gguf": b"one", "mmproj-one.gguf": b"eyes", "config.json": b"{}"},
+        "some/none": {"model.safetensors": b"x"},
+    }
+    with Hub(repos) as server:
+        yield server
+
+
+@pytest.fixture
+def ask(server: Hub, tmp_path: Path) -> Asker:
+    """A user of the server with an empty cache."""
+    return Asker(server, tmp_path / "home")
+
+
+# --- names that need no network ---
+
+
+def test_registry_is_complete_and_well_formed() -> None:
+    """At least 21 names; each has a GGUF file of a repository that fits its name."""
+    entries = hub.registry()
+    assert len(entries) >= 21
+    assert len({name.lower() for name in entries}) == len(entries)
+    for name, entry in entries.items():
+        assert re.fullmatch(r"[a-z0-9.-]+-Q[45]_K_M", name)
+        assert name == entry.name
+        assert name.endswith(entry.quantization)
+        assert re.fullmatch(hub._REPO, entry.repo)
+        tag = "q4" if "Phi-3-mini" in entry.file else entry.quantization.lower()
+        assert entry.file.lower().endswith(f"{tag}.gguf")
+        size = re.search(r"-(\d+(?:\.\d+)?b)-", name)
+        assert size is None or size[1] in entry.file.lower()
+        bits = 8 * entry.gigabytes / entry.parameters
+        assert 4 < bits < 7.5, f"{name}: {bits} bits a weight"
+        assert entry.context in {2**n for n in range(11, 18)}
+        assert entry.license
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("gemma-3-1b", "gemma-3-4b", "gemma-3-12b", "gemma-2-2b"),
+        *("llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b", "qwen2.5-1.5b", "qwen2.5-3b"),
+        *("qwen2.5-7b", "phi-3-mini", "phi-4", "mistral-7b", "tinyllama-1.1b"),
+        *("deepseek-r1-qwen-1.5b", "deepseek-r1-qwen-7b", "deepseek-r1-llama-8b"),
+    ],
+)
+def test_registry_has_every_promised_model(family: str) -> None:
+    """Each in Q4_K_M."""
+    assert f"{family}-Q4_K_M" in hub.registry()
+
+
+def test_the_contracts_name_is_the_contracts_file() -> None:
+    """The name that users already write."""
+    entry = hub.registry()["gemma-3-1b-Q4_K_M"]
+    assert (entry.repo, entry.file) == (GEMMA, GEMMA_FILE)
+
+
+def test_importing_is_light_and_paths_stay_so() -> None:
+    """Neither the import nor a path loads huggingface_hub."""
+    program = (
+        "import sys; from llcuda import hub; hub.resolve('demo'); hub.resolve(sys.executable)\n"
+        "print(sorted({'huggingface_hub', 'httpx', 'tqdm', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_demo_is_the_shipped_model() -> None:
+    """By its name; as a Path it is a file like others."""
+    assert demo_model() == hub.resolve("demo")
+    with pytest.raises(ModelNotFoundError):
+        hub.resolve(Path("demo"))
+
+
+def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absolute, relative, with ~, as Path, and as a folder with filename=."""
+    file = tmp_path / "models" / "a.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.resolve(str(file)) == file
+    assert hub.resolve(file) == file
+    assert hub.resolve("models/a.gguf") == Path("models/a.gguf")
+    assert hub.resolve("./models/a.gguf") == Path("models/a.gguf")
+    assert hub.resolve("~/models/a.gguf") == file
+    assert hub.resolve("models", "a.gguf") == Path("models/a.gguf")
+    assert hub.resolve(tmp_path / "models", filename="a.gguf") == file
+
+
+def test_a_local_split_model_is_its_first_part(tmp_path: Path) -> None:
+    """Whichever part is named; a missing one is an error that names it."""
+    for name in SPLIT:
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert hub.resolve(tmp_path / SPLIT[2]) == tmp_path / SPLIT[0]
+    (tmp_path / SPLIT[1]).unlink()
+    with pytest.raises(ModelNotFoundError, match=f"one of 3 files; missing: .*{SPLIT[1]}"):
+        hub.resolve(tmp_path / SPLIT[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "filename", "expected"),
+    [
+        ("gemma-3-1b-Q4_K", None, "gemma-3-1b-Q4_K_M"),
+        ("gemma-3-1b", None, "gemma-3-1b-Q4_K_M"),
+        ("Llama3.2-1B-q4_k_m", None, "(did you mean llama-3.2-1b-Q4_K_M"),
+        ("zzz", None, "no model is called 'zzz'; expected a name that `llcuda list` shows"),
+        ("demo.gguf", None, "no such file: demo.gguf"),
+        ("folder/goof.gguf", None, "no such file: folder/goof.gguf (did you mean good.gguf?)"),
+        ("folder/deep/x.gguf", None, "on the Hugging Face Hub: hf://folder/deep/x.gguf"),
+        ("folder", None, "folder is a folder, with these models:\n  good.gguf"),
+        ("empty", None, "empty is a folder without a .gguf file"),
+        ("folder", "gold.gguf", "no such file: folder/gold.gguf (did you mean good.gguf?)"),
+        ("x" * 5000, None, "no model is called"),
+        ("nul\0", None, "no model is called"),
+    ],
+)
+def test_unknown_names(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    filename: str | None,
+    expected: str,
+) -> None:
+    """The message says what is near, or what there is; it also is a FileNotFoundError."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder" / "good.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=re.escape(expected)) as caught:
+        hub.resolve(name, filename)
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("name", "filename"),
+    [
+        ("", None),
+        ("demo", "x.gguf"),
+        ("gemma-3-1b-Q4_K_M", "x.gguf"),
+        (sys.executable, "x.gguf"),
+        ("a/b:c.gguf", "d.gguf"),
+        ("hf:gemma", None),
+        ("hf://a/b@c/d.gguf", None),
+        ("a/b", "../c.gguf"),
+        ("a/b:/etc/c.gguf", None),
+        ("a/b:c\\d.gguf", None),
+    ],
+)
+def test_names_that_contradict_themselves(name: str, filename: str | None) -> None:
+    """An ArgumentError, before anything is asked."""
+    with pytest.raises(ArgumentError):
+        hub.resolve(name, filename)
+
+
+# --- names that download ---
+
+
+@pytest.mark.parametrize(
+    ("name", "filename"),
+    [
+        ("gemma-3-1b-Q4_K_M", None),
+        ("GEMMA-3-1B-q4_k_m", None),
+        (f"{GEMMA}:{GEMMA_FILE}", None),
+        (GEMMA, GEMMA_FILE),
+        (f"hf:{GEMMA}:{GEMMA_FILE}", None),
+        (f"hf://{GEMMA}/{GEMMA_FILE}", None),
+        (f"hf:{GEMMA}", GEMMA_FILE),
+        (f"{GEMMA}:q4_k_m", None),
+        (f"hf:{GEMMA}:Q4_K_M", None),
+        (GEMMA, "Q4_K_M"),
+    ],
+)
+def test_every_form_leads_to_the_file(ask: Asker, name: str, filename: str | None) -> None:
+    """It lies in the Hugging Face cache under its own name, whole."""
+    path = ask.path(name, filename)
+    assert path.name == GEMMA_FILE
+    assert path.is_relative_to(ask.home / "hub" / "models--unsloth--gemma-3-1b-it-GGUF")
+    assert path.read_bytes() == MODEL
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("some/many:Q4_K_M", "model-Q4_K_M.gguf"),  # not Q4_K_S, not UD-Q4_K_M, not mmproj
+        ("some/many:UD-Q4_K_M", "model-UD-Q4_K_M.gguf"),
+        ("some/many:q6_k", "model-UD-Q6_K.gguf"),
+        ("some/many:Q5_K_M", "sub/other.Q5_K_M.gguf"),
+        ("some/many:sub/other.Q5_K_M.gguf", "sub/other.Q5_K_M.gguf"),
+        ("some/one", "one.gguf"),
+    ],
+)
+def test_a_quantisation_means_one_file(ask: Asker, name: str, file: str) -> None:
+    """The model with exactly this quantisation; without any, the only model."""
+    path = ask.path(name)
+    assert path.read_bytes() == ask.server.repos[name.split(":")[0]][file]
+    assert str(path).endswith(file)
+
+
+def test_a_cached_file_asks_no_network(ask: Asker) -> None:
+    """The second time not one request is made, also with the server gone."""
+    first = ask.path("gemma-3-1b-Q4_K_M")
+    ask.server.requests.clear()
+    assert ask.path("gemma-3-1b-Q4_K_M") == first
+    assert ask.server.requests == []
+    assert ask.path("gemma-3-1b-Q4_K_M", HF_ENDPOINT="http://127.0.0.1:9") == first
+
+
+def test_all_parts_of_a_split_model_are_fetched(ask: Asker) -> None:
+    """By quantisation or by any part; the first one's path is returned."""
+    path = ask.path("some/split:Q8_0")
+    assert path.name == SPLIT[0]
+    assert sorted(file.name for file in path.parent.iterdir()) == SPLIT
+    ask.server.requests.clear()
+    assert ask.path(f"some/split:{SPLIT[1]}") == path
+    assert ask.server.requests == []
+
+
+def test_a_split_model_that_lacks_a_part(ask: Asker) -> None:
+    """Nothing is downloaded."""
+    del ask.server.repos["some/split"][SPLIT[1]]
+    message, _ = ask.error("some/split:Q8_0")
+    assert message == f"some/split lacks {SPLIT[1]}, one of the parts of {SPLIT[0]}"
+    assert len(ask.server.requests) == 1
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(ask: Asker) -> None:
+    """The server breaks off twice; the rest is asked for by range, and the file is whole."""
+    ask.server.broken = {GEMMA_FILE: [1050, 500]}
+    path = ask.path("gemma-3-1b-Q4_K_M", prepare=SMALL_CHUNKS)
+    assert path.read_bytes() == MODEL
+    ranges = [request.split()[2:] for request in ask.server.requests if "GET unsl" in request]
+    assert ranges == [[], ["bytes=1000-"], ["bytes=1500-"]]
+
+
+def test_a_transfer_that_fails_for_good(ask: Asker) -> None:
+    """A ModelError that says why; nothing half is left, and the next try works."""
+    ask.server.broken = {GEMMA_FILE: [1000] + [0] * 20}
+    message, kinds = ask.error("gemma-3-1b-Q4_K_M", prepare=SMALL_CHUNKS)
+    assert message.startswith(f"cannot download {GEMMA}:{GEMMA_FILE} from {ask.server.url}: ")
+    assert kinds[0] == ModelError.__name__
+    ask.server.broken.clear()
+    assert ask.path("gemma-3-1b-Q4_K_M").read_bytes() == MODEL
+
+
+def test_pull_brings_the_newest_version(ask: Asker) -> None:
+    """Resolving keeps to the cache, pulling asks; an unchanged file is not fetched again."""
+    old = ask.path("gemma-3-1b-Q4_K_M")
+    ask.server.repos[GEMMA][GEMMA_FILE] = b"new"
+    assert ask.path("gemma-3-1b-Q4_K_M") == old
+    pull = ("pull", ["gemma-3-1b-Q4_K_M"], {"progress": False})
+    (answer,) = ask.calls(pull)
+    assert Path(answer["value"]).read_bytes() == b"new"
+    assert ask.path("gemma-3-1b-Q4_K_M").read_bytes() == b"new"
+    ask.server.requests.clear()
+    ask.calls(pull)
+    assert [request.split()[0] for request in ask.server.requests] == ["GET", "HEAD"]
+
+
+def test_listing_says_what_is_in_the_cache(ask: Asker) -> None:
+    """Every short name, with the path of the one that is there; no request is made."""
+    path = ask.path("gemma-3-1b-Q4_K_M")
+    ask.server.requests.clear()
+    (answer,) = ask.calls(("listing", [], {}))
+    assert answer["value"].count("RegistryEntry(") == len(hub.registry())
+    assert answer["value"].count("Path(") == 1
+    assert str(path) in answer["value"]
+    assert ask.server.requests == []
+
+
+# --- what can go wrong ---
+
+
+def test_offline(ask: Asker) -> None:
+    """With HF_HUB_OFFLINE what is cached works, by file and by quantisation; the rest is named."""
+    message, kinds = ask.error("gemma-3-1b-Q4_K_M", HF_HUB_OFFLINE="1")
+    assert message == (
+        f"{GEMMA}:{GEMMA_FILE} is not in the cache, and HF_HUB_OFFLINE forbids to download it"
+    )
+    assert "ModelNotFoundError" in kinds
+    assert ask.server.requests == []
+    path = ask.path("gemma-3-1b-Q4_K_M")
+    ask.server.requests.clear()
+    assert ask.path("gemma-3-1b-Q4_K_M", HF_HUB_OFFLINE="1") == path
+    assert ask.path(f"{GEMMA}:Q4_K_M", HF_HUB_OFFLINE="1") == path
+    assert "no Q8_0 model" in ask.error(f"{GEMMA}:Q8_0", HF_HUB_OFFLINE="1")[0]
+    assert ask.server.requests == []
+
+
+def test_no_network(ask: Asker) -> None:
+    """Without an answer what is cached works; else the message has the address and the reason."""
+    nowhere = "http://127.0.0.1:9"
+    for name in ("gemma-3-1b-Q4_K_M", f"{GEMMA}:Q4_K_M"):
+        message, kinds = ask.error(name, HF_ENDPOINT=nowhere)
+        assert re.match(rf"cannot download {GEMMA}:\S+ from {nowhere}: .*refused", message)
+        assert "ModelNotFoundError" in kinds
+    path = ask.path("gemma-3-1b-Q4_K_M")
+    assert ask.path(f"{GEMMA}:Q4_K_M", HF_ENDPOINT=nowhere) == path
+
+
+def test_a_hub_that_fails(ask: Asker) -> None:
+    """A server's error is named with its number."""
+    ask.server.failing = True
+    assert "503" in ask.error("gemma-3-1b-Q4_K_M")[0]
+
+
+def test_no_such_repository(ask: Asker) -> None:
+    """The message has the address, and how to log in should it be private."""
+    message, kinds = ask.error("some/nothing:Q4_K_M")
+    assert message == (
+        f"there is no {ask.server.url}/some/nothing; if it is private, log in with"
+        " `hf auth login`, or set HF_TOKEN"
+    )
+    assert "ModelNotFoundError" in kinds
+    ask.server.private.add("some/many")
+    assert "there is no" in ask.error("some/many:Q4_K_M")[0]
+
+
+def test_a_gated_repository(ask: Asker) -> None:
+    """The message says where its terms are, and how to log in."""
+    ask.server.gated.add(GEMMA)
+    message, kinds = ask.error("gemma-3-1b-Q4_K_M")
+    assert message == (
+        f"{GEMMA}:{GEMMA_FILE} is gated: accept its terms at {ask.server.url}/{GEMMA}"
+        " and log in with `hf auth login`, or set HF_TOKEN"
+    )
+    assert kinds[0] == "ModelError"
+
+
+MANY = "\n  ".join(
+    [
+        "some/many is, with these models:",
+        *("mmproj-model-Q4_K_M.gguf", "model-Q4_K_M.gguf", "model-Q4_K_S.gguf"),
+        *("model-UD-Q4_K_M.gguf", "model-UD-Q6_K.gguf", "sub/other.Q5_K_M.gguf"),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "some/many:modell-Q4_K_M.gguf",
+            "some/many has no modell-Q4_K_M.gguf (did you mean model-Q4_K_M.gguf, ",
+        ),
+        ("some/many:Q3_K_M", f"some/many has no Q3_K_M model\n{MANY}"),
+        ("some/many", f"some/many has 5 models: name one\n{MANY}"),
+        ("some/none", "some/none has no model\nsome/none is without a .gguf file"),
+        ("some/none:Q4_K_M", "some/none has no Q4_K_M model\nsome/none is without a .gguf file"),
+    ],
+)
+def test_a_file_that_is_not_there(ask: Asker, name: str, expected: str) -> None:
+    """The message lists the models that are."""
+    message, kinds = ask.error(name)
+    assert message.startswith(expected)
+    assert message.endswith(("is without a .gguf file", MANY))
+    assert "ModelNotFoundError" in kinds
+
+
+def test_a_name_that_the_hub_forbids(ask: Asker) -> None:
+    """huggingface_hub's own rules for repositories are an ArgumentError."""
+    message, kinds = ask.error("some/--bad--:Q4_K_M")
+    assert "some/--bad--" in message
+    assert "ArgumentError" in kinds
+
+
+def test_a_full_disk(ask: Asker) -> None:
+    """The message says what is needed, what there is, and where."""
+    prepare = (
+        "from types import SimpleNamespace\n"
+        "hub.shutil.disk_usage = lambda path: SimpleNamespace(free=2000)"
+    )
+    message, kinds = ask.error("gemma-3-1b-Q4_K_M", prepare=prepare)
+    folder = ask.home / "hub"
+    assert message == (
+        f"{GEMMA}: 0.00 GB to download, 0.00 GB free for {folder};"
+        " set HF_HOME to a folder on another disk"
+    )
+    assert kinds[0] == "ModelError"
+    assert len(ask.server.requests) == 1
+    assert ask.path("some/one", prepare=prepare).read_bytes() == b"one"
+
+
+def test_a_cache_that_cannot_be_written(ask: Asker) -> None:
+    """The file system's error is a ModelError."""
+    ask.home.mkdir()
+    (ask.home / "hub").write_text("a file, no folder")
+    message, kinds = ask.error("gemma-3-1b-Q4_K_M")
+    assert str(ask.home / "hub") in message
+    assert kinds[0] == "ModelError"
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False)])
+def test_the_bar_is_on_the_terminal_and_can_be_off(ask: Asker, progress: bool, shown: bool) -> None:
+    """On stderr, where that is a terminal; stdout stays clean."""
+    program = f"from llcuda import hub; hub.resolve('gemma-3-1b-Q4_K_M', progress={progress})"
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=ask.environment(),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+    except OSError:  # Linux's end of a terminal
+        pass
+    os.close(ours)
+    assert (result.returncode, result.stdout) == (0, b"")
+    assert shown == (GEMMA_FILE.encode() in seen)
+    assert shown == (b"100%" in seen)

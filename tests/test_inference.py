@@ -1,0 +1,223 @@
+"""InferenceEngine: the lines that users already write, on the demo model."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import llcuda
+from llcuda.errors import ArgumentError, ClosedError, LlcudaError, ModelNotFoundError
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[llcuda.InferenceEngine]:
+    made = llcuda.InferenceEngine()
+    made.load_model("demo", ctx_size=512, n_parallel=4, silent=True, threads=1)
+    yield made
+    made.unload_model()
+
+
+def test_the_users_session(capsys: pytest.CaptureFixture[str]) -> None:
+    """Load by name, infer, batch, metrics, reset, unload: as the documents write it."""
+    engine = llcuda.InferenceEngine()
+    assert not engine.is_loaded
+    assert engine.load_model("demo", auto_start=True, verbose=True) is True
+    result = engine.infer("What is AI?", max_tokens=20, temperature=0.7, top_k=40)
+    assert result.tokens_generated == len(result.completion.tokens)
+    assert result.tokens_per_sec == pytest.approx(
+        result.tokens_generated / (result.latency_ms / 1000)
+    )
+    assert str(result) == result.text
+    results = engine.batch_infer(["Once upon a time", "One day", "There was a"], max_tokens=8)
+    assert [r.tokens_generated <= 8 for r in results] == [True] * 3
+    metrics = engine.get_metrics()
+    assert metrics["throughput"]["total_requests"] == 4
+    assert metrics["latency"]["sample_count"] == 4
+    engine.reset_metrics()
+    assert engine.get_metrics()["throughput"]["total_requests"] == 0
+    engine.unload_model()
+    engine.unload_model()
+    assert not engine.is_loaded
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    expected = [
+        "Loading model: demo", "", "Auto-configuring optimal settings...", "GPU Check:", "Platform:",
+        "GPU:", "Compute Capability:", "Status:", "✓ Model loaded and ready for inference",
+        "GPU Layers:", "Context Size:", "Load Time:",
+    ]  # fmt: skip
+    assert [line.startswith(e) for line, e in zip(lines, expected, strict=True)] == [True] * 12
+
+
+@pytest.mark.parametrize("quiet", [{"silent": True}, {"verbose": False}])
+def test_silent_prints_nothing(quiet: dict[str, bool], capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing on stdout; given sizes are used."""
+    sizes = {"ctx_size": 256, "batch_size": 64, "ubatch_size": 32}
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", gpu_layers=0, **sizes, **quiet)
+        assert engine.infer("Once upon a time", max_tokens=3).prompt_tokens > 3
+    assert capfd.readouterr().out == ""
+
+
+def test_settings_are_announced_only_when_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """With gpu_layers and ctx_size given, nothing is configured automatically."""
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", gpu_layers=0, ctx_size=256)
+    out = capsys.readouterr().out
+    assert "Auto-configuring" not in out
+    assert "Context Size: 256" in out
+
+
+def test_load_can_be_deferred() -> None:
+    """auto_start=False loads at the first infer; wrong values are errors at once."""
+    with llcuda.InferenceEngine() as engine:
+        assert engine.load_model("demo", auto_start=False, silent=True)
+        assert not engine.is_loaded
+        assert engine.infer("One day", max_tokens=2).tokens_generated
+        assert engine.is_loaded
+        with pytest.raises(ArgumentError):
+            engine.load_model("demo", auto_start=False, n_parallel=0)
+
+
+def test_context_size_is_ctx_size() -> None:
+    """Both names mean the same; two different values are a TypeError."""
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model(model_name="demo", context_size=320, silent=True)
+        engine.load_model("demo", context_size=320, ctx_size=320, silent=True)
+        with pytest.raises(TypeError):
+            engine.load_model("demo", context_size=320, ctx_size=321)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"nonsense": 1}, TypeError),
+        ({"ctx_size": 0}, ArgumentError),
+        ({"ctx_size": -1}, ArgumentError),
+        ({"gpu_layers": -1}, ArgumentError),
+        ({"n_parallel": 1000}, ArgumentError),
+        ({"ctx_size": 512, "cache_size": 100}, ValueError),
+        ({"batch_size": 0}, ArgumentError),
+    ],
+)
+def test_wrong_load_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
+    """Each is an error that names it, and what was loaded before stays usable."""
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", silent=True)
+        with pytest.raises(error):
+            engine.load_model("demo", silent=True, **arguments)
+        assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+
+
+def test_an_unknown_model_is_an_error() -> None:
+    """A wrong name raises; it is never answered by another model."""
+    with llcuda.InferenceEngine() as engine, pytest.raises(LlcudaError):
+        engine.load_model("no-such-model-at-all", silent=True)
+    with llcuda.InferenceEngine() as engine, pytest.raises(ModelNotFoundError):
+        engine.load_model("/no/such/file.gguf", silent=True)
+
+
+def test_infer_before_load_and_after_unload() -> None:
+    """A clear error that names load_model()."""
+    engine = llcuda.InferenceEngine()
+    with pytest.raises(ClosedError, match="load_model"):
+        engine.infer("x")
+    engine.load_model("demo", silent=True)
+    engine.unload_model()
+    with pytest.raises(ClosedError, match="load_model"):
+        engine.infer("x")
+
+
+def test_infer_during_unload() -> None:
+    """Threads that infer while the model is unloaded get results or ClosedError, nothing else."""
+    engine = llcuda.InferenceEngine()
+    engine.load_model("demo", n_parallel=2, silent=True, threads=1)
+    outcomes: list[Any] = []
+
+    def use() -> None:
+        try:
+            while True:
+                engine.infer("Once upon a time", max_tokens=20)
+        except BaseException as error:
+            outcomes.append(type(error))
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    engine.infer("One day", max_tokens=20)
+    engine.unload_model()
+    for thread in threads:
+        thread.join(20)
+    assert outcomes == [ClosedError] * 4
+
+
+def test_threads_decode_in_one_batch(engine: llcuda.InferenceEngine) -> None:
+    """Four threads on n_parallel=4: steps with several rows, and each its own text."""
+    texts: dict[int, str] = {}
+
+    def use(seed: int) -> None:
+        texts[seed] = engine.infer("Once upon a time", max_tokens=60, seed=seed).text
+
+    engine.reset_metrics()
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(set(texts.values())) == 4
+    assert engine.get_metrics()["batch"]["mean_rows"] > 1.5
+
+
+def test_stop_in_both_spellings(engine: llcuda.InferenceEngine) -> None:
+    """stop= and stop_sequences= do the same; both at once are a TypeError."""
+    plain = engine.infer("There was a", max_tokens=30, temperature=0).text
+    for name in ("stop", "stop_sequences"):
+        stopped = engine.infer("There was a", max_tokens=30, temperature=0, **{name: ["Jonas"]})
+        assert stopped.text == plain.split("Jonas")[0]
+        assert stopped.finish_reason == "stop"
+    with pytest.raises(TypeError):
+        engine.infer("x", stop="a", stop_sequences="b")
+
+
+def test_stream_and_coroutine(engine: llcuda.InferenceEngine) -> None:
+    """stream() yields the text in pieces, ainfer() awaits it."""
+    whole = engine.infer("There was a", max_tokens=30, temperature=0)
+    pieces = list(engine.stream("There was a", max_tokens=30, temperature=0))
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 10
+    awaited = asyncio.run(engine.ainfer("There was a", max_tokens=30, temperature=0))
+    assert awaited.text == whole.text
+
+
+def test_leaving_a_stream_cancels_it(engine: llcuda.InferenceEngine) -> None:
+    """A loop that is left frees its slot."""
+    for _ in engine.stream("Once upon a time", max_tokens=400, ignore_eos=True):
+        break
+    assert engine.infer("One day", max_tokens=2).tokens_generated == 2
+
+
+def test_batch_keeps_the_order(engine: llcuda.InferenceEngine) -> None:
+    """Results come in the order of the prompts, each as if alone; one text is no batch."""
+    prompts = [f"There was a girl named {name}" for name in ("Ruby", "Lena", "Mia", "Nora", "Ada")]
+    together = [r.text for r in engine.batch_infer(prompts, max_tokens=12, temperature=0)]
+    assert together == [engine.infer(p, max_tokens=12, temperature=0).text for p in prompts]
+    with pytest.raises(TypeError):
+        engine.batch_infer("one text")
+
+
+def test_a_thousand_calls_in_a_row(engine: llcuda.InferenceEngine) -> None:
+    """No slot, request or file is lost."""
+    for _ in range(1000):
+        assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+
+
+def test_result_in_a_notebook(engine: llcuda.InferenceEngine) -> None:
+    """A notebook shows the text and its figures."""
+    shown = engine.infer("One day", max_tokens=3)._repr_markdown_()
+    assert "3 tokens" in shown
+    assert "tokens/s" in shown
+
+
+def test_quick_infer() -> None:
+    """One call from a model's name to a text."""
+    assert llcuda.quick_infer("Once upon a time", max_tokens=5)

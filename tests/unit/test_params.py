@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from llcuda.errors import ArgumentError
+from llcuda.params import ContextParams, ModelParams, SamplingParams
+
+REFUSED: list[tuple[type, dict[str, Any]]] = [
+    (ModelParams, {"gpu_layers": -1}),
+    (ModelParams, {"gpu_layers": 1.5}),
+    (ModelParams, {"gpu_layers": True}),
+    (ModelParams, {"main_gpu": -1}),
+    (ModelParams, {"split_mode": "diagonal"}),
+    (ModelParams, {"split_mode": None}),
+    (ModelParams, {"tensor_split": [-1.0]}),
+    (ModelParams, {"tensor_split": [math.nan]}),
+    (ModelParams, {"tensor_split": 3}),
+    (ModelParams, {"devices": "CPU"}),
+    (ModelParams, {"devices": 5}),
+    (ModelParams, {"devices": [5]}),
+    (ModelParams, {"mmap": 1}),
+    (ModelParams, {"mlock": "yes"}),
+    (ModelParams, {"overrides": {"": 1}}),
+    (ModelParams, {"overrides": {"k" * 128: 1}}),
+    (ModelParams, {"overrides": {"a\0b": 1}}),
+    (ModelParams, {"overrides": {"k": "v" * 128}}),
+    (ModelParams, {"overrides": {"k": "a\0b"}}),
+    (ModelParams, {"overrides": {"k": "\ud800"}}),
+    (ModelParams, {"overrides": {"\ud800": 1}}),
+    (ModelParams, {"overrides": {"k": 2**63}}),
+    (ModelParams, {"overrides": {"k": None}}),
+    (ModelParams, {"overrides": {3: 1}}),
+    (ModelParams, {"overrides": [1]}),
+    (ContextParams, {"ctx_size": 0}),
+    (ContextParams, {"ctx_size": 2**31}),
+    (ContextParams, {"ctx_size": "4096"}),
+    (ContextParams, {"ctx_size": 2**30, "sequences": 2, "batch_size": 8}),
+    (ContextParams, {"sequences": 0}),
+    (ContextParams, {"sequences": 257}),
+    (ContextParams, {"batch_size": 0}),
+    (ContextParams, {"batch_size": 2, "sequences": 3}),
+    (ContextParams, {"ubatch_size": 0}),
+    (ContextParams, {"outputs_max": -1}),
+    (ContextParams, {"outputs_max": 1, "sequences": 2}),
+    (ContextParams, {"threads": 0}),
+    (ContextParams, {"threads": 513}),
+    (ContextParams, {"threads_batch": 0}),
+    (ContextParams, {"flash_attention": 2}),
+    (ContextParams, {"flash_attention": "on"}),
+    (ContextParams, {"type_k": "q2_k"}),
+    (ContextParams, {"type_k": ["f16"]}),
+    (ContextParams, {"type_v": "q8_0", "flash_attention": False}),
+    (ContextParams, {"rope_scaling": "cubic"}),
+    (ContextParams, {"rope_freq_base": -1.0}),
+    (ContextParams, {"rope_freq_base": math.nan}),
+    (ContextParams, {"rope_freq_scale": math.inf}),
+    (ContextParams, {"yarn_orig_ctx": 1.5}),
+    (ContextParams, {"pooling": "max"}),
+    (ContextParams, {"attention": "sparse"}),
+    (ContextParams, {"embeddings": 1}),
+    (SamplingParams, {"temperature": -0.1}),
+    (SamplingParams, {"temperature": math.nan}),
+    (SamplingParams, {"temperature": math.inf}),
+    (SamplingParams, {"temperature": "hot"}),
+    (SamplingParams, {"top_p": 1.1}),
+    (SamplingParams, {"top_p": -0.1}),
+    (SamplingParams, {"min_p": 2}),
+    (SamplingParams, {"typical_p": -1}),
+    (SamplingParams, {"top_k": -1}),
+    (SamplingParams, {"top_k": 1.0}),
+    (SamplingParams, {"repeat_penalty": 0}),
+    (SamplingParams, {"frequency_penalty": math.inf}),
+    (SamplingParams, {"presence_penalty": None}),
+    (SamplingParams, {"penalty_last_n": -1}),
+    (SamplingParams, {"penalty_last_n": 2**31}),
+    (SamplingParams, {"dry_multiplier": -1}),
+    (SamplingParams, {"dry_breakers": "text"}),
+    (SamplingParams, {"dry_breakers": [5]}),
+    (SamplingParams, {"dry_breakers": ["a\0b"]}),
+    (SamplingParams, {"xtc_probability": 1.5}),
+    (SamplingParams, {"xtc_threshold": -1}),
+    (SamplingParams, {"mirostat": 3}),
+    (SamplingParams, {"adaptive_target": 2}),
+    (SamplingParams, {"adaptive_decay": 1}),
+    (SamplingParams, {"seed": -1}),
+    (SamplingParams, {"seed": 2**32}),
+    (SamplingParams, {"min_keep": -1}),
+    (SamplingParams, {"logit_bias": {-1: 1.0}}),
+    (SamplingParams, {"logit_bias": {1: math.nan}}),
+    (SamplingParams, {"logit_bias": {1: "x"}}),
+    (SamplingParams, {"logit_bias": {"1": 1.0}}),
+    (SamplingParams, {"logit_bias": [1]}),
+    (SamplingParams, {"grammar": 5}),
+    (SamplingParams, {"grammar": b"root"}),
+    (SamplingParams, {"grammar_root": None}),
+]
+
+
+@pytest.mark.parametrize(("kind", "given"), REFUSED, ids=lambda value: str(value)[-60:])
+def test_a_value_out_of_bounds_is_named(kind: type, given: dict[str, Any]) -> None:
+    """Each is an ArgumentError whose message begins with the parameter's name."""
+    with pytest.raises(ArgumentError) as caught:
+        kind(**given)
+    assert any(name in str(caught.value) for name in given)
+
+
+@pytest.mark.parametrize("kind", [ModelParams, ContextParams, SamplingParams])
+def test_an_unknown_keyword_is_a_type_error(kind: type) -> None:
+    """Nothing swallows a typing error."""
+    with pytest.raises(TypeError, match="temprature"):
+        kind(temprature=1)
+
+
+@pytest.mark.parametrize("kind", [ModelParams, ContextParams, SamplingParams])
+def test_parameters_are_frozen_and_equal_by_value(kind: type) -> None:
+    """They can be shared and compared."""
+    first = dataclasses.fields(kind)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(kind(), first, 1)
+    assert kind() == kind()
+
+
+@pytest.mark.parametrize("kind", [ModelParams, ContextParams, SamplingParams])
+def test_every_field_is_in_the_docstring(kind: type) -> None:
+    """A parameter that nobody can read about is none."""
+    text = (kind.__doc__ or "").replace("yarn_*", " ".join(
+        f.name for f in dataclasses.fields(kind) if f.name.startswith("yarn_")
+    ))  # fmt: skip
+    assert [] == [f.name for f in dataclasses.fields(kind) if f.name not in text]

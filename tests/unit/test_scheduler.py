@@ -1,0 +1,186 @@
+"""The scheduler on plain data: a dictionary plays the KV cache, numbers play the tokens."""
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llcuda.scheduler import Job, Plan, Scheduler, common_prefix
+
+
+class FakeCache:
+    """What the KV cache would hold, and the checks that a real one cannot make."""
+
+    def __init__(self) -> None:
+        self.cells: dict[int, list[int]] = defaultdict(list)
+
+    def apply(self, plan: Plan) -> None:
+        """Do what a step does to the cache."""
+        for kind, *arguments in plan.changes:
+            if kind == "copy":
+                source, target, count = arguments
+                assert len(self.cells[source]) >= count
+                self.cells[target] = self.cells[source][:count]
+            else:
+                seq, keep = arguments
+                assert len(self.cells[seq]) >= keep
+                del self.cells[seq][keep:]
+        seqs = [job.slot.seq for job, _, _ in plan.rows if job.slot]
+        assert len(seqs) == len(set(seqs)) == len(plan.rows)
+        for job, begin, end in plan.rows:
+            assert job.slot
+            assert end > begin == len(self.cells[job.slot.seq])
+            self.cells[job.slot.seq] += job.tokens[begin:end]
+            assert self.cells[job.slot.seq] == job.tokens[:end]
+
+
+def run(
+    scheduler: Scheduler, lengths: dict[Job, int], cache: FakeCache | None = None
+) -> list[Plan]:
+    """Run until every job has its number of tokens; a token is the count of those before it."""
+    cache = cache or FakeCache()
+    plans: list[Plan] = []
+    while scheduler.busy:
+        assert len(plans) < 10_000
+        plan = scheduler.plan()
+        assert plan is not None
+        plans.append(plan)
+        cache.apply(plan)
+        scheduler.computed(plan.rows)
+        for job, _, end in plan.rows:
+            if end < job.prompt_size:
+                continue
+            job.tokens.append(1000 + len(job.tokens))
+            if len(job.tokens) - job.prompt_size >= lengths[job]:
+                scheduler.finish(job)
+    return plans
+
+
+jobs = st.lists(
+    st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 12)),
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(jobs, st.integers(1, 4), st.integers(0, 3), st.integers(1, 16), st.booleans(), st.booleans())
+def test_every_job_is_computed_whole(
+    given_jobs: list[tuple[list[int], int]],
+    parallel: int,
+    kept: int,
+    chunk: int,
+    trims: bool,
+    copies: bool,
+) -> None:
+    """Whatever comes, each job's cells hold its own text, and it ends."""
+    scheduler = Scheduler(parallel + kept, parallel, chunk, trims, copies)
+    lengths = {Job(prompt): length for prompt, length in given_jobs}
+    for job in lengths:
+        scheduler.add(job)
+    plans = run(scheduler, lengths)
+    assert all(len(job.tokens) == job.prompt_size + n for job, n in lengths.items())
+    assert all(len(plan.rows) <= parallel for plan in plans)
+    assert all(sum(end - begin for _, begin, end in p.rows) <= chunk for p in plans if not p.decode)
+
+
+def test_a_long_prompt_delays_running_texts_by_one_chunk() -> None:
+    """Between two chunks of a prompt every running text gets its token."""
+    scheduler = Scheduler(2, 2, chunk=10)
+    short, long = Job([1, 2]), Job(range(50))
+    scheduler.add(short)
+    first = scheduler.plan()
+    assert first
+    scheduler.computed(first.rows)
+    short.tokens.append(7)
+    scheduler.add(long)
+    kinds = []
+    while not long.prefilled:
+        plan = scheduler.plan()
+        assert plan
+        kinds.append(plan.decode)
+        scheduler.computed(plan.rows)
+        if plan.decode:
+            short.tokens.append(7)
+    assert kinds == [True, False] * 5
+
+
+def test_a_prompt_that_begins_alike_computes_only_the_rest() -> None:
+    """A finished text is kept; the next prompt reuses its beginning, but not its own last token."""
+    scheduler, cache = Scheduler(2, 1, chunk=100), FakeCache()
+    first, second, third = Job([1, 2, 3, 4]), Job([1, 2, 3, 9]), Job([1, 2, 3, 4])
+    for job in (first, second, third):
+        scheduler.add(job)
+        run(scheduler, {job: 2}, cache)
+    assert [job.reused for job in (first, second, third)] == [0, 3, 3]
+
+
+def test_the_least_recently_used_text_is_given_up() -> None:
+    """Without a common beginning, the slot that was used longest ago is taken."""
+    scheduler, cache = Scheduler(2, 1, chunk=100), FakeCache()
+    texts = [[1, 1, 1], [2, 2, 2], [1, 1, 1, 5], [3, 3, 3], [1, 1, 1, 6]]
+    reused = []
+    for text in texts:
+        job = Job(text)
+        scheduler.add(job)
+        run(scheduler, {job: 1}, cache)
+        reused.append(job.reused)
+    assert reused == [0, 0, 3, 0, 3]
+
+
+def test_completions_of_one_prompt_share_its_prefill() -> None:
+    """Jobs after another wait for its prefill and copy it."""
+    scheduler = Scheduler(3, 3, chunk=4)
+    first = Job(range(10))
+    rest = [Job(range(10), after=first) for _ in range(2)]
+    for job in (first, *rest):
+        scheduler.add(job)
+    plans = run(scheduler, dict.fromkeys((first, *rest), 3))
+    assert [job.reused for job in rest] == [9, 9]
+    assert sum(end - begin for p in plans if not p.decode for _, begin, end in p.rows) == 12
+
+
+def test_recurrent_memory_reuses_only_whole_texts() -> None:
+    """What cannot be trimmed serves only a prompt that continues it."""
+    scheduler, cache = Scheduler(1, 1, chunk=100, trims=False, copies=False), FakeCache()
+    first = Job([1, 2, 3])
+    scheduler.add(first)
+    run(scheduler, {first: 1}, cache)
+    continued, other = Job([1, 2, 3, 4, 5]), Job([1, 2, 9])
+    for job, reused in ((continued, 3), (other, 0)):
+        scheduler.add(job)
+        run(scheduler, {job: 1}, cache)
+        assert job.reused == reused
+
+
+def test_finish_takes_a_job_out_of_any_queue() -> None:
+    """Waiting, prefilling or running: a finished job is gone and its slot free."""
+    scheduler = Scheduler(1, 1, chunk=2)
+    running, waiting = Job(range(5)), Job([1])
+    scheduler.add(running)
+    scheduler.add(waiting)
+    plan = scheduler.plan()
+    assert plan
+    scheduler.computed(plan.rows)
+    scheduler.finish(waiting)
+    scheduler.finish(running)
+    assert not scheduler.busy
+    assert scheduler.slots[0].tokens == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "limit", "count"),
+    [([], [], 5, 0), ([1, 2], [1, 2], 5, 2), ([1, 2, 3], [1, 2, 4], 9, 2), ([1, 2], [1, 2], 1, 1)],
+)
+def test_common_prefix(a: list[int], b: list[int], limit: int, count: int) -> None:
+    """The number of equal first entries, at most the limit."""
+    assert common_prefix(a, b, limit) == count
+
+
+@given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
+def test_common_prefix_equals_counting(a: list[int], b: list[int]) -> None:
+    """Halving finds what counting finds."""
+    expected = 0
+    while expected < min(len(a), len(b)) and a[expected] == b[expected]:
+        expected += 1
+    assert common_prefix(a, b, 1000) == expected
