@@ -42,10 +42,19 @@ def test_the_users_session(capsys: pytest.CaptureFixture[str]) -> None:
     assert not engine.is_loaded
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     expected = [
-        "Loading model: demo", "", "Auto-configuring optimal settings...", "GPU Check:",
-        "Platform:", "GPU:", "Compute Capability:", "Status:", "✓ Model loaded and ready for inference",
-        "GPU Layers:", "Context Size:", "Load Time:",
-    ]  # fmt: skip
+        "Loading model: demo",
+        "",
+        "Auto-configuring optimal settings...",
+        "GPU Check:",
+        "Platform:",
+        "GPU:",
+        "Compute Capability:",
+        "Status:",
+        "✓ Model loaded and ready for inference",
+        "GPU Layers:",
+        "Context Size:",
+        "Load Time:",
+    ]
     assert [line.startswith(e) for line, e in zip(lines, expected, strict=True)] == [True] * 12
 
 
