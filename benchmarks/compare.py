@@ -1,8 +1,9 @@
-"""Our loop against llama-cpp-python's, same libraries, same file, turn by turn in one run.
+"""Our loop against llama-cpp-python's `Llama`: same libraries, same file, same process, by turns.
 
 `python benchmarks/compare.py [MODEL.gguf ...]`; without a file the demo model and Gemma 3 1B's
 shapes at Q4_K_M with random weights (written once to ~/.cache/llcuda/shapes, 0.8 GB, 4 GB while
-it is made). Needs the packages of the extra [bench]. Prints a table, then one JSON line.
+it is made). Needs the packages of the extra [bench]. Prints a table, then one JSON line. Speeds
+drift on a shared machine, so what counts is the median of the ratios of neighbouring turns.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tarfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,12 +25,12 @@ from llcuda.native import library
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llcuda"
-PEERS = ("llcuda_loop", "llama_cpp_python")
-TURNS, REPETITIONS, PROMPT = 3, 2, 16
+TURNS = 15
+PROMPT = list(range(300, 316))
 
 
-def bring_peer() -> Path:
-    """Return a folder with the pure Python package llama_cpp, from the pinned archive."""
+def bring_peer() -> Any:
+    """Return the peer's module; its pure Python package comes from the pinned archive."""
     folder = CACHE / "peers"
     if not (folder / "llama_cpp").is_dir():
         sys.path.insert(0, str(HERE.parent / "build"))
@@ -42,23 +43,15 @@ def bring_peer() -> Path:
                 _, _, member.name = member.name.partition("/")
                 if member.name.startswith("llama_cpp/"):
                     tar.extract(member, folder)
-    return folder
+    # Ours first: it loads the libraries and their backends, which the peer then shares.
+    os.environ["LLAMA_CPP_LIB_PATH"] = library.versions()["folder"]
+    sys.path.insert(0, str(folder))
+    from peers import llama_cpp_python
+
+    return llama_cpp_python
 
 
-def run(peer: str, *arguments: object) -> str:
-    """Run a peer's script over our libraries and return what it printed."""
-    environment = {
-        **os.environ,
-        "LLAMA_CPP_LIB_PATH": library.versions()["folder"],
-        "PYTHONPATH": str(CACHE / "peers"),
-    }
-    command = [sys.executable, str(HERE / "peers" / f"{peer}.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-
-
-def gemma_shape() -> Path:
+def gemma_shape(peer: Any) -> Path:
     """Return the Q4_K_M file with Gemma 3 1B's shapes, making it at the first call."""
     target = CACHE / "shapes" / "gemma-3-1b-Q4_K_M.gguf"
     if not target.is_file():
@@ -67,7 +60,7 @@ def gemma_shape() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         half = target.with_name("gemma-3-1b-F16.gguf")
         write_gemma_3_1b(half)
-        run("llama_cpp_python", "quantize", half, target.with_suffix(".part"))
+        peer.quantize(half, target.with_suffix(".part"))
         half.unlink()
         target.with_suffix(".part").rename(target)
     return target
@@ -75,26 +68,28 @@ def gemma_shape() -> Path:
 
 def main() -> None:
     """Compare on each model and print."""
-    bring_peer()
-    models = [Path(name) for name in sys.argv[1:]] or [llcuda.demo_model(), gemma_shape()]
-    threads = len(os.sched_getaffinity(0))
+    theirs = bring_peer()
+    from peers import llcuda_loop as ours
+
+    models = [Path(name) for name in sys.argv[1:]] or [llcuda.demo_model(), gemma_shape(theirs)]
     table = Table(
-        "model", "threads", *PEERS, "ratio", title="tokens per second, median of all turns"
+        "model", "threads", "llcuda", "llama-cpp-python", "ratio", title="tokens/s, median"
     )
     results = []
     for model in models:
-        tokens = 400 if model.stat().st_size < 2**27 else 48
-        for n_threads in sorted({1, threads}):
-            rates: dict[str, list[float]] = {peer: [] for peer in PEERS}
-            for _ in range(TURNS):
-                for peer in PEERS:
-                    printed = run(peer, model, PROMPT, tokens, REPETITIONS, n_threads)
-                    rates[peer] += json.loads(printed.splitlines()[-1])
-            ours, theirs = (statistics.median(rates[peer]) for peer in PEERS)
-            table.add_row(
-                model.name, str(n_threads), f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.3f}"
+        n_tokens = 300 if model.stat().st_size < 2**27 else 32
+        for threads in sorted({1, len(os.sched_getaffinity(0))}):
+            a, b = ours.Peer(model, threads), theirs.Peer(model, threads)
+            turns = [
+                (a.seconds_per_token(PROMPT, n_tokens), b.seconds_per_token(PROMPT, n_tokens))
+                for _ in range(TURNS + 1)
+            ][1:]
+            ratio = statistics.median(them / us for us, them in turns)
+            rates = [1 / statistics.median(column) for column in zip(*turns, strict=True)]
+            table.add_row(model.name, str(threads), *(f"{r:.1f}" for r in rates), f"{ratio:.3f}")
+            results.append(
+                {"model": model.name, "threads": threads, "ratio": ratio, "turns": turns}
             )
-            results.append({"model": model.name, "threads": n_threads, **rates})
     Console().print(table)
     print(json.dumps(results))
 

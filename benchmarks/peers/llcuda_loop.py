@@ -1,37 +1,36 @@
-"""llcuda's loop, decode and sample and piece, as its README prints it. Arguments as its peers'."""
+"""llcuda's loop as its README prints it: sample, is_eog, piece, decode."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
+from pathlib import Path
 
 from llcuda import Context, Model, Sampler
 
 
-def generate(
-    model: str, n_prompt: int, n_tokens: int, repetitions: int, threads: int
-) -> list[float]:
-    """Return tokens per second with top_k 40, top_p 0.9, temperature 0.7."""
-    rates = []
-    with (
-        Model(model) as loaded,
-        Context(loaded, ctx_size=1024, threads=threads, flash_attention=True) as context,
-    ):
-        sampler = Sampler(temperature=0.7, top_k=40, top_p=0.9, seed=1)
-        for _ in range(repetitions):
-            context.memory.clear()
-            context.decode(list(range(300, 300 + n_prompt)))
-            context.decode([sampler.sample(context)])
-            started = time.perf_counter()
-            for _ in range(n_tokens):
-                token = sampler.sample(context)
-                loaded.is_eog(token)
-                loaded.piece(token)
-                context.decode([token])
-            rates.append(n_tokens / (time.perf_counter() - started))
-    return rates
+class Peer:
+    """A model, a context and a sampler."""
 
+    def __init__(self, model: Path, threads: int) -> None:
+        self._model = Model(model)
+        self._context = Context(
+            self._model, ctx_size=1024, threads=threads, flash_attention=True, batch_size=512
+        )
+        bias = dict.fromkeys(self._model.eog_tokens, -100.0)
+        self._sampler = Sampler(temperature=0.7, top_k=40, top_p=0.9, seed=1, logit_bias=bias)
 
-if __name__ == "__main__":
-    print(json.dumps(generate(sys.argv[1], *(int(text) for text in sys.argv[2:6]))))
+    def seconds_per_token(self, prompt: list[int], n_tokens: int) -> float:
+        """Time the loop with top_k 40, top_p 0.9, temperature 0.7; the prompt counts too."""
+        model, context, sampler = self._model, self._context, self._sampler
+        context.memory.clear(data=False)
+        started = time.perf_counter()
+        context.decode(prompt)
+        text = ""
+        text = model.piece(token := sampler.sample(context))
+        for _ in range(n_tokens - 1):
+            context.decode([token])
+            token = sampler.sample(context)
+            if model.is_eog(token):
+                break
+            text += model.piece(token)
+        return (time.perf_counter() - started) / n_tokens
