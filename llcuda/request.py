@@ -162,6 +162,7 @@ class Request:
         job.request = self
         self.prompt_tokens = job.prompt_size
         self.drafter: Any = None
+        self.shares = (0.0, 0.0)  # of sampling and delivery, when it was admitted
         self._cancel = cancel
         self._decoder = Utf8Decoder()
         self._stops = StopFinder(params.stop) if params.stop else None

@@ -57,6 +57,8 @@ class Worker:
         )
         self._ends = frozenset(self.model.eog_tokens)
         self._with_deadline: list[Request] = []
+        # Each running text's share of sampling and of delivery, summed over decode steps.
+        self._sample_share = self._deliver_share = 0.0
         self._rows: Rows | None = None
         self._rows_of: list[Job] = []
 
@@ -123,6 +125,7 @@ class Worker:
             request: Request = job.request
             if not request.times.admitted:
                 request.times.admitted = now
+                request.shares = (self._sample_share, self._deliver_share)
                 self._on_admit()
             tokens += job.tokens[begin:end]
             seqs += [job.seq] * (end - begin)
@@ -170,7 +173,12 @@ class Worker:
         for i, (job, token) in enumerate(zip(jobs, chosen, strict=True)):
             self._take(job, token, i)
         self._wake_readers(jobs)
+        self._share(taken, time.perf_counter() - started - taken, len(jobs))
         return taken
+
+    def _share(self, sampled: float, delivered: float, rows: int) -> None:
+        self._sample_share += sampled / rows
+        self._deliver_share += delivered / rows
 
     def _room(self, job: Job) -> int:
         left: int = job.request.params.max_tokens - len(job.request.tokens) - 1
@@ -184,7 +192,7 @@ class Worker:
             tokens += [job.tokens[-1], *draft]
             seqs += [job.seq] * (1 + len(draft))
         self._compute(tokens, seqs, None)
-        taken, row = 0.0, 0
+        taken, row, entered = 0.0, 0, time.perf_counter()
         for job, draft in zip(jobs, drafts, strict=True):
             begin = job.done
             seq = job.seq
@@ -207,6 +215,7 @@ class Worker:
             if right < len(draft) or job.slot is None:
                 self.context.memory.remove(seq, begin + 1 + right)
         self._wake_readers(jobs)
+        self._share(taken, time.perf_counter() - entered - taken, len(jobs))
         return taken
 
     def _compute(self, tokens: list[int], seqs: list[int], flags: list[int] | None) -> None:
@@ -334,6 +343,8 @@ class Worker:
 
     def _record_request(self, request: Request, done: Completion) -> None:
         first = request.times.first_token
+        if not request.times.admitted:
+            request.shares = (self._sample_share, self._deliver_share)
         record = RequestRecord(
             prompt_tokens=done.prompt_tokens,
             reused_tokens=done.reused_tokens,
@@ -341,8 +352,8 @@ class Worker:
             queue_seconds=done.queue_seconds,
             prefill_seconds=done.prefill_seconds,
             decode_seconds=done.decode_seconds,
-            sample_seconds=0.0,
-            detokenize_seconds=0.0,
+            sample_seconds=self._sample_share - request.shares[0],
+            detokenize_seconds=self._deliver_share - request.shares[1],
             time_to_first_token_seconds=first - request.times.submitted if first else None,
             latency_seconds=done.latency_seconds,
             finish_reason=done.finish_reason,

@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from llcuda import Context, Engine, Model, Sampler
-from llcuda.errors import ArgumentError, ClosedError, QueueFullError
+from llcuda.errors import ArgumentError, ClosedError, DecodeError, QueueFullError
 from llcuda.generation import Generation
 
 # Their greedy texts have no near ties: the best logit leads by 0.14 or more at every token, so that
@@ -315,6 +317,7 @@ def test_hooks_see_every_step_and_request(model: Model, caplog: Any) -> None:
         snapshot = hooked.metrics.snapshot()
     assert {step.phase for step in steps} == {"prefill", "decode"}
     assert [record.generated_tokens for record in done] == [5, 5, 5]
+    assert all(0 < r.sample_seconds + r.detokenize_seconds < r.latency_seconds for r in done)
     assert "a hook of the engine raised" in caplog.text
     assert snapshot["throughput"]["total_requests"] == 3
 
@@ -381,3 +384,69 @@ def test_many_threads_lose_and_mix_nothing(model: Model, alone: dict[str, Any]) 
         assert shared._worker.requests == set()
         assert not shared._worker.busy
     assert failures == []
+
+
+def test_an_exception_in_the_worker_reaches_every_caller(
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """What was not foreseen fails every request, with its cause, and later ones too."""
+    broken = Engine(model, n_parallel=2, ctx_size=256, threads=1)
+    requests = [broken.submit("Once", max_tokens=200, ignore_eos=True) for _ in range(3)]
+    next(iter(requests[0]))
+
+    def explode(*arguments: Any) -> None:
+        raise ZeroDivisionError("unforeseen")
+
+    with caplog.at_level(logging.CRITICAL):
+        monkeypatch.setattr(broken.context, "decode_batch", explode)
+        for request in requests:
+            with pytest.raises(DecodeError, match="unforeseen") as caught:
+                request.result(10)
+            assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(DecodeError):
+        broken.submit("Once")
+    broken.close()
+
+
+def test_a_failed_decode_harms_only_its_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that llama.cpp cannot compute fails its requests; the next ones are served."""
+    with Engine(model, n_parallel=2, ctx_size=256, threads=1) as engine:
+        whole = engine.context.decode_batch
+
+        def fail_once(*arguments: Any) -> None:
+            monkeypatch.setattr(engine.context, "decode_batch", whole)
+            raise DecodeError("out of memory, say")
+
+        monkeypatch.setattr(engine.context, "decode_batch", fail_once)
+        with pytest.raises(DecodeError, match="out of memory"):
+            engine.submit("Once upon a time", max_tokens=5).result(10)
+        assert engine.submit("Once upon a time", max_tokens=5).result(10).tokens
+
+
+def test_a_model_file_replaced_on_disk(model: Model, tmp_path: Path) -> None:
+    """A file that another takes the place of stays what it was for who has it open."""
+    path = tmp_path / "model.gguf"
+    shutil.copy(model.path, path)
+    with Model(path) as loaded, Engine(loaded, ctx_size=256, threads=1) as engine:
+        before = engine.submit(PROMPTS[0], max_tokens=20, temperature=0).result(10)
+        other = tmp_path / "other"
+        other.write_bytes(b"no model at all")
+        other.replace(path)
+        after = engine.submit(PROMPTS[0], max_tokens=20, temperature=0).result(10)
+    assert facts(before) == facts(after)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mamba"])
+def test_reuse_on_other_memories(kind: str, model_files: dict[str, Path]) -> None:
+    """Sliding-window and recurrent models: results with reuse equal those without."""
+    asked: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    with Model(model_files[kind]) as loaded, Engine(loaded, ctx_size=256, threads=1) as engine:
+        first = engine.submit(list(range(1, 30)), **asked).result(10)
+        continued = [*range(1, 30), *first.tokens, 3, 4]
+        reused = []
+        for text in (continued, continued, [*range(1, 20), 7, 7]):
+            result = engine.submit(text, **asked).result(10)
+            with Engine(loaded, ctx_size=256, threads=1) as fresh:
+                assert facts(result) == facts(fresh.submit(text, **asked).result(10))
+            reused.append(result.reused_tokens)
+    assert reused[0] == 34  # the last sampled token was never computed
