@@ -56,8 +56,11 @@ def _choose(
 ) -> None:
     """Fit the context to the model and the layers to the GPU, and describe the machine."""
     asked_layers, asked_ctx = request["gpu_layers"], request["ctx_size"]
-    with Model(path, vocab_only=True) as facts:
-        layer_count, train_ctx_size = facts.layer_count, facts.train_ctx_size
+    with Model(path, vocab_only=True) as facts:  # has metadata, but no sizes of its own
+        metadata = facts.metadata
+    architecture = metadata.get("general.architecture", "")
+    layer_count = int(metadata.get(f"{architecture}.block_count", 0))
+    train_ctx_size = int(metadata.get(f"{architecture}.context_length", 0))
     if asked_ctx is None and train_ctx_size:
         configuration.engine["ctx_size"] = min(DEFAULT_CTX_SIZE, train_ctx_size)
     gpus = [device for device in library.devices() if device.kind == "gpu"]

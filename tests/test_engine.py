@@ -42,6 +42,13 @@ def engine(model: Model) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
+def cpu_model() -> Iterator[Model]:
+    """On the CPU, where the logits of a row do not depend on the other rows of the batch."""
+    with Model("demo", gpu_layers=0) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
 def alone(model: Model) -> dict[str, tuple[str, list[int], str | None]]:
     """What each prompt gives under greedy in the plain loop, without the engine."""
     results = {}
@@ -141,8 +148,13 @@ def test_stop_tokens(engine: Engine, alone: dict[str, Any]) -> None:
     assert done.finish_reason == "stop"
 
 
-def test_seeds_do_not_depend_on_the_neighbours(engine: Engine) -> None:
+def test_seeds_do_not_depend_on_the_neighbours(cpu_model: Model) -> None:
     """The same seed gives the same text, alone and in a full batch."""
+    with Engine(cpu_model, n_parallel=4, ctx_size=512, threads=1) as engine:
+        check_seeds(engine)
+
+
+def check_seeds(engine: Engine) -> None:
     alone = engine.submit("Once upon a time", max_tokens=40, seed=5, temperature=1.0).result(10)
     crowd = [
         engine.submit("Once upon a time", max_tokens=40, seed=s, temperature=1.0) for s in range(8)
@@ -176,11 +188,11 @@ def test_prefix_reuse_changes_no_result(model: Model) -> None:
     assert all(r.reused_tokens > 15 for r in again)
 
 
-def test_speculation_changes_no_result(model: Model, alone: dict[str, Any]) -> None:
+def test_speculation_changes_no_result(cpu_model: Model, alone: dict[str, Any]) -> None:
     """Guessing from the text is exact, greedy and sampled."""
     with (
-        Engine(model, n_parallel=3, ctx_size=512, threads=1, speculation=4) as guessing,
-        Engine(model, n_parallel=3, ctx_size=512, threads=1) as plain,
+        Engine(cpu_model, n_parallel=3, ctx_size=512, threads=1, speculation=4) as guessing,
+        Engine(cpu_model, n_parallel=3, ctx_size=512, threads=1) as plain,
     ):
         greedy = {p: guessing.submit(p, max_tokens=60, temperature=0) for p in PROMPTS}
         assert {p: facts(r.result(30)) for p, r in greedy.items()} == alone

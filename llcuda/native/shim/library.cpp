@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <stdexcept>
 
 #include <dlfcn.h>
@@ -126,9 +127,11 @@ int llcuda_backend_score(const char * path) {
 
 namespace {
 
-sigjmp_buf illegal_instruction;
+constexpr int REFUSALS[] = {SIGILL, SIGSEGV, SIGBUS};
 
-void on_illegal_instruction(int) { siglongjmp(illegal_instruction, 1); }
+sigjmp_buf refused;
+
+void on_refusal(int) { siglongjmp(refused, 1); }
 
 __attribute__((target("amx-tile,amx-int8"), noinline)) void run_tiles() {
     alignas(64) struct {
@@ -150,17 +153,19 @@ bool amx_works() {
     if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) {
         return false;
     }
-    struct sigaction trap = {}, before = {};
-    trap.sa_handler = on_illegal_instruction;
-    if (sigaction(SIGILL, &trap, &before) != 0) {
-        return false;
+    struct sigaction trap = {}, before[std::size(REFUSALS)] = {};
+    trap.sa_handler = on_refusal;
+    for (size_t i = 0; i < std::size(REFUSALS); i++) {
+        sigaction(REFUSALS[i], &trap, &before[i]);
     }
     volatile bool works = false;
-    if (sigsetjmp(illegal_instruction, 1) == 0) {
+    if (sigsetjmp(refused, 1) == 0) {
         run_tiles();
         works = true;
     }
-    sigaction(SIGILL, &before, nullptr);
+    for (size_t i = 0; i < std::size(REFUSALS); i++) {
+        sigaction(REFUSALS[i], &before[i], nullptr);
+    }
     return works;
 }
 
