@@ -24,14 +24,15 @@ from llcuda.native.kv_size import check_kv_size
 from llcuda.native.memory import Memory
 from llcuda.native.model import Model
 from llcuda.native.outputs import Float32, Outputs
+from llcuda.native.reports import Reports
 from llcuda.params import ContextParams, check_number, default_threads
-from llcuda.timings import DecodeEvent, Timings
+from llcuda.timings import DecodeEvent
 
 _OUTPUTS = {"none": 0, "last": 1, "all": 2}
 _SMALLEST_CTX = 256  # llama.cpp rounds a sequence's cells up to this
 
 
-class Context(Outputs):
+class Context(Outputs, Reports):
     """Computes logits of texts with `model`, and remembers the texts.
 
     parameters: the fields of ContextParams, or `params=` with one.
@@ -78,7 +79,6 @@ class Context(Outputs):
         self.pooling: int = self._lib.llama_pooling_type(raw)
         self.memory = Memory(self)
         self._row = self._ffi.new("float **")
-        self._c_timings = self._ffi.new("struct llcuda_timings *")
         self._adapters: list[Adapter] = []
 
     def _c_params(self) -> Any:
@@ -240,20 +240,6 @@ class Context(Outputs):
     def _model_closed(self) -> None:
         raise ClosedError("the model of this context is closed")
 
-    def _call_hooks(self) -> None:
-        owner = self._handle.owner
-        self._lib.llcuda_context_sync(owner.pointer)
-        event = self._ffi.new("struct llcuda_event *")
-        self._lib.llcuda_context_event(owner.pointer, event)
-        report = DecodeEvent(
-            phase="decode" if event.decode else "prefill",
-            rows=event.rows,
-            outputs=event.outputs,
-            seconds=event.ns * 1e-9,
-        )
-        for hook in list(self.hooks):
-            hook(report)
-
     def cancel(self) -> None:
         """Abort the decode that runs in another thread (on a GPU: after its micro-batch)."""
         self._lib.llcuda_context_cancel(self._handle.owner.pointer)
@@ -316,36 +302,6 @@ class Context(Outputs):
         owner = self._handle.owner
         status = self._lib.llcuda_set_threads(owner.pointer, threads, threads_batch or threads)
         library.check(status, lambda: f"set_threads({threads})")
-
-    @property
-    def timings(self) -> Timings:
-        """Wall clock and counts of each phase since the last reset_timings()."""
-        owner = self._handle.owner
-        status = self._lib.llcuda_context_timings(owner.pointer, self._c_timings, False)
-        library.check(status, lambda: "timings")
-        c, model = self._c_timings, self.model
-        return Timings(
-            load_seconds=model.load_seconds,
-            tokenize_seconds=model._tokenize_seconds,
-            prefill_seconds=c.prefill_ns * 1e-9,
-            decode_seconds=c.decode_ns * 1e-9,
-            sample_seconds=c.sample_ns * 1e-9,
-            detokenize_seconds=model._detokenize_seconds,
-            tokenized_tokens=model._tokenized,
-            prefill_tokens=c.prefill_tokens,
-            decode_tokens=c.decode_tokens,
-            sampled_tokens=c.sampled_tokens,
-            detokenized_tokens=model._detokenized,
-            prefill_calls=c.prefill_calls,
-            decode_calls=c.decode_calls,
-            graphs_reused=c.graphs_reused,
-        )
-
-    def reset_timings(self) -> None:
-        """Set this context's times and counts to 0; the model's stay."""
-        owner = self._handle.owner
-        status = self._lib.llcuda_context_timings(owner.pointer, self._c_timings, True)
-        library.check(status, lambda: "reset_timings()")
 
     @property
     def closed(self) -> bool:

@@ -206,7 +206,12 @@ int llcuda_context_sync(llcuda_context * context) {
 int llcuda_context_timings(llcuda_context * context, llcuda_timings * timings, bool reset) {
     return entered(context, [&]() -> int {
         *timings = context->timings;
-        timings->graphs_reused = llama_perf_context(context->raw).n_reused;
+        const auto own = llama_perf_context(context->raw);
+        timings->graphs_reused        = own.n_reused;
+        timings->llama_prefill_tokens = own.n_p_eval;
+        timings->llama_decode_tokens  = own.n_eval;
+        timings->llama_prefill_ms     = own.t_p_eval_ms;
+        timings->llama_decode_ms      = own.t_eval_ms;
         if (reset) {
             context->timings = {};
             llama_perf_context_reset(context->raw);

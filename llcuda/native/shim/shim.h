@@ -68,7 +68,9 @@ struct llcuda_timings {
     int64_t prefill_ns, decode_ns, sample_ns;
     int64_t prefill_tokens, decode_tokens, sampled_tokens;
     int64_t prefill_calls, decode_calls;
-    int64_t graphs_reused;
+    // llama.cpp's own counters
+    int64_t graphs_reused, llama_prefill_tokens, llama_decode_tokens;
+    double  llama_prefill_ms, llama_decode_ms;
 };
 
 // What the last call did.
