@@ -35,9 +35,17 @@ def download(pin: dict[str, str], folder: Path) -> Path:
     command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
     # The build environment's own settings must not leak into pip's nested one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CMAKE_")}
-    result = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
+    result = subprocess.run(
+        command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+    )
     archives = list(folder.glob("*.tar.gz"))
     if result.returncode or len(archives) != 1:
+        sys.stderr.write(result.stderr)
+        if "DO NOT MATCH THE HASHES" in result.stderr:
+            sys.exit(
+                f"error: the package index's {requirement} has another sha256 than "
+                "vendor/llama.cpp.toml names (both are above). Do not build it: restore the pin."
+            )
         sys.exit(
             f"error: could not download {requirement} (pip's message is above). Without network, "
             "set LLCUDA_LLAMA_CPP_SDIST to that source archive, or LLCUDA_LLAMA_CPP_SOURCE to a "
@@ -52,7 +60,7 @@ def unpack(archive: Path, pin: dict[str, str]) -> None:
     if digest != pin["sha256"]:
         sys.exit(
             f"error: {archive.name} has sha256 {digest}, vendor/llama.cpp.toml wants "
-            f"{pin['sha256']}. Delete the file and build again."
+            f"{pin['sha256']}. Take the archive of that version, or restore the pin."
         )
     with tempfile.TemporaryDirectory(dir=VENDOR) as folder, tarfile.open(archive) as tar:
         # Python 3.11.0 to 3.11.3 have no extraction filters; the checksum vouches for the archive.
@@ -73,8 +81,11 @@ def main() -> None:
         print(Path(own).resolve())
         return
     pin = tomllib.loads((VENDOR / "llama.cpp.toml").read_text())
+    archive = os.environ.get("LLCUDA_LLAMA_CPP_SDIST")
+    if archive and not Path(archive).is_file():
+        sys.exit(f"error: LLCUDA_LLAMA_CPP_SDIST={archive} is no file")
     if not STAMP.is_file() or STAMP.read_text() != pin["sha256"]:
-        if archive := os.environ.get("LLCUDA_LLAMA_CPP_SDIST"):
+        if archive:
             unpack(Path(archive), pin)
         else:
             with tempfile.TemporaryDirectory() as folder:

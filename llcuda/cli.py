@@ -50,7 +50,7 @@ def run(
     repeat_penalty: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
     grammar: Annotated[
-        Path | None, typer.Option(help="GBNF file that the text must follow.", exists=True)
+        Path | None, typer.Option(help="GBNF file to follow.", exists=True, dir_okay=False)
     ] = None,
     ctx_size: Annotated[
         int | None, typer.Option(min=1, help="Tokens of context; default: what is needed.")

@@ -16,7 +16,7 @@ from typing import Any
 from llcuda.demo import demo_model
 from llcuda.errors import LlcudaError
 
-REBUILD = "pip install --no-cache-dir ."
+REBUILD = "in llcuda's source folder: pip install --no-cache-dir ."
 REBUILD_CUDA = f"{REBUILD} --config-settings=cmake.define.LLCUDA_CUDA=ON"
 
 
@@ -62,7 +62,7 @@ def diagnose() -> Report:
         report.backends = dict(library.backends())
         report.devices = [asdict(device) for device in library.devices()]
     except (LlcudaError, ImportError) as error:
-        report.problems.append(Problem(str(error), f"in llcuda's source folder: {REBUILD}", True))
+        report.problems.append(Problem(str(error), REBUILD, True))
         return report
     architectures = facts.pop("cuda_architectures")
     folder = facts.pop("folder")

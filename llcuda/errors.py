@@ -83,7 +83,10 @@ class NoRoomError(DecodeError):
 
 
 class DecodeAbortedError(DecodeError):
-    """The decode was cancelled; its finished micro-batches stay in the memory."""
+    """The decode was cancelled.
+
+    Within one batch the finished micro-batches stay in the memory; a split prompt is undone.
+    """
 
 
 class SamplingError(LlcudaError, RuntimeError):

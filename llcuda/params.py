@@ -11,7 +11,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
 from llcuda.errors import ArgumentError
 
@@ -21,6 +22,7 @@ ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 POOLINGS = ("none", "mean", "cls", "last", "rank")
 ATTENTIONS = ("causal", "non_causal")
 INT32_MAX = 2**31 - 1
+MAX_SEED = 2**32 - 2  # the next one is llama.cpp's word for "at random"
 
 
 def default_threads() -> int:
@@ -28,11 +30,28 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+Params = TypeVar("Params")
+
+
+def given_params(kind: type[Params], params: Params | None, keywords: dict[str, Any]) -> Params:
+    """Return `params`, or those made of `keywords`; ArgumentError for both, or another type."""
+    if params is None:
+        return kind(**keywords)
+    if keywords:
+        raise ArgumentError(f"params= and {', '.join(keywords)}=: give one or the other")
+    if not isinstance(params, kind):
+        raise ArgumentError(f"params={params!r}: expected {kind.__name__}")
+    return params
+
+
 def check_number(name: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
-    """Raise ArgumentError unless `value` is an "int" or "number" with low <= value <= high."""
-    number = isinstance(value, int) or (kind == "number" and isinstance(value, float))
+    """Raise ArgumentError unless `value` is an "int" or "number" with low <= value <= high.
+
+    numpy's numbers are numbers; True and False are none.
+    """
+    number = isinstance(value, Integral) or (kind == "number" and isinstance(value, Real))
     if isinstance(value, bool) or not number or not low <= value <= high:
-        bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         what = "a whole number" if kind == "int" else "a number"
         raise ArgumentError(f"{name}={value!r}: expected {what} {bounds}")
 
@@ -127,8 +146,9 @@ class ModelParams:
 class ContextParams:
     """The size and the arithmetic of a context.
 
-    ctx_size: tokens that each sequence can hold; None = the model's training context, at most
-        4,096. The KV cache has ctx_size x sequences cells.
+    ctx_size: tokens of each sequence; None = the model's training context, at most 4,096. The KV
+        cache has ctx_size x sequences cells, rounded up by llama.cpp to 256; with unified_kv any
+        sequence may take more than its share.
     sequences: independent texts in one context, 1 to 256.
     batch_size: most tokens of one llama_decode call; `Context.decode` splits longer prompts.
     ubatch_size: most tokens computed at once.
@@ -136,7 +156,9 @@ class ContextParams:
         (a row has 4 bytes for each vocabulary entry).
     unified_kv: one KV buffer for all sequences: any sequence may use free cells, and parts of a
         sequence can be copied. False: a buffer for each, faster for unrelated texts.
-    threads, threads_batch: processors for one token and for prompts; None = all that are allowed.
+    threads, threads_batch: processors for one token and for prompts; None = all that are allowed,
+        but one for models below 32 MiB. On a busy machine give fewer: a thread that has to wait
+        for its processor stops all others.
     flash_attention: None = where the device has it.
     type_k, type_v: type of the KV cells, e.g. "f16", "q8_0" (a quantised V needs flash attention).
     rope_scaling ("none", "linear", "yarn", "longrope"), rope_freq_base, rope_freq_scale, yarn_*,
@@ -232,7 +254,8 @@ class SamplingParams:
         temperature by entropy, temperature +- range.
     mirostat: 0 off, 1 or 2; mirostat_tau, mirostat_eta. It takes the place of the filters.
     adaptive_target (< 0 off), adaptive_decay: adaptive-p.
-    seed: None = drawn at random, readable as `Sampler.seed`. min_keep: what every filter leaves.
+    seed: None = drawn at random, readable as `Sampler.seed`. min_keep: what typical_p, top_p, min_p
+        and XTC leave at least.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -297,7 +320,7 @@ class SamplingParams:
         ):
             check_number(name, getattr(self, name), "int", low, high)
         if self.seed is not None:
-            check_number("seed", self.seed, "int", 0, 2**32 - 1)
+            check_number("seed", self.seed, "int", 0, MAX_SEED)
         if not isinstance(self.logit_bias, Mapping):
             raise ArgumentError(f"logit_bias={self.logit_bias!r}: expected token -> number")
         for token, bias in self.logit_bias.items():

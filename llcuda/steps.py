@@ -45,7 +45,7 @@ class Greedy(Step):
 
 @dataclass(frozen=True)
 class Distribution(Step):
-    """Draw a candidate by probability. seed: None = at random."""
+    """Draw a candidate by probability. seed: None = the sampler's (`Sampler.seed`)."""
 
     seed: int | None = None
     chooses = True
@@ -247,6 +247,8 @@ class Grammar(Step):
     tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        if self.grammar is None:
+            raise ArgumentError("grammar=None: expected a text")
         self._check(grammar=self.grammar, grammar_root=self.root)
         check_texts("patterns", self.patterns, MAX_PATTERN)
         self._check(logit_bias=dict.fromkeys(self.tokens, 0.0))
@@ -273,6 +275,11 @@ class Python(Step):
     reset: Callable[[], None] = lambda: None
     chooses = True
 
+    def __post_init__(self) -> None:
+        for name in ("apply", "accept", "reset"):
+            if not callable(getattr(self, name)):
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: expected a function")
+
     def run(self, buffer: Any, selected: int) -> tuple[int, int]:
         """Apply to C's candidates; return (index of the choice or -1, how many are kept)."""
         import numpy as np
@@ -295,7 +302,7 @@ class Python(Step):
         return -1, len(kept)
 
     def clone(self) -> Python:
-        """Return a copy for a cloned chain; what `apply` refers to is copied with copy.deepcopy."""
+        """Return a copy for a cloned chain: copy.deepcopy, which shares closures."""
         return copy.deepcopy(self)
 
 

@@ -58,6 +58,9 @@ def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
     return [*chain, steps.Distribution(seed)]
 
 
+MOST_BEST = 2**20  # beyond, the whole vocabulary is no more
+
+
 def superset_of(chain: Sequence[steps.Step]) -> int:
     """Return how many of the best logits decide what `chain` chooses; 0 = all may matter.
 
@@ -67,7 +70,7 @@ def superset_of(chain: Sequence[steps.Step]) -> int:
     lowered = 0
     for step in chain:
         if isinstance(step, steps.TopK) and step.k:
-            return step.k + lowered
+            return step.k + lowered if step.k < MOST_BEST else 0
         if isinstance(step, steps.Greedy):
             return 1 + lowered
         if isinstance(step, steps.DRY) or (

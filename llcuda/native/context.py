@@ -12,7 +12,6 @@ import numpy.typing as npt
 from llcuda.errors import (
     ArgumentError,
     BatchError,
-    ClosedError,
     ContextError,
     LlcudaError,
     UnsupportedError,
@@ -25,9 +24,10 @@ from llcuda.native.memory import Memory
 from llcuda.native.model import Model
 from llcuda.native.outputs import Float32, Outputs
 from llcuda.native.reports import Reports
-from llcuda.params import ContextParams, check_number, default_threads
+from llcuda.params import ContextParams, check_number, default_threads, given_params
 from llcuda.timings import DecodeEvent
 
+SMALL_MODEL = 32 * 2**20  # bytes; below, threads wait for each other longer than they compute
 _OUTPUTS = {"none": 0, "last": 1, "all": 2}
 _SMALLEST_CTX = 256  # llama.cpp rounds a sequence's cells up to this
 
@@ -46,9 +46,7 @@ class Context(Outputs, Reports):
     def __init__(
         self, model: Model, *, params: ContextParams | None = None, **parameters: Any
     ) -> None:
-        if params is not None and parameters:
-            raise ArgumentError(f"params= and {', '.join(parameters)}=: give one or the other")
-        self.params = params or ContextParams(**parameters)
+        self.params = given_params(ContextParams, params, parameters)
         self.model = model
         self.hooks: list[Callable[[DecodeEvent], None]] = []
         self._ffi, self._lib = library.load()
@@ -69,7 +67,7 @@ class Context(Outputs, Reports):
         if pointer == self._ffi.NULL:
             library.fail(ContextError, f"cannot create a context with {self.params}")
         free = self._lib.llcuda_context_free
-        self._handle = library.Handle("context", pointer, free, owner)
+        self._handle = library.Handle("context", pointer, free, owner, model._handle)
         raw = self._lib.llcuda_context_raw(pointer)
         self._raw = raw
         # With unified KV llama.cpp lets one sequence take every cell.
@@ -91,7 +89,8 @@ class Context(Outputs, Reports):
         c.n_ubatch = min(p.ubatch_size, p.batch_size)
         c.n_outputs_max = min(p.outputs_max, p.batch_size)
         c.kv_unified = p.unified_kv
-        c.n_threads = p.threads or default_threads()
+        small = self.model.size < SMALL_MODEL
+        c.n_threads = p.threads or (1 if small else default_threads())
         c.n_threads_batch = p.threads_batch or c.n_threads
         flash = {None: "AUTO", True: "ENABLED", False: "DISABLED"}[p.flash_attention]
         c.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
@@ -133,8 +132,6 @@ class Context(Outputs, Reports):
         Raises BatchError (tokens, sequence or position that do not fit; too many tokens for
         logits="all"), NoRoomError (KV cache full), DecodeError, KeyboardInterrupt (Ctrl-C).
         """
-        if self.model.closed:
-            self._model_closed()
         owner = self._handle.owner
         try:
             if pos is None:
@@ -165,20 +162,19 @@ class Context(Outputs, Reports):
         where it ends; logits None = for every row. At most batch_size rows.
         Raises as `decode`.
         """
-        if self.model.closed:
-            self._model_closed()
         owner = self._handle.owner
         try:
+            tokens, seqs = _as_list(tokens), _as_list(seqs)
             n = len(tokens)
-            places = [-1] * n if positions is None else positions
+            places = [-1] * n if positions is None else _as_list(positions)
             flags = [1] * n if logits is None else [bool(flag) for flag in logits]
             if not n == len(seqs) == len(places) == len(flags):
                 raise BatchError(
                     f"{n} tokens, {len(seqs)} sequences, {len(places)} positions, "
                     f"{len(flags)} logits"
                 )
-            if positions is not None and n and min(positions) < 0:
-                raise BatchError(f"positions must be at least 0, not {min(positions)}")
+            if positions is not None and n and min(places) < 0:
+                raise BatchError(f"positions must be at least 0, not {min(places)}")
             status = self._lib.llcuda_decode_rows(owner.pointer, n, tokens, seqs, places, flags)
         except (TypeError, OverflowError) as error:
             raise BatchError(f"rows must be whole numbers: {error}") from None
@@ -237,9 +233,6 @@ class Context(Outputs, Reports):
             f"outputs_max={p.outputs_max or p.batch_size}"
         )
 
-    def _model_closed(self) -> None:
-        raise ClosedError("the model of this context is closed")
-
     def cancel(self) -> None:
         """Abort the decode that runs in another thread (on a GPU: after its micro-batch)."""
         self._lib.llcuda_context_cancel(self._handle.owner.pointer)
@@ -248,8 +241,18 @@ class Context(Outputs, Reports):
         """Return log p(tokens[k] | tokens[:k]) for k = 1 ..., float32, shape (len(tokens) - 1,).
 
         Decodes `tokens` as the continuation of `seq` (the perplexity of a text is
-        exp(-mean)). At most batch_size tokens at a time, so any length that fits the context.
+        exp(-mean)). At most batch_size tokens at a time, so any length that fits the context;
+        should a part fail, the others are undone.
         """
+        begun = self.n_past(seq)
+        try:
+            return self._score(tokens, seq)
+        except LlcudaError:
+            with contextlib.suppress(LlcudaError):
+                self.memory.remove(seq, begun)
+            raise
+
+    def _score(self, tokens: Sequence[int], seq: int) -> Float32:
         step = min(self.params.batch_size, self.params.outputs_max or self.params.batch_size)
         scores = np.empty(max(len(tokens) - 1, 0), dtype=np.float32)
         for begin in range(0, len(tokens), step):
@@ -312,7 +315,7 @@ class Context(Outputs, Reports):
         """Free the memory; again does nothing. ConcurrencyError while another thread is inside."""
         if self._handle.closed:
             return
-        owner = self._handle.owner
+        owner = self._handle.held
         status = self._lib.llcuda_context_close(owner.pointer)
         library.check(status, lambda: "close()")
         self._handle.close()
@@ -326,6 +329,11 @@ class Context(Outputs, Reports):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.params.sequences} x {self.ctx_size} tokens"
         return f"<llcuda.Context on {self.model.path.name!r}: {state}>"
+
+
+def _as_list(row: Any) -> Any:
+    """What C takes as it is; an array as a list."""
+    return row.tolist() if isinstance(row, np.ndarray) else row
 
 
 def _is_int32(value: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from llcuda.errors import (
 )
 from llcuda.native import callbacks
 
-BUILD_COMMAND = f"{Path(sys.executable).name} -m pip install --force-reinstall --no-deps llcuda"
+BUILD_COMMAND = "pip install --no-cache-dir ."
 
 _lock = threading.RLock()
 _loaded: tuple[Any, Any] | None = None
@@ -67,7 +66,7 @@ def _load() -> tuple[Any, Any]:
     except ImportError as error:
         raise LibraryError(
             f"llcuda's native library cannot be loaded ({error}). "
-            f"Build it with '{BUILD_COMMAND}'; 'llcuda doctor' tells more."
+            f"Build it with '{BUILD_COMMAND}' in llcuda's source folder."
         ) from error
     ffi, lib = binding.ffi, binding.lib
     folder = Path(str(binding.__file__)).parents[1] / "lib"
@@ -81,7 +80,7 @@ def _load() -> tuple[Any, Any]:
     if built != present:
         raise LibraryError(
             f"the binding was built for llama.cpp {built}, but {found.parent} holds {present}. "
-            f"Build both again with '{BUILD_COMMAND}'."
+            f"Build both again with '{BUILD_COMMAND}' in llcuda's source folder."
         )
     callbacks.define(ffi)
     lib.llcuda_init(threading.main_thread().ident or 0)
@@ -123,7 +122,7 @@ def _load_backends(ffi: Any, lib: Any, folder: Path) -> None:
     if not scores:
         raise LibraryError(
             f"no CPU backend in {folder} runs on this processor; it was built on another machine. "
-            f"Build for this one with '{BUILD_COMMAND}'."
+            f"Build for this one with '{BUILD_COMMAND}' in llcuda's source folder."
         )
     others = [p for p in sorted(folder.glob("libggml-*.so")) if "-cpu" not in p.name]
     for path in [*(p for p in others if p.name != "libggml-base.so"), max(scores, key=scores.get)]:  # type: ignore[arg-type]
@@ -257,17 +256,30 @@ class Handle:
     the pointer under a running call.
     """
 
-    __slots__ = ("_name", "_owner")
+    __slots__ = ("_name", "_owner", "_stands_on")
 
     def __init__(
-        self, name: str, pointer: Any, free: Callable[[Any], Any], parent: Owner | None = None
+        self,
+        name: str,
+        pointer: Any,
+        free: Callable[[Any], Any],
+        parent: Owner | None = None,
+        stands_on: Handle | None = None,
     ) -> None:
         self._name = name
         self._owner: Owner | None = Owner(pointer, free, parent)
+        self._stands_on = stands_on
 
     @property
     def owner(self) -> Owner:
-        """The owner; ClosedError after close(), ForkError in a forked child."""
+        """The owner; ClosedError after close(), here or of what this stands on; ForkError."""
+        if self._stands_on is not None and self._stands_on._owner is None:
+            raise ClosedError(f"the {self._stands_on._name} of this {self._name} is closed")
+        return self.held
+
+    @property
+    def held(self) -> Owner:
+        """The owner, also when what this stands on is closed."""
         owner = self._owner
         if owner is None:
             raise ClosedError(f"this {self._name} is closed")

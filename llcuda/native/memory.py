@@ -37,7 +37,8 @@ class Memory:
             raise ArgumentError(f"memory.{name}{arguments}: {error}") from None
         if status:
             last = self._context.params.sequences - 1
-            library.check(status, lambda: f"memory.{name}{arguments}; sequences are 0 to {last}")
+            numbers = ", ".join(str(a) for a in arguments if isinstance(a, int))
+            library.check(status, lambda: f"memory.{name}({numbers}); sequences are 0 to {last}")
 
     def range(self, seq: int = 0) -> range:
         """Return the positions that `seq` holds, as a range; empty for an empty sequence.
@@ -45,7 +46,7 @@ class Memory:
         Of a recurrent state that is the last one alone.
         """
         first, last = self._ffi.new("int32_t *"), self._ffi.new("int32_t *")
-        self._call("range", seq, first, last)
+        self._call("range", _sequence(seq), first, last)
         return range(max(first[0], 0), last[0] + 1)
 
     def remove(self, seq: int = 0, begin: int = 0, end: int | None = None) -> None:
@@ -58,7 +59,7 @@ class Memory:
         self._call("remove", _sequence(seq), begin, end)
 
     def rollback(self, count: int, seq: int = 0) -> None:
-        """Forget the last `count` tokens of `seq`."""
+        """Forget the last `count` positions of `seq`."""
         held = self.range(seq)
         if not isinstance(count, int) or not 0 <= count <= held.stop:
             raise ArgumentError(f"rollback({count!r}): sequence {seq} holds {held.stop} tokens")

@@ -18,7 +18,7 @@ from llcuda.errors import (
 from llcuda.native import callbacks, library
 from llcuda.native.gguf_check import check_file, check_tensors
 from llcuda.native.vocabulary import Vocabulary
-from llcuda.params import ModelParams
+from llcuda.params import ModelParams, given_params
 
 Progress = Callable[[float], bool | None]
 
@@ -42,9 +42,7 @@ class Model(Vocabulary):
         params: ModelParams | None = None,
         **parameters: Any,
     ) -> None:
-        if params is not None and parameters:
-            raise ArgumentError(f"params= and {', '.join(parameters)}=: give one or the other")
-        self.params = params or ModelParams(**parameters)
+        self.params = given_params(ModelParams, params, parameters)
         self.path = resolve(os.fspath(path))
         check_file(self.path)
         self._ffi, self._lib = library.load()
@@ -168,6 +166,7 @@ class Model(Vocabulary):
     def close(self) -> None:
         """Let go of the model; its memory is freed when the last context on it is closed."""
         self._handle.close()
+        self._forget_pieces()
 
     def __enter__(self) -> Model:
         return self

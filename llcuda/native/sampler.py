@@ -13,7 +13,7 @@ import numpy.typing as npt
 from llcuda import steps
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
 from llcuda.native import callbacks, chain, library
-from llcuda.params import SamplingParams
+from llcuda.params import SamplingParams, given_params
 
 if TYPE_CHECKING:
     from llcuda.native.context import Context
@@ -42,7 +42,9 @@ class Sampler:
         given = [n for n, v in (("chain", chain), ("params", params)) if v is not None]
         if len(given) + bool(parameters) > 1:
             raise ArgumentError(f"give one of chain=, params= and keywords, not {given}")
-        self.params = None if chain is not None else params or SamplingParams(**parameters)
+        self.params = (
+            None if chain is not None else given_params(SamplingParams, params, parameters)
+        )
         self._given_chain = None if chain is None else _check_chain(chain)
         self._seed = self.params.seed if self.params else None
         self._bound: Any = None
@@ -74,7 +76,7 @@ class Sampler:
 
     def _bind(self, model: Model) -> None:
         if self._bound is not None:
-            raise ArgumentError("this sampler belongs to another model; use clone() or a new one")
+            raise ArgumentError("this sampler belongs to another model; make a new one")
         self._ffi, self._lib = library.load()
         owner = model._handle.owner
         builder = chain.Builder(model._vocab, model.vocab_size, self.seed)
@@ -145,6 +147,8 @@ class Sampler:
         if self._bound is None:
             if model is None:
                 raise ArgumentError("this sampler has no model yet: give model=")
+            self._bind(model)
+        elif model is not None and model._vocab is not self._bound:
             self._bind(model)
         self._model._check_token(token)
         owner = self._handle.owner  # type: ignore[union-attr]

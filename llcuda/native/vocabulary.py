@@ -80,10 +80,11 @@ class Vocabulary:
         """
         started = time.perf_counter()
         owner = self._handle.owner
+        tokens = list(tokens)
         for token in tokens:
             self._check_token(token)
         ffi, lib = self._ffi, self._lib
-        array = ffi.new("int32_t[]", list(tokens))
+        array = ffi.new("int32_t[]", tokens)
         capacity = 8 * len(array) + 16
         for _ in range(2):
             buffer = ffi.new("char[]", capacity)
@@ -125,6 +126,11 @@ class Vocabulary:
         except (KeyError, TypeError):
             self._texts[token] = text = self.piece_bytes(token).decode(errors="replace")
             return text
+
+    def _forget_pieces(self) -> None:
+        """Make the next piece an error of a closed model."""
+        self._pieces.clear()
+        self._texts.clear()
 
     def _read_piece(self, token: int, special: bool) -> bytes:
         started = time.perf_counter()

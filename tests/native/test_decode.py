@@ -260,3 +260,16 @@ def test_score_is_the_log_probability_of_each_token(model: Model, make_context: 
         np.testing.assert_allclose(context.score(tokens), expected, **TOLERANCE)
     assert 0 == len(make_context(model).score([]))
     assert 0 == len(make_context(model).score([1]))
+
+
+def test_arrays_serve_as_lists(make_context: Callable[..., Context], model: Model) -> None:
+    """decode_batch, detokenize and the parameters take numpy's arrays and numbers."""
+    lists = make_context(model, sequences=2)
+    arrays = make_context(model, sequences=np.int64(2))
+    lists.decode_batch([3, 4], [0, 1])
+    arrays.decode_batch(np.array([3, 4]), np.array([0, 1], dtype=np.int32))
+    np.testing.assert_array_equal(lists.logits(1), arrays.logits(1))
+    assert model.detokenize([3, 4]) == model.detokenize(token for token in np.array([3, 4]))
+    best = np.argmax(arrays.logits(1))
+    forbidden = Sampler(temperature=0, logit_bias={best: -np.inf}, model=model)
+    assert forbidden.sample(arrays, 1) != best

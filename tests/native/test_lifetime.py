@@ -302,3 +302,34 @@ def test_no_output_after_an_abort(model: Model, make_context: Make) -> None:
     timer.join()
     with pytest.raises(NoOutputError):
         context.logits()
+
+
+def test_everything_refuses_a_closed_model(model_files: dict[str, Path]) -> None:
+    """After model.close() its context reads nothing, and a piece read before is an error too."""
+    model = Model(model_files["llama"])
+    context = Context(model, threads=1)
+    context.decode([1, 2, 3])
+    sampler = Sampler(temperature=0)
+    sampler.sample(context)
+    model.piece(3)
+    model.close()
+    uses: list[Callable[[], Any]] = [
+        lambda: context.logits(),
+        lambda: context.top_logprobs(1),
+        lambda: context.memory.clear(),
+        lambda: context.save_state(),
+        lambda: sampler.sample(context),
+        lambda: model.piece(3),
+    ]
+    for use in uses:
+        with pytest.raises(ClosedError):
+            use()
+    context.close()
+    context.close()
+
+
+def test_a_cancel_while_nothing_runs_is_forgotten(context: Context) -> None:
+    """It is for the decode that runs; the next one is whole."""
+    context.cancel()
+    context.decode([1, 2, 3])
+    assert context.n_past() == 3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llcuda.errors import ArgumentError
-from llcuda.params import ContextParams, ModelParams, SamplingParams
+from llcuda.params import ContextParams, ModelParams, SamplingParams, given_params
 
 REFUSED: list[tuple[type, dict[str, Any]]] = [
     (ModelParams, {"gpu_layers": -1}),
@@ -131,3 +131,17 @@ def test_every_field_is_in_the_docstring(kind: type) -> None:
         f.name for f in dataclasses.fields(kind) if f.name.startswith("yarn_")
     ))  # fmt: skip
     assert [] == [f.name for f in dataclasses.fields(kind) if f.name not in text]
+
+
+def test_the_random_seed_of_llama_cpp_is_no_seed() -> None:
+    """2**32 - 1 would draw anew each time, so it is refused; the one before is a seed."""
+    assert SamplingParams(seed=2**32 - 2).seed == 2**32 - 2
+    with pytest.raises(ArgumentError):
+        SamplingParams(seed=2**32 - 1)
+
+
+@pytest.mark.parametrize("wrong", [{}, 5, SamplingParams()])
+def test_params_of_another_type(wrong: object) -> None:
+    """params= takes an object of its own type only."""
+    with pytest.raises(ArgumentError, match="expected ContextParams"):
+        given_params(ContextParams, wrong, {})  # type: ignore[type-var]

@@ -79,8 +79,6 @@ int process(llcuda_context * context, llama_process_type type, int32_t n_tokens,
         timings.prefill_calls++;
     }
     context->pending = true;
-    // A cancel asked for while nothing ran must not hit the next decode.
-    context->cancelled.store(false, std::memory_order_relaxed);
     return status < LLCUDA_INVALID_BATCH ? static_cast<int>(LLCUDA_EXCEPTION) : status;
 }
 
@@ -234,6 +232,7 @@ int llcuda_set_threads(llcuda_context * context, int32_t threads, int32_t thread
 int llcuda_decode(llcuda_context * context, const int32_t * tokens, int32_t n_tokens,
                   int32_t seq, int32_t pos, int outputs) {
     return entered(context, [&]() -> int {
+        context->cancelled = false;  // a cancel is for the decode that runs
         if (n_tokens <= 0) {
             return LLCUDA_INVALID_BATCH;
         }
@@ -278,6 +277,7 @@ int llcuda_decode(llcuda_context * context, const int32_t * tokens, int32_t n_to
 int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t * tokens, const int32_t * seqs,
                        const int32_t * positions, const int8_t * outputs) {
     return entered(context, [&]() -> int {
+        context->cancelled = false;
         if (n_rows <= 0) {
             return LLCUDA_INVALID_BATCH;
         }
@@ -330,6 +330,7 @@ int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t *
 
 int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_tokens) {
     return entered(context, [&]() -> int {
+        context->cancelled = false;
         if (n_tokens <= 0) {
             return LLCUDA_INVALID_BATCH;
         }
