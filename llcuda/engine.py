@@ -7,9 +7,6 @@ Requests join and leave at any step, each with its own sampling parameters.
 from __future__ import annotations
 
 import atexit
-import contextlib
-import logging
-import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,13 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llcuda.errors import (
-    ArgumentError,
-    ClosedError,
-    DecodeError,
-    LlcudaError,
-    QueueFullError,
-)
+from llcuda.desk import Desk
+from llcuda.errors import ArgumentError, ConcurrencyError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.context import Context
 from llcuda.native.model import Model
@@ -32,9 +24,6 @@ from llcuda.params import ContextParams, SamplingParams, check_number
 from llcuda.request import Request, RequestParams, split_parameters
 from llcuda.scheduler import Job
 from llcuda.worker import Worker
-
-logger = logging.getLogger("llcuda.engine")
-_open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +59,7 @@ class EngineParams:
     @property
     def slots(self) -> int:
         """Sequences of the KV cache: n_parallel, and as many kept texts as there is room for."""
-        extra = (self.cache_size or 0) // self.ctx_size - self.n_parallel
+        extra = -(-(self.cache_size or 0) // self.ctx_size) - self.n_parallel
         return min(256, self.n_parallel + max(0, extra))
 
 
@@ -105,25 +94,24 @@ class Engine:
                 **{"unified_kv": False, **parameters},
             ),
         )
+        self._desk = Desk(params.queue_size)
         self._worker = Worker(
             self.context,
             params.n_parallel,
             params.batch_size,
             params.speculation,
             self.metrics,
-            self._admitted,
+            self._desk.admitted,
             on_step,
             on_request,
         )
         self._ends = frozenset(model.eog_tokens)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._closed: LlcudaError | None = None
-        self._stopping = self._draining = False
-        self._thread = threading.Thread(target=self._work, name="llcuda-engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._desk.run, args=(self._worker,), name="llcuda-engine", daemon=True
+        )
         self._thread.start()
-        _open_engines.add(self)
+        _stop_at_exit(self._desk, self._thread)
+        weakref.finalize(self, _shut, self._desk, self._thread).atexit = False
 
     # --- for callers ---
 
@@ -159,21 +147,13 @@ class Engine:
         params, sampling = params or RequestParams(), sampling or SamplingParams()
         tokens = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
+        cancel = partial(_cancel, self._desk, self._worker)
         for i in range(n):
             sampler = self._sampler(sampling, params, i)
             # Scores of the prompt need its logits: then nothing is reused.
             job = Job(tokens, requests[0].job if requests else None, fresh=params.echo)
-            requests.append(Request(job, params, sampler, self._cancel))
-        with self._lock:
-            if self._closed is not None:
-                raise type(self._closed)(*self._closed.args)
-            if self._waiting + n > self.params.queue_size:
-                raise QueueFullError(
-                    f"{self._waiting} requests wait, queue_size={self.params.queue_size}"
-                )
-            self._waiting += n
-            for request in requests:
-                self._inbox.put(partial(self._worker.accept, request))
+            requests.append(Request(job, params, sampler, cancel))
+        self._desk.submit([partial(self._worker.accept, request) for request in requests])
         return requests
 
     def _prompt_tokens(self, prompt: str | Sequence[int], params: RequestParams) -> list[int]:
@@ -194,8 +174,10 @@ class Engine:
                     f"the prompt has {len(tokens)} tokens, prompt and answer may have {limit}; "
                     "overflow='truncate' or 'shift' drops its beginning"
                 )
-            keep = min(params.keep, limit // 2)
+            keep = min(max(params.keep, int(self.model.adds_bos)), limit // 2)
             tokens = tokens[:keep] + tokens[len(tokens) - (limit * 3 // 4 - keep) :]
+            if not tokens:
+                raise ArgumentError(f"ctx_size={limit} has no room for a prompt and an answer")
         for token in params.stop_tokens:
             self.model._check_token(token)
         return tokens
@@ -211,31 +193,21 @@ class Engine:
             sampling = SamplingParams(**{**{k: getattr(sampling, k) for k in names}, **changes})
         return Sampler(params=sampling, model=self.model)
 
-    def _cancel(self, request: Request) -> None:
-        self._inbox.put(partial(self._worker.cancel, request))
-
-    def _admitted(self) -> None:
-        with self._lock:
-            self._waiting -= 1
-
     @property
     def closed(self) -> bool:
         """Whether close() was called, or the worker failed."""
-        return self._closed is not None
+        return self._desk.closed is not None
 
     def close(self, drain: bool = False) -> None:
         """Stop the worker and free the context; again does nothing.
 
-        drain: finish the requests first; otherwise their readers get ClosedError.
+        drain: finish the requests first (another close() cuts that short); otherwise their
+        readers get ClosedError. Raises ConcurrencyError in a hook: it runs on the worker's thread.
         """
-        with self._lock:
-            if self._stopping:
-                return
-            self._stopping = True
-            self._closed = self._closed or ClosedError("the engine is closed")
-        self._inbox.put(self._drain if drain else self._stop)
+        if threading.current_thread() is self._thread:
+            raise ConcurrencyError("the engine cannot be closed from one of its hooks")
+        self._desk.close(drain)
         self._thread.join()
-        self.context.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -243,42 +215,33 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- the worker's thread ---
 
-    def _work(self) -> None:
-        worker = self._worker
-        try:
-            while True:
-                while not self._inbox.empty() or not worker.busy:
-                    if self._draining and self._inbox.empty():
-                        self._stop()
-                    self._inbox.get()()
-                worker.step()
-        except _StopWork:
-            error: BaseException = ClosedError("the engine was closed before the request was done")
-        except BaseException as failure:
-            logger.exception("the engine's worker failed")
-            error = DecodeError(f"the engine failed: {failure!r}")
-            error.__cause__ = failure
-            with self._lock:
-                self._closed = self._closed or DecodeError(*error.args)
-        while not self._inbox.empty():  # submitted while it stopped
-            with contextlib.suppress(_StopWork):
-                self._inbox.get()()
-        worker.fail_all(error)
-
-    def _stop(self) -> None:
-        raise _StopWork
-
-    def _drain(self) -> None:
-        self._draining = True
+def _cancel(desk: Desk, worker: Worker, request: Request) -> None:
+    desk.put(partial(worker.cancel, request))
 
 
-class _StopWork(BaseException):
-    """Ends the worker's loop."""
+def _shut(desk: Desk, thread: threading.Thread) -> None:
+    """Stop the worker; it frees the context itself. In a forked child nothing runs to stop."""
+    desk.close()
+    if thread is not threading.current_thread():
+        thread.join()
 
 
-@atexit.register
-def _close_all() -> None:
-    for engine in list(_open_engines):
-        engine.close()
+_running: list[tuple[Desk, threading.Thread]] = []
+
+
+def _stop_at_exit(desk: Desk, thread: threading.Thread) -> None:
+    """Have the worker stopped before Python frees what it works on.
+
+    The C objects' finalizers hang on one exit function, which was registered with the first of
+    them, the model's; exit functions run in reverse, so ours comes first.
+    """
+    atexit.unregister(_shut_all)
+    atexit.register(_shut_all)
+    _running[:] = [pair for pair in _running if pair[1].is_alive()]
+    _running.append((desk, thread))
+
+
+def _shut_all() -> None:
+    for desk, thread in _running:
+        _shut(desk, thread)

@@ -83,7 +83,8 @@ def check_texts(name: str, values: Any, most: int | None = None) -> None:
         _check_text(name, value, most)
 
 
-def _check_flags(params: Any, names: str) -> None:
+def check_flags(params: Any, names: str) -> None:
+    """Raise ArgumentError unless these fields, named in one text, are True or False."""
     for name in names.split():
         if not isinstance(getattr(params, name), bool):
             raise ArgumentError(f"{name}={getattr(params, name)!r}: expected True or False")
@@ -120,7 +121,7 @@ class ModelParams:
             check_number("gpu_layers", self.gpu_layers, "int", 0, INT32_MAX)
         check_number("main_gpu", self.main_gpu, "int", 0, INT32_MAX)
         _check_choice("split_mode", self.split_mode, SPLIT_MODES)
-        _check_flags(self, "mmap mlock check_tensors vocab_only")
+        check_flags(self, "mmap mlock check_tensors vocab_only")
         if self.tensor_split is not None:
             if not isinstance(self.tensor_split, Sequence):
                 raise ArgumentError(f"tensor_split={self.tensor_split!r}: expected a list")
@@ -237,7 +238,7 @@ class ContextParams:
             ):
                 kind = "int" if item.name == "yarn_orig_ctx" else "number"
                 check_number(item.name, getattr(self, item.name), kind, 0, INT32_MAX)
-        _check_flags(self, "unified_kv embeddings swa_full offload_kqv op_offload")
+        check_flags(self, "unified_kv embeddings swa_full offload_kqv op_offload")
 
 
 @dataclass(frozen=True, slots=True)

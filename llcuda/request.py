@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from llcuda.errors import ArgumentError
-from llcuda.params import SamplingParams, check_number
+from llcuda.params import SamplingParams, check_flags, check_number
 from llcuda.scheduler import Job
 from llcuda.text import StopFinder, Utf8Decoder
 
@@ -51,6 +51,7 @@ class RequestParams:
     def __post_init__(self) -> None:
         check_number("max_tokens", self.max_tokens, "int", 1, 2**31 - 1)
         check_number("keep", self.keep, "int", 0, 2**31 - 1)
+        check_flags(self, "ignore_eos echo")
         if self.logprobs is not None:
             check_number("logprobs", self.logprobs, "int", 0, 100)
         if self.timeout is not None:
@@ -146,7 +147,8 @@ class Request:
         await request                 # the same in a coroutine; cancelling the task cancels it
         async for text in request: ...
 
-    Only one reader may iterate. Errors of this request are raised to whoever reads it.
+    Only one reader may iterate; one that leaves its loop early cancels the request. Errors of this
+    request are raised to whoever reads it.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Request:
         job.request = self
         self.prompt_tokens = job.prompt_size
         self.drafter: Any = None
+        self.shifted_keep: int | None = None  # set once the older half was dropped
         self.shares = (0.0, 0.0)  # of sampling and delivery, when it was admitted
         self._cancel = cancel
         self._decoder = Utf8Decoder()
@@ -262,10 +265,19 @@ class Request:
         return self._completion
 
     def __iter__(self) -> Iterator[str]:
-        while (text := self._stream.get()) is not _END:
-            yield text
-        self._stream.put(_END)  # for a second reader
+        try:
+            while (text := self._stream.get()) is not _END:
+                yield text
+        finally:
+            self._left()
         self._outcome()
+
+    def _left(self) -> None:
+        """A reader leaves: cancel what is unfinished, and let a second reader end at once."""
+        if self.done:
+            self._stream.put(_END)
+        else:
+            self.cancel()
 
     async def _wait_for(self, ready: Callable[[], bool], readers: bool) -> None:
         """Wait for more text or for the end; cancelling the task cancels the request."""
@@ -290,16 +302,18 @@ class Request:
         return self._outcome()
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        while True:
-            try:
-                text = self._stream.get_nowait()
-            except queue.Empty:
-                await self._wait_for(lambda: not self._stream.empty(), readers=True)
-                continue
-            if text is _END:
-                break
-            yield text
-        self._stream.put(_END)
+        try:
+            while True:
+                try:
+                    text = self._stream.get_nowait()
+                except queue.Empty:
+                    await self._wait_for(lambda: not self._stream.empty(), readers=True)
+                    continue
+                if text is _END:
+                    break
+                yield text
+        finally:
+            self._left()
         self._outcome()
 
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+WORTH_COPYING = 64  # tokens; a copy moves a whole sequence's cells
+
 
 class Job:
     """A text to compute: the scheduler's part of a request.
@@ -23,7 +25,17 @@ class Job:
     prefill this one waits for, because it shares its prompt. fresh: compute the whole prompt.
     """
 
-    __slots__ = ("after", "done", "fresh", "prompt_size", "request", "reused", "slot", "tokens")
+    __slots__ = (
+        "after",
+        "done",
+        "ended",
+        "fresh",
+        "prompt_size",
+        "request",
+        "reused",
+        "slot",
+        "tokens",
+    )
 
     def __init__(
         self, tokens: Sequence[int], after: Job | None = None, fresh: bool = False
@@ -32,6 +44,7 @@ class Job:
         self.prompt_size = len(self.tokens)
         self.done = 0
         self.reused = 0
+        self.ended = False
         self.slot: Slot | None = None
         self.request: Any = None
         self.after = after
@@ -115,13 +128,21 @@ class Scheduler:
         return Plan(changes, rows, decode=True)
 
     def _prefill_rows(self) -> list[tuple[Job, int, int]]:
+        """Share the chunk among the prompts, the shortest rest first, so that none waits long."""
         rows, budget = [], self._chunk
-        for job in self.prefilling:
-            end = min(job.prompt_size, job.done + budget)
-            if end > job.done:
+        jobs = sorted(self.prefilling, key=lambda job: job.prompt_size - job.done)
+        for i, job in enumerate(jobs):
+            end = min(job.prompt_size, job.done + max(1, budget // (len(jobs) - i)))
+            if end > job.done and budget:
                 rows.append((job, job.done, end))
                 budget -= end - job.done
         return rows
+
+    def restart(self, job: Job) -> None:
+        """Forget what was to be reused: its memory could not be cut to it."""
+        assert job.slot is not None
+        job.slot.tokens.clear()
+        job.done = job.reused = 0
 
     def computed(self, rows: Sequence[tuple[Job, int, int]]) -> None:
         """Note that the rows of a step are in the KV cache."""
@@ -138,6 +159,7 @@ class Scheduler:
 
     def finish(self, job: Job) -> None:
         """Take a job out, wherever it is; its slot keeps what it holds."""
+        job.ended = True
         if job.slot is None:
             if job in self.waiting:
                 self.waiting.remove(job)
@@ -154,34 +176,46 @@ class Scheduler:
     def _admit(self) -> list[tuple[Any, ...]]:
         """Give waiting jobs slots, in order; return the memory changes that this needs."""
         changes: list[tuple[Any, ...]] = []
-        active = len(self.running) + len(self.prefilling)
-        while self.waiting and active < self._parallel:
-            job = self.waiting[0]
-            if job.after is not None and not job.after.prefilled and job.after.slot is not None:
-                break  # its prompt is being computed by another
-            self.waiting.popleft()
-            slot, count = self._choose(job)
-            if job.after is not None or not count:
-                shared, source = self._best(job, [s for s in self.slots if s.job and s is not slot])
-                if self._copies and source is not None and shared > count:
-                    changes.append(("copy", source.seq, slot.seq, shared))
-                    slot.tokens, count = source.tokens[:shared], shared
-            if len(slot.tokens) > count:
+        room = self._parallel - len(self.running) - len(self.prefilling)
+        for job in [job for job in self.waiting if not self._waits(job)][: max(room, 0)]:
+            self.waiting.remove(job)
+            slot, count, source = self._choose(job)
+            if source is not None:
+                changes.append(("copy", source.seq, slot.seq, count))
+                slot.tokens = source.tokens[:count]
+            elif len(slot.tokens) > count:
                 changes.append(("trim", slot.seq, count))
                 del slot.tokens[count:]
             slot.job, job.slot = job, slot
             job.done = job.reused = count
             self.prefilling.append(job)
-            active += 1
         return changes
 
-    def _choose(self, job: Job) -> tuple[Slot, int]:
-        """Return the free slot to use, and how many of its tokens serve."""
+    def _waits(self, job: Job) -> bool:
+        """Whether another computes this job's prompt just now."""
+        after = job.after
+        return after is not None and not after.prefilled and not after.ended
+
+    def _choose(self, job: Job) -> tuple[Slot, int, Slot | None]:
+        """Return the free slot to use, how much of the prompt it will hold, and from where.
+
+        A kept text is used up only when that is most of it, or when no other slot is free;
+        otherwise its beginning is copied to the slot that was used longest ago.
+        """
         free = [slot for slot in self.slots if slot.job is None]
-        count, slot = self._best(job, free)
-        if slot is not None and count:
-            return slot, count
-        return min(free, key=lambda s: (bool(s.tokens), s.used)), 0
+        count, best = self._best(job, self.slots)
+        in_place, kept = self._best(job, free)
+        if (
+            kept is not None
+            and in_place == count
+            and (2 * count >= len(kept.tokens) or len(free) == 1)
+        ):
+            return kept, count, None
+        oldest = min(free, key=lambda slot: (bool(slot.tokens), slot.used))
+        worth = count >= WORTH_COPYING or job.after is not None
+        if self._copies and best is not None and best is not oldest and worth:
+            return oldest, count, best
+        return oldest, self._best(job, [oldest])[0], None
 
     def _best(self, job: Job, slots: Sequence[Slot]) -> tuple[int, Slot | None]:
         """Return the longest usable common prefix, and whose it is.

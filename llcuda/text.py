@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from functools import partial
 
 
 class Utf8Decoder:
@@ -38,8 +39,6 @@ class StopFinder:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self._beginnings = {stop[:i] for stop in stops for i in range(1, len(stop))}
-        self._longest = max(map(len, stops), default=0)
         self._held = ""
 
     def decode(self, text: str) -> tuple[str, bool]:
@@ -51,15 +50,20 @@ class StopFinder:
         if begins:
             self._held = ""
             return text[: min(begins)], True
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if text[-length:] in self._beginnings:
-                self._held = text[-length:]
-                return text[:-length], False
-        self._held = ""
-        return text, False
+        beginning = min(map(partial(_beginning, text), self._stops), default=len(text))
+        self._held = text[beginning:]
+        return text[:beginning], False
 
     def flush(self, text: str = "") -> str:
         """Return what was held back, with `text` after it, as no stop text came."""
         shown, found = self.decode(text)
         rest, self._held = ("" if found else self._held), ""
         return shown + rest
+
+
+def _beginning(text: str, stop: str) -> int:
+    """Return where the end of `text` begins to be `stop`; its length when it does not."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0 and not stop.startswith(text[at:]):
+        at = text.find(stop[0], at + 1)
+    return at if at >= 0 else len(text)

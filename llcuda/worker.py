@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llcuda.errors import DecodeError, LlcudaError, NoRoomError
+from llcuda.errors import DecodeError, LlcudaError, NoRoomError, UnsupportedError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.context import Context
 from llcuda.native.rows import Rows
@@ -93,26 +93,33 @@ class Worker:
         if plan is None:
             return
         started = time.perf_counter()
-        for change in plan.changes:
-            self._change(*change)
-        if not plan.rows:
-            return
         sampled = 0.0
         try:
+            undone = [change for change in plan.changes if not self._change(*change)]
+            if undone or not plan.rows:
+                return  # what could not be reused is computed from the start: plan again
             sampled = self._decode(plan) if plan.decode else self._prefill(plan)
-        except DecodeError as error:
+        except Exception as error:
+            if not isinstance(error, DecodeError):
+                logger.exception("a step of the engine failed")
             self._drop(plan, error)
         self._record_step(plan, time.perf_counter() - started, sampled)
 
-    def _change(self, kind: str, *arguments: int) -> None:
+    def _change(self, kind: str, *arguments: int) -> bool:
+        """Make a change of the plan; False when this memory cannot, and the slot is empty now."""
         memory = self.context.memory
-        if kind == "copy":
-            source, target, count = arguments
-            memory.copy(source, target)  # whole: split KV shares no part of a sequence
-            memory.remove(target, count)
-        else:
-            seq, keep = arguments
+        seq, keep = arguments[-2:]
+        try:
+            if kind == "copy":
+                memory.copy(arguments[0], seq)  # whole: split KV shares no part of a sequence
             memory.remove(seq, keep)
+        except UnsupportedError:
+            memory.remove(seq)
+            job = self._scheduler.slots[seq].job
+            if job is not None:
+                self._scheduler.restart(job)
+            return False
+        return True
 
     def _prefill(self, plan: Plan) -> float:
         """Compute a chunk of prompts; sample for those that are whole now."""
@@ -256,18 +263,20 @@ class Worker:
         """Drop the older half of a full text, if asked for; the positions close up."""
         if params.overflow != "shift" or job.slot is None:
             return False
-        keep = min(params.keep, self._limit // 2)
+        request: Request = job.request
+        keep = min(max(params.keep, int(self.model.adds_bos)), self._limit // 2)
         drop = (job.done - keep) // 2
         memory, seq = self.context.memory, job.slot.seq
         try:
             memory.remove(seq, keep, keep + drop)
             memory.shift(-drop, seq, keep + drop)
         except LlcudaError as error:
-            self._fail(job.request, error)
+            self._fail(request, error)
             return True
         del job.tokens[keep : keep + drop], job.slot.tokens[keep : keep + drop]
         job.done -= drop
         job.prompt_size = min(job.prompt_size, job.done)
+        request.shifted_keep = keep
         return True
 
     def _logprob(self, token: int, index: int, n: int) -> TokenLogprob:
@@ -307,7 +316,12 @@ class Worker:
         self.requests.discard(request)
         if not request.times.admitted:
             self._on_admit()
+        slot = request.job.slot
         self._scheduler.finish(request.job)
+        if slot is not None and request.shifted_keep is not None:
+            # What comes after the kept tokens still depends on what was dropped: not to be reused.
+            self.context.memory.remove(slot.seq, request.shifted_keep)
+            del slot.tokens[request.shifted_keep :]
         return True
 
     def _finish(self, request: Request, reason: str, stopped: bool = False) -> None:
@@ -315,12 +329,11 @@ class Worker:
             self._record_request(request, request.complete(reason, stopped))
 
     def _fail(self, request: Request, error: BaseException) -> None:
-        self.requests.add(request)
         if self._leave(request):
             self._metrics.record_error(type(error).__name__)
             request.fail(error)
 
-    def _drop(self, plan: Plan, error: DecodeError) -> None:
+    def _drop(self, plan: Plan, error: Exception) -> None:
         """Fail the requests of a step that could not be computed; the others go on."""
         for job, _, _ in plan.rows:
             if job.slot is not None:
@@ -365,5 +378,5 @@ class Worker:
         if hook is not None:
             try:
                 hook(record)
-            except Exception:
+            except BaseException:  # sys.exit() in a hook is no reason to stop either
                 logger.exception("a hook of the engine raised")

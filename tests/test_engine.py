@@ -1,9 +1,12 @@
 """The engine on the demo model: many requests, one batch, each result its own."""
 
 import asyncio
+import gc
 import logging
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -266,7 +269,8 @@ def test_cancel_while_waiting_and_while_running(model: Model) -> None:
     with Engine(model, n_parallel=1, ctx_size=512, threads=1) as small:
         running = small.submit("Once upon a time", max_tokens=400, ignore_eos=True)
         waiting = small.submit("One day", max_tokens=400)
-        next(iter(running))
+        pieces = iter(running)
+        next(pieces)
         waiting.cancel()
         running.cancel()
         running.cancel()
@@ -398,26 +402,24 @@ def test_many_threads_lose_and_mix_nothing(model: Model, alone: dict[str, Any]) 
     assert failures == []
 
 
-def test_an_exception_in_the_worker_reaches_every_caller(
+def test_an_unforeseen_exception_reaches_every_caller(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """What was not foreseen fails every request, with its cause, and later ones too."""
-    broken = Engine(model, n_parallel=2, ctx_size=256, threads=1)
-    requests = [broken.submit("Once", max_tokens=200, ignore_eos=True) for _ in range(3)]
-    next(iter(requests[0]))
+    """It fails the requests whose step it was, unchanged, and the engine goes on."""
+    with Engine(model, n_parallel=2, ctx_size=256, threads=1) as engine:
+        whole = engine.context.decode_batch
+        requests = [engine.submit("Once", max_tokens=200, ignore_eos=True) for _ in range(3)]
 
-    def explode(*arguments: Any) -> None:
-        raise ZeroDivisionError("unforeseen")
+        def explode(*arguments: Any) -> None:
+            raise ZeroDivisionError("unforeseen")
 
-    with caplog.at_level(logging.CRITICAL):
-        monkeypatch.setattr(broken.context, "decode_batch", explode)
-        for request in requests:
-            with pytest.raises(DecodeError, match="unforeseen") as caught:
-                request.result(10)
-            assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(DecodeError):
-        broken.submit("Once")
-    broken.close()
+        with caplog.at_level(logging.CRITICAL):
+            monkeypatch.setattr(engine.context, "decode_batch", explode)
+            for request in requests:
+                with pytest.raises(ZeroDivisionError, match="unforeseen"):
+                    request.result(10)
+        monkeypatch.setattr(engine.context, "decode_batch", whole)
+        assert engine.submit("Once", max_tokens=3).result(10).tokens
 
 
 def test_a_failed_decode_harms_only_its_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,3 +464,101 @@ def test_reuse_on_other_memories(kind: str, model_files: dict[str, Path]) -> Non
                 assert facts(result) == facts(fresh.submit(text, **asked).result(10))
             reused.append(result.reused_tokens)
     assert reused[0] == 34  # the last sampled token was never computed
+
+
+EXITS = {
+    "requests in flight": "requests = [e.submit('Once', **asked) for _ in range(9)]; wait()",
+    "an exception": "e.submit('Once', **asked); raise SystemExit(0)",
+    "a daemon thread": "start(lambda: e.submit('Once', **asked)._done.wait()); wait()",
+    "drain cut short": (
+        "e.submit('Once', **asked); start(lambda: e.close(drain=True)); wait(); "
+        "e.close(); assert e.context.closed"
+    ),
+    "forked": "pid = os.fork(); assert not pid or os.waitpid(pid, 0)[1] == 0",
+}
+
+
+@pytest.mark.parametrize("ending", EXITS)
+def test_python_ends_cleanly(ending: str) -> None:
+    """Without close(), with work in flight: status 0, nothing on stderr."""
+    program = f"""
+import os, threading, time
+from llcuda import Engine, Model
+m = Model("demo")
+e = Engine(m, n_parallel=4, ctx_size=4096, threads=1)
+asked = dict(max_tokens=4000, ignore_eos=True)
+wait = lambda: time.sleep(0.1)
+start = lambda work: threading.Thread(target=work, daemon=True).start()
+{EXITS[ending]}
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60, check=False
+    )
+    assert (0, b"") == (result.returncode, result.stderr)
+
+
+def test_an_engine_that_nobody_holds_is_freed() -> None:
+    """Its thread ends and its context goes."""
+    before = threading.active_count()
+    contexts = []
+    for _ in range(3):
+        engine = Engine(Model("demo"), ctx_size=256, threads=1)
+        engine.submit("One day", max_tokens=2).result(10)
+        contexts.append(engine.context)
+        del engine
+        gc.collect()
+    assert threading.active_count() == before
+    assert all(context.closed for context in contexts)
+
+
+def test_several_conversations_reuse_their_own_beginnings(model: Model) -> None:
+    """A kept text is not given up for the BOS that all texts share."""
+    stories = [f"{name} had a {thing}. " * 20 for name, thing in (("Tom", "ball"), ("Mia", "hat"))]
+    with Engine(model, n_parallel=1, ctx_size=512, cache_size=2048, threads=1) as engine:
+        reused = [
+            engine.submit(story + f"{turn}", max_tokens=4).result(20).reused_tokens
+            for turn in range(3)
+            for story in stories
+        ]
+    assert all(count > 100 for count in reused[2:])
+
+
+def test_a_shifted_text_is_not_reused(model: Model) -> None:
+    """What follows the kept tokens was computed with what was dropped."""
+    asked: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "temperature": 0}
+    with Engine(model, ctx_size=128, threads=1) as engine:
+        first = engine.submit("Once upon a time", overflow="shift", **asked).result(20)
+        tail = [*model.tokenize("Once upon a time"), *first.tokens]
+        again = engine.submit(tail[:1] + tail[-60:], max_tokens=5, temperature=0).result(10)
+    assert again.reused_tokens <= 1
+
+
+@pytest.mark.parametrize("leave", ["cancel", "break"])
+def test_leaving_an_async_loop_cancels(engine: Engine, leave: str) -> None:
+    """Cancelling the task in the loop's body, or leaving the loop, ends the request."""
+
+    async def main() -> Any:
+        request = engine.submit("Once", max_tokens=400, ignore_eos=True)
+
+        async def read() -> None:
+            async for _ in request:
+                if leave == "break":
+                    break
+                await asyncio.sleep(10)
+
+        task = asyncio.ensure_future(read())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return request
+
+    assert asyncio.run(main()).result(10).finish_reason == "cancelled"
+
+
+def test_a_wrong_flag_harms_nobody(engine: Engine) -> None:
+    """Flags are True or False; anything else is refused before it runs."""
+    good = engine.submit("Once upon a time", max_tokens=50, ignore_eos=True)
+    for wrong in ({"echo": "no"}, {"echo": None}, {"ignore_eos": 1}):
+        with pytest.raises(ArgumentError):
+            engine.submit("a", **wrong)  # type: ignore[arg-type]
+    assert len(good.result(10).tokens) == 50

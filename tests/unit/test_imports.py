@@ -15,7 +15,7 @@ LAYERS = (
     ("steps",),
     ("native",),
     ("request", "scheduler", "speculation", "generation", "hub", "device", "unsloth", "chat"),
-    ("engine", "worker"),
+    ("engine", "worker", "desk"),
     ("configuration",),
     ("inference", "core", "bench", "doctor"),
     ("server", "openai", "cli", "__main__", "gguf_parser"),
