@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,10 @@ def _choose(
     if not usable:
         layers = 0
     elif asked_layers is None:
-        layers = _fitting_layers(path, layer_count, max(gpu.free_memory for gpu in gpus))
+        cells = configuration.engine["ctx_size"] * configuration.engine["n_parallel"]
+        cells = max(cells, configuration.engine["cache_size"] or 0)
+        need = _file_size(path) + cells * _cell_size(metadata, architecture)
+        layers = _fitting_layers(need, layer_count, sum(gpu.free_memory for gpu in gpus))
     else:
         layers = min(asked_layers, layer_count + 1)
     configuration.gpu_layers = layers
@@ -91,8 +96,33 @@ def _choose(
     lines.append(f"  Status: CPU ({cpu}): {reason}")
 
 
-def _fitting_layers(path: Path, layer_count: int, free: int) -> int:
-    """Return how many layers fit into `free` bytes, the output layer counted as one."""
-    size = path.stat().st_size
-    layer = size / (layer_count + 1)
-    return layer_count + 1 if size + RESERVE <= free else max(0, int((free - RESERVE) / layer))
+def _fitting_layers(need: int, layer_count: int, free: int) -> int:
+    """Return how many layers fit into `free` bytes, the output layer counted as one.
+
+    need: bytes of weights and KV cells, taken as spread evenly over the layers.
+    """
+    per_layer = need / (layer_count + 1)
+    return layer_count + 1 if need + RESERVE <= free else max(0, int((free - RESERVE) / per_layer))
+
+
+def _file_size(path: Path) -> int:
+    """Return the bytes of a model file; of a split one those of all its parts."""
+    parts = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name)
+    if parts is None:
+        return path.stat().st_size
+    stem, count = parts.groups()
+    names = (f"{stem}-{i:05}-of-{count}.gguf" for i in range(1, int(count) + 1))
+    return sum(path.with_name(name).stat().st_size for name in names)
+
+
+def _cell_size(metadata: Mapping[str, str], architecture: str) -> int:
+    """Return the bytes of one token's keys and values in F16, over all layers."""
+
+    def number(key: str, default: int) -> int:
+        text = metadata.get(f"{architecture}.{key}", "")
+        return int(text) if text.isdigit() else default
+
+    heads = number("attention.head_count", 1)
+    size = number("embedding_length", 0) // max(heads, 1)
+    keys = number("attention.key_length", size) + number("attention.value_length", size)
+    return 2 * keys * number("attention.head_count_kv", heads) * number("block_count", 0)

@@ -10,9 +10,10 @@ only when `verbose`.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from typing import Any
 from llcuda import hub
 from llcuda.configuration import Configuration, configure
 from llcuda.engine import Engine
-from llcuda.errors import ClosedError
-from llcuda.metrics import Metrics
+from llcuda.errors import ArgumentError, ClosedError, QueueFullError
+from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.model import Model
 from llcuda.request import Completion, Request
 
@@ -66,6 +67,11 @@ class InferResult:
         names = ("queue_seconds", "prefill_seconds", "decode_seconds", "latency_seconds")
         return {name: getattr(self.completion, name) for name in names}
 
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of the prompt that a kept text spared."""
+        return self.completion.reused_tokens
+
     def __str__(self) -> str:
         return self.text
 
@@ -104,6 +110,8 @@ class InferenceEngine:
         auto_start: bool = True,
         verbose: bool = True,
         silent: bool = False,
+        on_step: Callable[[StepRecord], None] | None = None,
+        on_request: Callable[[RequestRecord], None] | None = None,
         **parameters: Any,
     ) -> bool:
         """Load a model, in place of the one before; return True.
@@ -113,6 +121,7 @@ class InferenceEngine:
             (2,048). n_parallel: texts that decode in one batch. cache_size: KV cells in all, None =
             ctx_size x n_parallel. auto_start=False: load at the first `infer`.
         verbose: say what is done on stdout; silent=True, or verbose=False: nothing.
+        on_step, on_request: called with a StepRecord or RequestRecord by the engine's thread.
         parameters: further fields of EngineParams, ModelParams or ContextParams.
         Raises ModelNotFoundError, ModelError, ArgumentError; TypeError for an unknown keyword.
         """
@@ -130,34 +139,37 @@ class InferenceEngine:
                 "cache_size": cache_size,
             },
             "parameters": parameters,
+            "hooks": {"on_step": on_step, "on_request": on_request},
             "verbose": verbose and not silent,
         }
         configure(request)  # wrong values are errors now, also when loading is deferred
         with self._lock:
-            self.unload_model()
-            self._pending = request
             if auto_start:
-                self._load()
+                self._load(request)
+            else:
+                self.unload_model()
+                self._pending = request
         return True
 
-    def _load(self) -> Engine:
-        assert self._pending is not None
-        request = self._pending
-        verbose = request["verbose"]
-        say = print if verbose else _silent
+    def _load(self, request: dict[str, Any]) -> Engine:
+        """Load in place of what is there; what cannot be found leaves it there."""
+        say = _say if request["verbose"] else _silent
         say(f"Loading model: {request['name']}")
         started = time.perf_counter()
-        path = hub.resolve(request["name"], request["filename"], progress=verbose)
+        path = hub.resolve(request["name"], request["filename"], progress=request["verbose"])
+        self.unload_model()
         configuration: Configuration = configure(request, path)
         for line in configuration.report:
             say(line)
         model = Model(path, params=configuration.model)
         try:
-            engine = Engine(model, metrics=self._metrics, **configuration.engine)
+            engine = Engine(
+                model, metrics=self._metrics, **request["hooks"], **configuration.engine
+            )
         except BaseException:
             model.close()
             raise
-        self._model, self._engine, self._pending = model, engine, None
+        self._model, self._engine = model, engine
         say("✓ Model loaded and ready for inference")
         say(f"  GPU Layers: {configuration.gpu_layers}")
         say(f"  Context Size: {engine.params.ctx_size}")
@@ -194,7 +206,7 @@ class InferenceEngine:
                     return self._engine
                 if self._pending is None:
                     raise ClosedError("no model is loaded: call load_model() first")
-                return self._load()
+                return self._load(self._pending)
         return engine
 
     # --- generating ---
@@ -223,41 +235,44 @@ class InferenceEngine:
             top_p=top_p,
             top_k=top_k,
             seed=seed,
-            stop=_stops(stop, stop_sequences),
+            stop=stop,
+            stop_sequences=stop_sequences,
             **parameters,
         )
         try:
             return _result(request.result())
-        except KeyboardInterrupt:
-            request.cancel()
-            raise
+        finally:
+            request.cancel()  # nothing when it is done; else Ctrl-C or an alarm came between
 
     def batch_infer(
         self, prompts: Sequence[str], max_tokens: int = 128, **parameters: Any
     ) -> list[InferResult]:
         """Continue each prompt, up to n_parallel at once; return the results in their order.
 
-        Each is a request of its own. When one fails, the others are finished first.
+        Each is a request of its own. A prompt that is refused is an error that names its index, and
+        cancels the others; a full queue is waited for.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a sequence of texts, not one text")
-        if "stop_sequences" in parameters or "stop" in parameters:
-            given = parameters.pop("stop", None), parameters.pop("stop_sequences", None)
-            parameters["stop"] = _stops(*given)
-        engine = self._running()
         requests: list[Request] = []
         try:
             for i, prompt in enumerate(prompts):
-                if i >= engine.params.queue_size:
-                    requests[i - engine.params.queue_size]._done.wait()
-                requests.append(engine.submit(prompt, max_tokens=max_tokens, **parameters))
-            for request in requests:
-                request._done.wait()
+                requests.append(self._submit_patiently(i, prompt, max_tokens, parameters))
             return [_result(request.result()) for request in requests]
-        except BaseException:
+        finally:
             for request in requests:
                 request.cancel()
-            raise
+
+    def _submit_patiently(
+        self, index: int, prompt: str, max_tokens: int, parameters: dict[str, Any]
+    ) -> Request:
+        while True:
+            try:
+                return self.submit(prompt, max_tokens=max_tokens, **parameters)
+            except QueueFullError:
+                time.sleep(0.005)
+            except ArgumentError as error:
+                raise ArgumentError(f"prompt {index}: {error}") from error
 
     def stream(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> Iterator[str]:
         """Continue `prompt` and yield its text as it comes; leaving the loop cancels it."""
@@ -272,10 +287,19 @@ class InferenceEngine:
         return _result(await self.submit(prompt, max_tokens=max_tokens, **parameters))
 
     def submit(self, prompt: str | Sequence[int], **parameters: Any) -> Request:
-        """Queue a request and return its handle; see `Engine.submit`."""
+        """Queue a request and return its handle; see `Engine.submit`.
+
+        stop_sequences: another name of stop.
+        """
+        parameters["stop"] = _stops(parameters.get("stop"), parameters.pop("stop_sequences", None))
         return self._running().submit(prompt, **parameters)
 
     # --- metrics ---
+
+    @property
+    def metrics(self) -> Metrics:
+        """The counters behind get_metrics(), with prometheus_text()."""
+        return self._metrics
 
     def get_metrics(self) -> dict[str, Any]:
         """Return throughput, latency and more as dicts of numbers; see `Metrics.snapshot`."""
@@ -314,6 +338,12 @@ def _stops(
     if stop is not None and stop_sequences is not None and stop != stop_sequences:
         raise TypeError("give stop= or stop_sequences=, not both")
     return stop or stop_sequences or ()
+
+
+def _say(line: str) -> None:
+    """Print, also where the terminal cannot show a character."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "replace").decode(encoding))
 
 
 def _silent(line: str) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import llcuda
+from llcuda import configuration
 from llcuda.errors import ArgumentError, ClosedError, LlcudaError, ModelNotFoundError
 
 
@@ -230,3 +232,60 @@ def test_result_in_a_notebook(engine: llcuda.InferenceEngine) -> None:
 def test_quick_infer() -> None:
     """One call from a model's name to a text."""
     assert llcuda.quick_infer("Once upon a time", max_tokens=5)
+
+
+def test_a_failed_load_keeps_what_was_loaded() -> None:
+    """A name that cannot be found leaves the model before it in place."""
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", silent=True)
+        with pytest.raises(LlcudaError):
+            engine.load_model("demmo", silent=True)
+        assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+
+
+def test_stop_sequences_everywhere(engine: llcuda.InferenceEngine) -> None:
+    """stream() and ainfer() know both spellings too."""
+    whole = engine.infer("There was a", max_tokens=30, temperature=0).text
+    asked: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "stop_sequences": ["Jonas"]}
+    assert "".join(engine.stream("There was a", **asked)) == whole.split("Jonas")[0]
+    assert asyncio.run(engine.ainfer("There was a", **asked)).text == whole.split("Jonas")[0]
+
+
+def test_a_bad_prompt_of_a_batch_is_named(engine: llcuda.InferenceEngine) -> None:
+    """The error says which; the engine stays usable."""
+    with pytest.raises(ArgumentError, match="prompt 1: "):
+        engine.batch_infer(["Once upon a time", "", "One day"], max_tokens=5)
+    assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+
+
+def test_a_batch_larger_than_the_queue() -> None:
+    """A full queue is waited for."""
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", queue_size=2, silent=True)
+        assert len(engine.batch_infer(["One day"] * 20, max_tokens=2)) == 20
+
+
+def test_hooks_and_prometheus() -> None:
+    """load_model passes hooks on; metrics gives Prometheus's text."""
+    seen: list[Any] = []
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", silent=True, on_request=seen.append)
+        engine.infer("One day", max_tokens=2)
+        assert [record.generated_tokens for record in seen] == [2]
+        assert "llcuda_requests_total" in engine.metrics.prometheus_text()
+
+
+def test_sizes_of_split_files_and_cells(tmp_path: Path) -> None:
+    """All parts of a split file count, and the cells of all layers."""
+    for i in (1, 2, 3):
+        (tmp_path / f"m-0000{i}-of-00003.gguf").write_bytes(b"x" * 100)
+    assert configuration._file_size(tmp_path / "m-00001-of-00003.gguf") == 300
+    metadata = {
+        "a.block_count": "10",
+        "a.embedding_length": "64",
+        "a.attention.head_count": "4",
+        "a.attention.head_count_kv": "2",
+    }
+    assert configuration._cell_size(metadata, "a") == 2 * (16 + 16) * 2 * 10
+    assert configuration._fitting_layers(10, 10, 2**40) == 11
+    assert configuration._fitting_layers(11 * 2**30, 10, 2**30 * 5 + configuration.RESERVE) == 5
