@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from llcuda.desk import Desk
-from llcuda.errors import ArgumentError, ConcurrencyError
+from llcuda.errors import ArgumentError, ConcurrencyError, UnsupportedError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.context import Context
 from llcuda.native.model import Model
@@ -68,7 +68,8 @@ class Engine:
 
     parameters: the fields of EngineParams, and of ContextParams for the rest.
     on_step, on_request: called by the worker with a StepRecord or RequestRecord; what they raise is
-        logged, and harms no request.
+        logged, and harms no request. They must not wait for a request, nor close the engine.
+    Raises ArgumentError for a model that generates no text.
     """
 
     def __init__(
@@ -94,6 +95,13 @@ class Engine:
                 **{"unified_kv": False, **parameters},
             ),
         )
+        try:
+            self.context.memory.clear()
+        except UnsupportedError:
+            self.context.close()
+            raise ArgumentError(
+                f"{model.path.name} ({model.description}) remembers no text and generates none"
+            ) from None
         self._desk = Desk(params.queue_size)
         self._worker = Worker(
             self.context,

@@ -562,3 +562,9 @@ def test_a_wrong_flag_harms_nobody(engine: Engine) -> None:
         with pytest.raises(ArgumentError):
             engine.submit("a", **wrong)  # type: ignore[arg-type]
     assert len(good.result(10).tokens) == 50
+
+
+def test_a_model_that_generates_no_text_is_refused(model_files: dict[str, Path]) -> None:
+    """An encoder has no continuation to give."""
+    with Model(model_files["bert"]) as bert, pytest.raises(ArgumentError, match="generates none"):
+        Engine(bert)

@@ -1,4 +1,4 @@
-"""The model that ships with the package: its known answers, and the native layer on real weights.
+"""The native layer on real weights: those of the model that ships with the package.
 
 After another training the texts here are other ones: see demo_model/.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llcuda import Context, Model, Sampler, demo_model
+from llcuda import Context, Model, Sampler
 
 Make = Callable[..., Context]
 STORIES = {
@@ -39,29 +39,6 @@ def test_greedy_stories_are_fixed(prompt: str, demo: Model, make_context: Make) 
     """The same words on every CPU."""
     text = continued(make_context(demo, ctx_size=512), prompt, 60)
     assert STORIES[prompt] == text[: len(STORIES[prompt])]
-
-
-def test_a_story_ends_by_itself(demo: Model, make_context: Make) -> None:
-    """With the end-of-generation token, before the context is full."""
-    context = make_context(demo, ctx_size=512)
-    continued(context, "Once upon a time", 400)
-    assert context.n_past() < 400
-
-
-def test_a_turn_of_the_chat_template_ends(demo: Model, make_context: Make) -> None:
-    """The model closes its own turn."""
-    assert demo.chat_template is not None
-    prompt = "<|im_start|>user\nTell me a story.<|im_end|>\n<|im_start|>assistant\n"
-    context = make_context(demo, ctx_size=1024)
-    text = continued(context, prompt, 600)
-    assert text
-    assert "<|im" not in text
-    assert context.n_past() < 600
-
-
-def test_the_file_is_small() -> None:
-    """At most 6 MB ship with the package."""
-    assert demo_model().stat().st_size <= 6_000_000
 
 
 def test_stories_in_one_batch_equal_each_alone(demo: Model, make_context: Make) -> None:
