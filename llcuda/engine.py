@@ -113,7 +113,6 @@ class Engine:
             on_step,
             on_request,
         )
-        self._ends = frozenset(model.eog_tokens)
         self._thread = threading.Thread(
             target=self._desk.run, args=(self._worker,), name="llcuda-engine", daemon=True
         )
@@ -195,7 +194,10 @@ class Engine:
         if sampling.seed is not None and i:
             changes["seed"] = (sampling.seed + i) % 2**32
         if params.ignore_eos:
-            changes["logit_bias"] = {**sampling.logit_bias, **dict.fromkeys(self._ends, -1e30)}
+            changes["logit_bias"] = {
+                **sampling.logit_bias,
+                **dict.fromkeys(self.model.eog_tokens, -1e30),
+            }
         if changes:
             names = SamplingParams.__dataclass_fields__
             sampling = SamplingParams(**{**{k: getattr(sampling, k) for k in names}, **changes})

@@ -276,11 +276,7 @@ class InferenceEngine:
 
     def stream(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> Iterator[str]:
         """Continue `prompt` and yield its text as it comes; leaving the loop cancels it."""
-        request = self.submit(prompt, max_tokens=max_tokens, **parameters)
-        try:
-            yield from request
-        finally:
-            request.cancel()
+        yield from self.submit(prompt, max_tokens=max_tokens, **parameters)
 
     async def ainfer(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> InferResult:
         """`infer` for coroutines; cancelling the task cancels the request."""

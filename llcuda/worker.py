@@ -55,7 +55,7 @@ class Worker:
             trims=can_trim,
             copies=can_trim,
         )
-        self._ends = frozenset(self.model.eog_tokens)
+        self._ends = self.model.eog_tokens
         self._with_deadline: list[Request] = []
         # Each running text's share of sampling and of delivery, summed over decode steps.
         self._sample_share = self._deliver_share = 0.0
@@ -165,11 +165,7 @@ class Worker:
             drafts = [job.request.drafter.draft(job.tokens)[: self._room(job)] for job in jobs]
             if any(drafts):
                 return self._decode_drafts(jobs, drafts)
-        self._compute(
-            [job.tokens[-1] for job in jobs],
-            [job.seq for job in jobs],
-            None,
-        )
+        self._compute([job.tokens[-1] for job in jobs], [job.seq for job in jobs], None)
         self._scheduler.computed(plan.rows)
         if self._rows is None or jobs != self._rows_of:
             self._rows = Rows(self.context, [job.request.sampler for job in jobs])

@@ -83,18 +83,9 @@ struct llama_context_params {
 
 struct llama_sampler_chain_params { bool no_perf; ...; };
 
-struct llama_perf_context_data {
-    double t_start_ms, t_load_ms, t_p_eval_ms, t_eval_ms;
-    int32_t n_p_eval, n_eval, n_reused;
-    ...;
-};
-struct llama_perf_sampler_data { double t_sample_ms; int32_t n_sample; ...; };
 
 const char * llama_version(void);
-const char * llama_print_system_info(void);
 size_t llama_max_devices(void);
-size_t llama_max_parallel_sequences(void);
-bool llama_supports_gpu_offload(void);
 
 struct llama_model_params   llama_model_default_params(void);
 struct llama_context_params llama_context_default_params(void);
@@ -120,10 +111,8 @@ uint64_t llama_model_n_params(const struct llama_model * model);
 const char * llama_model_chat_template(const struct llama_model * model, const char * name);
 bool llama_model_has_encoder(const struct llama_model * model);
 bool llama_model_has_decoder(const struct llama_model * model);
-llama_token llama_model_decoder_start_token(const struct llama_model * model);
 bool llama_model_is_recurrent(const struct llama_model * model);
 bool llama_model_is_hybrid(const struct llama_model * model);
-void llama_adapter_lora_free(struct llama_adapter_lora * adapter);
 int32_t llama_adapter_meta_count(const struct llama_adapter_lora * adapter);
 int32_t llama_adapter_meta_key_by_index(const struct llama_adapter_lora * adapter, int32_t i, char * buf, size_t size);
 int32_t llama_adapter_meta_val_str_by_index(const struct llama_adapter_lora * adapter, int32_t i, char * buf, size_t size);
@@ -136,33 +125,16 @@ llama_token llama_vocab_bos(const struct llama_vocab * vocab);
 llama_token llama_vocab_eos(const struct llama_vocab * vocab);
 llama_token llama_vocab_eot(const struct llama_vocab * vocab);
 bool llama_vocab_get_add_bos(const struct llama_vocab * vocab);
-bool llama_vocab_get_add_eos(const struct llama_vocab * vocab);
-int32_t llama_token_to_piece(const struct llama_vocab * vocab, llama_token token, char * buf, int32_t length,
-                             int32_t lstrip, bool special);
 
 // context
 uint32_t llama_n_ctx(const struct llama_context * ctx);
-uint32_t llama_n_ctx_seq(const struct llama_context * ctx);
-uint32_t llama_n_batch(const struct llama_context * ctx);
-uint32_t llama_n_ubatch(const struct llama_context * ctx);
-uint32_t llama_n_seq_max(const struct llama_context * ctx);
 enum llama_pooling_type llama_pooling_type(const struct llama_context * ctx);
-void llama_set_n_threads(struct llama_context * ctx, int32_t n_threads, int32_t n_threads_batch);
-int32_t llama_n_threads(struct llama_context * ctx);
-int32_t llama_n_threads_batch(struct llama_context * ctx);
-struct llama_perf_context_data llama_perf_context(const struct llama_context * ctx);
-void llama_perf_context_reset(struct llama_context * ctx);
 
 // samplers
 struct llama_sampler_chain_params llama_sampler_chain_default_params(void);
 struct llama_sampler * llama_sampler_chain_init(struct llama_sampler_chain_params params);
 void llama_sampler_chain_add(struct llama_sampler * chain, struct llama_sampler * smpl);
-int32_t llama_sampler_chain_n(const struct llama_sampler * chain);
-struct llama_sampler * llama_sampler_chain_get(struct llama_sampler * chain, int32_t i);
-const char * llama_sampler_name(const struct llama_sampler * smpl);
-uint32_t llama_sampler_get_seed(const struct llama_sampler * smpl);
 void llama_sampler_free(struct llama_sampler * smpl);
-struct llama_perf_sampler_data llama_perf_sampler(const struct llama_sampler * chain);
 
 struct llama_sampler * llama_sampler_init_greedy(void);
 struct llama_sampler * llama_sampler_init_dist(uint32_t seed);

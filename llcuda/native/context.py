@@ -69,7 +69,6 @@ class Context(Outputs, Reports):
         free = self._lib.llcuda_context_free
         self._handle = library.Handle("context", pointer, free, owner, model._handle)
         raw = self._lib.llcuda_context_raw(pointer)
-        self._raw = raw
         # With unified KV llama.cpp lets one sequence take every cell.
         self.cells: int = self._lib.llama_n_ctx(raw)
         # llama.cpp rounds up; what was asked for is what a text may have.

@@ -30,6 +30,7 @@ class Vocabulary:
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._texts: dict[int, str] = {}
+        self._ends: frozenset[int] | None = None
         self._tokenize_seconds = self._detokenize_seconds = 0.0
         self._tokenized = self._detokenized = 0
 
@@ -162,13 +163,15 @@ class Vocabulary:
         return ends
 
     @property
-    def eog_tokens(self) -> list[int]:
-        """Every token that ends a generation."""
+    def eog_tokens(self) -> frozenset[int]:
+        """Every token that ends a generation; looked for once, in the whole vocabulary."""
         owner = self._handle.owner
-        ends = self._lib.llama_vocab_is_eog
-        found = [token for token in range(self.vocab_size) if ends(self._vocab, token)]
+        if self._ends is None:
+            ends = self._lib.llama_vocab_is_eog
+            every = range(self.vocab_size)
+            self._ends = frozenset(token for token in every if ends(self._vocab, token))
         del owner
-        return found
+        return self._ends
 
     def is_control(self, token: int) -> bool:
         """Whether `token` is a control token, with no text of its own."""

@@ -132,14 +132,8 @@ int32_t resolve_output(const llcuda_context * context, int32_t index) {
     return std::binary_search(outputs.begin(), outputs.end(), index) ? index - context->first_row : -1;
 }
 
-// Run `call` as the only thread inside the context; exceptions become a status.
-template <typename Call> int entered(llcuda_context * context, Call && call) {
-    shim::Entry entry(context);
-    return entry.status != LLCUDA_OK ? entry.status : guarded<int>(LLCUDA_EXCEPTION, call);
-}
-
 template <typename Read> int read_output(llcuda_context * context, float ** row, Read && read) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         wait(context);
         *row = read();
         return *row ? LLCUDA_OK : LLCUDA_NO_OUTPUT;
@@ -178,7 +172,7 @@ llcuda_context * llcuda_context_new(llama_model * model, llama_context_params pa
 }
 
 int llcuda_context_close(llcuda_context * context) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         context->closed = true;
         return LLCUDA_OK;
     });
@@ -198,11 +192,11 @@ llama_context * llcuda_context_raw(llcuda_context * context) { return context->r
 void llcuda_context_cancel(llcuda_context * context) { context->cancelled = true; }
 
 int llcuda_context_sync(llcuda_context * context) {
-    return entered(context, [&]() -> int { wait(context); return LLCUDA_OK; });
+    return shim::entered<int>(context, [&]() -> int { wait(context); return LLCUDA_OK; });
 }
 
 int llcuda_context_timings(llcuda_context * context, llcuda_timings * timings, bool reset) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         *timings = context->timings;
         const auto own = llama_perf_context(context->raw);
         timings->graphs_reused        = own.n_reused;
@@ -219,11 +213,11 @@ int llcuda_context_timings(llcuda_context * context, llcuda_timings * timings, b
 }
 
 int llcuda_context_event(llcuda_context * context, llcuda_event * event) {
-    return entered(context, [&]() -> int { *event = context->event; return LLCUDA_OK; });
+    return shim::entered<int>(context, [&]() -> int { *event = context->event; return LLCUDA_OK; });
 }
 
 int llcuda_set_threads(llcuda_context * context, int32_t threads, int32_t threads_batch) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         llama_set_n_threads(context->raw, threads, threads_batch);
         return LLCUDA_OK;
     });
@@ -231,7 +225,7 @@ int llcuda_set_threads(llcuda_context * context, int32_t threads, int32_t thread
 
 int llcuda_decode(llcuda_context * context, const int32_t * tokens, int32_t n_tokens,
                   int32_t seq, int32_t pos, int outputs) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         context->cancelled = false;  // a cancel is for the decode that runs
         if (n_tokens <= 0) {
             return LLCUDA_INVALID_BATCH;
@@ -276,7 +270,7 @@ int llcuda_decode(llcuda_context * context, const int32_t * tokens, int32_t n_to
 
 int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t * tokens, const int32_t * seqs,
                        const int32_t * positions, const int8_t * outputs) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         context->cancelled = false;
         if (n_rows <= 0) {
             return LLCUDA_INVALID_BATCH;
@@ -329,7 +323,7 @@ int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t *
 }
 
 int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_tokens) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         context->cancelled = false;
         if (n_tokens <= 0) {
             return LLCUDA_INVALID_BATCH;
@@ -353,7 +347,7 @@ int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_to
 }
 
 int llcuda_output_indices(llcuda_context * context, int32_t * indices, int32_t capacity) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         const auto count = static_cast<int32_t>(context->outputs.size());
         std::copy_n(context->outputs.begin(), std::min(count, capacity), indices);
         return count;
@@ -382,7 +376,7 @@ int llcuda_embeddings_seq(llcuda_context * context, int32_t seq, float ** row) {
 }
 
 int llcuda_set_adapters(llcuda_context * context, llama_adapter_lora ** adapters, float * scales, size_t n) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         return llama_set_adapters_lora(context->raw, adapters, n, scales) == 0 ? LLCUDA_OK : LLCUDA_EXCEPTION;
     });
 }
@@ -391,7 +385,7 @@ int llcuda_set_adapters(llcuda_context * context, llama_adapter_lora ** adapters
 
 int shim::with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
                     const std::function<int()> & call) {
-    return entered(context, [&]() -> int {
+    return shim::entered<int>(context, [&]() -> int {
         wait(context);
         for (size_t i = 0; i < rows.size(); i++) {
             const int32_t output = resolve_output(context, indices[i]);

@@ -44,6 +44,12 @@ struct Entry {
     int status = LLCUDA_OK;
 };
 
+// Run `call` as the only thread inside the context; exceptions become a status.
+template <typename Result, typename Call> Result entered(llcuda_context * context, Call && call) {
+    Entry entry(context);
+    return entry.status != LLCUDA_OK ? entry.status : guarded<Result>(LLCUDA_EXCEPTION, call);
+}
+
 // Wait for the logits at `indices` (null where there are none), then run `call`, its time counted as sampling.
 int with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
               const std::function<int()> & call);

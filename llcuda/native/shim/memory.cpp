@@ -4,19 +4,12 @@
 
 #include <algorithm>
 
-using shim::guarded;
-
 namespace {
 
 template <typename Call> int64_t on_memory(llcuda_context * context, Call && call) {
-    shim::Entry entry(context);
-    if (entry.status != LLCUDA_OK) {
-        return entry.status;
-    }
-    if (!context->memory) {
-        return LLCUDA_UNSUPPORTED;
-    }
-    return guarded<int64_t>(LLCUDA_EXCEPTION, call);
+    return shim::entered<int64_t>(context, [&]() -> int64_t {
+        return context->memory ? call() : int64_t{LLCUDA_UNSUPPORTED};
+    });
 }
 
 bool known(const llcuda_context * context, int32_t seq) { return seq >= 0 && seq < context->n_seq_max; }
