@@ -7,8 +7,8 @@ that they compose.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
-from functools import partial
+from bisect import bisect_right
+from collections.abc import Iterable
 
 
 class Utf8Decoder:
@@ -18,27 +18,36 @@ class Utf8Decoder:
     """
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._rest = b""
 
     def decode(self, piece: bytes) -> str:
         """Return the characters that `piece` completes."""
-        return self._decoder.decode(piece)
+        piece = self._rest + piece
+        text, used = codecs.utf_8_decode(piece, "replace")
+        self._rest = piece[used:]
+        return text
 
     def flush(self) -> str:
         """Return what is left (U+FFFD for an unfinished character) and start anew."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        rest, self._rest = self._rest, b""
+        return rest.decode(errors="replace")
 
 
 class StopFinder:
     """Cut a stream of text at the first stop text, which may lie across several pieces.
 
-    Text that may be the beginning of a stop text is held back until it is known.
+    Text that may be the beginning of a stop text is held back until it is known. Thousands of stop
+    texts cost little more than one: they are sorted, and none begins with another one, so that only
+    two neighbours of a text in their order can be its beginning, or begin with it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops: list[str] = []
+        for stop in sorted(stops):  # what begins with another stop text is never reached
+            if not self._stops or not stop.startswith(self._stops[-1]):
+                self._stops.append(stop)
+        self._first_letters = frozenset(stop[0] for stop in self._stops)
+        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
 
     def decode(self, text: str) -> tuple[str, bool]:
@@ -46,24 +55,25 @@ class StopFinder:
         if not text:
             return "", False
         text = self._held + text
-        begins = [i for stop in self._stops if (i := text.find(stop)) >= 0]
-        if begins:
-            self._held = ""
-            return text[: min(begins)], True
-        beginning = min(map(partial(_beginning, text), self._stops), default=len(text))
-        self._held = text[beginning:]
-        return text[:beginning], False
+        shown = len(text)
+        for begin, letter in enumerate(text):
+            if letter not in self._first_letters:
+                continue
+            rest = text[begin : begin + self._longest]
+            place = bisect_right(self._stops, rest)
+            if place and rest.startswith(self._stops[place - 1]):
+                self._held = ""
+                return text[:begin], True
+            if shown == len(text) and self._begins(place, rest):
+                shown = begin
+        self._held = text[shown:]
+        return text[:shown], False
+
+    def _begins(self, place: int, rest: str) -> bool:
+        return place < len(self._stops) and self._stops[place].startswith(rest)
 
     def flush(self, text: str = "") -> str:
         """Return what was held back, with `text` after it, as no stop text came."""
         shown, found = self.decode(text)
         rest, self._held = ("" if found else self._held), ""
         return shown + rest
-
-
-def _beginning(text: str, stop: str) -> int:
-    """Return where the end of `text` begins to be `stop`; its length when it does not."""
-    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-    while at >= 0 and not stop.startswith(text[at:]):
-        at = text.find(stop[0], at + 1)
-    return at if at >= 0 else len(text)
