@@ -276,18 +276,17 @@ class Worker:
         return True
 
     def _logprob(self, token: int, index: int, n: int) -> TokenLogprob:
-        top = self.context.top_logprobs(max(n, 1), index)
-        known = dict(top)
-        value = known[token] if token in known else self.context.logprob(token, index)
-        return TokenLogprob(token, value, top[:n])
+        [(value, top)] = self.context.logprobs([token], [index], n)
+        return TokenLogprob(token, value, top)
 
     def _echo(self, job: Job, begin: int, end: int, row: int) -> None:
         """Report the prompt's own tokens: each by the logits of the one before."""
         request: Request = job.request
-        n = request.params.logprobs or 0
-        for i in range(begin, min(end, job.prompt_size - 1)):
-            report = self._logprob(job.tokens[i + 1], row + i - begin, n)
-            request.prompt_logprobs.append(report)
+        tokens = job.tokens[begin + 1 : min(end + 1, job.prompt_size)]
+        indices = range(row, row + len(tokens))
+        found = self.context.logprobs(tokens, indices, request.params.logprobs or 0)
+        for token, (value, top) in zip(tokens, found, strict=True):
+            request.prompt_logprobs.append(TokenLogprob(token, value, top))
 
     # --- ends ---
 

@@ -16,7 +16,6 @@ from llcuda.errors import (
     LlcudaError,
     UnsupportedError,
 )
-from llcuda.logprobs import log_softmax
 from llcuda.native import library
 from llcuda.native.adapter import Adapter
 from llcuda.native.kv_size import check_kv_size
@@ -257,8 +256,9 @@ class Context(Outputs, Reports):
         for begin in range(0, len(tokens), step):
             part = tokens[begin : begin + step]
             self.decode(part, seq, logits="all")
-            for i in range(min(len(part), len(tokens) - 1 - begin)):
-                scores[begin + i] = log_softmax(self.logits(i))[tokens[begin + i + 1]]
+            following = tokens[begin + 1 : begin + 1 + len(part)]
+            found = self.logprobs(following, range(len(following)))
+            scores[begin : begin + len(found)] = [value for value, _ in found]
         return scores
 
     # --- the rest ---

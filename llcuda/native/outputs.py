@@ -1,16 +1,17 @@
-"""What the last decode computed: logits and embeddings, as views on C's memory."""
+"""What the last decode computed: views of logits and embeddings, and log-probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import ArgumentError
-from llcuda.logprobs import log_softmax, top_logprobs
 from llcuda.native import library
 from llcuda.native.model import Model
+from llcuda.params import check_number
 
 Float32 = npt.NDArray[np.float32]
 
@@ -74,9 +75,7 @@ class Outputs:
         return np.asarray(_Row(int(self._ffi.cast("uintptr_t", self._row[0])), size, owner))
 
     def _outputs_text(self) -> str:
-        indices = self.output_indices()
-        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-        return f"the last decode has outputs for tokens [{shown}]"
+        return f"the last decode has outputs for tokens {_shown(self.output_indices())}"
 
     def output_indices(self) -> list[int]:
         """Return the indices, in the last decode call, of the tokens that have logits."""
@@ -90,11 +89,45 @@ class Outputs:
                 return list(self._ffi.unpack(indices, count)) if count else []
             capacity = count
 
+    def logprobs(
+        self, tokens: Sequence[int], indices: Sequence[int], n: int = 0
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """Return for each token its log p at its index, and the n most probable (token, log p).
+
+        indices: as `i` elsewhere, one a token. Best first, of equals the lower token; fewer than
+        n when the vocabulary is smaller. NaN where the logits are no numbers.
+        """
+        owner = self._handle.owner
+        check_number("n", n, "int", 0)
+        n = min(int(n), self.model.vocab_size)
+        ffi = self._ffi
+        try:
+            tokens, indices = list(tokens), list(indices)
+            for token in tokens:
+                self.model._check_token(token)
+            if (rows := len(tokens)) != len(indices):
+                raise ArgumentError(f"{rows} tokens, {len(indices)} indices: expected as many")
+            values, top_values = ffi.new("double[]", rows), ffi.new("double[]", rows * n)
+            top_tokens = ffi.new("int32_t[]", rows * n)
+            status = self._lib.llcuda_logprobs(
+                owner.pointer, rows, indices, tokens, n, values, top_tokens, top_values
+            )
+        except (TypeError, OverflowError) as error:
+            raise ArgumentError(f"tokens and indices must be whole numbers: {error}") from None
+        if status:
+            library.check(status, lambda: f"logits at {_shown(indices)}; {self._outputs_text()}")
+        pairs = zip(ffi.unpack(top_tokens, rows * n), ffi.unpack(top_values, rows * n), strict=True)
+        top = list(pairs)
+        return [(value, top[i * n : i * n + n]) for i, value in enumerate(ffi.unpack(values, rows))]
+
     def top_logprobs(self, n: int, i: int = -1) -> list[tuple[int, float]]:
         """Return the n most probable tokens at `i` with their log-probabilities, best first."""
-        return top_logprobs(self.logits(i), n)
+        return self.logprobs([0], [i], n)[0][1]
 
     def logprob(self, token: int, i: int = -1) -> float:
         """Return the log-probability of `token` at `i`."""
-        self.model._check_token(token)
-        return float(log_softmax(self.logits(i))[token])
+        return self.logprobs([token], [i])[0][0]
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, numbers[:8]))}{', ...' if len(numbers) > 8 else ''}]"

@@ -136,6 +136,12 @@ OPERATIONS: dict[str, list[Any]] = {
     "logits": [small, index],
     "embeddings": [small, index],
     "sequence_embedding": [small, seq],
+    "logprobs": [
+        small,
+        st.lists(token, max_size=3),
+        st.lists(index, max_size=3),
+        often(st.integers(0, 9)),
+    ],
     "top_logprobs": [small, whole, index],
     "remove": [small, seq, position, position],
     "rollback": [small, whole, seq],

@@ -11,7 +11,7 @@ PACKAGE = Path(llcuda.__file__).parent
 # design.md, "Layout": a module imports from its own layer and those before it.
 LAYERS = (
     ("errors", "text", "metrics", "timings", "demo"),
-    ("logprobs", "params", "structured"),
+    ("params", "structured"),
     ("steps",),
     ("native",),
     ("request", "scheduler", "speculation", "generation", "hub", "device", "unsloth", "chat"),

@@ -33,7 +33,17 @@ struct llcuda_context {
     llcuda_timings timings = {};
 };
 
+// Compiled for several processors, and the best chosen at load: for loops that the compiler vectorises.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SHIM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define SHIM_CLONES
+#endif
+
 namespace shim {
+
+// Threads pay where they save milliseconds; waking them costs more than that on a busy machine.
+constexpr double WORTH_THREADS_NS = 3e6;
 
 // Marks the context as in use by this thread. `status` is not OK when it may not be used.
 struct Entry {
@@ -57,7 +67,7 @@ int with_rows(llcuda_context * context, const int32_t * indices, std::vector<con
 // Apply the chain to the `superset` best logits (0 = all), and accept what it chooses.
 int run_chain(llama_sampler * chain, const float * logits, int32_t n, int32_t superset, int32_t * token);
 
-// The `count` highest of n logits, NaN left out, in the order of their ids.
+// The `count` > 0 highest of n logits, of equal ones the first, NaN left out, in the order of their ids.
 void best_candidates(const float * logits, int32_t n, int32_t count, std::vector<llama_token_data> & out);
 
 }  // namespace shim

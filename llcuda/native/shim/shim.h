@@ -144,3 +144,12 @@ int llcuda_sample_logits(struct llama_sampler * chain, const float * logits, int
 int llcuda_sample_rows(struct llcuda_context * context, int32_t n, const int32_t * indices,
                        struct llama_sampler ** chains, const int32_t * supersets, const int8_t * local,
                        int32_t * tokens, int32_t * statuses);
+
+// --- logprobs.cpp ---
+
+// Log-softmax of n rows of the last decode, over several threads where it pays, counted as sampling.
+// indices: as above. values: of tokens[i] in row i. top_tokens, top_values: the n_top best of each
+// row, at most the vocabulary's size; best first, of equal ones the lower token. NaN throughout a
+// row that holds NaN or inf, or nothing but -inf.
+int llcuda_logprobs(struct llcuda_context * context, int32_t n, const int32_t * indices, const int32_t * tokens,
+                    int32_t n_top, double * values, int32_t * top_tokens, double * top_values);
