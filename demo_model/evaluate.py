@@ -15,8 +15,7 @@ from random import Random
 from demo_model import questions, stories
 from demo_model.corpus import END, HELD_OUT_SEEDS, START, story_request
 from demo_model.template import render
-from llcuda import Context, Model, Sampler
-from llcuda.generation import Generation
+from llcuda import Engine, Model
 
 TURN_LIMIT = 300
 STORY_PROMPTS = (
@@ -45,18 +44,16 @@ CHAT = (
 
 
 def generate(
-    context: Context, prompt: str, temperature: float = 0.0, seed: int = 1
+    engine: Engine, prompt: str, temperature: float = 0.0, seed: int = 1
 ) -> tuple[str, bool]:
     """What follows the prompt, and whether it ended by itself within TURN_LIMIT tokens.
 
     The prompt holds special tokens as text; the first `<|bos|>` is added.
     """
-    context.memory.clear(data=False)
-    tokens = context.model.tokenize(prompt, parse_special=True)
-    sampler = Sampler(temperature=temperature, top_k=0, top_p=1.0, seed=seed)
-    limit = min(TURN_LIMIT, context.ctx_size - len(tokens))
-    generation = Generation(context, sampler, tokens, limit)
-    return "".join(generation), generation.finish_reason == "stop"
+    tokens = engine.model.tokenize(prompt, parse_special=True)
+    asked = {"max_tokens": TURN_LIMIT, "temperature": temperature, "seed": seed}
+    done = engine.submit(tokens, top_k=0, top_p=1.0, **asked).result()
+    return done.text, done.finish_reason == "stop"
 
 
 def chat_prompt(turns: list[tuple[str, str]]) -> str:
@@ -65,7 +62,7 @@ def chat_prompt(turns: list[tuple[str, str]]) -> str:
     return f"{text}{START}assistant\n"
 
 
-def measure_questions(context: Context, count: int) -> dict[str, tuple[int, int]]:
+def measure_questions(engine: Engine, count: int) -> dict[str, tuple[int, int]]:
     """Right answers and asked questions by kind; an answer must match to the letter."""
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
@@ -80,7 +77,7 @@ def measure_questions(context: Context, count: int) -> dict[str, tuple[int, int]
         for fact in questions.pick_facts(teller, 2):
             question = render(fact.question, teller.rng, teller.words, held_out=True)
             expected = teller.fill(fact.answer)
-            answer, _ = generate(context, chat_prompt([*turns, ("user", question)]))
+            answer, _ = generate(engine, chat_prompt([*turns, ("user", question)]))
             asked[fact.kind] += 1
             right[fact.kind] += answer == expected
     return {kind: (right[kind], asked[kind]) for kind in sorted(asked)}
@@ -92,7 +89,7 @@ def follows_request(request_words: dict[str, str], story: str) -> bool:
     return all(request_words[key] in beginning for key in ("h", "h_kind", "h_trait"))
 
 
-def measure_stories(context: Context, count: int) -> dict[str, float]:
+def measure_stories(engine: Engine, count: int) -> dict[str, float]:
     """Shares of turns that end by themselves, and of stories with the asked hero."""
     ended: Counter[str] = Counter()
     followed = 0
@@ -100,27 +97,27 @@ def measure_stories(context: Context, count: int) -> dict[str, float]:
     for index in range(count):
         teller = stories.tell(Random(HELD_OUT_SEEDS * 3 + index), held_out=True)
         wish = f"Tell me a story about {teller.words['h_a']}."
-        story, end = generate(context, chat_prompt([("user", wish)]))
+        story, end = generate(engine, chat_prompt([("user", wish)]))
         ended["chat, greedy"] += end
         followed += follows_request(teller.words, story)
         texts.add(story)
         request = story_request(teller, held_out=True)
-        ended["chat, 0.8"] += generate(context, chat_prompt([("user", request)]), 0.8, index)[1]
+        ended["chat, 0.8"] += generate(engine, chat_prompt([("user", request)]), 0.8, index)[1]
         beginning = teller.sentences[0]
-        ended["raw, greedy"] += generate(context, beginning)[1]
-        ended["raw, 0.8"] += generate(context, beginning, 0.8, index)[1]
+        ended["raw, greedy"] += generate(engine, beginning)[1]
+        ended["raw, 0.8"] += generate(engine, beginning, 0.8, index)[1]
     shares = {f"ends by itself ({kind})": number / count for kind, number in ended.items()}
     shares["the asked name, animal and trait"] = followed / count
     shares["different stories"] = len(texts) / count
     return shares
 
 
-def hold_chat(context: Context) -> list[tuple[str, str]]:
+def hold_chat(engine: Engine) -> list[tuple[str, str]]:
     """One long greedy conversation."""
     turns: list[tuple[str, str]] = []
     for said in CHAT:
         turns.append(("user", said))
-        turns.append(("assistant", generate(context, chat_prompt(turns))[0]))
+        turns.append(("assistant", generate(engine, chat_prompt(turns))[0]))
     return turns
 
 
@@ -132,9 +129,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=600)
     parser.add_argument("--stories", type=int, default=50)
     arguments = parser.parse_args()
-    context = Context(Model(arguments.model), ctx_size=1024)
-    by_kind = measure_questions(context, arguments.questions)
-    shares = measure_stories(context, arguments.stories)
+    engine = Engine(Model(arguments.model), ctx_size=1024)
+    by_kind = measure_questions(engine, arguments.questions)
+    shares = measure_stories(engine, arguments.stories)
     right, asked = (sum(pair[i] for pair in by_kind.values()) for i in (0, 1))
     lines = [
         "# Measured through llama.cpp",
@@ -147,9 +144,9 @@ def main() -> None:
     lines += [f"| {name} | {share:.1%} |" for name, share in shares.items()]
     lines += ["", "## Greedy stories", ""]
     for prompt in STORY_PROMPTS:
-        lines += [f"**{prompt}**{generate(context, prompt)[0]}", ""]
+        lines += [f"**{prompt}**{generate(engine, prompt)[0]}", ""]
     lines += ["## A greedy chat", ""]
-    lines += [f"- {role}: {content}" for role, content in hold_chat(context)]
+    lines += [f"- {role}: {content}" for role, content in hold_chat(engine)]
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "report.md").write_text("\n".join(lines) + "\n")
     result = {"questions": by_kind, "accuracy": right / asked, "shares": shares}

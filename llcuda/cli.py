@@ -1,11 +1,13 @@
 """The command line: `llcuda run`, `llcuda doctor`, `llcuda version`.
 
 Only this module prints. Errors go to stderr as one message, never as a trace; the exit status is
-1 for what failed, 2 for wrong arguments, 130 after Ctrl-C.
+1 for what failed, 2 for wrong arguments, 130 after Ctrl-C. rich is imported by what draws with it:
+the start of `run` does not wait for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from llcuda.errors import ArgumentError, LlcudaError
+from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
-    from llcuda.generation import Generation
-    from llcuda.native.context import Context
+    from llcuda.engine import Engine
+    from llcuda.params import ModelParams
+    from llcuda.request import Request
 
 app = typer.Typer(
     help="GGUF language models inside a Python process.",
@@ -29,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 INTERRUPTED = 130
 
@@ -56,7 +55,7 @@ def run(
         int | None, typer.Option(min=1, help="Tokens of context; default: what is needed.")
     ] = None,
     gpu_layers: Annotated[
-        int | None, typer.Option(min=0, help="Layers on the GPU; default: all.")
+        int | None, typer.Option(min=0, help="Layers on the GPU; default: all that fit.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Show the prompt before its text.")] = False,
@@ -69,13 +68,14 @@ def run(
 ) -> None:
     """Continue a text, token by token. Ctrl-C stops and keeps what there is."""
     from llcuda import hub
-    from llcuda.generation import Generation
-    from llcuda.native.context import Context
+    from llcuda.engine import Engine
     from llcuda.native.model import Model
-    from llcuda.native.sampler import Sampler
+    from llcuda.params import SamplingParams
+    from llcuda.request import RequestParams
 
     text = _prompt(prompt)
-    sampler = Sampler(
+    params = RequestParams(max_tokens=max_tokens)
+    sampling = SamplingParams(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -86,18 +86,24 @@ def run(
     )
     bar = sys.stderr.isatty() and not as_json
     path = hub.resolve(model, progress=bar)
-    with Model(path, gpu_layers=gpu_layers, progress=bar) as loaded:
+    placed = _model_params(path, gpu_layers, ctx_size or len(text) + max_tokens)
+    with Model(path, params=placed, progress=bar) as loaded:
         tokens = loaded.tokenize(text, parse_special=special)
         size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
-        with Context(loaded, ctx_size=size, threads=threads) as context:
-            generation = Generation(context, sampler, tokens, max_tokens)
+        if len(tokens) >= size:
+            raise ArgumentError(
+                f"the prompt has {len(tokens)} tokens, the context holds {size} with the answer; "
+                "give a shorter prompt or a larger --ctx-size"
+            )
+        # Larger parts of a prompt are faster; nobody else waits for their end.
+        with Engine(loaded, ctx_size=size, ubatch_size=512, threads=threads) as engine:
+            request = engine.submit(tokens, params, sampling)
             if echo and not as_json:
                 print(text if isinstance(text, str) else text.decode(errors="replace"), end="")
-            shown, interrupted = _stream(generation, silent=as_json)
+            shown, reason = _stream(engine, request, silent=as_json)
             if as_json:
-                result = _result(context, generation, sampler.seed, len(tokens), shown, interrupted)
-                print(json.dumps(result, ensure_ascii=False))
-    if interrupted:
+                print(json.dumps(_result(engine, request, shown, reason), ensure_ascii=False))
+    if reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 
 
@@ -107,6 +113,9 @@ def list_(
 ) -> None:
     """Show the models with a short name, and which of them are in the cache."""
     from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
 
     from llcuda import hub
 
@@ -165,16 +174,24 @@ def main() -> None:
     try:
         app()
     except LlcudaError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        _complain(str(error))
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
     except UnicodeDecodeError as error:
-        errors.print(f"[bold red]error:[/] a file is not UTF-8: {error}")
+        _complain(f"a file is not UTF-8: {error}")
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(message)}")
 
 
 def _prompt(argument: str | None) -> str | bytes:
@@ -189,42 +206,61 @@ def _prompt(argument: str | None) -> str | bytes:
     return text
 
 
-def _stream(generation: Generation, silent: bool) -> tuple[str, bool]:
-    """Show the pieces as they come; return the whole text, and whether Ctrl-C ended it."""
+def _model_params(path: Path, gpu_layers: int | None, ctx_size: int) -> ModelParams:
+    """Return where the layers go; None = on the GPUs what fits there beside `ctx_size` tokens."""
+    from llcuda.native import library
+    from llcuda.params import ModelParams
+
+    if gpu_layers is not None or all(device.kind != "gpu" for device in library.devices()):
+        return ModelParams(gpu_layers=gpu_layers)
+    from llcuda.configuration import configure
+
+    engine = {"n_parallel": 1, "cache_size": None}
+    asked = {"gpu_layers": None, "ctx_size": ctx_size, "engine": engine, "parameters": {}}
+    return configure(asked, path).model
+
+
+def _stream(engine: Engine, request: Request, silent: bool) -> tuple[str, str]:
+    """Show the pieces as they come; return the whole text, and why it ended."""
     pieces = []
-    interrupted = False
-    try:
-        for piece in generation:
+
+    def show() -> None:
+        for piece in request:
             pieces.append(piece)
             if not silent:
                 print(piece, end="", flush=True)
+
+    try:
+        show()
+        reason = request.result().finish_reason
     except KeyboardInterrupt:
-        interrupted = True
+        request.cancel()
+        engine.context.cancel()  # what decodes just now: a long prompt takes many seconds
+        with contextlib.suppress(DecodeAbortedError):
+            show()
+        reason = "interrupted"
     if not silent:
         print(flush=True)
-    return "".join(pieces), interrupted
+    return "".join(pieces), reason
 
 
-def _result(
-    context: Context,
-    generation: Generation,
-    seed: int,
-    prompt_tokens: int,
-    text: str,
-    interrupted: bool,
-) -> dict[str, Any]:
+def _result(engine: Engine, request: Request, text: str, reason: str) -> dict[str, Any]:
     return {
-        "model": str(context.model.path),
+        "model": str(engine.model.path),
         "text": text,
-        "tokens_generated": len(generation.tokens),
-        "prompt_tokens": prompt_tokens,
-        "finish_reason": "interrupted" if interrupted else generation.finish_reason,
-        "seed": seed,
-        "timings": context.timings.as_dict(),
+        "tokens_generated": len(request.tokens),
+        "prompt_tokens": request.prompt_tokens,
+        "finish_reason": reason,
+        "seed": request.sampler.seed,
+        "timings": engine.context.timings.as_dict(),
     }
 
 
 def _print_report(report: Any) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     console = Console(highlight=False)
     facts = Table.grid(padding=(0, 2))
     for name, value in {**report.versions, **report.built_with}.items():

@@ -5,12 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import llcuda
+from llcuda import Engine, Model, cli
+from llcuda.errors import DecodeAbortedError
+from llcuda.native import library
 
 
 def llcuda_command(
@@ -50,6 +55,26 @@ def test_run_reads_stdin_and_prints_json() -> None:
     assert document["prompt_tokens"] > 3
     assert document["timings"]["decode_calls"] == 4
     assert document["text"]
+
+
+def test_run_is_the_engine() -> None:
+    """The text, its end and its counts are those of a request to the engine."""
+    prompt = "Once upon a time there was a fox. " * 30
+    result = llcuda_command("run", prompt, "-n", "30", "--json", "--seed", "2", "--threads", "1")
+    document = json.loads(result.stdout)
+    with Model("demo") as model, Engine(model, ctx_size=1024, ubatch_size=512, threads=1) as engine:
+        done = engine.submit(prompt, max_tokens=30, seed=2).result(60)
+    assert (document["text"], document["finish_reason"]) == (done.text, done.finish_reason)
+    assert document["tokens_generated"] == len(done.tokens)
+    assert document["prompt_tokens"] == done.prompt_tokens
+
+
+def test_a_text_may_fill_its_context() -> None:
+    """It ends there, with the reason "context"."""
+    arguments = ("run", "Once", "-n", "50", "--ctx-size", "8", "--json", "--temperature", "0")
+    document = json.loads(llcuda_command(*arguments).stdout)
+    assert document["finish_reason"] == "context"
+    assert document["prompt_tokens"] + document["tokens_generated"] == 8
 
 
 def test_run_ends_by_itself() -> None:
@@ -110,6 +135,30 @@ def test_ctrl_c_keeps_what_there_is(as_json: bool) -> None:
         assert json.loads(out)["finish_reason"] == "interrupted"
 
 
+def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
+    """The decode that runs is aborted; there is no text, and the engine goes on."""
+    press = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    sizes = {"ctx_size": 40_000, "batch_size": 32_768}  # the prompt is one decode, of seconds
+    with Model("demo", gpu_layers=0) as model, Engine(model, threads=1, **sizes) as engine:
+        request = engine.submit(list(range(300, 400)) * 300)
+        press.start()
+        assert cli._stream(engine, request, silent=True) == ("", "interrupted")
+        with pytest.raises(DecodeAbortedError):
+            request.result(0)
+        assert engine.submit("One day", max_tokens=2).result(60).tokens
+
+
+def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU they are counted, unless the caller says how many."""
+    path = llcuda.demo_model()
+    assert cli._model_params(path, 3, ctx_size=256).gpu_layers == 3
+    monkeypatch.setattr(library, "devices", list)
+    assert cli._model_params(path, None, ctx_size=256).gpu_layers is None
+    gpu = SimpleNamespace(kind="gpu", free_memory=2**34)
+    monkeypatch.setattr(library, "devices", lambda: [gpu])
+    assert cli._model_params(path, None, ctx_size=256).gpu_layers is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -119,6 +168,9 @@ def test_ctrl_c_keeps_what_there_is(as_json: bool) -> None:
         (["run", "--temperature", "nan", "x"], 2, "temperature=nan"),
         (["run", "--top-k", "-5", "x"], 2, "top_k=-5"),
         (["run", "-n", "0", "x"], 2, "--max-tokens"),
+        (["run", "-n", "99999999999", "x"], 2, "max_tokens=99999999999"),
+        (["run", "--seed", "-1", "x"], 2, "seed=-1"),
+        (["run", "--threads", "1000", "x"], 2, "threads=1000"),
         (["run", "--ctx-size", "4", "a b c d e f g h i j k l m n o p"], 2, "the context holds"),
         (["run"], 2, "stdin is empty"),
         (["run", "--grammar", "/no/such.gbnf", "x"], 2, "does not exist"),

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 import llcuda
-from llcuda import Context, Model, Sampler
-from llcuda.generation import Generation
+from llcuda import Engine, Model
 
 STORY = (
     "There was a boy named Tim. He had a green kite. One day, Tim lost the kite in the park. "
@@ -31,11 +30,11 @@ def model() -> Iterator[Model]:
         yield loaded
 
 
-def greedy(model: Model, prompt: str) -> tuple[str, str | None]:
-    with Context(model, ctx_size=1024, threads=1) as context:
+def greedy(model: Model, prompt: str) -> tuple[str, str]:
+    with Engine(model, ctx_size=1024, threads=1) as engine:
         tokens = model.tokenize(prompt, parse_special=True)
-        generation = Generation(context, Sampler(temperature=0), tokens, 300)
-        return "".join(generation), generation.finish_reason
+        done = engine.submit(tokens, max_tokens=300, temperature=0).result(60)
+        return done.text, done.finish_reason
 
 
 def chat(*turns: str, system: str = "") -> str:

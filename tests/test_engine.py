@@ -18,7 +18,6 @@ import pytest
 
 from llcuda import Context, Engine, Model, Sampler
 from llcuda.errors import ArgumentError, ClosedError, DecodeError, QueueFullError
-from llcuda.generation import Generation
 
 # Their greedy texts have no near ties: the best logit leads by 0.14 or more at every token, so that
 # the rounding of another batch size does not turn them.
@@ -52,15 +51,21 @@ def cpu_model() -> Iterator[Model]:
 
 
 @pytest.fixture(scope="module")
-def alone(model: Model) -> dict[str, tuple[str, list[int], str | None]]:
-    """What each prompt gives under greedy in the plain loop, without the engine."""
-    results = {}
-    for prompt in PROMPTS:
-        with Context(model, ctx_size=512, threads=1) as context:
-            generation = Generation(context, Sampler(temperature=0), model.tokenize(prompt), 60)
-            text = "".join(generation)
-            results[prompt] = (text, generation.tokens, generation.finish_reason)
-    return results
+def alone(model: Model) -> dict[str, tuple[str, list[int], str]]:
+    """What each prompt gives under greedy in a plain loop, without the engine."""
+    return {prompt: plain_loop(model, prompt, 60) for prompt in PROMPTS}
+
+
+def plain_loop(model: Model, prompt: str, most: int) -> tuple[str, list[int], str]:
+    """Return text, tokens and finish reason of decode and sample by turns."""
+    tokens: list[int] = []
+    sampler = Sampler(temperature=0)
+    with Context(model, ctx_size=512, threads=1) as context:
+        context.decode(model.tokenize(prompt))
+        while len(tokens) < most and not model.is_eog(token := sampler.sample(context)):
+            tokens.append(token)
+            context.decode([token])
+    return model.detokenize(tokens), tokens, "length" if len(tokens) == most else "stop"
 
 
 def facts(completion: Any) -> tuple[str, list[int], str]:

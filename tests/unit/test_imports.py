@@ -14,7 +14,7 @@ LAYERS = (
     ("params", "structured"),
     ("steps",),
     ("native",),
-    ("request", "scheduler", "speculation", "generation", "hub", "device", "unsloth", "chat"),
+    ("request", "completion", "scheduler", "speculation", "hub", "device", "unsloth", "chat"),
     ("engine", "worker", "desk"),
     ("configuration",),
     ("inference", "core", "bench", "doctor"),
