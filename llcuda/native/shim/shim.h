@@ -60,6 +60,26 @@ struct llama_adapter_lora * llcuda_adapter_load(struct llama_model * model, cons
 // parameters that would end the process.
 int llcuda_probe(struct llama_model * model, struct llama_context_params params);
 
+// --- estimate.cpp ---
+
+// What a GGUF file says of its model; 0 and "" for what it does not.
+struct llcuda_gguf_facts {
+    char    architecture[64];
+    int64_t tokens, layers, train_ctx_size;
+};
+int llcuda_read_facts(const char * path, struct llcuda_gguf_facts * facts);
+
+// Bytes on one device; type: a ggml_backend_dev_type.
+struct llcuda_device_memory {
+    const char * name;
+    int    type;
+    size_t model, context, compute, free, total;
+};
+
+// What `model`, loaded with no_alloc, and a context take: its devices, and the CPU as the last. Returns how many.
+int llcuda_memory_needed(struct llama_model * model, struct llama_context_params params,
+                         struct llcuda_device_memory * devices, int32_t capacity);
+
 // --- context.cpp ---
 
 struct llcuda_context;

@@ -1,0 +1,179 @@
+"""How much memory a model and a context would take on each device, without taking it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from llcuda.demo import resolve
+from llcuda.errors import ContextError, ModelError, UnsupportedError
+from llcuda.native import callbacks, library
+from llcuda.native.context import Context
+from llcuda.native.gguf_check import check_file
+from llcuda.native.kv_size import available_memory
+from llcuda.native.model import Model
+from llcuda.params import ContextParams, ModelParams, given_params
+
+MOST_DEVICES = 64
+CELL_RECORD = 64  # bytes that llama.cpp notes for each KV cell, in the simulation too
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """What a model and a context take of one device, in bytes.
+
+    name, kind: of the device; "gpu", "igpu" or "cpu".
+    model: weights. kv: KV cells and recurrent states. compute: the buffers of a batch.
+    free, total: what the device has now.
+    """
+
+    name: str
+    kind: str
+    model: int
+    kv: int
+    compute: int
+    free: int
+    total: int
+
+    @property
+    def needed(self) -> int:
+        """The sum of model, kv and compute."""
+        return self.model + self.kv + self.compute
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a GGUF file says of its model: its architecture's name, and counts, 0 if it does not."""
+
+    architecture: str
+    tokens: int
+    layers: int
+    train_ctx_size: int
+
+
+def read_facts(path: str | os.PathLike[str]) -> FileFacts:
+    """Return what the header of a model file says; takes 0.1 s where it lists 262,144 tokens.
+
+    Raises ModelNotFoundError, ModelError for what is no GGUF file.
+    """
+    path = resolve(os.fspath(path))
+    check_file(path)
+    ffi, lib = library.load()
+    facts = ffi.new("struct llcuda_gguf_facts *")
+    if lib.llcuda_read_facts(os.fsencode(path), facts):
+        library.fail(ModelError, f"cannot load {path}")
+    architecture = ffi.string(facts.architecture).decode(errors="ignore")
+    return FileFacts(architecture, facts.tokens, facts.layers, facts.train_ctx_size)
+
+
+def memory_needed(
+    path: str | os.PathLike[str],
+    *,
+    model: ModelParams | None = None,
+    context: ContextParams | None = None,
+    **parameters: Any,
+) -> list[DeviceMemory]:
+    """Return what a model file and a context on it would take: the GPUs in use, then the CPU.
+
+    parameters: the fields of ModelParams and ContextParams, or one object of each.
+    llama.cpp goes through all it allocates for them without doing it, so the answer is its own;
+    no weight is read. Not included: rows of logits (4 bytes for each vocabulary entry, on the CPU),
+    what CUDA takes for itself, and the tokenizer, which is not looked at.
+
+    Raises what Model and Context raise for the same file and parameters, UnsupportedError for
+    split_mode="tensor"; only that memory is short is no error.
+    """
+    own = {item.name for item in fields(ModelParams)}
+    return simulate(
+        path,
+        read_facts(path),
+        given_params(ModelParams, model, {k: v for k, v in parameters.items() if k in own}),
+        given_params(ContextParams, context, {k: v for k, v in parameters.items() if k not in own}),
+    )
+
+
+def simulate(
+    path: str | os.PathLike[str], facts: FileFacts, model: ModelParams, context: ContextParams
+) -> list[DeviceMemory]:
+    """`memory_needed`, with what `read_facts` found."""
+    if model.split_mode == "tensor":
+        raise UnsupportedError('memory cannot be estimated for split_mode="tensor"')
+    with _repeats_unsaid(), _Outline(path, facts, model) as outline:
+        return _Plan(outline, context).memory_needed()
+
+
+class _Outline(Model):
+    """A model without its weights and its tokenizer: where they would lie, and how large they are.
+
+    llama.cpp needs no token for that, only their count; a large vocabulary takes 0.7 s to load.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], facts: FileFacts, params: ModelParams) -> None:
+        if params.vocab_only:
+            raise ContextError("vocab_only=True: without weights there is no context")
+        overrides = {**params.overrides, "tokenizer.ggml.model": "none"}
+        if facts.tokens:
+            architecture = overrides.get("general.architecture", facts.architecture)
+            overrides[f"{architecture}.vocab_size"] = facts.tokens
+        super().__init__(path, params=replace(params, overrides=overrides))
+
+    def _c_params(self, progress: Any, keep: list[Any]) -> Any:
+        c = super()._c_params(progress, keep)
+        c.no_alloc = True
+        c.load_mode = self._lib.LLAMA_LOAD_MODE_NONE
+        return c
+
+
+class _Plan(Context):
+    """A context that is never made: its parameters on an outline."""
+
+    def __init__(self, outline: Model, params: ContextParams) -> None:
+        self.model, self.params = outline, params
+        self._ffi, self._lib = library.load()
+
+    def memory_needed(self) -> list[DeviceMemory]:
+        """Return what the context and its model would take on each device, the CPU last."""
+        ffi, lib = self._ffi, self._lib
+        owner, params = self.model._handle.owner, self._c_params()
+        if params.n_ctx * CELL_RECORD > available_memory():
+            raise ContextError(f"{params.n_ctx} KV cells: too many to count; choose fewer")
+        found = ffi.new("struct llcuda_device_memory[]", MOST_DEVICES)
+        count = lib.llcuda_memory_needed(owner.pointer, params, found, MOST_DEVICES)
+        if count < 0:
+            library.fail(ContextError, f"cannot create a context with {self.params}")
+        kinds = {
+            lib.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
+            lib.GGML_BACKEND_DEVICE_TYPE_IGPU: "igpu",
+        }
+        return [
+            DeviceMemory(
+                ffi.string(device.name).decode(errors="replace"),
+                kinds.get(device.type, "gpu"),
+                device.model,
+                device.context,
+                device.compute,
+                device.free if i < count - 1 else available_memory(),
+                device.total,
+            )
+            for i, device in enumerate(found[0:count])
+        ]
+
+
+@contextlib.contextmanager
+def _repeats_unsaid() -> Iterator[None]:
+    """Keep llama.cpp's warnings on this thread from the log: loading will say them again."""
+    thread = threading.get_ident()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno < logging.WARNING
+
+    callbacks.logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        callbacks.logger.removeFilter(wanted)
