@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llcuda import steps as steps
+    from llcuda.completion import Completion as Completion
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from llcuda.params import ContextParams as ContextParams
     from llcuda.params import ModelParams as ModelParams
     from llcuda.params import SamplingParams as SamplingParams
-    from llcuda.request import Completion as Completion
     from llcuda.request import Request as Request
     from llcuda.request import RequestParams as RequestParams
     from llcuda.text import Utf8Decoder as Utf8Decoder
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapter": "llcuda.native.adapter",
-    "Completion": "llcuda.request",
+    "Completion": "llcuda.completion",
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",
     "DecodeEvent": "llcuda.timings",

@@ -42,7 +42,7 @@ class Desk:
         """Queue requests, all or none. Raises QueueFullError, or why the engine is closed."""
         with self._lock:
             if self.closed is not None:
-                raise type(self.closed)(*self.closed.args)
+                raise type(self.closed)(*self.closed.args) from self.closed.__cause__
             if self._waiting + len(commands) > self._queue_size:
                 raise QueueFullError(
                     f"{self._waiting} requests wait, queue_size={self._queue_size}"
@@ -75,6 +75,9 @@ class Desk:
                 worker.step()
         except _StopWork:
             error: LlcudaError = ClosedError("the engine was closed before the request was done")
+        except ClosedError as failure:
+            error = ClosedError("the model or the context of this engine was closed under it")
+            error.__cause__ = failure
         except BaseException as failure:
             logger.exception("the engine's worker failed")
             error = DecodeError(f"the engine failed: {failure!r}")

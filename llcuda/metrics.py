@@ -24,11 +24,14 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """What one finished request cost. Times are wall time as the request saw it, in seconds.
+    """What one request cost. Times are wall time as the request saw it, in seconds.
 
     prompt_tokens: of the whole prompt, reused_tokens: those of them that a kept prefix spared;
     generated_tokens: without the end token; time_to_first_token_seconds: None if there was none;
-    latency_seconds: from submission to the end; finish_reason: e.g. "stop", "length".
+    sample_seconds, detokenize_seconds: its row's share of the steps' time; latency_seconds: from
+    submission to the end; mean_rows: texts in the decode steps that it took part in, 0 without any.
+    finish_reason: e.g. "stop", "length"; "error" for a request that failed, whose `error` is the
+    exception's type and text.
     """
 
     prompt_tokens: int
@@ -41,7 +44,9 @@ class RequestRecord:
     detokenize_seconds: float
     time_to_first_token_seconds: float | None
     latency_seconds: float
+    mean_rows: float
     finish_reason: str
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ class StepRecord:
     """What one step of the engine did.
 
     phase: "prefill" or "decode"; rows: sequences in the batch; tokens: computed in all;
-    decode_seconds, sample_seconds: time in the library; seconds: the whole step, None = their sum.
+    decode_seconds, sample_seconds: time in the library; deliver_seconds: until each token's text
+    was with its reader; seconds: the whole step, with planning and bookkeeping.
     """
 
     phase: str
@@ -57,7 +63,8 @@ class StepRecord:
     tokens: int
     decode_seconds: float
     sample_seconds: float
-    seconds: float | None = None
+    deliver_seconds: float
+    seconds: float
 
 
 class Histogram:
@@ -117,7 +124,8 @@ class _State:
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.steps: Counter[str] = Counter()
         self.step_tokens = 0
-        self.busy_seconds = self.step_decode_seconds = self.step_sample_seconds = 0.0
+        self.busy_seconds = 0.0
+        self.step_decode_seconds = self.step_sample_seconds = self.step_deliver_seconds = 0.0
         self.finish_reasons: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
@@ -155,7 +163,6 @@ class Metrics:
 
     def record_step(self, record: StepRecord) -> None:
         """Count a step of the engine."""
-        inside = record.decode_seconds + record.sample_seconds
         with self._lock:
             state = self._state
             state.steps[record.phase] += 1
@@ -163,10 +170,11 @@ class Metrics:
             state.step_tokens += record.tokens
             state.step_decode_seconds += record.decode_seconds
             state.step_sample_seconds += record.sample_seconds
-            state.busy_seconds += inside if record.seconds is None else record.seconds
+            state.step_deliver_seconds += record.deliver_seconds
+            state.busy_seconds += record.seconds
 
     def record_error(self, kind: str) -> None:
-        """Count a request that failed; kind: the name of the exception."""
+        """Count a request that failed, and nothing else of it; kind: the name of the exception."""
         with self._lock:
             self._state.errors[kind] += 1
 
@@ -181,8 +189,9 @@ class Metrics:
         throughput: per second of summed latency; so tokens_per_sec is what one request sees.
         latency: in milliseconds. aggregate: per second in which the engine computed (busy_seconds),
         whatever number of requests ran at once. phases: seconds summed over requests, which overlap
-        in a batch. batch: of the steps, with the time inside the library. reuse: of the prompts.
-        finish_reasons, errors: how many of each.
+        in a batch. batch: of the steps; seconds of them in all, and in decoding, sampling and
+        delivery. reuse: of the prompts. finish_reasons, errors: how many of each; a request that
+        failed is counted there and nowhere else.
         """
         with self._lock:
             state = self._state
@@ -218,6 +227,8 @@ class Metrics:
                     "mean_tokens": _rate(state.step_tokens, state.rows.count),
                     "decode_seconds": state.step_decode_seconds,
                     "sample_seconds": state.step_sample_seconds,
+                    "deliver_seconds": state.step_deliver_seconds,
+                    "seconds": busy,
                 },
                 "reuse": {
                     "prompt_tokens": state.prompt_tokens,

@@ -11,11 +11,23 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, fields
+from types import FunctionType
 from typing import Any
 
+from llcuda.completion import Completion, StepSums, Times, TokenLogprob
 from llcuda.errors import ArgumentError
+from llcuda.metrics import RequestRecord
 from llcuda.params import SamplingParams, check_flags, check_number
 from llcuda.scheduler import Job
 from llcuda.text import StopFinder, Utf8Decoder
@@ -27,8 +39,8 @@ OVERFLOWS = ("error", "truncate", "shift")
 class RequestParams:
     """What ends a request, and what it reports. Sampling is SamplingParams' part.
 
-    max_tokens: at most so many are sampled. stop: texts that end it; neither they nor what
-    follows is shown. stop_tokens: tokens that end it. ignore_eos: go on after the model's end.
+    max_tokens: at most so many are sampled. stop: texts, or one, that end it; neither they nor
+    what follows is shown. stop_tokens: tokens that end it. ignore_eos: go on after the model's end.
     logprobs: None, or how many alternatives to report for each token besides the chosen one.
     echo: report log-probabilities of the prompt's tokens too.
     timeout: seconds from submission; then it ends with what there is, finish reason "timeout".
@@ -39,8 +51,8 @@ class RequestParams:
     """
 
     max_tokens: int = 128
-    stop: Sequence[str] = ()
-    stop_tokens: Sequence[int] = ()
+    stop: Iterable[str] = ()
+    stop_tokens: Collection[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     echo: bool = False
@@ -61,15 +73,27 @@ class RequestParams:
                 f"overflow={self.overflow!r}: expected one of {', '.join(OVERFLOWS)}"
             )
         object.__setattr__(self, "stop", _texts(self.stop))
-        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
-        for token in self.stop_tokens:
+        tokens = _items("stop_tokens", self.stop_tokens, "tokens")
+        for token in tokens:
             check_number("stop_tokens", token, "int", 0, 2**31 - 1)
+        object.__setattr__(self, "stop_tokens", frozenset(map(int, tokens)))
+
+
+def _items(name: str, given: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ArgumentError(f"{name}={given!r}: expected a list of {what}")
+    return tuple(given)
 
 
 def _texts(stop: Any) -> tuple[str, ...]:
-    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ArgumentError(f"stop={stop!r}: expected texts, none of them empty")
+    if stop is None or isinstance(stop, str):
+        stop = () if stop is None else (stop,)
+    texts = _items("stop", stop, "texts")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ArgumentError(f"stop: expected texts, none of them empty, not {text!r}")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ArgumentError(f"stop: {text!r} has half of a surrogate pair, which no text has")
     return texts
 
 
@@ -86,51 +110,6 @@ def split_parameters(given: dict[str, Any]) -> tuple[RequestParams, SamplingPara
         RequestParams(**{k: v for k, v in given.items() if k in REQUEST_FIELDS}),
         SamplingParams(**{k: v for k, v in given.items() if k in SAMPLING_FIELDS}),
     )
-
-
-@dataclass(slots=True)
-class Times:
-    """When a request was submitted, admitted, prefilled and done; seconds of time.perf_counter."""
-
-    submitted: float = field(default_factory=time.perf_counter)
-    admitted: float = 0.0
-    first_token: float = 0.0
-    finished: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token's log-probability and the most probable alternatives, best first."""
-
-    token: int
-    logprob: float
-    top: list[tuple[int, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a request came to.
-
-    finish_reason: "stop" (the model's end, a stop text or token), "length" (max_tokens), "context"
-    (the context is full), "timeout" or "cancelled". Times are seconds; queue_seconds until a slot
-    was free, then until the first token, then to the end; latency_seconds is the whole.
-    """
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    reused_tokens: int
-    seed: int
-    queue_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-    latency_seconds: float
-    logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[TokenLogprob] | None = None
-
-    def __str__(self) -> str:
-        return self.text
 
 
 _END = object()
@@ -165,7 +144,7 @@ class Request:
         self.prompt_tokens = job.prompt_size
         self.drafter: Any = None
         self.shifted_keep: int | None = None  # set once the older half was dropped
-        self.shares = (0.0, 0.0)  # of sampling and delivery, when it was admitted
+        self.since: StepSums | None = None  # the engine's sums when its first token was sampled
         self._cancel = cancel
         self._decoder = Utf8Decoder()
         self._stops = StopFinder(params.stop) if params.stop else None
@@ -199,8 +178,8 @@ class Request:
             readers, self._readers = self._readers, []
         return readers
 
-    def complete(self, reason: str, stopped: bool = False) -> Completion:
-        """End the request; what was held back for a stop text is shown unless one was found."""
+    def complete(self, reason: str, stopped: bool = False) -> None:
+        """Settle the request; what was held back for a stop text is shown unless one was found."""
         if not stopped:
             rest = self._decoder.flush()
             if self._stops is not None:
@@ -208,10 +187,7 @@ class Request:
             if rest:
                 self._texts.append(rest)
                 self._stream.put(rest)
-        times = self.times
-        times.finished = now = time.perf_counter()
-        admitted = times.admitted or now
-        first = times.first_token or now
+        self.times.finished = time.perf_counter()
         self._completion = Completion(
             text="".join(self._texts),
             tokens=self.tokens,
@@ -219,22 +195,35 @@ class Request:
             prompt_tokens=self.prompt_tokens,
             reused_tokens=self.job.reused,
             seed=self.sampler.seed,
-            queue_seconds=admitted - times.submitted,
-            prefill_seconds=first - admitted,
-            decode_seconds=now - first,
-            latency_seconds=now - times.submitted,
             logprobs=self.logprobs if self.params.logprobs is not None else None,
             prompt_logprobs=self.prompt_logprobs if self.params.echo else None,
+            **self.times.phases(),
         )
-        self._end()
-        return self._completion
 
     def fail(self, error: BaseException) -> None:
-        """End the request with an exception, which its readers get."""
+        """Settle the request with an exception, which its readers get."""
+        self.times.finished = time.perf_counter()
         self._error = error
-        self._end()
 
-    def _end(self) -> None:
+    def record(self, sums: StepSums) -> RequestRecord:
+        """Return what a settled request cost. `sums`: the engine's, of all its decode steps."""
+        since = self.since or sums
+        first, error, steps = self.times.first_token, self._error, sums.steps - since.steps
+        return RequestRecord(
+            prompt_tokens=self.prompt_tokens,
+            reused_tokens=self.job.reused,
+            generated_tokens=len(self.tokens),
+            sample_seconds=sums.sample_seconds - since.sample_seconds,
+            detokenize_seconds=sums.deliver_seconds - since.deliver_seconds,
+            mean_rows=(sums.rows - since.rows) / steps if steps else 0.0,
+            time_to_first_token_seconds=first - self.times.submitted if first else None,
+            finish_reason=self._completion.finish_reason if self._completion else "error",
+            error=f"{type(error).__name__}: {error}" if error is not None else None,
+            **self.times.phases(),
+        )
+
+    def end(self) -> None:
+        """Wake everybody who waits for what it was settled with."""
         self._stream.put(_END)
         self._done.set()
         with self._lock:
@@ -260,7 +249,7 @@ class Request:
 
     def _outcome(self) -> Completion:
         if self._error is not None:
-            raise self._error
+            raise _copy(self._error)
         assert self._completion is not None
         return self._completion
 
@@ -331,3 +320,19 @@ def _resolve(futures: Sequence[asyncio.Future[None]]) -> None:
     for future in futures:
         if not future.done():
             future.set_result(None)
+
+
+def _copy(error: BaseException) -> BaseException:
+    """Return an exception like `error`, caused by it: several callers must not raise one object.
+
+    A constructor written in Python is not called: it may want other arguments.
+    """
+    kind = type(error)
+    try:
+        own = isinstance(kind.__init__, FunctionType)
+        copy = kind.__new__(kind, *error.args) if own else kind(*error.args)
+        copy.__dict__.update(error.__dict__)
+    except Exception:  # of a kind that cannot be made again
+        return error
+    copy.__cause__ = error
+    return copy

@@ -64,20 +64,30 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """A sequence of the KV cache. tokens: what it holds; job: who uses it, None = kept text."""
+    """A sequence of the KV cache. tokens: what it holds; job: who uses it, None = kept text.
+
+    stale: it holds more than these tokens, which is to be forgotten before it is used again.
+    """
 
     seq: int
     tokens: list[int] = field(default_factory=list)
     job: Job | None = None
     used: int = 0
+    stale: bool = False
+
+    def keep(self, count: int) -> None:
+        """Count on the first `count` tokens only."""
+        del self.tokens[count:]
+        self.stale = True
 
 
 @dataclass(slots=True)
 class Plan:
     """One step. First the memory changes, then one batch of `rows` (job, begin, end).
 
-    changes: ("trim", seq, keep) forgets what is beyond `keep` tokens; ("copy", source, target,
-    count) shares the first `count` cells. decode: every row is the last token of a running text.
+    changes, in this order: ("trim", seq, keep) forgets what is beyond `keep` tokens; ("copy",
+    source, target, count) shares the first `count` cells, which an earlier change may have put
+    there. decode: every row is the last token of a running text.
     """
 
     changes: list[tuple[Any, ...]]
@@ -138,11 +148,17 @@ class Scheduler:
                 budget -= end - job.done
         return rows
 
-    def restart(self, job: Job) -> None:
-        """Forget what was to be reused: its memory could not be cut to it."""
-        assert job.slot is not None
-        job.slot.tokens.clear()
+    def return_slot(self, seq: int) -> Job:
+        """Put the job of a slot back at the queue's head: the slot holds none of its tokens."""
+        slot = self.slots[seq]
+        job = slot.job
+        assert job is not None
+        self.prefilling.remove(job)
+        self.waiting.appendleft(job)
+        slot.keep(0)
+        slot.job = job.slot = None
         job.done = job.reused = 0
+        return job
 
     def computed(self, rows: Sequence[tuple[Job, int, int]]) -> None:
         """Note that the rows of a step are in the KV cache."""
@@ -150,7 +166,7 @@ class Scheduler:
         for job, begin, end in rows:
             job.done = end
             assert job.slot is not None
-            job.slot.tokens.extend(job.tokens[begin:end])
+            job.slot.tokens += job.tokens[begin:end]
             arrived = arrived or begin < job.prompt_size <= end
         if arrived:
             self.running += [job for job in self.prefilling if job.prefilled]
@@ -183,9 +199,10 @@ class Scheduler:
             if source is not None:
                 changes.append(("copy", source.seq, slot.seq, count))
                 slot.tokens = source.tokens[:count]
-            elif len(slot.tokens) > count:
+            elif slot.stale or len(slot.tokens) > count:
                 changes.append(("trim", slot.seq, count))
                 del slot.tokens[count:]
+            slot.stale = False
             slot.job, job.slot = job, slot
             job.done = job.reused = count
             self.prefilling.append(job)
@@ -225,7 +242,7 @@ class Scheduler:
         best: tuple[int, Slot | None] = (0, None)
         for slot in () if job.fresh else slots:
             count = common_prefix(slot.tokens, job.tokens, job.prompt_size - 1)
-            if not self._trims and count < len(slot.tokens):
+            if not self._trims and (slot.stale or count < len(slot.tokens)):
                 continue
             if count > best[0]:
                 best = (count, slot)

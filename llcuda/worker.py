@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llcuda.errors import DecodeError, LlcudaError, NoRoomError, UnsupportedError
+from llcuda.completion import StepSums, TokenLogprob
+from llcuda.errors import ClosedError, DecodeError, LlcudaError, NoRoomError, UnsupportedError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.context import Context
 from llcuda.native.rows import Rows
-from llcuda.request import Completion, Request, RequestParams, TokenLogprob, wake
+from llcuda.request import Request, RequestParams, wake
 from llcuda.scheduler import Job, Plan, Scheduler
 from llcuda.speculation import Drafter
 
 logger = logging.getLogger("llcuda.engine")
+now = time.perf_counter
+Spent = tuple[float, float, float]  # seconds of a step: decode, sample, deliver
 
 
 class Worker:
@@ -47,6 +50,10 @@ class Worker:
         self._metrics = metrics
         self._on_admit, self._on_step, self._on_request = on_admit, on_step, on_request
         can_trim = not (self.model.is_recurrent or self.model.is_hybrid)
+        if speculation and not can_trim:
+            logger.warning(
+                "speculation is off: %s cannot forget a wrong guess", self.model.path.name
+            )
         self._speculation = speculation if can_trim else 0
         self._scheduler = Scheduler(
             context.params.sequences,
@@ -56,11 +63,11 @@ class Worker:
             copies=can_trim,
         )
         self._ends = self.model.eog_tokens
-        self._with_deadline: list[Request] = []
-        # Each running text's share of sampling and of delivery, summed over decode steps.
-        self._sample_share = self._deliver_share = 0.0
+        self._with_deadline: set[Request] = set()
+        self._sums = StepSums()
         self._rows: Rows | None = None
         self._rows_of: list[Job] = []
+        self._seqs: list[int] = []
 
     @property
     def busy(self) -> bool:
@@ -71,7 +78,7 @@ class Worker:
         """Take a request into the queue."""
         self.requests.add(request)
         if request.params.timeout is not None:
-            self._with_deadline.append(request)
+            self._with_deadline.add(request)
         if self._speculation:
             request.drafter = Drafter(self._speculation)
         self._scheduler.add(request.job)
@@ -89,50 +96,59 @@ class Worker:
         """Plan, decode, sample, deliver: once."""
         if self._with_deadline:
             self._end_overdue()
+        started = now()
         plan = self._scheduler.plan()
         if plan is None:
             return
-        started = time.perf_counter()
-        sampled = 0.0
+        if (plan.changes and not self._change(plan.changes)) or not plan.rows:
+            return  # what could not be reused is computed from the start: plan again
+        spent = (0.0, 0.0, 0.0)
         try:
-            undone = [change for change in plan.changes if not self._change(*change)]
-            if undone or not plan.rows:
-                return  # what could not be reused is computed from the start: plan again
-            sampled = self._decode(plan) if plan.decode else self._prefill(plan)
+            spent = self._decode(plan) if plan.decode else self._prefill(plan)
+        except ClosedError:
+            raise  # the engine's model, or its context: nothing can be computed any more
         except Exception as error:
             if not isinstance(error, DecodeError):
                 logger.exception("a step of the engine failed")
             self._drop(plan, error)
-        self._record_step(plan, time.perf_counter() - started, sampled)
+        self._record_step(plan, started, spent)
 
-    def _change(self, kind: str, *arguments: int) -> bool:
-        """Make a change of the plan; False when this memory cannot, and the slot is empty now."""
-        memory = self.context.memory
-        seq, keep = arguments[-2:]
-        try:
-            if kind == "copy":
-                memory.copy(arguments[0], seq)  # whole: split KV shares no part of a sequence
-            memory.remove(seq, keep)
-        except UnsupportedError:
-            memory.remove(seq)
-            job = self._scheduler.slots[seq].job
-            if job is not None:
-                self._scheduler.restart(job)
-            return False
-        return True
+    def _change(self, changes: Sequence[tuple[Any, ...]]) -> bool:
+        """Make the changes of a plan, in order; False when one could not be made.
 
-    def _prefill(self, plan: Plan) -> float:
+        Its job goes back into the queue, to be computed from the start; so does one that was to
+        copy from the slot of such a change, whose memory is not what the plan took it for.
+        """
+        memory, undone = self.context.memory, set()
+        for kind, *arguments in changes:
+            seq, keep = arguments[-2:]
+            try:
+                if kind == "copy":
+                    if arguments[0] in undone:
+                        raise UnsupportedError("what was to be copied is not there")
+                    memory.copy(arguments[0], seq)  # whole: split KV shares no part of a sequence
+                memory.remove(seq, keep)
+            except ClosedError:
+                raise
+            except LlcudaError as error:
+                undone.add(seq)
+                job = self._scheduler.return_slot(seq)
+                if job.fresh:
+                    self._fail(job.request, error)
+                job.fresh = True
+        return not undone
+
+    def _prefill(self, plan: Plan) -> Spent:
         """Compute a chunk of prompts; sample for those that are whole now."""
+        begun = now()
         tokens: list[int] = []
         seqs: list[int] = []
         flags: list[int] = []
         ready: list[tuple[Job, int]] = []
-        now = time.perf_counter()
         for job, begin, end in plan.rows:
             request: Request = job.request
             if not request.times.admitted:
-                request.times.admitted = now
-                request.shares = (self._sample_share, self._deliver_share)
+                request.times.admitted = begun
                 self._on_admit()
             tokens += job.tokens[begin:end]
             seqs += [job.seq] * (end - begin)
@@ -140,73 +156,83 @@ class Worker:
             if end == job.prompt_size:
                 flags[-1] = 1
                 ready.append((job, len(tokens) - 1))
-        self._compute(tokens, seqs, flags)
+        decoding = self._compute(tokens, seqs, flags)
         self._scheduler.computed(plan.rows)
         row = 0
         for job, begin, end in plan.rows:
             if job.request.params.echo:
                 self._echo(job, begin, end, row)
             row += end - begin
-        started = time.perf_counter()
-        if ready:
-            rows = Rows(self.context, [job.request.sampler for job, _ in ready])
-            chosen = rows.sample([index for _, index in ready])
-            taken = time.perf_counter() - started
-            for (job, index), token in zip(ready, chosen, strict=True):
-                self._take(job, token, index)
-            self._wake_readers(job for job, _ in ready)
-            return taken
-        return 0.0
+        if not ready:
+            return decoding, 0.0, 0.0
+        started = now()
+        rows = Rows(self.context, [job.request.sampler for job, _ in ready])
+        chosen = rows.sample([index for _, index in ready])
+        sampled = now()
+        since = self._sums.mark()
+        since.sample_seconds -= (sampled - started) / len(ready)  # the first token's, its own
+        for (job, index), token in zip(ready, chosen, strict=True):
+            if not isinstance(token, Exception):
+                job.request.times.first_token, job.request.since = sampled, since
+            self._take(job, token, index)
+        self._wake_readers([job for job, _ in ready])
+        return decoding, sampled - started, now() - sampled
 
-    def _decode(self, plan: Plan) -> float:
+    def _decode(self, plan: Plan) -> Spent:
         """Compute one token of each running text, and what is guessed to follow it."""
         jobs = [job for job, _, _ in plan.rows]
         if self._speculation:
             drafts = [job.request.drafter.draft(job.tokens)[: self._room(job)] for job in jobs]
             if any(drafts):
                 return self._decode_drafts(jobs, drafts)
-        self._compute([job.tokens[-1] for job in jobs], [job.seq for job in jobs], None)
-        self._scheduler.computed(plan.rows)
         if self._rows is None or jobs != self._rows_of:
-            self._rows = Rows(self.context, [job.request.sampler for job in jobs])
-            self._rows_of = jobs
-        started = time.perf_counter()
+            self._rows, self._rows_of = Rows(self.context, [j.request.sampler for j in jobs]), jobs
+            self._seqs = [job.seq for job in jobs]
+        decoding = self._compute([job.tokens[-1] for job in jobs], self._seqs, None)
+        self._scheduler.computed(plan.rows)
+        started = now()
         chosen = self._rows.sample()
-        taken = time.perf_counter() - started
+        sampled = now()
+        self._sum(len(jobs), sampled - started)
         for i, (job, token) in enumerate(zip(jobs, chosen, strict=True)):
             self._take(job, token, i)
         self._wake_readers(jobs)
-        self._share(taken, time.perf_counter() - started - taken, len(jobs))
-        return taken
+        delivering = now() - sampled
+        self._sums.deliver_seconds += delivering / len(jobs)
+        return decoding, sampled - started, delivering
 
-    def _share(self, sampled: float, delivered: float, rows: int) -> None:
-        self._sample_share += sampled / rows
-        self._deliver_share += delivered / rows
+    def _sum(self, rows: int, sampling: float) -> None:
+        """Add a step before its tokens are taken, so that a text's last one counts too."""
+        sums = self._sums
+        sums.steps += 1
+        sums.rows += rows
+        sums.sample_seconds += sampling / rows
 
     def _room(self, job: Job) -> int:
         left: int = job.request.params.max_tokens - len(job.request.tokens) - 1
         return max(0, min(left, self._limit - len(job.tokens) - 1))
 
-    def _decode_drafts(self, jobs: Sequence[Job], drafts: Sequence[list[int]]) -> float:
+    def _decode_drafts(self, jobs: Sequence[Job], drafts: Sequence[list[int]]) -> Spent:
         """Compute the rows of guesses too; keep those that sampling confirms."""
         tokens: list[int] = []
         seqs: list[int] = []
         for job, draft in zip(jobs, drafts, strict=True):
             tokens += [job.tokens[-1], *draft]
             seqs += [job.seq] * (1 + len(draft))
-        self._compute(tokens, seqs, None)
-        taken, row, entered = 0.0, 0, time.perf_counter()
+        decoding = self._compute(tokens, seqs, None)
+        self._sum(len(jobs), 0.0)
+        sampling, row, entered = 0.0, 0, now()
         for job, draft in zip(jobs, drafts, strict=True):
             begin = job.done
             seq = job.seq
             right = 0
             while True:
-                started = time.perf_counter()
+                started = now()
                 try:
                     token: Any = job.request.sampler.sample(self.context, row + right)
                 except Exception as error:
                     token = error
-                taken += time.perf_counter() - started
+                sampling += now() - started
                 confirmed = right < len(draft) and token == draft[right]
                 self._scheduler.computed([(job, job.done, job.done + 1)])
                 self._take(job, token, row + right)
@@ -218,19 +244,24 @@ class Worker:
             if right < len(draft) or job.slot is None:
                 self.context.memory.remove(seq, begin + 1 + right)
         self._wake_readers(jobs)
-        self._share(taken, time.perf_counter() - entered - taken, len(jobs))
-        return taken
+        delivering = now() - entered - sampling
+        self._sums.sample_seconds += sampling / len(jobs)
+        self._sums.deliver_seconds += delivering / len(jobs)
+        return decoding, sampling, delivering
 
-    def _compute(self, tokens: list[int], seqs: list[int], flags: list[int] | None) -> None:
-        """Decode; when the cache is full, give up the kept texts and try once more."""
+    def _compute(self, tokens: list[int], seqs: list[int], flags: list[int] | None) -> float:
+        """Decode, and return the seconds; with a full cache give up the kept texts, try again."""
+        begun = now()
         try:
             self.context.decode_batch(tokens, seqs, None, flags)  # type: ignore[arg-type]
         except NoRoomError:
             for slot in self._scheduler.slots:
-                if slot.job is None and slot.tokens:
+                if slot.job is None and (slot.tokens or slot.stale):
                     self.context.memory.remove(slot.seq)
                     slot.tokens.clear()
             self.context.decode_batch(tokens, seqs, None, flags)  # type: ignore[arg-type]
+        self.context.synchronize()
+        return now() - begun
 
     def _take(self, job: Job, token: Any, index: int) -> None:
         """Add a sampled token to its request, and end the request where it ends."""
@@ -239,8 +270,6 @@ class Worker:
             self._fail(request, token)
             return
         params = request.params
-        if not request.times.first_token:
-            request.times.first_token = time.perf_counter()
         if token in self._ends or token in params.stop_tokens:
             self._finish(request, "stop")
             return
@@ -266,7 +295,7 @@ class Worker:
         try:
             memory.remove(seq, keep, keep + drop)
             memory.shift(-drop, seq, keep + drop)
-        except LlcudaError as error:
+        except UnsupportedError as error:
             self._fail(request, error)
             return True
         del job.tokens[keep : keep + drop], job.slot.tokens[keep : keep + drop]
@@ -290,84 +319,71 @@ class Worker:
 
     # --- ends ---
 
-    def _wake_readers(self, jobs: Any) -> None:
+    def _wake_readers(self, jobs: Sequence[Job]) -> None:
         readers = [waiter for job in jobs for waiter in job.request.take_readers()]
         if readers:
             wake(readers)
 
     def _end_overdue(self) -> None:
-        now = time.perf_counter()
         for request in list(self._with_deadline):
             timeout = request.params.timeout
-            if request.done:
-                self._with_deadline.remove(request)
-            elif timeout is not None and now - request.times.submitted >= timeout:
+            if timeout is not None and now() - request.times.submitted >= timeout:
                 self._finish(request, "timeout")
 
     def _leave(self, request: Request) -> bool:
-        """Take a request out of every queue; False when it has left before."""
+        """Take a request out of everything here; False when it has left before."""
         if request not in self.requests:
             return False
         self.requests.discard(request)
+        self._with_deadline.discard(request)
         if not request.times.admitted:
             self._on_admit()
         slot = request.job.slot
         self._scheduler.finish(request.job)
-        if slot is not None and request.shifted_keep is not None:
-            # What comes after the kept tokens still depends on what was dropped: not to be reused.
-            self.context.memory.remove(slot.seq, request.shifted_keep)
-            del slot.tokens[request.shifted_keep :]
+        if slot is not None:
+            self._rows, self._rows_of = None, []
+            if request.shifted_keep is not None:
+                # What follows the kept tokens was computed with what was dropped.
+                slot.keep(request.shifted_keep)
         return True
 
     def _finish(self, request: Request, reason: str, stopped: bool = False) -> None:
         if self._leave(request):
-            self._record_request(request, request.complete(reason, stopped))
+            request.complete(reason, stopped)
+            record = request.record(self._sums)
+            self._metrics.record_request(record)
+            self._call(self._on_request, record)
+            request.end()
 
     def _fail(self, request: Request, error: BaseException) -> None:
         if self._leave(request):
-            self._metrics.record_error(type(error).__name__)
             request.fail(error)
+            self._metrics.record_error(type(error).__name__)
+            self._call(self._on_request, request.record(self._sums))
+            request.end()
 
     def _drop(self, plan: Plan, error: Exception) -> None:
         """Fail the requests of a step that could not be computed; the others go on."""
         for job, _, _ in plan.rows:
             if job.slot is not None:
-                self.context.memory.remove(job.seq)
-                job.slot.tokens.clear()
+                job.slot.keep(0)
             self._fail(job.request, error)
 
     # --- reports ---
 
-    def _record_step(self, plan: Plan, seconds: float, sampled: float) -> None:
+    def _record_step(self, plan: Plan, started: float, spent: Spent) -> None:
+        decoding, sampling, delivering = spent
         record = StepRecord(
             phase="decode" if plan.decode else "prefill",
             rows=len(plan.rows),
-            tokens=sum(end - begin for _, begin, end in plan.rows),
-            decode_seconds=seconds - sampled,
-            sample_seconds=sampled,
+            tokens=len(plan.rows) if plan.decode else sum(end - at for _, at, end in plan.rows),
+            decode_seconds=decoding,
+            sample_seconds=sampling,
+            deliver_seconds=delivering,
+            seconds=now() - started,
         )
         self._metrics.record_step(record)
         self._call(self._on_step, record)
-
-    def _record_request(self, request: Request, done: Completion) -> None:
-        first = request.times.first_token
-        if not request.times.admitted:
-            request.shares = (self._sample_share, self._deliver_share)
-        record = RequestRecord(
-            prompt_tokens=done.prompt_tokens,
-            reused_tokens=done.reused_tokens,
-            generated_tokens=len(done.tokens),
-            queue_seconds=done.queue_seconds,
-            prefill_seconds=done.prefill_seconds,
-            decode_seconds=done.decode_seconds,
-            sample_seconds=self._sample_share - request.shares[0],
-            detokenize_seconds=self._deliver_share - request.shares[1],
-            time_to_first_token_seconds=first - request.times.submitted if first else None,
-            latency_seconds=done.latency_seconds,
-            finish_reason=done.finish_reason,
-        )
-        self._metrics.record_request(record)
-        self._call(self._on_request, record)
 
     def _call(self, hook: Callable[[Any], None] | None, record: Any) -> None:
         if hook is not None:

@@ -33,6 +33,13 @@ class Reports:
         for hook in list(self.hooks):
             hook(report)
 
+    def synchronize(self) -> None:
+        """Wait for what decode() began: a GPU computes behind it, the CPU is done already."""
+        owner = self._handle.owner
+        status = self._lib.llcuda_context_sync(owner.pointer)
+        if status:
+            library.check(status, lambda: "synchronize()")
+
     @property
     def timings(self) -> Timings:
         """Wall clock and counts of each phase since the last reset_timings()."""

@@ -41,6 +41,5 @@ def test_sixteen_rows_without_a_model(benchmark: Any, engine: Engine) -> None:
         return sum(len(request.result(60).tokens) for request in requests)
 
     assert benchmark(run) == ROWS * 500
-    seconds = engine.metrics.snapshot()["batch"]["decode_seconds"]
-    steps = engine.metrics.snapshot()["batch"]["decode_steps"]
-    print(f"{seconds / steps * 1e6:.1f} us of Python a step at {ROWS} rows")
+    batch = engine.metrics.snapshot()["batch"]
+    print(f"{batch['seconds'] / batch['steps'] * 1e6:.1f} us of Python a step at {ROWS} rows")

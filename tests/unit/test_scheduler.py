@@ -153,6 +153,51 @@ def test_recurrent_memory_reuses_only_whole_texts() -> None:
         assert job.reused == reused
 
 
+@pytest.mark.parametrize("trims", [True, False])
+def test_what_a_slot_holds_beyond_its_tokens_is_forgotten_first(trims: bool) -> None:
+    """A slot cut to fewer tokens than its memory holds is trimmed before it is used again."""
+    scheduler = Scheduler(1, 1, chunk=100, trims=trims)
+    first = Job([1, 2, 3, 4])
+    scheduler.add(first)
+    run(scheduler, {first: 1})
+    scheduler.slots[0].keep(2)
+    changes = []
+    for _ in range(2):
+        again = Job([1, 2, 3, 4])
+        scheduler.add(again)
+        plan = scheduler.plan()
+        assert plan
+        changes.append(plan.changes)
+        scheduler.computed(plan.rows)
+        scheduler.finish(again)
+    # A memory that cannot be cut is emptied; what it holds in the end is what was computed.
+    assert changes[0] == [("trim", 0, 2 if trims else 0)]
+    assert scheduler.slots[0].tokens == [1, 2, 3, 4]
+    assert not scheduler.slots[0].stale
+
+
+def test_a_returned_slot_is_used_anew() -> None:
+    """Its job is the next one again, and what the slot held counts no more."""
+    scheduler = Scheduler(2, 1, chunk=100)
+    first = Job([1, 2, 3, 4])
+    scheduler.add(first)
+    run(scheduler, {first: 1})
+    again, later = Job([1, 2, 3, 9]), Job([5])
+    scheduler.add(again)
+    scheduler.add(later)
+    assert scheduler.plan()
+    assert again.slot
+    assert again.reused == 3
+    assert scheduler.return_slot(again.seq) is again
+    assert (again.slot, again.done, again.reused) == (None, 0, 0)
+    assert list(scheduler.waiting) == [again, later]
+    plan = scheduler.plan()
+    assert plan
+    assert plan.rows == [(again, 0, 4)]
+    assert plan.changes == []  # the other slot was never used
+    assert scheduler.slots[0].stale
+
+
 def test_finish_takes_a_job_out_of_any_queue() -> None:
     """Waiting, prefilling or running: a finished job is gone and its slot free."""
     scheduler = Scheduler(1, 1, chunk=2)
