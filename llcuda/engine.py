@@ -7,12 +7,15 @@ Requests join and leave at any step, each with its own sampling parameters.
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from llcuda.desk import Desk
 from llcuda.errors import ArgumentError, ConcurrencyError, UnsupportedError
@@ -20,10 +23,12 @@ from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
-from llcuda.params import ContextParams, SamplingParams, check_number
+from llcuda.params import ContextParams, SamplingParams, check_number, given_params
 from llcuda.request import Request, RequestParams, split_parameters
 from llcuda.scheduler import Job
 from llcuda.worker import Worker
+
+logger = logging.getLogger("llcuda.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,56 @@ class EngineParams:
         return min(256, self.n_parallel + max(0, extra))
 
 
+_FOR_TEXT = {"embeddings": (False,), "attention": (None, "causal"), "pooling": (None,)}
+
+
+def check_parameters(parameters: Mapping[str, Any], **hooks: Any) -> None:
+    """Raise ArgumentError for what an engine does otherwise than a Context, and for bad hooks."""
+    if "sequences" in parameters:
+        raise ArgumentError(
+            f"sequences={parameters['sequences']!r}: an engine has n_parallel= for that"
+        )
+    for name, allowed in _FOR_TEXT.items():
+        if name in parameters and parameters[name] not in allowed:
+            given = f"{name}={parameters[name]!r}"
+            raise ArgumentError(f"{given}: an engine generates text; a Context gives embeddings")
+    for name, hook in hooks.items():
+        if hook is not None and not callable(hook):
+            raise ArgumentError(f"{name}={hook!r}: expected a function")
+
+
+def _context_params(params: EngineParams, parameters: Mapping[str, Any]) -> ContextParams:
+    """Return the context's parameters: those that the engine chooses, and those that are given."""
+    rows = 1 + params.speculation  # of one text in a step
+    chosen = ContextParams(
+        ctx_size=params.ctx_size,
+        sequences=params.slots,
+        batch_size=max(params.batch_size, params.slots * rows),
+        ubatch_size=params.ubatch_size,
+        **{"unified_kv": False, **parameters},
+    )
+    if not chosen.swa_full and rows > params.ubatch_size:
+        raise ArgumentError(
+            f"speculation={params.speculation}: with swa_full=False expected less than "
+            f"ubatch_size={params.ubatch_size}, or a wrong guess could not be forgotten"
+        )
+    if 0 < chosen.outputs_max < params.n_parallel * rows:
+        raise ArgumentError(
+            f"outputs_max={chosen.outputs_max}: expected 0, or at least "
+            f"n_parallel x (1 + speculation) = {params.n_parallel * rows}"
+        )
+    return chosen
+
+
 class Engine:
     """Runs requests on `model` with continuous batching, from any thread or coroutine.
 
     parameters: the fields of EngineParams, and of ContextParams for the rest.
-    on_step, on_request: called by the worker with a StepRecord or RequestRecord; what they raise is
-        logged, and harms no request. They must not wait for a request, nor close the engine.
+    on_step, on_request: called by the worker with a StepRecord after each step, and with a
+        RequestRecord for each request that ends, failed ones too, before its readers wake. What
+        they raise is logged, and harms no request. They must not wait for a request, nor close the
+        engine.
+    The model must stay open: closing it ends every request with ClosedError, and the engine.
     Raises ArgumentError for a model that generates no text.
     """
 
@@ -81,20 +130,12 @@ class Engine:
         metrics: Metrics | None = None,
         **parameters: Any,
     ) -> None:
+        check_parameters(parameters, on_step=on_step, on_request=on_request)
         own = {k: parameters.pop(k) for k in EngineParams.__dataclass_fields__ if k in parameters}
         self.params = params = EngineParams(**own)
         self.model = model
         self.metrics = metrics or Metrics()
-        self.context = Context(
-            model,
-            params=ContextParams(
-                ctx_size=params.ctx_size,
-                sequences=params.slots,
-                batch_size=max(params.batch_size, params.slots * (1 + params.speculation)),
-                ubatch_size=params.ubatch_size,
-                **{"unified_kv": False, **parameters},
-            ),
-        )
+        self.context = Context(model, params=_context_params(params, parameters))
         try:
             self.context.memory.clear()
         except UnsupportedError:
@@ -102,6 +143,11 @@ class Engine:
             raise ArgumentError(
                 f"{model.path.name} ({model.description}) remembers no text and generates none"
             ) from None
+        if params.ctx_size > model.train_ctx_size > 0 and not _stretched(parameters):
+            logger.warning(
+                "ctx_size=%s, but %s was trained on texts of %s tokens: longer ones may derail",
+                *(params.ctx_size, model.path.name, model.train_ctx_size),
+            )
         self._desk = Desk(params.queue_size)
         self._worker = Worker(
             self.context,
@@ -131,6 +177,7 @@ class Engine:
     ) -> Request:
         """Queue a text or its tokens, and return the handle of its continuation.
 
+        prompt: a text, a list of tokens, or an array of them in one dimension.
         parameters: the fields of RequestParams and SamplingParams, or one object of each.
         Raises ArgumentError (an empty prompt, one beyond the context), QueueFullError,
         ClosedError, and TypeError for an unknown keyword.
@@ -151,7 +198,10 @@ class Engine:
             if params is not None or sampling is not None:
                 raise ArgumentError("give params= and sampling=, or keywords, not both")
             params, sampling = split_parameters(parameters)
-        params, sampling = params or RequestParams(), sampling or SamplingParams()
+        params = given_params(RequestParams, params, {})
+        sampling = given_params(SamplingParams, sampling, {})
+        if params.echo and 0 < self.context.params.outputs_max < self.params.batch_size:
+            raise ArgumentError("echo=True takes the logits of whole prompts: give outputs_max=0")
         tokens = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
         cancel = partial(_cancel, self._desk, self._worker)
@@ -165,14 +215,10 @@ class Engine:
 
     def _prompt_tokens(self, prompt: str | Sequence[int], params: RequestParams) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self.model.tokenize(prompt)
-        elif isinstance(prompt, list | tuple):
-            tokens = list(prompt)
-            for token in tokens:
-                self.model._check_token(token)
+            tokens = self.model.tokenize(prompt) if prompt else []
         else:
-            raise ArgumentError(f"prompt must be str or tokens, not {type(prompt).__name__}")
-        if not tokens or not prompt:
+            tokens = self._tokens(prompt)
+        if not tokens:
             raise ArgumentError("the prompt is empty")
         limit = self.params.ctx_size
         if len(tokens) >= limit:
@@ -187,6 +233,19 @@ class Engine:
                 raise ArgumentError(f"ctx_size={limit} has no room for a prompt and an answer")
         for token in params.stop_tokens:
             self.model._check_token(token)
+        return tokens
+
+    def _tokens(self, prompt: Any) -> list[int]:
+        """Return the tokens of a prompt that is no text; ArgumentError unless they are some."""
+        if isinstance(prompt, np.ndarray) and prompt.ndim == 1:
+            prompt = prompt.tolist()
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
+            kind = type(prompt).__name__
+            raise ArgumentError(f"prompt must be str, or tokens in one dimension, not {kind}")
+        tokens = [token if type(token) is int else _whole_number(token) for token in prompt]
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.model.vocab_size:
+            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+            raise ArgumentError(f"token {wrong}: expected 0 to {self.model.vocab_size - 1}")
         return tokens
 
     def _sampler(self, sampling: SamplingParams, params: RequestParams, i: int) -> Sampler:
@@ -224,6 +283,16 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _stretched(parameters: Mapping[str, Any]) -> bool:
+    """Whether positions are scaled on purpose."""
+    return any(name.startswith(("rope_", "yarn_")) for name in parameters)
+
+
+def _whole_number(token: Any) -> int:
+    check_number("prompt: token", token, "int", 0)
+    return int(token)
 
 
 def _cancel(desk: Desk, worker: Worker, request: Request) -> None:

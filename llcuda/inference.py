@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from llcuda import hub
+from llcuda.completion import Completion, TokenLogprob
 from llcuda.configuration import Configuration, configure
-from llcuda.engine import Engine
+from llcuda.engine import Engine, check_parameters
 from llcuda.errors import ArgumentError, ClosedError, QueueFullError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.model import Model
-from llcuda.request import Completion, Request
+from llcuda.request import Request
+
+BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class InferResult:
     """What `infer` returns; str(result) is the text.
 
@@ -72,12 +75,25 @@ class InferResult:
         """Tokens of the prompt that a kept text spared."""
         return self.completion.reused_tokens
 
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """Each token's log-probability with its alternatives; None unless logprobs= was given."""
+        return self.completion.logprobs
+
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        return f"<llcuda.InferResult {self.text!r}: {self._facts()}>"
+
     def _repr_markdown_(self) -> str:
-        facts = f"{self.tokens_generated} tokens, {self.latency_ms:.0f} ms"
-        return f"{self.text}\n\n*{facts}, {self.tokens_per_sec:.1f} tokens/s, {self.finish_reason}*"
+        fence = "\n```" if self.text.count("```") % 2 else ""  # cut off inside a block of code
+        return f"{self.text}{fence}\n\n*{self._facts()}*"
+
+    def _facts(self) -> str:
+        rate = f"{self.tokens_per_sec:.1f} tokens/s"
+        count = f"{self.tokens_generated} tokens, {self.latency_ms:.0f} ms"
+        return f"{count}, {rate}, {self.finish_reason}"
 
 
 class InferenceEngine:
@@ -120,8 +136,9 @@ class InferenceEngine:
         gpu_layers: None = all that fit, 0 = CPU. ctx_size, or context_size: tokens of each text
             (2,048). n_parallel: texts that decode in one batch. cache_size: KV cells in all, None =
             ctx_size x n_parallel. auto_start=False: load at the first `infer`.
-        verbose: say what is done on stdout; silent=True, or verbose=False: nothing.
-        on_step, on_request: called with a StepRecord or RequestRecord by the engine's thread.
+        verbose: say what is done on stdout, and where stderr is a terminal draw there how far the
+            loading of a big model is; silent=True, or verbose=False: nothing.
+        on_step, on_request: called by the engine's thread; see `Engine`.
         parameters: further fields of EngineParams, ModelParams or ContextParams.
         Raises ModelNotFoundError, ModelError, ArgumentError; TypeError for an unknown keyword.
         """
@@ -142,6 +159,7 @@ class InferenceEngine:
             "hooks": {"on_step": on_step, "on_request": on_request},
             "verbose": verbose and not silent,
         }
+        check_parameters(parameters, on_step=on_step, on_request=on_request)
         configure(request)  # wrong values are errors now, also when loading is deferred
         with self._lock:
             if auto_start:
@@ -161,7 +179,8 @@ class InferenceEngine:
         configuration: Configuration = configure(request, path)
         for line in configuration.report:
             say(line)
-        model = Model(path, params=configuration.model)
+        bar = request["verbose"] and path.stat().st_size >= BIG_MODEL and _is_terminal(sys.stderr)
+        model = Model(path, progress=bar, params=configuration.model)
         try:
             engine = Engine(
                 model, metrics=self._metrics, **request["hooks"], **configuration.engine
@@ -333,13 +352,18 @@ def _stops(
 ) -> str | Sequence[str]:
     if stop is not None and stop_sequences is not None and stop != stop_sequences:
         raise TypeError("give stop= or stop_sequences=, not both")
-    return stop or stop_sequences or ()
+    given = stop_sequences if stop is None else stop
+    return () if given is None else given
 
 
 def _say(line: str) -> None:
     """Print, also where the terminal cannot show a character."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(line.encode(encoding, "replace").decode(encoding))
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and bool(stream.isatty())
 
 
 def _silent(line: str) -> None:

@@ -1,8 +1,14 @@
 """InferenceEngine: the lines that users already write, on the demo model."""
 
 import asyncio
+import contextlib
+import dataclasses
+import os
+import pty
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +92,10 @@ def test_load_can_be_deferred() -> None:
         assert not engine.is_loaded
         assert engine.infer("One day", max_tokens=2).tokens_generated
         assert engine.is_loaded
-        with pytest.raises(ArgumentError):
-            engine.load_model("demo", auto_start=False, n_parallel=0)
+        for wrong in ({"n_parallel": 0}, {"sequences": 2}, {"on_request": 1}):
+            with pytest.raises(ArgumentError, match=next(iter(wrong))):
+                engine.load_model("demo", auto_start=False, **wrong)
+        assert engine.infer("One day", max_tokens=1).tokens_generated
 
 
 def test_context_size_is_ctx_size() -> None:
@@ -109,6 +117,9 @@ def test_context_size_is_ctx_size() -> None:
         ({"n_parallel": 1000}, ArgumentError),
         ({"ctx_size": 512, "cache_size": 100}, ValueError),
         ({"batch_size": 0}, ArgumentError),
+        ({"sequences": 3}, ArgumentError),
+        ({"embeddings": True}, ArgumentError),
+        ({"on_step": "print"}, ArgumentError),
     ],
 )
 def test_wrong_load_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
@@ -160,6 +171,44 @@ def test_infer_during_unload() -> None:
     for thread in threads:
         thread.join(20)
     assert outcomes == [ClosedError] * 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "error"),
+    [
+        ("", {}, ArgumentError),
+        ("The fox was happy. " * 200, {}, ArgumentError),
+        (5, {}, ArgumentError),
+        (None, {}, ArgumentError),
+        ([True], {}, ArgumentError),
+        ("lone \udc80 surrogate", {}, ArgumentError),
+        ("x", {"max_tokens": 0}, ArgumentError),
+        ("x", {"max_tokens": -1}, ArgumentError),
+        ("x", {"temperature": -0.1}, ArgumentError),
+        ("x", {"temperature": float("nan")}, ArgumentError),
+        ("x", {"temperature": "hot"}, ArgumentError),
+        ("x", {"top_k": -1}, ArgumentError),
+        ("x", {"seed": -1}, ArgumentError),
+        ("x", {"stop": 0}, ArgumentError),
+        ("x", {"stop": {"a": 1}}, ArgumentError),
+        ("x", {"stop_sequences": [b"x"]}, ArgumentError),
+        ("x", {"max_token": 5}, TypeError),
+    ],
+)
+def test_bad_input_is_an_error_in_every_call(
+    engine: llcuda.InferenceEngine, prompt: Any, asked: dict[str, Any], error: type[Exception]
+) -> None:
+    """infer, stream, batch_infer and ainfer refuse the same; the engine stays usable."""
+    calls: list[Callable[[], Any]] = [
+        lambda: engine.infer(prompt, **asked),
+        lambda: list(engine.stream(prompt, **asked)),
+        lambda: engine.batch_infer([prompt], **asked),
+        lambda: asyncio.run(engine.ainfer(prompt, **asked)),
+    ]
+    for call in calls:
+        with pytest.raises(error):
+            call()
+    assert engine.infer("One day", max_tokens=1).tokens_generated == 1
 
 
 def test_threads_decode_in_one_batch(engine: llcuda.InferenceEngine) -> None:
@@ -222,11 +271,57 @@ def test_a_thousand_calls_in_a_row(engine: llcuda.InferenceEngine) -> None:
         assert engine.infer("One day", max_tokens=1).tokens_generated == 1
 
 
-def test_result_in_a_notebook(engine: llcuda.InferenceEngine) -> None:
-    """A notebook shows the text and its figures."""
-    shown = engine.infer("One day", max_tokens=3)._repr_markdown_()
-    assert "3 tokens" in shown
-    assert "tokens/s" in shown
+def test_result_in_a_notebook_and_a_terminal(engine: llcuda.InferenceEngine) -> None:
+    """Both show the text and its figures; str() is the text alone."""
+    result = engine.infer("One day", max_tokens=3)
+    for shown in (result._repr_markdown_(), repr(result)):
+        assert "3 tokens, " in shown
+        assert "tokens/s, length" in shown
+    assert result._repr_markdown_().startswith(f"{result.text}\n\n*")
+    assert repr(result.text) in repr(result)
+    assert "\n" not in repr(result)
+    assert f"{result}" == result.text
+
+
+def test_a_text_cut_off_in_a_block_of_code(engine: llcuda.InferenceEngine) -> None:
+    """The figures below it are no part of the block."""
+    result = engine.infer("One day", max_tokens=3)
+    inside = dataclasses.replace(result, text="Like this:\n```python\nx = 1")
+    assert "x = 1\n```\n\n*3 tokens" in inside._repr_markdown_()
+    closed = dataclasses.replace(result, text="```\nx\n```")
+    assert closed._repr_markdown_().count("```") == 2
+
+
+def test_logprobs_of_a_result(engine: llcuda.InferenceEngine) -> None:
+    """One report for each token when asked for, else None."""
+    result = engine.infer("One day", max_tokens=3, temperature=0, logprobs=2)
+    assert result.logprobs is not None
+    assert [report.token for report in result.logprobs] == result.completion.tokens
+    assert [len(report.top) for report in result.logprobs] == [2] * 3
+    assert engine.infer("One day", max_tokens=3).logprobs is None
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_big_model_shows_how_far_it_is(verbose: bool) -> None:
+    """A bar on a terminal's stderr, and never on stdout; nothing unless verbose."""
+    program = (
+        "import llcuda, llcuda.inference as i; i.BIG_MODEL = 1\n"
+        f"i.InferenceEngine().load_model('demo', gpu_layers=0, verbose={verbose})"
+    )
+    terminal, its_end = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=its_end, env=environment)
+    os.close(its_end)
+    shown = b""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as stream:  # noqa: PTH123
+        while part := stream.read(4096):
+            shown += part
+    assert done.returncode == 0
+    assert (b"Loading" in shown) == verbose
+    lines = done.stdout.decode().splitlines()
+    assert [line for line in lines if "Loading" in line] == ["Loading model: demo"] * verbose
+    assert b"\x1b" not in done.stdout
 
 
 def test_quick_infer() -> None:
