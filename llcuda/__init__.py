@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llcuda.inference import quick_infer as quick_infer
     from llcuda.native.adapter import Adapter as Adapter
     from llcuda.native.context import Context as Context
+    from llcuda.native.estimate import DeviceMemory as DeviceMemory
+    from llcuda.native.estimate import memory_needed as memory_needed
     from llcuda.native.model import Model as Model
     from llcuda.native.sampler import Sampler as Sampler
     from llcuda.params import ContextParams as ContextParams
@@ -42,6 +44,7 @@ _HOMES = {
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",
     "DecodeEvent": "llcuda.timings",
+    "DeviceMemory": "llcuda.native.estimate",
     "Engine": "llcuda.engine",
     "EngineParams": "llcuda.engine",
     "InferResult": "llcuda.inference",
@@ -58,6 +61,7 @@ _HOMES = {
     "check_gpu_compatibility": "llcuda.device",
     "demo_model": "llcuda.demo",
     "detect_cuda": "llcuda.device",
+    "memory_needed": "llcuda.native.estimate",
     "quick_infer": "llcuda.inference",
 }
 

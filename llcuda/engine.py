@@ -86,7 +86,7 @@ def check_parameters(parameters: Mapping[str, Any], **hooks: Any) -> None:
             raise ArgumentError(f"{name}={hook!r}: expected a function")
 
 
-def _context_params(params: EngineParams, parameters: Mapping[str, Any]) -> ContextParams:
+def context_params(params: EngineParams, parameters: Mapping[str, Any]) -> ContextParams:
     """Return the context's parameters: those that the engine chooses, and those that are given."""
     rows = 1 + params.speculation  # of one text in a step
     chosen = ContextParams(
@@ -135,7 +135,7 @@ class Engine:
         self.params = params = EngineParams(**own)
         self.model = model
         self.metrics = metrics or Metrics()
-        self.context = Context(model, params=_context_params(params, parameters))
+        self.context = Context(model, params=context_params(params, parameters))
         try:
             self.context.memory.clear()
         except UnsupportedError:

@@ -9,13 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import llcuda
-from llcuda import configuration
 from llcuda.errors import ArgumentError, ClosedError, LlcudaError, ModelNotFoundError
 
 
@@ -368,19 +366,3 @@ def test_hooks_and_prometheus() -> None:
         engine.infer("One day", max_tokens=2)
         assert [record.generated_tokens for record in seen] == [2]
         assert "llcuda_requests_total" in engine.metrics.prometheus_text()
-
-
-def test_sizes_of_split_files_and_cells(tmp_path: Path) -> None:
-    """All parts of a split file count, and the cells of all layers."""
-    for i in (1, 2, 3):
-        (tmp_path / f"m-0000{i}-of-00003.gguf").write_bytes(b"x" * 100)
-    assert configuration._file_size(tmp_path / "m-00001-of-00003.gguf") == 300
-    metadata = {
-        "a.block_count": "10",
-        "a.embedding_length": "64",
-        "a.attention.head_count": "4",
-        "a.attention.head_count_kv": "2",
-    }
-    assert configuration._cell_size(metadata, "a") == 2 * (16 + 16) * 2 * 10
-    assert configuration._fitting_layers(10, 10, 2**40) == 11
-    assert configuration._fitting_layers(11 * 2**30, 10, 2**30 * 5 + configuration.RESERVE) == 5
