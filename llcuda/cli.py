@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+UBATCH_SIZE = 512  # larger than the engine's: no other text waits while a prompt is computed
 
 
 @app.command()
@@ -86,7 +87,8 @@ def run(
     )
     bar = sys.stderr.isatty() and not as_json
     path = hub.resolve(model, progress=bar)
-    placed = _model_params(path, gpu_layers, ctx_size or len(text) + max_tokens)
+    # How many tokens the text has, only the loaded model can say; hardly more than characters.
+    placed = _model_params(path, gpu_layers, ctx_size, len(text) + max_tokens)
     with Model(path, params=placed, progress=bar) as loaded:
         tokens = loaded.tokenize(text, parse_special=special)
         size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
@@ -95,8 +97,7 @@ def run(
                 f"the prompt has {len(tokens)} tokens, the context holds {size} with the answer; "
                 "give a shorter prompt or a larger --ctx-size"
             )
-        # Larger parts of a prompt are faster; nobody else waits for their end.
-        with Engine(loaded, ctx_size=size, ubatch_size=512, threads=threads) as engine:
+        with Engine(loaded, ctx_size=size, ubatch_size=UBATCH_SIZE, threads=threads) as engine:
             request = engine.submit(tokens, params, sampling)
             if echo and not as_json:
                 print(text if isinstance(text, str) else text.decode(errors="replace"), end="")
@@ -206,17 +207,24 @@ def _prompt(argument: str | None) -> str | bytes:
     return text
 
 
-def _model_params(path: Path, gpu_layers: int | None, ctx_size: int) -> ModelParams:
-    """Return where the layers go; None = on the GPUs what fits there beside `ctx_size` tokens."""
+def _model_params(
+    path: Path, gpu_layers: int | None, ctx_size: int | None, most: int
+) -> ModelParams:
+    """Return where the layers go, by default to the GPUs as many as fit beside the text.
+
+    most: tokens of the text; what the context holds without `ctx_size`, if the model allows it.
+    """
     from llcuda.native import library
     from llcuda.params import ModelParams
 
     if gpu_layers is not None or all(device.kind != "gpu" for device in library.devices()):
         return ModelParams(gpu_layers=gpu_layers)
     from llcuda.configuration import configure
+    from llcuda.native.estimate import read_facts
 
-    engine = {"n_parallel": 1, "cache_size": None}
-    asked = {"gpu_layers": None, "ctx_size": ctx_size, "engine": engine, "parameters": {}}
+    size = ctx_size or min(most, read_facts(path).train_ctx_size)
+    engine = {"n_parallel": 1, "ubatch_size": UBATCH_SIZE}
+    asked = {"gpu_layers": None, "ctx_size": size, "engine": engine, "parameters": {}}
     return configure(asked, path).model
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import llcuda
-from llcuda import Engine, Model, cli
+from llcuda import Engine, Model, cli, configuration
 from llcuda.errors import DecodeAbortedError
 from llcuda.native import library
 
@@ -149,14 +149,16 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
 
 
 def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is a GPU they are counted, unless the caller says how many."""
+    """As asked, else by load_model's rules, which keep off a GPU that is too old."""
     path = llcuda.demo_model()
-    assert cli._model_params(path, 3, ctx_size=256).gpu_layers == 3
+    assert cli._model_params(path, 3, ctx_size=256, most=300).gpu_layers == 3
     monkeypatch.setattr(library, "devices", list)
-    assert cli._model_params(path, None, ctx_size=256).gpu_layers is None
-    gpu = SimpleNamespace(kind="gpu", free_memory=2**34)
-    monkeypatch.setattr(library, "devices", lambda: [gpu])
-    assert cli._model_params(path, None, ctx_size=256).gpu_layers is not None
+    assert cli._model_params(path, None, ctx_size=256, most=300).gpu_layers is None
+    old = dict.fromkeys(("platform", "gpu_name", "compute_capability", "reason"), "old")
+    monkeypatch.setattr(configuration, "check_gpu_compatibility", lambda: {"compatible": 0, **old})
+    monkeypatch.setattr(library, "devices", lambda: [SimpleNamespace(kind="gpu")])
+    for ctx_size in (256, None):
+        assert cli._model_params(path, None, ctx_size, most=2**40).gpu_layers == 0
 
 
 @pytest.mark.parametrize(
