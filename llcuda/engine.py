@@ -24,6 +24,7 @@ from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
 from llcuda.params import ContextParams, SamplingParams, check_number, given_params
+from llcuda.reporter import Reporter
 from llcuda.request import Request, RequestParams, split_parameters
 from llcuda.scheduler import Job
 from llcuda.worker import Worker
@@ -154,10 +155,8 @@ class Engine:
             params.n_parallel,
             params.batch_size,
             params.speculation,
-            self.metrics,
             self._desk.admitted,
-            on_step,
-            on_request,
+            Reporter(self.metrics, on_step, on_request),
         )
         self._thread = threading.Thread(
             target=self._desk.run, args=(self._worker,), name="llcuda-engine", daemon=True

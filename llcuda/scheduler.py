@@ -4,7 +4,8 @@ Two queues and four verbs: `add` a job, `plan` the next step, `computed` what th
 a job. A slot is one sequence of the KV cache; a free slot keeps its text, so that a prompt that
 begins alike computes only the rest. Prefill steps and decode steps alternate: a long prompt
 delays running texts by one chunk at a time, and decode steps keep the same rows in the same
-order, which is what graph reuse needs.
+order, which is what graph reuse needs. Running texts lie in neighbouring slots: llama.cpp
+computes the rows of a split KV cache in one batch only as far as their sequences have no gap.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Plan:
 
     changes, in this order: ("trim", seq, keep) forgets what is beyond `keep` tokens; ("copy",
     source, target, count) shares the first `count` cells, which an earlier change may have put
-    there. decode: every row is the last token of a running text.
+    there; ("move", source, target) takes a running text to a free slot. decode: every row is the
+    last token of a running text.
     """
 
     changes: list[tuple[Any, ...]]
@@ -99,11 +101,18 @@ class Scheduler:
     """Shares `slots` sequences of `ctx_size` tokens among jobs, `parallel` of them at a time.
 
     chunk: most prompt tokens of one step. trims: whether the memory can forget the end of a text
-    (recurrent state cannot); copies: whether part of a sequence can be shared with another.
+    (recurrent state cannot); copies: whether part of a sequence can be shared with another;
+    dense: whether running texts are to lie in neighbouring slots.
     """
 
     def __init__(
-        self, slots: int, parallel: int, chunk: int, trims: bool = True, copies: bool = True
+        self,
+        slots: int,
+        parallel: int,
+        chunk: int,
+        trims: bool = True,
+        copies: bool = True,
+        dense: bool = True,
     ) -> None:
         self.slots = [Slot(seq) for seq in range(slots)]
         self.waiting: deque[Job] = deque()
@@ -113,6 +122,7 @@ class Scheduler:
         self._chunk = chunk
         self._trims = trims
         self._copies = copies
+        self._dense = dense
         self._clock = 0
         self._decoded_last = True
 
@@ -134,8 +144,34 @@ class Scheduler:
         self._decoded_last = True
         if not self.running:
             return Plan(changes, [], decode=False) if changes else None
+        if self._dense and self.running[-1].seq - self.running[0].seq >= len(self.running):
+            changes += self._close_ranks()
         rows = [(job, job.done, len(job.tokens)) for job in self.running]
         return Plan(changes, rows, decode=True)
+
+    def _close_ranks(self) -> list[tuple[Any, ...]]:
+        """Move the fewest running texts so that no free slot lies between those in use."""
+        used = [slot.seq for slot in self.slots if slot.job is not None]
+        begins = range(len(self.slots) - len(used) + 1)
+        begin = max(begins, key=lambda b: sum(b <= seq < b + len(used) for seq in used))
+        window = self.slots[begin : begin + len(used)]
+        free = [slot for slot in window if slot.job is None]
+        outside = [job for job in self.running if job.slot not in window]
+        moves = [(job.seq, slot.seq) for job, slot in zip(outside, free, strict=False)]
+        for source, target in moves:
+            self.move(source, target)
+        return [("move", *move) for move in moves]
+
+    def move(self, source: int, target: int) -> None:
+        """Take the running text of slot `source` to the free slot `target`; `source` is empty."""
+        here, there = self.slots[source], self.slots[target]
+        job = here.job
+        assert job is not None
+        assert there.job is None
+        there.tokens, there.job, there.stale = here.tokens, job, here.stale
+        here.tokens, here.job, here.stale = [], None, False
+        job.slot = there
+        self.running.sort(key=lambda job: job.seq)
 
     def _prefill_rows(self) -> list[tuple[Job, int, int]]:
         """Share the chunk among the prompts, the shortest rest first, so that none waits long."""

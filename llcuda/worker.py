@@ -13,23 +13,22 @@ from typing import Any
 
 from llcuda.completion import StepSums, TokenLogprob
 from llcuda.errors import ClosedError, DecodeError, LlcudaError, NoRoomError, UnsupportedError
-from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.context import Context
 from llcuda.native.rows import Rows
+from llcuda.reporter import Reporter, Spent
 from llcuda.request import Request, RequestParams, wake
 from llcuda.scheduler import Job, Plan, Scheduler
 from llcuda.speculation import Drafter
 
 logger = logging.getLogger("llcuda.engine")
 now = time.perf_counter
-Spent = tuple[float, float, float]  # seconds of a step: decode, sample, deliver
 
 
 class Worker:
     """Computes requests on `context`, at most `parallel` at a time.
 
     chunk: most prompt tokens of one step. speculation: most tokens guessed per step. on_admit:
-    called when a request leaves the queue. on_step, on_request: see Engine.
+    called when a request leaves the queue. reporter: is told of every step and request.
     """
 
     def __init__(
@@ -38,17 +37,15 @@ class Worker:
         parallel: int,
         chunk: int,
         speculation: int,
-        metrics: Metrics,
         on_admit: Callable[[], None],
-        on_step: Callable[[StepRecord], None] | None = None,
-        on_request: Callable[[RequestRecord], None] | None = None,
+        reporter: Reporter,
     ) -> None:
         self.context = context
         self.model = context.model
         self.requests: set[Request] = set()
         self._limit = context.ctx_size
-        self._metrics = metrics
-        self._on_admit, self._on_step, self._on_request = on_admit, on_step, on_request
+        self._on_admit = on_admit
+        self._reporter = reporter
         can_trim = not (self.model.is_recurrent or self.model.is_hybrid)
         if speculation and not can_trim:
             logger.warning(
@@ -61,6 +58,7 @@ class Worker:
             chunk,
             trims=can_trim,
             copies=can_trim,
+            dense=can_trim and not context.params.unified_kv,
         )
         self._ends = self.model.eog_tokens
         self._with_deadline: set[Request] = set()
@@ -111,7 +109,7 @@ class Worker:
             if not isinstance(error, DecodeError):
                 logger.exception("a step of the engine failed")
             self._drop(plan, error)
-        self._record_step(plan, started, spent)
+        self._reporter.step(plan, now() - started, spent)
 
     def _change(self, changes: Sequence[tuple[Any, ...]]) -> bool:
         """Make the changes of a plan, in order; False when one could not be made.
@@ -121,6 +119,9 @@ class Worker:
         """
         memory, undone = self.context.memory, set()
         for kind, *arguments in changes:
+            if kind == "move":
+                self._move(*arguments)
+                continue
             seq, keep = arguments[-2:]
             try:
                 if kind == "copy":
@@ -137,6 +138,17 @@ class Worker:
                     self._fail(job.request, error)
                 job.fresh = True
         return not undone
+
+    def _move(self, source: int, target: int) -> None:
+        """Move a running text to another sequence; where the memory cannot, it stays."""
+        memory = self.context.memory
+        self._rows, self._rows_of = None, []
+        try:
+            memory.copy(source, target)
+        except UnsupportedError:
+            self._scheduler.move(target, source)
+        else:
+            memory.remove(source)
 
     def _prefill(self, plan: Plan) -> Spent:
         """Compute a chunk of prompts; sample for those that are whole now."""
@@ -350,16 +362,13 @@ class Worker:
     def _finish(self, request: Request, reason: str, stopped: bool = False) -> None:
         if self._leave(request):
             request.complete(reason, stopped)
-            record = request.record(self._sums)
-            self._metrics.record_request(record)
-            self._call(self._on_request, record)
+            self._reporter.finished(request.record(self._sums))
             request.end()
 
     def _fail(self, request: Request, error: BaseException) -> None:
         if self._leave(request):
             request.fail(error)
-            self._metrics.record_error(type(error).__name__)
-            self._call(self._on_request, request.record(self._sums))
+            self._reporter.failed(request.record(self._sums), error)
             request.end()
 
     def _drop(self, plan: Plan, error: Exception) -> None:
@@ -368,26 +377,3 @@ class Worker:
             if job.slot is not None:
                 job.slot.keep(0)
             self._fail(job.request, error)
-
-    # --- reports ---
-
-    def _record_step(self, plan: Plan, started: float, spent: Spent) -> None:
-        decoding, sampling, delivering = spent
-        record = StepRecord(
-            phase="decode" if plan.decode else "prefill",
-            rows=len(plan.rows),
-            tokens=len(plan.rows) if plan.decode else sum(end - at for _, at, end in plan.rows),
-            decode_seconds=decoding,
-            sample_seconds=sampling,
-            deliver_seconds=delivering,
-            seconds=now() - started,
-        )
-        self._metrics.record_step(record)
-        self._call(self._on_step, record)
-
-    def _call(self, hook: Callable[[Any], None] | None, record: Any) -> None:
-        if hook is not None:
-            try:
-                hook(record)
-            except BaseException:  # sys.exit() in a hook is no reason to stop either
-                logger.exception("a hook of the engine raised")

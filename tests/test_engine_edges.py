@@ -541,3 +541,23 @@ def test_an_event_loop_closed_with_somebody_waiting(engine: Engine, reads: str) 
     assert len(running.result(10).tokens) == 200
     assert engine.submit("One day", max_tokens=1).result(10).tokens
     task._log_destroy_pending = False
+
+
+@pytest.mark.parametrize("kept", [0, 3], ids=["slots for texts that run", "slots for kept texts"])
+def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
+    """Texts end in any order, others move into their slots: every text is what it is alone."""
+    lengths = [40, 3, 25, 7, 60, 12, 33, 5]
+    prompts = [f"{i} Once upon a time" for i in range(len(lengths))]
+    asked: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+    with Engine(model, ctx_size=256) as e:
+        alone = [
+            e.submit(prompt, max_tokens=n, **asked).result(60).tokens
+            for prompt, n in zip(prompts, lengths, strict=True)
+        ]
+    with Engine(model, n_parallel=4, ctx_size=256, cache_size=256 * (4 + kept)) as e:
+        requests = [
+            e.submit(prompt, max_tokens=n, **asked)
+            for prompt, n in zip(prompts, lengths, strict=True)
+        ]
+        together = [request.result(60).tokens for request in requests]
+    assert together == alone

@@ -15,7 +15,7 @@ LAYERS = (
     ("steps",),
     ("native",),
     ("request", "completion", "scheduler", "speculation", "hub", "device", "unsloth", "chat"),
-    ("engine", "worker", "desk"),
+    ("engine", "worker", "desk", "reporter"),
     ("configuration",),
     ("inference", "core", "bench", "doctor"),
     ("server", "openai", "cli", "__main__", "gguf_parser"),

@@ -22,6 +22,9 @@ class FakeCache:
                 source, target, count = arguments
                 assert len(self.cells[source]) >= count
                 self.cells[target] = self.cells[source][:count]
+            elif kind == "move":
+                source, target = arguments
+                self.cells[target] = self.cells.pop(source)
             else:
                 seq, keep = arguments
                 assert len(self.cells[seq]) >= keep
@@ -38,7 +41,10 @@ class FakeCache:
 def run(
     scheduler: Scheduler, lengths: dict[Job, int], cache: FakeCache | None = None
 ) -> list[Plan]:
-    """Run until every job has its number of tokens; a token is the count of those before it."""
+    """Run until every job has its number of tokens; a token is the count of those before it.
+
+    Running texts must lie in neighbouring slots, unless prompts between them are still computed.
+    """
     cache = cache or FakeCache()
     plans: list[Plan] = []
     while scheduler.busy:
@@ -47,6 +53,9 @@ def run(
         assert plan is not None
         plans.append(plan)
         cache.apply(plan)
+        if plan.decode and not scheduler.prefilling:
+            seqs = [job.seq for job, _, _ in plan.rows]
+            assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
         scheduler.computed(plan.rows)
         for job, _, end in plan.rows:
             if end < job.prompt_size:
@@ -151,6 +160,36 @@ def test_recurrent_memory_reuses_only_whole_texts() -> None:
         scheduler.add(job)
         run(scheduler, {job: 1}, cache)
         assert job.reused == reused
+
+
+def test_the_fewest_texts_move_where_one_ends() -> None:
+    """A gap is closed by one move, at once, and the slot left behind is empty."""
+    scheduler, cache = Scheduler(4, 4, chunk=100), FakeCache()
+    ends = {Job([i]): length for i, length in enumerate((30, 3, 30, 10))}
+    for job in ends:
+        scheduler.add(job)
+    plans = run(scheduler, ends, cache)
+    changes = [change for plan in plans for change in plan.changes]
+    assert changes == [("move", 3, 1), ("move", 2, 1)]
+
+
+def test_texts_stay_where_gaps_do_not_matter() -> None:
+    """With dense=False nothing moves."""
+    scheduler = Scheduler(3, 3, chunk=100, dense=False)
+    ends = {Job([i]): length for i, length in enumerate((9, 2, 9))}
+    for job in ends:
+        scheduler.add(job)
+    changes = []
+    while scheduler.busy:
+        plan = scheduler.plan()
+        assert plan
+        changes += plan.changes
+        scheduler.computed(plan.rows)
+        for job in list(scheduler.running):
+            job.tokens.append(7)
+            if len(job.tokens) > ends[job]:
+                scheduler.finish(job)
+    assert changes == []
 
 
 @pytest.mark.parametrize("trims", [True, False])
