@@ -6,9 +6,10 @@ the exception again, unchanged, through `reraise`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 logger = logging.getLogger("llcuda.native")
@@ -32,6 +33,21 @@ def reraise() -> None:
     if error is not None:
         _kept.error = None
         raise error
+
+
+@contextlib.contextmanager
+def repeats_unsaid() -> Iterator[None]:
+    """Keep llama.cpp's warnings on this thread from the log: what comes next says them again."""
+    thread = threading.get_ident()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno < logging.WARNING
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def define(ffi: Any) -> None:

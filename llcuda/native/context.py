@@ -16,7 +16,7 @@ from llcuda.errors import (
     LlcudaError,
     UnsupportedError,
 )
-from llcuda.native import library
+from llcuda.native import callbacks, library
 from llcuda.native.adapter import Adapter
 from llcuda.native.kv_size import check_kv_size
 from llcuda.native.memory import Memory
@@ -59,7 +59,9 @@ class Context(Outputs, Reports):
         p = self.params
         check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
         if not model._probed:
-            if self._lib.llcuda_probe(owner.pointer, c_params):
+            with callbacks.repeats_unsaid():
+                status = self._lib.llcuda_probe(owner.pointer, c_params)
+            if status:
                 library.fail(ContextError, f"{model.path} contradicts itself")
             model._probed = True
         pointer = self._lib.llcuda_context_new(owner.pointer, c_params, model._positions)

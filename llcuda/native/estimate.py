@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -103,7 +99,7 @@ def simulate(
     """`memory_needed`, with what `read_facts` found."""
     if model.split_mode == "tensor":
         raise UnsupportedError('memory cannot be estimated for split_mode="tensor"')
-    with _repeats_unsaid(), _Outline(path, facts, model) as outline:
+    with callbacks.repeats_unsaid(), _Outline(path, facts, model) as outline:
         return _Plan(outline, context).memory_needed()
 
 
@@ -162,18 +158,3 @@ class _Plan(Context):
             )
             for i, device in enumerate(found[0:count])
         ]
-
-
-@contextlib.contextmanager
-def _repeats_unsaid() -> Iterator[None]:
-    """Keep llama.cpp's warnings on this thread from the log: loading will say them again."""
-    thread = threading.get_ident()
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return record.thread != thread or record.levelno < logging.WARNING
-
-    callbacks.logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        callbacks.logger.removeFilter(wanted)
