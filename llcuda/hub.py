@@ -1,8 +1,8 @@
 """From what a user names to a local file: short names, Hugging Face files, paths.
 
-Downloading, caching, tokens, `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are huggingface_hub's
-business; it is imported at the first name that needs it. A named file that is in the cache is used
-without asking the network; `refresh=True` asks for a newer one. Nothing here loads a model.
+The cache, tokens, `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are huggingface_hub's business; it
+is imported at the first name that needs it. A named file that is in the cache is used without
+asking the network; `refresh=True` asks for a newer one. Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llcuda.demo import DEMO_NAME, demo_model
+from llcuda.download import download, held
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 ASK_TIMEOUT = 10.0  # seconds; huggingface_hub's own default for metadata
 _REPO = r"[\w.-]+/[\w.-]+"
@@ -208,13 +209,17 @@ def _fetch(repo: str, file: str | None, progress: bool, refresh: bool) -> Path:
         if path is None:
             raise
         return path
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-    parts = _parts(_select(repo, list(sizes), file))
-    if missing := [part for part in parts if part not in sizes]:
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    parts = _parts(_select(repo, list(siblings), file))
+    if missing := [part for part in parts if part not in siblings]:
         raise ModelNotFoundError(f"{repo} lacks {missing[0]}, one of the parts of {parts[0]}")
-    lacking = [part for part in parts if not _cached(repo, [part], info.sha)]
-    _check_room(repo, sum(sizes[part] for part in lacking))
-    return _download(repo, parts, progress)
+    lacking = [siblings[part] for part in parts if not _cached(repo, [part], info.sha)]
+    _check_room(repo, sum(_bytes_to_come(repo, part) for part in lacking))
+    paths = []
+    for part in parts:
+        with _explained(f"{repo}:{part}", ModelError):
+            paths.append(download(repo, part, info.sha, progress=progress))
+    return paths[0]
 
 
 def _select(repo: str, files: list[str], wanted: str | None) -> str:
@@ -273,6 +278,12 @@ def _ask(repo: str, file: str | None) -> ModelInfo:
         return HfApi().model_info(repo, files_metadata=True, timeout=ASK_TIMEOUT)
 
 
+def _bytes_to_come(repo: str, file: RepoSibling) -> int:
+    """Return the size of a file without what an earlier download left of it."""
+    left = held(repo, file.lfs.sha256) if file.lfs else 0
+    return max(0, (file.size or 0) - left)
+
+
 def _check_room(repo: str, needed: int) -> None:
     """Raise ModelError if the disk of the cache has fewer than `needed` bytes free."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -284,22 +295,6 @@ def _check_room(repo: str, needed: int) -> None:
             f"{repo}: {needed / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free for {folder};"
             " set HF_HOME to a folder on another disk"
         )
-
-
-def _download(repo: str, files: list[str], progress: bool) -> Path:
-    """Download what is not in the cache, or is outdated there; return the first file's path."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-    paths = []
-    for file in files:
-        with _explained(f"{repo}:{file}", ModelError):
-            paths.append(hf_hub_download(repo, file, tqdm_class=None if progress else Silent))
-    return Path(paths[0])
 
 
 @contextmanager

@@ -1,42 +1,83 @@
-"""A Hugging Face Hub on this machine: the endpoints that huggingface_hub downloads models by.
+"""A Hugging Face Hub on this machine, and a user of it: what huggingface_hub downloads models by.
 
-Repositories are dictionaries of file contents. The server notes each request, and can be told to
-break off a transfer, to lock a repository, or to fail.
+Repositories are dictionaries of file contents. The server notes each request and how many bytes of
+each file it sent, and can be told to break off, hold or falsify a transfer, to lock a repository,
+or to fail.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import unquote, urlsplit
+
+ASK = """
+import json, sys, time
+from llcuda import hub
+from llcuda.errors import LlcudaError
+
+time.sleep = lambda seconds: None  # huggingface_hub waits before it tries again
+PREPARE
+for name, arguments, options in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps({"value": str(getattr(hub, name)(*arguments, **options))}))
+    except LlcudaError as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        print(json.dumps({"message": str(error), "kinds": kinds}))
+"""
 
 
 @dataclass
 class Hub:
     """The state of the server.
 
-    gated, private: repositories that nobody may read, or see; broken: file -> how many bytes of it
-    one answer sends before the connection ends, once for each number; failing: answer 503.
+    gated, private: repositories that nobody may read, or see, but for who sends `token`.
+    broken: file -> how many bytes of it one answer sends before the connection ends, once for each
+    number; held: file -> how many bytes of it the next answer sends before it waits for `resume`;
+    false: file -> what is sent instead; tags: file -> its ETag instead of the SHA-256.
+    ranges: whether a range is served, ignored (the whole file is sent) or refused (416).
+    elsewhere: files are on a server with another name, as on the hub's content network.
+    chunks: file -> its key in the chunk store at the address `chunk_store` (hf_xet's).
+    failing: answer 503. sent: file -> bytes; bearers: paths that a token was sent to.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
+    token: str = ""
     broken: dict[str, list[int]] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    false: dict[str, bytes] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    ranges: Literal["served", "ignored", "refused"] = "served"
+    elsewhere: bool = False
+    chunks: dict[str, str] = field(default_factory=dict)
+    chunk_store: str = ""
     failing: bool = False
     requests: list[str] = field(default_factory=list)
+    bearers: list[str] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
+    resume: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         )
@@ -49,6 +90,7 @@ class Hub:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.resume.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -82,19 +124,34 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).removeprefix("/")
         span = self.headers.get("Range", "")
         self.hub.requests.append(" ".join(filter(None, (self.command, path, span))))
+        if "Authorization" in self.headers:
+            self.hub.bearers.append(path)
         if self.hub.failing:
             self._send(503, {}, b"")
+        elif path.startswith("api/models/") and "/xet-read-token/" in path:
+            self._chunk_token()
         elif path.startswith("api/models/"):
             self._model_info(path.removeprefix("api/models/").split("/revision/")[0])
+        elif path.startswith("chunks/"):
+            self.hub.resume.wait()
         else:
-            repo, _, rest = path.partition("/resolve/")
+            repo, _, rest = path.removeprefix("elsewhere/").partition("/resolve/")
             self._file(repo, rest.partition("/")[2], span, body)
+
+    def _chunk_token(self) -> None:
+        token = {"accessToken": "any", "exp": 2**40, "casUrl": self.hub.chunk_store}
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(token).encode())
 
     def _model_info(self, repo: str) -> None:
         if self._refused(repo, gate=False):
             return
         siblings = [
-            {"rfilename": name, "size": len(data), "blobId": etag(data)[:40]}
+            {
+                "rfilename": name,
+                "size": len(data),
+                "blobId": etag(data)[:40],
+                "lfs": {"sha256": etag(data), "size": len(data), "pointerSize": 130},
+            }
             for name, data in self.hub.repos[repo].items()
         ]
         info = {"id": repo, "modelId": repo, "sha": self.hub.commit(repo), "siblings": siblings}
@@ -102,43 +159,131 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"Content-Type": "application/json"}, content)
 
     def _file(self, repo: str, name: str, span: str, body: bool) -> None:
-        if self._refused(repo, gate=True):
+        hub = self.hub
+        moved = self.path.startswith("/elsewhere/")
+        if not moved and self._refused(repo, gate=True):
             return
-        commit = {"X-Repo-Commit": self.hub.commit(repo)}
-        data = self.hub.repos[repo].get(name)
+        commit = hub.commit(repo)
+        headers = {"X-Repo-Commit": commit}
+        data = hub.repos[repo].get(name)
         if data is None:
-            self._send(404, {**commit, "X-Error-Code": "EntryNotFound"}, b"")
+            self._send(404, {**headers, "X-Error-Code": "EntryNotFound"}, b"")
             return
-        first = int(span.removeprefix("bytes=").split("-")[0]) if span else 0
-        headers = {**commit, "ETag": f'"{etag(data)}"', "Accept-Ranges": "bytes"}
-        if span:
+        headers["ETag"] = f'"{hub.tags.get(name, etag(data))}"'
+        if name in hub.chunks:
+            route = f"{hub.url}/api/models/{repo}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": hub.chunks[name], "X-Xet-Refresh-Route": route}
+        if hub.elsewhere and not moved:
+            headers |= {"X-Linked-ETag": headers.pop("ETag"), "X-Linked-Size": str(len(data))}
+            headers["Location"] = f"http://localhost:{hub.port}/elsewhere{self.path}"
+            self._send(302, headers, b"")
+            return
+        if body and name in hub.false:
+            data = hub.false[name]
+        status, first = 200, 0
+        if span and hub.ranges == "refused":
+            status, data = 416, b""
+        elif span and hub.ranges == "served":
+            status, first = 206, int(span.removeprefix("bytes=").split("-")[0])
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-        cuts = self.hub.broken.get(name) if body else None
-        self._send(206 if span else 200, headers, data[first:], body, cuts.pop(0) if cuts else None)
+        self._send(status, headers, data[first:], name if body else "")
 
     def _refused(self, repo: str, gate: bool) -> bool:
         hub = self.hub
-        if repo not in hub.repos or repo in hub.private:
+        known = hub.token and self.headers.get("Authorization") == f"Bearer {hub.token}"
+        if repo not in hub.repos or (repo in hub.private and not known):
             self._send(401, {"X-Error-Code": "RepoNotFound"}, b"")
-        elif gate and repo in hub.gated:
+        elif gate and repo in hub.gated and not known:
             self._send(403, {"X-Error-Code": "GatedRepo"}, b"")
         else:
             return False
         return True
 
-    def _send(
-        self,
-        status: int,
-        headers: dict[str, str],
-        content: bytes,
-        body: bool = True,
-        cut: int | None = None,
-    ) -> None:
+    def _send(self, status: int, headers: dict[str, str], content: bytes, name: str = "") -> None:
+        """Answer; name: the file that `content` is a part of."""
         self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
+        for header, value in headers.items():
+            self.send_header(header, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if body and self.command == "GET":
-            self.wfile.write(content[:cut])
-        self.close_connection = self.close_connection or cut is not None
+        if self.command == "HEAD":
+            return
+        hub = self.hub
+        cuts = hub.broken.get(name)
+        if cuts:
+            content = content[: cuts.pop(0)]
+            self.close_connection = True
+        first = hub.held.pop(name, len(content))
+        try:
+            self._write(name, content[:first])
+            if first < len(content):
+                hub.resume.wait()
+                self._write(name, content[first:])
+        except ConnectionError:  # the client is dead
+            self.close_connection = True
+
+    def _write(self, name: str, content: bytes) -> None:
+        self.wfile.write(content)
+        self.hub.sent[name] += len(content)
+
+
+@dataclass
+class Asker:
+    """Calls functions of llcuda.hub in a new process that knows the server and one cache."""
+
+    server: Hub
+    home: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of a user who has only this server."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        no_proxy = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+        own = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
+        return {**kept, **no_proxy, **own, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+
+    def start(self, program: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start a Python program as this user."""
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def calls(
+        self, *calls: tuple[str, list[Any], dict[str, Any]], prepare: str = "", **more: str
+    ) -> list[dict[str, Any]]:
+        """Return what each call returned or raised."""
+        process = self.start(ASK.replace("PREPARE", prepare), json.dumps(calls), **more)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        return [json.loads(line) for line in output.splitlines()]
+
+    def path(self, name: str, filename: str | None = None, **more: Any) -> Path:
+        """Return the path that a name resolves to."""
+        (answer,) = self.calls(("resolve", [name, filename], {"progress": False}), **more)
+        assert "value" in answer, answer
+        return Path(answer["value"])
+
+    def error(self, name: str, filename: str | None = None, **more: Any) -> tuple[str, list[str]]:
+        """Return the message that a name leads to, and the names of the exception's classes."""
+        (answer,) = self.calls(("resolve", [name, filename], {"progress": False}), **more)
+        assert "message" in answer, answer
+        return answer["message"], answer["kinds"]
+
+    def partials(self) -> list[Path]:
+        """Return the files that unfinished downloads left in the cache."""
+        return list(self.home.rglob("*.incomplete"))
+
+    def wait_for_bytes(self, count: int) -> None:
+        """Wait until an unfinished file holds more than `count` bytes."""
+        wait_until(lambda: any(path.stat().st_size > count for path in self.partials()))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does; fail when it does not come."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited a minute in vain"
+        time.sleep(0.02)

@@ -6,7 +6,6 @@ process of its own, with a cache of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -14,76 +13,19 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llcuda import demo_model, hub
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
-from tests.hub_server import Hub
+from tests.hub_server import Asker, Hub
 
-ASK = """
-import json, sys, time
-from llcuda import hub
-from llcuda.errors import LlcudaError
-
-time.sleep = lambda seconds: None  # huggingface_hub waits before it tries again
-PREPARE
-for name, arguments, options in json.loads(sys.argv[1]):
-    try:
-        print(json.dumps({"value": str(getattr(hub, name)(*arguments, **options))}))
-    except LlcudaError as error:
-        kinds = [kind.__name__ for kind in type(error).__mro__]
-        print(json.dumps({"message": str(error), "kinds": kinds}))
-"""
 SMALL_CHUNKS = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 100"
 GEMMA = "unsloth/gemma-3-1b-it-GGUF"
 GEMMA_FILE = "gemma-3-1b-it-Q4_K_M.gguf"
 MODEL = bytes(range(256)) * 10
 SPLIT = [f"big-Q8_0-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
-
-
-@dataclass
-class Asker:
-    """Calls functions of llcuda.hub in a new process that knows the server and one cache."""
-
-    server: Hub
-    home: Path
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of a user who has only this server."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-        no_proxy = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        own = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
-        return {**kept, **no_proxy, **own, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
-
-    def calls(
-        self, *calls: tuple[str, list[Any], dict[str, Any]], prepare: str = "", **more: str
-    ) -> list[dict[str, Any]]:
-        """Return what each call returned or raised."""
-        result = subprocess.run(
-            [sys.executable, "-c", ASK.replace("PREPARE", prepare), json.dumps(calls)],
-            env=self.environment(**more),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert result.returncode == 0, result.stderr
-        return [json.loads(line) for line in result.stdout.splitlines()]
-
-    def path(self, name: str, filename: str | None = None, **more: Any) -> Path:
-        """Return the path that a name resolves to."""
-        (answer,) = self.calls(("resolve", [name, filename], {"progress": False}), **more)
-        assert "value" in answer, answer
-        return Path(answer["value"])
-
-    def error(self, name: str, filename: str | None = None, **more: Any) -> tuple[str, list[str]]:
-        """Return the message that a name leads to, and the names of the exception's classes."""
-        (answer,) = self.calls(("resolve", [name, filename], {"progress": False}), **more)
-        assert "message" in answer, answer
-        return answer["message"], answer["kinds"]
 
 
 @pytest.fixture
@@ -337,11 +279,13 @@ def test_a_broken_transfer_goes_on_where_it_stopped(ask: Asker) -> None:
 
 
 def test_a_transfer_that_fails_for_good(ask: Asker) -> None:
-    """A ModelError that says why; nothing half is left, and the next try works."""
+    """A ModelError that says why; no half model is found, and the next try works."""
     ask.server.broken = {GEMMA_FILE: [1000] + [0] * 20}
     message, kinds = ask.error("gemma-3-1b-Q4_K_M", prepare=SMALL_CHUNKS)
     assert message.startswith(f"cannot download {GEMMA}:{GEMMA_FILE} from {ask.server.url}: ")
     assert kinds[0] == ModelError.__name__
+    offline = ask.error("gemma-3-1b-Q4_K_M", HF_HUB_OFFLINE="1")
+    assert "is not in the cache" in offline[0]
     ask.server.broken.clear()
     assert ask.path("gemma-3-1b-Q4_K_M").read_bytes() == MODEL
 
