@@ -124,11 +124,12 @@ def list_(
     if as_json:
         print(json.dumps([{**asdict(e), "path": str(path) if path else None} for e, path in rows]))
         return
-    table = Table("Name", "Size", "Parameters", "Context", "License", "Here", box=None)
+    columns = ("Name", "Size", "Parameters", "Context", "License", "Here")
+    table = Table(*columns, box=None, pad_edge=False)  # 80 characters wide: nothing is cut
     for entry, path in rows:
         facts = (f"{entry.gigabytes:.2f} GB", f"{entry.parameters:g} B", f"{entry.context:,}")
         table.add_row(entry.name, *facts, entry.license, "yes" if path else "")
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 80).print(table)
 
 
 @app.command()
