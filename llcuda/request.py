@@ -6,7 +6,6 @@ await, or as an async iterator. No request has a thread of its own.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import queue
 import threading
@@ -23,7 +22,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, fields
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llcuda.completion import Completion, StepSums, Times, TokenLogprob
 from llcuda.errors import ArgumentError
@@ -31,6 +30,9 @@ from llcuda.metrics import RequestRecord
 from llcuda.params import SamplingParams, check_flags, check_number
 from llcuda.scheduler import Job
 from llcuda.text import StopFinder, Utf8Decoder
+
+if TYPE_CHECKING:
+    import asyncio
 
 OVERFLOWS = ("error", "truncate", "shift")
 
@@ -113,7 +115,7 @@ def split_parameters(given: dict[str, Any]) -> tuple[RequestParams, SamplingPara
 
 
 _END = object()
-Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+Waiter = tuple["asyncio.AbstractEventLoop", "asyncio.Future[None]"]
 
 
 class Request:
@@ -270,6 +272,8 @@ class Request:
 
     async def _wait_for(self, ready: Callable[[], bool], readers: bool) -> None:
         """Wait for more text or for the end; cancelling the task cancels the request."""
+        import asyncio  # 14 ms, for those who await
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:

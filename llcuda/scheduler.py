@@ -150,17 +150,17 @@ class Scheduler:
         return Plan(changes, rows, decode=True)
 
     def _close_ranks(self) -> list[tuple[Any, ...]]:
-        """Move the fewest running texts so that no free slot lies between those in use."""
-        used = [slot.seq for slot in self.slots if slot.job is not None]
-        begins = range(len(self.slots) - len(used) + 1)
-        begin = max(begins, key=lambda b: sum(b <= seq < b + len(used) for seq in used))
-        window = self.slots[begin : begin + len(used)]
-        free = [slot for slot in window if slot.job is None]
-        outside = [job for job in self.running if job.slot not in window]
-        moves = [(job.seq, slot.seq) for job, slot in zip(outside, free, strict=False)]
-        for source, target in moves:
+        """Move running texts, from the end with the wider gap, into the free slots between them."""
+        changes: list[tuple[Any, ...]] = []
+        while True:
+            seqs = [job.seq for job in self.running]
+            holes = [slot.seq for slot in self.slots[seqs[0] : seqs[-1]] if slot.job is None]
+            if not holes:
+                return changes
+            source = seqs[0] if seqs[1] - seqs[0] > seqs[-1] - seqs[-2] else seqs[-1]
+            target = holes[-1] if source == seqs[0] else holes[0]
+            changes.append(("move", source, target))
             self.move(source, target)
-        return [("move", *move) for move in moves]
 
     def move(self, source: int, target: int) -> None:
         """Take the running text of slot `source` to the free slot `target`; `source` is empty."""

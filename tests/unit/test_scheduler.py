@@ -163,14 +163,14 @@ def test_recurrent_memory_reuses_only_whole_texts() -> None:
 
 
 def test_the_fewest_texts_move_where_one_ends() -> None:
-    """A gap is closed by one move, at once, and the slot left behind is empty."""
-    scheduler, cache = Scheduler(4, 4, chunk=100), FakeCache()
-    ends = {Job([i]): length for i, length in enumerate((30, 3, 30, 10))}
+    """A gap is closed by one move, at once, from the end that lies further off."""
+    scheduler, cache = Scheduler(5, 5, chunk=100), FakeCache()
+    ends = {Job([i]): length for i, length in enumerate((30, 3, 30, 10, 30))}
     for job in ends:
         scheduler.add(job)
     plans = run(scheduler, ends, cache)
     changes = [change for plan in plans for change in plan.changes]
-    assert changes == [("move", 3, 1), ("move", 2, 1)]
+    assert changes == [("move", 0, 1), ("move", 4, 3)]
 
 
 def test_texts_stay_where_gaps_do_not_matter() -> None:
