@@ -131,19 +131,30 @@ def first_token(model: Model, threads: int) -> dict[str, float]:
 
 
 def speculation(model: Model, n_tokens: int, threads: int) -> dict[str, float]:
-    """Tokens per second on a text that repeats itself, with and without guessing."""
-    copy = "Tom had a red ball and a blue kite in the park. " * 6
-    asked = {"max_tokens": n_tokens, "temperature": 0, "ignore_eos": True}
+    """Tokens per second with and without guessing: of a text that copies, and of one that does not.
+
+    A grammar makes the first repeat a sentence, whatever the model. Both are greedy.
+    """
+    copies = 'root ::= ("Tom had a red ball and a blue kite in the park. ")+'
+    found: dict[str, float] = {}
     with (
         Engine(model, ctx_size=1024, threads=threads) as plain,
         Engine(model, ctx_size=1024, threads=threads, speculation=8) as guessing,
     ):
-        turns = [
-            tuple(seconds(lambda e=e: e.submit(copy, **asked).result()) for e in (plain, guessing))
-            for _ in range(TURNS)
-        ]
-    a, b = (n_tokens / statistics.median(column) for column in zip(*turns, strict=True))
-    return {"plain": a, "guessing": b, "ratio": statistics.median(x / y for x, y in turns)}
+        for name, grammar in (("copying", copies), ("other", None)):
+            asked = {"max_tokens": n_tokens, "temperature": 0, "grammar": grammar}
+            asked["ignore_eos"] = grammar is None  # a grammar that ends decides itself
+            turns = [
+                tuple(
+                    seconds(lambda e=e: e.submit(PROMPT, **asked).result())  # noqa: B023
+                    for e in (plain, guessing)
+                )
+                for _ in range(TURNS)
+            ]
+            a, b = (n_tokens / statistics.median(column) for column in zip(*turns, strict=True))
+            ratio = statistics.median(x / y for x, y in turns)
+            found |= {f"{name}_plain": a, f"{name}_guessing": b, f"{name}_ratio": ratio}
+    return found
 
 
 def main() -> None:

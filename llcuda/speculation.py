@@ -2,7 +2,8 @@
 
 Plain Python over tokens. A guess is verified in the same batch by sampling at each of its rows and
 going on while the sample equals the guess: what is sampled is what would have been sampled
-without it, greedy or not. A drafter that guesses badly falls silent for a while.
+without it, greedy or not. Rows of guesses cost time, on some machines nearly as much as steps; so
+each text keeps accounts, and a drafter that loses falls silent for a while.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NGRAM = 3
-WINDOW = 32  # guesses between two judgements
-WORTH = 0.35  # share of guessed tokens that must be right: a row more costs about a third of a step
-PAUSE = 128  # tokens of silence after a bad window
+LOSS = 4.0  # tokens that guesses may cost more than they bring, until silence
+CREDIT = 8.0  # what earlier success counts at most
+PAUSE = 128  # tokens of silence after a loss, twice as many after the next
 
 
 class Drafter:
@@ -22,7 +23,8 @@ class Drafter:
         self._longest = longest
         self._follows: dict[tuple[int, ...], int] = {}
         self._indexed = NGRAM
-        self._guessed = self._right = 0
+        self._balance = 0.0
+        self._pause = PAUSE
         self._silent_until = 0
 
     def draft(self, tokens: Sequence[int]) -> list[int]:
@@ -35,11 +37,32 @@ class Drafter:
         start = self._follows.get(tuple(tokens[-NGRAM:]))
         return [] if start is None else list(tokens[start : start + self._longest])
 
-    def judge(self, guessed: int, right: int, length: int) -> None:
-        """Learn that `right` of `guessed` tokens were right, in a text of `length` tokens."""
-        self._guessed += guessed
-        self._right += right
-        if self._guessed >= WINDOW:
-            if self._right < WORTH * self._guessed:
-                self._silent_until = length + PAUSE
-            self._guessed = self._right = 0
+    def judge(self, right: int, cost: float, length: int) -> None:
+        """Learn what guesses brought and cost, in tokens, in a text that has `length` now."""
+        self._balance = min(self._balance + right - cost, CREDIT)
+        if self._balance >= CREDIT:
+            self._pause = PAUSE
+        if self._balance < -LOSS:
+            self._silent_until = length + self._pause
+            self._pause *= 2
+            self._balance = 0.0
+
+
+class StepCosts:
+    """What a decode step takes without guesses, by its number of texts: learned as it goes."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def knows(self, texts: int) -> bool:
+        """Whether a step of so many texts was seen."""
+        return texts in self._seconds
+
+    def learn(self, texts: int, seconds: float) -> None:
+        """Note a step without guesses."""
+        before = self._seconds.get(texts, seconds)
+        self._seconds[texts] = before + 0.2 * (seconds - before)
+
+    def extra(self, texts: int, seconds: float) -> float:
+        """Return how many tokens plain steps would have brought in the time beyond a plain one."""
+        return texts * max(0.0, seconds / self._seconds[texts] - 1)

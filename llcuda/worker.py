@@ -18,7 +18,7 @@ from llcuda.native.rows import Rows
 from llcuda.reporter import Reporter, Spent
 from llcuda.request import Request, RequestParams, wake
 from llcuda.scheduler import Job, Plan, Scheduler
-from llcuda.speculation import Drafter
+from llcuda.speculation import Drafter, StepCosts
 
 logger = logging.getLogger("llcuda.engine")
 now = time.perf_counter
@@ -60,6 +60,7 @@ class Worker:
             copies=can_trim,
             dense=can_trim and not context.params.unified_kv,
         )
+        self._step_costs = StepCosts()
         self._ends = self.model.eog_tokens
         self._with_deadline: set[Request] = set()
         self._sums = StepSums()
@@ -193,7 +194,7 @@ class Worker:
     def _decode(self, plan: Plan) -> Spent:
         """Compute one token of each running text, and what is guessed to follow it."""
         jobs = [job for job, _, _ in plan.rows]
-        if self._speculation:
+        if self._speculation and self._step_costs.knows(len(jobs)):
             drafts = [job.request.drafter.draft(job.tokens)[: self._room(job)] for job in jobs]
             if any(drafts):
                 return self._decode_drafts(jobs, drafts)
@@ -206,6 +207,8 @@ class Worker:
         chosen = self._rows.sample()
         sampled = now()
         self._sum(len(jobs), sampled - started)
+        if self._speculation:
+            self._step_costs.learn(len(jobs), decoding + sampled - started)
         for i, (job, token) in enumerate(zip(jobs, chosen, strict=True)):
             self._take(job, token, i)
         self._wake_readers(jobs)
@@ -234,6 +237,7 @@ class Worker:
         decoding = self._compute(tokens, seqs, None)
         self._sum(len(jobs), 0.0)
         sampling, row, entered = 0.0, 0, now()
+        cost = self._step_costs.extra(len(jobs), decoding) / (len(tokens) - len(jobs))
         for job, draft in zip(jobs, drafts, strict=True):
             begin = job.done
             seq = job.seq
@@ -252,7 +256,7 @@ class Worker:
                     break
                 right += 1
             row += 1 + len(draft)
-            job.request.drafter.judge(len(draft), right, len(job.tokens))
+            job.request.drafter.judge(right, cost * len(draft), len(job.tokens))
             if right < len(draft) or job.slot is None:
                 self.context.memory.remove(seq, begin + 1 + right)
         self._wake_readers(jobs)
