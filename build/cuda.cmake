@@ -124,6 +124,8 @@ endfunction()
 
 # libggml-cuda.so finds the run-time libraries of the toolkit and of the PyPI packages beside llcuda.
 function(finish_cuda_backend)
+  # Our own kernels live in the backend: its architectures, its run-time libraries, its loading.
+  target_sources(ggml-cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/../llcuda/native/shim/select.cu)
   target_include_directories(ggml-cuda SYSTEM PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/overlay/include)
   if(LLCUDA_CCCL)
     target_include_directories(ggml-cuda BEFORE PRIVATE ${LLCUDA_CCCL})

@@ -54,11 +54,11 @@ def configure(request: dict[str, Any], path: Path | None = None) -> Configuratio
     return configuration
 
 
-def _context_params(engine: dict[str, Any]) -> ContextParams:
+def _context_params(engine: dict[str, Any], gpu: bool = False) -> ContextParams:
     """Return what an Engine with these settings gives its context; raise what it would."""
     own = {k: v for k, v in engine.items() if k in ENGINE_FIELDS}
     others = {k: v for k, v in engine.items() if k not in ENGINE_FIELDS}
-    return context_params(EngineParams(**own), others)
+    return context_params(EngineParams(**own), others, gpu)
 
 
 def _choose(configuration: Configuration, any_ctx_size: bool, path: Path) -> None:
@@ -73,7 +73,8 @@ def _choose(configuration: Configuration, any_ctx_size: bool, path: Path) -> Non
     if not gpus:
         params = replace(params, gpu_layers=0, devices=() if present else params.devices)
     elif params.gpu_layers is None:
-        context = _context_params(configuration.engine)
+        gpu = params.split_mode != "tensor"
+        context = _context_params(configuration.engine, gpu)
         params, note = _automatic_layers(path, facts, params, context, gpus)
     else:
         params = replace(params, gpu_layers=min(params.gpu_layers, facts.layers + 1))

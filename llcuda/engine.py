@@ -20,6 +20,7 @@ import numpy as np
 from llcuda.desk import Desk
 from llcuda.errors import ArgumentError, ConcurrencyError, UnsupportedError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
+from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
@@ -87,16 +88,31 @@ def check_parameters(parameters: Mapping[str, Any], **hooks: Any) -> None:
             raise ArgumentError(f"{name}={hook!r}: expected a function")
 
 
-def context_params(params: EngineParams, parameters: Mapping[str, Any]) -> ContextParams:
-    """Return the context's parameters: those that the engine chooses, and those that are given."""
+ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
+
+
+def context_params(
+    params: EngineParams, parameters: Mapping[str, Any], gpu: bool = False
+) -> ContextParams:
+    """Return the context's parameters: those that the engine chooses, and those that are given.
+
+    gpu: whether a GPU computes. Then the logits stay there, but for speculation, which looks at
+    several rows of a text; and there is room for as many rows as a step has.
+    """
     rows = 1 + params.speculation  # of one text in a step
+    own: dict[str, Any] = {"unified_kv": False, "device_logits": gpu and not params.speculation}
+    device = parameters.get("device_logits", own["device_logits"])
+    if device:
+        own["outputs_max"] = max(params.slots, ECHO_ROWS)
     chosen = ContextParams(
         ctx_size=params.ctx_size,
         sequences=params.slots,
         batch_size=max(params.batch_size, params.slots * rows),
-        ubatch_size=params.ubatch_size,
-        **{"unified_kv": False, **parameters},
+        ubatch_size=max(params.ubatch_size, params.n_parallel if device else 1),
+        **{**own, **parameters},
     )
+    if chosen.device_logits and params.speculation:
+        raise ArgumentError("device_logits=True has no rows for speculation: give one of them")
     if not chosen.swa_full and rows > params.ubatch_size:
         raise ArgumentError(
             f"speculation={params.speculation}: with swa_full=False expected less than "
@@ -136,7 +152,7 @@ class Engine:
         self.params = params = EngineParams(**own)
         self.model = model
         self.metrics = metrics or Metrics()
-        self.context = Context(model, params=context_params(params, parameters))
+        self.context = Context(model, params=context_params(params, parameters, _on_gpu(model)))
         try:
             self.context.memory.clear()
         except UnsupportedError:
@@ -199,7 +215,8 @@ class Engine:
             params, sampling = split_parameters(parameters)
         params = given_params(RequestParams, params, {})
         sampling = given_params(SamplingParams, sampling, {})
-        if params.echo and 0 < self.context.params.outputs_max < self.params.batch_size:
+        c = self.context.params
+        if params.echo and not c.device_logits and 0 < c.outputs_max < self.params.batch_size:
             raise ArgumentError("echo=True takes the logits of whole prompts: give outputs_max=0")
         tokens = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
@@ -292,6 +309,13 @@ def _stretched(parameters: Mapping[str, Any]) -> bool:
 def _whole_number(token: Any) -> int:
     check_number("prompt: token", token, "int", 0)
     return int(token)
+
+
+def _on_gpu(model: Model) -> bool:
+    """Whether a GPU computes the model's logits, as far as can be told."""
+    p = model.params
+    wanted = p.gpu_layers != 0 and p.devices != () and p.split_mode != "tensor"
+    return wanted and any(device.kind == "gpu" for device in library.devices())
 
 
 def _cancel(desk: Desk, worker: Worker, request: Request) -> None:

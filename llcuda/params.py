@@ -167,6 +167,8 @@ class ContextParams:
     embeddings: compute embeddings; pooling: None = from the model, or "none", "mean", "cls",
         "last", "rank"; attention: None = from the model, or "causal", "non_causal".
     swa_full: sliding-window layers keep the whole text, so that it can be rolled back.
+    device_logits: logits stay on the device that computed them: sampling begins there, and a row is
+        copied when it is asked for. Only those of the last micro-batch of a decode can be had.
     offload_kqv: KV cache and attention on the GPU. op_offload: big prompts of CPU layers on it too.
     """
 
@@ -193,6 +195,7 @@ class ContextParams:
     pooling: str | None = None
     attention: str | None = None
     swa_full: bool = True
+    device_logits: bool = False
     offload_kqv: bool = True
     op_offload: bool = True
 
@@ -238,7 +241,7 @@ class ContextParams:
             ):
                 kind = "int" if item.name == "yarn_orig_ctx" else "number"
                 check_number(item.name, getattr(self, item.name), kind, 0, INT32_MAX)
-        check_flags(self, "unified_kv embeddings swa_full offload_kqv op_offload")
+        check_flags(self, "unified_kv embeddings swa_full device_logits offload_kqv op_offload")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,9 @@ class Scheduler:
 
     chunk: most prompt tokens of one step. trims: whether the memory can forget the end of a text
     (recurrent state cannot); copies: whether part of a sequence can be shared with another;
-    dense: whether running texts are to lie in neighbouring slots.
+    dense: whether running texts are to lie in neighbouring slots. late: of several prompts in one
+    step none is computed to its last token, which joins the decode steps instead; a fresh one is
+    alone in its step, with at most `chunk_fresh` tokens; and the rows of a decode step have no gap.
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class Scheduler:
         trims: bool = True,
         copies: bool = True,
         dense: bool = True,
+        late: bool = False,
+        chunk_fresh: int | None = None,
     ) -> None:
         self.slots = [Slot(seq) for seq in range(slots)]
         self.waiting: deque[Job] = deque()
@@ -123,6 +127,8 @@ class Scheduler:
         self._trims = trims
         self._copies = copies
         self._dense = dense
+        self._late = late
+        self._chunk_fresh = chunk_fresh or chunk
         self._clock = 0
         self._decoded_last = True
 
@@ -137,7 +143,7 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """Return the next step, None when nothing can be computed."""
-        changes = self._admit()
+        changes = self._admit() if self.waiting else []
         if self.prefilling and (self._decoded_last or not self.running):
             self._decoded_last = False
             return Plan(changes, self._prefill_rows(), decode=False)
@@ -146,8 +152,12 @@ class Scheduler:
             return Plan(changes, [], decode=False) if changes else None
         if self._dense and self.running[-1].seq - self.running[0].seq >= len(self.running):
             changes += self._close_ranks()
-        rows = [(job, job.done, len(job.tokens)) for job in self.running]
-        return Plan(changes, rows, decode=True)
+        first, last = self.running[0].seq, self.running[-1].seq
+        between = [job for job in self.prefilling if first < job.seq < last] if self._late else []
+        jobs = sorted(self.running + between, key=lambda job: job.seq) if between else self.running
+        # What is still computed between running texts takes part with one token of its prompt.
+        rows = [(job, job.done, job.done + 1) for job in jobs]
+        return Plan(changes, rows, decode=not between)
 
     def _close_ranks(self) -> list[tuple[Any, ...]]:
         """Move running texts, from the end with the wider gap, into the free slots between them."""
@@ -177,19 +187,37 @@ class Scheduler:
         """Share the chunk among the prompts, the shortest rest first, so that none waits long."""
         rows, budget = [], self._chunk
         jobs = sorted(self.prefilling, key=lambda job: job.prompt_size - job.done)
+        if self._late and jobs[0].fresh:
+            jobs, budget = jobs[:1], self._chunk_fresh
+        elif self._late:
+            jobs = [job for job in jobs if not job.fresh]
+        late = self._late and len(jobs) > 1
         for i, job in enumerate(jobs):
-            end = min(job.prompt_size, job.done + max(1, budget // (len(jobs) - i)))
+            whole = job.prompt_size - late
+            end = min(whole, job.done + max(1, budget // (len(jobs) - i)))
             if end > job.done and budget:
                 rows.append((job, job.done, end))
                 budget -= end - job.done
         return rows
+
+    def _ready(self, job: Job) -> bool:
+        """Whether a job's next token is a decode step's row."""
+        return job.done >= job.prompt_size - (self._late and not job.fresh)
+
+    def _begin_decoding(self) -> None:
+        """Take the jobs that are ready among the running ones."""
+        arrived = [job for job in self.prefilling if self._ready(job)]
+        if arrived:
+            self.running += arrived
+            self.running.sort(key=lambda job: job.seq)
+            self.prefilling = [job for job in self.prefilling if not self._ready(job)]
 
     def return_slot(self, seq: int) -> Job:
         """Put the job of a slot back at the queue's head: the slot holds none of its tokens."""
         slot = self.slots[seq]
         job = slot.job
         assert job is not None
-        self.prefilling.remove(job)
+        (self.running if job in self.running else self.prefilling).remove(job)
         self.waiting.appendleft(job)
         slot.keep(0)
         slot.job = job.slot = None
@@ -198,16 +226,12 @@ class Scheduler:
 
     def computed(self, rows: Sequence[tuple[Job, int, int]]) -> None:
         """Note that the rows of a step are in the KV cache."""
-        arrived = False
         for job, begin, end in rows:
             job.done = end
             assert job.slot is not None
             job.slot.tokens += job.tokens[begin:end]
-            arrived = arrived or begin < job.prompt_size <= end
-        if arrived:
-            self.running += [job for job in self.prefilling if job.prefilled]
-            self.running.sort(key=lambda job: job.seq)
-            self.prefilling = [job for job in self.prefilling if not job.prefilled]
+        if self.prefilling:
+            self._begin_decoding()
 
     def finish(self, job: Job) -> None:
         """Take a job out, wherever it is; its slot keeps what it holds."""
@@ -242,6 +266,7 @@ class Scheduler:
             slot.job, job.slot = job, slot
             job.done = job.reused = count
             self.prefilling.append(job)
+        self._begin_decoding()  # what is in the cache but for its last token, if that comes late
         return changes
 
     def _waits(self, job: Job) -> bool:

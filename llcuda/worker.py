@@ -1,7 +1,7 @@
 """The engine's step: plan, decode, sample, deliver.
 
-Runs on one thread, the engine's. Knows the library through Context and Rows, the caller through
-Request, and decides nothing: that is the scheduler's part.
+Runs on one thread, the engine's. Knows the library through Context and Rows, and decides nothing:
+that is the scheduler's part.
 """
 
 from __future__ import annotations
@@ -11,20 +11,42 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llcuda.completion import StepSums, TokenLogprob
+from llcuda.delivery import Delivery
 from llcuda.errors import ClosedError, DecodeError, LlcudaError, NoRoomError, UnsupportedError
 from llcuda.native.context import Context
 from llcuda.native.rows import Rows
 from llcuda.reporter import Reporter, Spent
-from llcuda.request import Request, RequestParams, wake
 from llcuda.scheduler import Job, Plan, Scheduler
-from llcuda.speculation import Drafter, StepCosts
+from llcuda.speculation import StepCosts
 
 logger = logging.getLogger("llcuda.engine")
 now = time.perf_counter
 
 
-class Worker:
+class Lineup:
+    """The running texts of decode steps, for as long as they stay the same.
+
+    firsts: those whose first token comes next. quiet: how many tokens each can take before one of
+    them may end for want of room, while nothing but its token is asked of any; so many steps need
+    not look at each request.
+    """
+
+    def __init__(self, context: Context, jobs: list[Job], quiet: bool) -> None:
+        self.jobs = jobs
+        self.rows = Rows(context, [job.request.sampler for job in jobs])
+        self.seqs = [job.seq for job in jobs]
+        self.tokens = [job.tokens[-1] for job in jobs]
+        self.firsts = [job for job in jobs if not job.request.times.first_token]
+        self.appends = [(job.request.tokens.append, job.tokens.append) for job in jobs]
+        self.quiet = 0
+        asked = [job.request.params for job in jobs]
+        if quiet and all(p.logprobs is None and not p.stop_tokens for p in asked):
+            room = (p.max_tokens - len(j.request.tokens) for p, j in zip(asked, jobs, strict=True))
+            full = (context.ctx_size - len(job.tokens) for job in jobs)
+            self.quiet = min(*room, *full) - 1
+
+
+class Worker(Delivery):
     """Computes requests on `context`, at most `parallel` at a time.
 
     chunk: most prompt tokens of one step. speculation: most tokens guessed per step. on_admit:
@@ -40,56 +62,24 @@ class Worker:
         on_admit: Callable[[], None],
         reporter: Reporter,
     ) -> None:
-        self.context = context
-        self.model = context.model
-        self.requests: set[Request] = set()
-        self._limit = context.ctx_size
-        self._on_admit = on_admit
-        self._reporter = reporter
-        can_trim = not (self.model.is_recurrent or self.model.is_hybrid)
+        model, params = context.model, context.params
+        can_trim = not (model.is_recurrent or model.is_hybrid)
         if speculation and not can_trim:
-            logger.warning(
-                "speculation is off: %s cannot forget a wrong guess", self.model.path.name
-            )
-        self._speculation = speculation if can_trim else 0
-        self._scheduler = Scheduler(
-            context.params.sequences,
+            logger.warning("speculation is off: %s cannot forget a wrong guess", model.path.name)
+            speculation = 0
+        scheduler = Scheduler(
+            params.sequences,
             parallel,
             chunk,
             trims=can_trim,
             copies=can_trim,
-            dense=can_trim and not context.params.unified_kv,
+            dense=can_trim and not params.unified_kv,
+            late=params.device_logits,
+            chunk_fresh=min(chunk, params.ubatch_size, params.outputs_max or chunk),
         )
+        super().__init__(context, scheduler, speculation, on_admit, reporter)
         self._step_costs = StepCosts()
-        self._ends = self.model.eog_tokens
-        self._with_deadline: set[Request] = set()
-        self._sums = StepSums()
-        self._rows: Rows | None = None
-        self._rows_of: list[Job] = []
-        self._seqs: list[int] = []
-
-    @property
-    def busy(self) -> bool:
-        """Whether there is anything to compute."""
-        return self._scheduler.busy
-
-    def accept(self, request: Request) -> None:
-        """Take a request into the queue."""
-        self.requests.add(request)
-        if request.params.timeout is not None:
-            self._with_deadline.add(request)
-        if self._speculation:
-            request.drafter = Drafter(self._speculation)
-        self._scheduler.add(request.job)
-
-    def cancel(self, request: Request) -> None:
-        """End a request with what it has; nothing when it has ended."""
-        self._finish(request, "cancelled")
-
-    def fail_all(self, error: BaseException) -> None:
-        """End every request with an exception."""
-        for request in list(self.requests):
-            self._fail(request, error)
+        self._lineup: Lineup | None = None
 
     def step(self) -> None:
         """Plan, decode, sample, deliver: once."""
@@ -110,7 +100,12 @@ class Worker:
             if not isinstance(error, DecodeError):
                 logger.exception("a step of the engine failed")
             self._drop(plan, error)
-        self._reporter.step(plan, now() - started, spent)
+        self._unreported = plan, now() - started, spent
+        if not self._undelivered:  # else beside the next step
+            self._deliver()
+
+    def _members_changed(self) -> None:
+        self._lineup = None
 
     def _change(self, changes: Sequence[tuple[Any, ...]]) -> bool:
         """Make the changes of a plan, in order; False when one could not be made.
@@ -143,7 +138,7 @@ class Worker:
     def _move(self, source: int, target: int) -> None:
         """Move a running text to another sequence; where the memory cannot, it stays."""
         memory = self.context.memory
-        self._rows, self._rows_of = None, []
+        self._members_changed()
         try:
             memory.copy(source, target)
         except UnsupportedError:
@@ -152,44 +147,45 @@ class Worker:
             memory.remove(source)
 
     def _prefill(self, plan: Plan) -> Spent:
-        """Compute a chunk of prompts; sample for those that are whole now."""
-        begun = now()
+        """Compute a chunk of prompts; sample for the texts that are whole now."""
         tokens: list[int] = []
         seqs: list[int] = []
         flags: list[int] = []
         ready: list[tuple[Job, int]] = []
         for job, begin, end in plan.rows:
-            request: Request = job.request
-            if not request.times.admitted:
-                request.times.admitted = begun
-                self._on_admit()
+            echo = job.request.params.echo
+            self._admit(job.request)
             tokens += job.tokens[begin:end]
             seqs += [job.seq] * (end - begin)
-            flags += [int(request.params.echo)] * (end - begin)
-            if end == job.prompt_size:
+            flags += [int(echo)] * (end - begin)
+            if end == len(job.tokens):
                 flags[-1] = 1
                 ready.append((job, len(tokens) - 1))
-        decoding = self._compute(tokens, seqs, flags)
+        begun = now()
+        self._compute(tokens, seqs, flags)
         self._scheduler.computed(plan.rows)
+        computed = now()
+        self._deliver()
         row = 0
         for job, begin, end in plan.rows:
             if job.request.params.echo:
                 self._echo(job, begin, end, row)
             row += end - begin
+        delivered = now()
         if not ready:
-            return decoding, 0.0, 0.0
-        started = now()
+            return computed - begun, 0.0, delivered - computed
         rows = Rows(self.context, [job.request.sampler for job, _ in ready])
         chosen = rows.sample([index for _, index in ready])
         sampled = now()
-        since = self._sums.mark()
-        since.sample_seconds -= (sampled - started) / len(ready)  # the first token's, its own
+        self._sum(len(ready), rows.seconds, any(job.request.times.first_token for job, _ in ready))
         for (job, index), token in zip(ready, chosen, strict=True):
-            if not isinstance(token, Exception):
-                job.request.times.first_token, job.request.since = sampled, since
-            self._take(job, token, index)
-        self._wake_readers([job for job, _ in ready])
-        return decoding, sampled - started, now() - sampled
+            self._first(job.request, token, sampled, rows.seconds / len(ready))
+            if job.slot is not None:  # else a stop text has ended it meanwhile
+                self._take(job, token, index)
+        if not self._overlaps:
+            self._wake_readers([job for job, _ in ready])
+        waiting = sampled - delivered - rows.seconds
+        return computed - begun + waiting, rows.seconds, now() - sampled + delivered - computed
 
     def _decode(self, plan: Plan) -> Spent:
         """Compute one token of each running text, and what is guessed to follow it."""
@@ -198,29 +194,60 @@ class Worker:
             drafts = [job.request.drafter.draft(job.tokens)[: self._room(job)] for job in jobs]
             if any(drafts):
                 return self._decode_drafts(jobs, drafts)
-        if self._rows is None or jobs != self._rows_of:
-            self._rows, self._rows_of = Rows(self.context, [j.request.sampler for j in jobs]), jobs
-            self._seqs = [job.seq for job in jobs]
-        decoding = self._compute([job.tokens[-1] for job in jobs], self._seqs, None)
+        lineup = self._lineup
+        if lineup is None or jobs != lineup.jobs:
+            lineup = self._lineup = Lineup(self.context, jobs, quiet=self._overlaps)
+            for job in lineup.firsts:
+                self._admit(job.request)
+        begun = now()
+        self._compute(lineup.tokens, lineup.seqs, None)
         self._scheduler.computed(plan.rows)
-        started = now()
-        chosen = self._rows.sample()
+        computed = now()
+        self._deliver()
+        delivered = now()
+        chosen = lineup.rows.sample()
         sampled = now()
-        self._sum(len(jobs), sampled - started)
+        sampling = lineup.rows.seconds
+        self._sum(len(jobs), sampling)
         if self._speculation:
-            self._step_costs.learn(len(jobs), decoding + sampled - started)
-        for i, (job, token) in enumerate(zip(jobs, chosen, strict=True)):
-            self._take(job, token, i)
-        self._wake_readers(jobs)
-        delivering = now() - sampled
-        self._sums.deliver_seconds += delivering / len(jobs)
-        return decoding, sampled - started, delivering
+            self._step_costs.learn(len(jobs), sampled - begun)
+        self._take_all(lineup, chosen, sampled)
+        waiting, delivering = sampled - delivered - sampling, now() - sampled
+        self._sums.deliver_seconds += (delivering + delivered - computed) / len(jobs)
+        return computed - begun + waiting, sampling, delivering + delivered - computed
 
-    def _sum(self, rows: int, sampling: float) -> None:
+    def _take_all(self, lineup: Lineup, chosen: list[Any], sampled: float) -> None:
+        """Add each text's token."""
+        if lineup.firsts:
+            for job, token in zip(lineup.jobs, chosen, strict=True):
+                self._first(job.request, token, sampled, lineup.rows.seconds / len(chosen))
+            lineup.firsts = []
+        lineup.quiet -= 1
+        if (
+            lineup is self._lineup
+            and lineup.quiet >= 0
+            and not lineup.rows.failed
+            and self._ends.isdisjoint(chosen)
+        ):
+            for (to_answer, to_text), token in zip(lineup.appends, chosen, strict=True):
+                to_answer(token)
+                to_text(token)
+            self._undelivered = lineup.jobs
+            lineup.tokens = chosen
+            return
+        for i, (job, token) in enumerate(zip(lineup.jobs, chosen, strict=True)):
+            if job.slot is not None:  # else a stop text has ended it meanwhile
+                self._take(job, token, i)
+        if not self._overlaps:
+            self._wake_readers(lineup.jobs)
+        lineup.tokens = [job.tokens[-1] for job in lineup.jobs]
+
+    def _sum(self, rows: int, sampling: float, decoding: bool = True) -> None:
         """Add a step before its tokens are taken, so that a text's last one counts too."""
         sums = self._sums
-        sums.steps += 1
-        sums.rows += rows
+        if decoding:
+            sums.steps += 1
+            sums.rows += rows
         sums.sample_seconds += sampling / rows
 
     def _room(self, job: Job) -> int:
@@ -234,7 +261,10 @@ class Worker:
         for job, draft in zip(jobs, drafts, strict=True):
             tokens += [job.tokens[-1], *draft]
             seqs += [job.seq] * (1 + len(draft))
-        decoding = self._compute(tokens, seqs, None)
+        begun = now()
+        self._compute(tokens, seqs, None)
+        self.context.synchronize()
+        decoding = now() - begun
         self._sum(len(jobs), 0.0)
         sampling, row, entered = 0.0, 0, now()
         cost = self._step_costs.extra(len(jobs), decoding) / (len(tokens) - len(jobs))
@@ -265,9 +295,8 @@ class Worker:
         self._sums.deliver_seconds += delivering / len(jobs)
         return decoding, sampling, delivering
 
-    def _compute(self, tokens: list[int], seqs: list[int], flags: list[int] | None) -> float:
-        """Decode, and return the seconds; with a full cache give up the kept texts, try again."""
-        begun = now()
+    def _compute(self, tokens: list[int], seqs: list[int], flags: list[int] | None) -> None:
+        """Decode; when the cache is full, give up the kept texts and try once more."""
         try:
             self.context.decode_batch(tokens, seqs, None, flags)  # type: ignore[arg-type]
         except NoRoomError:
@@ -276,108 +305,3 @@ class Worker:
                     self.context.memory.remove(slot.seq)
                     slot.tokens.clear()
             self.context.decode_batch(tokens, seqs, None, flags)  # type: ignore[arg-type]
-        self.context.synchronize()
-        return now() - begun
-
-    def _take(self, job: Job, token: Any, index: int) -> None:
-        """Add a sampled token to its request, and end the request where it ends."""
-        request: Request = job.request
-        if isinstance(token, BaseException):
-            self._fail(request, token)
-            return
-        params = request.params
-        if token in self._ends or token in params.stop_tokens:
-            self._finish(request, "stop")
-            return
-        request.tokens.append(token)
-        job.tokens.append(token)
-        if params.logprobs is not None:
-            request.logprobs.append(self._logprob(token, index, params.logprobs))
-        if request.deliver(self.model.piece_bytes(token)):
-            self._finish(request, "stop", stopped=True)
-        elif len(request.tokens) >= params.max_tokens:
-            self._finish(request, "length")
-        elif len(job.tokens) >= self._limit and not self._shift(job, params):
-            self._finish(request, "context")
-
-    def _shift(self, job: Job, params: RequestParams) -> bool:
-        """Drop the older half of a full text, if asked for; the positions close up."""
-        if params.overflow != "shift" or job.slot is None:
-            return False
-        request: Request = job.request
-        keep = min(max(params.keep, int(self.model.adds_bos)), self._limit // 2)
-        drop = (job.done - keep) // 2
-        memory, seq = self.context.memory, job.slot.seq
-        try:
-            memory.remove(seq, keep, keep + drop)
-            memory.shift(-drop, seq, keep + drop)
-        except UnsupportedError as error:
-            self._fail(request, error)
-            return True
-        del job.tokens[keep : keep + drop], job.slot.tokens[keep : keep + drop]
-        job.done -= drop
-        job.prompt_size = min(job.prompt_size, job.done)
-        request.shifted_keep = keep
-        return True
-
-    def _logprob(self, token: int, index: int, n: int) -> TokenLogprob:
-        [(value, top)] = self.context.logprobs([token], [index], n)
-        return TokenLogprob(token, value, top)
-
-    def _echo(self, job: Job, begin: int, end: int, row: int) -> None:
-        """Report the prompt's own tokens: each by the logits of the one before."""
-        request: Request = job.request
-        tokens = job.tokens[begin + 1 : min(end + 1, job.prompt_size)]
-        indices = range(row, row + len(tokens))
-        found = self.context.logprobs(tokens, indices, request.params.logprobs or 0)
-        for token, (value, top) in zip(tokens, found, strict=True):
-            request.prompt_logprobs.append(TokenLogprob(token, value, top))
-
-    # --- ends ---
-
-    def _wake_readers(self, jobs: Sequence[Job]) -> None:
-        readers = [waiter for job in jobs for waiter in job.request.take_readers()]
-        if readers:
-            wake(readers)
-
-    def _end_overdue(self) -> None:
-        for request in list(self._with_deadline):
-            timeout = request.params.timeout
-            if timeout is not None and now() - request.times.submitted >= timeout:
-                self._finish(request, "timeout")
-
-    def _leave(self, request: Request) -> bool:
-        """Take a request out of everything here; False when it has left before."""
-        if request not in self.requests:
-            return False
-        self.requests.discard(request)
-        self._with_deadline.discard(request)
-        if not request.times.admitted:
-            self._on_admit()
-        slot = request.job.slot
-        self._scheduler.finish(request.job)
-        if slot is not None:
-            self._rows, self._rows_of = None, []
-            if request.shifted_keep is not None:
-                # What follows the kept tokens was computed with what was dropped.
-                slot.keep(request.shifted_keep)
-        return True
-
-    def _finish(self, request: Request, reason: str, stopped: bool = False) -> None:
-        if self._leave(request):
-            request.complete(reason, stopped)
-            self._reporter.finished(request.record(self._sums))
-            request.end()
-
-    def _fail(self, request: Request, error: BaseException) -> None:
-        if self._leave(request):
-            request.fail(error)
-            self._reporter.failed(request.record(self._sums), error)
-            request.end()
-
-    def _drop(self, plan: Plan, error: Exception) -> None:
-        """Fail the requests of a step that could not be computed; the others go on."""
-        for job, _, _ in plan.rows:
-            if job.slot is not None:
-                job.slot.keep(0)
-            self._fail(job.request, error)

@@ -61,33 +61,84 @@ def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
 MOST_BEST = 2**20  # beyond, the whole vocabulary is no more
 
 
-def superset_of(chain: Sequence[steps.Step]) -> int:
-    """Return how many of the best logits decide what `chain` chooses; 0 = all may matter.
+def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
+    """Return how many of the best logits decide what `chain` chooses, and which tokens besides.
 
-    A TopK or Greedy keeps few, and the steps before it can only lower some others: penalties
-    those of the last tokens, a bias below 0 its own.
+    (0, []) = all may matter. A TopK or Greedy keeps few, and the steps before it can only lower
+    some others, penalties those of the last tokens, a bias below 0 its own, or raise those that a
+    bias above 0 names.
     """
-    lowered = 0
+    lowered, raised = 0, []
     for step in chain:
         if isinstance(step, steps.TopK) and step.k:
-            return step.k + lowered if step.k < MOST_BEST else 0
+            return (step.k + lowered, raised) if step.k < MOST_BEST else (0, [])
         if isinstance(step, steps.Greedy):
-            return 1 + lowered
+            return 1 + lowered, raised
         if isinstance(step, steps.DRY) or (
             isinstance(step, steps.Penalties)
             and min(step.repeat - 1, step.frequency, step.presence) >= 0
         ):
             lowered += step.last_n
-        elif isinstance(step, steps.LogitBias) and all(bias <= 0 for bias in step.bias.values()):
-            lowered += len(step.bias)
+        elif isinstance(step, steps.LogitBias):
+            lowered += sum(bias <= 0 for bias in step.bias.values())
+            raised += [token for token, bias in step.bias.items() if bias > 0]
         elif not isinstance(step, steps.Temperature) or step.temperature <= 0 or step.spread:
-            return 0
-    return 0
+            break
+    return 0, []
+
+
+MOST_DRAWN = 256  # LLCUDA_MOST_CANDIDATES of the shim
+
+
+def draw_of(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
+    """Return what a device needs to choose as `chain` does, None when it cannot.
+
+    It knows LogitBias, Penalties, TopK up to MOST_DRAWN, TopP, MinP, Temperature and Distribution
+    in this order, or Greedy after the first two.
+    """
+    kinds = (
+        steps.LogitBias, steps.Penalties, steps.TopK, steps.TopP, steps.MinP, steps.Temperature,
+        steps.Distribution,
+    )  # fmt: skip
+    found: dict[type, Any] = {type(step): step for step in chain}
+    order = [type(step) for step in chain]
+    if order[-1] is steps.Greedy:
+        found |= {steps.TopK: steps.TopK(1), steps.Distribution: steps.Distribution(0)}
+        order[-1:] = [steps.TopK, steps.Distribution]
+    if order != [kind for kind in kinds if kind in found]:
+        return None
+    bias, penalties, top_k, top_p, min_p, temperature, end = (found.get(kind) for kind in kinds)
+    if end is None or any(getattr(step, "min_keep", 0) > 1 for step in (top_p, min_p)):
+        return None
+    if temperature and (temperature.temperature <= 0 or temperature.spread):
+        return None
+    if top_k and top_k.k > MOST_DRAWN:
+        return None
+    return {
+        "k": top_k.k if top_k else 0,
+        "top_p": top_p.p if top_p else 1.0,
+        "min_p": min_p.p if min_p else 0.0,
+        "temperature": temperature.temperature if temperature else 1.0,
+        "seed": end.seed,
+        "bias": dict(bias.bias) if bias else {},
+        "last_n": penalties.last_n if penalties else 0,
+        "repeat": penalties.repeat if penalties else 1.0,
+        "frequency": penalties.frequency if penalties else 0.0,
+        "presence": penalties.presence if penalties else 0.0,
+    }
 
 
 def draw_seed() -> int:
     """Return a random seed; llama.cpp's own "random" value, 2**32 - 1, is left out."""
     return secrets.randbelow(2**32 - 1)
+
+
+def own_draw(pointer: Any) -> Any:
+    """Return a llcuda_draw that is freed with its last reference; MemoryError for null."""
+    ffi, lib = library.load()
+    if pointer == ffi.NULL:
+        raise MemoryError("no memory for a sampler")
+    return ffi.gc(pointer, lib.llcuda_draw_free)
 
 
 class Builder:
@@ -117,6 +168,23 @@ class Builder:
             lib.llama_sampler_free(pointer)
             raise
         return pointer
+
+    def draw(self, chain: Sequence[steps.Step]) -> Any:
+        """Return what a device does instead of `chain`; None when it cannot."""
+        known = draw_of(chain)
+        if known is None:
+            return None
+        tokens = list(known["bias"])
+        for token in tokens:
+            self._check_token(token)
+        k = known
+        return own_draw(
+            self._lib.llcuda_draw_new(
+                k["k"], k["top_p"], k["min_p"], k["temperature"], self._seed_of(k["seed"]),
+                len(tokens), tokens, list(k["bias"].values()), k["last_n"], k["repeat"],
+                k["frequency"], k["presence"],
+            )
+        )  # fmt: skip
 
     def _seed_of(self, seed: int | None) -> int:
         return self._seed if seed is None else seed

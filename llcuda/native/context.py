@@ -64,7 +64,9 @@ class Context(Outputs, Reports):
             if status:
                 library.fail(ContextError, f"{model.path} contradicts itself")
             model._probed = True
-        pointer = self._lib.llcuda_context_new(owner.pointer, c_params, model._positions)
+        pointer = self._lib.llcuda_context_new(
+            owner.pointer, c_params, model._positions, p.device_logits
+        )
         if pointer == self._ffi.NULL:
             library.fail(ContextError, f"cannot create a context with {self.params}")
         free = self._lib.llcuda_context_free

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llcuda import steps
-from llcuda.errors import NoOutputError, SamplingError
+import numpy as np
+import numpy.typing as npt
+
+from llcuda.errors import ArgumentError, NoOutputError, SamplingError
 from llcuda.native import callbacks, library
 from llcuda.native.context import Context
 from llcuda.native.sampler import Sampler
@@ -24,23 +26,37 @@ class Rows:
                 sampler._bind(context.model)
         self._owners = [s._handle.owner for s in self.samplers]  # type: ignore[union-attr]
         ffi, n = self._ffi, len(self.samplers)
-        self._chains = ffi.new("struct llama_sampler *[]", [o.pointer for o in self._owners])
-        self._supersets = ffi.new("int32_t[]", [s._superset for s in self.samplers])
-        self._local = ffi.new("int8_t[]", [_calls_python(s) for s in self.samplers])
+        self._samplings = ffi.new("struct llcuda_sampling[]", [s._sampling[0] for s in samplers])
         self._first = ffi.new("int32_t[]", list(range(n)))
         self._tokens = ffi.new("int32_t[]", n)
         self._statuses = ffi.new("int32_t[]", n)
+        self._ns = ffi.new("int64_t *")
+        self._masked = False
+        self.failed = 0  # rows of the last `sample` that are exceptions
 
-    def sample(self, indices: Sequence[int] | None = None) -> list[int | Exception]:
+    @property
+    def seconds(self) -> float:
+        """What the last `sample` took, without waiting for the decode before it."""
+        return self._ns[0] * 1e-9  # type: ignore[no-any-return]
+
+    def sample(
+        self,
+        indices: Sequence[int] | None = None,
+        masks: Sequence[npt.NDArray[np.uint32] | None] | None = None,
+    ) -> list[int | Exception]:
         """Return each row's token, or the exception that its chain raised.
 
         indices: of the tokens in the last decode call, one for each sampler; None = 0, 1, 2, ...
+        masks: for each row None, or an array of (vocab_size + 31) // 32 words: bit i % 32 of word
+            i // 32 says whether token i is allowed.
         """
         n = len(self.samplers)
         owner = self._context._handle.owner
-        failed = self._lib.llcuda_sample_rows(
-            owner.pointer, n, indices or self._first, self._chains, self._supersets, self._local,
-            self._tokens, self._statuses,
+        if masks is not None or self._masked:
+            kept = self._set_masks(masks)  # noqa: F841 - alive during the call
+        failed = self.failed = self._lib.llcuda_sample_rows(
+            owner.pointer, n, indices or self._first, self._samplings, self._tokens,
+            self._statuses, self._ns,
         )  # fmt: skip
         tokens: list[Any] = self._ffi.unpack(self._tokens, n)
         if failed < 0:
@@ -48,6 +64,23 @@ class Rows:
         if failed:
             self._put_errors(tokens)
         return tokens
+
+    def _set_masks(self, masks: Sequence[npt.NDArray[np.uint32] | None] | None) -> list[Any]:
+        """Point each row to its mask; return what must live as long as it is pointed to."""
+        words = (self._context.model.vocab_size + 31) // 32
+        kept = []
+        for i in range(len(self.samplers)):
+            mask = masks[i] if masks is not None else None
+            if mask is None:
+                self._samplings[i].mask = self._ffi.NULL
+                continue
+            row = np.ascontiguousarray(mask, dtype=np.uint32)
+            if row.shape != (words,):
+                raise ArgumentError(f"a mask of shape {row.shape}: expected ({words},)")
+            kept.append(self._ffi.from_buffer("uint32_t[]", row))
+            self._samplings[i].mask = kept[-1]
+        self._masked = bool(kept)
+        return kept
 
     def _put_errors(self, tokens: list[Any]) -> None:
         text = library.errors(self._ffi, self._lib)
@@ -61,7 +94,3 @@ class Rows:
                 raise SamplingError(text or "no candidate is left")
             except Exception as error:
                 tokens[i] = error
-
-
-def _calls_python(sampler: Sampler) -> bool:
-    return any(isinstance(step, steps.Python) for step in sampler.chain)

@@ -81,15 +81,33 @@ class Sampler:
         owner = model._handle.owner
         builder = chain.Builder(model._vocab, model.vocab_size, self.seed)
         pointer = builder.build(self.chain)
-        self._superset = chain.superset_of(self.chain)
-        self._attach(model, pointer, owner, builder.handles)
+        draw = builder.draw(self.chain)
+        self._attach(model, pointer, owner, builder.handles, draw)
 
-    def _attach(self, model: Model, pointer: Any, owner: library.Owner, handles: list[Any]) -> None:
+    def _attach(
+        self, model: Model, pointer: Any, owner: library.Owner, handles: list[Any], draw: Any
+    ) -> None:
         self._model = model
         self._bound = model._vocab
         self._step_handles = handles
         self._handle = library.Handle("sampler", pointer, self._lib.llama_sampler_free, owner)
         self._token = self._ffi.new("int32_t *")
+        self._draw = draw  # what a device does instead of the chain
+        steps_ = self.chain
+        superset, extras = chain.superset_of(steps_)
+        self._extras = self._ffi.new("int32_t[]", extras)
+        self._sampling = self._ffi.new(
+            "struct llcuda_sampling *",
+            {
+                "chain": pointer,
+                "draw": draw or self._ffi.NULL,
+                "superset": superset,
+                "n_extras": len(extras),
+                "extras": self._extras,
+                "ranked": isinstance(steps_[0], steps.TopK | steps.Greedy),
+                "local": any(isinstance(step, steps.Python) for step in steps_),
+            },
+        )
 
     def sample(self, context: Context, i: int = -1) -> int:
         """Choose a token from the logits at `i` of the last decode, and accept it.
@@ -100,13 +118,11 @@ class Sampler:
         """
         if context.model._vocab is not self._bound:
             self._bind(context.model)
-        owner, chain_owner = context._handle.owner, self._handle.owner  # type: ignore[union-attr]
+        owner, _alive = context._handle.owner, self._handle.owner  # type: ignore[union-attr]
         if not self._lock.acquire(False):
             self._busy()
         try:
-            status = self._lib.llcuda_sample(
-                owner.pointer, chain_owner.pointer, i, self._superset, self._token
-            )
+            status = self._lib.llcuda_sample(owner.pointer, self._sampling, i, self._token)
             token: int = self._token[0]
         except (TypeError, OverflowError):
             raise ArgumentError(f"index {i!r}: expected a whole number") from None
@@ -154,6 +170,8 @@ class Sampler:
         owner = self._handle.owner  # type: ignore[union-attr]
         with self._alone():
             status = self._lib.llcuda_sampler_accept(owner.pointer, token)
+            if self._draw and not status:
+                self._lib.llcuda_draw_accept(self._draw, token)
         if status:
             self._fail(status, lambda: f"token {token} is not accepted")
 
@@ -163,6 +181,8 @@ class Sampler:
             owner = self._handle.owner
             with self._alone():
                 status = self._lib.llcuda_sampler_reset(owner.pointer)
+                if self._draw:
+                    self._lib.llcuda_draw_reset(self._draw)
             if status:
                 self._fail(status, lambda: "reset")
 
@@ -173,15 +193,16 @@ class Sampler:
         copy._bound = copy._handle = None
         copy._lock = threading.Lock()
         if self._handle is not None:
-            copy._ffi, copy._lib, copy._superset = self._ffi, self._lib, self._superset
+            copy._ffi, copy._lib = self._ffi, self._lib
             owner = self._handle.owner
             with self._alone():
                 pointer = self._lib.llcuda_sampler_clone(owner.pointer)
+                draw = self._draw and chain.own_draw(self._lib.llcuda_draw_clone(self._draw))
             callbacks.reraise()
             if pointer == self._ffi.NULL:
                 library.fail(SamplingError, "this chain cannot be cloned")
             assert owner.parent is not None
-            copy._attach(self._model, pointer, owner.parent, self._step_handles)
+            copy._attach(self._model, pointer, owner.parent, self._step_handles, draw)
         return copy
 
     @contextlib.contextmanager

@@ -10,11 +10,11 @@ import pytest
 
 from llcuda import Engine, Model, worker
 
-ROWS = 16
-
 
 class FakeRows:
     """Samples the same tokens for ever."""
+
+    failed, seconds = 0, 0.0
 
     def __init__(self, context: Any, samplers: Sequence[Any]) -> None:
         self._tokens = [300 + i for i in range(len(samplers))]
@@ -24,22 +24,35 @@ class FakeRows:
         return self._tokens
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    with Model("demo") as model, Engine(model, n_parallel=ROWS, ctx_size=1024, threads=1) as made:
+@pytest.fixture(params=[1, 16, 64])
+def rows(request: pytest.FixtureRequest) -> int:
+    """Texts at once."""
+    return int(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["copied logits", "device logits"])
+def engine(
+    rows: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Engine]:
+    with (
+        Model("demo") as model,
+        Engine(
+            model, n_parallel=rows, ctx_size=1024, threads=1, device_logits=request.param
+        ) as made,
+    ):
         monkeypatch.setattr(made.context, "decode_batch", lambda *arguments: None)
         monkeypatch.setattr(worker, "Rows", FakeRows)
         yield made
 
 
-def test_sixteen_rows_without_a_model(benchmark: Any, engine: Engine) -> None:
-    """16 texts of 500 tokens; the time of 500 steps, which decode and sample nothing."""
+def test_steps_without_a_model(benchmark: Any, engine: Engine, rows: int) -> None:
+    """Texts of 500 tokens; the time of 500 steps, which decode and sample nothing."""
 
     def run() -> int:
         asked: dict[str, Any] = {"max_tokens": 500, "temperature": 0}
-        requests = [engine.submit("Once upon a time", **asked) for _ in range(ROWS)]
+        requests = [engine.submit("Once upon a time", **asked) for _ in range(rows)]
         return sum(len(request.result(60).tokens) for request in requests)
 
-    assert benchmark(run) == ROWS * 500
+    assert benchmark(run) == rows * 500
     batch = engine.metrics.snapshot()["batch"]
-    print(f"{batch['seconds'] / batch['steps'] * 1e6:.1f} us of Python a step at {ROWS} rows")
+    print(f"{batch['seconds'] / batch['steps'] * 1e6:.1f} us of Python a step at {rows} rows")

@@ -15,7 +15,7 @@ LAYERS = (
     ("steps",),
     ("native",),
     ("request", "completion", "scheduler", "speculation", "hub", "device", "unsloth", "chat"),
-    ("engine", "worker", "desk", "reporter"),
+    ("engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
     ("inference", "core", "bench", "doctor"),
     ("server", "openai", "cli", "__main__", "gguf_parser"),

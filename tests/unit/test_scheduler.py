@@ -24,7 +24,7 @@ class FakeCache:
                 self.cells[target] = self.cells[source][:count]
             elif kind == "move":
                 source, target = arguments
-                self.cells[target] = self.cells.pop(source)
+                self.cells[target] = self.cells.pop(source, [])
             else:
                 seq, keep = arguments
                 assert len(self.cells[seq]) >= keep
@@ -53,12 +53,12 @@ def run(
         assert plan is not None
         plans.append(plan)
         cache.apply(plan)
-        if plan.decode and not scheduler.prefilling:
+        if plan.decode and (scheduler._late or not scheduler.prefilling):
             seqs = [job.seq for job, _, _ in plan.rows]
             assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
         scheduler.computed(plan.rows)
         for job, _, end in plan.rows:
-            if end < job.prompt_size:
+            if end < len(job.tokens):
                 continue
             job.tokens.append(1000 + len(job.tokens))
             if len(job.tokens) - job.prompt_size >= lengths[job]:
@@ -73,7 +73,10 @@ jobs = st.lists(
 )
 
 
-@given(jobs, st.integers(1, 4), st.integers(0, 3), st.integers(1, 16), st.booleans(), st.booleans())
+@given(
+    jobs, st.integers(1, 4), st.integers(0, 3), st.integers(1, 16), st.booleans(), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
 def test_every_job_is_computed_whole(
     given_jobs: list[tuple[list[int], int]],
     parallel: int,
@@ -81,16 +84,18 @@ def test_every_job_is_computed_whole(
     chunk: int,
     trims: bool,
     copies: bool,
+    late: bool,
 ) -> None:
     """Whatever comes, each job's cells hold its own text, and it ends."""
-    scheduler = Scheduler(parallel + kept, parallel, chunk, trims, copies)
+    scheduler = Scheduler(parallel + kept, parallel, chunk, trims, copies, late=late)
     lengths = {Job(prompt): length for prompt, length in given_jobs}
     for job in lengths:
         scheduler.add(job)
     plans = run(scheduler, lengths)
     assert all(len(job.tokens) == job.prompt_size + n for job, n in lengths.items())
     assert all(len(plan.rows) <= parallel for plan in plans)
-    assert all(sum(end - begin for _, begin, end in p.rows) <= chunk for p in plans if not p.decode)
+    most = max(chunk, parallel)  # a row each, where prompts lie between running texts
+    assert all(sum(end - begin for _, begin, end in p.rows) <= most for p in plans if not p.decode)
 
 
 def test_a_long_prompt_delays_running_texts_by_one_chunk() -> None:

@@ -79,19 +79,10 @@ int process(llcuda_context * context, llama_process_type type, int32_t n_tokens,
         timings.prefill_calls++;
     }
     context->pending = true;
-    return status < LLCUDA_INVALID_BATCH ? static_cast<int>(LLCUDA_EXCEPTION) : status;
-}
-
-void wait(llcuda_context * context) {
-    if (!context->pending) {
-        return;
+    if (context->device) {
+        context->device->computed(context->raw, context->outputs.size());
     }
-    const int64_t begin = now_ns();
-    llama_synchronize(context->raw);
-    const int64_t elapsed = now_ns() - begin;
-    (context->event.decode ? context->timings.decode_ns : context->timings.prefill_ns) += elapsed;
-    context->event.ns += elapsed;
-    context->pending = false;
+    return status < LLCUDA_INVALID_BATCH ? static_cast<int>(LLCUDA_EXCEPTION) : status;
 }
 
 void add_row(llcuda_context * context, int32_t token, int32_t seq, int32_t pos, bool output) {
@@ -122,31 +113,17 @@ int decode_chunk(llcuda_context * context, const int32_t * tokens, int32_t begin
     return status;
 }
 
-// The batch index that llama.cpp knows for `index` of the last call, or -1.
-int32_t resolve_output(const llcuda_context * context, int32_t index) {
-    const auto & outputs = context->outputs;
-    if (index < 0) {
-        const int64_t i = static_cast<int64_t>(outputs.size()) + index;
-        return i < 0 ? -1 : outputs[i] - context->first_row;
-    }
-    return std::binary_search(outputs.begin(), outputs.end(), index) ? index - context->first_row : -1;
-}
-
-template <typename Read> int read_output(llcuda_context * context, float ** row, Read && read) {
-    return shim::entered<int>(context, [&]() -> int {
-        wait(context);
-        *row = read();
-        return *row ? LLCUDA_OK : LLCUDA_NO_OUTPUT;
-    });
-}
-
 }  // namespace
 
-llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params, int64_t positions) {
+llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params, int64_t positions,
+                                    bool keep_logits) {
     return guarded<llcuda_context *>(nullptr, [&]() -> llcuda_context * {
         auto context = std::make_unique<llcuda_context>();
         params.abort_callback = on_abort_poll;
         params.abort_callback_data = context.get();
+        if (keep_logits) {
+            context->device = std::make_unique<shim::DeviceLogits>(params);
+        }
         const bool made = shim::survives([&] { context->raw = llama_init_from_model(model, params); });
         if (!made || !context->raw) {
             return nullptr;
@@ -182,6 +159,7 @@ void llcuda_context_free(llcuda_context * context) {
     guarded<int>(0, [&] {
         llama_batch_ext_free(context->batch);
         llama_free(context->raw);
+        context->device.reset();
         return 0;
     });
     delete context;
@@ -192,7 +170,7 @@ llama_context * llcuda_context_raw(llcuda_context * context) { return context->r
 void llcuda_context_cancel(llcuda_context * context) { context->cancelled = true; }
 
 int llcuda_context_sync(llcuda_context * context) {
-    return shim::entered<int>(context, [&]() -> int { wait(context); return LLCUDA_OK; });
+    return shim::entered<int>(context, [&]() -> int { shim::wait(context); return LLCUDA_OK; });
 }
 
 int llcuda_context_timings(llcuda_context * context, llcuda_timings * timings, bool reset) {
@@ -346,54 +324,8 @@ int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_to
     });
 }
 
-int llcuda_output_indices(llcuda_context * context, int32_t * indices, int32_t capacity) {
-    return shim::entered<int>(context, [&]() -> int {
-        const auto count = static_cast<int32_t>(context->outputs.size());
-        std::copy_n(context->outputs.begin(), std::min(count, capacity), indices);
-        return count;
-    });
-}
-
-int llcuda_logits(llcuda_context * context, int32_t index, float ** row) {
-    return read_output(context, row, [&]() -> float * {
-        const int32_t i = resolve_output(context, index);
-        return i < 0 ? nullptr : llama_get_logits_ith(context->raw, i);
-    });
-}
-
-int llcuda_embeddings(llcuda_context * context, int32_t index, float ** row) {
-    return read_output(context, row, [&]() -> float * {
-        const int32_t i = resolve_output(context, index);
-        return i < 0 ? nullptr : llama_get_embeddings_ith(context->raw, i);
-    });
-}
-
-int llcuda_embeddings_seq(llcuda_context * context, int32_t seq, float ** row) {
-    if (!valid_seq(context, seq)) {
-        return LLCUDA_BAD_SEQUENCE;
-    }
-    return read_output(context, row, [&] { return llama_get_embeddings_seq(context->raw, seq); });
-}
-
 int llcuda_set_adapters(llcuda_context * context, llama_adapter_lora ** adapters, float * scales, size_t n) {
     return shim::entered<int>(context, [&]() -> int {
         return llama_set_adapters_lora(context->raw, adapters, n, scales) == 0 ? LLCUDA_OK : LLCUDA_EXCEPTION;
-    });
-}
-
-// --- sampling: the rows, and their time ---
-
-int shim::with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
-                    const std::function<int()> & call) {
-    return shim::entered<int>(context, [&]() -> int {
-        wait(context);
-        for (size_t i = 0; i < rows.size(); i++) {
-            const int32_t output = resolve_output(context, indices[i]);
-            rows[i] = output < 0 ? nullptr : llama_get_logits_ith(context->raw, output);
-        }
-        const int64_t begin = now_ns();
-        const int status = call();
-        context->timings.sample_ns += now_ns() - begin;
-        return status;
     });
 }

@@ -3,9 +3,11 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "common.hpp"
+#include "device.hpp"
 
 struct llcuda_context {
     llama_context *   raw    = nullptr;
@@ -29,6 +31,7 @@ struct llcuda_context {
     int     polls         = 0;
 
     bool pending = false;  // work may still run on the device
+    std::unique_ptr<shim::DeviceLogits> device;  // null: llama.cpp copies every row to the host
     llcuda_event   event   = {};
     llcuda_timings timings = {};
 };
@@ -60,12 +63,31 @@ template <typename Result, typename Call> Result entered(llcuda_context * contex
     return entry.status != LLCUDA_OK ? entry.status : guarded<Result>(LLCUDA_EXCEPTION, call);
 }
 
+// Wait for the device; its time counts as the decode's.
+void wait(llcuda_context * context);
+
+// Which output of the last call `index` is, -1 when it is none: an index of a token, or from the last output, < 0.
+int32_t output_of(const llcuda_context * context, int32_t index);
+
+// The logits of an output, null when they are gone. The decode must be over.
+const float * logits_of(llcuda_context * context, int32_t output);
+
 // Wait for the logits at `indices` (null where there are none), then run `call`, its time counted as sampling.
 int with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
               const std::function<int()> & call);
 
-// Apply the chain to the `superset` best logits (0 = all), and accept what it chooses.
-int run_chain(llama_sampler * chain, const float * logits, int32_t n, int32_t superset, int32_t * token);
+// A row to sample: its logits, or the best of them and the extras, as a device chose them.
+struct Row {
+    const float *            logits = nullptr;
+    const llcuda_candidate * best   = nullptr;
+    int32_t                  n_best = 0;
+};
+
+// Choose a token from the row of n logits; the chain accepts it.
+int sample_row(const llcuda_sampling & sampling, const Row & row, int32_t n, int32_t * token);
+
+// draw.cpp: the part of a device's task that a draw decides; its random number is used up.
+void fill_draw(llcuda_draw * draw, llcuda_row & task, std::vector<llcuda_adjustment> & adjustments);
 
 // The `count` > 0 highest of n logits, of equal ones the first, NaN left out, in the order of their ids.
 void best_candidates(const float * logits, int32_t n, int32_t count, std::vector<llama_token_data> & out);

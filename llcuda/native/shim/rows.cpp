@@ -7,6 +7,7 @@
 #include <string>
 
 using shim::guarded;
+using shim::now_ns;
 
 namespace {
 
@@ -74,34 +75,101 @@ void shim::best_candidates(const float * logits, int32_t n, int32_t count, std::
     }
 }
 
-int llcuda_sample_rows(llcuda_context * context, int32_t n, const int32_t * indices, llama_sampler ** chains,
-                       const int32_t * supersets, const int8_t * local, int32_t * tokens, int32_t * statuses) {
-    std::vector<const float *> rows(n);
-    return shim::with_rows(context, indices, rows, [&]() -> int {
-        std::vector<std::string> messages(n);
+// Have the device reduce the rows that it can; `rows` gets what it chose. Returns when the decode was over, or 0.
+static int64_t reduce(llcuda_context * context, int32_t n, const std::vector<int32_t> & outputs,
+                      const llcuda_sampling * samplings, std::vector<shim::Row> & rows) {
+    thread_local std::vector<llcuda_row> tasks;
+    thread_local std::vector<llcuda_adjustment> adjustments;
+    thread_local std::vector<uint32_t> masks;
+    tasks.clear();
+    adjustments.clear();
+    masks.clear();
+    const int32_t words = (context->n_vocab + 31) / 32;
+    std::vector<int32_t> task_of(n, -1);
+    for (int32_t i = 0; i < n; i++) {
+        const auto & sampling = samplings[i];
+        const bool fits = sampling.superset > 0 && sampling.superset + sampling.n_extras <= LLCUDA_MOST_CANDIDATES;
+        if (outputs[i] < 0 || !(sampling.draw || fits)) {
+            continue;
+        }
+        llcuda_row task = {};
+        task.index = outputs[i];
+        task.mask = -1;
+        if (sampling.mask) {
+            task.mask = masks.size() / words;
+            masks.insert(masks.end(), sampling.mask, sampling.mask + words);
+        }
+        task.adjust_begin = adjustments.size();
+        if (sampling.draw) {
+            shim::fill_draw(sampling.draw, task, adjustments);
+        } else {
+            task.k = sampling.superset;
+            for (int32_t j = 0; j < sampling.n_extras; j++) {
+                adjustments.push_back({sampling.extras[j], 0, 0, 0});
+            }
+        }
+        task.adjust_end = adjustments.size();
+        task_of[i] = tasks.size();
+        tasks.push_back(task);
+    }
+    if (tasks.empty()) {
+        return 0;
+    }
+    const int64_t begin = now_ns();
+    context->device->begin(tasks, adjustments, masks);
+    const int64_t computed = now_ns();
+    (context->event.decode ? context->timings.decode_ns : context->timings.prefill_ns) += computed - begin;
+    context->device->end();
+    for (int32_t i = 0; i < n; i++) {
+        if (task_of[i] >= 0) {
+            rows[i].best = context->device->candidates(task_of[i]);
+            rows[i].n_best = context->device->count(task_of[i]);
+        }
+    }
+    return computed;
+}
+
+int llcuda_sample_rows(llcuda_context * context, int32_t n, const int32_t * indices,
+                       const llcuda_sampling * samplings, int32_t * tokens, int32_t * statuses, int64_t * ns) {
+    return shim::entered<int>(context, [&]() -> int {
         const int32_t n_vocab = context->n_vocab;
+        std::vector<shim::Row> rows(n);
+        std::vector<int32_t> outputs(n);
+        for (int32_t i = 0; i < n; i++) {
+            outputs[i] = shim::output_of(context, indices[i]);
+        }
+        int64_t begin = 0;
+        if (context->device && context->device->reduces()) {
+            begin = reduce(context, n, outputs, samplings, rows);
+        }
+        shim::wait(context);
+        begin = begin ? begin : now_ns();
+        double cost = 0;
+        for (int32_t i = 0; i < n; i++) {
+            if (!rows[i].best && outputs[i] >= 0) {
+                rows[i].logits = shim::logits_of(context, outputs[i]);
+                cost += samplings[i].superset ? CUT_FIXED_NS + CUT_NS * n_vocab : ALL_NS * n_vocab;
+            }
+        }
+        std::vector<std::string> messages(n);
         auto sample = [&](int32_t i) {
-            statuses[i] = rows[i] ? guarded<int>(LLCUDA_EXCEPTION, [&] {
-                return shim::run_chain(chains[i], rows[i], n_vocab, supersets[i], &tokens[i]);
+            statuses[i] = rows[i].best || rows[i].logits ? guarded<int>(LLCUDA_EXCEPTION, [&] {
+                return shim::sample_row(samplings[i], rows[i], n_vocab, &tokens[i]);
             }) : static_cast<int>(LLCUDA_NO_OUTPUT);
             if (statuses[i] == LLCUDA_EXCEPTION) {
                 messages[i] = llcuda_errors();
             }
         };
-        double cost = 0;
-        for (int32_t i = 0; i < n; i++) {
-            cost += supersets[i] ? CUT_FIXED_NS + CUT_NS * n_vocab : ALL_NS * n_vocab;
-        }
         const bool threads = n > 1 && cost > shim::WORTH_THREADS_NS;
         #pragma omp parallel for schedule(dynamic) if(threads)
         for (int32_t i = 0; i < n; i++) {
-            if (!local[i]) {
+            if (!samplings[i].local) {
                 sample(i);
             }
         }
         int failed = 0;
         for (int32_t i = 0; i < n; i++) {
-            if (local[i]) {
+            if (samplings[i].local) {
                 sample(i);
             }
             failed += statuses[i] != LLCUDA_OK;
@@ -110,6 +178,8 @@ int llcuda_sample_rows(llcuda_context * context, int32_t n, const int32_t * indi
             }
         }
         context->timings.sampled_tokens += n - failed;
+        *ns = now_ns() - begin;
+        context->timings.sample_ns += *ns;
         return failed;
     });
 }

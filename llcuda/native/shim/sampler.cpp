@@ -64,8 +64,9 @@ static void forget_choice(llama_sampler * chain) {
     }
 }
 
-static int choose(llama_sampler * chain, std::vector<llama_token_data> & candidates, int32_t n, int32_t * token) {
-    llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
+static int choose(llama_sampler * chain, std::vector<llama_token_data> & candidates, bool ranked, int32_t n,
+                  int32_t * token) {
+    llama_token_data_array array = {candidates.data(), candidates.size(), -1, ranked};
     step_failed = false;
     llama_sampler_apply(chain, &array);
     if (step_failed) {
@@ -83,7 +84,65 @@ static int choose(llama_sampler * chain, std::vector<llama_token_data> & candida
     return LLCUDA_OK;
 }
 
-int shim::run_chain(llama_sampler * chain, const float * logits, int32_t n, int32_t superset, int32_t * token) {
+// Add the extras that are not among the candidates; in the order of ids, as llama.cpp's own candidates are.
+template <typename Logit>
+static void add_extras(const llcuda_sampling & sampling, std::vector<llama_token_data> & candidates, Logit && logit) {
+    const auto before = [](const llama_token_data & a, const llama_token_data & b) { return a.id < b.id; };
+    std::sort(candidates.begin(), candidates.end(), before);
+    for (int32_t i = 0; i < sampling.n_extras; i++) {
+        const llama_token_data extra = {sampling.extras[i], logit(i), 0.0f};
+        const auto place = std::lower_bound(candidates.begin(), candidates.end(), extra, before);
+        if (place == candidates.end() || place->id != extra.id) {
+            candidates.insert(place, extra);
+        }
+    }
+}
+
+// Candidates of the row; returns whether the best come first.
+static bool gather(const llcuda_sampling & sampling, const shim::Row & row, int32_t n,
+                   std::vector<llama_token_data> & candidates) {
+    if (row.best) {
+        candidates.resize(row.n_best);
+        for (int32_t i = 0; i < row.n_best; i++) {
+            candidates[i] = {row.best[i].id, row.best[i].logit, 0.0f};
+        }
+        if (!sampling.ranked) {
+            add_extras(sampling, candidates, [&](int32_t i) { return row.best[sampling.superset + i].logit; });
+        }
+        return sampling.ranked;
+    }
+    const float * logits = row.logits;
+    thread_local std::vector<float> masked;
+    if (sampling.mask) {
+        masked.resize(n);
+        for (int32_t i = 0; i < n; i++) {
+            masked[i] = sampling.mask[i >> 5] >> (i & 31) & 1 ? logits[i] : -INFINITY;
+        }
+        logits = masked.data();
+    }
+    if (sampling.superset > 0 && sampling.superset < n / 4) {
+        shim::best_candidates(logits, n, sampling.superset, candidates);
+        if (sampling.n_extras) {
+            add_extras(sampling, candidates, [&](int32_t i) { return logits[sampling.extras[i]]; });
+        }
+        return false;
+    }
+    candidates.resize(n);
+    for (int32_t i = 0; i < n; i++) {
+        candidates[i] = {i, logits[i], 0.0f};
+    }
+    return false;
+}
+
+int shim::sample_row(const llcuda_sampling & sampling, const Row & row, int32_t n, int32_t * token) {
+    if (row.best && sampling.draw) {
+        if (row.n_best == 0) {
+            return LLCUDA_NO_CANDIDATES;
+        }
+        *token = row.best[0].id;
+        llcuda_draw_accept(sampling.draw, *token);
+        return LLCUDA_OK;
+    }
     // A step in Python may sample in turn: each depth has candidates of its own.
     thread_local std::deque<std::vector<llama_token_data>> buffers;
     thread_local size_t depth = 0;
@@ -95,24 +154,18 @@ int shim::run_chain(llama_sampler * chain, const float * logits, int32_t n, int3
         buffers.emplace_back();
     }
     auto & candidates = buffers[depth - 1];
-    if (superset > 0 && superset < n / 4) {
-        shim::best_candidates(logits, n, superset, candidates);
-        if (candidates.empty()) {
-            return LLCUDA_NO_CANDIDATES;
-        }
-    } else {
-        candidates.resize(n);
-        for (int32_t i = 0; i < n; i++) {
-            candidates[i] = {i, logits[i], 0.0f};
-        }
-    }
-    const int status = choose(chain, candidates, n, token);
+    const bool ranked = gather(sampling, row, n, candidates);
+    const int status = candidates.empty() ? static_cast<int>(LLCUDA_NO_CANDIDATES)
+                                          : choose(sampling.chain, candidates, ranked, n, token);
     if (status != LLCUDA_OK) {
-        forget_choice(chain);
+        forget_choice(sampling.chain);
         return status;
     }
+    if (sampling.draw) {
+        llcuda_draw_accept(sampling.draw, *token);
+    }
     step_failed = false;
-    llama_sampler_accept(chain, *token);
+    llama_sampler_accept(sampling.chain, *token);
     return step_failed ? LLCUDA_CALLBACK_FAILED : LLCUDA_OK;
 }
 
@@ -147,18 +200,20 @@ int llcuda_sampler_reset(llama_sampler * chain) {
     });
 }
 
-int llcuda_sample(llcuda_context * context, llama_sampler * chain, int32_t index, int32_t superset, int32_t * token) {
+int llcuda_sample(llcuda_context * context, const llcuda_sampling * sampling, int32_t index, int32_t * token) {
     thread_local std::vector<const float *> row(1);
     return shim::with_rows(context, &index, row, [&]() -> int {
         if (!row[0]) {
             return LLCUDA_NO_OUTPUT;
         }
-        const int status = shim::run_chain(chain, row[0], context->n_vocab, superset, token);
+        const int status = shim::sample_row(*sampling, {row[0], nullptr, 0}, context->n_vocab, token);
         context->timings.sampled_tokens += status == LLCUDA_OK;
         return status;
     });
 }
 
 int llcuda_sample_logits(llama_sampler * chain, const float * logits, int32_t n, int32_t * token) {
-    return guarded<int>(LLCUDA_EXCEPTION, [&] { return shim::run_chain(chain, logits, n, 0, token); });
+    llcuda_sampling sampling = {};
+    sampling.chain = chain;
+    return guarded<int>(LLCUDA_EXCEPTION, [&] { return shim::sample_row(sampling, {logits, nullptr, 0}, n, token); });
 }

@@ -101,7 +101,10 @@ struct llcuda_event {
 };
 
 // positions: below which all of a text must lie; 0 = no bound.
-struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions);
+// keep_logits: logits stay on the device, and are copied row by row as they are asked for.
+struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions,
+                                           bool keep_logits);
+bool llcuda_context_reduces(struct llcuda_context * context);  // sampling begins on the device; known after a decode
 int  llcuda_context_close(struct llcuda_context * context);  // later calls answer LLCUDA_CLOSED
 void llcuda_context_free(struct llcuda_context * context);   // when nobody refers to its memory any more
 struct llama_context * llcuda_context_raw(struct llcuda_context * context);
@@ -142,28 +145,49 @@ int llcuda_set_adapters(struct llcuda_context * context, struct llama_adapter_lo
 
 // --- sampler.cpp ---
 
+// How one text's tokens are chosen. superset > 0: sampling needs only so many of the best candidates, and
+// `extras`, because the chain's first cut keeps fewer; ranked: that cut wants them best first. local: the
+// chain calls Python, so it must run on the calling thread. draw: what a device does instead of the chain;
+// may be null. mask: bit i % 32 of word i / 32 = token i is allowed; null = all are.
+struct llcuda_sampling {
+    struct llama_sampler * chain;
+    struct llcuda_draw *   draw;
+    int32_t         superset, n_extras;
+    const int32_t * extras;
+    const uint32_t * mask;
+    int8_t          ranked, local;
+};
+
 struct llama_sampler * llcuda_grammar(const struct llama_vocab * vocab, const char * grammar, const char * root,
                                       const char ** patterns, size_t n_patterns, const int32_t * tokens, size_t n_tokens);
 struct llama_sampler * llcuda_python_step(void * handle);
 struct llama_sampler * llcuda_sampler_clone(struct llama_sampler * chain);
 int llcuda_sampler_accept(struct llama_sampler * chain, int32_t token);
 int llcuda_sampler_reset(struct llama_sampler * chain);
-// Run the chain over the logits at `index` of the last decode; the token is accepted by the chain.
-// superset: as in llcuda_sample_rows.
-int llcuda_sample(struct llcuda_context * context, struct llama_sampler * chain, int32_t index, int32_t superset,
-                  int32_t * token);
+// Choose from the logits at `index` of the last decode; the token is accepted by the chain.
+int llcuda_sample(struct llcuda_context * context, const struct llcuda_sampling * sampling, int32_t index, int32_t * token);
 // The same over `n` logits of one's own.
 int llcuda_sample_logits(struct llama_sampler * chain, const float * logits, int32_t n, int32_t * token);
 
 // --- rows.cpp ---
 
-// Sample n rows of the last decode, each with its own chain, over several threads where it pays.
-// indices: of the tokens in that call. supersets: sampling needs only this many best candidates
-// (0 = all), because the chain's first cut keeps fewer. local: the chain calls Python, so it must
-// run on this thread. tokens and statuses: one result a row. Returns how many rows failed.
+// Sample n rows of the last decode, each in its own way, over several threads where it pays.
+// indices: of the tokens in that call. tokens and statuses: one result a row. ns: what it took, without waiting
+// for the decode. Returns how many rows failed.
 int llcuda_sample_rows(struct llcuda_context * context, int32_t n, const int32_t * indices,
-                       struct llama_sampler ** chains, const int32_t * supersets, const int8_t * local,
-                       int32_t * tokens, int32_t * statuses);
+                       const struct llcuda_sampling * samplings, int32_t * tokens, int32_t * statuses, int64_t * ns);
+
+// --- draw.cpp ---
+
+// The chain LogitBias, Penalties, TopK (k = 0: without), TopP, MinP, Temperature, Distribution as a device does it,
+// with its own random numbers and its own memory of what was chosen. biases: of n_biases tokens.
+struct llcuda_draw * llcuda_draw_new(int32_t k, float top_p, float min_p, float temperature, uint32_t seed, int32_t n_biases,
+                                     const int32_t * tokens, const float * biases, int32_t last_n, float repeat,
+                                     float frequency, float presence);
+struct llcuda_draw * llcuda_draw_clone(const struct llcuda_draw * draw);
+void llcuda_draw_accept(struct llcuda_draw * draw, int32_t token);
+void llcuda_draw_reset(struct llcuda_draw * draw);
+void llcuda_draw_free(struct llcuda_draw * draw);
 
 // --- logprobs.cpp ---
 
