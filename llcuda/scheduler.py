@@ -88,7 +88,8 @@ class Plan:
 
     changes, in this order: ("trim", seq, keep) forgets what is beyond `keep` tokens; ("copy",
     source, target, count) shares the first `count` cells, which an earlier change may have put
-    there; ("move", source, target) takes a running text to a free slot. decode: every row is the
+    there; ("move", source, target) takes a running text to a free slot, ("save", source, target) a
+    kept one. decode: every row is the
     last token of a running text.
     """
 
@@ -114,7 +115,7 @@ class Scheduler:
         chunk: int,
         trims: bool = True,
         copies: bool = True,
-        dense: bool = True,
+        dense: bool = False,
         late: bool = False,
         chunk_fresh: int | None = None,
     ) -> None:
@@ -169,8 +170,21 @@ class Scheduler:
                 return changes
             source = seqs[0] if seqs[1] - seqs[0] > seqs[-1] - seqs[-2] else seqs[-1]
             target = holes[-1] if source == seqs[0] else holes[0]
+            changes += self._save(
+                self.slots[target], [*self.slots[: seqs[0]], *self.slots[seqs[-1] :]]
+            )
             changes.append(("move", source, target))
             self.move(source, target)
+
+    def _save(self, slot: Slot, others: Sequence[Slot]) -> list[tuple[Any, ...]]:
+        """Bring a kept text to the free one of `others` that was used longest ago, if before it."""
+        spares = [other for other in others if other.job is None]
+        spare = min(spares, key=lambda other: (bool(other.tokens), other.used), default=None)
+        if not slot.tokens or spare is None or (spare.tokens and spare.used > slot.used):
+            return []
+        spare.tokens, spare.used, spare.stale = slot.tokens, slot.used, slot.stale
+        slot.tokens = []
+        return [("save", slot.seq, spare.seq)]
 
     def move(self, source: int, target: int) -> None:
         """Take the running text of slot `source` to the free slot `target`; `source` is empty."""

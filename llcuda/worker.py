@@ -49,8 +49,8 @@ class Lineup:
 class Worker(Delivery):
     """Computes requests on `context`, at most `parallel` at a time.
 
-    chunk: most prompt tokens of one step. speculation: most tokens guessed per step. on_admit:
-    called when a request leaves the queue. reporter: is told of every step and request.
+    chunk: most prompt tokens of one step. speculation: most tokens guessed per step. on_leave:
+    called when a request has ended. reporter: is told of every step and request.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Worker(Delivery):
         parallel: int,
         chunk: int,
         speculation: int,
-        on_admit: Callable[[], None],
+        on_leave: Callable[[], None],
         reporter: Reporter,
     ) -> None:
         model, params = context.model, context.params
@@ -73,11 +73,11 @@ class Worker(Delivery):
             chunk,
             trims=can_trim,
             copies=can_trim,
-            dense=can_trim and not params.unified_kv,
+            dense=can_trim and params.device_logits and not params.unified_kv,
             late=params.device_logits,
             chunk_fresh=min(chunk, params.ubatch_size, params.outputs_max or chunk),
         )
-        super().__init__(context, scheduler, speculation, on_admit, reporter)
+        super().__init__(context, scheduler, speculation, on_leave, reporter)
         self._step_costs = StepCosts()
         self._lineup: Lineup | None = None
 
@@ -115,8 +115,8 @@ class Worker(Delivery):
         """
         memory, undone = self.context.memory, set()
         for kind, *arguments in changes:
-            if kind == "move":
-                self._move(*arguments)
+            if kind in ("move", "save"):
+                self._move(arguments[0], arguments[1], running=kind == "move")
                 continue
             seq, keep = arguments[-2:]
             try:
@@ -135,14 +135,17 @@ class Worker(Delivery):
                 job.fresh = True
         return not undone
 
-    def _move(self, source: int, target: int) -> None:
-        """Move a running text to another sequence; where the memory cannot, it stays."""
+    def _move(self, source: int, target: int, running: bool) -> None:
+        """Move a text to another sequence; where the memory cannot, it stays, or is forgotten."""
         memory = self.context.memory
         self._members_changed()
         try:
             memory.copy(source, target)
         except UnsupportedError:
-            self._scheduler.move(target, source)
+            if running:
+                self._scheduler.move(target, source)
+            else:
+                self._scheduler.slots[target].keep(0)
         else:
             memory.remove(source)
 
@@ -158,7 +161,7 @@ class Worker(Delivery):
             tokens += job.tokens[begin:end]
             seqs += [job.seq] * (end - begin)
             flags += [int(echo)] * (end - begin)
-            if end == len(job.tokens):
+            if end == len(job.tokens) and job.request.params.max_tokens:
                 flags[-1] = 1
                 ready.append((job, len(tokens) - 1))
         begun = now()

@@ -68,7 +68,7 @@ def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
     some others, penalties those of the last tokens, a bias below 0 its own, or raise those that a
     bias above 0 names.
     """
-    lowered, raised = 0, []
+    lowered, raised = 0, list[int]()
     for step in chain:
         if isinstance(step, steps.TopK) and step.k:
             return (step.k + lowered, raised) if step.k < MOST_BEST else (0, [])

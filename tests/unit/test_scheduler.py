@@ -22,7 +22,7 @@ class FakeCache:
                 source, target, count = arguments
                 assert len(self.cells[source]) >= count
                 self.cells[target] = self.cells[source][:count]
-            elif kind == "move":
+            elif kind in ("move", "save"):
                 source, target = arguments
                 self.cells[target] = self.cells.pop(source, [])
             else:
@@ -43,7 +43,7 @@ def run(
 ) -> list[Plan]:
     """Run until every job has its number of tokens; a token is the count of those before it.
 
-    Running texts must lie in neighbouring slots, unless prompts between them are still computed.
+    Running texts must lie in neighbouring slots, where that is asked for.
     """
     cache = cache or FakeCache()
     plans: list[Plan] = []
@@ -53,7 +53,7 @@ def run(
         assert plan is not None
         plans.append(plan)
         cache.apply(plan)
-        if plan.decode and (scheduler._late or not scheduler.prefilling):
+        if plan.decode and scheduler._dense:
             seqs = [job.seq for job, _, _ in plan.rows]
             assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
         scheduler.computed(plan.rows)
@@ -87,7 +87,7 @@ def test_every_job_is_computed_whole(
     late: bool,
 ) -> None:
     """Whatever comes, each job's cells hold its own text, and it ends."""
-    scheduler = Scheduler(parallel + kept, parallel, chunk, trims, copies, late=late)
+    scheduler = Scheduler(parallel + kept, parallel, chunk, trims, copies, late, late)
     lengths = {Job(prompt): length for prompt, length in given_jobs}
     for job in lengths:
         scheduler.add(job)
@@ -169,18 +169,34 @@ def test_recurrent_memory_reuses_only_whole_texts() -> None:
 
 def test_the_fewest_texts_move_where_one_ends() -> None:
     """A gap is closed by one move, at once, from the end that lies further off."""
-    scheduler, cache = Scheduler(5, 5, chunk=100), FakeCache()
+    scheduler, cache = Scheduler(5, 5, chunk=100, dense=True), FakeCache()
     ends = {Job([i]): length for i, length in enumerate((30, 3, 30, 10, 30))}
     for job in ends:
         scheduler.add(job)
     plans = run(scheduler, ends, cache)
     changes = [change for plan in plans for change in plan.changes]
-    assert changes == [("move", 0, 1), ("move", 4, 3)]
+    assert [change for change in changes if change[0] == "move"] == [("move", 0, 1), ("move", 4, 3)]
+
+
+def test_a_kept_text_makes_way_to_an_empty_slot() -> None:
+    """What a move would overwrite is saved where there is room, and reused from there."""
+    scheduler, cache = Scheduler(5, 3, chunk=100, dense=True), FakeCache()
+    first, middle, last = Job([1]), Job(range(2, 30)), Job([2])
+    ends = {first: 20, middle: 2, last: 20}
+    for job in ends:
+        scheduler.add(job)
+    plans = run(scheduler, ends, cache)
+    changes = [change for plan in plans for change in plan.changes]
+    assert changes == [("save", 1, 3), ("move", 2, 1)]
+    again = Job(range(2, 31))
+    scheduler.add(again)
+    run(scheduler, {again: 1}, cache)
+    assert again.reused == 28
 
 
 def test_texts_stay_where_gaps_do_not_matter() -> None:
-    """With dense=False nothing moves."""
-    scheduler = Scheduler(3, 3, chunk=100, dense=False)
+    """Without dense nothing moves."""
+    scheduler = Scheduler(3, 3, chunk=100)
     ends = {Job([i]): length for i, length in enumerate((9, 2, 9))}
     for job in ends:
         scheduler.add(job)
