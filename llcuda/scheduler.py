@@ -138,6 +138,11 @@ class Scheduler:
         """Whether there is anything to compute."""
         return bool(self.waiting or self.running or self.prefilling)
 
+    @property
+    def steady(self) -> bool:
+        """Whether the next plan is the last one again, if that was to decode and nothing ended."""
+        return not (self.waiting or self.prefilling)
+
     def add(self, job: Job) -> None:
         """Queue a job."""
         self.waiting.append(job)

@@ -31,8 +31,9 @@ class Lineup:
     not look at each request.
     """
 
-    def __init__(self, context: Context, jobs: list[Job], quiet: bool) -> None:
-        self.jobs = jobs
+    def __init__(self, context: Context, plan: Plan, quiet: bool) -> None:
+        self.plan = Plan([], plan.rows, decode=True)
+        self.jobs = jobs = [job for job, _, _ in plan.rows]
         self.rows = Rows(context, [job.request.sampler for job in jobs])
         self.seqs = [job.seq for job in jobs]
         self.tokens = [job.tokens[-1] for job in jobs]
@@ -86,8 +87,12 @@ class Worker(Delivery):
         if self._with_deadline:
             self._end_overdue()
         started = now()
-        plan = self._scheduler.plan()
-        if plan is None:
+        lineup = self._lineup
+        if lineup is not None and lineup.quiet > 0 and self._scheduler.steady:
+            plan = lineup.plan
+        elif (planned := self._scheduler.plan()) is not None:
+            plan = planned
+        else:
             return
         if (plan.changes and not self._change(plan.changes)) or not plan.rows:
             return  # what could not be reused is computed from the start: plan again
@@ -192,19 +197,22 @@ class Worker(Delivery):
 
     def _decode(self, plan: Plan) -> Spent:
         """Compute one token of each running text, and what is guessed to follow it."""
-        jobs = [job for job, _, _ in plan.rows]
+        lineup = self._lineup
+        if lineup is None or (
+            plan is not lineup.plan and lineup.jobs != [job for job, _, _ in plan.rows]
+        ):
+            lineup = self._lineup = Lineup(self.context, plan, quiet=self._overlaps)
+            for job in lineup.firsts:
+                self._admit(job.request)
+        jobs = lineup.jobs
         if self._speculation and self._step_costs.knows(len(jobs)):
             drafts = [job.request.drafter.draft(job.tokens)[: self._room(job)] for job in jobs]
             if any(drafts):
+                self._lineup = None  # its tokens are not those after the guesses
                 return self._decode_drafts(jobs, drafts)
-        lineup = self._lineup
-        if lineup is None or jobs != lineup.jobs:
-            lineup = self._lineup = Lineup(self.context, jobs, quiet=self._overlaps)
-            for job in lineup.firsts:
-                self._admit(job.request)
         begun = now()
         self._compute(lineup.tokens, lineup.seqs, None)
-        self._scheduler.computed(plan.rows)
+        self._scheduler.computed([(job, job.done, job.done + 1) for job in jobs])
         computed = now()
         self._deliver()
         delivered = now()

@@ -14,7 +14,8 @@ constexpr int GROUP   = 64;    // logits whose highest stands for them
 constexpr int CHUNK   = 4096;  // logits of one block
 constexpr int THREADS = 256;
 constexpr int PICK_THREADS = 1024;
-constexpr int KEPT    = 2048;  // candidates of a row that shared memory holds
+constexpr int KEPT    = 1024;  // candidates of a row that shared memory holds
+constexpr int NEAR_GROUPS = 4096;
 
 // Bits of a float in an order that whole numbers have; 0 for -inf and NaN, which are never chosen.
 __device__ uint32_t key_of(float value) {
@@ -192,32 +193,51 @@ __global__ void pick_best(View view, const uint32_t * group_keys, int n_groups, 
     }
     __shared__ uint32_t keys[KEPT];
     __shared__ int32_t ids[KEPT];
-    __shared__ int kept;
+    __shared__ uint32_t near[NEAR_GROUPS];  // the groups' keys, once read
+    __shared__ int32_t chosen[NEAR_GROUPS];
+    __shared__ int kept, n_chosen;
     const float * logits = view.row(blockIdx.x);
     const uint32_t * mask = view.mask(blockIdx.x);
     const uint32_t * groups = group_keys + static_cast<size_t>(blockIdx.x) * n_groups;
-    uint32_t cut = max(kth_highest(n_groups, row.k, [&](int i) { return groups[i]; }), 1u);
+    if (n_groups <= NEAR_GROUPS) {
+        for (int i = threadIdx.x; i < n_groups; i += blockDim.x) {
+            near[i] = groups[i];
+        }
+        groups = near;
+    }
     if (threadIdx.x == 0) {
         kept = 0;
     }
     __syncthreads();
+    uint32_t cut = max(kth_highest(n_groups, row.k, [&](int i) { return groups[i]; }), 1u);
+    // Collect what is at least `least`: first the groups that hold it, then half a warp looks into each.
     auto collect = [&](uint32_t least) {
-        for (int group = threadIdx.x / 16; group < n_groups; group += blockDim.x / 16) {
-            if (groups[group] < least) {
-                continue;
+        for (int first = 0; first < n_groups; first += NEAR_GROUPS) {
+            if (threadIdx.x == 0) {
+                n_chosen = 0;
             }
-            for (int i = group * GROUP + threadIdx.x % 16; i < min((group + 1) * GROUP, view.n_vocab); i += 16) {
-                const uint32_t key = key_of(logit_at(logits, mask, i));
-                if (key >= least) {
-                    const int place = atomicAdd(&kept, 1);
-                    if (place < KEPT) {
-                        keys[place] = key;
-                        ids[place] = i;
+            __syncthreads();
+            for (int i = first + threadIdx.x; i < min(first + NEAR_GROUPS, n_groups); i += blockDim.x) {
+                if (groups[i] >= least) {
+                    chosen[atomicAdd(&n_chosen, 1)] = i;
+                }
+            }
+            __syncthreads();
+            for (int c = threadIdx.x / 16; c < n_chosen; c += blockDim.x / 16) {
+                const int begin = chosen[c] * GROUP;
+                for (int i = begin + threadIdx.x % 16; i < min(begin + GROUP, view.n_vocab); i += 16) {
+                    const uint32_t key = key_of(logit_at(logits, mask, i));
+                    if (key >= least) {
+                        const int place = atomicAdd(&kept, 1);
+                        if (place < KEPT) {
+                            keys[place] = key;
+                            ids[place] = i;
+                        }
                     }
                 }
             }
+            __syncthreads();
         }
-        __syncthreads();
     };
     collect(cut);
     if (kept > KEPT) {
