@@ -6,7 +6,9 @@ module knows nothing of models, of the library, or of what a token is.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,6 +142,7 @@ class Metrics:
         self._window = window
         self._lock = threading.Lock()
         self._state = _State(window)
+        _all.add(self)
 
     def record_request(self, record: RequestRecord) -> None:
         """Count a request that ended without an error."""
@@ -288,12 +291,30 @@ class Metrics:
             )
             counter("steps", "Steps of the engine.", "phase", state.steps.items())
             counter("busy_seconds", "Time in steps.", "", [("", state.busy_seconds)])
+            parts = {
+                "decode": state.step_decode_seconds,
+                "sample": state.step_sample_seconds,
+                "deliver": state.step_deliver_seconds,
+            }
+            counter("step_seconds", "Time in parts of the steps.", "part", parts.items())
             counter("phase_seconds", "Time of requests.", "phase", state.phases.items())
             histogram("request_seconds", "Latency of requests.", state.latency)
             histogram("time_to_first_token_seconds", "From submission.", state.first_token)
             histogram("queue_seconds", "Time before a slot was free.", state.queue)
             histogram("batch_rows", "Sequences in a step.", state.rows)
         return families
+
+
+_all: weakref.WeakSet[Metrics] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Make locks anew in a forked child, where a thread that holds one does not exist."""
+    for metrics in list(_all):
+        metrics._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Collector:
