@@ -68,7 +68,7 @@ def run(
     ] = False,
 ) -> None:
     """Continue a text, token by token. Ctrl-C stops and keeps what there is."""
-    from llcuda import hub
+    from llcuda import hub, progress
     from llcuda.engine import Engine
     from llcuda.native.model import Model
     from llcuda.params import SamplingParams
@@ -85,7 +85,7 @@ def run(
         seed=seed,
         grammar=grammar.read_text(encoding="utf-8") if grammar else None,
     )
-    bar = sys.stderr.isatty() and not as_json
+    bar = progress.seen() and not as_json
     path = hub.resolve(model, progress=bar)
     # How many tokens the text has, only the loaded model can say; hardly more than characters.
     placed = _model_params(path, gpu_layers, ctx_size, len(text) + max_tokens)
@@ -198,6 +198,8 @@ def _complain(message: str) -> None:
 
 def _prompt(argument: str | None) -> str | bytes:
     """Return the prompt; from stdin as bytes, so that the tokenizer sees what was sent."""
+    if argument == "":
+        raise ArgumentError("the prompt is empty")
     if argument is not None and argument != "-":
         return argument
     if sys.stdin.isatty():

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llcuda.progress import seen
+
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -27,24 +29,29 @@ _RANGE_NOT_SATISFIABLE = 416
 def download(repo: str, file: str, commit: str | None, *, progress: bool) -> Path:
     """Return the cached path of a file's newest version, downloading what is not there yet.
 
-    commit: that version, as far as the caller knows. progress: a bar on stderr, where that is a
-    terminal. Raises what huggingface_hub, hf_xet and the file system raise, and OSError for bytes
-    that are not the file's.
+    commit: that version, as far as the caller knows. progress: a bar on stderr, in a terminal and
+    in a notebook. Raises what huggingface_hub, hf_xet and the file system raise, and OSError for
+    bytes that are not the file's.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.file_download import are_symlinks_supported
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+    class Bar(tqdm):
+        """Drawn in a notebook too, where stderr is no terminal."""
 
-    bar = tqdm if progress else Silent
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            if not progress:
+                kwargs["disable"] = True
+            elif kwargs.get("disable") is None:
+                kwargs["disable"] = not seen()
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     found = hf_hub_download(repo, file, revision=commit, dry_run=True)
     # Without symbolic links huggingface_hub would copy our blob, where it moves a file of its own.
     if found.will_download and are_symlinks_supported():
-        _fill_blob(repo, file, found.commit_hash, bar)
-    return Path(hf_hub_download(repo, file, tqdm_class=bar))
+        _fill_blob(repo, file, found.commit_hash, Bar)
+    return Path(hf_hub_download(repo, file, tqdm_class=Bar))
 
 
 def held(repo: str, sha256: str) -> int:

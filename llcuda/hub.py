@@ -88,7 +88,7 @@ def resolve(
         `repo/id:file.gguf`, `repo/id:Q4_K_M` (the file with that quantisation), `repo/id` with
         `filename` (or alone, where it holds one model), `hf:` and `hf://repo/id/file.gguf`.
     filename: the file in the repository or folder that `name` names.
-    progress: a bar on stderr while downloading, where that is a terminal.
+    progress: a bar on stderr while downloading, in a terminal and in a notebook.
     refresh: ask the hub for a newer version of a file that is in the cache.
 
     Of a split model all parts are fetched; the path is the first part's. Raises

@@ -5,6 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+# What makes a program think that it is the kernel of a notebook.
+NOTEBOOK = """
+import sys, types
+
+shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["ipykernel"] = types.ModuleType("ipykernel")
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
+"""
+
 
 def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a Python program with the arguments as text; at most a minute."""

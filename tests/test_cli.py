@@ -175,6 +175,7 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--threads", "1000", "x"], 2, "threads=1000"),
         (["run", "--ctx-size", "4", "a b c d e f g h i j k l m n o p"], 2, "the context holds"),
         (["run"], 2, "stdin is empty"),
+        (["run", ""], 2, "the prompt is empty"),
         (["run", "--grammar", "/no/such.gbnf", "x"], 2, "does not exist"),
         (["nonsense"], 2, "No such command"),
     ],

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.hub_server import ASK, Asker, Hub, etag, wait_until
+from tests.programs import NOTEBOOK
 
 REPO = "some/model"
 FILE = "model-Q4_K_M.gguf"
@@ -358,6 +359,17 @@ def test_the_bar_begins_where_the_last_one_ended(ask: Asker, xet: str) -> None:
     assert 100 * (HALF - CHUNK) // SIZE <= percents[0] <= 100 * HALF // SIZE
     assert percents == sorted(percents)
     assert percents[-1] == 100
+
+
+@pytest.mark.parametrize("xet", ["0", "1"], ids=["chunks", "bytes"])
+@pytest.mark.usefixtures("chunk_store")
+def test_a_notebook_has_a_bar(ask: Asker, xet: str) -> None:
+    """There stderr is no terminal."""
+    process = ask.start(f"{NOTEBOOK}\n{PULL[0]}", *PULL[1:], HF_HUB_DISABLE_XET=xet)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert Path(output.removesuffix("\n")).read_bytes() == MODEL
+    assert "100%" in errors
 
 
 def test_pull_in_a_pipe_prints_the_path_alone(ask: Asker) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from llcuda import progress as progress_bar
 from llcuda.demo import resolve
 from llcuda.errors import (
     ArgumentError,
@@ -28,7 +29,8 @@ class Model(Vocabulary):
 
     path: a GGUF file (of a split model the first), or "demo" for the model in the package.
     progress: called with 0.0 to 1.0 while loading; False cancels (LoadCancelledError), an
-        exception cancels and is raised again. True draws a bar on stderr.
+        exception cancels and is raised again. True draws a bar on stderr, in a terminal and in a
+        notebook.
     parameters: the fields of ModelParams, or `params=` with one.
 
     Raises ModelNotFoundError, ModelError for what is no loadable model, ArgumentError.
@@ -79,7 +81,7 @@ class Model(Vocabulary):
             if not (progress is None or isinstance(progress, bool) or callable(progress)):
                 raise ArgumentError(f"progress={progress!r}: expected a function, True or None")
             if progress is True:
-                progress = stack.enter_context(_progress_bar(self.path.name))
+                progress = stack.enter_context(progress_bar.bar(f"Loading {self.path.name}"))
             keep: list[Any] = []
             params = self._c_params(progress if callable(progress) else None, keep)
             pointer = self._lib.llcuda_model_load(os.fsencode(self.path), params)
@@ -189,16 +191,6 @@ class _LoadProgress:
     def __call__(self, fraction: float) -> bool:
         self.cancelled = self.report(fraction) is False
         return not self.cancelled
-
-
-@contextlib.contextmanager
-def _progress_bar(name: str) -> Any:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"Loading {name}", total=1.0)
-        yield lambda fraction: bar.update(task, completed=fraction)
 
 
 def _text(ffi: Any, write: Callable[[Any, int], int]) -> str:

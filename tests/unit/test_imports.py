@@ -10,7 +10,7 @@ import llcuda
 PACKAGE = Path(llcuda.__file__).parent
 # design.md, "Layout": a module imports from its own layer and those before it.
 LAYERS = (
-    ("errors", "text", "metrics", "timings", "demo", "download"),
+    ("errors", "text", "metrics", "timings", "demo", "download", "progress"),
     ("params", "structured"),
     ("steps",),
     ("native",),
