@@ -1,8 +1,8 @@
 # The CUDA toolkit: find it, complete it from PyPI packages, say what is missing, link libcuda.
 #
-# A toolkit needs nvcc, the run-time library and cuBLAS. The libraries may come from the packages
-# nvidia-cublas and nvidia-cuda-runtime of the Python that builds; nvidia-cuda-cccl brings CCCL
-# headers of 3.2 or newer, whose cub::DeviceTopK llama.cpp prefers to a full sort.
+# A toolkit needs nvcc, the run-time library and cuBLAS. Each may come from NVIDIA's packages, of the
+# Python that builds or in the folder LLCUDA_CUDA_PARTS; nvidia-cuda-cccl brings CCCL headers of 3.2 or
+# newer, whose cub::DeviceTopK llama.cpp prefers to a full sort.
 
 # Set `result` to ON or OFF by LLCUDA_CUDA and by what is installed.
 function(find_cuda_toolkit result)
@@ -16,15 +16,20 @@ function(find_cuda_toolkit result)
     return()
   endif()
 
-  find_program(LLCUDA_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  run_python(site -c "print(__import__('sysconfig').get_path('purelib'))")
+  set(sites ${LLCUDA_CUDA_PARTS} ${site})
+  find_program(LLCUDA_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH
+    PATHS /usr/local/cuda ${LLCUDA_CUDA_PARTS}/nvidia/cu13 PATH_SUFFIXES bin)
   if(LLCUDA_NVCC)
     execute_process(COMMAND ${LLCUDA_NVCC} --version OUTPUT_VARIABLE version)
     string(REGEX MATCH "release ([0-9]+)\\.([0-9]+)" version "${version}")
     set(major ${CMAKE_MATCH_1})
+    set(version ${CMAKE_MATCH_1}.${CMAKE_MATCH_2})
     set(missing "")
-    complete_toolkit(${major} missing)
+    complete_toolkit(${major} "${sites}" missing)
     if(NOT missing)
-      message(STATUS "llcuda: CUDA ${CMAKE_MATCH_1}.${CMAKE_MATCH_2} is on, architectures ${LLCUDA_CUDA_ARCHITECTURES}")
+      message(STATUS "llcuda: CUDA ${version} is on, architectures ${LLCUDA_CUDA_ARCHITECTURES}")
+      set(LLCUDA_CUDA_VERSION ${version} PARENT_SCOPE)
       set(CMAKE_CUDA_COMPILER ${LLCUDA_NVCC} CACHE FILEPATH "")
       make_driver_stub()
       set(CMAKE_CUDA_ARCHITECTURES ${LLCUDA_CUDA_ARCHITECTURES} PARENT_SCOPE)
@@ -39,7 +44,7 @@ function(find_cuda_toolkit result)
     list(JOIN missing " " missing)
     set(reason "nvcc ${major} is there, but not its libraries; 'pip install ${missing}' brings them")
   else()
-    set(reason "no nvcc; install the CUDA toolkit 12.4 or newer, or set CUDA_HOME to it")
+    set(reason "no nvcc; install the CUDA toolkit 12.4 or newer, or set CUDA_HOME to it, or call 'make wheel-cuda'")
   endif()
   if(wanted STREQUAL "ON")
     message(FATAL_ERROR "llcuda: LLCUDA_CUDA=ON, but: ${reason}.")
@@ -49,13 +54,17 @@ endfunction()
 
 # Put links to the libraries and headers that the toolkit lacks into overlay/, and tell
 # FindCUDAToolkit of them; `missing` gets the PyPI packages that are needed and absent.
-function(complete_toolkit major missing)
+function(complete_toolkit major sites missing)
   # nvcc may be a link or a script elsewhere; it knows where its toolkit is.
   execute_process(COMMAND ${LLCUDA_NVCC} --dryrun -c -x cu /dev/null ERROR_VARIABLE dryrun OUTPUT_QUIET)
   string(REGEX MATCH "TOP=([^\n]*)" top "${dryrun}")
   file(REAL_PATH "${CMAKE_MATCH_1}" toolkit)
   message(STATUS "llcuda: CUDA toolkit in ${toolkit}")
-  run_python(site -c "print(__import__('sysconfig').get_path('purelib'))")
+  set(CUDAToolkit_ROOT ${toolkit} CACHE PATH "" FORCE)
+  set(packages "")
+  foreach(site IN LISTS sites)
+    list(APPEND packages ${site}/nvidia/cu${major} ${site}/nvidia/cuda_runtime ${site}/nvidia/cublas)
+  endforeach()
   set(overlay ${CMAKE_CURRENT_BINARY_DIR}/overlay)
   file(MAKE_DIRECTORY ${overlay}/include)
   set(absent "")
@@ -66,18 +75,13 @@ function(complete_toolkit major missing)
       set(libraries cublas cublasLt)
       set(headers cublas_v2.h)
     endif()
-    if(major LESS 13)
-      set(package ${site}/nvidia/${part})
-    else()
-      set(package ${site}/nvidia/cu${major})
-    endif()
     foreach(library IN LISTS libraries)
       find_library(${library}_toolkit ${library} PATHS ${toolkit}/lib64 ${toolkit}/lib
         ${toolkit}/targets/${CMAKE_SYSTEM_PROCESSOR}-linux/lib NO_DEFAULT_PATH)
       if(${library}_toolkit)
         continue()
       endif()
-      file(GLOB found ${package}/lib/lib${library}.so.${major})
+      find_first(found "${packages}" lib/lib${library}.so.${major})
       if(NOT found)
         list(APPEND absent ${part})
         continue()
@@ -90,9 +94,11 @@ function(complete_toolkit major missing)
     endforeach()
     find_path(${part}_headers ${headers} PATHS ${toolkit}/include
       ${toolkit}/targets/${CMAKE_SYSTEM_PROCESSOR}-linux/include NO_DEFAULT_PATH)
-    if(NOT ${part}_headers)
-      # Only these headers: the package's others are not nvcc's version.
-      file(GLOB found ${package}/include/cublas*.h)
+    if(NOT ${part}_headers AND part STREQUAL cuda_runtime)
+      list(APPEND absent ${part})
+    elseif(NOT ${part}_headers)
+      # Only these headers: the package's others may not be nvcc's version.
+      find_first(found "${packages}" include/cublas*.h)
       if(NOT found)
         list(APPEND absent ${part})
       endif()
@@ -106,11 +112,20 @@ function(complete_toolkit major missing)
   list(TRANSFORM absent REPLACE "_" "-")
   list(TRANSFORM absent PREPEND "nvidia-")
   set(${missing} "${absent}" PARENT_SCOPE)
-  foreach(cccl ${site}/nvidia/cu${major}/include/cccl ${site}/nvidia/cuda_cccl/include)
-    if(EXISTS ${cccl}/cub/device/device_topk.cuh)
-      set(LLCUDA_CCCL ${cccl} CACHE PATH "CCCL headers of 3.2 or newer" FORCE)
+  find_first(topk "${packages}" include/cccl/cub/device/device_topk.cuh)
+  string(REPLACE /cub/device/device_topk.cuh "" cccl "${topk}")
+  set(LLCUDA_CCCL "${cccl}" CACHE INTERNAL "CCCL headers of 3.2 or newer")
+endfunction()
+
+# Set `result` to the files that match `pattern` in the first of `folders` that has some.
+function(find_first result folders pattern)
+  set(found "")
+  foreach(folder IN LISTS folders)
+    if(NOT found)
+      file(GLOB found ${folder}/${pattern})
     endif()
   endforeach()
+  set(${result} "${found}" PARENT_SCOPE)
 endfunction()
 
 # A libcuda without symbols: the real one comes with the driver, which build machines lack. It must
@@ -122,7 +137,8 @@ function(make_driver_stub)
   set(CUDA_cuda_driver_LIBRARY ${stub} CACHE FILEPATH "" FORCE)
 endfunction()
 
-# libggml-cuda.so finds the run-time libraries of the toolkit and of the PyPI packages beside llcuda.
+# Add our kernels to the backend, and tell it where the run-time libraries lie: those of the PyPI packages
+# beside llcuda, or the toolkit's. LLCUDA_CUDA_COMPILED gets the architectures, ',' between.
 function(finish_cuda_backend)
   # Our own kernels live in the backend: its architectures, its run-time libraries, its loading.
   target_sources(ggml-cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/../llcuda/native/shim/select.cu)
@@ -134,4 +150,7 @@ function(finish_cuda_backend)
   set(site "$ORIGIN/../../nvidia")
   set_target_properties(ggml-cuda PROPERTIES INSTALL_RPATH
     "$ORIGIN;${site}/cu13/lib;${site}/cuda_runtime/lib;${site}/cublas/lib;${LLCUDA_CUDA_RPATH}")
+  get_target_property(architectures ggml-cuda CUDA_ARCHITECTURES)
+  string(REPLACE ";" "," architectures "${architectures}")
+  set(LLCUDA_CUDA_COMPILED ${architectures} PARENT_SCOPE)
 endfunction()

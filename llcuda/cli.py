@@ -274,7 +274,7 @@ def _print_report(report: Any) -> None:
 
     console = Console(highlight=False)
     facts = Table.grid(padding=(0, 2))
-    for name, value in {**report.versions, **report.built_with}.items():
+    for name, value in {**report.versions, **report.built_with, **report.gpus}.items():
         facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
     console.print(facts)
     for title, rows in (

@@ -88,12 +88,12 @@ def _choose(configuration: Configuration, any_ctx_size: bool, path: Path) -> Non
         lines.append(f"  GPU: {check['gpu_name']}")
         lines.append(f"  Compute Capability: {check['compute_capability']}")
         lines.append("  Status: ✓ Compatible")
-        lines += [f"  Note: {note}"] if note else []
+        lines += [f"  Note: {said}" for said in (note, check.get("note")) if said]
         return
     cpu = next((d.description for d in devices if d.kind == "cpu"), "CPU")
     lines.append(f"  GPU: {check['gpu_name'] or 'none'}")
     lines.append(f"  Compute Capability: {check['compute_capability'] or 'none'}")
-    reason = check["reason"] if not check["compatible"] else "this build has no CUDA backend"
+    reason = check["reason"] if not check["compatible"] else library.why_no_gpu()
     lines.append(f"  Status: CPU ({cpu}): {reason}")
 
 

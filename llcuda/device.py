@@ -13,11 +13,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, LibraryError
+from llcuda.native import library
+from llcuda.native.cuda_build import WITH_CUDA, CudaBuild, Remark, cache_is_empty
 
 REQUIRED = (7, 5)  # Turing: the first with the int8 tensor cores that the kernels are built for
+NO_GPU = Remark("the driver finds no GPU", "check nvidia-smi")
 logger = logging.getLogger("llcuda")
 
 
@@ -31,82 +34,136 @@ class GpuInfo(TypedDict):
 
 
 class CudaInfo(TypedDict):
-    """What `detect_cuda` found. version: the newest CUDA that the driver runs, e.g. "12.2"."""
+    """What `detect_cuda` found. version: the newest CUDA that the driver runs, e.g. "12.2".
+
+    reason: only without a GPU; why, and what to do.
+    """
 
     available: bool
     version: str | None
     gpus: list[GpuInfo]
+    reason: NotRequired[str]
 
 
 class Compatibility(TypedDict):
-    """Whether llcuda can use a GPU here. platform: "local", "colab" or "kaggle"."""
+    """Whether llcuda can use a GPU here. platform: "local", "colab" or "kaggle".
+
+    note: only where the first run has to wait; for what, and how long.
+    """
 
     compatible: bool
     platform: str
     gpu_name: str | None
     compute_capability: str | None
     reason: str
+    note: NotRequired[str]
 
 
 @dataclass
-class _Survey:
-    """What NVML says; reason: why there is no GPU."""
+class Survey:
+    """What NVML says. version: the newest CUDA that the driver runs; reason: why no GPU."""
 
     version: str | None = None
     gpus: list[GpuInfo] = field(default_factory=list)
     free: list[int | None] = field(default_factory=list)
-    reason: str = "the driver finds no GPU"
+    reason: Remark = NO_GPU
 
 
 def detect_cuda() -> CudaInfo:
     """Return the GPUs that CUDA programs may use here. Never raises."""
-    survey = _survey()
-    return {"available": bool(survey.gpus), "version": survey.version, "gpus": survey.gpus}
+    found = survey()
+    info: CudaInfo = {
+        "available": bool(found.gpus),
+        "version": found.version,
+        "gpus": found.gpus,
+    }
+    if not found.gpus:
+        info["reason"] = str(found.reason)
+    return info
 
 
 def check_gpu_compatibility() -> Compatibility:
     """Return whether llcuda can use a GPU here, and why (not). Never raises.
 
-    It needs compute capability 7.5; of several GPUs the first that has it counts.
+    It needs compute capability 7.5, a driver that is not older than llcuda's CUDA, and a build with
+    CUDA; of several GPUs the first that can be used counts.
     """
-    survey = _survey()
-    gpu = next((gpu for gpu in survey.gpus if _capability(gpu) >= REQUIRED), None)
-    if gpu is None and survey.gpus:
-        gpu = survey.gpus[0]
+    found, build = survey(), _build()
+    judged = [(gpu, problem(gpu, found.version, build)) for gpu in found.gpus]
+    usable = [gpu for gpu, wrong in judged if wrong is None]
+    gpu = next(iter([*usable, *found.gpus]), None)
     if gpu is None:
-        reason = f"{survey.reason}; the CPU is used"
+        reason = f"{found.reason}; the CPU is used"
+    elif not usable:
+        reason = f"{judged[0][1]}; the CPU still works"
     else:
         reason = f"{gpu['name']} has compute capability {gpu['compute_capability']}"
-        if _capability(gpu) < REQUIRED:
-            reason += ", GPU work needs 7.5 or higher; the CPU still works"
-        elif _capability(gpu) > REQUIRED:
-            _note_newer(gpu["name"], gpu["compute_capability"])
-    return {
-        "compatible": gpu is not None and _capability(gpu) >= REQUIRED,
+    answer: Compatibility = {
+        "compatible": bool(usable),
         "platform": _platform(),
         "gpu_name": gpu and gpu["name"],
         "compute_capability": gpu and gpu["compute_capability"],
         "reason": reason,
     }
+    if usable:
+        wait = first_run(usable[0], build)
+        if wait is not None and cache_is_empty(os.environ):
+            answer["note"] = str(wait)
+        if capability(usable[0]) > REQUIRED:
+            _note_newer(reason, answer.get("note", ""))
+    return answer
+
+
+def problem(gpu: GpuInfo, driver: str | None, build: CudaBuild | None) -> Remark | None:
+    """Return why llcuda cannot use a GPU; None if it can.
+
+    driver: the newest CUDA that the driver runs. build: None = without CUDA.
+    """
+    has = f"{gpu['name']} has compute capability {gpu['compute_capability']}"
+    if capability(gpu) < REQUIRED:
+        return Remark(f"{has}, and GPU work needs 7.5 or higher", "take a newer GPU")
+    if build is None:
+        return Remark(f"{has}, but this llcuda was built without CUDA", WITH_CUDA)
+    return build.problem(capability(gpu), _version(driver) if driver else None)
+
+
+def first_run(gpu: GpuInfo, build: CudaBuild | None) -> Remark | None:
+    """Return that the first run has to wait for the driver's compiler; None where it has not."""
+    return build.first_run(capability(gpu), os.environ) if build else None
+
+
+def _build() -> CudaBuild | None:
+    try:
+        return library.cuda_build()
+    except LibraryError:
+        return CudaBuild()  # said when a model is loaded; nothing of the GPU is known to be wrong
 
 
 def free_memory(index: int = 0) -> int | None:
     """Return the free bytes of GPU `index` of `detect_cuda`; None where they are the CPU's."""
-    survey = _survey()
-    if not 0 <= index < len(survey.free):
-        why = f"there are {len(survey.free)}" if survey.free else survey.reason
+    found = survey()
+    if not 0 <= index < len(found.free):
+        why = f"there are {len(found.free)}" if found.free else found.reason
         raise ArgumentError(f"no GPU {index}: {why}")
-    return survey.free[index]
+    return found.free[index]
 
 
-def _capability(gpu: GpuInfo) -> tuple[int, ...]:
-    return tuple(int(part) for part in gpu["compute_capability"].split("."))
+def capability(gpu: GpuInfo) -> tuple[int, int]:
+    """Return a GPU's compute capability as numbers."""
+    return _version(gpu["compute_capability"])
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
 
 
 @functools.cache
-def _note_newer(name: str, capability: str) -> None:
+def _note_newer(has: str, note: str) -> None:
     """Log, once for a kind of GPU, that it is newer than the one that llcuda is tuned for."""
-    logger.info("%s has compute capability %s; llcuda is tuned for 7.5", name, capability)
+    logger.info("%s; llcuda is tuned for 7.5", has)
+    if note:
+        logger.warning("%s", note)
 
 
 def _platform() -> str:
@@ -116,31 +173,37 @@ def _platform() -> str:
     return "colab" if os.environ.keys() & {"COLAB_RELEASE_TAG", "COLAB_GPU"} else "local"
 
 
-def _survey() -> _Survey:
-    """Return what the driver says now."""
-    survey = _Survey()
+def survey() -> Survey:
+    """Return what the driver says now. Never raises."""
+    found = Survey()
     try:
         import pynvml  # type: ignore[import-untyped]  # nvidia-ml-py has no types
     except ImportError:
-        survey.reason = "GPUs cannot be looked for: pip install nvidia-ml-py"
-        return survey
+        found.reason = Remark("GPUs cannot be looked for", "pip install nvidia-ml-py")
+        return found
     try:
         with _session(pynvml):
             number = pynvml.nvmlSystemGetCudaDriverVersion()
-            survey.version = f"{number // 1000}.{number % 1000 // 10}"
+            found.version = f"{number // 1000}.{number % 1000 // 10}"
             driver = str(pynvml.nvmlSystemGetDriverVersion())
             present = _present(pynvml)
             handles = _visible(pynvml, present)
             if present and not handles:
-                chosen = os.environ["CUDA_VISIBLE_DEVICES"]
-                survey.reason = f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible"
+                chosen, last = os.environ["CUDA_VISIBLE_DEVICES"], max(present)
+                found.reason = Remark(
+                    f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible",
+                    f"unset it, or name some of 0{f' to {last}' if last else ''}",
+                )
             for handle in handles:
                 gpu, free = _describe(pynvml, handle, driver)
-                survey.gpus.append(gpu)
-                survey.free.append(free)
+                found.gpus.append(gpu)
+                found.free.append(free)
     except pynvml.NVMLError as error:
-        survey.reason = f"no NVIDIA driver answers ({error})"
-    return survey
+        mend = "install the driver, or run where there is a GPU"
+        if _platform() == "colab":
+            mend = "choose a GPU in the menu, Runtime > Change runtime type"
+        found.reason = Remark(f"no NVIDIA driver answers ({error})", mend)
+    return found
 
 
 @contextmanager

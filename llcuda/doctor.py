@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import shutil
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from llcuda import device
 from llcuda.demo import demo_model
 from llcuda.errors import LlcudaError
-
-REBUILD = "in llcuda's source folder: pip install --no-cache-dir ."
-REBUILD_CUDA = f"{REBUILD} --config-settings=cmake.define.LLCUDA_CUDA=ON"
+from llcuda.native.cuda_build import REBUILD, WITH_CUDA, CudaBuild, Remark
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,15 @@ class Problem:
 
 @dataclass
 class Report:
-    """What `llcuda doctor` found. backends: file -> "loaded" or why not."""
+    """What `llcuda doctor` found. backends: file -> "loaded" or why not.
+
+    built_with: what CUDA code there is. gpus: "GPU 0" -> what the driver says of it; "first run" ->
+    what it has to wait for. driver: whether CUDA's library is here.
+    """
 
     versions: dict[str, str] = field(default_factory=dict)
     built_with: dict[str, str] = field(default_factory=dict)
+    gpus: dict[str, str] = field(default_factory=dict)
     backends: dict[str, str] = field(default_factory=dict)
     devices: list[dict[str, Any]] = field(default_factory=list)
     driver: bool = False
@@ -60,15 +62,17 @@ def diagnose() -> Report:
 
         facts = library.versions()
         report.backends = dict(library.backends())
-        report.devices = [asdict(device) for device in library.devices()]
+        report.devices = [asdict(item) for item in library.devices()]
     except (LlcudaError, ImportError) as error:
         report.problems.append(Problem(str(error), REBUILD, True))
         return report
-    architectures = facts.pop("cuda_architectures")
-    folder = facts.pop("folder")
+    folder, build = facts.pop("folder"), library.cuda_build()
     report.versions.update(facts)
-    report.built_with = {"libraries": folder, "CUDA": architectures or "off"}
-    report.problems += _gpu_problems(report, architectures, Path(folder))
+    report.built_with = {"libraries": folder, "CUDA": str(build or "off")}
+    report.problems += [
+        Problem(remark.what, remark.mend)
+        for remark in _look_at_gpus(report, build, library.why_no_gpu())
+    ]
     return report
 
 
@@ -91,34 +95,29 @@ def _driver_loads() -> bool:
     return True
 
 
-def _gpu_problems(report: Report, architectures: str, folder: Path) -> list[Problem]:
-    """Return why a GPU that is here, or was built for, is not used."""
-    if any(device["kind"] == "gpu" for device in report.devices):
-        return []
-    if not architectures:
-        if not report.driver and shutil.which("nvidia-smi") is None:
-            return []
-        return [
-            Problem("an NVIDIA driver is here, but llcuda was built without CUDA", REBUILD_CUDA)
-        ]
-    if not report.driver:
-        return [
-            Problem(
-                "built with CUDA, but no NVIDIA driver (libcuda.so.1) loads; the CPU is used",
-                "install the NVIDIA driver",
-            )
-        ]
-    try:
-        ctypes.CDLL(str(folder / "libggml-cuda.so"))
-    except OSError as error:
-        if "libcudart" in str(error) or "libcublas" in str(error):
-            suffix = "" if ".so.13" in str(error) else "-cu12"
-            packages = f"nvidia-cuda-runtime{suffix} nvidia-cublas{suffix}"
-            return [Problem(f"the CUDA backend does not load: {error}", f"pip install {packages}")]
-        return [Problem(f"the CUDA backend does not load: {error}", REBUILD_CUDA)]
-    return [
-        Problem(
-            "the CUDA backend loads, but sees no GPU",
-            "check nvidia-smi and CUDA_VISIBLE_DEVICES",
-        )
-    ]
+def _look_at_gpus(report: Report, build: CudaBuild | None, idle: Remark | None) -> list[Remark]:
+    """Describe the GPUs; return why one that is here, or was built for, is not used.
+
+    idle: why the CUDA backend has none.
+    """
+    found = device.survey()
+    problems = []
+    for number, gpu in enumerate(found.gpus):
+        runs = f"driver {gpu['driver_version']}, which runs CUDA {found.version}"
+        has = f"compute capability {gpu['compute_capability']}"
+        report.gpus[f"GPU {number}"] = f"{gpu['name']}, {has}, {runs}"
+        wrong = device.problem(gpu, found.version, build)
+        wait = device.first_run(gpu, build)
+        if wrong is not None:
+            problems.append(wrong)
+        elif wait is not None:
+            report.gpus["first run"] = str(wait)
+    used = any(item["kind"] == "gpu" for item in report.devices)
+    if problems or used:
+        return problems
+    if build is None:
+        what = "an NVIDIA driver is here, but llcuda was built without CUDA"
+        return [Remark(what, WITH_CUDA)] if report.driver else []
+    if report.driver and not found.gpus:
+        return [found.reason]
+    return [idle] if idle is not None else []

@@ -15,7 +15,10 @@
     │   └── StateError                     a saved state that is damaged or of another model
     ├── DecodeError (RuntimeError)         llama.cpp failed while computing
     │   ├── NoRoomError                    no free KV cells
-    │   └── DecodeAbortedError             cancelled
+    │   ├── DecodeAbortedError             cancelled
+    │   └── DeviceLostError                a GPU failed: start another process
+    ├── OutOfMemoryError (MemoryError)     too little memory; also the error of what was tried:
+    │                                      ModelError, ContextError and DecodeError catch it
     ├── SamplingError (RuntimeError)       no candidate left, or no grammar rule matches
     ├── NoOutputError (LookupError)        logits or embeddings that were not computed
     ├── UnsupportedError (RuntimeError)    this model's memory cannot do that
@@ -86,6 +89,18 @@ class DecodeAbortedError(DecodeError):
     """The decode was cancelled.
 
     Within one batch the finished micro-batches stay in the memory; a split prompt is undone.
+    """
+
+
+class DeviceLostError(DecodeError):
+    """A GPU failed, or is gone: nothing that lies on it can be used in this process any more."""
+
+
+class OutOfMemoryError(ModelError, ContextError, DecodeError, MemoryError):
+    """A GPU, or the machine, has too little memory for a model, a context or a batch.
+
+    The message says what was asked and what is free. What was there before still works; of a
+    batch's texts nothing of the batch is kept.
     """
 
 

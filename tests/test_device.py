@@ -7,13 +7,15 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llcuda import device
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, LibraryError
+from llcuda.native.cuda_build import CudaBuild, parse
 
 
 class NVMLError(Exception):
@@ -107,12 +109,21 @@ OFF = {
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No environment of the machine's, and a log line that was not yet written."""
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No environment of the machine's, a build with CUDA, and a log line not yet written."""
     for name in ("CUDA_VISIBLE_DEVICES", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("COLAB_GPU", raising=False)
+    for name in ("COLAB_GPU", "CUDA_CACHE_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "kept").touch()
+    monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path))
     device._note_newer.cache_clear()
+    build(monkeypatch, parse("12.2", "75,90"))
+
+
+def build(monkeypatch: pytest.MonkeyPatch, found: CudaBuild | None) -> None:
+    """Have llcuda built so; None: without CUDA."""
+    monkeypatch.setattr(device.library, "cuda_build", lambda: found)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu, **options: Any) -> Driver:
@@ -172,8 +183,8 @@ def test_older_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         "platform": "local",
         "gpu_name": "Tesla P100-PCIE-16GB",
         "compute_capability": "6.0",
-        "reason": "Tesla P100-PCIE-16GB has compute capability 6.0, GPU work needs 7.5 or higher;"
-        " the CPU still works",
+        "reason": "Tesla P100-PCIE-16GB has compute capability 6.0, and GPU work needs 7.5 or"
+        " higher: take a newer GPU; the CPU still works",
     }
 
 
@@ -203,25 +214,29 @@ def test_the_first_gpu_that_will_do_counts(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without nvidia-ml-py there is no GPU, and the reason is what to install."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert device.detect_cuda() == {"available": False, "version": None, "gpus": []}
-    reason = "GPUs cannot be looked for: pip install nvidia-ml-py; the CPU is used"
-    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+    none_because(None, "GPUs cannot be looked for: pip install nvidia-ml-py")
+
+
+def none_because(version: str | None, reason: str) -> None:
+    """Both functions say that there is no GPU, and why."""
+    detected = {"available": False, "version": version, "gpus": [], "reason": reason}
+    assert device.detect_cuda() == detected
+    assert device.check_gpu_compatibility() == {**OFF, "reason": f"{reason}; the CPU is used"}
 
 
 def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing driver raises nothing."""
+    """A missing driver raises nothing; what to do is said, in a notebook by its own words."""
     install(monkeypatch, failure=NVMLError("Driver Not Loaded"))
-    assert device.detect_cuda() == {"available": False, "version": None, "gpus": []}
-    reason = "no NVIDIA driver answers (Driver Not Loaded); the CPU is used"
-    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+    missing = "no NVIDIA driver answers (Driver Not Loaded)"
+    none_because(None, f"{missing}: install the driver, or run where there is a GPU")
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    assert "Runtime > Change runtime type" in device.check_gpu_compatibility()["reason"]
 
 
 def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's CUDA version is known, and that it finds nothing."""
     install(monkeypatch)
-    assert device.detect_cuda() == {"available": False, "version": "12.2", "gpus": []}
-    reason = "the driver finds no GPU; the CPU is used"
-    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+    none_because("12.2", "the driver finds no GPU: check nvidia-smi")
 
 
 def test_a_failure_midway_closes_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,9 +287,8 @@ def test_cuda_visible_devices_that_leaves_nothing_is_said(
     """Empty, wrong, ambiguous or double: no GPU, and the reason quotes the variable."""
     install(monkeypatch, T4, H200)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert names() == []
-    reason = f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible; the CPU is used"
-    assert device.check_gpu_compatibility() == {**OFF, "reason": reason}
+    what = f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible"
+    none_because("12.2", f"{what}: unset it, or name some of 0 to 1")
 
 
 def test_a_slice_has_the_capability_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +320,67 @@ def test_free_memory_without_a_driver_says_why(monkeypatch: pytest.MonkeyPatch) 
     install(monkeypatch, failure=NVMLError("Driver Not Loaded"))
     with pytest.raises(ArgumentError, match="no GPU 0: no NVIDIA driver answers"):
         device.free_memory()
+
+
+RUNS = "Tesla T4 has compute capability 7.5"
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (None, f"{RUNS}, but this llcuda was built without CUDA: in llcuda's source folder: pip"),
+        (parse("13.0", "75"), "the NVIDIA driver is too old: it runs CUDA 12.2 at most, and this"),
+        (parse("12.2", "80"), "this llcuda has no code for compute capability 7.5 (CUDA 12.2, "),
+        (parse("12.8", "61"), "the NVIDIA driver is too old to compile this llcuda's PTX"),
+    ],
+)
+def test_a_build_that_cannot_use_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, made: CudaBuild | None, expected: str
+) -> None:
+    """Built without CUDA, with one too new for the driver, or for other GPUs: with the way out."""
+    install(monkeypatch, T4)
+    build(monkeypatch, made)
+    answer = device.check_gpu_compatibility()
+    assert not answer["compatible"]
+    assert answer["reason"].startswith(expected)
+    assert answer["reason"].endswith("; the CPU still works")
+
+
+@pytest.mark.parametrize("made", [parse("12.8", "75"), parse("", ""), parse("12.2", "native")])
+def test_a_build_that_can_use_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, made: CudaBuild | None
+) -> None:
+    """Machine code of a newer toolkit runs; of what is not known nothing is wrong."""
+    install(monkeypatch, T4)
+    build(monkeypatch, made)
+    assert device.check_gpu_compatibility()["reason"] == RUNS
+
+
+def test_a_missing_library_is_not_this_functions_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error when a model is loaded; here the GPU counts."""
+    install(monkeypatch, T4)
+
+    def missing() -> CudaBuild:
+        raise LibraryError("no library")
+
+    monkeypatch.setattr(device.library, "cuda_build", missing)
+    assert device.check_gpu_compatibility()["compatible"]
+
+
+def test_the_first_run_waits_for_the_drivers_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """With nothing in its cache that is said once, with how long; else it is not mentioned."""
+    install(monkeypatch, H200)
+    build(monkeypatch, parse("12.2", "75"))
+    assert "note" not in device.check_gpu_compatibility()
+    (tmp_path / "kept").unlink()
+    for _ in range(2):
+        note = device.check_gpu_compatibility()["note"]
+    assert "compiles code for compute capability 9.0 at the first run" in note
+    assert caplog.messages == [note]
+    build(monkeypatch, parse("12.2", "75,90"))
+    assert "note" not in device.check_gpu_compatibility()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from llcuda import doctor
+from llcuda import device, doctor
 from llcuda.errors import LibraryError
 from llcuda.native import library
+from llcuda.native.cuda_build import Remark, no_gpu, parse
 
 
 def test_a_good_build_has_no_problem() -> None:
@@ -43,23 +45,101 @@ def test_missing_library_is_fatal_and_names_the_command(monkeypatch: pytest.Monk
     assert "pip install" in problem.mend
 
 
-def report_of(monkeypatch: pytest.MonkeyPatch, driver: bool, architectures: str) -> doctor.Report:
-    facts = {**library.versions(), "cuda_architectures": architectures}
-    monkeypatch.setattr(library, "versions", lambda: dict(facts))
+GPU: device.GpuInfo = {
+    "name": "NVIDIA L4",
+    "compute_capability": "8.9",
+    "memory": 2**34,
+    "driver_version": "550.54.15",
+}
+IDLE = Remark("the CUDA backend sees no GPU", "check nvidia-smi")
+
+
+def report_of(
+    monkeypatch: pytest.MonkeyPatch,
+    made: str | None,
+    driver: bool = True,
+    survey: device.Survey | None = None,
+    idle: Remark | None = IDLE,
+) -> doctor.Report:
+    """Diagnose a machine without a GPU as one with this driver and this build ("12.4 75")."""
+    monkeypatch.setattr(library, "cuda_build", lambda: made and parse(*made.split()))
+    monkeypatch.setattr(library, "why_no_gpu", lambda: idle)
+    monkeypatch.setattr(device, "survey", lambda: survey or device.Survey("12.4", [GPU]))
     monkeypatch.setattr(doctor, "_driver_loads", lambda: driver)
-    devices = [device for device in library.devices() if device.kind == "cpu"]
+    devices = [item for item in library.devices() if item.kind == "cpu"]
     monkeypatch.setattr(library, "devices", lambda: devices)
     return doctor.diagnose()
 
 
-def test_driver_without_cuda_build_advises_a_rebuild(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that a CPU build leaves idle is named with the command that uses it."""
-    (problem,) = report_of(monkeypatch, driver=True, architectures="").problems
-    assert "built without CUDA" in problem.what
-    assert "LLCUDA_CUDA=ON" in problem.mend
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name, capability and driver, and what the code was compiled for."""
+    report = report_of(monkeypatch, "12.4 75,86-real", idle=None)
+    assert report.built_with["CUDA"] == "CUDA 12.4, machine code for 7.5, 8.6, PTX for 7.5"
+    facts = "NVIDIA L4, compute capability 8.9, driver 550.54.15, which runs CUDA 12.4"
+    assert report.gpus == {"GPU 0": facts}
+    assert report.problems == []
 
 
-def test_cuda_build_without_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA build on a machine without a driver runs on the CPU and says why."""
-    (problem,) = report_of(monkeypatch, driver=False, architectures="75").problems
-    assert "libcuda.so.1" in problem.what
+@pytest.mark.parametrize(("disabled", "when"), [("0", "at the first run"), ("1", "at every start")])
+def test_ptx_is_compiled_at_the_first_run(
+    monkeypatch: pytest.MonkeyPatch, disabled: str, when: str
+) -> None:
+    """A GPU newer than all machine code: when, how long, where it is kept; it is no problem."""
+    monkeypatch.setenv("CUDA_CACHE_DISABLE", disabled)
+    report = report_of(monkeypatch, "12.4 75", idle=None)
+    assert f"for compute capability 8.9 {when}, which takes a minute" in report.gpus["first run"]
+    assert "LLCUDA_CUDA_ARCHITECTURES=89" in report.gpus["first run"]
+    assert report.problems == []
+
+
+NOTHING = device.Survey(reason=Remark("CUDA_VISIBLE_DEVICES='' leaves no GPU", "unset it"))
+NO_LIBRARY = no_gpu("libcuda.so.1: cannot open shared object file: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("case", "what", "mend"),
+    [
+        ({"made": None}, "built without CUDA", "LLCUDA_CUDA=ON"),
+        ({"made": None, "survey": NOTHING}, "built without CUDA", "LLCUDA_CUDA=ON"),
+        ({"made": "12.4 75", "survey": NOTHING}, "CUDA_VISIBLE_DEVICES", "unset it"),
+        ({"made": "13.0 75"}, "driver is too old: it runs CUDA 12.4 at most", "580"),
+        ({"made": "12.4 90"}, "no code for compute capability 8.9", "ARCHITECTURES=89"),
+        ({"made": "12.8 75"}, "too old to compile this llcuda's PTX", "ARCHITECTURES=89"),
+        ({"made": "12.4 75"}, "sees no GPU", "nvidia-smi"),
+        (
+            {"made": "12.4 75", "driver": False, "survey": NOTHING, "idle": NO_LIBRARY},
+            "no NVIDIA driver (libcuda.so.1)",
+            "install the driver",
+        ),
+    ],
+)
+def test_why_a_gpu_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, case: dict[str, Any], what: str, mend: str
+) -> None:
+    """One sentence each, and what to do."""
+    (problem,) = report_of(monkeypatch, **case).problems
+    assert what in problem.what
+    assert mend in problem.mend
+
+
+def test_no_driver_and_no_cuda_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU build on a machine without a GPU lacks nothing."""
+    assert report_of(monkeypatch, None, driver=False, survey=NOTHING).problems == []
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "mend"),
+    [
+        ("", "sees no GPU", "CUDA_VISIBLE_DEVICES"),
+        ("failed to initialize CUDA: no CUDA-capable device is detected", "sees no", "nvidia-smi"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "too old", "newer driver"),
+        ("libcudart.so.13: cannot open", "does not find libcudart.so.13", "'llcuda[cuda]'"),
+        ("libcublasLt.so.12: cannot open", "libcublasLt.so.12", "'llcuda[cuda12]'"),
+        ("undefined symbol: cuMemCreate", "undefined symbol", "LLCUDA_CUDA=ON"),
+    ],
+)
+def test_what_loading_the_backend_said(error: str, what: str, mend: str) -> None:
+    """The linker's and CUDA's messages, in words."""
+    remark = no_gpu(error)
+    assert what in remark.what
+    assert mend in remark.mend

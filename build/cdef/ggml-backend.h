@@ -8,12 +8,10 @@ enum ggml_backend_dev_type {
     GGML_BACKEND_DEVICE_TYPE_ACCEL, ...
 };
 
-ggml_backend_reg_t         ggml_backend_load(const char * path);
 size_t                     ggml_backend_dev_count(void);
 ggml_backend_dev_t         ggml_backend_dev_get(size_t index);
 const char *               ggml_backend_dev_name(ggml_backend_dev_t device);
 const char *               ggml_backend_dev_description(ggml_backend_dev_t device);
-void                       ggml_backend_dev_memory(ggml_backend_dev_t device, size_t * free, size_t * total);
 enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t device);
 ggml_backend_reg_t         ggml_backend_dev_backend_reg(ggml_backend_dev_t device);
 const char *               ggml_backend_reg_name(ggml_backend_reg_t reg);

@@ -91,7 +91,6 @@ struct llama_model_params   llama_model_default_params(void);
 struct llama_context_params llama_context_default_params(void);
 
 // model
-void llama_model_free(struct llama_model * model);
 const struct llama_vocab * llama_model_get_vocab(const struct llama_model * model);
 int32_t llama_model_n_ctx_train(const struct llama_model * model);
 int32_t llama_model_n_embd(const struct llama_model * model);

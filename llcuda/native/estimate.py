@@ -11,8 +11,8 @@ from llcuda.errors import ContextError, ModelError, UnsupportedError
 from llcuda.native import callbacks, library
 from llcuda.native.context import Context
 from llcuda.native.gguf_check import check_file
-from llcuda.native.kv_size import available_memory
 from llcuda.native.model import Model
+from llcuda.native.shortage import available_memory
 from llcuda.params import ContextParams, ModelParams, given_params
 
 MOST_DEVICES = 64

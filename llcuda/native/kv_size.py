@@ -7,13 +7,12 @@ need not be true.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-from llcuda.errors import ContextError
+from llcuda.errors import ContextError, OutOfMemoryError
 from llcuda.native import library
 from llcuda.native.model import Model
+from llcuda.native.shortage import available_memory
 
 # Bytes of an element, as ggml packs it.
 _ELEMENT = {
@@ -25,7 +24,7 @@ MOST_OF_PARAMETERS = 4  # layers may differ; a plain transformer stays below 1
 
 
 def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: bool) -> None:
-    """Raise ContextError when the cells alone exceed the memory of this machine and its GPUs."""
+    """Raise OutOfMemoryError when the cells alone exceed the memory of the machine and its GPUs."""
     if model.is_recurrent or model.is_hybrid:
         return
     key, value = _cell(model)
@@ -43,7 +42,7 @@ def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: 
     gpus = sum(d.total_memory for d in library.devices() if d.kind != "cpu")
     present = available_memory() + gpus
     if needed > present:
-        raise ContextError(
+        raise OutOfMemoryError(
             f"{cells} KV cells need at least {needed / 2**30:,.1f} GiB, and {present / 2**30:,.1f} "
             "GiB are free: choose a smaller ctx_size, fewer sequences or a smaller KV type"
         )
@@ -60,26 +59,3 @@ def _cell(model: Model) -> tuple[int, int]:
     key, value = (metadata.get(f"{arch}.attention.{name}_length", "") for name in ("key", "value"))
     sizes = [int(size) if size.isdigit() else default for size in (key, value)]
     return heads * sizes[0], heads * sizes[1]
-
-
-def available_memory() -> int:
-    """Return the bytes that this process may still take, by the system and its control group."""
-    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            amounts.append(int(line.split()[1]) * 1024)
-    for most, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, taken = (_read(f"/sys/fs/cgroup/{name}").strip() for name in (most, used))
-        if limit.isdigit() and taken.isdigit():
-            amounts.append(max(int(limit) - int(taken), 0))
-    return min(amounts)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

@@ -8,6 +8,7 @@ in this package calls it before it touches C.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import threading
 import weakref
@@ -22,23 +23,30 @@ from llcuda.errors import (
     ConcurrencyError,
     DecodeAbortedError,
     DecodeError,
+    DeviceLostError,
     ForkError,
     LibraryError,
     LlcudaError,
     NoOutputError,
     NoRoomError,
+    OutOfMemoryError,
     SamplingError,
     UnsupportedError,
 )
 from llcuda.native import callbacks
+from llcuda.native.cuda_build import CudaBuild, Remark, no_gpu, parse
+from llcuda.native.shortage import available_memory, shortage
 
 BUILD_COMMAND = "pip install --no-cache-dir ."
+CUDA_LIBRARY = "libggml-cuda.so"
+logger = logging.getLogger("llcuda")
 
 _lock = threading.RLock()
 _loaded: tuple[Any, Any] | None = None
 _forked = False
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 _backends: list[tuple[str, str]] = []
+_idle: list[Remark] = []  # why the CUDA backend has no GPU
 
 
 def load() -> tuple[Any, Any]:
@@ -60,7 +68,8 @@ def load() -> tuple[Any, Any]:
     return _loaded
 
 
-def _load() -> tuple[Any, Any]:
+def _binding() -> tuple[Any, Any, Path]:
+    """Return (ffi, lib, the folder of the libraries), with no backend loaded."""
     try:
         binding = importlib.import_module("llcuda.native._llama")
     except ImportError as error:
@@ -68,8 +77,23 @@ def _load() -> tuple[Any, Any]:
             f"llcuda's native library cannot be loaded ({error}). "
             f"Build it with '{BUILD_COMMAND}' in llcuda's source folder."
         ) from error
-    ffi, lib = binding.ffi, binding.lib
-    folder = Path(str(binding.__file__)).parents[1] / "lib"
+    return binding.ffi, binding.lib, Path(str(binding.__file__)).parents[1] / "lib"
+
+
+def cuda_build() -> CudaBuild | None:
+    """Return what the package's CUDA backend is; None without one. Loads no backend.
+
+    Raises LibraryError when the native library is missing.
+    """
+    ffi, lib, folder = _binding()
+    if not (folder / CUDA_LIBRARY).is_file():
+        return None
+    names = lib.llcuda_cuda_version(), lib.llcuda_cuda_architectures()
+    return parse(*(ffi.string(name).decode() for name in names))
+
+
+def _load() -> tuple[Any, Any]:
+    ffi, lib, folder = _binding()
     found = Path(ffi.string(lib.llcuda_library_path()).decode()).resolve()
     if found.parent != folder.resolve():
         raise LibraryError(
@@ -126,17 +150,24 @@ def _load_backends(ffi: Any, lib: Any, folder: Path) -> None:
         )
     others = [p for p in sorted(folder.glob("libggml-*.so")) if "-cpu" not in p.name]
     for path in [*(p for p in others if p.name != "libggml-base.so"), max(scores, key=scores.get)]:  # type: ignore[arg-type]
-        lib.llcuda_clear_errors()
-        if lib.ggml_backend_load(os.fsencode(path)) == ffi.NULL:
-            _backends.append((path.name, errors(ffi, lib) or "failed to load"))
-        else:
-            _backends.append((path.name, "loaded"))
+        worked = lib.llcuda_backend_load(os.fsencode(path))
+        text = errors(ffi, lib)
+        _backends.append((path.name, "loaded" if worked else text or "failed to load"))
+        if path.name == CUDA_LIBRARY and not lib.ggml_backend_dev_count():
+            _idle.append(no_gpu(text))
+            logger.warning("%s; the CPU is used", _idle[0])
 
 
 def backends() -> list[tuple[str, str]]:
     """Return (file, "loaded" or why not) for each backend in the package."""
     load()
     return list(_backends)
+
+
+def why_no_gpu() -> Remark | None:
+    """Return why the CUDA backend in the package has no GPU; None without one, or when it has."""
+    load()
+    return _idle[0] if _idle else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +194,8 @@ def devices() -> list[DeviceInfo]:
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)
         free, total = ffi.new("size_t *"), ffi.new("size_t *")
-        lib.ggml_backend_dev_memory(device, free, total)
+        if lib.llcuda_memory_now(device, free, total):
+            raise _lost(errors(ffi, lib))
         texts = (
             lib.ggml_backend_dev_name(device),
             lib.ggml_backend_dev_description(device),
@@ -171,18 +203,18 @@ def devices() -> list[DeviceInfo]:
         )
         name, description, backend = (ffi.string(text).decode(errors="replace") for text in texts)
         kind = kinds.get(lib.ggml_backend_dev_type(device), "accelerator")
-        found.append(DeviceInfo(name, description, kind, backend, free[0], total[0]))
+        left = available_memory() if kind == "cpu" else free[0]
+        found.append(DeviceInfo(name, description, kind, backend, left, total[0]))
     return found
 
 
 def versions() -> dict[str, str]:
-    """Return llama.cpp's version and commit, ggml's version, and the CUDA architectures built."""
+    """Return llama.cpp's version and commit, ggml's version, and the folder of the libraries."""
     ffi, lib = load()
     return {
         "llama.cpp": ffi.string(lib.llama_version()).decode(),
         "commit": ffi.string(lib.ggml_commit()).decode(),
         "ggml": ffi.string(lib.ggml_version()).decode(),
-        "cuda_architectures": ffi.string(lib.llcuda_cuda_architectures()).decode(),
         "folder": str(Path(ffi.string(lib.llcuda_library_path()).decode()).resolve().parent),
     }
 
@@ -198,19 +230,44 @@ def errors(ffi: Any, lib: Any, keep: bool = False) -> str:
     return text
 
 
-def fail(kind: type[LlcudaError], message: str) -> NoReturn:
-    """Raise `kind` with `message` and the C log's last lines."""
+def fail(kind: type[LlcudaError], message: str, lines: str | None = None) -> NoReturn:
+    """Raise `kind` with `message` and the C log's last lines, or `lines`.
+
+    Where these say that memory is short, OutOfMemoryError, which says how much is free; after a
+    fault of a GPU DeviceLostError.
+    """
     ffi, lib = load()
-    lines = errors(ffi, lib)
+    lines = errors(ffi, lib) if lines is None else lines
+    if "CUDA error" in lines and not lib.llcuda_gpus_answer():
+        raise _lost(lines)
+    if short := shortage(lines, kind, _free_memory):
+        kind, message = OutOfMemoryError, f"{short} ({message})"
     raise kind(f"{message}\n{lines}" if lines else message)
+
+
+def _free_memory() -> list[tuple[str, int, int]]:
+    """Return the name, the free and the total bytes of each GPU, or of the machine without one."""
+    found = [(d.name, d.free_memory, d.total_memory, d.kind) for d in devices()]
+    gpus = [device[:3] for device in found if device[3] != "cpu"]
+    return gpus or [device[:3] for device in found]
+
+
+def _lost(lines: str) -> DeviceLostError:
+    return DeviceLostError(
+        "a GPU failed, and this process cannot use it any more: save what there is, and start "
+        f"another process\n{lines}"
+    )
 
 
 def check(status: int, message: Callable[[], str]) -> None:
     """Raise what a status of the shim stands for; `message` says what was asked."""
     if status >= 0 and status not in (1, 2):
         return
-    _, lib = load()
+    ffi, lib = load()
     callbacks.reraise()
+    lines = errors(ffi, lib)  # now: `message` may call C
+    if status == lib.LLCUDA_LOST and not lib.llcuda_gpus_answer():
+        raise _lost(lines)
     kind, why = {
         lib.LLCUDA_NO_ROOM: (NoRoomError, "no free KV cells"),
         lib.LLCUDA_ABORTED: (DecodeAbortedError, "cancelled"),
@@ -225,8 +282,9 @@ def check(status: int, message: Callable[[], str]) -> None:
         lib.LLCUDA_NO_OUTPUT: (NoOutputError, "not computed"),
         lib.LLCUDA_NO_CANDIDATES: (SamplingError, "no candidate is left"),
         lib.LLCUDA_UNSUPPORTED: (UnsupportedError, "this memory cannot do that"),
+        lib.LLCUDA_LOST: (DecodeError, "this context failed before: create another"),
     }.get(status, (DecodeError, "llama.cpp failed"))
-    fail(kind, f"{why}: {message()}")
+    fail(kind, f"{why}: {message()}", lines)
 
 
 # --- handles ---

@@ -53,7 +53,7 @@ class Model(Vocabulary):
         self._positions = check_tensors(self.path)
         self._probed = False  # the first context looks at what the model computes
         pointer = self._load(progress)
-        self._handle = library.Handle("model", pointer, self._lib.llama_model_free)
+        self._handle = library.Handle("model", pointer, self._lib.llcuda_model_free)
         self.load_seconds = time.perf_counter() - started
         self._open_vocabulary(self._lib.llama_model_get_vocab(pointer))
         self._read_facts(pointer)
@@ -96,7 +96,7 @@ class Model(Vocabulary):
                 raise LoadCancelledError(f"loading {self.path} was cancelled by progress()")
             library.fail(ModelError, f"cannot load {self.path}")
         if wrong:
-            self._lib.llama_model_free(pointer)
+            self._lib.llcuda_model_free(pointer)
             raise ArgumentError(f"overrides: {wrong[0].partition('Warning: ')[2]}")
         return pointer
 

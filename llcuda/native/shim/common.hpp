@@ -52,6 +52,13 @@ template <typename Result, typename Call> Result guarded(Result failed, Call && 
 // lost, so only for what a damaged file can bring about. Inside `guarded`.
 bool survives(const std::function<void()> & call);
 
+// Whether an error of CUDA ended the last call on this thread that threw.
+extern thread_local bool cuda_failed;
+
+// Whether every GPU still does what it is asked: after a fault of a kernel, or when it is gone, none does in this
+// process.
+bool gpus_answer();
+
 // While one lives, a fault on this thread is nobody's but its own: around calls of Python.
 struct FaultsOff {
     FaultsOff();

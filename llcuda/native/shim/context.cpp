@@ -18,9 +18,9 @@ extern uint64_t main_thread;
 Entry::Entry(llcuda_context * context) : context(context) {
     if (context->busy.exchange(true, std::memory_order_acquire)) {
         status = LLCUDA_BUSY;
-    } else if (context->closed) {
+    } else if (context->closed || context->lost) {
+        status = context->closed ? LLCUDA_CLOSED : LLCUDA_LOST;
         context->busy.store(false, std::memory_order_release);
-        status = LLCUDA_CLOSED;
     }
 }
 
@@ -65,7 +65,10 @@ int process(llcuda_context * context, llama_process_type type, int32_t n_tokens,
     context->polls_signals = static_cast<uint64_t>(pthread_self()) == shim::main_thread;
     const int64_t begin = now_ns();
     context->last_poll_ns = begin;
+    context->computing = context->unfinished = true;
     const int status = llama_process(context->raw, type, context->batch);
+    context->computing = false;
+    context->unfinished = status < LLCUDA_INVALID_BATCH;
     const int64_t elapsed = now_ns() - begin;
     auto & timings = context->timings;
     context->event = {one_row_each, n_tokens, static_cast<int32_t>(context->outputs.size()), elapsed};
@@ -98,6 +101,8 @@ int decode_chunk(llcuda_context * context, const int32_t * tokens, int32_t begin
     llama_batch_ext_clear(context->batch);
     context->first_row = begin;
     context->outputs.clear();
+    context->first.assign(context->n_seq_max, -1);
+    context->first[seq] = pos + begin;
     for (int32_t i = begin; i < end; i++) {
         const bool output = outputs == LLCUDA_OUTPUT_ALL || context->embeddings
                          || (outputs == LLCUDA_OUTPUT_LAST && i == total - 1);
@@ -149,13 +154,17 @@ llcuda_context * llcuda_context_new(llama_model * model, llama_context_params pa
 }
 
 int llcuda_context_close(llcuda_context * context) {
-    return shim::entered<int>(context, [&]() -> int {
+    const int status = shim::entered<int>(context, [&]() -> int {
         context->closed = true;
         return LLCUDA_OK;
     });
+    return status == LLCUDA_LOST ? static_cast<int>(LLCUDA_OK) : status;
 }
 
 void llcuda_context_free(llcuda_context * context) {
+    if (context->lost || !shim::gpus_answer()) {
+        return;  // what fails in a destructor ends the process
+    }
     guarded<int>(0, [&] {
         llama_batch_ext_free(context->batch);
         llama_free(context->raw);
@@ -259,6 +268,7 @@ int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t *
         int32_t n_outputs = 0;
         auto & next = context->next;
         next.assign(context->n_seq_max, -1);
+        context->first.assign(context->n_seq_max, -1);
         bool one_row_each = true;
         for (int32_t i = 0; i < n_rows; i++) {
             if (tokens[i] < 0 || tokens[i] >= context->n_vocab) {
@@ -286,6 +296,8 @@ int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t *
                 return LLCUDA_BAD_POSITION;
             }
             next[seq] = pos + 1;
+            int32_t & first = context->first[seq];
+            first = first < 0 ? pos : std::min(first, pos);
             const bool output = context->embeddings || outputs[i];
             add_row(context, tokens[i], seq, pos, output);
             if (output) {
@@ -314,6 +326,7 @@ int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_to
         }
         llama_batch_ext_clear(context->batch);
         context->outputs.clear();
+        context->first.clear();  // an encoder remembers nothing
         for (int32_t i = 0; i < n_tokens; i++) {
             if (tokens[i] < 0 || tokens[i] >= context->n_vocab) {
                 return LLCUDA_BAD_TOKEN;

@@ -23,6 +23,10 @@ struct llcuda_context {
     int32_t              first_row = 0;  // index within the call of the last batch's first row
     std::vector<int32_t> outputs;        // indices within the call that have outputs, ascending
     std::vector<int32_t> next;           // per sequence, while a batch is filled
+    std::vector<int32_t> first;          // per sequence, the first position of the last batch; -1 = not in it
+    bool computing = false;  // the last batch was begun and llama.cpp has not returned
+    bool unfinished = false;  // the last batch was begun and not completed
+    bool lost      = false;  // its state is unknown, or its device failed: it is neither used nor freed
 
     std::atomic<bool> busy{false}, cancelled{false};
     bool closed = false;  // changed while busy
@@ -57,10 +61,21 @@ struct Entry {
     int status = LLCUDA_OK;
 };
 
+// recovery.cpp: make the context usable after an exception, without the batch that was not completed; or it is lost.
+void recover(llcuda_context * context);
+
 // Run `call` as the only thread inside the context; exceptions become a status.
 template <typename Result, typename Call> Result entered(llcuda_context * context, Call && call) {
     Entry entry(context);
-    return entry.status != LLCUDA_OK ? entry.status : guarded<Result>(LLCUDA_EXCEPTION, call);
+    if (entry.status != LLCUDA_OK) {
+        return entry.status;
+    }
+    Guard guard;  // keeps the error lines until the caller reads them
+    const Result result = guarded<Result>(LLCUDA_EXCEPTION, call);
+    if (result == LLCUDA_EXCEPTION) {
+        recover(context);
+    }
+    return result;
 }
 
 // Wait for the device; its time counts as the decode's.

@@ -52,6 +52,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
 // ggml calls this before abort(). Inside a guard, on the guard's thread, unwinding to it is better.
 void on_abort(const char * message) {
     if (guards > 0) {
+        shim::cuda_failed = strstr(message, "CUDA error") != nullptr;
         throw std::runtime_error(std::string("assertion failed: ") + message);
     }
     fprintf(stderr, "llcuda: llama.cpp ends the process: %s\n", message);
@@ -61,6 +62,8 @@ void on_abort(const char * message) {
 
 namespace shim {
 
+thread_local bool cuda_failed = false;
+
 void add_error(const std::string & line) {
     errors.push_back(line);
     if (errors.size() > MAX_ERROR_LINES) {
@@ -69,8 +72,11 @@ void add_error(const std::string & line) {
 }
 
 Guard::Guard() {
-    if (guards++ == 0 && !errors.empty()) {
-        errors.clear();  // an error message quotes the lines of its own call only
+    if (guards++ == 0) {
+        cuda_failed = false;
+        if (!errors.empty()) {
+            errors.clear();  // an error message quotes the lines of its own call only
+        }
     }
 }
 Guard::~Guard() { guards--; }
@@ -81,7 +87,9 @@ uint64_t main_thread = 0;
 
 const char * llcuda_commit(void) { return LLCUDA_LLAMA_COMMIT; }
 
-const char * llcuda_cuda_architectures(void) { return LLCUDA_BUILD_CUDA; }
+const char * llcuda_cuda_architectures(void) { return LLCUDA_CUDA_ARCHITECTURES; }
+
+const char * llcuda_cuda_version(void) { return LLCUDA_CUDA_VERSION; }
 
 const char * llcuda_library_path(void) {
     Dl_info info;
@@ -118,6 +126,19 @@ int llcuda_backend_score(const char * path) {
     dlclose(library);
     return result;
 }
+
+bool llcuda_backend_load(const char * path) {
+    return shim::guarded<bool>(false, [&] { return ggml_backend_load(path) != nullptr; });
+}
+
+int llcuda_memory_now(ggml_backend_dev_t device, size_t * free, size_t * total) {
+    return shim::guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
+        ggml_backend_dev_memory(device, free, total);
+        return LLCUDA_OK;
+    });
+}
+
+bool llcuda_gpus_answer(void) { return shim::gpus_answer(); }
 
 // --- what the processor permits ---
 

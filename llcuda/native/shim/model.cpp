@@ -32,6 +32,12 @@ llama_model * llcuda_model_load(const char * path, llama_model_params params) {
     });
 }
 
+void llcuda_model_free(llama_model * model) {
+    if (shim::gpus_answer()) {
+        guarded<int>(0, [&] { llama_model_free(model); return 0; });
+    }
+}
+
 int32_t llcuda_tokenize(const llama_vocab * vocab, const char * text, int32_t length,
                         int32_t * tokens, int32_t capacity, bool add_special, bool parse_special) {
     return guarded<int32_t>(INT32_MIN, [&] {

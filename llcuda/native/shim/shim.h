@@ -20,7 +20,8 @@ enum llcuda_status {
     LLCUDA_CALLBACK_FAILED   = -108, // a Python callback raised; the caller re-raises
     LLCUDA_UNSUPPORTED       = -109, // this memory cannot do that
     LLCUDA_EXCEPTION         = -110, // llama.cpp threw or asserted; see llcuda_errors()
-    LLCUDA_INVALID_FILE      = -112  // a model file that must not be loaded; see llcuda_errors()
+    LLCUDA_INVALID_FILE      = -112, // a model file that must not be loaded; see llcuda_errors()
+    LLCUDA_LOST              = -113  // the device under this context failed
 };
 
 enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUTPUT_ALL = 2 };
@@ -28,7 +29,8 @@ enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUT
 // --- library.cpp: log, errors, backends ---
 
 const char * llcuda_commit(void);             // the llama.cpp commit of the headers
-const char * llcuda_cuda_architectures(void); // compiled for; empty without CUDA
+const char * llcuda_cuda_architectures(void); // compiled for, CMake's names, ',' between; empty without CUDA
+const char * llcuda_cuda_version(void);       // of the toolkit, e.g. "13.0"; empty without CUDA
 const char * llcuda_library_path(void);       // the libllama that llama_decode came from
 void         llcuda_init(uint64_t main_thread);
 void         llcuda_log_level(int level);     // deliver lines of this ggml_log_level and above
@@ -36,6 +38,9 @@ const char * llcuda_errors(void);             // this thread's last warnings and
 void         llcuda_clear_errors(void);
 int          llcuda_backend_score(const char * path);  // 0: cannot run here; -1: cannot be loaded
 bool         llcuda_cpu_permits(const char * feature); // "avx", "avx512" or "amx": tried, not only listed
+bool         llcuda_backend_load(const char * path);
+int          llcuda_memory_now(ggml_backend_dev_t device, size_t * free, size_t * total);
+bool         llcuda_gpus_answer(void);        // false: a GPU failed for this process
 
 // --- gguf.cpp ---
 
@@ -46,6 +51,7 @@ int llcuda_gguf_check(const char * path, int64_t * positions);
 
 // --- model.cpp ---
 
+void llcuda_model_free(struct llama_model * model);  // nothing when a GPU failed
 struct llama_model * llcuda_model_load(const char * path, struct llama_model_params params);
 int32_t llcuda_tokenize(const struct llama_vocab * vocab, const char * text, int32_t length,
                         int32_t * tokens, int32_t capacity, bool add_special, bool parse_special);

@@ -1,0 +1,77 @@
+// After llama.cpp has thrown: a GPU out of memory leaves a context that works, a GPU that failed does not.
+
+#include "context.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <dlfcn.h>
+
+#include "llama-context.h"
+
+namespace {
+
+std::atomic<bool> gpu_failed{false};
+
+// CUDA keeps the last error until somebody asks, and the next kernel's check would take it for its own.
+void forget_cuda_error() {
+    static auto * const forget = [] {
+        const std::string libllama = llcuda_library_path();
+        const std::string path = libllama.substr(0, libllama.rfind('/') + 1) + "libggml-cuda.so";
+        void * library = dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
+        return reinterpret_cast<int (*)()>(library ? dlsym(library, "cudaGetLastError") : nullptr);
+    }();
+    if (forget) {
+        forget();
+    }
+}
+
+// Take the batch's rows out of the memory; a text that cannot forget only them is emptied.
+void forget_batch(llcuda_context * context) {
+    for (size_t seq = 0; seq < context->first.size() && context->memory; seq++) {
+        const int32_t first = context->first[seq];
+        if (first < 0) {
+            continue;
+        }
+        const bool whole = context->window > 0
+            && llama_memory_seq_pos_min(context->memory, seq) > std::max(0, first - context->window + 1);
+        if (whole || !llama_memory_seq_rm(context->memory, seq, first, -1)) {
+            llama_memory_seq_rm(context->memory, seq, -1, -1);
+        }
+    }
+    context->outputs.clear();
+}
+
+}  // namespace
+
+namespace shim {
+
+bool gpus_answer() {
+    for (size_t i = 0; i < ggml_backend_dev_count() && !gpu_failed; i++) {
+        size_t free, total;
+        auto * device = ggml_backend_dev_get(i);
+        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU
+            && llcuda_memory_now(device, &free, &total) != LLCUDA_OK) {
+            gpu_failed = true;
+        }
+    }
+    return !gpu_failed;
+}
+
+// An error of CUDA is thrown between two kernels, where all is as it was before the batch. Others, std::bad_alloc
+// among them, leave llama.cpp and its CPU backend with pointers to what they have freed.
+void recover(llcuda_context * context) {
+    const bool by_cuda = std::exchange(cuda_failed, false);
+    forget_cuda_error();
+    auto works = [](auto && call) { return guarded<bool>(false, [&] { call(); return true; }); };
+    if (context->computing && !by_cuda) {
+        context->lost = true;
+    } else if (!works([&] { llama_synchronize(context->raw); })) {
+        context->lost = gpu_failed = true;
+    } else if (context->unfinished) {
+        context->lost = !works([&] { forget_batch(context); });
+    }
+    context->computing = context->unfinished = context->pending = false;
+}
+
+}  // namespace shim
