@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llcuda import steps as steps
     from llcuda.completion import Completion as Completion
+    from llcuda.completion import InferResult as InferResult
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from llcuda.engine import EngineParams as EngineParams
     from llcuda.errors import LlcudaError as LlcudaError
     from llcuda.inference import InferenceEngine as InferenceEngine
-    from llcuda.inference import InferResult as InferResult
     from llcuda.inference import quick_infer as quick_infer
     from llcuda.native.adapter import Adapter as Adapter
     from llcuda.native.context import Context as Context
@@ -47,7 +47,7 @@ _HOMES = {
     "DeviceMemory": "llcuda.native.estimate",
     "Engine": "llcuda.engine",
     "EngineParams": "llcuda.engine",
-    "InferResult": "llcuda.inference",
+    "InferResult": "llcuda.completion",
     "InferenceEngine": "llcuda.inference",
     "LlcudaError": "llcuda.errors",
     "Model": "llcuda.native.model",

@@ -28,7 +28,7 @@ class Delivery:
         context: Context,
         scheduler: Scheduler,
         speculation: int,
-        on_admit: Callable[[], None],
+        on_leave: Callable[[], None],
         reporter: Reporter,
     ) -> None:
         self.context = context
@@ -36,7 +36,7 @@ class Delivery:
         self.requests: set[Request] = set()
         self._scheduler = scheduler
         self._speculation = speculation
-        self._on_admit = on_admit
+        self._on_leave = on_leave
         self._reporter = reporter
         self._limit = context.ctx_size
         self._overlaps = context.params.device_logits
@@ -75,7 +75,6 @@ class Delivery:
         """Note that a request waits no longer."""
         if not request.times.admitted:
             request.times.admitted = now()
-            self._on_admit()
 
     def _first(self, request: Request, token: Any, sampled: float, sampling: float) -> None:
         """Note a text's first token; what was spent on sampling it is its own."""
@@ -95,6 +94,12 @@ class Delivery:
         if token in self._ends or token in params.stop_tokens:
             self._finish(request, "stop")
             return
+        if params.guide is not None:
+            try:
+                params.guide.accept(token)
+            except Exception as error:
+                self._fail(request, error)
+                return
         request.tokens.append(token)
         job.tokens.append(token)
         if params.logprobs is not None:
@@ -142,6 +147,8 @@ class Delivery:
         job.done -= drop
         job.prompt_size = min(job.prompt_size, job.done)
         request.shifted_keep = keep
+        if request.drafter is not None:  # what it knows of are places in the whole text
+            request.drafter = Drafter(self._speculation)
         return True
 
     def _logprob(self, token: int, index: int, n: int) -> TokenLogprob:
@@ -149,13 +156,18 @@ class Delivery:
         return TokenLogprob(token, value, top)
 
     def _echo(self, job: Job, begin: int, end: int, row: int) -> None:
-        """Report the prompt's own tokens: each by the logits of the one before."""
+        """Report the prompt's own tokens: each by the logits of the one before.
+
+        A request that asks for no more than that has ended.
+        """
         request: Request = job.request
         tokens = job.tokens[begin + 1 : min(end + 1, job.prompt_size)]
         indices = range(row, row + len(tokens))
         found = self.context.logprobs(tokens, indices, request.params.logprobs or 0)
         for token, (value, top) in zip(tokens, found, strict=True):
             request.prompt_logprobs.append(TokenLogprob(token, value, top))
+        if end == job.prompt_size and not request.params.max_tokens:
+            self._finish(request, "length")
 
     # --- ends ---
 
@@ -177,8 +189,7 @@ class Delivery:
             return False
         self.requests.discard(request)
         self._with_deadline.discard(request)
-        if not request.times.admitted:
-            self._on_admit()
+        self._on_leave()
         slot = request.job.slot
         self._scheduler.finish(request.job)
         if slot is not None:

@@ -41,7 +41,8 @@ class EngineParams:
     cache_size: KV cells in all; None = n_parallel x ctx_size. More room keeps more finished texts,
         whose beginnings later prompts need not compute again.
     batch_size: most prompt tokens of one step, which is how long a prompt delays running texts.
-    queue_size: most requests that may wait; another is a QueueFullError.
+    queue_size: most requests that may wait, beside n_parallel that run; one more unfinished
+        request is a QueueFullError.
     speculation: most tokens guessed from the text itself for each step, 0 = off.
     """
 
@@ -165,13 +166,13 @@ class Engine:
                 "ctx_size=%s, but %s was trained on texts of %s tokens: longer ones may derail",
                 *(params.ctx_size, model.path.name, model.train_ctx_size),
             )
-        self._desk = Desk(params.queue_size)
+        self._desk = Desk(params.queue_size, params.n_parallel)
         self._worker = Worker(
             self.context,
             params.n_parallel,
             params.batch_size,
             params.speculation,
-            self._desk.admitted,
+            self._desk.left,
             Reporter(self.metrics, on_step, on_request),
         )
         self._thread = threading.Thread(
@@ -197,7 +198,7 @@ class Engine:
         Raises ArgumentError (an empty prompt, one beyond the context), QueueFullError,
         ClosedError, and TypeError for an unknown keyword.
         """
-        return self.submit_n(prompt, 1, params, sampling, **parameters)[0]
+        return self._submit(prompt, 1, params, sampling, parameters)[0]
 
     def submit_n(
         self,
@@ -209,6 +210,16 @@ class Engine:
     ) -> list[Request]:
         """Queue `n` continuations of one prompt, which is computed once; seeds count up."""
         check_number("n", n, "int", 1, 10_000)
+        return self._submit(prompt, n, params, sampling, parameters)
+
+    def _submit(
+        self,
+        prompt: str | Sequence[int],
+        n: int,
+        params: RequestParams | None,
+        sampling: SamplingParams | None,
+        parameters: dict[str, Any],
+    ) -> list[Request]:
         if parameters:
             if params is not None or sampling is not None:
                 raise ArgumentError("give params= and sampling=, or keywords, not both")
@@ -218,38 +229,41 @@ class Engine:
         c = self.context.params
         if params.echo and not c.device_logits and 0 < c.outputs_max < self.params.batch_size:
             raise ArgumentError("echo=True takes the logits of whole prompts: give outputs_max=0")
-        tokens = self._prompt_tokens(prompt, params)
+        tokens, dropped = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
-        cancel = partial(_cancel, self._desk, self._worker)
+        cancel, check = partial(_cancel, self._desk, self._worker), self._desk.check_reader
         for i in range(n):
             sampler = self._sampler(sampling, params, i)
             # Scores of the prompt need its logits: then nothing is reused.
             job = Job(tokens, requests[0].job if requests else None, fresh=params.echo)
-            requests.append(Request(job, params, sampler, cancel))
+            requests.append(Request(job, params, sampler, cancel, check, dropped))
         self._desk.submit([partial(self._worker.accept, request) for request in requests])
         return requests
 
-    def _prompt_tokens(self, prompt: str | Sequence[int], params: RequestParams) -> list[int]:
+    def _prompt_tokens(
+        self, prompt: str | Sequence[int], params: RequestParams
+    ) -> tuple[list[int], int]:
+        """Return the prompt's tokens, and how many others had to be dropped."""
         if isinstance(prompt, str):
             tokens = self.model.tokenize(prompt) if prompt else []
         else:
             tokens = self._tokens(prompt)
         if not tokens:
             raise ArgumentError("the prompt is empty")
-        limit = self.params.ctx_size
-        if len(tokens) >= limit:
+        given, limit = len(tokens), self.params.ctx_size
+        if given > limit - bool(params.max_tokens):
             if params.overflow == "error":
                 raise ArgumentError(
-                    f"the prompt has {len(tokens)} tokens, prompt and answer may have {limit}; "
+                    f"the prompt has {given} tokens, prompt and answer may have {limit}; "
                     "overflow='truncate' or 'shift' drops its beginning"
                 )
             keep = min(max(params.keep, int(self.model.adds_bos)), limit // 2)
-            tokens = tokens[:keep] + tokens[len(tokens) - (limit * 3 // 4 - keep) :]
+            tokens = tokens[:keep] + tokens[given - (limit * 3 // 4 - keep) :]
             if not tokens:
                 raise ArgumentError(f"ctx_size={limit} has no room for a prompt and an answer")
         for token in params.stop_tokens:
             self.model._check_token(token)
-        return tokens
+        return tokens, given - len(tokens)
 
     def _tokens(self, prompt: Any) -> list[int]:
         """Return the tokens of a prompt that is no text; ArgumentError unless they are some."""

@@ -10,90 +10,28 @@ only when `verbose`.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llcuda import hub
-from llcuda.completion import Completion, TokenLogprob
-from llcuda.configuration import Configuration, configure
-from llcuda.engine import Engine, check_parameters
-from llcuda.errors import ArgumentError, ClosedError, QueueFullError
+from llcuda.completion import Completion, InferResult
+from llcuda.configuration import configure
+from llcuda.desk import in_hook
+from llcuda.engine import Engine, EngineParams, check_parameters, context_params
+from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, QueueFullError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
+from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model
 from llcuda.request import Request
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class InferResult:
-    """What `infer` returns; str(result) is the text.
-
-    tokens_generated: sampled tokens, the end token not counted. latency_ms: wall time of the
-    request, queue and prefill in it. tokens_per_sec = tokens_generated / (latency_ms / 1000).
-    completion: the engine's Completion, with the time of each phase.
-    """
-
-    text: str
-    tokens_generated: int
-    latency_ms: float
-    completion: Completion = field(repr=False)
-
-    @property
-    def tokens_per_sec(self) -> float:
-        """Tokens per second over the whole latency."""
-        return self.tokens_generated / (self.latency_ms / 1000) if self.latency_ms else 0.0
-
-    @property
-    def finish_reason(self) -> str:
-        """Why the text ended: "stop", "length", "context", "timeout" or "cancelled"."""
-        return self.completion.finish_reason
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return self.completion.prompt_tokens
-
-    @property
-    def seed(self) -> int:
-        """The seed that gives this text again."""
-        return self.completion.seed
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds of each phase of this request."""
-        names = ("queue_seconds", "prefill_seconds", "decode_seconds", "latency_seconds")
-        return {name: getattr(self.completion, name) for name in names}
-
-    @property
-    def reused_tokens(self) -> int:
-        """Tokens of the prompt that a kept text spared."""
-        return self.completion.reused_tokens
-
-    @property
-    def logprobs(self) -> list[TokenLogprob] | None:
-        """Each token's log-probability with its alternatives; None unless logprobs= was given."""
-        return self.completion.logprobs
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        return f"<llcuda.InferResult {self.text!r}: {self._facts()}>"
-
-    def _repr_markdown_(self) -> str:
-        fence = "\n```" if self.text.count("```") % 2 else ""  # cut off inside a block of code
-        return f"{self.text}{fence}\n\n*{self._facts()}*"
-
-    def _facts(self) -> str:
-        rate = f"{self.tokens_per_sec:.1f} tokens/s"
-        count = f"{self.tokens_generated} tokens, {self.latency_ms:.0f} ms"
-        return f"{count}, {rate}, {self.finish_reason}"
 
 
 class InferenceEngine:
@@ -108,6 +46,7 @@ class InferenceEngine:
         self._pending: dict[str, Any] | None = None
         self._model: Model | None = None
         self._engine: Engine | None = None
+        _all.add(self)
 
     # --- loading ---
 
@@ -136,12 +75,15 @@ class InferenceEngine:
         gpu_layers: None = all that fit, 0 = CPU. ctx_size, or context_size: tokens of each text
             (2,048). n_parallel: texts that decode in one batch. cache_size: KV cells in all, None =
             ctx_size x n_parallel. auto_start=False: load at the first `infer`.
-        verbose: say what is done on stdout, and where stderr is a terminal draw there how far the
-            loading of a big model is; silent=True, or verbose=False: nothing.
+        verbose: say what is done on stdout, and draw how far downloads and the loading of a big
+            model are, on stderr in a terminal or a notebook; silent=True, verbose=False: nothing.
         on_step, on_request: called by the engine's thread; see `Engine`.
         parameters: further fields of EngineParams, ModelParams or ContextParams.
-        Raises ModelNotFoundError, ModelError, ArgumentError; TypeError for an unknown keyword.
+        Raises ModelNotFoundError, ModelError, ArgumentError; TypeError for an unknown keyword;
+        ConcurrencyError in a hook. What is loaded stays when the file cannot be found, is broken,
+        or does not go with the parameters.
         """
+        _refuse_in_hook("load_model")
         if ctx_size is not None and context_size is not None and ctx_size != context_size:
             raise TypeError(f"ctx_size={ctx_size} and context_size={context_size} differ")
         request = {
@@ -170,16 +112,18 @@ class InferenceEngine:
         return True
 
     def _load(self, request: dict[str, Any]) -> Engine:
-        """Load in place of what is there; what cannot be found leaves it there."""
+        """Load in place of what is there, which stays when the file is no model for the engine."""
         say = _say if request["verbose"] else _silent
         say(f"Loading model: {request['name']}")
         started = time.perf_counter()
         path = hub.resolve(request["name"], request["filename"], progress=request["verbose"])
+        if self._engine is not None:
+            _check_file(path, request)
         self.unload_model()
-        configuration: Configuration = configure(request, path)
+        configuration = configure(request, path)
         for line in configuration.report:
             say(line)
-        bar = request["verbose"] and path.stat().st_size >= BIG_MODEL and _is_terminal(sys.stderr)
+        bar = request["verbose"] and path.stat().st_size >= BIG_MODEL
         model = Model(path, progress=bar, params=configuration.model)
         try:
             engine = Engine(
@@ -208,7 +152,11 @@ class InferenceEngine:
         return self._model
 
     def unload_model(self) -> None:
-        """Free the model; requests in flight end with ClosedError. Without one, nothing."""
+        """Free the model; requests in flight end with ClosedError. Without one, nothing.
+
+        Raises ConcurrencyError in a hook.
+        """
+        _refuse_in_hook("unload_model")
         with self._lock:
             engine, model = self._engine, self._model
             self._engine = self._model = self._pending = None
@@ -220,6 +168,8 @@ class InferenceEngine:
     def _running(self) -> Engine:
         engine = self._engine
         if engine is None:
+            if in_hook():  # who holds the lock may wait for this thread
+                raise ClosedError("no model is loaded, and a hook cannot wait for one")
             with self._lock:
                 if self._engine is not None:
                     return self._engine
@@ -258,10 +208,14 @@ class InferenceEngine:
             stop_sequences=stop_sequences,
             **parameters,
         )
-        try:
-            return _result(request.result())
-        finally:
-            request.cancel()  # nothing when it is done; else Ctrl-C or an alarm came between
+        return _results([request])[0]
+
+    def infer_n(self, prompt: str, n: int, **parameters: Any) -> list[InferResult]:
+        """Continue `prompt` in `n` ways at once; it is computed once, and seeds count up.
+
+        parameters: as those of `infer`.
+        """
+        return _results(self._running().submit_n(prompt, n, **_with_stop(parameters)))
 
     def batch_infer(
         self, prompts: Sequence[str], max_tokens: int = 128, **parameters: Any
@@ -277,10 +231,11 @@ class InferenceEngine:
         try:
             for i, prompt in enumerate(prompts):
                 requests.append(self._submit_patiently(i, prompt, max_tokens, parameters))
-            return [_result(request.result()) for request in requests]
-        finally:
+        except BaseException:
             for request in requests:
                 request.cancel()
+            raise
+        return _results(requests)
 
     def _submit_patiently(
         self, index: int, prompt: str, max_tokens: int, parameters: dict[str, Any]
@@ -294,8 +249,14 @@ class InferenceEngine:
                 raise ArgumentError(f"prompt {index}: {error}") from error
 
     def stream(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> Iterator[str]:
-        """Continue `prompt` and yield its text as it comes; leaving the loop cancels it."""
-        yield from self.submit(prompt, max_tokens=max_tokens, **parameters)
+        """Continue `prompt` and return an iterator of its text as it comes.
+
+        Errors come at this call. Leaving the loop, and dropping the iterator, cancels the request.
+        """
+        request = self.submit(prompt, max_tokens=max_tokens, **parameters)
+        pieces = iter(request)
+        weakref.finalize(pieces, request.cancel).atexit = False  # also when no loop ever began
+        return pieces
 
     async def ainfer(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> InferResult:
         """`infer` for coroutines; cancelling the task cancels the request."""
@@ -306,8 +267,7 @@ class InferenceEngine:
 
         stop_sequences: another name of stop.
         """
-        parameters["stop"] = _stops(parameters.get("stop"), parameters.pop("stop_sequences", None))
-        return self._running().submit(prompt, **parameters)
+        return self._running().submit(prompt, **_with_stop(parameters))
 
     # --- metrics ---
 
@@ -347,13 +307,35 @@ def _result(completion: Completion) -> InferResult:
     )
 
 
-def _stops(
-    stop: str | Sequence[str] | None, stop_sequences: str | Sequence[str] | None
-) -> str | Sequence[str]:
-    if stop is not None and stop_sequences is not None and stop != stop_sequences:
+def _results(requests: Sequence[Request]) -> list[InferResult]:
+    try:
+        return [_result(request.result()) for request in requests]
+    finally:
+        for request in requests:
+            request.cancel()  # nothing when it is done; else Ctrl-C or an alarm came between
+
+
+def _with_stop(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return `parameters` with one name for the stops."""
+    others = {k: v for k, v in parameters.items() if k != "stop_sequences"}
+    stop, same = parameters.get("stop"), parameters.get("stop_sequences")
+    if stop is not None and same is not None and stop != same:
         raise TypeError("give stop= or stop_sequences=, not both")
-    given = stop_sequences if stop is None else stop
-    return () if given is None else given
+    return others if same is None else {**others, "stop": same}
+
+
+def _refuse_in_hook(what: str) -> None:
+    if in_hook():
+        raise ConcurrencyError(f"{what}() cannot be called from a hook, which runs on the engine")
+
+
+def _check_file(path: Path, request: dict[str, Any]) -> None:
+    """Raise what loading would raise, by going through it without taking memory; 0.1 to 0.3 s."""
+    chosen = configure(request)
+    own = {k: v for k, v in chosen.engine.items() if k in EngineParams.__dataclass_fields__}
+    others = {k: v for k, v in chosen.engine.items() if k not in own}
+    on_cpu = replace(chosen.model, gpu_layers=0, devices=(), split_mode="layer")
+    memory_needed(path, model=on_cpu, context=context_params(EngineParams(**own), others))
 
 
 def _say(line: str) -> None:
@@ -362,9 +344,17 @@ def _say(line: str) -> None:
     print(line.encode(encoding, "replace").decode(encoding))
 
 
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and bool(stream.isatty())
-
-
 def _silent(line: str) -> None:
     pass
+
+
+_all: weakref.WeakSet[InferenceEngine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Make locks anew in a forked child, where a thread that holds one does not exist."""
+    for engine in list(_all):
+        engine._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

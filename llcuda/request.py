@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from llcuda.completion import Completion, StepSums, Times, TokenLogprob
 from llcuda.errors import ArgumentError
+from llcuda.guide import Guide
 from llcuda.metrics import RequestRecord
 from llcuda.params import SamplingParams, check_flags, check_number
 from llcuda.scheduler import Job
@@ -41,8 +42,9 @@ OVERFLOWS = ("error", "truncate", "shift")
 class RequestParams:
     """What ends a request, and what it reports. Sampling is SamplingParams' part.
 
-    max_tokens: at most so many are sampled. stop: texts, or one, that end it; neither they nor
-    what follows is shown. stop_tokens: tokens that end it. ignore_eos: go on after the model's end.
+    max_tokens: at most so many are sampled; 0 only with echo, to score a text.
+    stop: texts, or one, that end it; neither they nor what follows is shown.
+    stop_tokens: tokens that end it. ignore_eos: go on after the model's end.
     logprobs: None, or how many alternatives to report for each token besides the chosen one.
     echo: report log-probabilities of the prompt's tokens too.
     timeout: seconds from submission; then it ends with what there is, finish reason "timeout".
@@ -50,6 +52,7 @@ class RequestParams:
         prompt) and end (the text), "truncate" (drop the prompt's beginning), "shift" (drop the
         older half after `keep` tokens, and go on).
     keep: tokens of the prompt's beginning that "truncate" and "shift" leave.
+    guide: restricts every token, see `llcuda.guide`; one for each request.
     """
 
     max_tokens: int = 128
@@ -61,11 +64,12 @@ class RequestParams:
     timeout: float | None = None
     overflow: str = "error"
     keep: int = 0
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
-        check_number("max_tokens", self.max_tokens, "int", 1, 2**31 - 1)
-        check_number("keep", self.keep, "int", 0, 2**31 - 1)
         check_flags(self, "ignore_eos echo")
+        check_number("max_tokens", self.max_tokens, "int", 0 if self.echo else 1, 2**31 - 1)
+        check_number("keep", self.keep, "int", 0, 2**31 - 1)
         if self.logprobs is not None:
             check_number("logprobs", self.logprobs, "int", 0, 100)
         if self.timeout is not None:
@@ -73,6 +77,10 @@ class RequestParams:
         if self.overflow not in OVERFLOWS:
             raise ArgumentError(
                 f"overflow={self.overflow!r}: expected one of {', '.join(OVERFLOWS)}"
+            )
+        if self.guide is not None and not isinstance(self.guide, Guide):
+            raise ArgumentError(
+                f"guide={self.guide!r}: expected an object with mask() and accept()"
             )
         object.__setattr__(self, "stop", _texts(self.stop))
         tokens = _items("stop_tokens", self.stop_tokens, "tokens")
@@ -129,11 +137,18 @@ class Request:
         async for text in request: ...
 
     Only one reader may iterate; one that leaves its loop early cancels the request. Errors of this
-    request are raised to whoever reads it.
+    request are raised to whoever reads it. Waiting for it in a forked child is a ForkError, in a
+    hook a ConcurrencyError.
     """
 
     def __init__(
-        self, job: Job, params: RequestParams, sampler: Any, cancel: Callable[[Request], None]
+        self,
+        job: Job,
+        params: RequestParams,
+        sampler: Any,
+        cancel: Callable[[Request], None],
+        check_reader: Callable[[], None],
+        dropped_tokens: int,
     ) -> None:
         self.params = params
         self.sampler = sampler
@@ -144,10 +159,12 @@ class Request:
         self.job = job
         job.request = self
         self.prompt_tokens = job.prompt_size
+        self.dropped_tokens = dropped_tokens
         self.drafter: Any = None
         self.shifted_keep: int | None = None  # set once the older half was dropped
         self.since: StepSums | None = None  # the engine's sums when its first token was sampled
         self._cancel = cancel
+        self._check_reader = check_reader
         self._decoder = Utf8Decoder()
         self._stops = StopFinder(params.stop) if params.stop else None
         self._texts: list[str] = []
@@ -195,6 +212,7 @@ class Request:
             tokens=self.tokens,
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
+            dropped_tokens=self.dropped_tokens,
             reused_tokens=self.job.reused,
             seed=self.sampler.seed,
             logprobs=self.logprobs if self.params.logprobs is not None else None,
@@ -241,12 +259,15 @@ class Request:
 
     def cancel(self) -> None:
         """End the request as soon as the step that runs is over; finish reason "cancelled"."""
-        self._cancel(self)
+        if not self.done:
+            self._cancel(self)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end and return the Completion; TimeoutError after `timeout` seconds."""
-        if not self._done.wait(timeout):
-            raise TimeoutError(f"no result after {timeout} s; the request goes on")
+        if not self.done:
+            self._check_reader()
+            if not self._done.wait(timeout):
+                raise TimeoutError(f"no result after {timeout} s; the request goes on")
         return self._outcome()
 
     def _outcome(self) -> Completion:
@@ -257,7 +278,12 @@ class Request:
 
     def __iter__(self) -> Iterator[str]:
         try:
-            while (text := self._stream.get()) is not _END:
+            while True:
+                if self._stream.empty():
+                    self._check_reader()
+                text = self._stream.get()
+                if text is _END:
+                    break
                 yield text
         finally:
             self._left()
@@ -274,6 +300,7 @@ class Request:
         """Wait for more text or for the end; cancelling the task cancels the request."""
         import asyncio  # 14 ms, for those who await
 
+        self._check_reader()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:

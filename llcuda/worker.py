@@ -11,8 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from llcuda.delivery import Delivery
-from llcuda.errors import ClosedError, DecodeError, LlcudaError, NoRoomError, UnsupportedError
+from llcuda.errors import (
+    ArgumentError,
+    ClosedError,
+    DecodeError,
+    LlcudaError,
+    NoRoomError,
+    UnsupportedError,
+)
 from llcuda.native.context import Context
 from llcuda.native.rows import Rows
 from llcuda.reporter import Reporter, Spent
@@ -41,6 +50,8 @@ class Lineup:
         self.appends = [(job.request.tokens.append, job.tokens.append) for job in jobs]
         self.quiet = 0
         asked = [job.request.params for job in jobs]
+        self.guided = any(p.guide is not None for p in asked)
+        quiet = quiet and not self.guided
         if quiet and all(p.logprobs is None and not p.stop_tokens for p in asked):
             room = (p.max_tokens - len(j.request.tokens) for p, j in zip(asked, jobs, strict=True))
             full = (context.ctx_size - len(job.tokens) for job in jobs)
@@ -183,7 +194,8 @@ class Worker(Delivery):
         if not ready:
             return computed - begun, 0.0, delivered - computed
         rows = Rows(self.context, [job.request.sampler for job, _ in ready])
-        chosen = rows.sample([index for _, index in ready])
+        masks = self._masks([job for job, _ in ready])
+        chosen = rows.sample([index for _, index in ready], masks)
         sampled = now()
         self._sum(len(ready), rows.seconds, any(job.request.times.first_token for job, _ in ready))
         for (job, index), token in zip(ready, chosen, strict=True):
@@ -205,7 +217,7 @@ class Worker(Delivery):
             for job in lineup.firsts:
                 self._admit(job.request)
         jobs = lineup.jobs
-        if self._speculation and self._step_costs.knows(len(jobs)):
+        if self._speculation and not lineup.guided and self._step_costs.knows(len(jobs)):
             drafts = [job.request.drafter.draft(job.tokens)[: self._room(job)] for job in jobs]
             if any(drafts):
                 self._lineup = None  # its tokens are not those after the guesses
@@ -215,8 +227,9 @@ class Worker(Delivery):
         self._scheduler.computed([(job, job.done, job.done + 1) for job in jobs])
         computed = now()
         self._deliver()
+        masks = self._masks(jobs) if lineup.guided else None
         delivered = now()
-        chosen = lineup.rows.sample()
+        chosen = lineup.rows.sample(None, masks) if lineup.guided else lineup.rows.sample()
         sampled = now()
         sampling = lineup.rows.seconds
         self._sum(len(jobs), sampling)
@@ -226,6 +239,27 @@ class Worker(Delivery):
         waiting, delivering = sampled - delivered - sampling, now() - sampled
         self._sums.deliver_seconds += (delivering + delivered - computed) / len(jobs)
         return computed - begun + waiting, sampling, delivering + delivered - computed
+
+    def _masks(self, jobs: Sequence[Job]) -> list[Any]:
+        """Return what each text's guide allows next; a guide that fails ends its text."""
+        masks = []
+        for job in jobs:
+            mask, guide = None, job.request.params.guide
+            if guide is not None and job.slot is not None:
+                try:
+                    mask = self._checked_mask(guide.mask())
+                except Exception as error:
+                    self._fail(job.request, error)
+            masks.append(mask)
+        return masks
+
+    def _checked_mask(self, mask: Any) -> Any:
+        words = (self.model.vocab_size + 31) // 32
+        if mask is not None and (mask.dtype != np.uint32 or mask.shape != (words,)):
+            raise ArgumentError(
+                f"a guide's mask: {mask.dtype} of shape {mask.shape}, expected uint32 ({words},)"
+            )
+        return mask
 
     def _take_all(self, lineup: Lineup, chosen: list[Any], sampled: float) -> None:
         """Add each text's token."""

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import random
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda import Engine, Model, RequestParams, request
+from llcuda import Engine, Model, Request, RequestParams, request
 from llcuda.errors import (
     ArgumentError,
     BatchError,
@@ -24,7 +25,10 @@ from llcuda.errors import (
     ConcurrencyError,
     DecodeError,
     ModelNotFoundError,
+    QueueFullError,
 )
+from llcuda.speculation import NGRAM, Drafter
+from tests.programs import run
 
 ENDLESS: dict[str, Any] = {"max_tokens": 4000, "ignore_eos": True, "overflow": "shift"}
 
@@ -561,3 +565,299 @@ def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
         ]
         together = [request.result(60).tokens for request in requests]
     assert together == alone
+
+
+# --- exactness ---
+
+WORDS = [
+    "Once",
+    "upon",
+    "a",
+    "time",
+    "there",
+    "was",
+    "little",
+    "fox",
+    "named",
+    "Tom",
+    "who",
+    "lived",
+    "in",
+    "the",
+    "forest",
+    "and",
+    "liked",
+    "to",
+    "play",
+    "with",
+    "his",
+    "friend",
+    "owl",
+    "One",
+    "day",
+    "they",
+    "found",
+    "red",
+    "ball",
+]
+
+
+def salad(model: Model, dice: random.Random, length: int) -> list[int]:
+    """Return so many tokens of random words."""
+    return model.tokenize(" ".join(dice.choices(WORDS, k=length)))[:length]
+
+
+def test_without_flash_attention_results_are_exact() -> None:
+    """Reuse and company change no bit of a text's log-probabilities, on the CPU.
+
+    No prompt is kept whole: its last token would be computed alone, which may round otherwise.
+    """
+    dice = random.Random(8)
+    with Model("demo", gpu_layers=0) as model:
+        first = [salad(model, dice, length) for length in range(5, 151, 7)]
+        kept = salad(model, dice, 150)
+        prompts = [
+            *first,
+            *(kept[: 20 + 6 * i] + prompt[:10] for i, prompt in enumerate(first)),
+        ]
+        asked: list[dict[str, Any]] = [
+            {
+                "temperature": i % 2,
+                "seed": i,
+                "max_tokens": 5 + i,
+                "ignore_eos": True,
+                "logprobs": 1,
+            }
+            for i in range(len(prompts))
+        ]
+        sizes: dict[str, Any] = {"ctx_size": 256, "threads": 1, "flash_attention": False}
+        alone = []
+        for prompt, parameters in zip(prompts, asked, strict=True):
+            with Engine(model, **sizes) as engine:
+                alone.append(engine.submit(prompt, **parameters).result(60))
+        with Engine(model, n_parallel=6, cache_size=256 * 12, **sizes) as engine:
+            engine.submit(kept, max_tokens=1).result(60)
+            go_on = hold(engine)
+            requests = [
+                engine.submit(prompt, **parameters)
+                for prompt, parameters in zip(prompts, asked, strict=True)
+            ]
+            go_on()
+            together = [request.result(60) for request in requests]
+            snapshot = engine.metrics.snapshot()
+    for one, other in zip(together, alone, strict=True):
+        assert (one.tokens, one.logprobs) == (other.tokens, other.logprobs)
+    assert snapshot["reuse"]["ratio"] > 0.2
+    assert snapshot["batch"]["mean_rows"] > 3
+
+
+def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right and wrong ones, by turns with steps that guess nothing."""
+    monkeypatch.setattr(Drafter, "judge", lambda *arguments: None)
+    asked: dict[str, Any] = {
+        "grammar": 'root ::= (" Tom had a ball." | " Mia saw the owl and the fox." | [a-z ]+) root',
+        "max_tokens": 150,
+        "ignore_eos": True,
+        "logprobs": 0,
+        "seed": 1,
+        "temperature": 1,
+    }
+    sizes: dict[str, Any] = {"n_parallel": 2, "ctx_size": 256, "threads": 1}
+    found = []
+    for speculation in (0, 4):
+        with Engine(model, speculation=speculation, flash_attention=False, **sizes) as engine:
+            done = engine.submit("Tom had a ball.", **asked).result(60)
+            found.append([report.logprob for report in done.logprobs or ()])
+            steps = engine.metrics.snapshot()["batch"]["decode_steps"]
+    assert 50 < steps < 140
+    np.testing.assert_allclose(found[1], found[0], atol=0.3)
+
+
+def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what followed the last tokens before, in the text as it is now."""
+    guesses: list[tuple[list[int], list[int]]] = []
+    draft = Drafter.draft
+
+    def watch(self: Drafter, tokens: list[int]) -> list[int]:
+        found = draft(self, tokens)
+        if found:
+            guesses.append((list(tokens), found))
+        return found
+
+    monkeypatch.setattr(Drafter, "draft", watch)
+    monkeypatch.setattr(Drafter, "judge", lambda *arguments: None)
+    asked: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "overflow": "shift"}
+    with Engine(model, ctx_size=64, threads=1, speculation=4) as engine:
+        grammar = 'root ::= " Tom had a ball." root'
+        engine.submit("Tom had a ball.", grammar=grammar, **asked).result(60)
+    assert len(guesses) > 50
+    for tokens, found in guesses:
+        places = range(NGRAM, len(tokens))
+        assert any(
+            tokens[place - NGRAM : place] == tokens[-NGRAM:]
+            and tokens[place : place + len(found)] == found
+            for place in places
+        )
+
+
+# --- how many ---
+
+
+def test_what_the_queue_counts(model: Model) -> None:
+    """As many as may run and wait are taken, all at once or one by one; the error says so."""
+    sizes: dict[str, Any] = {"n_parallel": 3, "queue_size": 2, "ctx_size": 128, "threads": 1}
+    with Engine(model, **sizes) as engine:
+        for _ in range(3):
+            go_on = hold(engine)
+            requests = engine.submit_n("Once", 4, max_tokens=3)
+            requests.append(engine.submit("One day", max_tokens=3))
+            with pytest.raises(QueueFullError, match=r"1 more .*, 5 are .* at most 5 in all"):
+                engine.submit("One day")
+            go_on()
+            for one in requests:
+                one.result(10)
+        with pytest.raises(QueueFullError, match=r"6 more .* n_parallel=3 .* queue_size=2"):
+            engine.submit_n("Once", 6)
+        requests = [engine.submit("Once", **ENDLESS) for _ in range(5)]
+        for one in requests:
+            one.cancel()
+        for one in requests:
+            one.result(10)
+        assert len(engine.submit_n("Once", 5, max_tokens=1)) == 5
+
+
+def test_unknown_parameters_are_named(engine: Engine) -> None:
+    """The arguments of submit_n are none of submit's."""
+    with pytest.raises(TypeError, match=r"unknown parameter n$"):
+        engine.submit("x", n=3)
+
+
+# --- scores and what was dropped ---
+
+
+@pytest.mark.parametrize("length", [1, 2, 40, 200, 256])
+def test_a_text_is_scored_without_a_token(model: Model, length: int) -> None:
+    """max_tokens=0 with echo=True: the scores that a longer answer has, and the reason "length"."""
+    tokens = model.tokenize("The fox was happy and went to the river. " * 40)[:length]
+    sizes: dict[str, Any] = {"n_parallel": 2, "ctx_size": 256, "batch_size": 64, "threads": 1}
+    with Engine(model, flash_attention=False, **sizes) as engine:
+        beside = engine.submit("Once upon a time", max_tokens=50, ignore_eos=True)
+        done = engine.submit(tokens, max_tokens=0, echo=True, logprobs=2).result(10)
+        assert (done.text, done.tokens, done.finish_reason) == ("", [], "length")
+        assert done.prompt_logprobs is not None
+        assert [report.token for report in done.prompt_logprobs] == tokens[1:]
+        assert all(len(report.top) == 2 for report in done.prompt_logprobs)
+        assert done.prompt_tokens == length
+        if length < 256:
+            longer = engine.submit(tokens, max_tokens=1, echo=True, logprobs=2).result(10)
+            assert longer.prompt_logprobs is not None
+            expected = [report.logprob for report in longer.prompt_logprobs]
+            reported = [report.logprob for report in done.prompt_logprobs]
+            np.testing.assert_allclose(reported, expected, atol=0.5)
+        assert len(beside.result(10).tokens) == 50
+    with pytest.raises(ArgumentError, match="max_tokens=0"):
+        RequestParams(max_tokens=0)
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "shift"])
+def test_dropped_tokens_are_told(model: Model, overflow: str) -> None:
+    """As a number, and in what is shown."""
+    given = len(model.tokenize("fox " * 300))
+    with Engine(model, ctx_size=64, threads=1) as engine:
+        done = engine.submit("fox " * 300, overflow=overflow, max_tokens=3).result(10)
+        whole = engine.submit("fox", overflow=overflow, max_tokens=3).result(10)
+    assert done.dropped_tokens + done.prompt_tokens == given
+    assert f"{done.dropped_tokens} tokens of the prompt dropped" in repr(done)
+    assert whole.dropped_tokens == 0
+    assert "dropped" not in repr(whole)
+
+
+# --- who would wait for ever ---
+
+FORK = """
+import asyncio, os, signal, sys, threading
+import llcuda
+from llcuda.errors import LlcudaError
+
+engine = llcuda.InferenceEngine()
+engine.load_model("demo", silent=True, ctx_size=4096, gpu_layers=0, threads=1)
+done = engine.submit("Once", max_tokens=2)
+done.result()
+running = engine.submit("Once", max_tokens=4000, ignore_eos=True)
+go_on = threading.Event()
+
+def hold(lock):
+    ready = threading.Event()
+    def own():
+        with lock:
+            ready.set()
+            go_on.wait()
+    threading.Thread(target=own, daemon=True).start()
+    ready.wait()
+
+async def wait():
+    await running
+
+async def read():
+    async for _ in running:
+        pass
+
+
+for lock in (engine._lock, engine.metrics._lock, engine._engine._desk._lock, running._lock):
+    hold(lock)
+for work in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        try:
+            value = eval(work)
+        except LlcudaError as error:
+            value = type(error).__name__
+        print(value, flush=True)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0, work
+go_on.set()
+engine.unload_model()
+"""
+
+
+def test_a_forked_child_does_not_wait() -> None:
+    """What computes in the parent is a ForkError at once; results, numbers and the end are there.
+
+    Whatever locks the parent's threads hold.
+    """
+    works = {
+        "running.result()": "ForkError",
+        "list(running)": "ForkError",
+        "asyncio.run(wait())": "ForkError",
+        "asyncio.run(read())": "ForkError",
+        "engine.infer('Once')": "ForkError",
+        "engine.infer([5, 6])": "ForkError",
+        "engine.stream([5, 6])": "ForkError",
+        "running.cancel()": "None",
+        "len(done.result().tokens)": "2",
+        "engine.get_metrics()['errors']": "{}",
+        "engine.unload_model()": "None",
+    }
+    result = run(FORK, *works)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == list(works.values())
+
+
+@pytest.mark.parametrize("read", [Request.result, list], ids=["result", "pieces"])
+def test_a_hook_does_not_wait(model: Model, read: Callable[[Request], Any]) -> None:
+    """Waiting for a request in a hook is a ConcurrencyError, and the engine goes on."""
+    raised: list[Any] = []
+
+    def hook(record: Any) -> None:
+        if not raised:
+            another = engine.submit("One day", max_tokens=5)
+            try:
+                read(another)
+            except BaseException as error:
+                raised.append(type(error))
+
+    with Engine(model, ctx_size=256, threads=1, on_request=hook) as engine:
+        engine.submit("Once", max_tokens=2).result(10)
+        assert eventually(lambda: raised == [ConcurrencyError])
+        assert len(engine.submit("Once", max_tokens=3, ignore_eos=True).result(10).tokens) == 3

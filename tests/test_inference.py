@@ -3,18 +3,30 @@
 import asyncio
 import contextlib
 import dataclasses
+import html
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import llcuda
-from llcuda.errors import ArgumentError, ClosedError, LlcudaError, ModelNotFoundError
+from llcuda.errors import (
+    ArgumentError,
+    ClosedError,
+    ConcurrencyError,
+    LlcudaError,
+    ModelError,
+    ModelNotFoundError,
+    QueueFullError,
+)
+from tests.programs import NOTEBOOK, run
 
 
 @pytest.fixture(scope="module")
@@ -191,15 +203,17 @@ def test_infer_during_unload() -> None:
         ("x", {"stop": {"a": 1}}, ArgumentError),
         ("x", {"stop_sequences": [b"x"]}, ArgumentError),
         ("x", {"max_token": 5}, TypeError),
+        ("x", {"stop": "a", "stop_sequences": "b"}, TypeError),
     ],
 )
 def test_bad_input_is_an_error_in_every_call(
     engine: llcuda.InferenceEngine, prompt: Any, asked: dict[str, Any], error: type[Exception]
 ) -> None:
-    """infer, stream, batch_infer and ainfer refuse the same; the engine stays usable."""
+    """Every way to ask refuses the same at the call; the engine stays usable."""
     calls: list[Callable[[], Any]] = [
         lambda: engine.infer(prompt, **asked),
-        lambda: list(engine.stream(prompt, **asked)),
+        lambda: engine.stream(prompt, **asked),
+        lambda: engine.infer_n(prompt, 2, **asked),
         lambda: engine.batch_infer([prompt], **asked),
         lambda: asyncio.run(engine.ainfer(prompt, **asked)),
     ]
@@ -270,24 +284,37 @@ def test_a_thousand_calls_in_a_row(engine: llcuda.InferenceEngine) -> None:
 
 
 def test_result_in_a_notebook_and_a_terminal(engine: llcuda.InferenceEngine) -> None:
-    """Both show the text and its figures; str() is the text alone."""
+    """A result and its Completion show the text and its figures; str() is the text alone."""
     result = engine.infer("One day", max_tokens=3)
-    for shown in (result._repr_markdown_(), repr(result)):
-        assert "3 tokens, " in shown
-        assert "tokens/s, length" in shown
-    assert result._repr_markdown_().startswith(f"{result.text}\n\n*")
-    assert repr(result.text) in repr(result)
-    assert "\n" not in repr(result)
-    assert f"{result}" == result.text
+    for one in (result, result.completion):
+        for shown in (one._repr_html_(), repr(one)):
+            assert "3 tokens, " in shown
+            assert "tokens/s, length" in shown
+        assert repr(one.text) in repr(one)
+        assert str(one.completion.tokens if one is result else one.tokens) not in repr(one)
+        assert "\n" not in repr(one)
+        assert f"{one}" == one.text
 
 
-def test_a_text_cut_off_in_a_block_of_code(engine: llcuda.InferenceEngine) -> None:
-    """The figures below it are no part of the block."""
-    result = engine.infer("One day", max_tokens=3)
-    inside = dataclasses.replace(result, text="Like this:\n```python\nx = 1")
-    assert "x = 1\n```\n\n*3 tokens" in inside._repr_markdown_()
-    closed = dataclasses.replace(result, text="```\nx\n```")
-    assert closed._repr_markdown_().count("```") == 2
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Roses are red,\n    violets are blue",
+        "\n\nA text may begin with empty lines.",
+        "It costs $5, not $6, and a_1 * b * c",
+        "<b>bold</b> &amp; <script>alert(1)</script></pre>",
+        "# no heading\n```python",
+    ],
+    ids=repr,
+)
+def test_nothing_in_a_text_is_markup(engine: llcuda.InferenceEngine, text: str) -> None:
+    """A browser shows every character as it is: escaped, in <pre>, where no TeX is looked for."""
+    result = dataclasses.replace(engine.infer("One day", max_tokens=1), text=text)
+    shown = result._repr_html_()
+    inside = re.fullmatch(r"<pre style=[^>]*white-space: pre-wrap[^>]*>\n([^<]*)</pre>.*", shown)
+    assert inside
+    assert html.unescape(inside[1]) == text
+    assert not hasattr(result, "_repr_markdown_")
 
 
 def test_logprobs_of_a_result(engine: llcuda.InferenceEngine) -> None:
@@ -366,3 +393,163 @@ def test_hooks_and_prometheus() -> None:
         engine.infer("One day", max_tokens=2)
         assert [record.generated_tokens for record in seen] == [2]
         assert "llcuda_requests_total" in engine.metrics.prometheus_text()
+
+
+# --- what goes on beside it ---
+
+
+@pytest.mark.parametrize("ending", ["unload", "with", "reload"])
+def test_a_hook_that_submits_again(ending: str) -> None:
+    """A hook that asks again for what failed gets ClosedError at once; nobody waits for ever."""
+    engine, raised = llcuda.InferenceEngine(), list[type]()
+
+    def again(record: Any) -> None:
+        if record.error:
+            try:
+                engine.submit("Once")
+            except BaseException as error:
+                raised.append(type(error))
+
+    def end() -> None:
+        if ending == "unload":
+            engine.unload_model()
+        elif ending == "with":
+            with engine:
+                pass
+        else:
+            engine.load_model("demo", ctx_size=256, silent=True)
+
+    engine.load_model("demo", ctx_size=2048, silent=True, threads=1, on_request=again)
+    running = engine.submit("Once upon a time", max_tokens=2000, ignore_eos=True)
+    ender = threading.Thread(target=end, daemon=True)
+    ender.start()
+    ender.join(20)
+    assert not ender.is_alive()
+    assert raised == [ClosedError]
+    with pytest.raises(ClosedError):
+        running.result(10)
+    assert engine.is_loaded == (ending == "reload")
+    engine.unload_model()
+
+
+@pytest.mark.parametrize("call", ["unload_model", "load_model", "load_model later"])
+def test_a_hook_cannot_load_or_unload(call: str) -> None:
+    """It is a ConcurrencyError before anything changes."""
+    engine, raised = llcuda.InferenceEngine(), list[type]()
+
+    def hook(record: Any) -> None:
+        try:
+            if call == "unload_model":
+                engine.unload_model()
+            else:
+                engine.load_model("demo", auto_start="later" not in call, silent=True)
+        except BaseException as error:
+            raised.append(type(error))
+
+    with engine:
+        engine.load_model("demo", ctx_size=256, silent=True, on_request=hook)
+        model = engine.model
+        for count in (1, 2):
+            assert engine.infer("One day", max_tokens=2).tokens_generated == 2
+            assert raised == [ConcurrencyError] * count
+        assert engine.model is model
+
+
+def test_several_completions_of_one_prompt(engine: llcuda.InferenceEngine) -> None:
+    """Each with its own seed, what the seed gives alone, and with every parameter of infer."""
+    asked: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0, "stop_sequences": ["."]}
+    results = engine.infer_n("Once upon a time", 3, seed=5, **asked)
+    assert [result.seed for result in results] == [5, 6, 7]
+    alone = [engine.infer("Once upon a time", seed=seed, **asked) for seed in (5, 6, 7)]
+    assert [result.text for result in results] == [result.text for result in alone]
+    for calls in (engine.infer, engine.submit, engine.stream):
+        with pytest.raises(TypeError, match=r"unknown parameter n$"):
+            calls("x", n=3)
+    with pytest.raises(ArgumentError, match="n=0"):
+        engine.infer_n("x", 0)
+
+
+def test_more_completions_than_the_queue_holds() -> None:
+    """An idle engine takes as many as may run and wait; the error has the numbers."""
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", ctx_size=128, n_parallel=4, queue_size=2, silent=True)
+        assert len(engine.infer_n("Once", 6, max_tokens=2)) == 6
+        with pytest.raises(QueueFullError, match=r"7 more .* n_parallel=4 .* queue_size=2"):
+            engine.infer_n("Once", 7)
+
+
+def test_a_stream_begins_at_the_call(engine: llcuda.InferenceEngine) -> None:
+    """It computes before anybody iterates; one that nobody wants is cancelled as it is dropped."""
+    engine.reset_metrics()
+    pieces = engine.stream("Once upon a time", max_tokens=5, temperature=0)
+    follower = engine.infer("One day", max_tokens=10, ignore_eos=True)
+    assert follower.tokens_generated == 10
+    whole = engine.infer("Once upon a time", max_tokens=5, temperature=0)
+    assert "".join(pieces) == whole.text
+    engine.reset_metrics()
+    unwanted = engine.stream("Once upon a time", max_tokens=400, ignore_eos=True)
+    del unwanted
+    assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+    assert engine.get_metrics()["finish_reasons"] == {"cancelled": 1, "length": 1}
+
+
+def test_params_as_objects(engine: llcuda.InferenceEngine) -> None:
+    """submit() takes what Engine.submit takes."""
+    asked = llcuda.RequestParams(max_tokens=3, ignore_eos=True)
+    assert len(engine.submit("One day", params=asked).result(10).tokens) == 3
+
+
+BREAK = {
+    "no GGUF": lambda data: b"GGUM" + data[4:],
+    "a header alone": lambda data: b"GGUF" + bytes(100),
+    "cut off": lambda data: data[: len(data) // 2],
+    "an unknown architecture": lambda data: data.replace(b"llama", b"lamma"),
+    "a tensor is missing": lambda data: data.replace(b"blk.0.attn_q.w", b"blk.0.attn_x.w"),
+}
+
+
+@pytest.mark.parametrize("damage", BREAK)
+def test_a_broken_file_leaves_what_is_loaded(tmp_path: Path, damage: str) -> None:
+    """The error comes before the model that is there goes."""
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(BREAK[damage](llcuda.demo_model().read_bytes()))
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", ctx_size=256, silent=True)
+        running = engine.submit("Once upon a time", max_tokens=100, ignore_eos=True)
+        with pytest.raises(ModelError, match=r"broken\.gguf"):
+            engine.load_model(path, silent=True)
+        assert len(running.result(20).tokens) == 100
+        assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+
+
+# --- progress ---
+
+LOAD = """
+import llcuda.inference
+llcuda.inference.BIG_MODEL = 1
+llcuda.InferenceEngine().load_model("demo", gpu_layers=0, verbose=VERBOSE)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "verbose", "drawn"),
+    [(NOTEBOOK, True, True), (NOTEBOOK, False, False), ("", True, False)],
+    ids=["notebook", "notebook, silent", "pipe"],
+)
+def test_a_notebook_shows_how_far_loading_is(before: str, verbose: bool, drawn: bool) -> None:
+    """There stderr is no terminal; a pipe gets nothing."""
+    result = run(before + LOAD.replace("VERBOSE", str(verbose)))
+    assert result.returncode == 0, result.stderr
+    assert ("Loading demo.gguf [" in result.stderr) == drawn
+    assert ("100 %" in result.stderr) == drawn
+    assert (result.stderr == "") == (not drawn)
+
+
+def test_a_terminal_of_ipython_is_no_notebook() -> None:
+    """Whether a bar is seen there, the terminal says."""
+    result = run(
+        f"{NOTEBOOK}\nfrom llcuda import progress\nfirst = progress.seen()\n"
+        "shell.config.clear()\nprint(first, progress.seen())\n"
+        "sys.stderr = None\nprint(progress.seen())"
+    )
+    assert result.stdout.split() == ["True", "False", "False"]

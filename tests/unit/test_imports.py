@@ -12,7 +12,7 @@ PACKAGE = Path(llcuda.__file__).parent
 LAYERS = (
     ("errors", "text", "metrics", "timings", "demo", "download", "progress"),
     ("params", "structured"),
-    ("steps",),
+    ("steps", "guide"),
     ("native",),
     ("request", "completion", "scheduler", "speculation", "hub", "device", "unsloth", "chat"),
     ("engine", "worker", "desk", "reporter", "delivery"),
