@@ -50,7 +50,7 @@ class EngineParams:
     ctx_size: int = 2048
     cache_size: int | None = None
     batch_size: int = 512
-    ubatch_size: int = 128
+    ubatch_size: int = 512
     queue_size: int = 1024
     speculation: int = 0
 
@@ -229,6 +229,8 @@ class Engine:
         c = self.context.params
         if params.echo and not c.device_logits and 0 < c.outputs_max < self.params.batch_size:
             raise ArgumentError("echo=True takes the logits of whole prompts: give outputs_max=0")
+        if params.guide is not None and n > 1:
+            raise ArgumentError("a guide follows one text: submit each with one of its own")
         tokens, dropped = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
         cancel, check = partial(_cancel, self._desk, self._worker), self._desk.check_reader

@@ -114,6 +114,8 @@ def test_guides_and_guesses_go_together(model: Model) -> None:
 
 
 def test_what_is_no_guide_is_refused(engine: Engine) -> None:
-    """An object without the two methods."""
+    """An object without the two methods; one guide for several texts."""
     with pytest.raises(ArgumentError, match="guide="):
         engine.submit("Once", guide="json")
+    with pytest.raises(ArgumentError, match="one text"):
+        engine.submit_n("Once", 2, guide=Faulty(engine.model, "none"))
