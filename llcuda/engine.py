@@ -133,8 +133,11 @@ class Engine:
     parameters: the fields of EngineParams, and of ContextParams for the rest.
     on_step, on_request: called by the worker with a StepRecord after each step, and with a
         RequestRecord for each request that ends, failed ones too, before its readers wake. What
-        they raise is logged, and harms no request. They must not wait for a request, nor close the
-        engine.
+        they raise is logged, and harms no request. They may submit, but not wait for a request nor
+        close the engine: ConcurrencyError.
+    Reuse and company change results by rounding. On the CPU flash_attention=False makes them exact,
+        but for prompts that are kept whole and for speculation, which seldom round otherwise; it
+        is slower (demo model: by a third at 8 texts).
     The model must stay open: closing it ends every request with ClosedError, and the engine.
     Raises ArgumentError for a model that generates no text.
     """

@@ -569,42 +569,13 @@ def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
 
 # --- exactness ---
 
-WORDS = [
-    "Once",
-    "upon",
-    "a",
-    "time",
-    "there",
-    "was",
-    "little",
-    "fox",
-    "named",
-    "Tom",
-    "who",
-    "lived",
-    "in",
-    "the",
-    "forest",
-    "and",
-    "liked",
-    "to",
-    "play",
-    "with",
-    "his",
-    "friend",
-    "owl",
-    "One",
-    "day",
-    "they",
-    "found",
-    "red",
-    "ball",
-]
+WORDS = """Once upon a time there was little fox named Tom who lived in the forest and liked to play
+with his friend owl One day they found red ball"""
 
 
 def salad(model: Model, dice: random.Random, length: int) -> list[int]:
     """Return so many tokens of random words."""
-    return model.tokenize(" ".join(dice.choices(WORDS, k=length)))[:length]
+    return model.tokenize(" ".join(dice.choices(WORDS.split(), k=length)))[:length]
 
 
 def test_without_flash_attention_results_are_exact() -> None:
@@ -753,7 +724,7 @@ def test_a_text_is_scored_without_a_token(model: Model, length: int) -> None:
             assert longer.prompt_logprobs is not None
             expected = [report.logprob for report in longer.prompt_logprobs]
             reported = [report.logprob for report in done.prompt_logprobs]
-            np.testing.assert_allclose(reported, expected, atol=0.5)
+            np.testing.assert_allclose(reported, expected, atol=0.1)
         assert len(beside.result(10).tokens) == 50
     with pytest.raises(ArgumentError, match="max_tokens=0"):
         RequestParams(max_tokens=0)
