@@ -219,6 +219,19 @@ def versions() -> dict[str, str]:
     }
 
 
+def features() -> dict[str, dict[str, str]]:
+    """Return what each loaded backend says of its build, e.g. {"CUDA": {"ARCHS": "750", ...}}."""
+    ffi, lib = load()
+    found: dict[str, dict[str, str]] = {}
+    backend = ""
+    for part in ffi.string(lib.llama_print_system_info()).decode().split(" | ")[:-1]:
+        *backends, feature = part.split(" : ")
+        backend = backends[-1] if backends else backend
+        name, _, value = feature.partition(" = ")
+        found.setdefault(backend, {})[name] = value
+    return found
+
+
 # --- errors ---
 
 

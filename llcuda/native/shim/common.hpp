@@ -28,6 +28,14 @@ namespace shim {
 // Append a line to this thread's errors.
 void add_error(const std::string & line);
 
+// While one lives, `see` gets each line that llama.cpp logs on this thread, of any level; what it throws
+// passes through llama.cpp.
+struct LogWatch {
+    explicit LogWatch(std::function<void(const std::string & line)> see);
+    ~LogWatch();
+    LogWatch(const LogWatch &) = delete;
+};
+
 // While one lives on a thread, a failed GGML_ASSERT on that thread throws instead of ending the process.
 struct Guard {
     Guard();

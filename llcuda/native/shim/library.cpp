@@ -23,6 +23,7 @@ thread_local std::string             joined_errors;
 thread_local std::string             partial_line;
 thread_local ggml_log_level          partial_level = GGML_LOG_LEVEL_INFO;
 thread_local int                     guards        = 0;
+thread_local std::function<void(const std::string &)> watch;
 
 std::atomic<int> delivered_level{GGML_LOG_LEVEL_WARN};
 
@@ -45,6 +46,9 @@ void on_log(ggml_log_level level, const char * text, void *) {
         if (partial_level >= delivered_level.load(std::memory_order_relaxed)) {
             shim::FaultsOff python;
             llcuda_on_log(partial_level, line.c_str());
+        }
+        if (watch) {
+            watch(line);
         }
     }
 }
@@ -70,6 +74,9 @@ void add_error(const std::string & line) {
         errors.pop_front();
     }
 }
+
+LogWatch::LogWatch(std::function<void(const std::string & line)> see) { watch = std::move(see); }
+LogWatch::~LogWatch() { watch = nullptr; }
 
 Guard::Guard() {
     if (guards++ == 0) {

@@ -86,6 +86,15 @@ struct llcuda_device_memory {
 int llcuda_memory_needed(struct llama_model * model, struct llama_context_params params,
                          struct llcuda_device_memory * devices, int32_t capacity);
 
+// --- quantize.cpp ---
+
+// Writes a model file with other types. report: gets the share that is done after each tensor; what it
+// answers with false is LLCUDA_ABORTED. A target without its last bytes is LLCUDA_EXCEPTION.
+int llcuda_quantize(const char * source, const char * target, struct llama_model_quantize_params params,
+                    llama_progress_callback report, void * data);
+// Bytes of a tensor in a model file, 0 without it, or a status below 0.
+int64_t llcuda_tensor_size(const char * path, const char * name);
+
 // --- context.cpp ---
 
 struct llcuda_context;
