@@ -1,7 +1,7 @@
 """Our loop against llama-cpp-python's `Llama`: same libraries, same file, same process, by turns.
 
 `python benchmarks/compare.py [MODEL.gguf ...]`; without a file the demo model and Gemma 3 1B's
-shapes at Q4_K_M with random weights (written once to ~/.cache/llcuda/shapes, 0.8 GB, 4 GB while
+shapes at Q4_K_M with random weights (written once to ~/.cache/llcuda/shapes, 0.8 GB, 2.8 GB while
 it is made). Needs the packages of the extra [bench]. Prints a table, then one JSON line. Speeds
 drift on a shared machine, so what counts is the median of the ratios of neighbouring turns.
 """
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llcuda
+from llcuda import shapes
 from llcuda.native import library
 
 HERE = Path(__file__).resolve().parent
@@ -51,27 +52,13 @@ def bring_peer() -> Any:
     return llama_cpp_python
 
 
-def gemma_shape(peer: Any) -> Path:
-    """Return the Q4_K_M file with Gemma 3 1B's shapes, making it at the first call."""
-    target = CACHE / "shapes" / "gemma-3-1b-Q4_K_M.gguf"
-    if not target.is_file():
-        from shapes import write_gemma_3_1b
-
-        target.parent.mkdir(parents=True, exist_ok=True)
-        half = target.with_name("gemma-3-1b-F16.gguf")
-        write_gemma_3_1b(half)
-        peer.quantize(half, target.with_suffix(".part"))
-        half.unlink()
-        target.with_suffix(".part").rename(target)
-    return target
-
-
 def main() -> None:
     """Compare on each model and print."""
     theirs = bring_peer()
     from peers import llcuda_loop as ours
 
-    models = [Path(name) for name in sys.argv[1:]] or [llcuda.demo_model(), gemma_shape(theirs)]
+    models = [Path(name) for name in sys.argv[1:]]
+    models = models or [llcuda.demo_model(), shapes.make("gemma-3-1b")]
     table = Table(
         "model", "threads", "llcuda", "llama-cpp-python", "ratio", title="tokens/s, median"
     )

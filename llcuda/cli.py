@@ -144,6 +144,87 @@ def pull(
     print(hub.pull(name, filename, progress=not silent))
 
 
+@app.command("bench")
+def bench_(
+    model: Annotated[
+        str | None, typer.Argument(help="GGUF file, short name or repo/id; default: demo.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Sizes of a known model, random weights, no download.")
+    ] = None,
+    file_type: Annotated[
+        str | None, typer.Option("--type", help="Of the shape's weights; default: Q4_K_M.")
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of startup, prefill, decode, parallel, sampling, depth, kv, layers, memory;"
+            " or all. Default: without depth, kv and layers."
+        ),
+    ] = None,
+    prefill: Annotated[str | None, typer.Option(help="Prompts' tokens, e.g. 128,512.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="Texts at once, e.g. 1,4,16,64.")] = None,
+    depth: Annotated[str | None, typer.Option(help="Texts' tokens, e.g. 0,4096,16384.")] = None,
+    kv_types: Annotated[str | None, typer.Option(help="E.g. f16,q8_0,q4_0.")] = None,
+    layers: Annotated[str | None, typer.Option(help="On the GPU, e.g. 0,13,27.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less, and less exactly.")] = False,
+    compare: Annotated[Path | None, typer.Option(help="JSON of an earlier run.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the document.")] = False,
+) -> None:
+    """Measure a model: tables, and one JSON document as the last line. Ctrl-C ends it early."""
+    from rich.console import Console
+
+    from llcuda import bench, bench_output, bench_plot, hub, shapes
+
+    params = bench.BenchParams(
+        tables=bench.names(measure, bench.TABLES),
+        prefill=bench.numbers("prefill", prefill),
+        parallel=bench.numbers("parallel", parallel),
+        depth=bench.numbers("depth", depth),
+        kv_types=bench.names(kv_types),
+        layers=bench.numbers("layers", layers),
+        gpu_layers=gpu_layers,
+        threads=threads,
+        quick=quick,
+    )
+    if shape and model:
+        raise ArgumentError("give a model or --shape, not both")
+    if file_type and not shape:
+        raise ArgumentError("--type is for --shape: a model file has its type")
+    earlier = bench_output.read_document(compare) if compare else None
+    if plot:
+        bench_plot.check(plot)
+    if shape:
+        path = shapes.make(shape, file_type or "Q4_K_M", progress=_status)
+    else:
+        path = hub.resolve(model or "demo", progress=not as_json)
+    console = Console(quiet=as_json, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+    def show(name: str, content: Any) -> None:
+        _status("")
+        bench_output.show(console, name, content)
+
+    runner = bench.Bench(path, params, on_part=show, on_status=_status)
+    document = runner.document
+    try:
+        runner.run()
+    except KeyboardInterrupt:
+        document["interrupted"] = True
+    finally:
+        _status("")
+    if earlier:
+        document["compared"] = bench_output.compare(document, earlier)
+        bench_output.show_comparison(console, document["compared"], document, earlier)
+    if plot and "interrupted" not in document:
+        bench_plot.draw(document, plot)
+    print(json.dumps(document, ensure_ascii=False))
+    if "interrupted" in document:
+        raise typer.Exit(INTERRUPTED)
+
+
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -186,6 +267,13 @@ def main() -> None:
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _status(what: str, share: float | None = None) -> None:
+    """Show what is done just now in a line on stderr that the next one takes the place of."""
+    if sys.stderr.isatty():
+        text = what if share is None else f"{what} {share:.0%}"
+        print(f"\r{text[:78]:<78}\r", end="", file=sys.stderr, flush=True)
 
 
 def _complain(message: str) -> None:

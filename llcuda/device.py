@@ -59,6 +59,21 @@ class Compatibility(TypedDict):
     note: NotRequired[str]
 
 
+class GpuSpeed(TypedDict):
+    """How fast a GPU runs just now, and at most: clocks in MHz, memory_bandwidth in bytes a second.
+
+    memory_bandwidth: the highest memory clock x bus width x 2 transfers, the memory's own limit.
+    None: the driver does not say.
+    """
+
+    clock: int | None
+    clock_limit: int | None
+    memory_clock: int | None
+    memory_clock_limit: int | None
+    memory_bus_bits: int | None
+    memory_bandwidth: float | None
+
+
 @dataclass
 class Survey:
     """What NVML says. version: the newest CUDA that the driver runs; reason: why no GPU."""
@@ -148,6 +163,36 @@ def free_memory(index: int = 0) -> int | None:
     return found.free[index]
 
 
+def gpu_speed(index: int = 0) -> GpuSpeed | None:
+    """Return the clocks of GPU `index` of `detect_cuda`; None without a driver or such a GPU."""
+    try:
+        import pynvml as nvml  # type: ignore[import-untyped]  # nvidia-ml-py has no types
+    except ImportError:
+        return None
+    try:
+        with _session(nvml):
+            handle = _visible(nvml, _present(nvml))[index]
+
+            def ask(function: str, *arguments: Any) -> int | None:
+                try:
+                    return int(getattr(nvml, function)(handle, *arguments))
+                except nvml.NVMLError:  # a slice of a GPU (MIG) has no clock of its own
+                    return None
+
+            limit = ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_MEM)
+            bus = ask("nvmlDeviceGetMemoryBusWidth")
+            return {
+                "clock": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+                "clock_limit": ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM),
+                "memory_clock": ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+                "memory_clock_limit": limit,
+                "memory_bus_bits": bus,
+                "memory_bandwidth": limit * 1e6 * 2 * bus / 8 if limit and bus else None,
+            }
+    except (nvml.NVMLError, IndexError):
+        return None
+
+
 def capability(gpu: GpuInfo) -> tuple[int, int]:
     """Return a GPU's compute capability as numbers."""
     return _version(gpu["compute_capability"])
@@ -177,7 +222,7 @@ def survey() -> Survey:
     """Return what the driver says now. Never raises."""
     found = Survey()
     try:
-        import pynvml  # type: ignore[import-untyped]  # nvidia-ml-py has no types
+        import pynvml
     except ImportError:
         found.reason = Remark("GPUs cannot be looked for", "pip install nvidia-ml-py")
         return found

@@ -17,7 +17,8 @@ LAYERS = (
     ("request", "completion", "scheduler", "speculation", "hub", "device", "unsloth", "chat"),
     ("engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
-    ("inference", "core", "bench", "doctor"),
+    ("inference", "core", "shapes", "loops", "measure", "bench", "doctor"),
+    ("bench_output", "bench_plot"),
     ("server", "openai", "cli", "__main__", "gguf_parser"),
 )
 KNOW_NOTHING_OF_NATIVE = {"scheduler", "text", "metrics", "errors", "params", "steps"}

@@ -1,0 +1,199 @@
+"""What `llcuda bench` shows: its tables, and the comparison with an earlier run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llcuda.bench import FORMAT
+from llcuda.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Row = Mapping[str, Any]
+Document = Mapping[str, Any]
+Figures = dict[tuple[str, str, str], float]
+
+TITLES = {
+    "startup": "Start-up, a process of its own",
+    "prefill": "Prompts",
+    "decode": "One text, no sampling",
+    "parallel": "Texts at once: the engine samples, the bare loop does not",
+    "sampling": "Sampling chains, in the engine",
+    "depth": "Length of the text, no sampling",
+    "kv": "Types of the KV cache, no sampling",
+    "layers": "Layers on the GPU, no sampling",
+    "memory": "GPU memory in use",
+}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**20:,.0f} MiB"
+
+
+# How the figures are headed and written; every other key says what was measured.
+FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "seconds": ("time", _seconds),
+    "load_seconds": ("load", _seconds),
+    "tokens_per_second": ("tokens/s", _number),
+    "milliseconds": ("ms a token", _number),
+    "bandwidth_share": ("of the memory's bandwidth", lambda value: f"{value:.1%}"),
+    "copied_tokens_per_second": ("bare, logits copied", _number),
+    "left_tokens_per_second": ("bare, logits left", _number),
+    "engine_tokens_per_second": ("engine", _number),
+    "over_copied": ("over copied", lambda value: f"{value:.3f}"),
+    "over_left": ("over left", lambda value: f"{value:.3f}"),
+    "over_first": ("over the first", lambda value: f"{value:.3f}"),
+    "whole_tokens_per_second": ("with prompts", _number),
+    "prefill_tokens_per_second": ("filling it", _number),
+    "kv_bytes": ("cache", _bytes),
+    "gpu_bytes": ("in use", _bytes),
+    "error": ("", str),
+}
+
+
+def show(console: Console, name: str, content: Any) -> None:
+    """Print a part of the document, as it comes from a Bench."""
+    if name == "header":
+        _show_header(console, content)
+    elif name == "model":
+        _show_model(console, content)
+    else:
+        _show_table(console, name, content)
+
+
+def _show_header(console: Console, document: Document) -> None:
+    """Print the device, its clocks, the build and the model."""
+    device, build = document["device"], document["build"]
+    lines = [device["name"]]
+    if device["gpus"]:
+        lines[0] += f", compute capability {device['compute_capability']}"
+        lines[0] += f", driver {device['driver_version']}"
+        clocks = [
+            f"{name} {device[key]} of {device[f'{key}_limit']} MHz"
+            for name, key in (("clock", "clock"), ("memory", "memory_clock"))
+            if device.get(key) is not None
+        ]
+        lines.append(", ".join(clocks))
+        if device["gpus"] > 1:
+            lines[0] += f" ({device['gpus']} GPUs)"
+    lines.append(f"llcuda {document['llcuda']}, llama.cpp {build['llama.cpp']}")
+    if build["cuda"]:
+        lines[-1] += f", {build['cuda']}"
+    if build["code"] == "PTX":
+        lines.append("runs as PTX that the driver compiled: built for this GPU it would be faster")
+    for line in filter(None, lines):
+        console.print(line, markup=False)
+
+
+def _show_model(console: Console, model: Row) -> None:
+    """Print what the model is, and where its layers are."""
+    name = Path(model["file"]).name
+    where = f"{model['threads']} thread{'s'[: model['threads'] - 1]}"
+    if model["gpu_layers"]:
+        where = f"{model['gpu_layers']} of {model['layers'] + 1} layers on the GPU, {where}"
+    console.print(
+        f"\n{name}: {model['description']}, {_bytes(model['bytes'])}, {where}, "
+        f"loaded in {_seconds(model['load_seconds'])}",
+        markup=False,
+    )
+
+
+def _show_table(console: Console, name: str, rows: Sequence[Row]) -> None:
+    """Print a table; a column is there when a row has something in it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys.sort(key=lambda key: list(FIGURES).index(key) if key in FIGURES else -1)
+    table = Table(box=None, pad_edge=False)
+    for key in keys:
+        heading = FIGURES[key][0] if key in FIGURES else key.replace("_", " ")
+        right = key in FIGURES and key != "error"
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(key, row.get(key))) for key in keys))
+    console.print(f"\n[bold]{TITLES[name]}[/]")
+    console.print(table)
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if key in FIGURES:
+        return FIGURES[key][1](value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def read_document(path: Path) -> Document:
+    """Return the document of an earlier run: the last line of what it printed; ArgumentError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8").strip().rpartition("\n")[2])
+        if document["format"] != FORMAT or not isinstance(document["tables"], dict):
+            raise ValueError
+        _figures(document)
+    except OSError as error:
+        raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ArgumentError(f"{path} is no document of llcuda bench") from None
+    return document  # type: ignore[no-any-return]
+
+
+def compare(now: Document, before: Document) -> list[dict[str, Any]]:
+    """Return what both runs measured, with the ratio of now to before."""
+    earlier = _figures(before)
+    return [
+        {
+            "table": key[0], "of": key[1], "figure": key[2],
+            "before": earlier[key], "now": value, "ratio": value / earlier[key],
+        }
+        for key, value in _figures(now).items()
+        if earlier.get(key)
+    ]  # fmt: skip
+
+
+def _figures(document: Document) -> Figures:
+    """Return the figures of all tables: rates, times and bytes, but no ratios."""
+    found: Figures = {}
+    for table, rows in document["tables"].items():
+        for row in rows:
+            of = ", ".join(f"{k} {v}" for k, v in row.items() if k not in FIGURES)
+            for key, value in row.items():
+                if (
+                    key in FIGURES
+                    and not key.startswith("over_")
+                    and isinstance(value, int | float)
+                ):
+                    found[table, of, key] = value
+    return found
+
+
+def show_comparison(console: Console, rows: Sequence[Row], now: Document, before: Document) -> None:
+    """Print the ratios, and what else differs between the runs."""
+    from rich.table import Table
+
+    for what, key in (("device", "name"), ("model", "description"), ("build", "llama.cpp")):
+        was, is_ = before.get(what, {}).get(key), now.get(what, {}).get(key)
+        if was != is_:
+            console.print(f"another {what}: before {was}, now {is_}", markup=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "of", "figure", "before", "now", "ratio"):
+        right = heading in ("before", "now", "ratio")
+        table.add_column(heading, justify="right" if right else "left")
+    for row in rows:
+        heading, write = FIGURES[row["figure"]]
+        values = write(row["before"]), write(row["now"]), f"{row['ratio']:.3f}"
+        table.add_row(row["table"], row["of"], heading, *values)
+    console.print("\n[bold]Now over before[/]")
+    console.print(table if rows else "nothing was measured in both runs")

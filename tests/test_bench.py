@@ -1,0 +1,389 @@
+"""llcuda bench: shapes, measurements, the document, comparison and plot."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import llcuda
+from llcuda import Context, Model, bench, bench_output, bench_plot, cli, device, shapes
+from llcuda.bench import Bench, BenchParams
+from llcuda.errors import ArgumentError, ContextError, LlcudaError, ModelError
+from llcuda.loops import Pace, Subject
+from llcuda.measure import bytes_per_token
+from llcuda.native import library
+from llcuda.native.estimate import memory_needed
+from llcuda.native.quantize import tensor_size
+
+FAST = Pace(turns=1, seconds=0.01, steps=(2, 4))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the shapes, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "llcuda" / "shapes"
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure as little as possible."""
+    for name in ("ON_CPU", "QUICK"):
+        monkeypatch.setattr(bench, name, FAST)
+
+
+def run(params: BenchParams, path: Path | None = None) -> dict[str, Any]:
+    """Measure, by default the demo model; the parts come as the document has them."""
+    shown: dict[str, Any] = {}
+    runner = Bench(
+        path or llcuda.demo_model(), params, on_part=shown.__setitem__, on_status=lambda what: None
+    )
+    document = runner.run()
+    assert document == shown.pop("header")
+    assert document["model"] == shown.pop("model")
+    assert document["tables"] == shown
+    return document
+
+
+# --- shapes ---
+
+
+def test_a_shape_is_written_quantised_and_decoded(cache: Path) -> None:
+    """Its vocabulary gives every text back, its sizes are the shape's, nothing else is left."""
+    path = shapes.make("tiny", "q4_k_m")
+    shape = shapes.SHAPES["tiny"]
+    with Model(path) as model, Context(model, ctx_size=64) as context:
+        assert (shape.vocabulary, shape.layers) == (model.vocab_size, model.layer_count)
+        assert "Q4_K - Medium" in model.description
+        for text in ("bado keru", "Hello, wörld\n", "日本 🙂", "  a  b ", ""):
+            tokens = model.tokenize(text)
+            assert text == model.detokenize(tokens, remove_special=True)
+        assert len(model.tokenize("bado keru", add_special=False)) == 3  # made-up words are known
+        context.decode(model.tokenize("Hello"))
+        assert context.logits().std() > 0
+    assert [path] == list(cache.iterdir())
+
+
+def test_a_shape_is_written_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file in the cache is taken; its F16 form, if that is there, is the source of others."""
+    plain = shapes.make("tiny", "F16")
+    monkeypatch.setattr(shapes, "_write_whole", lambda *arguments: pytest.fail("written again"))
+    assert plain == shapes.make("TINY", "f16")
+    assert shapes.make("tiny", "BF16").is_file()
+    assert 2 == len(list(cache.iterdir()))
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_llama_cpp_takes_each_shape(name: str, tmp_path: Path) -> None:
+    """Its loader finds every tensor that the architecture needs, in the right dimensions."""
+    shape = dataclasses.replace(shapes.SHAPES[name], vocabulary=512)
+    path = tmp_path / "m.gguf"
+    shapes._write_header(shape, path)
+    os.truncate(path, path.stat().st_size + 64 + shapes._size(shape))  # weights: a hole of zeros
+    (needed,) = memory_needed(path, gpu_layers=0, ctx_size=64)
+    assert needed.model == pytest.approx(shapes._size(shape), rel=0.02)
+
+
+def test_a_killed_writer_leaves_nothing_to_be_taken(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file has another name, and goes when nobody writes it any more."""
+    cache.mkdir(parents=True)
+    old, new = cache / ".tiny-F16.gguf.1.part", cache / ".tiny-F16.gguf.2.part"
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(shapes, "_write_weights", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shapes.make("tiny", "Q8_0")
+    assert [new] == list(cache.iterdir())
+    assert shapes.make("tiny", "Q8_0").stat().st_size > 10**6
+
+
+def test_a_full_disk_is_said_before_writing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be written is compared with what is free."""
+    monkeypatch.setattr(shapes.shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
+    with pytest.raises(ModelError, match=r"4 MB to write, 3 MB free .*XDG_CACHE_HOME"):
+        shapes.make("tiny", "Q8_0")
+    assert [] == list(cache.iterdir())
+
+
+def test_shapes_need_the_gguf_package(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the error names the extra that brings it."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(LlcudaError, match=r"pip install 'llcuda\[bench\]'"):
+        shapes.make("tiny")
+
+
+@pytest.mark.parametrize(("name", "file_type"), [("gemma-9", "Q4_K_M"), ("tiny", "Q9")])
+def test_unknown_shapes_and_types(name: str, file_type: str, cache: Path) -> None:
+    """An unknown name is an error that lists the known ones."""
+    with pytest.raises(ArgumentError, match="expected one of"):
+        shapes.make(name, file_type)
+
+
+# --- measurements ---
+
+
+@pytest.mark.usefixtures("fast")
+def test_every_table_is_measured() -> None:
+    """Each has its rows; rates are positive; what needs a GPU says so; the document is JSON."""
+    document = run(
+        BenchParams(
+            tables=tuple(bench.TABLES), prefill=(8, 16), parallel=(1, 3), depth=(0, 32),
+            kv_types=("f16", "q8_0"), quick=True,
+        )
+    )  # fmt: skip
+    tables = document["tables"]
+    assert list(bench.TABLES) == sorted(tables, key=list(bench.TABLES).index)
+    for name, rows in tables.items():
+        if name not in ("layers", "memory"):
+            assert [] == [row for row in rows if "error" in row], name
+        for row in rows:
+            assert all(row[key] > 0 for key in row if key.endswith(("per_second", "seconds")))
+    assert "process start to first token" == tables["startup"][-1]["phase"]
+    assert [8, 16] == [row["tokens"] for row in tables["prefill"]]
+    assert [1, 3] == [row["rows"] for row in tables["parallel"]]
+    assert 4 + 5 == len(tables["sampling"])  # one row has no rows with parameters of their own
+    assert ["on", "off", "on", "off"] == [row["flash_attention"] for row in tables["depth"]]
+    assert tables["kv"][0]["kv_bytes"] > tables["kv"][1]["kv_bytes"] > 0
+    if not document["device"]["gpus"]:
+        assert "no GPU is used" == tables["memory"][0]["error"] == tables["layers"][0]["error"]
+    assert document == json.loads(json.dumps(document))
+
+
+@pytest.mark.usefixtures("fast")
+def test_ratios_are_of_the_same_turns() -> None:
+    """The engine's speed over the bare loop's is about the quotient of both columns."""
+    (row,) = run(BenchParams(tables=("parallel",), parallel=(2,)))["tables"]["parallel"]
+    quotient = row["engine_tokens_per_second"] / row["copied_tokens_per_second"]
+    assert row["over_copied"] == pytest.approx(quotient, rel=1e-3)
+
+
+@pytest.mark.usefixtures("fast")
+def test_what_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that cannot be made costs its row, and no other."""
+    made = Subject.loop
+
+    def loop(self: Subject, rows: int, **parameters: Any) -> Any:
+        if rows == 2:
+            raise ContextError("too large\nand llama.cpp's log")
+        return made(self, rows, **parameters)
+
+    monkeypatch.setattr(Subject, "loop", loop)
+    rows = run(BenchParams(tables=("parallel",), parallel=(1, 2, 3)))["tables"]["parallel"]
+    assert [None, "too large", None] == [row.get("error") for row in rows]
+
+
+@pytest.mark.usefixtures("fast")
+def test_recurrent_models_are_measured(model_files: dict[str, Path]) -> None:
+    """A memory that cannot be cut is filled anew each turn."""
+    rows = run(BenchParams(tables=("decode", "parallel"), parallel=(2,)), model_files["mamba"])
+    assert [[], []] == [[r for r in table if "error" in r] for table in rows["tables"].values()]
+
+
+def test_pace() -> None:
+    """The slowest loop decides how many steps a turn has; a slow call is not repeated."""
+    asked: list[int] = []
+
+    def loop(seconds: float) -> Any:
+        return lambda steps: asked.append(steps) or seconds
+
+    turns = Pace(turns=2, seconds=1, steps=(2, 50)).compare({"a": loop(0.1), "b": loop(0.001)})
+    assert {"a": [0.1, 0.1], "b": [0.001, 0.001]} == turns
+    assert [2, 2, 10, 10, 10, 10] == asked
+    calls = [5.0, 0.1, 0.2, 0.3, 0.2]
+    assert 5.0 == Pace(turns=3, seconds=1, steps=(1, 1)).repeat(lambda: calls.pop(0))
+    assert 0.2 == Pace(turns=3, seconds=1, steps=(1, 1)).repeat(lambda: calls.pop(0))
+
+
+def test_bytes_that_a_token_reads(cache: Path, model_files: dict[str, Path]) -> None:
+    """All weights, but of an embedding that is not the output matrix only a row."""
+    with Model(shapes.make("tiny", "Q8_0")) as tied, Model(model_files["llama"]) as untied:
+        assert tied.size == bytes_per_token(tied)
+        embedding = tensor_size(untied.path, "token_embd.weight")
+        assert tensor_size(untied.path, "output.weight") > 0
+        assert untied.size - embedding == bytes_per_token(untied)
+
+
+def test_features_are_the_backends() -> None:
+    """Each backend names its own."""
+    assert all(value for value in library.features()["CPU"].values())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "tables"),
+    [
+        ({}, bench.USUAL_TABLES),
+        ({"quick": True}, bench.QUICK_TABLES),
+        ({"quick": True, "depth": (1,)}, (*bench.QUICK_TABLES, "depth")),
+        ({"tables": ("kv", "decode")}, ("decode", "kv")),
+    ],
+)
+def test_tables_to_measure(chosen: dict[str, Any], tables: tuple[str, ...]) -> None:
+    """The usual ones, or those that are named; a list adds its table."""
+    assert list(tables) == BenchParams(**chosen).chosen
+
+
+# --- the GPU's clocks ---
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The driver of a T4 that does not say its clock."""
+
+    class NVMLError(Exception):
+        pass
+
+    def refuse(*arguments: Any) -> int:
+        raise NVMLError
+
+    fake = SimpleNamespace(
+        NVMLError=NVMLError, NVML_CLOCK_MEM=2, NVML_CLOCK_SM=1,
+        nvmlInit=lambda: None, nvmlShutdown=lambda: None, nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: "handle", nvmlDeviceGetClockInfo=refuse,
+        nvmlDeviceGetMaxClockInfo=lambda handle, kind: {1: 1590, 2: 5001}[kind],
+        nvmlDeviceGetMemoryBusWidth=lambda handle: 256,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return fake
+
+
+def test_gpu_speed(nvml: SimpleNamespace) -> None:
+    """A T4's memory moves 320 GB/s; what the driver does not say is None."""
+    speed = device.gpu_speed()
+    assert speed is not None
+    assert (None, 1590, 5001) == (
+        speed["clock"],
+        speed["clock_limit"],
+        speed["memory_clock_limit"],
+    )
+    assert speed["memory_bandwidth"] == pytest.approx(320e9, rel=0.01)
+    assert device.gpu_speed(1) is None
+
+
+# --- what is shown ---
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    """What `llcuda bench --quick` printed."""
+    command = [sys.executable, "-m", "llcuda", "bench", "--measure", "decode,prefill", "--quick"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "" == result.stderr
+    return result.stdout
+
+
+def test_tables_and_the_document_are_printed(printed: str) -> None:
+    """Tables for people, and the document as the last line."""
+    document = json.loads(printed.splitlines()[-1])
+    assert document["device"]["name"] in printed
+    assert "Prompts" in printed
+    assert f"{document['tables']['prefill'][0]['tokens']}" in printed
+    assert document["llcuda"] == llcuda.__version__
+
+
+def test_two_runs_are_compared(printed: str, tmp_path: Path) -> None:
+    """What a run printed is read again; ratios are now over before, of what both measured."""
+    earlier = tmp_path / "before.txt"
+    earlier.write_text(printed)
+    before = bench_output.read_document(earlier)
+    now = json.loads(json.dumps(before))
+    now["tables"]["prefill"][0]["tokens_per_second"] *= 2
+    now["tables"]["parallel"] = [{"rows": 1, "engine_tokens_per_second": 5.0}]
+    compared = bench_output.compare(now, before)
+    rows = {(row["table"], row["figure"]): row["ratio"] for row in compared}
+    assert rows["prefill", "tokens_per_second"] == pytest.approx(2)
+    assert rows["decode", "tokens_per_second"] == 1
+    assert ("parallel", "engine_tokens_per_second") not in rows
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "[1]", '{"format": 1}', '{"format": 2, "tables": {}}']
+)
+def test_other_files_are_not_compared(text: str, tmp_path: Path) -> None:
+    """A file that is no document is an error that names it."""
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ArgumentError, match=r"other\.json is no document"):
+        bench_output.read_document(path)
+
+
+def test_a_plot_is_drawn(printed: str, tmp_path: Path) -> None:
+    """Every table that was measured has its place in the picture, in both formats."""
+    pytest.importorskip("matplotlib")
+    document = json.loads(printed.splitlines()[-1])
+    document["tables"]["parallel"] = [
+        {"rows": 1, "engine_tokens_per_second": 5.0, "copied_tokens_per_second": 6.0},
+        {"rows": 4, "error": "too large"},
+    ]
+    document["tables"]["sampling"] = [{"rows": 1, "chain": "greedy", "tokens_per_second": 5.0}]
+    for name, begin in (("a.svg", b"<?xml"), ("a.png", b"\x89PNG")):
+        bench_plot.check(tmp_path / name)
+        bench_plot.draw(document, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_a_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the error names the extra that brings it, before anything is measured."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(LlcudaError, match=r"pip install 'llcuda\[plot\]'"):
+        bench_plot.check(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["demo", "--shape", "tiny"], "not both"),
+        (["--type", "Q8_0"], "--type is for --shape"),
+        (["--shape", "gemma-9"], "expected one of gemma-3-1b"),
+        (["--parallel", "1,x"], "whole numbers with commas"),
+        (["--parallel", "300"], "from 1 to 256"),
+        (["--measure", "speed"], "expected some of startup"),
+        (["--measure", "decode", "--depth", "5"], "depth is not to be measured"),
+        (["--kv-types", "f3"], "expected some of f32"),
+        (["--layers", "1", "--gpu-layers", "1"], "too much"),
+        (["--plot", "a.pdf"], ".png or .svg"),
+        (["--plot", "nowhere/a.png"], "no folder nowhere"),
+        (["--compare", "none.json"], "No such file"),
+        (["nonsense"], "no model is called"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], says: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One sentence, and nothing is measured."""
+    monkeypatch.setattr(sys, "argv", ["llcuda", "bench", *arguments])
+    monkeypatch.setattr(bench.Bench, "run", lambda self: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert says in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_ctrl_c_keeps_what_there_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables that are complete, the rows that are there, and status 130."""
+
+    def rows(*arguments: Any) -> Any:
+        yield {"tokens": 1, "tokens_per_second": 2.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.measure, "prefill", rows)
+    monkeypatch.setattr(sys, "argv", ["llcuda", "bench", "--measure", "prefill", "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert 130 == stopped.value.code
+    document = json.loads(capsys.readouterr().out)
+    assert document["interrupted"]
+    assert 1 == len(document["tables"]["prefill"])
