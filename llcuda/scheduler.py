@@ -138,10 +138,9 @@ class Scheduler:
         """Whether there is anything to compute."""
         return bool(self.waiting or self.running or self.prefilling)
 
-    @property
-    def steady(self) -> bool:
-        """Whether the next plan is the last one again, if that was to decode and nothing ended."""
-        return not (self.waiting or self.prefilling)
+    def decodes(self, texts: int) -> bool:
+        """Whether the next plan decodes so many texts, and nothing else is to be done."""
+        return not (self.waiting or self.prefilling) and len(self.running) == texts
 
     def add(self, job: Job) -> None:
         """Queue a job."""

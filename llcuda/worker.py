@@ -99,7 +99,7 @@ class Worker(Delivery):
             self._end_overdue()
         started = now()
         lineup = self._lineup
-        if lineup is not None and lineup.quiet > 0 and self._scheduler.steady:
+        if lineup is not None and lineup.quiet > 0 and self._scheduler.decodes(len(lineup.jobs)):
             plan = lineup.plan
         elif (planned := self._scheduler.plan()) is not None:
             plan = planned

@@ -66,6 +66,25 @@ def test_an_engine_gives_the_same_texts(model: Model, n_parallel: int) -> None:
     assert found[0] == found[1]
 
 
+def test_texts_join_while_others_run(model: Model) -> None:
+    """A text that comes later decodes in the same steps as those that run already."""
+    rows: list[int] = []
+    with Engine(
+        model,
+        ctx_size=512,
+        n_parallel=4,
+        device_logits=True,
+        on_step=lambda record: rows.append(record.rows),
+    ) as engine:
+        long = engine.submit(PROMPTS[0], max_tokens=400, ignore_eos=True)
+        next(stream := iter(long))
+        late = [engine.submit(prompt, max_tokens=20, ignore_eos=True) for prompt in PROMPTS[1:]]
+        assert [len(request.result(60).tokens) for request in late] == [20] * 3
+        assert not long.done
+        assert max(rows) == 4
+        stream.close()  # type: ignore[attr-defined]
+
+
 def test_an_engine_echoes_what_it_can_hold(model: Model) -> None:
     """Scores of a prompt longer than the rows of logits, with other texts beside it."""
     prompt = " ".join(PROMPTS * 3)

@@ -19,7 +19,7 @@ class FakeRows:
     def __init__(self, context: Any, samplers: Sequence[Any]) -> None:
         self._tokens = [300 + i for i in range(len(samplers))]
 
-    def sample(self, indices: Sequence[int] | None = None) -> list[int]:
+    def sample(self, indices: Sequence[int] | None = None, masks: Any = None) -> list[int]:
         """A token a row."""
         return self._tokens
 
