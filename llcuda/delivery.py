@@ -34,6 +34,7 @@ class Delivery:
         self.context = context
         self.model = context.model
         self.requests: set[Request] = set()
+        self._left: list[Any] = []  # samplers of requests that ended in the last step
         self._scheduler = scheduler
         self._speculation = speculation
         self._on_leave = on_leave
@@ -70,6 +71,7 @@ class Delivery:
         self._undelivered.clear()
         for request in list(self.requests):
             self._fail(request, error)
+        self._close_samplers()
 
     def _admit(self, request: Request) -> None:
         """Note that a request waits no longer."""
@@ -188,6 +190,7 @@ class Delivery:
         if request not in self.requests:
             return False
         self.requests.discard(request)
+        self._left.append(request.sampler)
         self._with_deadline.discard(request)
         self._on_leave()
         slot = request.job.slot
@@ -198,6 +201,12 @@ class Delivery:
                 # What follows the kept tokens was computed with what was dropped.
                 slot.keep(request.shifted_keep)
         return True
+
+    def _close_samplers(self) -> None:
+        """Free the samplers of ended requests, which hold the model; not while a step uses them."""
+        for sampler in self._left:
+            sampler.close()
+        self._left.clear()
 
     def _members_changed(self) -> None:
         """Called when a text leaves its slot."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llcuda.desk import Desk
-from llcuda.errors import ArgumentError, ConcurrencyError, UnsupportedError
+from llcuda.errors import ArgumentError, ConcurrencyError, LlcudaError, UnsupportedError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native import library
 from llcuda.native.context import Context
@@ -242,7 +242,12 @@ class Engine:
             # Scores of the prompt need its logits: then nothing is reused.
             job = Job(tokens, requests[0].job if requests else None, fresh=params.echo)
             requests.append(Request(job, params, sampler, cancel, check, dropped))
-        self._desk.submit([partial(self._worker.accept, request) for request in requests])
+        try:
+            self._desk.submit([partial(self._worker.accept, request) for request in requests])
+        except LlcudaError:
+            for request in requests:
+                request.sampler.close()
+            raise
         return requests
 
     def _prompt_tokens(

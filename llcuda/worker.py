@@ -95,6 +95,8 @@ class Worker(Delivery):
 
     def step(self) -> None:
         """Plan, decode, sample, deliver: once."""
+        if self._left:
+            self._close_samplers()
         if self._with_deadline:
             self._end_overdue()
         started = now()

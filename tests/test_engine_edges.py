@@ -221,6 +221,23 @@ def test_an_idle_engine_holds_no_request(model: Model) -> None:
         assert eventually(gone)
 
 
+def test_a_closed_engine_lets_go_of_the_model(model: Model) -> None:
+    """Without the garbage collector, and although its requests are kept."""
+    gc.disable()
+    try:
+        with Model(model.path) as own:
+            owner = weakref.ref(own._handle.owner)
+            with Engine(own, n_parallel=2, ctx_size=256, threads=1, queue_size=1) as engine:
+                kept = [engine.submit("Once", max_tokens=5), engine.submit("Once", **ENDLESS)]
+                kept[0].result(10)
+                with pytest.raises(QueueFullError):
+                    for _ in range(9):
+                        kept.append(engine.submit("Once", **ENDLESS))
+        assert owner() is None
+    finally:
+        gc.enable()
+
+
 # --- errors ---
 
 

@@ -186,6 +186,11 @@ class Sampler:
             if status:
                 self._fail(status, lambda: "reset")
 
+    def close(self) -> None:
+        """Free the chain, which holds the model; again does nothing. Its settings can be read."""
+        if self._handle is not None:
+            self._handle.close()
+
     def clone(self) -> Sampler:
         """Return a copy in the same state: it goes on as this one would."""
         copy = Sampler.__new__(Sampler)
