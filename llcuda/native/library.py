@@ -251,7 +251,7 @@ def fail(kind: type[LlcudaError], message: str, lines: str | None = None) -> NoR
     """
     ffi, lib = load()
     lines = errors(ffi, lib) if lines is None else lines
-    if "CUDA error" in lines and not lib.llcuda_gpus_answer():
+    if "cuda" in lines.lower() and not lib.llcuda_gpus_answer():
         raise _lost(lines)
     if short := shortage(lines, kind, _free_memory):
         kind, message = OutOfMemoryError, f"{short} ({message})"

@@ -141,7 +141,7 @@ bool llcuda_backend_load(const char * path) {
 int llcuda_memory_now(ggml_backend_dev_t device, size_t * free, size_t * total) {
     return shim::guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
         ggml_backend_dev_memory(device, free, total);
-        return LLCUDA_OK;
+        return *total ? LLCUDA_OK : LLCUDA_EXCEPTION;  // 0 is ggml's answer for a GPU that gives none
     });
 }
 

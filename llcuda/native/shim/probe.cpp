@@ -116,11 +116,10 @@ bool look_at_operations(llama_model * model, llama_context_params params) {
             }
         } catch (const std::exception &) {
             // Only what the probe found counts; the rest is said by the context itself.
-        }
-        if (!shim::gpus_answer()) {
-            (void) context.release();
-            shim::add_error("the GPU failed while it computed the model for the first time");
-            return false;
+            if (!shim::gpus_answer()) {
+                (void) context.release();  // what fails in a destructor ends the process
+                return false;
+            }
         }
         if (probe.problem) {
             shim::add_error(std::string(probe.problem) + " (in '" + probe.where + "')");
