@@ -199,7 +199,10 @@ class Worker(Delivery):
         masks = self._masks([job for job, _ in ready])
         chosen = rows.sample([index for _, index in ready], masks)
         sampled = now()
-        self._sum(len(ready), rows.seconds, any(job.request.times.first_token for job, _ in ready))
+        running = any(job.request.times.first_token for job, _ in ready)
+        if running:  # their last tokens are others now than those of the line-up
+            self._members_changed()
+        self._sum(len(ready), rows.seconds, running)
         for (job, index), token in zip(ready, chosen, strict=True):
             self._first(job.request, token, sampled, rows.seconds / len(ready))
             if job.slot is not None:  # else a stop text has ended it meanwhile
