@@ -31,7 +31,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-UBATCH_SIZE = 512  # larger than the engine's: no other text waits while a prompt is computed
 
 
 @app.command()
@@ -97,7 +96,7 @@ def run(
                 f"the prompt has {len(tokens)} tokens, the context holds {size} with the answer; "
                 "give a shorter prompt or a larger --ctx-size"
             )
-        with Engine(loaded, ctx_size=size, ubatch_size=UBATCH_SIZE, threads=threads) as engine:
+        with Engine(loaded, ctx_size=size, threads=threads) as engine:
             request = engine.submit(tokens, params, sampling)
             if echo and not as_json:
                 print(text if isinstance(text, str) else text.decode(errors="replace"), end="")
@@ -314,7 +313,7 @@ def _model_params(
     from llcuda.native.estimate import read_facts
 
     size = ctx_size or min(most, read_facts(path).train_ctx_size)
-    engine = {"n_parallel": 1, "ubatch_size": UBATCH_SIZE}
+    engine = {"n_parallel": 1}
     asked = {"gpu_layers": None, "ctx_size": size, "engine": engine, "parameters": {}}
     return configure(asked, path).model
 
