@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compare import bring_peer
+from peers import Setup, Text, llama_cpp_python
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +48,7 @@ def batching(model: Model, peer: Any, n_tokens: int, threads: int) -> list[dict[
 
     def peer_behind_lock(n: int) -> None:
         prompt = model.tokenize(PROMPT)
-        list(alone.map(lambda _: peer.seconds_per_token(prompt, n_tokens), range(n)))
+        list(alone.map(lambda _: peer.generate([Text(prompt, n_tokens)]), range(n)))
 
     for n in PARALLEL:
         with Engine(model, n_parallel=n, ctx_size=512, threads=threads) as engine:
@@ -164,7 +164,8 @@ def main() -> None:
     n_tokens = 100 if small else 16
     threads = 1 if small else 2  # see ContextParams.threads
     console = Console()
-    peer = bring_peer().Peer(path, threads)
+    llama_cpp_python.prepare()
+    peer = llama_cpp_python.Peer(Setup(gguf=path, threads=threads))
     with Model(path) as model:
         rows = batching(model, peer, n_tokens, threads)
         table = Table(*rows[0], title=f"{path.name}, {threads} threads, {n_tokens} tokens each")

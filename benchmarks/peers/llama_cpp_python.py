@@ -1,46 +1,81 @@
 """llama-cpp-python's `Llama` on our own libraries, so that only the binding differs.
 
-Import it after llcuda has loaded the library, with LLAMA_CPP_LIB_PATH set and llama_cpp on the
-path: benchmarks/compare.py does both.
+Its pure Python package comes from the pinned archive, which `prepare` downloads once. It decodes
+one text at a time: more are written one after the other, as behind a lock.
 """
 
 from __future__ import annotations
 
-import ctypes
-import time
+import os
+import sys
+import tarfile
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
-import llama_cpp
-import llama_cpp.llama_cpp as raw
+import peers
+from peers import SAMPLING, Setup, Text
+
+BUILD = Path(__file__).resolve().parents[2] / "build"
 
 
-class Peer:
+def missing() -> str:
+    """Say what llama_cpp itself imports and is not there."""
+    return peers.without("diskcache", "jinja2", "typing_extensions")
+
+
+def folder() -> Path:
+    """Return where the package is kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "llcuda" / "peers"
+
+
+def prepare(setup: Setup | None = None) -> None:
+    """Unpack llama_cpp from the archive that llama.cpp's source comes from."""
+    if (folder() / "llama_cpp").is_dir():
+        return
+    sys.path.insert(0, str(BUILD))
+    import fetch
+
+    folder().mkdir(parents=True, exist_ok=True)
+    pin = tomllib.loads((fetch.VENDOR / "llama.cpp.toml").read_text())
+    with tarfile.open(fetch.download(pin, folder())) as tar:
+        for member in tar.getmembers():
+            _, _, member.name = member.name.partition("/")
+            if member.name.startswith("llama_cpp/"):
+                tar.extract(member, folder(), filter="data")
+
+
+class Peer(peers.Peer):
     """A model as the users of llama-cpp-python hold one."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    at_once = 1
+
+    def __init__(self, setup: Setup) -> None:
+        from llcuda.native import library
+
+        # Ours first: it loads the libraries and their backends, which the peer then shares.
+        os.environ["LLAMA_CPP_LIB_PATH"] = library.versions()["folder"]
+        sys.path.insert(0, str(folder()))
+        import llama_cpp
+        import llama_cpp.llama_cpp as raw
+
+        # A text that ends by itself would be counted short. `Llama` has no option against it, and
+        # a logit_bias copies all logits for every token.
+        raw.llama_vocab_is_eog = lambda vocab, token: False
+        self.version = llama_cpp.__version__
         self._llama = llama_cpp.Llama(
-            str(model), n_gpu_layers=-1, n_ctx=1024, n_threads=threads, n_threads_batch=threads,
-            flash_attn=True, verbose=False, seed=1,
+            str(setup.gguf), n_gpu_layers=-1, n_ctx=setup.context, n_threads=setup.threads,
+            n_threads_batch=setup.threads, flash_attn=True, verbose=False, seed=1,
         )  # fmt: skip
-        # A text that ends by itself would be counted short.
-        ends = raw.llama_vocab_is_eog
-        vocab = raw.llama_model_get_vocab(self._llama.model)
-        self._bias = {str(t): -100.0 for t in range(self._llama.n_vocab()) if ends(vocab, t)}
 
-    def seconds_per_token(self, prompt: list[int], n_tokens: int) -> float:
-        """Time `Llama()` with top_k 40, top_p 0.9, temperature 0.7; the prompt counts too."""
+    def generate(self, texts: Sequence[Text]) -> list[int]:
+        """Call `Llama` for one text after the other."""
+        return [self._write(text) for text in texts]
+
+    def _write(self, text: Text) -> int:
         self._llama.reset()
-        started = time.perf_counter()
         answer = self._llama(
-            prompt, max_tokens=n_tokens, top_k=40, top_p=0.9, min_p=0.0, temperature=0.7,
-            repeat_penalty=1.0, logit_bias=self._bias,
-        )  # fmt: skip
-        return (time.perf_counter() - started) / answer["usage"]["completion_tokens"]
-
-
-def quantize(source: Path, target: Path) -> None:
-    """Write `source` as Q4_K_M: llama_model_quantize is what our own binding lacks as yet."""
-    params = raw.llama_model_quantize_default_params()
-    params.ftype = raw.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    if raw.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
-        raise RuntimeError(f"cannot quantize {source}")
+            text.prompt, max_tokens=text.length, min_p=0.0, repeat_penalty=1.0, **SAMPLING
+        )
+        return answer["usage"]["completion_tokens"]

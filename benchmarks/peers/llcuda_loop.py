@@ -1,36 +1,49 @@
-"""llcuda's loop as its README prints it: sample, is_eog, piece, decode."""
+"""llcuda's loop as its README prints it: sample, is_eog, piece, decode. One text at a time."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
-from llcuda import Context, Model, Sampler
+import peers
+from peers import SAMPLING, Setup, Text
 
 
-class Peer:
+def missing() -> str:
+    """Nothing: versus.py itself needs llcuda."""
+    return ""
+
+
+class Peer(peers.Peer):
     """A model, a context and a sampler."""
 
-    def __init__(self, model: Path, threads: int) -> None:
-        self._model = Model(model)
-        self._context = Context(
-            self._model, ctx_size=1024, threads=threads, flash_attention=True, batch_size=512
-        )
-        bias = dict.fromkeys(self._model.eog_tokens, -100.0)
-        self._sampler = Sampler(temperature=0.7, top_k=40, top_p=0.9, seed=1, logit_bias=bias)
+    at_once = 1
 
-    def seconds_per_token(self, prompt: list[int], n_tokens: int) -> float:
-        """Time the loop with top_k 40, top_p 0.9, temperature 0.7; the prompt counts too."""
+    def __init__(self, setup: Setup) -> None:
+        import llcuda
+
+        self.version = llcuda.__version__
+        self._model = llcuda.Model(setup.gguf)
+        self._context = llcuda.Context(
+            self._model, ctx_size=setup.context, threads=setup.threads, batch_size=512
+        )
+        ends = dict.fromkeys(self._model.eog_tokens, -100.0)
+        self._sampler = llcuda.Sampler(seed=1, logit_bias=ends, **SAMPLING)
+
+    def generate(self, texts: Sequence[Text]) -> list[int]:
+        """Write the texts one after the other."""
+        return [self._write(text) for text in texts]
+
+    def _write(self, text: Text) -> int:
         model, context, sampler = self._model, self._context, self._sampler
         context.memory.clear(data=False)
-        started = time.perf_counter()
-        context.decode(prompt)
-        text = ""
-        text = model.piece(token := sampler.sample(context))
-        for _ in range(n_tokens - 1):
+        context.decode(text.prompt)
+        written = model.piece(token := sampler.sample(context))
+        count = 1
+        while count < text.length:
             context.decode([token])
             token = sampler.sample(context)
             if model.is_eog(token):
                 break
-            text += model.piece(token)
-        return (time.perf_counter() - started) / n_tokens
+            written += model.piece(token)
+            count += 1
+        return count

@@ -1,0 +1,46 @@
+"""vLLM's LLM, in bfloat16 with CUDA graphs, or `vllm:eager` without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import peers
+from peers import SAMPLING, Setup, Text, checkpoint
+
+
+def missing() -> str:
+    """Say which of its packages are not there."""
+    return peers.without("vllm", "torch", "transformers")
+
+
+prepare = checkpoint.make
+
+
+class Peer(peers.Peer):
+    """One LLM for every number of rows: a second one in a process would find the memory taken."""
+
+    def __init__(self, setup: Setup) -> None:
+        import vllm
+
+        self.version, self._rows, self._params = vllm.__version__, 1, vllm.SamplingParams
+        self._llm = vllm.LLM(
+            model=str(checkpoint.make(setup)), dtype="bfloat16", max_model_len=setup.context,
+            max_num_seqs=setup.rows, enforce_eager=setup.variant == "eager", seed=1,
+            gpu_memory_utilization=0.6, disable_log_stats=True,
+        )  # fmt: skip
+
+    def open(self, rows: int) -> None:
+        """Give it so many texts at once."""
+        self._rows = rows
+
+    def generate(self, texts: Sequence[Text]) -> list[int]:
+        """Generate batch by batch; within one, a text that is written leaves."""
+        return [n for batch in peers.batches(texts, self._rows) for n in self._batch(batch)]
+
+    def _batch(self, texts: Sequence[Text]) -> list[int]:
+        results = self._llm.generate(
+            [{"prompt_token_ids": text.prompt} for text in texts],
+            [self._params(max_tokens=text.length, ignore_eos=True, **SAMPLING) for text in texts],
+            use_tqdm=False,
+        )
+        return [len(result.outputs[0].token_ids) for result in results]
