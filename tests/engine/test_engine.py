@@ -32,18 +32,6 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with Model("demo") as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def engine(model: Model) -> Iterator[Engine]:
-    with Engine(model, n_parallel=4, ctx_size=512, threads=1) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def cpu_model() -> Iterator[Model]:
     """On the CPU, where the logits of a row do not depend on the other rows of the batch."""
     with Model("demo", gpu_layers=0) as loaded:

@@ -1,0 +1,112 @@
+"""The same text alone, in company, with guesses."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llcuda import Engine, Model
+from llcuda.speculation import NGRAM, Drafter
+from tests.engine.tools import hold
+
+WORDS = """Once upon a time there was little fox named Tom who lived in the forest and liked to play
+with his friend owl One day they found red ball"""
+
+
+def salad(model: Model, dice: random.Random, length: int) -> list[int]:
+    """Return so many tokens of random words."""
+    return model.tokenize(" ".join(dice.choices(WORDS.split(), k=length)))[:length]
+
+
+def test_without_flash_attention_results_are_exact() -> None:
+    """Reuse and company change no bit of a text's log-probabilities, on the CPU.
+
+    No prompt is kept whole: its last token would be computed alone, which may round otherwise.
+    """
+    dice = random.Random(8)
+    with Model("demo", gpu_layers=0) as model:
+        first = [salad(model, dice, length) for length in range(5, 151, 7)]
+        kept = salad(model, dice, 150)
+        prompts = [
+            *first,
+            *(kept[: 20 + 6 * i] + prompt[:10] for i, prompt in enumerate(first)),
+        ]
+        asked: list[dict[str, Any]] = [
+            {
+                "temperature": i % 2,
+                "seed": i,
+                "max_tokens": 5 + i,
+                "ignore_eos": True,
+                "logprobs": 1,
+            }
+            for i in range(len(prompts))
+        ]
+        sizes: dict[str, Any] = {"ctx_size": 256, "threads": 1, "flash_attention": False}
+        alone = []
+        for prompt, parameters in zip(prompts, asked, strict=True):
+            with Engine(model, **sizes) as engine:
+                alone.append(engine.submit(prompt, **parameters).result(60))
+        with Engine(model, n_parallel=6, cache_size=256 * 12, **sizes) as engine:
+            engine.submit(kept, max_tokens=1).result(60)
+            go_on = hold(engine)
+            requests = [
+                engine.submit(prompt, **parameters)
+                for prompt, parameters in zip(prompts, asked, strict=True)
+            ]
+            go_on()
+            together = [request.result(60) for request in requests]
+            snapshot = engine.metrics.snapshot()
+    for one, other in zip(together, alone, strict=True):
+        assert (one.tokens, one.logprobs) == (other.tokens, other.logprobs)
+    assert snapshot["reuse"]["ratio"] > 0.2
+    assert snapshot["batch"]["mean_rows"] > 3
+
+
+def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right and wrong ones, by turns with steps that guess nothing."""
+    monkeypatch.setattr(Drafter, "judge", lambda *arguments: None)
+    asked: dict[str, Any] = {
+        "grammar": 'root ::= (" Tom had a ball." | " Mia saw the owl and the fox." | [a-z ]+) root',
+        "max_tokens": 150,
+        "ignore_eos": True,
+        "logprobs": 0,
+        "seed": 1,
+        "temperature": 1,
+    }
+    sizes: dict[str, Any] = {"n_parallel": 2, "ctx_size": 256, "threads": 1}
+    found = []
+    for speculation in (0, 4):
+        with Engine(model, speculation=speculation, flash_attention=False, **sizes) as engine:
+            done = engine.submit("Tom had a ball.", **asked).result(60)
+            found.append([report.logprob for report in done.logprobs or ()])
+            steps = engine.metrics.snapshot()["batch"]["decode_steps"]
+    assert 50 < steps < 140
+    np.testing.assert_allclose(found[1], found[0], atol=0.3)
+
+
+def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what followed the last tokens before, in the text as it is now."""
+    guesses: list[tuple[list[int], list[int]]] = []
+    draft = Drafter.draft
+
+    def watch(self: Drafter, tokens: list[int]) -> list[int]:
+        found = draft(self, tokens)
+        if found:
+            guesses.append((list(tokens), found))
+        return found
+
+    monkeypatch.setattr(Drafter, "draft", watch)
+    monkeypatch.setattr(Drafter, "judge", lambda *arguments: None)
+    asked: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "overflow": "shift"}
+    with Engine(model, ctx_size=64, threads=1, speculation=4) as engine:
+        grammar = 'root ::= " Tom had a ball." root'
+        engine.submit("Tom had a ball.", grammar=grammar, **asked).result(60)
+    assert len(guesses) > 50
+    for tokens, found in guesses:
+        places = range(NGRAM, len(tokens))
+        assert any(
+            tokens[place - NGRAM : place] == tokens[-NGRAM:]
+            and tokens[place : place + len(found)] == found
+            for place in places
+        )
