@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llcuda.completion import StepSums, TokenLogprob
-from llcuda.errors import UnsupportedError
+from llcuda.errors import ArgumentError, UnsupportedError
 from llcuda.native.context import Context
 from llcuda.reporter import Reporter, Spent
 from llcuda.request import Request, RequestParams, wake
@@ -54,7 +54,12 @@ class Delivery:
 
     def accept(self, request: Request) -> None:
         """Take a request into the queue."""
+        guide = request.params.guide
+        taken = guide is not None and any(r.params.guide is guide for r in self.requests)
         self.requests.add(request)
+        if taken:
+            self._fail(request, ArgumentError("this guide follows another text at present"))
+            return
         if request.params.timeout is not None:
             self._with_deadline.add(request)
         if self._speculation:
@@ -99,7 +104,7 @@ class Delivery:
         if params.guide is not None:
             try:
                 params.guide.accept(token)
-            except Exception as error:
+            except BaseException as error:  # sys.exit() in a guide ends its text only
                 self._fail(request, error)
                 return
         request.tokens.append(token)

@@ -156,6 +156,15 @@ class Engine:
         self.params = params = EngineParams(**own)
         self.model = model
         self.metrics = metrics or Metrics()
+        if (
+            parameters.get("device_logits")
+            and params.n_parallel > 1
+            and (model.is_recurrent or model.is_hybrid)
+        ):
+            raise ArgumentError(
+                f"device_logits=True: the states of {model.path.name} cannot be moved, so that its "
+                "texts are not computed in one batch; leave it out, or n_parallel=1"
+            )
         self.context = Context(model, params=context_params(params, parameters, _on_gpu(model)))
         try:
             self.context.memory.clear()
@@ -211,7 +220,10 @@ class Engine:
         sampling: SamplingParams | None = None,
         **parameters: Any,
     ) -> list[Request]:
-        """Queue `n` continuations of one prompt, which is computed once; seeds count up."""
+        """Queue `n` continuations of one prompt, which is computed once; seeds count up.
+
+        All or none: QueueFullError where n_parallel + queue_size have no room for them.
+        """
         check_number("n", n, "int", 1, 10_000)
         return self._submit(prompt, n, params, sampling, parameters)
 

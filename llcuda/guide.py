@@ -15,7 +15,7 @@ class Guide(Protocol):
     def mask(self) -> Any:
         """Return the tokens that may come next, uint32, ((vocab_size + 31) // 32,); None = all.
 
-        Bit i % 32 of word i // 32 is token i's. The array is read before the next call. To
+        Bit i % 32 of word i // 32 is token i's. The array is copied at once. To
         end the text, allow only tokens that end it.
         """
 

@@ -213,7 +213,8 @@ class InferenceEngine:
     def infer_n(self, prompt: str, n: int, **parameters: Any) -> list[InferResult]:
         """Continue `prompt` in `n` ways at once; it is computed once, and seeds count up.
 
-        parameters: as those of `infer`.
+        parameters: as those of `infer`. Raises QueueFullError where n_parallel + queue_size have no
+            room for all of them.
         """
         return _results(self._running().submit_n(prompt, n, **_with_stop(parameters)))
 

@@ -253,18 +253,22 @@ class Worker(Delivery):
             if guide is not None and job.slot is not None:
                 try:
                     mask = self._checked_mask(guide.mask())
-                except Exception as error:
+                except BaseException as error:  # sys.exit() in a guide ends its text only
                     self._fail(job.request, error)
             masks.append(mask)
         return masks
 
     def _checked_mask(self, mask: Any) -> Any:
+        """Return a copy: guides may share an array, and all masks are read at once."""
+        if mask is None:
+            return None
         words = (self.model.vocab_size + 31) // 32
-        if mask is not None and (mask.dtype != np.uint32 or mask.shape != (words,)):
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.uint32 or mask.shape != (words,):
+            kind = getattr(mask, "dtype", type(mask).__name__)
             raise ArgumentError(
-                f"a guide's mask: {mask.dtype} of shape {mask.shape}, expected uint32 ({words},)"
+                f"a guide's mask: {kind} of shape {np.shape(mask)}, expected uint32 ({words},)"
             )
-        return mask
+        return mask.copy()
 
     def _take_all(self, lineup: Lineup, chosen: list[Any], sampled: float) -> None:
         """Add each text's token."""

@@ -1,6 +1,7 @@
 """Logits that stay on the device: here the CPU plays it, which computes but reduces nothing."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,3 +126,18 @@ def test_speculation_needs_copied_logits(model: Model) -> None:
     """Both together are refused."""
     with pytest.raises(ArgumentError, match="speculation"):
         Engine(model, ctx_size=256, speculation=4, device_logits=True)
+
+
+def test_recurrent_models_copy_their_logits(model_files: dict[str, Path]) -> None:
+    """Their states cannot be moved: refused for several texts, right for one."""
+    with Model(model_files["mamba"], gpu_layers=0) as mamba:
+        with pytest.raises(ArgumentError, match="cannot be moved"):
+            Engine(mamba, ctx_size=256, n_parallel=3, device_logits=True)
+        found = []
+        for stays in (False, True):
+            with Engine(mamba, ctx_size=256, device_logits=stays) as engine:
+                asked: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
+                found.append(
+                    [engine.submit([10, 20, i], **asked).result(30).tokens for i in (5, 6)]
+                )
+        assert found[0] == found[1]

@@ -85,7 +85,9 @@ class Faulty:
             if self._fault == "none left":
                 return mask_of(self._model, [])
             if self._fault == "no array":
-                return "abc"
+                return [1] * ((self._model.vocab_size + 31) // 32)
+            if self._fault == "exit":
+                raise SystemExit("in mask")
         return None
 
     def accept(self, token: int) -> None:
@@ -94,15 +96,49 @@ class Faulty:
             raise ZeroDivisionError("in accept")
 
 
-@pytest.mark.parametrize("fault", ["mask", "accept", "shape", "type", "none left", "no array"])
+@pytest.mark.parametrize(
+    "fault", ["mask", "accept", "shape", "type", "none left", "no array", "exit"]
+)
 def test_a_faulty_guide_fails_its_own_request(engine: Engine, model: Model, fault: str) -> None:
     """Its reader gets the exception; the text beside it goes on."""
     beside = engine.submit("Once", max_tokens=40, ignore_eos=True)
     failing = engine.submit("One day", guide=Faulty(model, fault), max_tokens=20)
-    with pytest.raises(Exception, match=r"in |mask|candidate|attribute"):
+    with pytest.raises(BaseException, match=r"in |mask|candidate"):
         failing.result(30)
     assert len(beside.result(30).tokens) == 40
     assert engine.submit("Once", max_tokens=2).result(30).tokens
+
+
+class Shared(Sequence):
+    """Writes into one array for all, as a library of bitmasks may."""
+
+    buffer: Mask
+
+    def mask(self) -> Mask:
+        """The next token only, in the shared array."""
+        self.buffer[:] = super().mask()
+        return self.buffer
+
+
+def test_guides_may_share_an_array(engine: Engine, model: Model) -> None:
+    """Each text gets what its own guide wrote."""
+    Shared.buffer = mask_of(model, [])
+    texts = ["Tom had a red ball.", "Lily saw a fox in the park."]
+    requests = [
+        engine.submit("One day", guide=Shared(model, text), max_tokens=40) for text in texts
+    ]
+    assert [request.result(30).text for request in requests] == texts
+
+
+def test_a_guide_follows_one_text_at_a_time(engine: Engine, model: Model) -> None:
+    """A second request with it is refused while the first runs."""
+    guide = Faulty(model, "none")
+    first = engine.submit("One day", guide=guide, max_tokens=200, ignore_eos=True)
+    with pytest.raises(ArgumentError, match="another text"):
+        engine.submit("One day", guide=guide, max_tokens=2).result(30)
+    first.cancel()
+    first.result(30)
+    assert engine.submit("One day", guide=guide, max_tokens=2).result(30).tokens
 
 
 def test_guides_and_guesses_go_together(model: Model) -> None:
