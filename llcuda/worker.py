@@ -196,7 +196,8 @@ class Worker(Delivery):
         if not ready:
             return computed - begun, 0.0, delivered - computed
         rows = Rows(self.context, [job.request.sampler for job, _ in ready])
-        masks = self._masks([job for job, _ in ready])
+        guided = any(job.request.params.guide is not None for job, _ in ready)
+        masks = self._masks([job for job, _ in ready]) if guided else None
         chosen = rows.sample([index for _, index in ready], masks)
         sampled = now()
         running = any(job.request.times.first_token for job, _ in ready)
@@ -234,7 +235,7 @@ class Worker(Delivery):
         self._deliver()
         masks = self._masks(jobs) if lineup.guided else None
         delivered = now()
-        chosen = lineup.rows.sample(None, masks) if lineup.guided else lineup.rows.sample()
+        chosen = lineup.rows.sample(None, masks)
         sampled = now()
         sampling = lineup.rows.seconds
         self._sum(len(jobs), sampling)
