@@ -18,8 +18,9 @@ LAYERS = (
     ("engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
     ("inference", "core", "shapes", "loops", "measure", "bench", "doctor"),
-    ("bench_output", "bench_plot"),
-    ("server", "openai", "cli", "__main__", "gguf_parser"),
+    ("bench_output", "bench_plot", "gguf_parser"),
+    ("cli_files",),
+    ("server", "openai", "cli", "__main__"),
 )
 KNOW_NOTHING_OF_NATIVE = {"scheduler", "text", "metrics", "errors", "params", "steps"}
 
