@@ -7,6 +7,7 @@
     │   └── ForkError                      used in a forked child after it was loaded in the parent
     ├── ModelError (RuntimeError)          a model or adapter file cannot be loaded
     │   ├── ModelNotFoundError (FileNotFoundError)
+    │   ├── GGUFError (ValueError)         a file that is damaged, or no GGUF file
     │   └── LoadCancelledError             the progress callback returned False
     ├── ContextError (RuntimeError)        a context cannot be created
     ├── ArgumentError (ValueError)         a value outside what is allowed
@@ -51,6 +52,10 @@ class ModelError(LlcudaError, RuntimeError):
 
 class ModelNotFoundError(ModelError, FileNotFoundError):
     """There is no such file."""
+
+
+class GGUFError(ModelError, ValueError):
+    """A file is damaged, or is no GGUF file."""
 
 
 class LoadCancelledError(ModelError):

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from llcuda.errors import ModelError, ModelNotFoundError
+from llcuda.errors import GGUFError, ModelError, ModelNotFoundError
 from llcuda.native import library
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -19,17 +19,19 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 def check_file(path: Path) -> None:
     """Refuse what cannot be a model before C opens it."""
     try:
+        if not path.is_file() and path.exists():
+            raise ModelError(f"cannot read {path}: it is a folder, or no regular file")
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError:
-        raise ModelNotFoundError(f"model file not found: {path}") from None
+        raise ModelNotFoundError(f"GGUF file not found: {path}") from None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(f"cannot open {str(path)!r}: {error}") from None
     if magic != b"GGUF":
         what = "is empty" if not magic else f"begins with {magic!r} instead of b'GGUF'"
-        raise ModelError(f"{path} is no GGUF file: it {what}")
+        raise GGUFError(f"{path} is no GGUF file: it {what}")
 
 
 def check_tensors(path: Path) -> int:
@@ -48,11 +50,16 @@ def check_tensors(path: Path) -> int:
     return found
 
 
-def parts(path: Path) -> list[Path]:
-    """Return the files of a split model that are there, `path` alone of a whole one."""
+def part_names(path: Path) -> list[Path]:
+    """Return all files of a split model by one's name, `path` alone of a whole one."""
     split = _PART.fullmatch(path.name)
     if not split:
         return [path]
     stem, _, count = split.groups()
     names = (f"{stem}-{i:05}-of-{count}.gguf" for i in range(1, int(count) + 1))
-    return [part for name in names if (part := path.with_name(name)).is_file()] or [path]
+    return [path.with_name(name) for name in names]
+
+
+def parts(path: Path) -> list[Path]:
+    """Return the files of a split model that are there, `path` alone of a whole one."""
+    return [part for part in part_names(path) if part.is_file()] or [path]

@@ -10,15 +10,16 @@ import llcuda
 PACKAGE = Path(llcuda.__file__).parent
 # design.md, "Layout": a module imports from its own layer and those before it.
 LAYERS = (
-    ("errors", "text", "metrics", "timings", "demo", "download", "progress"),
+    ("errors", "text", "metrics", "timings", "demo", "download", "progress", "gguf_types"),
     ("params", "structured"),
     ("steps", "guide"),
     ("native",),
+    ("gguf_parser", "gguf_writer"),
     ("request", "completion", "scheduler", "speculation", "hub", "device", "unsloth", "chat"),
     ("engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
     ("inference", "core", "shapes", "loops", "measure", "bench", "doctor"),
-    ("bench_output", "bench_plot", "gguf_parser"),
+    ("bench_output", "bench_plot"),
     ("cli_files",),
     ("server", "openai", "cli", "__main__"),
 )

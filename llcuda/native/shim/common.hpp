@@ -56,8 +56,8 @@ template <typename Result, typename Call> Result guarded(Result failed, Call && 
     return failed;
 }
 
-// Run `call`; false when it divides by zero or reads through a null pointer. What it had allocated is then
-// lost, so only for what a damaged file can bring about. Inside `guarded`.
+// Run `call`; false when it divides by zero, or reads through a null pointer or a mapping of a file that became
+// shorter. What it had allocated is then lost, so only for what a damaged file can bring about. Inside `guarded`.
 bool survives(const std::function<void()> & call);
 
 // Whether an error of CUDA ended the last call on this thread that threw.

@@ -5,45 +5,16 @@
 
 #include "common.hpp"
 
-#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "../src/llama-ext.h"
-#include "gguf.h"
 
 using shim::guarded;
 
 namespace {
 
 using Context = std::unique_ptr<llama_context, void (*)(llama_context *)>;
-using Gguf = std::unique_ptr<gguf_context, void (*)(gguf_context *)>;
-
-// The key's value where it has the type that llama.cpp reads it as; else 0.
-int64_t whole_number(const gguf_context * file, const std::string & key) {
-    const int64_t id = gguf_find_key(file, key.c_str());
-    return id >= 0 && gguf_get_kv_type(file, id) == GGUF_TYPE_UINT32 ? gguf_get_val_u32(file, id) : 0;
-}
-
-int read_facts(const char * path, llcuda_gguf_facts * facts) {
-    const Gguf file(gguf_init_from_file(path, {true, nullptr}), gguf_free);
-    if (!file) {
-        return LLCUDA_INVALID_FILE;
-    }
-    std::string architecture;
-    int64_t id = gguf_find_key(file.get(), "general.architecture");
-    if (id >= 0 && gguf_get_kv_type(file.get(), id) == GGUF_TYPE_STRING) {
-        architecture = gguf_get_val_str(file.get(), id);
-    }
-    strncpy(facts->architecture, architecture.c_str(), sizeof(facts->architecture) - 1);
-    id = gguf_find_key(file.get(), "tokenizer.ggml.tokens");
-    if (id >= 0 && gguf_get_kv_type(file.get(), id) == GGUF_TYPE_ARRAY) {
-        facts->tokens = static_cast<int64_t>(gguf_get_arr_n(file.get(), id));
-    }
-    facts->layers         = whole_number(file.get(), architecture + ".block_count");
-    facts->train_ctx_size = whole_number(file.get(), architecture + ".context_length");
-    return LLCUDA_OK;
-}
 
 int simulate(llama_model * model, llama_context_params params, llcuda_device_memory * found, int32_t capacity) {
     const Context context(llama_init_from_model(model, params), llama_free);
@@ -78,13 +49,6 @@ int simulate(llama_model * model, llama_context_params params, llcuda_device_mem
 }
 
 }  // namespace
-
-int llcuda_read_facts(const char * path, llcuda_gguf_facts * facts) {
-    return guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
-        *facts = {};
-        return read_facts(path, facts);
-    });
-}
 
 int llcuda_memory_needed(llama_model * model, llama_context_params params, llcuda_device_memory * devices,
                          int32_t capacity) {

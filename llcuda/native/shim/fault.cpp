@@ -1,33 +1,36 @@
 // Faults of llama.cpp over the contents of a file: caught while a model loads or a context is made.
 //
 // llama.cpp divides by hyper-parameters and follows pointers to optional tensors without a look at
-// them. A file that leaves out what its architecture needs would end the process.
+// them. A file that leaves out what its architecture needs would end the process. So would one that
+// becomes shorter while it is mapped.
 
 #include "common.hpp"
 
+#include <algorithm>
 #include <csetjmp>
 #include <csignal>
+#include <iterator>
 #include <mutex>
 
 namespace {
 
 constexpr uintptr_t NULL_PAGES = 1 << 20;  // a fault below: a member of a null object
-constexpr int SIGNALS[] = {SIGFPE, SIGSEGV};
+constexpr int SIGNALS[] = {SIGFPE, SIGSEGV, SIGBUS};
 
 thread_local sigjmp_buf * landing = nullptr;
 
 std::mutex       mutex;
 int              users = 0;
-struct sigaction before[2];
+struct sigaction before[std::size(SIGNALS)];
 
 void on_fault(int signal, siginfo_t * info, void *) {
     const bool raised_here = info->si_code > 0;  // not by kill()
-    const bool expected = signal == SIGFPE || reinterpret_cast<uintptr_t>(info->si_addr) < NULL_PAGES;
+    const bool expected = signal != SIGSEGV || reinterpret_cast<uintptr_t>(info->si_addr) < NULL_PAGES;
     if (landing && raised_here && expected) {
-        siglongjmp(*landing, 1);
+        siglongjmp(*landing, signal);
     }
     // Not ours: the instruction runs again, into the handler that was there before.
-    sigaction(signal, &before[signal == SIGSEGV], nullptr);
+    sigaction(signal, &before[std::find(SIGNALS, std::end(SIGNALS), signal) - SIGNALS], nullptr);
     if (!raised_here) {
         raise(signal);
     }
@@ -41,7 +44,7 @@ struct Handlers {
             struct sigaction action = {};
             action.sa_sigaction = on_fault;
             action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-            for (int i = 0; i < 2; i++) {
+            for (size_t i = 0; i < std::size(SIGNALS); i++) {
                 sigaction(SIGNALS[i], &action, &before[i]);
             }
         }
@@ -49,7 +52,7 @@ struct Handlers {
     ~Handlers() {
         std::lock_guard<std::mutex> lock(mutex);
         if (--users == 0) {
-            for (int i = 0; i < 2; i++) {
+            for (size_t i = 0; i < std::size(SIGNALS); i++) {
                 sigaction(SIGNALS[i], &before[i], nullptr);
             }
         }
@@ -64,7 +67,8 @@ bool survives(const std::function<void()> & call) {
     Handlers handlers;
     sigjmp_buf here;
     sigjmp_buf * const outer = landing;
-    if (sigsetjmp(here, 1) == 0) {
+    const int signal = sigsetjmp(here, 1);
+    if (signal == 0) {
         landing = &here;
         try {
             call();
@@ -76,7 +80,8 @@ bool survives(const std::function<void()> & call) {
         return true;
     }
     landing = outer;
-    add_error("llama.cpp divides by zero or misses a tensor: the file contradicts its architecture");
+    add_error(signal == SIGBUS ? "the file became shorter while it was read"
+                               : "llama.cpp divides by zero or misses a tensor: the file contradicts its architecture");
     return false;
 }
 

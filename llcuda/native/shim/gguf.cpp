@@ -6,15 +6,12 @@
 
 #include "common.hpp"
 
-#include <cstring>
-#include <string_view>
-
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "gguf.h"
+#include "gguf_walk.hpp"
 
 using shim::guarded;
 
@@ -42,50 +39,6 @@ struct Mapping {
     }
     const char * data = nullptr;
     size_t size = 0;
-};
-
-// Reads on while the file lasts; `ok` is false beyond its end.
-struct Reader {
-    const char * at;
-    const char * end;
-    bool ok = true;
-
-    const char * take(uint64_t n) {
-        ok = ok && n <= static_cast<uint64_t>(end - at);
-        const char * here = at;
-        at += ok ? n : 0;
-        return here;
-    }
-    template <typename T> T read() {
-        T value{};
-        const char * here = take(sizeof(T));
-        if (ok) {
-            memcpy(&value, here, sizeof(T));
-        }
-        return value;
-    }
-    std::string_view text() {
-        const uint64_t length = read<uint64_t>();
-        const char * here = take(length);
-        return ok ? std::string_view(here, length) : std::string_view();
-    }
-    void skip_value(uint32_t type) {
-        static constexpr uint8_t SIZES[GGUF_TYPE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-        uint64_t count = 1;
-        if (type == GGUF_TYPE_ARRAY) {
-            type  = read<uint32_t>();
-            count = read<uint64_t>();
-        }
-        if (type == GGUF_TYPE_STRING) {
-            for (; ok && count; count--) {
-                text();
-            }
-        } else if (type < GGUF_TYPE_COUNT && SIZES[type] && count <= SIZE_MAX / 8) {
-            take(count * SIZES[type]);
-        } else {
-            ok = false;
-        }
-    }
 };
 
 bool ends_with(std::string_view text, std::string_view end) {
@@ -143,7 +96,7 @@ int llcuda_gguf_check(const char * path, int64_t * positions) {
     return guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
         *positions = 0;
         Mapping file(path);
-        Reader reader{file.data, file.data + file.size};
+        shim::Walk reader{file.data, file.data + file.size};
         const bool magic = reader.read<uint32_t>() == 0x46554747;  // "GGUF"
         const auto version = reader.read<uint32_t>();
         const auto tensors = reader.read<uint64_t>();
@@ -153,7 +106,7 @@ int llcuda_gguf_check(const char * path, int64_t * positions) {
         }
         for (uint64_t i = 0; reader.ok && i < pairs; i++) {
             reader.text();
-            reader.skip_value(reader.read<uint32_t>());
+            reader.value();
         }
         for (uint64_t i = 0; reader.ok && i < tensors; i++) {
             const auto name = reader.text();

@@ -49,6 +49,41 @@ bool         llcuda_gpus_answer(void);        // false: a GPU failed for this pr
 // positions holds, 0 without one.
 int llcuda_gguf_check(const char * path, int64_t * positions);
 
+// --- gguf_reader.cpp ---
+
+// A key and its value. key, value: offsets in the file, of a text's first byte; type: a gguf_type, of the
+// elements in an array. size: bytes of the value.
+struct llcuda_gguf_pair {
+    uint64_t key, key_size, value, size, count;
+    uint32_t type;
+    bool     array;
+};
+// offset: from the beginning of the data. n_dims: as written; ne has 1 beyond it. type: a ggml_type.
+struct llcuda_gguf_tensor {
+    char     name[64];
+    uint32_t n_dims;
+    int32_t  type;
+    int64_t  ne[4];
+    uint64_t offset, size;
+};
+struct llcuda_gguf_index {
+    uint32_t version;
+    uint64_t alignment, data_offset;
+    int64_t  n_pairs, n_tensors;
+    const struct llcuda_gguf_pair *   pairs;
+    const struct llcuda_gguf_tensor * tensors;
+};
+// What a mapped file holds; null for what is none, or is damaged.
+struct llcuda_gguf_index * llcuda_gguf_read(const char * data, size_t size);
+void llcuda_gguf_free(struct llcuda_gguf_index * index);
+// Copies what a mapping may have lost; of an array of n texts, says where in it each begins.
+int llcuda_gguf_copy(const char * data, size_t size, char * copy);
+int llcuda_gguf_texts(const char * data, size_t size, int64_t n, int64_t * starts);
+// A tensor's values; LLCUDA_UNSUPPORTED for types without them. LLCUDA_INVALID_FILE where ggml finds one that
+// is no number.
+int llcuda_gguf_floats(const char * data, uint64_t size, int type, float * values);
+int llcuda_gguf_validate(const char * data, uint64_t size, int type);
+
 // --- model.cpp ---
 
 void llcuda_model_free(struct llama_model * model);  // nothing when a GPU failed
@@ -68,13 +103,6 @@ int llcuda_probe(struct llama_model * model, struct llama_context_params params)
 
 // --- estimate.cpp ---
 
-// What a GGUF file says of its model; 0 and "" for what it does not.
-struct llcuda_gguf_facts {
-    char    architecture[64];
-    int64_t tokens, layers, train_ctx_size;
-};
-int llcuda_read_facts(const char * path, struct llcuda_gguf_facts * facts);
-
 // Bytes on one device; type: a ggml_backend_dev_type.
 struct llcuda_device_memory {
     const char * name;
@@ -92,8 +120,36 @@ int llcuda_memory_needed(struct llama_model * model, struct llama_context_params
 // answers with false is LLCUDA_ABORTED. A target without its last bytes is LLCUDA_EXCEPTION.
 int llcuda_quantize(const char * source, const char * target, struct llama_model_quantize_params params,
                     llama_progress_callback report, void * data);
+// What llcuda_quantize would do: llama.cpp's lines, one for each tensor, '\n' between; null when it fails.
+// Valid until the next call on this thread.
+const char * llcuda_quantize_plan(const char * source, struct llama_model_quantize_params params);
+int64_t llcuda_row_size(int type, int64_t columns);  // bytes, of a ggml_type
+int     llcuda_search(const char * pattern, const char * text);  // 1: found, 0: not, -1: no regular expression
 // Bytes of a tensor in a model file, 0 without it, or a status below 0.
 int64_t llcuda_tensor_size(const char * path, const char * name);
+
+// --- imatrix.cpp ---
+
+struct llcuda_imatrix;
+
+// sums: of squares, n_sums / n_counts columns for each of the n_counts matrices (1, but of experts).
+// counts: how many rows were added.
+struct llcuda_imatrix_entry {
+    const char *  name;
+    const float * sums;
+    const float * counts;
+    int64_t n_sums, n_counts;
+};
+
+struct llcuda_imatrix * llcuda_imatrix_new(bool output);  // output: also the output matrix
+void llcuda_imatrix_free(struct llcuda_imatrix * matrix);
+// A context with these parameters adds to the matrix whatever it decodes.
+void llcuda_imatrix_collect_into(struct llama_context_params * params, struct llcuda_imatrix * matrix);
+const char * llcuda_imatrix_failure(const struct llcuda_imatrix * matrix);  // why it stopped; empty when it did not
+int64_t llcuda_imatrix_size(const struct llcuda_imatrix * matrix);  // entries
+void llcuda_imatrix_get(const struct llcuda_imatrix * matrix, int64_t i, struct llcuda_imatrix_entry * entry);
+int  llcuda_imatrix_write(const char * path, const struct llcuda_imatrix_entry * entries, int64_t n_entries,
+                          const char ** datasets, int64_t n_datasets, uint32_t chunks, uint32_t chunk_size);
 
 // --- context.cpp ---
 
@@ -212,3 +268,14 @@ void llcuda_draw_free(struct llcuda_draw * draw);
 // row that holds NaN or inf, or nothing but -inf.
 int llcuda_logprobs(struct llcuda_context * context, int32_t n, const int32_t * indices, const int32_t * tokens,
                     int32_t n_top, double * values, int32_t * top_tokens, double * top_values);
+
+// --- divergence.cpp ---
+
+// A row against the same row of the reference: log p of a token in both, sum p log(p / q) with p the reference's,
+// whether the most probable token is the same. NaN where a row holds NaN or inf.
+struct llcuda_comparison {
+    double logprob, reference_logprob, divergence;
+    bool   same_best;
+};
+int llcuda_compare(struct llcuda_context * context, struct llcuda_context * reference, int32_t n,
+                   const int32_t * indices, const int32_t * tokens, struct llcuda_comparison * results);

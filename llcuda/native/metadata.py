@@ -1,0 +1,100 @@
+"""A GGUF file's metadata: a mapping whose arrays are read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from llcuda.errors import ClosedError
+from llcuda.gguf_types import NUMPY_VALUES, ValueType
+from llcuda.native import gguf
+
+LOSSLESS = "surrogateescape"  # a token may be any bytes
+
+
+class Texts(Sequence[str]):
+    """An array of texts, decoded one by one; bytes that are not UTF-8 become lone surrogates."""
+
+    def __init__(self, blob: bytes, count: int) -> None:
+        self._blob = blob
+        self._starts = gguf.texts(blob, count)
+        self._ends = np.append(self._starts[1:] - 8, len(blob))[:count]  # before the next length
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return list(self._decoded(self._starts[index], self._ends[index]))
+        return self._blob[int(self._starts[index]) : int(self._ends[index])].decode(errors=LOSSLESS)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._decoded(self._starts, self._ends)
+
+    def _decoded(self, starts: Any, ends: Any) -> Iterator[str]:
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            yield self._blob[start:end].decode(errors=LOSSLESS)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self[:3]))
+        return f"<{len(self)} texts: {shown}{', ...' if len(self) > 3 else ''}>"
+
+
+class Metadata(Mapping[str, Any]):
+    """Keys in the file's order; values are str, int, float, bool, numpy arrays or `Texts`.
+
+    An array is read at its first use, and not after the file is closed (ClosedError).
+    """
+
+    def __init__(self, file: gguf.MappedFile) -> None:
+        self._file = file
+        self._pairs = {pair.key: pair for pair in file.index.pairs}
+        self._values: dict[str, Any] = {}
+        for key, pair in self._pairs.items():
+            if not pair.array:
+                self._values[key] = self._read(pair)
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._values:
+            self._values[key] = self._read(self._pairs[key])
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._pairs
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} keys: {', '.join(self)}>"
+
+    def type(self, key: str) -> ValueType:
+        """Return the type of a value; of an array's elements."""
+        return ValueType(self._pairs[key].type)
+
+    def count(self, key: str) -> int | None:
+        """Return how many elements an array has, without reading it; None for what is none."""
+        pair = self._pairs[key]
+        return pair.count if pair.array else None
+
+    def _read(self, pair: gguf.Pair) -> Any:
+        mapping = self._file.mmap
+        if mapping is None:
+            raise ClosedError(f"{self._file.path} is closed, and {pair.key} was not read before")
+        if pair.type == ValueType.STRING:
+            blob = gguf.copy(mapping, pair.value, pair.size)
+            return Texts(blob, pair.count) if pair.array else blob.decode(errors=LOSSLESS)
+        values = gguf.array(mapping, pair.value, pair.count, NUMPY_VALUES[ValueType(pair.type)])
+        if pair.type == ValueType.BOOL:
+            values = values != 0
+        values.flags.writeable = False
+        return values if pair.array else values[0].item()

@@ -1,0 +1,68 @@
+// A walk through the header of a GGUF file in memory: what both looks at such files share.
+#pragma once
+
+#include <cstring>
+#include <string_view>
+
+#include "gguf.h"
+
+namespace shim {
+
+// Reads on while the file lasts; `ok` is false beyond its end and for a type that is none.
+struct Walk {
+    const char * at;
+    const char * end;
+    bool ok = true;
+
+    const char * take(uint64_t n) {
+        ok = ok && n <= static_cast<uint64_t>(end - at);
+        const char * here = at;
+        at += ok ? n : 0;
+        return here;
+    }
+    template <typename T> T read() {
+        T value{};
+        const char * here = take(sizeof(T));
+        if (ok) {
+            memcpy(&value, here, sizeof(T));
+        }
+        return value;
+    }
+    std::string_view text() {
+        const uint64_t length = read<uint64_t>();
+        const char * here = take(length);
+        return ok ? std::string_view(here, length) : std::string_view();
+    }
+
+    struct Value {
+        uint32_t     type;   // of the elements, in an array
+        bool         array;
+        uint64_t     count;  // of elements
+        const char * start;  // of the first element; of a text alone, its first byte
+    };
+
+    // The value of a pair, passed over.
+    Value value() {
+        static constexpr uint8_t SIZES[GGUF_TYPE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+        Value found = {read<uint32_t>(), false, 1, nullptr};
+        if (found.type == GGUF_TYPE_ARRAY) {
+            found.array = true;
+            found.type  = read<uint32_t>();
+            found.count = read<uint64_t>();
+        }
+        found.start = at;
+        if (found.type == GGUF_TYPE_STRING) {
+            for (uint64_t left = found.count; ok && left; left--) {
+                text();
+            }
+            found.start += ok && !found.array ? sizeof(uint64_t) : 0;
+        } else if (found.type < GGUF_TYPE_COUNT && SIZES[found.type] && found.count <= SIZE_MAX / 8) {
+            take(found.count * SIZES[found.type]);
+        } else {
+            ok = false;
+        }
+        return found;
+    }
+};
+
+}  // namespace shim
