@@ -46,6 +46,16 @@ class RegistryEntry:
     license: str
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file on the hub, in the version that is there now. size: bytes."""
+
+    repo: str
+    file: str
+    commit: str
+    size: int
+
+
 class _UnreachableError(ModelNotFoundError):
     """The hub does not answer, or must not be asked."""
 
@@ -95,6 +105,27 @@ def resolve(
     ModelNotFoundError for what does not exist, or is not in the cache and cannot be reached,
     ModelError for a download that fails, ArgumentError for names that contradict each other.
     """
+    found = _named(name, filename)
+    return found if isinstance(found, Path) else _fetch(*found, progress, refresh)
+
+
+def find(name: str | os.PathLike[str], filename: str | None = None) -> Path | list[RemoteFile]:
+    """Return the path that `resolve` would return without a download, else what it would fetch.
+
+    Of a split model these are all parts, the first one first. Raises what `resolve` raises.
+    """
+    found = _named(name, filename)
+    if isinstance(found, Path):
+        return found
+    located = _locate(*found, refresh=False)
+    if isinstance(located, Path):
+        return located
+    info, parts = located
+    return [RemoteFile(found[0], part.rfilename, info.sha or "", part.size or 0) for part in parts]
+
+
+def _named(name: str | os.PathLike[str], filename: str | None) -> Path | tuple[str, str | None]:
+    """Return the path that a name is, or the repository and the file in it."""
     text = os.fspath(name)
     if not text:
         raise ArgumentError("the name of the model is empty")
@@ -103,9 +134,9 @@ def resolve(
         if text == DEMO_NAME or entry:
             if filename is not None:
                 raise ArgumentError(f"{text!r} names a file; filename={filename!r} is too much")
-            return _fetch(entry.repo, entry.file, progress, refresh) if entry else demo_model()
+            return (entry.repo, entry.file) if entry else demo_model()
         if remote := _remote(text, filename):
-            return _fetch(*remote, progress, refresh)
+            return remote
     return _local(text, filename)
 
 
@@ -147,6 +178,10 @@ def _local(text: str, filename: str | None) -> Path:
         if not _exists(path):
             raise _unknown(str(path), path)
     if path.is_dir():
+        if (path / "config.json").is_file():
+            raise ModelNotFoundError(
+                f"{path} is a Hugging Face checkpoint; `llcuda convert {path}` makes a model file"
+            )
         raise ModelNotFoundError(f"{path} is a folder{_names(f.name for f in path.iterdir())}")
     parts = [path.with_name(part) for part in _parts(path.name)]
     missing = [part for part in parts if not part.is_file()]
@@ -198,6 +233,23 @@ def _parts(file: str) -> list[str]:
 
 def _fetch(repo: str, file: str | None, progress: bool, refresh: bool) -> Path:
     """Return the path in the cache of a file, or of the file with a quantisation."""
+    found = _locate(repo, file, refresh)
+    if isinstance(found, Path):
+        return found
+    info, parts = found
+    lacking = [part for part in parts if not _cached(repo, [part.rfilename], info.sha)]
+    _check_room(repo, sum(_bytes_to_come(repo, part) for part in lacking))
+    paths = []
+    for part in (part.rfilename for part in parts):
+        with explained(f"{repo}:{part}", ModelError):
+            paths.append(download(repo, part, info.sha, progress=progress))
+    return paths[0]
+
+
+def _locate(
+    repo: str, file: str | None, refresh: bool
+) -> Path | tuple[ModelInfo, list[RepoSibling]]:
+    """Return the path in the cache, or what the hub says of the repository and the file's parts."""
     named = file if file and file.lower().endswith(".gguf") else None
     if named and not refresh and (path := _cached(repo, _parts(named))):
         return path
@@ -213,13 +265,7 @@ def _fetch(repo: str, file: str | None, progress: bool, refresh: bool) -> Path:
     parts = _parts(_select(repo, list(siblings), file))
     if missing := [part for part in parts if part not in siblings]:
         raise ModelNotFoundError(f"{repo} lacks {missing[0]}, one of the parts of {parts[0]}")
-    lacking = [siblings[part] for part in parts if not _cached(repo, [part], info.sha)]
-    _check_room(repo, sum(_bytes_to_come(repo, part) for part in lacking))
-    paths = []
-    for part in parts:
-        with _explained(f"{repo}:{part}", ModelError):
-            paths.append(download(repo, part, info.sha, progress=progress))
-    return paths[0]
+    return info, [siblings[part] for part in parts]
 
 
 def _select(repo: str, files: list[str], wanted: str | None) -> str:
@@ -247,7 +293,7 @@ def _cached(repo: str, files: list[str], revision: str | None = None) -> Path | 
     """Return the first file's path if all of them are in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    with _explained(repo, ModelError):
+    with explained(repo, ModelError):
         paths = [try_to_load_from_cache(repo, file, revision=revision) for file in files]
     return Path(str(paths[0])) if all(isinstance(path, str) for path in paths) else None
 
@@ -274,7 +320,7 @@ def _ask(repo: str, file: str | None) -> ModelInfo:
     """Return what the hub says about a repository: its files, their sizes, its version."""
     from huggingface_hub import HfApi
 
-    with _explained(f"{repo}:{file}" if file else repo, _UnreachableError):
+    with explained(f"{repo}:{file}" if file else repo, _UnreachableError):
         return HfApi().model_info(repo, files_metadata=True, timeout=ASK_TIMEOUT)
 
 
@@ -298,7 +344,7 @@ def _check_room(repo: str, needed: int) -> None:
 
 
 @contextmanager
-def _explained(what: str, failure: type[ModelError]) -> Iterator[None]:
+def explained(what: str, failure: type[ModelError]) -> Iterator[None]:
     """Turn what huggingface_hub raises into llcuda's errors; `failure` where it has no meaning."""
     from huggingface_hub import constants, errors
 

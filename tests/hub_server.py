@@ -184,8 +184,10 @@ class _Handler(BaseHTTPRequestHandler):
         if span and hub.ranges == "refused":
             status, data = 416, b""
         elif span and hub.ranges == "served":
-            status, first = 206, int(span.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+            begin, _, end = span.removeprefix("bytes=").partition("-")
+            status, first, size = 206, int(begin), len(data)
+            data = data[: int(end) + 1] if end else data
+            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{size}"
         self._send(status, headers, data[first:], name if body else "")
 
     def _refused(self, repo: str, gate: bool) -> bool:

@@ -77,11 +77,9 @@ class MappedFile:
 def read_index(mapping: mmap.mmap, path: Path) -> Index:
     """Return what a file holds, ggml's parser being the judge of its tensors; GGUFError."""
     ffi, lib = library.load()
-    data = ffi.from_buffer(mapping)
-    pointer = lib.llcuda_gguf_read(data, len(mapping))
-    if pointer == ffi.NULL:
-        library.fail(GGUFError, f"{path} is no GGUF file that can be read")
-    index = ffi.gc(pointer, lib.llcuda_gguf_free)
+    status, index = _read(mapping, len(mapping))
+    if status:
+        library.fail(GGUFError, f"{path} cannot be read")
     pairs = [
         Pair(
             _name(copy(mapping, pair.key, pair.key_size), path),
@@ -108,6 +106,22 @@ def read_index(mapping: mmap.mmap, path: Path) -> Index:
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise GGUFError(f"{path} has the {what} {twice!r} twice")
     return Index(index.version, index.alignment, index.data_offset, pairs, tensors)
+
+
+def holds_header(data: bytearray, file_size: int, name: str) -> bool:
+    """Whether the first bytes of a file hold its whole header; GGUFError where it is damaged."""
+    _, lib = library.load()
+    status, _ = _read(data, file_size)
+    if status not in (0, lib.LLCUDA_TRUNCATED):
+        library.fail(GGUFError, f"{name} cannot be read")
+    return status == 0
+
+
+def _read(data: mmap.mmap | bytearray, file_size: int) -> tuple[int, Any]:
+    ffi, lib = library.load()
+    index = ffi.new("struct llcuda_gguf_index **")
+    status = lib.llcuda_gguf_read(ffi.from_buffer(data), len(data), file_size, index)
+    return status, None if status else ffi.gc(index[0], lib.llcuda_gguf_free)
 
 
 def _name(name: bytes, path: Path) -> str:

@@ -10,17 +10,17 @@ import llcuda
 PACKAGE = Path(llcuda.__file__).parent
 # design.md, "Layout": a module imports from its own layer and those before it.
 LAYERS = (
-    ("errors", "text", "metrics", "timings", "demo", "download", "progress", "gguf_types"),
+    ("errors", "text", "metrics", "timings", "demo", "download", "progress", "gguf_types", "target"),
     ("params", "structured"),
     ("steps", "guide"),
     ("native",),
     ("gguf_parser", "gguf_writer"),
-    ("request", "completion", "scheduler", "speculation", "hub", "device", "unsloth", "chat"),
+    ("request", "completion", "scheduler", "speculation", "hub", "gguf_remote", "device", "unsloth", "chat"),
     ("engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
-    ("inference", "core", "shapes", "loops", "measure", "bench", "doctor"),
+    ("inference", "core", "quality", "shapes", "loops", "measure", "bench", "doctor", "gguf_inspect"),
     ("bench_output", "bench_plot"),
-    ("cli_files",),
+    ("cli_files", "cli_quality"),
     ("server", "openai", "cli", "__main__"),
 )
 KNOW_NOTHING_OF_NATIVE = {"scheduler", "text", "metrics", "errors", "params", "steps"}

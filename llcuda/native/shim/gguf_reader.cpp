@@ -69,29 +69,23 @@ int read_tensors(Index * index, std::string header, uint64_t end, uint64_t file_
     return LLCUDA_OK;
 }
 
-int read_index(const char * data, size_t size, Index * index) {
-    Walk walk{data, data + size};
-    const auto magic     = walk.read<uint32_t>();
-    index->version       = walk.read<uint32_t>();
-    const auto n_tensors = walk.read<uint64_t>();
-    const auto n_pairs   = walk.read<uint64_t>();
-    if (magic != MAGIC) {
-        return refuse("the file does not begin with GGUF");
+// What a walk that came to nothing was in the midst of.
+int stopped(const Walk & walk, const std::string & within) {
+    if (walk.beyond) {
+        shim::add_error("the file ends within " + within + ": it is truncated, or damaged there");
+        return LLCUDA_TRUNCATED;
     }
-    if (walk.ok && (index->version < OLDEST_VERSION || index->version > GGUF_VERSION)) {
-        return refuse("GGUF version " + std::to_string(index->version) + ": only 2 and 3 can be read, "
-                      "of this machine's byte order");
-    }
-    if (n_tensors > MOST_TENSORS) {
-        return refuse(std::to_string(n_tensors) + " tensors: more than any model has");
-    }
-    std::string alignment;
-    for (uint64_t i = 0; walk.ok && i < n_pairs; i++) {
+    return refuse(within + " has a value of a type that is none");
+}
+
+// alignment: gets the pair that the tensors' offsets depend on.
+int read_pairs(Walk & walk, const char * data, uint64_t n, Index * index, std::string & alignment) {
+    for (uint64_t i = 0; i < n; i++) {
         const char * start = walk.at;
         const auto key   = walk.text();
         const auto value = walk.value();
         if (!walk.ok) {
-            return refuse("the file ends within " + counted(i, "pair") + ", or that has a type that is none");
+            return stopped(walk, counted(i, "pair"));
         }
         if (key.empty()) {
             return refuse(counted(i, "pair") + " has an empty key");
@@ -106,8 +100,12 @@ int read_index(const char * data, size_t size, Index * index) {
                                     static_cast<uint64_t>(value.start - data),
                                     static_cast<uint64_t>(walk.at - value.start), value.count, value.type, value.array});
     }
-    const char * tensors = walk.at;
-    for (uint64_t i = 0; walk.ok && i < n_tensors; i++) {
+    return LLCUDA_OK;
+}
+
+// Takes from the tensors' descriptions what ggml does not keep, and refuses what would cost it memory.
+int pass_tensors(Walk & walk, uint64_t n, Index * index) {
+    for (uint64_t i = 0; i < n; i++) {
         const auto name       = walk.text();
         const auto dimensions = walk.read<uint32_t>();
         if (name.size() >= GGML_MAX_NAME || dimensions > GGML_MAX_DIMS) {
@@ -116,11 +114,42 @@ int read_index(const char * data, size_t size, Index * index) {
                           + std::to_string(GGML_MAX_NAME - 1) + " and " + std::to_string(GGML_MAX_DIMS));
         }
         walk.take(sizeof(uint64_t) * dimensions + sizeof(uint32_t) + sizeof(uint64_t));
+        if (!walk.ok) {
+            return stopped(walk, counted(i, "tensor"));
+        }
         index->tensor_list.push_back({});
         index->tensor_list.back().n_dims = dimensions;
     }
+    return LLCUDA_OK;
+}
+
+// size: the bytes that are there of file_size.
+int read_index(const char * data, size_t size, uint64_t file_size, Index * index) {
+    Walk walk{data, data + size};
+    const auto magic     = walk.read<uint32_t>();
+    index->version       = walk.read<uint32_t>();
+    const auto n_tensors = walk.read<uint64_t>();
+    const auto n_pairs   = walk.read<uint64_t>();
     if (!walk.ok) {
-        return refuse("the file ends within its header: it is truncated");
+        return stopped(walk, "its first 24 bytes");
+    }
+    if (magic != MAGIC) {
+        return refuse("the file does not begin with GGUF");
+    }
+    if (index->version < OLDEST_VERSION || index->version > GGUF_VERSION) {
+        return refuse("GGUF version " + std::to_string(index->version) + ": only 2 and 3 can be read, "
+                      "of this machine's byte order");
+    }
+    if (n_tensors > MOST_TENSORS) {
+        return refuse(std::to_string(n_tensors) + " tensors: more than any model has");
+    }
+    std::string alignment;
+    if (const int status = read_pairs(walk, data, n_pairs, index, alignment)) {
+        return status;
+    }
+    const char * tensors = walk.at;
+    if (const int status = pass_tensors(walk, n_tensors, index)) {
+        return status;
     }
     index->n_pairs   = static_cast<int64_t>(n_pairs);
     index->n_tensors = static_cast<int64_t>(n_tensors);
@@ -131,7 +160,7 @@ int read_index(const char * data, size_t size, Index * index) {
     header.append(reinterpret_cast<const char *>(counts), sizeof(counts));
     header += alignment;
     header.append(tensors, walk.at - tensors);
-    return read_tensors(index, header, walk.at - data, size);
+    return read_tensors(index, header, walk.at - data, file_size);
 }
 
 // Run `call` with a status; where the mapping has no file behind it any more, that is the status.
@@ -159,9 +188,11 @@ template <typename See> int for_blocks(const char * data, uint64_t size, ggml_ty
 
 }  // namespace
 
-struct llcuda_gguf_index * llcuda_gguf_read(const char * data, size_t size) {
-    auto index = std::make_unique<Index>();
-    return guarded_read([&] { return read_index(data, size, index.get()); }) ? nullptr : index.release();
+int llcuda_gguf_read(const char * data, size_t size, uint64_t file_size, struct llcuda_gguf_index ** index) {
+    auto made = std::make_unique<Index>();
+    const int status = guarded_read([&] { return read_index(data, size, file_size, made.get()); });
+    *index = status ? nullptr : made.release();
+    return status;
 }
 
 void llcuda_gguf_free(struct llcuda_gguf_index * index) { delete static_cast<Index *>(index); }

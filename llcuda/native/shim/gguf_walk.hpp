@@ -8,14 +8,17 @@
 
 namespace shim {
 
-// Reads on while the file lasts; `ok` is false beyond its end and for a type that is none.
+// Reads on while the file lasts; `ok` is false beyond its end, and for a type that is none. `beyond`: only more
+// bytes could help.
 struct Walk {
     const char * at;
     const char * end;
     bool ok = true;
+    bool beyond = false;
 
     const char * take(uint64_t n) {
-        ok = ok && n <= static_cast<uint64_t>(end - at);
+        beyond = beyond || (ok && n > static_cast<uint64_t>(end - at));
+        ok = ok && !beyond;
         const char * here = at;
         at += ok ? n : 0;
         return here;

@@ -21,7 +21,8 @@ enum llcuda_status {
     LLCUDA_UNSUPPORTED       = -109, // this memory cannot do that
     LLCUDA_EXCEPTION         = -110, // llama.cpp threw or asserted; see llcuda_errors()
     LLCUDA_INVALID_FILE      = -112, // a model file that must not be loaded; see llcuda_errors()
-    LLCUDA_LOST              = -113  // the device under this context failed
+    LLCUDA_LOST              = -113, // the device under this context failed
+    LLCUDA_TRUNCATED         = -114  // bytes of a file that end too early; see llcuda_errors()
 };
 
 enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUTPUT_ALL = 2 };
@@ -73,8 +74,9 @@ struct llcuda_gguf_index {
     const struct llcuda_gguf_pair *   pairs;
     const struct llcuda_gguf_tensor * tensors;
 };
-// What a mapped file holds; null for what is none, or is damaged.
-struct llcuda_gguf_index * llcuda_gguf_read(const char * data, size_t size);
+// What a mapped file holds, of which `size` bytes are there: LLCUDA_TRUNCATED when these end within its header,
+// LLCUDA_INVALID_FILE for what is none, or is damaged. index: null then.
+int llcuda_gguf_read(const char * data, size_t size, uint64_t file_size, struct llcuda_gguf_index ** index);
 void llcuda_gguf_free(struct llcuda_gguf_index * index);
 // Copies what a mapping may have lost; of an array of n texts, says where in it each begins.
 int llcuda_gguf_copy(const char * data, size_t size, char * copy);
@@ -124,7 +126,8 @@ int llcuda_quantize(const char * source, const char * target, struct llama_model
 // Valid until the next call on this thread.
 const char * llcuda_quantize_plan(const char * source, struct llama_model_quantize_params params);
 int64_t llcuda_row_size(int type, int64_t columns);  // bytes, of a ggml_type
-int     llcuda_search(const char * pattern, const char * text);  // 1: found, 0: not, -1: no regular expression
+// Which texts hold what a regular expression, of the kind that overrides are, describes.
+int     llcuda_search(const char * pattern, const char ** texts, int64_t n, bool * found);
 // Bytes of a tensor in a model file, 0 without it, or a status below 0.
 int64_t llcuda_tensor_size(const char * path, const char * name);
 
@@ -150,6 +153,23 @@ int64_t llcuda_imatrix_size(const struct llcuda_imatrix * matrix);  // entries
 void llcuda_imatrix_get(const struct llcuda_imatrix * matrix, int64_t i, struct llcuda_imatrix_entry * entry);
 int  llcuda_imatrix_write(const char * path, const struct llcuda_imatrix_entry * entries, int64_t n_entries,
                           const char ** datasets, int64_t n_datasets, uint32_t chunks, uint32_t chunk_size);
+
+// --- nf4.cpp ---
+
+enum { LLCUDA_NF4_LARGEST_BLOCK = 4096 };
+
+// values[i] = code[packed[i]] * absmax[i / block_size], rounded once to `type` (GGML_TYPE_F32, _F16 or _BF16;
+// LLCUDA_UNSUPPORTED for others). The high half of a byte is the value before that of the low half. code: 16
+// values. block_size: a power of two.
+int llcuda_nf4_dequantize(const uint8_t * packed, const float * absmax, const float * code, int64_t n,
+                          int32_t block_size, int type, void * values);
+// The same into a tensor, on the device where it lies.
+int llcuda_nf4_to_tensor(const uint8_t * packed, const float * absmax, const float * code, int32_t block_size,
+                         struct ggml_tensor * tensor);
+// The way back. bounds: 15, between the values in their order; codes: of the 16 values in that order. false: a
+// value is NaN or inf.
+bool llcuda_nf4_quantize(const float * values, int64_t n, int32_t block_size, const float * bounds,
+                         const uint8_t * codes, uint8_t * packed, float * absmax);
 
 // --- context.cpp ---
 
