@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "text", "metrics", "timings", "demo", "download", "progress", "gguf_types", "target"),
     ("params", "structured"),
     ("steps", "guide"),
-    ("native",),
+    ("native", "nf4"),
     ("gguf_parser", "gguf_writer"),
     ("request", "completion", "scheduler", "speculation", "hub", "gguf_remote", "device", "unsloth", "chat"),
     ("engine", "worker", "desk", "reporter", "delivery"),

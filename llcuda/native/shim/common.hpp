@@ -67,6 +67,13 @@ extern thread_local bool cuda_failed;
 // process.
 bool gpus_answer();
 
+// A function that the CUDA backend exports, or of the CUDA run-time library under it; null without them. The backend
+// is loaded where there is a GPU to use it.
+void * cuda_symbol(const char * name);
+template <typename Function> Function cuda_function(const char * name) {
+    return reinterpret_cast<Function>(cuda_symbol(name));
+}
+
 // While one lives, a fault on this thread is nobody's but its own: around calls of Python.
 struct FaultsOff {
     FaultsOff();

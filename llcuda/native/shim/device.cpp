@@ -1,7 +1,5 @@
 #include "device.hpp"
 
-#include <dlfcn.h>
-
 #include <stdexcept>
 #include <string>
 
@@ -10,23 +8,17 @@
 
 namespace {
 
-// select.cu is compiled into the CUDA backend, which is loaded when there is a GPU to use it.
+// What select.cu, compiled into the CUDA backend, offers.
 struct Kernels {
-    decltype(&llcuda_selector_new)  make   = nullptr;
-    decltype(&llcuda_selector_free) free   = nullptr;
-    decltype(&llcuda_select)        select = nullptr;
-    decltype(&llcuda_select_wait)   wait   = nullptr;
-    decltype(&llcuda_cuda_error)    error  = nullptr;
+    decltype(&llcuda_selector_new)  make;
+    decltype(&llcuda_selector_free) free;
+    decltype(&llcuda_select)        select;
+    decltype(&llcuda_select_wait)   wait;
+    decltype(&llcuda_cuda_error)    error;
 
     Kernels() {
-        const std::string libllama = llcuda_library_path();
-        const std::string path = libllama.substr(0, libllama.rfind('/') + 1) + "libggml-cuda.so";
-        void * library = dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
-        if (!library) {
-            return;
-        }
-        auto find = [&](auto & function, const char * name) {
-            function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
+        auto find = [](auto & function, const char * name) {
+            function = shim::cuda_function<std::decay_t<decltype(function)>>(name);
         };
         find(make, "llcuda_selector_new");
         find(free, "llcuda_selector_free");

@@ -88,6 +88,13 @@ Guard::Guard() {
 }
 Guard::~Guard() { guards--; }
 
+void * cuda_symbol(const char * name) {
+    const std::string libllama = llcuda_library_path();
+    const std::string path = libllama.substr(0, libllama.rfind('/') + 1) + "libggml-cuda.so";
+    void * library = dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
+    return library ? dlsym(library, name) : nullptr;
+}
+
 uint64_t main_thread = 0;
 
 }  // namespace shim

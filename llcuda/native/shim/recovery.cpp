@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <utility>
 
-#include <dlfcn.h>
-
 #include "llama-context.h"
 
 namespace {
@@ -15,12 +13,7 @@ std::atomic<bool> gpu_failed{false};
 
 // CUDA keeps the last error until somebody asks, and the next kernel's check would take it for its own.
 void forget_cuda_error() {
-    static auto * const forget = [] {
-        const std::string libllama = llcuda_library_path();
-        const std::string path = libllama.substr(0, libllama.rfind('/') + 1) + "libggml-cuda.so";
-        void * library = dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
-        return reinterpret_cast<int (*)()>(library ? dlsym(library, "cudaGetLastError") : nullptr);
-    }();
+    static auto * const forget = shim::cuda_function<int (*)()>("cudaGetLastError");
     if (forget) {
         forget();
     }

@@ -1,0 +1,337 @@
+"""Weights of 4 bits as bitsandbytes writes them: NF4 and FP4, to floats and back, bit by bit.
+
+A block of consecutive weights shares a scale, its largest absolute value (absmax). A weight is one
+of 16 values between -1 and 1, times that scale: a float32 product, rounded once to the type asked
+for. So do bitsandbytes' kernels for CUDA and its formula for the CPU. With double quantisation the
+scales are in 8 bits themselves, in blocks of 256, after their mean was subtracted.
+QLoRA (https://arxiv.org/abs/2305.14314) describes both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from llcuda.errors import ArgumentError
+from llcuda.native import nf4 as native
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+# Sign, two bits of exponent, one of mantissa; 8 is a second zero.
+FP4 = tuple(
+    value / 12
+    for value in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3)
+)  # fmt: skip
+CODES = {"nf4": NF4, "fp4": FP4}
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+NESTED_BLOCK_SIZE = 256
+
+
+def dequantize(
+    packed: Bytes,
+    absmax: Floats,
+    *,
+    quant_type: str,
+    block_size: int,
+    shape: Sequence[int],
+    dtype: Any = np.float32,
+    code: Floats | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Return the weights, of `shape`.
+
+    packed: uint8, two weights each, the first in the high half. absmax: float32, one a block.
+    quant_type: "nf4" or "fp4". block_size: one of BLOCK_SIZES. dtype: float32, float16 or
+    "bfloat16", whose bits come as uint16, since numpy has no such type. code: 16 float32 instead
+    of quant_type's. out: a contiguous array to write to, which is returned.
+
+    Raises ArgumentError for what does not fit together, and for scales that are no numbers.
+    """
+    shape, name = _shape(shape), _dtype(dtype)
+    table = _table(quant_type)
+    if code is not None:
+        table = _floats("code", code, 16)
+    packed, absmax = _parts("packed", packed, "absmax", absmax, block_size, shape)
+    bits = native.BITS[name]
+    if out is None:
+        out = np.empty(shape, bits)
+    elif not isinstance(out, np.ndarray) or out.dtype != bits or out.shape != shape:
+        raise ArgumentError(f"out: expected an array of {np.dtype(bits)} and shape {shape}")
+    elif not out.flags.c_contiguous or not out.flags.writeable:
+        raise ArgumentError("out: expected a contiguous array that can be written to")
+    native.dequantize(packed, absmax, table, block_size, name, out)
+    return out
+
+
+def quantize(weights: Array, *, quant_type: str, block_size: int = 64) -> tuple[Bytes, Floats]:
+    """Return the packed weights and each block's scale, as bitsandbytes' CPU code computes them.
+
+    weights: float32 or float16, any shape. An odd number of them ends in half a byte that means
+    zero. Raises ArgumentError for NaN and inf.
+    """
+    _check_block_size(block_size)
+    table = _table(quant_type)
+    if not isinstance(weights, np.ndarray) or weights.dtype not in (np.float32, np.float16):
+        raise ArgumentError(
+            f"weights: expected an array of float32 or float16, got {_what(weights)}"
+        )
+    if not weights.size:
+        raise ArgumentError("weights: expected at least one")
+    codes = np.argsort(table, kind="stable").astype(np.uint8)
+    ordered = table[codes]
+    bounds = (ordered[:-1] + ordered[1:]) / np.float32(2)
+    values = np.ascontiguousarray(weights, np.float32)
+    found = native.quantize(values, bounds, codes, block_size)
+    if found is None:
+        raise ArgumentError("weights: expected finite numbers, got NaN or inf")
+    return found
+
+
+def absmax(
+    quantized: Bytes,
+    code: Floats,
+    nested_absmax: Floats,
+    nested_block_size: int = NESTED_BLOCK_SIZE,
+    offset: float = 0.0,
+) -> Floats:
+    """Return the scales that double quantisation holds in 8 bits.
+
+    quantized: uint8, one a block of weights. code: what the 256 bytes stand for. nested_absmax:
+    float32, one for each nested_block_size scales. offset: what was subtracted from all of them.
+    """
+    if type(nested_block_size) is not int or nested_block_size < 1:
+        raise ArgumentError(f"nested_block_size {nested_block_size!r}: expected an integer above 0")
+    quantized = _array("quantized", quantized, np.uint8, np.size(quantized))
+    blocks = -(-quantized.size // nested_block_size)
+    scales = np.repeat(_floats("nested_absmax", nested_absmax, blocks), nested_block_size)
+    values: Floats = _floats("code", code, 256)[quantized]
+    values *= scales[: values.size]
+    values += np.float32(_number("offset", offset))
+    return values
+
+
+def quantize_absmax(
+    absmax: Floats, *, offset: float | None = None
+) -> tuple[Bytes, Floats, Floats, float]:
+    """Return (quantized, code, nested_absmax, offset): scales in 8 bits, in blocks of 256.
+
+    offset: None = their mean, exact before it is rounded to float32. (torch sums in float32, and
+    in an order that depends on its number of threads; all else is as bitsandbytes does it.)
+    """
+    absmax = _floats("absmax", absmax, np.size(absmax))
+    if not absmax.size:
+        raise ArgumentError("absmax: expected at least one")
+    mean = np.float32(
+        absmax.mean(dtype=np.float64) if offset is None else _number("offset", offset)
+    )
+    blocks = -(-absmax.size // NESTED_BLOCK_SIZE)
+    values = np.zeros((blocks, NESTED_BLOCK_SIZE), np.float32)
+    values.reshape(-1)[: absmax.size] = absmax - mean
+    scales = np.abs(values).max(axis=1)
+    with np.errstate(all="ignore"):
+        values *= np.float32(1) / scales[:, None]
+    values[
+        np.isnan(values)
+    ] = -1  # zeros of a block that is all but zero; bitsandbytes makes them 0
+    place = (np.clip(values, -1, 1) + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)
+    quantized = _nearest()[place.astype(np.int64)].reshape(-1)[: absmax.size]
+    return quantized, dynamic_code(), scales, float(mean)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class QuantState:
+    """A tensor of 4 bits in a checkpoint: its bytes, its scales, and what they stand for.
+
+    dtype: of the weights that were quantised, "float32", "float16" or "bfloat16".
+    """
+
+    packed: Bytes
+    absmax: Floats
+    quant_type: str
+    block_size: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def from_tensors(cls, name: str, tensors: Mapping[str, Any]) -> QuantState:
+        """Return the state of the weight `name`, e.g. "model.layers.0.mlp.up_proj.weight".
+
+        tensors: the checkpoint's tensors by name; only this weight's are read. Its scales are
+        brought to float32 where they are quantised themselves.
+
+        Raises ArgumentError for keys that are absent, and for what does not fit together.
+        """
+        kinds = [kind for kind in CODES if f"{name}.quant_state.bitsandbytes__{kind}" in tensors]
+        if len(kinds) != 1:
+            keys = " or ".join(f"{name}.quant_state.bitsandbytes__{kind}" for kind in CODES)
+            raise ArgumentError(f"{name} is no weight of 4 bits: expected one tensor {keys}")
+        key = f"{name}.quant_state.bitsandbytes__{kinds[0]}"
+        facts = _facts(key, _get(tensors, key))
+        if facts.get("quant_type") != kinds[0]:
+            raise ArgumentError(f"{key}: quant_type is {facts.get('quant_type')!r}")
+        table = _floats(f"{name}.quant_map", _get(tensors, f"{name}.quant_map"), 16)
+        if not np.allclose(table, _table(kinds[0]), rtol=0, atol=1e-6):
+            raise ArgumentError(f"{name}.quant_map holds other values than {kinds[0].upper()}'s")
+        scales = _get(tensors, f"{name}.absmax")
+        if f"{name}.nested_absmax" in tensors:
+            scales = absmax(
+                scales,
+                _get(tensors, f"{name}.nested_quant_map"),
+                _get(tensors, f"{name}.nested_absmax"),
+                facts.get("nested_blocksize", NESTED_BLOCK_SIZE),
+                facts.get("nested_offset", 0.0),
+            )
+        packed = _get(tensors, name)
+        if packed.dtype != object:
+            packed = np.ascontiguousarray(packed).reshape(-1).view(np.uint8)
+        shape, dtype = _shape(facts.get("shape")), _dtype(facts.get("dtype"))
+        block_size: Any = facts.get("blocksize")
+        packed, scales = _parts(name, packed, f"{name}.absmax", scales, block_size, shape)
+        return cls(packed, scales, kinds[0], block_size, shape, dtype)
+
+    def dequantize(self, dtype: Any = None, out: Array | None = None) -> Array:
+        """Return the weights; dtype: None = what they were before."""
+        return dequantize(
+            self.packed,
+            self.absmax,
+            quant_type=self.quant_type,
+            block_size=self.block_size,
+            shape=self.shape,
+            dtype=self.dtype if dtype is None else dtype,
+            out=out,
+        )
+
+
+@cache
+def dynamic_code() -> Floats:
+    """Return the 256 values of bitsandbytes' dynamic 8-bit type, ascending, in its own rounding.
+
+    Powers of ten from 1e-6 to 1, each with twice as many steps as the one before it
+    (https://arxiv.org/abs/1511.04561).
+    """
+    values = [0.0, 1.0]
+    for i in range(7):
+        steps = np.arange(2**i + 1)
+        first, step = np.float64(np.float32(0.1)), np.float64(np.float32(0.9 / 2**i))
+        rising = np.where(steps < len(steps) // 2, first + step * steps, 1 - step * steps[::-1])
+        edges = rising.astype(np.float32)
+        means = (edges[:-1] + edges[1:]) / np.float32(2) * np.float32(10.0 ** (i - 6))
+        values += [*means.tolist(), *(-means).tolist()]
+    code = np.sort(np.array(values, np.float32))
+    code.flags.writeable = False
+    return code
+
+
+@cache
+def _nearest() -> Bytes:
+    """Return the nearest code of 65,536 places from -1 to 1: bitsandbytes looks it up there."""
+    places = (-1 + 2 * np.arange(65536) / 65535).astype(np.float32)
+    code = dynamic_code()
+    bounds = (code[:-1] + code[1:]) * np.float32(0.5)
+    return np.searchsorted(bounds, places).astype(np.uint8)
+
+
+def _table(quant_type: Any) -> Floats:
+    if not isinstance(quant_type, str) or quant_type not in CODES:
+        raise ArgumentError(f"quant_type {quant_type!r}: expected 'nf4' or 'fp4'")
+    return np.array(CODES[quant_type], np.float32)
+
+
+def _check_block_size(block_size: Any) -> None:
+    if type(block_size) is not int or block_size not in BLOCK_SIZES:
+        allowed = ", ".join(map(str, BLOCK_SIZES))
+        raise ArgumentError(f"block_size {block_size!r}: expected one of {allowed}")
+
+
+def _parts(
+    packed_name: str,
+    packed: Any,
+    absmax_name: str,
+    absmax: Any,
+    block_size: Any,
+    shape: tuple[int, ...],
+) -> tuple[Bytes, Floats]:
+    """Return the packed weights and their scales, if there are as many as `shape` needs."""
+    _check_block_size(block_size)
+    count = prod(shape)
+    packed = _array(packed_name, packed, np.uint8, (count + 1) // 2)
+    return packed, _floats(absmax_name, absmax, -(-count // block_size))
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise ArgumentError(f"shape {shape!r}: expected integers above 0")
+    return sizes
+
+
+def _dtype(dtype: Any) -> str:
+    name = dtype
+    if dtype != "bfloat16":
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = None
+    if dtype is None or name not in native.BITS:
+        raise ArgumentError(f"dtype {dtype!r}: expected one of {', '.join(native.BITS)}")
+    return str(name)
+
+
+def _array(what: str, values: Any, dtype: Any, size: int) -> Array:
+    """Return `values` contiguous and flat, if they are `size` elements of `dtype` in an array."""
+    if not isinstance(values, np.ndarray) or values.dtype != dtype:
+        raise ArgumentError(f"{what}: expected an array of {np.dtype(dtype)}, got {_what(values)}")
+    if values.size != size:
+        raise ArgumentError(f"{what}: expected {size} elements, got {values.size}")
+    return np.ascontiguousarray(values).reshape(-1)
+
+
+def _floats(what: str, values: Any, size: int) -> Floats:
+    floats: Floats = _array(what, values, np.float32, size)
+    if not np.isfinite(floats).all():
+        raise ArgumentError(f"{what}: expected finite numbers, got NaN or inf")
+    return floats
+
+
+def _number(what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+        raise ArgumentError(f"{what} {value!r}: expected a finite number")
+    return float(value)
+
+
+def _what(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _get(tensors: Mapping[str, Any], key: str) -> Array:
+    if key not in tensors:
+        raise ArgumentError(f"the checkpoint has no tensor {key}")
+    try:
+        return np.asarray(tensors[key])
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{key}: {error}") from None
+
+
+def _facts(key: str, text: Array) -> dict[str, Any]:
+    """Return what bitsandbytes writes beside the tensors, JSON as a tensor of bytes."""
+    try:
+        facts = json.loads(_array(key, text, np.uint8, text.size).tobytes())
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise ArgumentError(f"{key}: expected a JSON object as bytes")
+    return facts
