@@ -61,6 +61,12 @@ int read_tensors(Index * index, std::string header, uint64_t end, uint64_t file_
         tensor.type   = gguf_get_tensor_type(file.get(), i);
         tensor.offset = gguf_get_tensor_offset(file.get(), i);
         tensor.size   = gguf_get_tensor_size(file.get(), i);
+        int64_t span = sizeof(double);  // bytes of any array of its shape, were no size 0
+        for (int64_t size : tensor.ne) {
+            if (__builtin_mul_overflow(span, std::max<int64_t>(size, 1), &span)) {
+                return refuse("tensor '" + std::string(tensor.name) + "' has sizes that no array can have");
+            }
+        }
         const uint64_t room = file_size < index->data_offset ? 0 : file_size - index->data_offset;
         if (tensor.offset > room || tensor.size > room - tensor.offset) {
             return refuse("the file ends within tensor '" + std::string(tensor.name) + "': it is truncated");
