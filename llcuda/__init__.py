@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llcuda import steps as steps
     from llcuda.completion import Completion as Completion
     from llcuda.completion import InferResult as InferResult
+    from llcuda.conversion import convert as convert
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
@@ -25,11 +26,17 @@ if TYPE_CHECKING:
     from llcuda.native.context import Context as Context
     from llcuda.native.estimate import DeviceMemory as DeviceMemory
     from llcuda.native.estimate import memory_needed as memory_needed
+    from llcuda.native.imatrix import ImportanceMatrix as ImportanceMatrix
     from llcuda.native.model import Model as Model
+    from llcuda.native.quantize import quantize as quantize
+    from llcuda.native.quantize import quantize_plan as quantize_plan
     from llcuda.native.sampler import Sampler as Sampler
     from llcuda.params import ContextParams as ContextParams
     from llcuda.params import ModelParams as ModelParams
     from llcuda.params import SamplingParams as SamplingParams
+    from llcuda.quality import divergence as divergence
+    from llcuda.quality import importance_matrix as importance_matrix
+    from llcuda.quality import perplexity as perplexity
     from llcuda.request import Request as Request
     from llcuda.request import RequestParams as RequestParams
     from llcuda.text import Utf8Decoder as Utf8Decoder
@@ -47,6 +54,7 @@ _HOMES = {
     "DeviceMemory": "llcuda.native.estimate",
     "Engine": "llcuda.engine",
     "EngineParams": "llcuda.engine",
+    "ImportanceMatrix": "llcuda.native.imatrix",
     "InferResult": "llcuda.completion",
     "InferenceEngine": "llcuda.inference",
     "LlcudaError": "llcuda.errors",
@@ -59,9 +67,15 @@ _HOMES = {
     "Timings": "llcuda.timings",
     "Utf8Decoder": "llcuda.text",
     "check_gpu_compatibility": "llcuda.device",
+    "convert": "llcuda.conversion",
     "demo_model": "llcuda.demo",
     "detect_cuda": "llcuda.device",
+    "divergence": "llcuda.quality",
+    "importance_matrix": "llcuda.quality",
     "memory_needed": "llcuda.native.estimate",
+    "perplexity": "llcuda.quality",
+    "quantize": "llcuda.native.quantize",
+    "quantize_plan": "llcuda.native.quantize",
     "quick_infer": "llcuda.inference",
 }
 

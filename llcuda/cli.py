@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda import cli_files
+from llcuda import cli_files, cli_quality
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cli_files.app)
+app.add_typer(cli_quality.app)
 
 INTERRUPTED = 130
 

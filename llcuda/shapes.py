@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from llcuda.errors import ArgumentError, LlcudaError, ModelError
-from llcuda.native.quantize import check_file_type, quantize
+from llcuda.native.file_types import check_file_type
+from llcuda.native.quantize import quantize
 
 BLOCK = 16_777_213  # numbers; a prime, so that no two rows of a matrix are equal
 NOISE = 0.02  # standard deviation of the weights
@@ -131,7 +132,7 @@ def find_shape(name: str, file_type: str) -> tuple[str, str]:
 def make(name: str, file_type: str = "Q4_K_M", *, progress: Progress | None = None) -> Path:
     """Return the file of a shape with weights of a type, writing it into the cache if need be.
 
-    name: one of SHAPES. file_type: one of llcuda.native.quantize.FILE_TYPES.
+    name: one of SHAPES. file_type: one of llcuda.native.file_types.FILE_TYPES.
     progress: called with what is being done, and how far it is, 0.0 to 1.0.
     The cache is $XDG_CACHE_HOME/llcuda/shapes, by default ~/.cache/llcuda/shapes. Besides the file
     itself its F16 form is written, and deleted afterwards.

@@ -35,14 +35,17 @@ enum llama_load_mode {
     LLAMA_LOAD_MODE_AUTO, LLAMA_LOAD_MODE_NONE, LLAMA_LOAD_MODE_MMAP, LLAMA_LOAD_MODE_MLOCK,
     LLAMA_LOAD_MODE_MMAP_MLOCK, LLAMA_LOAD_MODE_DIRECT_IO, ...
 };
-// NAME is LLAMA_FTYPE_MOSTLY_NAME, but for F32; those that need no importance matrix.
+// NAME is LLAMA_FTYPE_MOSTLY_NAME, but for F32.
 enum llama_ftype {
     LLAMA_FTYPE_ALL_F32, LLAMA_FTYPE_MOSTLY_F16, LLAMA_FTYPE_MOSTLY_BF16, LLAMA_FTYPE_MOSTLY_Q8_0,
     LLAMA_FTYPE_MOSTLY_Q6_K, LLAMA_FTYPE_MOSTLY_Q5_K_M, LLAMA_FTYPE_MOSTLY_Q5_K_S, LLAMA_FTYPE_MOSTLY_Q5_1,
     LLAMA_FTYPE_MOSTLY_Q5_0, LLAMA_FTYPE_MOSTLY_Q4_K_M, LLAMA_FTYPE_MOSTLY_Q4_K_S, LLAMA_FTYPE_MOSTLY_Q4_1,
     LLAMA_FTYPE_MOSTLY_Q4_0, LLAMA_FTYPE_MOSTLY_IQ4_NL, LLAMA_FTYPE_MOSTLY_IQ4_XS, LLAMA_FTYPE_MOSTLY_Q3_K_L,
     LLAMA_FTYPE_MOSTLY_Q3_K_M, LLAMA_FTYPE_MOSTLY_Q3_K_S, LLAMA_FTYPE_MOSTLY_IQ3_M, LLAMA_FTYPE_MOSTLY_IQ3_S,
-    LLAMA_FTYPE_MOSTLY_Q2_K, ...
+    LLAMA_FTYPE_MOSTLY_Q2_K, LLAMA_FTYPE_MOSTLY_Q2_K_S, LLAMA_FTYPE_MOSTLY_IQ3_XS, LLAMA_FTYPE_MOSTLY_IQ3_XXS,
+    LLAMA_FTYPE_MOSTLY_IQ2_M, LLAMA_FTYPE_MOSTLY_IQ2_S, LLAMA_FTYPE_MOSTLY_IQ2_XS, LLAMA_FTYPE_MOSTLY_IQ2_XXS,
+    LLAMA_FTYPE_MOSTLY_IQ1_M, LLAMA_FTYPE_MOSTLY_IQ1_S, LLAMA_FTYPE_MOSTLY_TQ2_0, LLAMA_FTYPE_MOSTLY_TQ1_0,
+    LLAMA_FTYPE_MOSTLY_MXFP4_MOE, ...
 };
 enum llama_model_kv_override_type {
     LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_BOOL,
@@ -92,10 +95,17 @@ struct llama_context_params {
 
 struct llama_sampler_chain_params { bool no_perf; ...; };
 
+struct llama_model_tensor_override { const char * pattern; enum ggml_type type; ...; };
+
+struct llama_model_imatrix_data { const char * name; const float * data; size_t size; ...; };
+
 struct llama_model_quantize_params {
     int32_t nthread;
     enum llama_ftype ftype;
     bool allow_requantize;
+    const struct llama_model_imatrix_data * imatrix;
+    const struct llama_model_kv_override * kv_overrides;
+    const struct llama_model_tensor_override * tt_overrides;
     size_t max_buf_size;
     ...;
 };

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from llcuda.demo import resolve
-from llcuda.errors import ArgumentError, LoadCancelledError, ModelError
+from llcuda.errors import LoadCancelledError, ModelError
 from llcuda.native import callbacks, library
-from llcuda.native.gguf_check import check_file, check_tensors
-from llcuda.params import check_number, default_threads
+from llcuda.native.gguf_check import check_file, parts
+from llcuda.native.imatrix import ImportanceMatrix
+from llcuda.native.quantize_check import check_matrix, check_weights
+from llcuda.native.quantize_plan import Job, QuantizePlan
+from llcuda.target import check_target, written
 
-# Those that llama.cpp makes without an importance matrix, largest first.
-FILE_TYPES = (
-    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M",
-    "Q4_K_S", "IQ4_NL", "Q4_0", "IQ4_XS", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "Q2_K",
-)  # fmt: skip
-BUFFER_SIZE = 2**28  # bytes of rows in memory at once; llama.cpp would take 8 GiB
 FULL = 2**20  # a disk with fewer bytes left is why writing failed
 
 
@@ -28,54 +26,55 @@ def quantize(
     target: str | os.PathLike[str],
     file_type: str = "Q4_K_M",
     *,
+    imatrix: ImportanceMatrix | str | os.PathLike[str] | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     threads: int | None = None,
     requantize: bool = False,
     progress: Callable[[float], bool | None] | None = None,
 ) -> Path:
     """Write the model `source` to `target` with weights of `file_type`; return the target's path.
 
-    file_type: one of FILE_TYPES; what does not fit a tensor's shape gets a larger type.
+    file_type: one of file_types.FILE_TYPES, or of MATRIX_TYPES, which need `imatrix`; all get
+        better by it. What does not fit a tensor's shape gets a larger type.
+    imatrix: an importance matrix of this model, or its file.
+    tensor_types: name -> one of TENSOR_TYPES, for single tensors; the name is a regular
+        expression that is searched in tensors' names, the first that is found counts.
     threads: None = every processor. requantize: also from weights that are quantised already.
-    progress: called with 0.0 to 1.0 after each tensor; False stops (LoadCancelledError), an
-        exception stops and is raised again.
+    progress: called with the share that is done, 0.0 to 1.0, after each tensor; False stops
+        (LoadCancelledError), an exception stops and is raised again.
     The target appears when it is whole; one that is there is replaced.
 
     Raises ModelNotFoundError, ModelError (with llama.cpp's reason, or a full disk), ArgumentError.
     """
-    path, into = resolve(os.fspath(source)), Path(target)
-    file_type = check_file_type(file_type)
-    if threads is not None:
-        check_number("threads", threads, "int", 1, 512)
-    if into.is_dir() or not into.parent.is_dir():
-        raise ArgumentError(f"{into}: expected the name of a file in a folder that exists")
-    if into.exists() and into.samefile(path):
-        raise ArgumentError(f"{into} is the source itself; write to another file")
-    check_file(path)
-    _, lib = library.load()
-    library.sync_log_level(lib)
-    check_tensors(path)
-    params = lib.llama_model_quantize_default_params()
-    params.nthread = threads or default_threads()
-    kind = "ALL" if file_type == "F32" else "MOSTLY"
-    params.ftype = getattr(lib, f"LLAMA_FTYPE_{kind}_{file_type}")
-    params.allow_requantize = bool(requantize)
-    params.max_buf_size = BUFFER_SIZE
-    part = into.with_name(f".{into.name}.{os.getpid()}.part")
-    try:
-        _write(path, part, params, progress)
-        part.replace(into)
-    except OSError as error:
-        raise ModelError(f"cannot write {into}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    into = Path(target)
+    job = Job(source, file_type, imatrix, tensor_types, threads)
+    matrix_file = [Path(job.matrix_file)] if job.matrix_file else []
+    check_target(into, *parts(job.path), *matrix_file)
+    plan = job.plan()
+    check_matrix(job, plan)
+    check_weights(job, plan)
+    if plan.requantizes and not requantize:
+        raise ModelError(f"the weights of {job.path} are quantised already: see requantize=")
+    free = shutil.disk_usage(into.parent).free
+    if plan.nbytes > free:
+        raise ModelError(f"{into} needs {plan.nbytes:,} bytes, the disk has {free:,} left")
+    with written(into) as part:
+        _write(job, part, plan, bool(requantize), progress)
     return into
 
 
-def check_file_type(name: Any) -> str:
-    """Return the name of a file type as FILE_TYPES has it; ArgumentError for any other."""
-    if not isinstance(name, str) or name.upper() not in FILE_TYPES:
-        raise ArgumentError(f"type {name!r}: expected one of {', '.join(FILE_TYPES)}")
-    return name.upper()
+def quantize_plan(
+    source: str | os.PathLike[str],
+    file_type: str = "Q4_K_M",
+    *,
+    imatrix: ImportanceMatrix | str | os.PathLike[str] | None = None,
+    tensor_types: Mapping[str, str] | None = None,
+) -> QuantizePlan:
+    """Return what `quantize` would make of each tensor, without writing anything.
+
+    The parameters and errors are those of `quantize`; a missing matrix is none.
+    """
+    return Job(source, file_type, imatrix, tensor_types).plan()
 
 
 def tensor_size(path: str | os.PathLike[str], name: str) -> int:
@@ -89,20 +88,26 @@ def tensor_size(path: str | os.PathLike[str], name: str) -> int:
     return size
 
 
-def _write(path: Path, part: Path, params: Any, progress: Any) -> None:
+def _write(job: Job, part: Path, plan: QuantizePlan, requantize: bool, progress: Any) -> None:
     """Write the file; raise what `progress` raised, and ModelError for what failed."""
     ffi, lib = library.load()
+    done = [0, *accumulate(tensor.old_nbytes for tensor in plan.tensors)]
+
     # Called in any case: that is when Python's main thread hears Ctrl-C.
-    handle = ffi.new_handle(lambda fraction: progress is None or progress(fraction) is not False)
+    def report(fraction: float) -> bool:
+        tensors = round(fraction * len(plan.tensors))
+        return progress is None or progress(done[tensors] / max(done[-1], 1)) is not False
+
+    handle = ffi.new_handle(report)
     status = lib.llcuda_quantize(
-        os.fsencode(path), os.fsencode(part), params, lib.llcuda_on_progress, handle
-    )
+        os.fsencode(job.path), os.fsencode(part), job.c_params(requantize),
+        lib.llcuda_on_progress, handle,
+    )  # fmt: skip
     if status == lib.LLCUDA_ABORTED:
         callbacks.reraise()
-        raise LoadCancelledError(f"quantising {path} was stopped by progress()")
+        raise LoadCancelledError(f"quantising {job.path} was stopped by progress()")
     if status:
-        if shutil.disk_usage(part.parent).free < FULL:
-            raise ModelError(f"the disk of {part.parent} is full: nothing was written")
-        if "requantizing" in library.errors(ffi, lib, keep=True):
-            raise ModelError(f"the weights of {path} are quantised already: see requantize=")
-        library.fail(ModelError, f"cannot quantise {path}")
+        lines = library.errors(ffi, lib, keep=True)
+        if shutil.disk_usage(part.parent).free < FULL or "iostream error" in lines:
+            raise ModelError(f"the disk of {part.parent} is full, or a limit is reached")
+        library.fail(ModelError, f"cannot quantise {job.path}")

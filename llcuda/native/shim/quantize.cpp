@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <regex>
 
+#include "ggml.h"
 #include "gguf.h"
 
 using shim::guarded;
@@ -58,6 +60,31 @@ int llcuda_quantize(const char * source, const char * target, llama_model_quanti
             shim::add_error("the end of the file could not be written");
             return LLCUDA_EXCEPTION;
         }
+        return LLCUDA_OK;
+    });
+}
+
+const char * llcuda_quantize_plan(const char * source, llama_model_quantize_params params) {
+    thread_local std::string plan;
+    return guarded<const char *>(nullptr, [&]() -> const char * {
+        plan.clear();
+        shim::LogWatch watch([&](const std::string & line) {
+            plan += line[0] == '[' ? line + "\n" : "";
+        });
+        params.dry_run = true;
+        bool done = false;
+        return shim::survives([&] { done = llama_model_quantize(source, "", &params) == 0; }) && done ? plan.c_str() : nullptr;
+    });
+}
+
+int64_t llcuda_row_size(int type, int64_t columns) {
+    return static_cast<int64_t>(ggml_row_size(static_cast<ggml_type>(type), columns));
+}
+
+int llcuda_search(const char * pattern, const char ** texts, int64_t n, bool * found) {
+    return guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
+        const std::regex expression(pattern);
+        std::transform(texts, texts + n, found, [&](auto * text) { return std::regex_search(text, expression); });
         return LLCUDA_OK;
     });
 }

@@ -1,0 +1,229 @@
+"""The commands that quantise models and say how good they are; cli.py takes them in."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llcuda.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from llcuda.native.quantize_plan import QuantizePlan
+    from llcuda.quality import Divergence, Perplexity
+
+app = typer.Typer()
+
+Source = Annotated[str, typer.Argument(help="GGUF file, short name, or repo/id.")]
+Chunk = Annotated[int, typer.Option(help="Tokens that are read as one text.")]
+Chunks = Annotated[int | None, typer.Option(min=1, help="How many at most; default: all.")]
+GpuLayers = Annotated[int | None, typer.Option(min=0, help="Default: all layers.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Default: every processor.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.command("quantize")
+def quantize_(
+    source: Source,
+    target: Annotated[Path, typer.Argument(help="File to write.")],
+    file_type: Annotated[str, typer.Argument(metavar="TYPE", help="E.g. Q4_K_M, Q8_0, IQ2_XXS.")],
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix of this model (llcuda imatrix).")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TYPE", help="Of single tensors; NAME is a regular expression."),
+    ] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Also from weights that are quantised already.")
+    ] = False,
+    threads: Threads = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show types and sizes, and write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model with other types of weights. Ctrl-C ends it after the tensor at hand."""
+    from llcuda import hub, progress
+    from llcuda.native.quantize import quantize, quantize_plan
+
+    path = hub.resolve(source, progress=not as_json)
+    types = dict(_name_and_type(option) for option in tensor_type or [])
+    if dry_run:
+        plan = quantize_plan(path, file_type, imatrix=imatrix, tensor_types=types)
+        print(json.dumps(_plan_document(plan))) if as_json else _show_plan(plan)
+        return
+    started = time.perf_counter()
+    with progress.bar(f"Quantising {path.name}") as draw:
+        quantize(
+            path,
+            target,
+            file_type,
+            imatrix=imatrix,
+            tensor_types=types,
+            threads=threads,
+            requantize=requantize,
+            progress=draw,
+        )
+    seconds, nbytes = time.perf_counter() - started, target.stat().st_size
+    if as_json:
+        facts = {"target": str(target), "file_type": file_type.upper()}
+        print(json.dumps({**facts, "nbytes": nbytes, "seconds": seconds}))
+    else:
+        print(f"{target}: {nbytes / 1e6:,.1f} MB, in {seconds:.1f} s")
+
+
+@app.command("imatrix")
+def imatrix_(
+    model: Source,
+    text: Annotated[Path, typer.Argument(help="Text file; - is stdin.")],
+    target: Annotated[Path, typer.Argument(help="File to write.")],
+    chunk: Chunk = 512,
+    chunks: Chunks = None,
+    output_tensor: Annotated[
+        bool, typer.Option("--output-tensor", help="Also for the output matrix.")
+    ] = False,
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure on a text which weights matter, for `llcuda quantize --imatrix`."""
+    from llcuda import hub, progress, quality
+    from llcuda.target import check_target
+
+    check_target(target, text)
+    path = hub.resolve(model, progress=not as_json)
+    with progress.bar(f"Reading {text.name}") as draw:
+        matrix = quality.importance_matrix(
+            path,
+            _read(text),
+            chunk=chunk,
+            chunks=chunks,
+            output=output_tensor,
+            dataset=text.name,
+            progress=draw,
+            gpu_layers=gpu_layers,
+            threads=threads,
+        )
+    matrix.save(target)
+    facts = {"target": str(target), "tensors": len(matrix.entries), "chunks": matrix.chunks}
+    if as_json:
+        print(json.dumps({**facts, "chunk": chunk}))
+    else:
+        print(f"{target}: {facts['tensors']} tensors, {matrix.chunks} chunks of {chunk} tokens")
+
+
+@app.command("perplexity")
+def perplexity_(
+    model: Source,
+    file: Annotated[Path, typer.Option("--file", "-f", help="Text; - is stdin.")],
+    reference: Annotated[
+        str | None, typer.Option(help="A model to compare with, e.g. this one before quantising.")
+    ] = None,
+    chunk: Chunk = 512,
+    chunks: Chunks = None,
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well a model foresees a text, and how far it is from a reference."""
+    from llcuda import hub, progress, quality
+
+    text = _read(file)
+    settings: dict[str, Any] = {
+        "chunk": chunk,
+        "chunks": chunks,
+        "gpu_layers": gpu_layers,
+        "threads": threads,
+    }
+    path = hub.resolve(model, progress=not as_json)
+    other = hub.resolve(reference, progress=not as_json) if reference else None
+    with progress.bar(f"Reading {file.name}") as draw:
+        if other is None:
+            result = quality.perplexity(path, text, progress=draw, **settings)
+        else:
+            compared = quality.divergence(path, other, text, progress=draw, **settings)
+    if as_json:
+        print(json.dumps(asdict(compared if other else result)))
+    elif other:
+        _show_divergence(compared)
+    else:
+        print(f"perplexity {_with_error(result.value, result.error)}, {_scope(result)}")
+
+
+def _name_and_type(option: str) -> tuple[str, str]:
+    name, _, kind = option.rpartition("=")
+    if not name:
+        raise ArgumentError(f"--tensor-type {option!r}: expected NAME=TYPE, e.g. ffn_down=Q6_K")
+    return name, kind
+
+
+def _read(path: Path) -> bytes:
+    """Return a text; without the last line's end, as llama.cpp's tools read it."""
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
+    return raw.removesuffix(b"\n")
+
+
+def _plan_document(plan: QuantizePlan) -> dict[str, object]:
+    tensors = [
+        {**asdict(tensor), "old_type": tensor.old_type.name, "new_type": tensor.new_type.name}
+        for tensor in plan.tensors
+    ]
+    facts = {"file_type": plan.file_type, "old_nbytes": plan.old_nbytes, "nbytes": plan.nbytes}
+    return {**facts, "needs_matrix": plan.needs_matrix, "tensors": tensors}
+
+
+def _show_plan(plan: QuantizePlan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Tensor", "Shape", "Type", "MB", "New type", "MB", box=None, pad_edge=False)
+    for t in plan.tensors:
+        sizes = (f"{n / 1e6:,.2f}" for n in (t.old_nbytes, t.nbytes))
+        shape = " x ".join(map(str, t.shape))
+        table.add_row(t.name, shape, t.old_type.name, next(sizes), t.new_type.name, next(sizes))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    print(
+        f"in all {plan.old_nbytes / 1e6:,.1f} MB, as {plan.file_type} {plan.nbytes / 1e6:,.1f} MB"
+    )
+    if needing := plan.needs_matrix:
+        print(f"{len(needing)} tensors need an importance matrix (--imatrix)")
+    if again := plan.requantizes:
+        print(f"{len(again)} tensors are quantised already (--requantize)")
+
+
+def _show_divergence(result: Divergence) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (
+        ("perplexity", _with_error(result.perplexity.value, result.perplexity.error)),
+        ("of the reference", _with_error(result.reference.value, result.reference.error)),
+        ("log of their ratio", _with_error(result.log_ratio, result.log_ratio_error)),
+        ("divergence (nats)", _with_error(result.mean, result.error)),
+        *((f"  {p} % are below", f"{value:.5f}") for p, value in result.percentiles.items()),
+        ("  maximum", f"{result.maximum:.5f}"),
+        ("same token on top", _with_error(100 * result.same_best, 100 * result.same_best_error, 2)),
+        ("difference of p, RMS", f"{result.delta_p:.4f}"),
+    ):
+        table.add_row(name, f"{value} %" if name.startswith("same") else value)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 80).print(table)
+    print(_scope(result.perplexity))
+
+
+def _with_error(value: float, error: float, digits: int = 5) -> str:
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _scope(result: Perplexity) -> str:
+    return f"{result.tokens:,} tokens of {result.chunks} chunks of {result.chunk}"

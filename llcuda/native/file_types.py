@@ -1,0 +1,43 @@
+"""The types that a model file, and its tensors, can be quantised to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llcuda.errors import ArgumentError
+from llcuda.gguf_types import GGMLType
+
+# Largest first: those that llama.cpp makes without an importance matrix, and those that need one.
+FILE_TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M",
+    "Q4_K_S", "IQ4_NL", "Q4_0", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S",
+    "Q3_K_S", "Q2_K", "TQ2_0", "TQ1_0",
+)  # fmt: skip
+MATRIX_TYPES = (
+    "IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
+)  # fmt: skip
+PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+TENSOR_TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "IQ4_NL", "Q4_0",
+    "IQ4_XS", "MXFP4", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0",
+    "IQ1_M", "TQ1_0", "IQ1_S",
+)  # fmt: skip
+# llama.cpp's code asserts on a matrix for the first, and refuses to do without for the others.
+ASSERTING = {GGMLType.IQ2_XXS, GGMLType.IQ2_XS, GGMLType.IQ1_S}
+DEMANDING = {*ASSERTING, GGMLType.IQ3_XXS, GGMLType.IQ2_S, GGMLType.IQ1_M}
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+
+
+def check_file_type(name: Any, types: tuple[str, ...] = FILE_TYPES) -> str:
+    """Return the name of a file type as `types` have it; ArgumentError for any other."""
+    if not isinstance(name, str) or name.upper() not in types:
+        raise ArgumentError(f"type {name!r}: expected one of {', '.join(types)}")
+    return name.upper()
+
+
+def needs_matrix(name: str, kind: GGMLType, file_type: str) -> bool:
+    """Whether a tensor cannot have this type without an importance matrix, by llama.cpp's rule."""
+    return kind in ASSERTING or (
+        name not in (*EMBEDDINGS, "output.weight")
+        and (kind in DEMANDING or (file_type, kind) == ("Q2_K_S", GGMLType.Q2_K))
+    )

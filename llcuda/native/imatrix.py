@@ -1,0 +1,194 @@
+"""Importance matrices: how much each column of a model's weights is used."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llcuda.errors import DecodeError, ModelError
+from llcuda.gguf_types import GGMLType
+from llcuda.native import gguf, library
+from llcuda.native.context import Context
+from llcuda.native.metadata import Metadata, Texts
+from llcuda.native.model import Model
+from llcuda.target import check_target, written
+
+Float32 = npt.NDArray[np.float32]
+Entry = tuple[Float32, Float32]
+SUMS, COUNTS = ".in_sum2", ".counts"
+MOST = 1e30  # of a mean square: beyond, quantisation would overflow
+
+
+@dataclass
+class ImportanceMatrix:
+    """For each matrix of weights the squares of what it was multiplied with, summed by column.
+
+    entries: tensor name -> (sums, counts): float32, shape (matrices, columns), and of shape
+        (matrices,) how many rows were added. matrices is 1, but for layers of experts.
+    datasets: where the text came from. chunks, chunk_size: how many pieces of how many tokens.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+    chunk_size: int = 0
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ImportanceMatrix:
+        """Read a file of llama.cpp's tools or of save(): GGUF, or the older imatrix.dat.
+
+        Raises ModelNotFoundError, ModelError for what is none or holds no sums of squares.
+        """
+        path = Path(path)
+        old = path.is_file() and not _begins_as_gguf(path)
+        matrix = _load_old(path) if old else _load_gguf(path)
+        if not matrix.entries:
+            raise ModelError(f"{path} is no importance matrix: it has no entries")
+        for name, (sums, counts) in matrix.entries.items():
+            most = MOST * np.maximum(counts, 1)[:, None]
+            if not (np.all(counts >= 0) and np.all((sums >= 0) & (sums <= most))):
+                raise ModelError(f"{path}: {name} has values that no sum of squares has")
+        return matrix
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a GGUF file as llama.cpp's tools read it; return its path.
+
+        The file appears when it is whole; one that is there is replaced. Raises ArgumentError
+        for a target that is no file, ModelError for what failed.
+        """
+        ffi, lib = library.load()
+        into = Path(path)
+        check_target(into)
+        kept = []  # what the C structures below point to
+        rows = []
+        for name, entry in self.entries.items():
+            arrays = [np.ascontiguousarray(array, np.float32) for array in entry]
+            pointers = [ffi.from_buffer("float[]", array) for array in arrays]
+            text = ffi.new("char[]", name.encode())
+            kept += [text, *pointers]
+            rows.append((text, *pointers, arrays[0].size, arrays[1].size))
+        datasets = [ffi.new("char[]", dataset.encode()) for dataset in self.datasets]
+        with written(into) as part:
+            status = lib.llcuda_imatrix_write(
+                os.fsencode(part), ffi.new("struct llcuda_imatrix_entry[]", rows), len(rows),
+                ffi.new("char *[]", datasets), len(datasets), self.chunks, self.chunk_size,
+            )  # fmt: skip
+            if status:
+                library.fail(ModelError, f"cannot write {into}")
+        return into
+
+    def means(self, name: str) -> Float32 | None:
+        """Return the mean squares of a tensor's columns, shape (matrices * columns,).
+
+        1 for experts that no token took; None for a tensor without an entry.
+        """
+        if name not in self.entries:
+            return None
+        sums, counts = self.entries[name]
+        rows = counts[:, None]
+        return np.where(rows > 0, sums / np.maximum(rows, 1), np.float32(1)).ravel()
+
+
+class Collector:
+    """A context on `model` whose matrix products are added up; Context's parameters.
+
+    output: also those with the output matrix. Decode with logits for every token: the last layer
+    computes no other rows.
+    """
+
+    def __init__(self, model: Model, *, output: bool = False, **parameters: Any) -> None:
+        _, lib = library.load()
+        pointer = lib.llcuda_imatrix_new(bool(output))
+        self._handle = library.Handle("matrix", pointer, lib.llcuda_imatrix_free)
+        self.context: Context = _Listening(model, self._handle.owner, parameters)
+
+    def entries(self) -> dict[str, Entry]:
+        """Return a copy of what was added up; DecodeError where that is not finite."""
+        ffi, lib = library.load()
+        pointer = self._handle.owner.pointer
+        if failure := ffi.string(lib.llcuda_imatrix_failure(pointer)).decode():
+            raise DecodeError(f"no importance matrix: {failure}")
+        found, entry = {}, ffi.new("struct llcuda_imatrix_entry *")
+        for i in range(lib.llcuda_imatrix_size(pointer)):
+            lib.llcuda_imatrix_get(pointer, i, entry)
+            sums, counts = (
+                np.frombuffer(ffi.buffer(values, 4 * n), np.float32).copy()
+                for values, n in ((entry.sums, entry.n_sums), (entry.counts, entry.n_counts))
+            )
+            found[ffi.string(entry.name).decode()] = (sums.reshape(len(counts), -1), counts)
+        return found
+
+
+class _Listening(Context):
+    """A context that keeps the matrix alive which it adds to."""
+
+    def __init__(self, model: Model, matrix: library.Owner, parameters: dict[str, Any]) -> None:
+        self._matrix = matrix
+        super().__init__(model, **parameters)
+
+    def _c_params(self) -> Any:
+        params = self._ffi.new("struct llama_context_params *", super()._c_params())
+        self._lib.llcuda_imatrix_collect_into(params, self._matrix.pointer)
+        return params[0]
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _load_gguf(path: Path) -> ImportanceMatrix:
+    file = gguf.MappedFile(path)
+    mapping = file.mmap
+    found: dict[str, dict[str, Float32]] = {SUMS: {}, COUNTS: {}}
+    for tensor in file.index.tensors:
+        for end, values in found.items():
+            if mapping and tensor.name.endswith(end) and tensor.type == GGMLType.F32:
+                start = file.index.data_offset + tensor.offset
+                name = tensor.name.removesuffix(end)
+                values[name] = gguf.array(mapping, start, tensor.size // 4, "f4")
+    entries = {}
+    for name in sorted({*found[SUMS], *found[COUNTS]}):
+        sums, counts = (values.get(name, np.empty(0, np.float32)) for values in found.values())
+        if not len(counts) or not len(sums) or len(sums) % len(counts):
+            raise ModelError(f"{path}: {name} has {len(sums)} sums and {len(counts)} counts")
+        entries[name] = (sums.reshape(len(counts), -1), counts)
+    facts = Metadata(file)
+    datasets = facts.get("imatrix.datasets")
+    names = tuple(datasets) if isinstance(datasets, Texts) else ()
+    numbers = [facts.get(f"imatrix.chunk_{key}") for key in ("count", "size")]
+    chunks, size = (n if isinstance(n, int) and 0 <= n < 2**32 else 0 for n in numbers)
+    file.close()
+    return ImportanceMatrix(entries, names, chunks, size)
+
+
+def _load_old(path: Path) -> ImportanceMatrix:
+    """Read the format before GGUF: name by name a number of calls, and means times that."""
+    with path.open("rb") as file:
+
+        def take(size: int) -> bytes:
+            data = file.read(max(size, 0))
+            if len(data) != size:
+                raise ValueError
+            return data
+
+        def number() -> int:
+            return int.from_bytes(take(4), "little", signed=True)
+
+        try:
+            entries = {}
+            for _ in range(number()):
+                name, calls = take(number()).decode(), number()
+                sums = np.frombuffer(take(4 * number()), np.float32)
+                entries[name] = (sums.reshape(1, -1), np.array([max(calls, 1)], np.float32))
+            rest = file.read()
+        except ValueError:
+            raise ModelError(f"{path} is no importance matrix, or it is damaged") from None
+    chunks = max(int.from_bytes(rest[:4], "little", signed=True), 0)
+    dataset = rest[8:].decode(errors="replace")
+    return ImportanceMatrix(entries, (dataset,) if dataset else (), chunks)

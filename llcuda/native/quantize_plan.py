@@ -1,0 +1,215 @@
+"""What a quantisation makes of each tensor, and whether it can be done, before it is done."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llcuda.demo import resolve
+from llcuda.errors import ArgumentError, ModelError
+from llcuda.gguf_types import GGMLType
+from llcuda.native import callbacks, library
+from llcuda.native.file_types import (
+    FILE_TYPES,
+    MATRIX_TYPES,
+    PLAIN,
+    TENSOR_TYPES,
+    check_file_type,
+    needs_matrix,
+)
+from llcuda.native.gguf_check import check_file, check_tensors
+from llcuda.native.imatrix import ImportanceMatrix
+from llcuda.params import check_number, check_texts, default_threads
+
+BUFFER_SIZE = 2**28  # bytes of rows in memory at once; llama.cpp would take 8 GiB
+KEY_SIZE = 127  # bytes of a text among the metadata that llama.cpp lets a caller set
+
+_LINE = re.compile(
+    r"\[ *\d+/ *\d+\] (\S+) +- \[([\d, ]+)\], type = +(\S+), size = .*?(?:-> .*\((\S+)\))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor before and after. shape: rows before columns; needs_matrix: an importance matrix."""
+
+    name: str
+    shape: tuple[int, ...]
+    old_type: GGMLType
+    new_type: GGMLType
+    old_nbytes: int
+    nbytes: int
+    needs_matrix: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizePlan:
+    """The tensors of a model in the order in which they are written, and their bytes in all."""
+
+    file_type: str
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def old_nbytes(self) -> int:
+        """Bytes of the source's tensors."""
+        return sum(tensor.old_nbytes for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the target's tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def needs_matrix(self) -> list[str]:
+        """The names of the tensors that cannot be made without an importance matrix."""
+        return [tensor.name for tensor in self.tensors if tensor.needs_matrix]
+
+    @property
+    def requantizes(self) -> list[str]:
+        """The names of the tensors whose weights are quantised already, and change their type."""
+        return [
+            t.name for t in self.tensors if t.old_type not in PLAIN and t.old_type != t.new_type
+        ]
+
+
+class Job:
+    """A quantisation that was asked for, checked, with all that C is given."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        file_type: str,
+        imatrix: ImportanceMatrix | str | os.PathLike[str] | None,
+        tensor_types: Mapping[str, str] | None,
+        threads: int | None = None,
+    ) -> None:
+        self.path = resolve(os.fspath(source))
+        self.file_type = check_file_type(file_type, (*FILE_TYPES, *MATRIX_TYPES))
+        self.overrides = _check_overrides(tensor_types or {}, self.file_type)
+        self.threads = threads
+        if threads is not None:
+            check_number("threads", threads, "int", 1, 512)
+        check_file(self.path)
+        self._ffi, self._lib = library.load()
+        library.sync_log_level(self._lib)
+        check_tensors(self.path)
+        for pattern, _ in self.overrides:
+            if self._lib.llcuda_search(pattern.encode(), self._ffi.NULL, 0, self._ffi.NULL):
+                raise ArgumentError(f"tensor_types: {pattern!r} is no regular expression")
+        self.matrix_file = ""
+        if imatrix is not None and not isinstance(imatrix, ImportanceMatrix):
+            self.matrix_file = os.fspath(imatrix)
+            imatrix = ImportanceMatrix.load(imatrix)
+        self.matrix = imatrix
+        self._kept: list[Any] = []  # what the parameters point to
+
+    def c_params(self, requantize: bool = False) -> Any:
+        """Return llama.cpp's parameters; valid as long as this object."""
+        ffi, lib = self._ffi, self._lib
+        params = lib.llama_model_quantize_default_params()
+        params.nthread = self.threads or default_threads()
+        kind = "ALL" if self.file_type == "F32" else "MOSTLY"
+        params.ftype = getattr(lib, f"LLAMA_FTYPE_{kind}_{self.file_type}")
+        params.allow_requantize = requantize
+        params.max_buf_size = BUFFER_SIZE
+        overrides = [(self._text(name), int(kind)) for name, kind in self.overrides]
+        if overrides:
+            array = ffi.new("struct llama_model_tensor_override[]", [*overrides, (ffi.NULL, 0)])
+            params.tt_overrides = self._keep(array)
+        if self.matrix is not None:
+            params.imatrix = self._matrix_data(self.matrix)
+            params.kv_overrides = self._matrix_facts(self.matrix)
+        return params
+
+    def _keep(self, value: Any) -> Any:
+        self._kept.append(value)
+        return value
+
+    def _text(self, text: str) -> Any:
+        return self._keep(self._ffi.new("char[]", text.encode()))
+
+    def _matrix_data(self, matrix: ImportanceMatrix) -> Any:
+        rows: list[Any] = []
+        for name in matrix.entries:
+            means = self._keep(matrix.means(name))
+            rows.append((self._text(name), self._ffi.from_buffer("float[]", means), means.size))
+        end = (self._ffi.NULL, self._ffi.NULL, 0)
+        return self._keep(self._ffi.new("struct llama_model_imatrix_data[]", [*rows, end]))
+
+    def _matrix_facts(self, matrix: ImportanceMatrix) -> Any:
+        """Return the metadata that llama.cpp's own tool leaves in a file made with a matrix."""
+        facts: dict[str, str | int] = {
+            "file": self.matrix_file,
+            "dataset": matrix.datasets[0] if matrix.datasets else "",
+            "entries_count": len(matrix.entries),
+            "chunks_count": matrix.chunks,
+        }
+        array = self._ffi.new("struct llama_model_kv_override[]", len(facts) + 1)
+        for item, (key, value) in zip(array, facts.items(), strict=False):
+            item.key = f"quantize.imatrix.{key}".encode()
+            if isinstance(value, int):
+                item.tag, item.val_i64 = self._lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            else:
+                item.tag = self._lib.LLAMA_KV_OVERRIDE_TYPE_STR
+                item.val_str = value.encode()[:KEY_SIZE].decode(errors="ignore").encode()
+        return self._keep(array)
+
+    def plan(self) -> QuantizePlan:
+        """Return what llama.cpp would make of the tensors; ArgumentError for useless overrides."""
+        with callbacks.repeats_unsaid():
+            lines = self._lib.llcuda_quantize_plan(os.fsencode(self.path), self.c_params())
+        if lines == self._ffi.NULL:
+            library.fail(ModelError, f"cannot quantise {self.path}")
+        text = self._ffi.string(lines).decode(errors="replace")
+        plan = QuantizePlan(self.file_type, tuple(map(self._read_line, text.splitlines())))
+        self._check_names(plan)
+        return plan
+
+    def _read_line(self, line: str) -> TensorPlan:
+        found = _LINE.fullmatch(line)
+        if not found:
+            raise ModelError(f"{self.path} has a tensor that cannot be quantised: {line}")
+        name, sizes, old, new = found.groups()
+        columns, *more = map(int, sizes.split(","))
+        rows = more[0] * more[1] * more[2]
+        while more and more[-1] == 1:
+            more.pop()
+        types = GGMLType[old.upper()], GGMLType[(new or old).upper()]
+        before, after = (rows * self._lib.llcuda_row_size(int(kind), columns) for kind in types)
+        needs = needs_matrix(name, types[1], self.file_type)
+        return TensorPlan(name, (*reversed(more), columns), *types, before, after, needs)
+
+    def _check_names(self, plan: QuantizePlan) -> None:
+        ffi, names = self._ffi, [tensor.name for tensor in plan.tensors]
+        texts = [ffi.new("char[]", name.encode()) for name in names]
+        found = ffi.new("bool[]", len(names))
+        left = set(names)
+        for pattern, kind in self.overrides:
+            self._lib.llcuda_search(pattern.encode(), texts, len(texts), found)
+            hits = {name for name, hit in zip(names, found, strict=True) if hit}
+            if not hits:
+                near = difflib.get_close_matches(pattern, names, 3, 0.5)
+                hint = f"; there are {', '.join(near)}" if near else ""
+                raise ArgumentError(f"tensor_types: no tensor is called {pattern!r}{hint}")
+            taken = [t for t in plan.tensors if t.name in hits & left]
+            if all(t.new_type != kind and t.new_type in PLAIN for t in taken):
+                raise ArgumentError(
+                    f"tensor_types: {pattern!r} only finds tensors that are never quantised, or "
+                    "that an expression before it has found"
+                )
+            left -= hits
+
+
+def _check_overrides(tensor_types: Any, file_type: str) -> list[tuple[str, GGMLType]]:
+    if not isinstance(tensor_types, Mapping):
+        raise ArgumentError(f"tensor_types={tensor_types!r}: expected name -> type")
+    check_texts("tensor_types", list(tensor_types))
+    if tensor_types and file_type in ("F32", "F16", "BF16"):
+        raise ArgumentError(f"tensor_types: {file_type} is one type for all; take a quantised type")
+    return [
+        (name, GGMLType[check_file_type(kind, TENSOR_TYPES)]) for name, kind in tensor_types.items()
+    ]
