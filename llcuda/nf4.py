@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,6 +40,7 @@ FP4 = tuple(
 CODES = {"nf4": NF4, "fp4": FP4}
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK_SIZE = 256
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def dequantize(
@@ -113,11 +115,12 @@ def absmax(
     quantized: uint8, one a block of weights. code: what the 256 bytes stand for. nested_absmax:
     float32, one for each nested_block_size scales. offset: what was subtracted from all of them.
     """
-    if type(nested_block_size) is not int or nested_block_size < 1:
+    if not _is_integer(nested_block_size) or nested_block_size < 1:
         raise ArgumentError(f"nested_block_size {nested_block_size!r}: expected an integer above 0")
     quantized = _array("quantized", quantized, np.uint8, np.size(quantized))
     blocks = -(-quantized.size // nested_block_size)
-    scales = np.repeat(_floats("nested_absmax", nested_absmax, blocks), nested_block_size)
+    nested_absmax = _floats("nested_absmax", nested_absmax, blocks)
+    scales = np.repeat(nested_absmax, min(nested_block_size, quantized.size))
     values: Floats = _floats("code", code, 256)[quantized]
     values *= scales[: values.size]
     values += np.float32(_number("offset", offset))
@@ -245,6 +248,10 @@ def _nearest() -> Bytes:
     return np.searchsorted(bounds, places).astype(np.uint8)
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _table(quant_type: Any) -> Floats:
     if not isinstance(quant_type, str) or quant_type not in CODES:
         raise ArgumentError(f"quant_type {quant_type!r}: expected 'nf4' or 'fp4'")
@@ -252,7 +259,7 @@ def _table(quant_type: Any) -> Floats:
 
 
 def _check_block_size(block_size: Any) -> None:
-    if type(block_size) is not int or block_size not in BLOCK_SIZES:
+    if not _is_integer(block_size) or block_size not in BLOCK_SIZES:
         allowed = ", ".join(map(str, BLOCK_SIZES))
         raise ArgumentError(f"block_size {block_size!r}: expected one of {allowed}")
 
@@ -274,9 +281,9 @@ def _parts(
 
 def _shape(shape: Any) -> tuple[int, ...]:
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
-    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+    if not sizes or not all(_is_integer(size) and size > 0 for size in sizes):
         raise ArgumentError(f"shape {shape!r}: expected integers above 0")
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def _dtype(dtype: Any) -> str:
@@ -308,8 +315,8 @@ def _floats(what: str, values: Any, size: int) -> Floats:
 
 
 def _number(what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise ArgumentError(f"{what} {value!r}: expected a finite number")
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= LARGEST:
+        raise ArgumentError(f"{what} {value!r}: expected a finite float32")
     return float(value)
 
 

@@ -173,6 +173,8 @@ def test_double_quantisation() -> None:
         np.array([0, 255, 255], np.uint8), code, np.array([0.5, 2], np.float32), 2, 3.0
     )
     assert [2.5, 3.5, 5.0] == scales.tolist()
+    one = np.zeros(1, np.uint8), code, np.array([0.5], np.float32)
+    assert [2.5] == nf4.absmax(*one, 2**64, np.float32(3)).tolist()
 
 
 @given(count=st.integers(1, 2000), seed=st.integers(0, 2**32))
@@ -300,6 +302,7 @@ def test_dequantize_refuses(changes: dict[str, Any], message: str) -> None:
         lambda: double(nested_block_size=0),
         lambda: double(nested_block_size="256"),
         lambda: double(offset=float("inf")),
+        lambda: double(offset=10**400),
         lambda: double(quantized=np.zeros(4, np.int32)),
     ],
 )
