@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -315,7 +315,8 @@ def _floats(what: str, values: Any, size: int) -> Floats:
 
 
 def _number(what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= LARGEST:
+    numeric = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+    if not numeric or not abs(value) <= LARGEST:
         raise ArgumentError(f"{what} {value!r}: expected a finite float32")
     return float(value)
 

@@ -174,7 +174,7 @@ def test_double_quantisation() -> None:
     )
     assert [2.5, 3.5, 5.0] == scales.tolist()
     one = np.zeros(1, np.uint8), code, np.array([0.5], np.float32)
-    assert [2.5] == nf4.absmax(*one, 2**64, np.float32(3)).tolist()
+    assert [2.5] == nf4.absmax(*one, 2**64, 3).tolist()
 
 
 @given(count=st.integers(1, 2000), seed=st.integers(0, 2**32))
