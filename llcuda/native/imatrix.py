@@ -50,7 +50,7 @@ class ImportanceMatrix:
         if not matrix.entries:
             raise ModelError(f"{path} is no importance matrix: it has no entries")
         for name, (sums, counts) in matrix.entries.items():
-            most = MOST * np.maximum(counts, 1)[:, None]
+            most = MOST * np.maximum(counts, 1, dtype=np.float64)[:, None]
             if not (np.all(counts >= 0) and np.all((sums >= 0) & (sums <= most))):
                 raise ModelError(f"{path}: {name} has values that no sum of squares has")
         return matrix
