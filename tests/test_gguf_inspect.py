@@ -138,6 +138,19 @@ def test_a_file_on_the_hub_is_not_downloaded(ranges: Any, server: Hub, ask: Aske
     assert [] == [path for path in ask.home.rglob("*") if path.stat().st_size > STEP]
 
 
+def test_a_split_model_on_the_hub(server: Hub, ask: Asker, tmp_path: Path) -> None:
+    """The headers of all parts, in a folder of the repository; the name of one is enough."""
+    for number in range(2):
+        parts = {"split.no": np.uint16(number), "split.count": np.uint16(2)}
+        metadata = {"general.architecture": "x", **parts}
+        tensors = {f"t{number}": np.ones(2**20, np.float32)}
+        path = write_gguf(tmp_path / f"a-0000{number + 1}-of-00002.gguf", metadata, tensors)
+        server.repos[REPO][f"sub/{path.name}"] = path.read_bytes()
+    found = document(f"{REPO}:sub/a-00002-of-00002.gguf", ask)
+    assert (2, ["t0", "t1"]) == (found["summary"]["files"], [t["name"] for t in found["tensors"]])
+    assert {STEP} == {server.sent[f"sub/a-0000{part}-of-00002.gguf"] for part in (1, 2)}
+
+
 def test_a_header_beyond_the_first_range(server: Hub, ask: Asker) -> None:
     """More ranges are asked for until it is whole: 1 MiB, then 2 MiB, of 19 MB."""
     found = document(f"{REPO}:long.gguf", ask)

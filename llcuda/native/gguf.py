@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,7 +77,7 @@ class MappedFile:
 
 def read_index(mapping: mmap.mmap, path: Path) -> Index:
     """Return what a file holds, ggml's parser being the judge of its tensors; GGUFError."""
-    ffi, lib = library.load()
+    ffi, _ = library.load()
     status, index = _read(mapping, len(mapping))
     if status:
         library.fail(GGUFError, f"{path} cannot be read")
@@ -103,7 +104,7 @@ def read_index(mapping: mmap.mmap, path: Path) -> Index:
     ]
     for what, names in (("key", [p.key for p in pairs]), ("tensor", [t.name for t in tensors])):
         if len(set(names)) < len(names):
-            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            twice = Counter(names).most_common(1)[0][0]
             raise GGUFError(f"{path} has the {what} {twice!r} twice")
     return Index(index.version, index.alignment, index.data_offset, pairs, tensors)
 

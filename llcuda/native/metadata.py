@@ -12,6 +12,7 @@ from llcuda.gguf_types import NUMPY_VALUES, ValueType
 from llcuda.native import gguf
 
 LOSSLESS = "surrogateescape"  # a token may be any bytes
+AT_ONCE = 2**16  # bytes of a text that is read at once: more than any template has
 
 
 class Texts(Sequence[str]):
@@ -49,7 +50,8 @@ class Texts(Sequence[str]):
 class Metadata(Mapping[str, Any]):
     """Keys in the file's order; values are str, int, float, bool, numpy arrays or `Texts`.
 
-    An array is read at its first use, and not after the file is closed (ClosedError).
+    An array, or a text above 64 KiB, is read at its first use, and not after the file is closed
+    (ClosedError).
     """
 
     def __init__(self, file: gguf.MappedFile) -> None:
@@ -57,7 +59,7 @@ class Metadata(Mapping[str, Any]):
         self._pairs = {pair.key: pair for pair in file.index.pairs}
         self._values: dict[str, Any] = {}
         for key, pair in self._pairs.items():
-            if not pair.array:
+            if not pair.array and pair.size <= AT_ONCE:
                 self._values[key] = self._read(pair)
 
     def __getitem__(self, key: str) -> Any:

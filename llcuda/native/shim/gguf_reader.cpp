@@ -20,7 +20,8 @@ namespace {
 
 constexpr uint32_t MAGIC = 0x46554747;          // "GGUF"
 constexpr uint32_t OLDEST_VERSION = 2;          // lengths had 4 bytes before
-constexpr uint64_t MOST_TENSORS = 1 << 20;      // ggml takes 400 bytes for each
+constexpr uint64_t MOST_TENSORS = 1 << 18;      // ggml takes 400 bytes for each, Python twice that
+constexpr uint64_t MOST_PAIRS = 1 << 16;
 constexpr size_t   STEP_BYTES = 1 << 16;        // of a tensor, copied at once
 
 using Gguf = std::unique_ptr<gguf_context, void (*)(gguf_context *)>;
@@ -146,8 +147,9 @@ int read_index(const char * data, size_t size, uint64_t file_size, Index * index
         return refuse("GGUF version " + std::to_string(index->version) + ": only 2 and 3 can be read, "
                       "of this machine's byte order");
     }
-    if (n_tensors > MOST_TENSORS) {
-        return refuse(std::to_string(n_tensors) + " tensors: more than any model has");
+    if (n_tensors > MOST_TENSORS || n_pairs > MOST_PAIRS) {
+        return refuse(std::to_string(n_tensors) + " tensors and " + std::to_string(n_pairs)
+                      + " keys: more than any model has");
     }
     std::string alignment;
     if (const int status = read_pairs(walk, data, n_pairs, index, alignment)) {
