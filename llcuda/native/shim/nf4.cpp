@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
-#include <vector>
+#include <string>
+#include <type_traits>
 
 #include "context.hpp"
 #include "nf4_avx2.hpp"
@@ -213,31 +213,24 @@ bool llcuda_nf4_quantize(const float * values, int64_t n, int32_t block_size, co
     return finite;
 }
 
-int llcuda_nf4_to_tensor(const uint8_t * packed, const float * absmax, const float * code, int32_t block_size,
-                         ggml_tensor * tensor) {
+int llcuda_nf4_to_device(const uint8_t * packed, const float * absmax, const float * code, int64_t n,
+                         int32_t block_size, int type, ggml_backend_dev_t device, void * values) {
     return guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
-        const int64_t n = ggml_nelements(tensor);
-        auto * buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
-        if (ggml_backend_buffer_is_host(buffer)) {
-            return llcuda_nf4_dequantize(packed, absmax, code, n, block_size, tensor->type, tensor->data);
+        auto * memory = ggml_backend_dev_buffer_type(device);
+        if (ggml_backend_buft_is_host(memory)) {
+            return llcuda_nf4_dequantize(packed, absmax, code, n, block_size, type, values);
         }
-        static const auto expand_there = shim::cuda_function<decltype(&llcuda_nf4_expand)>("llcuda_nf4_expand");
-        static const auto cuda_error = shim::cuda_function<const char * (*)(int)>("llcuda_cuda_error");
-        auto * type = ggml_backend_buffer_get_type(buffer);
-        auto * device = ggml_backend_buft_get_device(type);
-        if (!expand_there || !device
-            || std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device))) != "CUDA") {
-            std::vector<uint8_t> values(ggml_nbytes(tensor));
-            const int status = llcuda_nf4_dequantize(packed, absmax, code, n, block_size, tensor->type, values.data());
-            ggml_backend_tensor_set(tensor, values.data(), 0, values.size());
-            return status;
+        const auto expand_there = shim::cuda_function<decltype(&llcuda_nf4_expand)>("llcuda_nf4_expand");
+        const auto cuda_error = shim::cuda_function<decltype(&llcuda_cuda_error)>("llcuda_cuda_error");
+        if (!expand_there || std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device))) != "CUDA") {
+            return LLCUDA_UNSUPPORTED;
         }
-        const Operands operands((n + 1) / 2, (n + block_size - 1) / block_size, type);
+        const Operands operands((n + 1) / 2, (n + block_size - 1) / block_size, memory);
         ggml_backend_tensor_set(operands.packed, packed, 0, ggml_nbytes(operands.packed));
         ggml_backend_tensor_set(operands.absmax, absmax, 0, ggml_nbytes(operands.absmax));
-        const int error = expand_there(static_cast<uint8_t *>(operands.packed->data),
-                                       static_cast<float *>(operands.absmax->data), code, n, block_size, tensor->type,
-                                       tensor->data, nullptr);
+        const int error =
+            expand_there(static_cast<uint8_t *>(operands.packed->data), static_cast<float *>(operands.absmax->data),
+                         code, n, block_size, type, values, nullptr);
         if (error) {
             throw std::runtime_error(std::string("CUDA error: ") + cuda_error(error));
         }
