@@ -39,6 +39,7 @@ from rich.table import Table
 
 import llcuda
 from llcuda import shapes
+from llcuda.cache import cache_folder
 
 CHILD = Path(__file__).resolve().parent / "peers" / "child.py"
 PEERS = {
@@ -92,7 +93,7 @@ def setup_for(peer: str, options: argparse.Namespace) -> Setup:
     """Return what a peer is given."""
     name, _, variant = peer.partition(":")
     variant = variant or ("Q4_K_M" if name in LOAD_GGUF else "")
-    folder, shape = shapes.cache_folder(), options.shape
+    folder, shape = cache_folder("shapes"), options.shape
     longest = max(PROMPT_SIZES) + max(options.lengths)
     return Setup(
         gguf=folder / f"{shape}-{variant}.gguf" if name in LOAD_GGUF else Path(),

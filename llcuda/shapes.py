@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llcuda.cache import cache_folder, check_room, sweep
 from llcuda.errors import ArgumentError, LlcudaError, ModelError
 from llcuda.native.file_types import check_file_type
 from llcuda.native.quantize import quantize
@@ -24,8 +23,8 @@ from llcuda.native.quantize import quantize
 BLOCK = 16_777_213  # numbers; a prime, so that no two rows of a matrix are equal
 NOISE = 0.02  # standard deviation of the weights
 ALIGNMENT = 32  # bytes, GGUF's default
-ABANDONED = 3600  # seconds without a change: nobody writes this any more
 QUANTISED = 8.5 / 16  # of the F16 file's size: what Q8_0, the largest quantised type, takes
+ADVICE = "set XDG_CACHE_HOME to a folder on another disk"
 BYTE_TOKENS = 3  # the first of 256, after <unk>, <s> and </s>
 
 Tensors = list[tuple[str, tuple[int, ...]]]
@@ -141,7 +140,7 @@ def make(name: str, file_type: str = "Q4_K_M", *, progress: Progress | None = No
     LlcudaError without the gguf package.
     """
     name, file_type = find_shape(name, file_type)
-    folder = cache_folder()
+    folder = cache_folder("shapes")
     path = folder / f"{name}-{file_type}.gguf"
     if path.is_file():
         return path
@@ -149,12 +148,12 @@ def make(name: str, file_type: str = "Q4_K_M", *, progress: Progress | None = No
     report = progress or (lambda what, share: None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder)
         if file_type == "F16":
-            _check_room(folder, _size(shape))
+            check_room(folder, _size(shape), ADVICE)
             _write_whole(shape, path, report)
             return path
-        _check_room(folder, _bytes_to_come(shape, file_type, plain.is_file()))
+        check_room(folder, _bytes_to_come(shape, file_type, plain.is_file()), ADVICE)
         source = plain
         if not plain.is_file():
             source = folder / f".{plain.name}.{os.getpid()}.source.part"
@@ -168,20 +167,6 @@ def make(name: str, file_type: str = "Q4_K_M", *, progress: Progress | None = No
                 source.unlink(missing_ok=True)
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror}") from None
-
-
-def cache_folder() -> Path:
-    """Return where shapes are kept."""
-    # An empty or relative XDG_CACHE_HOME counts for nothing (XDG Base Directory Specification).
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "llcuda" / "shapes"
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what killed processes left half written."""
-    for part in folder.glob(".*.part"):
-        if part.stat().st_mtime < time.time() - ABANDONED:
-            part.unlink(missing_ok=True)
 
 
 def _size(shape: Shape) -> int:
@@ -203,16 +188,6 @@ def _bytes_to_come(shape: Shape, file_type: str, plain: bool) -> int:
     whole = _size(shape)
     share = {"F32": 2.0, "BF16": 1.0}.get(file_type, QUANTISED)
     return int(whole * share) + (0 if plain else whole)
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    """Raise ModelError if the disk of `folder` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ModelError(
-            f"{needed / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free in {folder}; "
-            "set XDG_CACHE_HOME to a folder on another disk"
-        )
 
 
 def _write_whole(shape: Shape, path: Path, report: Progress) -> None:

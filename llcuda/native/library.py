@@ -80,6 +80,12 @@ def _binding() -> tuple[Any, Any, Path]:
     return binding.ffi, binding.lib, Path(str(binding.__file__)).parents[1] / "lib"
 
 
+def installation() -> tuple[Path, str]:
+    """Return the folder of the libraries and llama.cpp's commit; loads no backend."""
+    ffi, lib, folder = _binding()
+    return folder, ffi.string(lib.llcuda_commit()).decode()
+
+
 def cuda_build() -> CudaBuild | None:
     """Return what the package's CUDA backend is; None without one. Loads no backend.
 

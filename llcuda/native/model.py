@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from llcuda import progress as progress_bar
 from llcuda.demo import resolve
@@ -57,6 +57,27 @@ class Model(Vocabulary):
         self.load_seconds = time.perf_counter() - started
         self._open_vocabulary(self._lib.llama_model_get_vocab(pointer))
         self._read_facts(pointer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        quantization: str = "Q4_K_M",
+        base: str | os.PathLike[str] | None = None,
+        progress: Progress | bool | None = None,
+        **parameters: Any,
+    ) -> Self:
+        """Load a Hugging Face checkpoint, or a LoRA adapter merged into its base model.
+
+        source, base: see `llcuda.convert`, whose result is kept in the cache until a file of the
+        checkpoint changes. quantization: see `llcuda.quantize`. progress: of both, each from 0.0 to
+        1.0; parameters: as of Model. Raises what they raise.
+        """
+        from llcuda.conversion import cached
+
+        path = cached(source, quantization, base=base, progress=progress)
+        return cls(path, progress=progress, **parameters)
 
     def _read_facts(self, pointer: Any) -> None:
         lib = self._lib

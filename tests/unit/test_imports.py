@@ -10,19 +10,22 @@ import llcuda
 PACKAGE = Path(llcuda.__file__).parent
 # design.md, "Layout": a module imports from its own layer and those before it.
 LAYERS = (
-    ("errors", "text", "metrics", "timings", "demo", "download", "progress", "gguf_types", "target"),
-    ("params", "structured"),
+    ("errors", "text", "metrics", "timings", "demo", "download", "progress", "gguf_types",
+     "target", "cache", "checkpoint"),
+    ("params", "structured", "lora", "hub", "hub_folder"),
     ("steps", "guide"),
-    ("native", "nf4"),
+    ("native", "nf4", "converter", "conversion"),
     ("gguf_parser", "gguf_writer"),
-    ("request", "completion", "scheduler", "speculation", "hub", "gguf_remote", "device", "unsloth", "chat"),
+    ("request", "completion", "scheduler", "speculation", "gguf_remote", "device", "unsloth",
+     "conversion_tokenizer", "conversion_child", "chat"),
     ("engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
-    ("inference", "core", "quality", "shapes", "loops", "measure", "bench", "doctor", "gguf_inspect"),
+    ("inference", "core", "quality", "shapes", "loops", "measure", "bench", "doctor",
+     "gguf_inspect"),
     ("bench_output", "bench_plot"),
     ("cli_files", "cli_quality"),
     ("server", "openai", "cli", "__main__"),
-)
+)  # fmt: skip
 KNOW_NOTHING_OF_NATIVE = {"scheduler", "text", "metrics", "errors", "params", "steps"}
 
 

@@ -1,0 +1,357 @@
+"""What transformers, peft and bitsandbytes compute, llcuda computes from the converted file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+import gguf  # noqa: E402
+
+from llcuda import Adapter, Context, Model, Sampler, convert  # noqa: E402
+from llcuda.unsloth import attach, save_pretrained_llcuda  # noqa: E402
+from tests.oracles import material  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+KINDS = list(material.KINDS)
+EXACT = 1e-3  # of the largest logit; Gemma's GELU is a table of F16 in ggml
+GENERATED = 16  # tokens
+
+Make = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Return a kind's checkpoint, made once."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = material.save(tmp_path_factory.mktemp("checkpoints") / kind, kind)
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Return a kind's checkpoint as a GGUF file in F32, made once."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = convert(checkpoint(kind), tmp_path_factory.mktemp("gguf"), "F32")
+        return made[kind]
+
+    return make
+
+
+def oracle(folder: Path) -> Any:
+    """Return transformers' model of a folder."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
+def expected(model: Any, tokens: list[int]) -> Any:
+    """Return the logits of each token, as transformers computes them."""
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def opened(path: Path) -> tuple[Model, Context]:
+    """Return a model and a context that computes with float32 cells."""
+    model = Model(path, gpu_layers=0)
+    cells = {"type_k": "f32", "type_v": "f32", "flash_attention": False}
+    return model, Context(model, ctx_size=256, threads=2, **cells)
+
+
+def computed(context: Context, tokens: list[int]) -> Any:
+    """Return the logits of each token, as llcuda computes them."""
+    context.memory.clear()
+    context.decode(tokens, logits="all")
+    return np.stack([context.logits(i).copy() for i in range(len(tokens))])
+
+
+def error(found: Any, right: Any) -> float:
+    """Return the largest difference, over the largest logit."""
+    return float(np.abs(found - right).max() / np.abs(right).max())
+
+
+def greedy(model: Any, tokens: list[int]) -> list[int]:
+    """Return the tokens that transformers adds."""
+    row = list(tokens)
+    for _ in range(GENERATED):
+        row.append(int(expected(model, row)[-1].argmax()))
+    return row[len(tokens) :]
+
+
+def generated(context: Context, tokens: list[int]) -> list[int]:
+    """Return the tokens that llcuda adds."""
+    context.memory.clear()
+    context.decode(tokens)
+    sampler, found = Sampler(temperature=0), []
+    for _ in range(GENERATED):
+        found.append(sampler.sample(context))
+        context.decode(found[-1:])
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_computes_what_transformers_computes(kind: str, checkpoint: Make, plain: Make) -> None:
+    """The same tokens of a text, the same logits in F32, the same greedy tokens."""
+    right = oracle(checkpoint(kind))
+    tokens = transformers.AutoTokenizer.from_pretrained(checkpoint(kind)).encode(material.TEXT)
+    model, context = opened(plain(kind))
+    with model, context:
+        assert model.tokenize(material.TEXT) == tokens
+        assert error(computed(context, tokens), expected(right, tokens)) < EXACT
+        assert generated(context, tokens) == greedy(right, tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_q8_0_adds_its_own_error_only(kind: str, checkpoint: Make, tmp_path: Path) -> None:
+    """Q8_0 is as far from F32 as transformers is with weights that went through Q8_0.
+
+    Up to four times, since llama.cpp rounds what the weights are multiplied by to 8 bits, too.
+    """
+    right, rounded = oracle(checkpoint(kind)), oracle(checkpoint(kind))
+    kinds = gguf.GGMLQuantizationType
+    with torch.no_grad():
+        for weight in rounded.parameters():
+            if weight.ndim > 1:
+                blocks = gguf.quants.quantize(weight.numpy(), kinds.Q8_0)
+                weight.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, kinds.Q8_0)))
+    model, context = opened(convert(checkpoint(kind), tmp_path, "q8_0"))
+    with model, context:
+        tokens = model.tokenize(material.TEXT)
+        exact = expected(right, tokens)
+        measured = error(expected(rounded, tokens), exact)
+        found = error(computed(context, tokens), exact)
+    print(f"{kind}: Q8_0 {found:.4f}, its weights alone {measured:.4f}")
+    assert 0 < found < 4 * measured
+
+
+def adapted(model: Any, folder: Path, **settings: Any) -> Any:
+    """Put a LoRA adapter with random numbers on a model, save it and return the changed model."""
+    config = peft.LoraConfig(
+        **{"r": 4, "lora_alpha": 6, "target_modules": "all-linear", **settings}
+    )
+    torch.manual_seed(2)
+    changed = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.2)
+    changed.save_pretrained(folder)
+    return changed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter(kind: str, checkpoint: Make, plain: Make, tmp_path: Path) -> None:
+    """An adapter's logits are peft's, at its own scale, at another, and swapped at run time."""
+    tokens = list(range(5, 45))
+    right = adapted(oracle(checkpoint(kind)), tmp_path / "lora")
+    file = convert(tmp_path / "lora", tmp_path / "lora.gguf")
+    model, context = opened(plain(kind))
+    with model, context:
+        adapter = Adapter(model, file)
+        with right.disable_adapter():
+            without = expected(right, tokens)
+        whole = expected(right, tokens)
+        for module in right.modules():
+            if hasattr(module, "scale_layer"):
+                module.scale_layer(0.5)
+        half = expected(right, tokens)
+        assert error(without, whole) > 0.1
+        for scale, logits in ((1.0, whole), (0.5, half), (None, without)):
+            context.set_adapters({adapter: scale} if scale else {})
+            assert error(computed(context, tokens), logits) < EXACT
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"up_proj": 3, "layers.0.*.k_proj": 2}},
+        {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=["rslora", "patterns", "embedding"],
+)
+def test_merged_adapter(
+    settings: dict[str, Any], checkpoint: Make, plain: Make, tmp_path: Path
+) -> None:
+    """Merging makes of base and adapter what peft computes, whatever scales the pairs have."""
+    right = adapted(oracle(checkpoint("llama")), tmp_path / "lora", **settings)
+    tokens = list(range(5, 45))
+    model, context = opened(convert(tmp_path / "lora", tmp_path, "F32", merge=True))
+    with model, context:
+        assert error(computed(context, tokens), expected(right, tokens)) < EXACT
+    if "modules_to_save" in settings:
+        return
+    model, context = opened(plain("llama"))
+    with model, context:
+        adapter = Adapter(model, convert(tmp_path / "lora", tmp_path / "lora.gguf"))
+        context.set_adapters({adapter: 1.0})
+        assert error(computed(context, tokens), expected(right, tokens)) < EXACT
+
+
+def packed(folder: Path, dtype: Any = torch.float32, **settings: Any) -> Any:
+    """Return transformers' model of a folder, its layers' weights quantised to 4 bits.
+
+    It stays in training mode: otherwise bitsandbytes rounds the scales once more on some CPUs.
+    """
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **settings
+    )
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=dtype
+    ).train()
+
+
+def unpacked(model: Any, folder: Path) -> Any:
+    """Return transformers' model of a folder with a packed one's weights, dequantised."""
+    plain = oracle(folder)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            weight = model.get_parameter(name)
+            if isinstance(weight, bitsandbytes.nn.Params4bit):
+                weight = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+            parameter.copy_(weight)
+    return plain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nf4(kind: str, checkpoint: Make, tmp_path: Path) -> None:
+    """A checkpoint in NF4 with double quantisation computes what bitsandbytes dequantises."""
+    four_bits = packed(checkpoint(kind), bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    folder = copied_tokenizer(checkpoint(kind), tmp_path / "nf4")
+    four_bits.save_pretrained(folder)
+    right = unpacked(four_bits, checkpoint(kind))
+    model, context = opened(convert(folder, tmp_path, "F32"))
+    with model, context:
+        tokens = model.tokenize(material.TEXT)
+        logits = expected(right, tokens)
+        assert error(logits, expected(four_bits, tokens)) < EXACT
+        assert error(computed(context, tokens), logits) < EXACT
+        assert generated(context, tokens) == greedy(right, tokens)
+
+
+def test_fp4_in_half_precision(checkpoint: Make, tmp_path: Path) -> None:
+    """FP4 without double quantisation; weights that were float16 are so again."""
+    four_bits = packed(checkpoint("llama"), torch.float16, bnb_4bit_quant_type="fp4")
+    folder = copied_tokenizer(checkpoint("llama"), tmp_path / "fp4")
+    four_bits.save_pretrained(folder)
+    right = unpacked(four_bits, checkpoint("llama"))
+    model, context = opened(convert(folder, tmp_path, "F32"))
+    with model, context:
+        tokens = list(range(5, 45))
+        assert error(computed(context, tokens), expected(right, tokens)) < EXACT
+
+
+def copied_tokenizer(source: Path, folder: Path) -> Path:
+    """Make a folder with another one's tokenizer and return it."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if "token" in path.name:
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llama", "phi3"])
+def test_tokenizer_without_its_sentencepiece_model(
+    kind: str, checkpoint: Make, plain: Make, tmp_path: Path
+) -> None:
+    """What is made of tokenizer.json alone, as transformers 5 saves it, gives the same tokens."""
+    folder = shutil.copytree(checkpoint(kind), tmp_path / kind)
+    (folder / "tokenizer.model").unlink()
+    text = f"{material.TEXT}Ünïcode 🦊\n\n  two  spaces\ttab <|end|> <end_of_turn>1234567"
+    made = convert(folder, tmp_path, "F16")
+    with Model(plain(kind), gpu_layers=0) as right, Model(made, gpu_layers=0) as model:
+        for special in (False, True):
+            tokens = model.tokenize(text, parse_special=special)
+            assert right.tokenize(text, parse_special=special) == tokens
+        assert right.detokenize(tokens) == model.detokenize(tokens)
+
+
+def state(model: Any) -> dict[str, bytes]:
+    """Return a model's tensors, to see whether anything changed."""
+    return {
+        name: tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "phi3"])
+def test_export_of_a_live_model(kind: str, checkpoint: Make, tmp_path: Path) -> None:
+    """One call writes a live model, which stays as it was; so does the method of the same name."""
+    right = oracle(checkpoint(kind))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(kind))
+    before = state(right)
+    file = save_pretrained_llcuda(right, tokenizer, tmp_path / "live.gguf", quantization="f32")
+    assert before == state(right)
+    tokens = tokenizer.encode(material.TEXT)
+    model, context = opened(file)
+    with model, context:
+        assert model.tokenize(material.TEXT) == tokens
+        assert error(computed(context, tokens), expected(right, tokens)) < EXACT
+    small = attach(right).save_pretrained_llcuda(tmp_path / "out", tokenizer)
+    assert tmp_path / "out" / "model-Q4_K_M.gguf" == small
+    assert [small] == list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_export_merges_a_live_adapter(bits: int, checkpoint: Make, tmp_path: Path) -> None:
+    """A model with a LoRA adapter, also on weights of 4 bits, is written merged and not changed."""
+    folder = checkpoint("llama")
+    base = oracle(folder) if bits == 32 else packed(folder, bnb_4bit_quant_type="nf4")
+    live = adapted(base, tmp_path / "lora")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    before, tokens = state(live), list(range(5, 45))
+    logits = expected(live, tokens)
+    file = save_pretrained_llcuda(live, tokenizer, tmp_path / "merged.gguf", quantization="f32")
+    assert before == state(live)
+    model, context = opened(file)
+    with model, context:
+        assert error(computed(context, tokens), logits) < EXACT
+
+
+def test_from_pretrained_converts_what_changed(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is converted once, and again when a file of it has changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "mine")
+    with Model.from_pretrained(folder, quantization="q8_0", gpu_layers=0) as model:
+        first = model.path
+    made = first.stat().st_mtime_ns
+    with Model.from_pretrained(folder, quantization="q8_0", gpu_layers=0) as model:
+        assert (first, made) == (model.path, model.path.stat().st_mtime_ns)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 2e4}))
+    with Model.from_pretrained(folder, quantization="q8_0", gpu_layers=0) as model:
+        assert first != model.path
+
+
+def test_checkpoint_in_parts(checkpoint: Make, plain: Make, tmp_path: Path) -> None:
+    """Weights in several files with an index make the same file as weights in one."""
+    folder = copied_tokenizer(checkpoint("llama"), tmp_path / "llama")
+    oracle(checkpoint("llama")).save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    tokens = list(range(5, 45))
+    model, context = opened(convert(folder, tmp_path, "F32"))
+    with model, context:
+        found = computed(context, tokens)
+    model, context = opened(plain("llama"))
+    with model, context:
+        assert np.array_equal(computed(context, tokens), found)
