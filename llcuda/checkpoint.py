@@ -83,23 +83,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path, architectures: frozenset[str]) -> dict[str, Any]:
     """Return config.json; ModelError for an architecture or a quantisation that is not known."""
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path)
     found = _architectures(config)
     if not found:
-        raise ModelError(f"{folder / 'config.json'} names no architecture")
+        raise ModelError(f"{path} names no architecture")
     if not architectures & found:
         raise ModelError(
-            f"{folder.name} is a {', '.join(sorted(found))}, which this llama.cpp does not convert"
+            f"{path}: {' and '.join(sorted(found))} is no model that this llama.cpp converts"
         )
     settings = _quantization(config)
     method = settings.get("quant_method")
     if method is not None and method not in QUANTIZATIONS:
         raise ModelError(
-            f"{folder.name} is quantised by {method!r}; expected one of {', '.join(QUANTIZATIONS)},"
+            f"{path}: quantised by {method!r}; expected one of {', '.join(QUANTIZATIONS)},"
             " or weights in 16 or 32 bits"
         )
     if method == "bitsandbytes" and (settings.get("load_in_8bit") or settings.get("_load_in_8bit")):
-        raise ModelError(_EIGHT_BITS.format(folder.name))
+        raise ModelError(_EIGHT_BITS.format(folder))
     return config
 
 
@@ -197,7 +198,7 @@ def _check_packed(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
     """Raise ModelError for weights of bitsandbytes that are not 4 bits with their state."""
     for name, info in tensors.items():
         if name.endswith(".SCB"):
-            raise ModelError(_EIGHT_BITS.format(folder.name))
+            raise ModelError(_EIGHT_BITS.format(folder))
         state = f"{name}.quant_state.bitsandbytes__"
         if f"{name}.absmax" in tensors and not any(state + q in tensors for q in ("nf4", "fp4")):
             raise ModelError(f"{folder}: {name} is packed, but how is not said in the checkpoint")

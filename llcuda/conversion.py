@@ -67,12 +67,13 @@ def convert(
     Raises ModelNotFoundError for missing files, ModelError for what cannot be converted,
     ArgumentError, LoadCancelledError, LlcudaError without the packages of llcuda[convert].
     """
-    converter.check_packages()
     found = _open(source, base, merge)
     if merge and found.adapter is None:
         raise ArgumentError(f"{source} is a model; merge=True goes with an adapter")
     file_type = _check_type(found, file_type)
-    return _write(found, _target(found, target, file_type), file_type, threads, progress)
+    path = _target(found, target, file_type)
+    converter.check_packages()
+    return _write(found, path, file_type, threads, progress)
 
 
 def cached(
@@ -138,7 +139,7 @@ def _folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Path, str
     """Return a checkpoint's folder and its name, downloading what is not there yet."""
     text = os.fspath(source)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         return path, path.resolve().name or "model"
     repo = hub_folder.repository(text) if isinstance(source, str) and text else None
     if repo is None or path.exists():
@@ -149,6 +150,7 @@ def _folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Path, str
         read_config(folder, converter.architectures())
         check_tokenizer(folder)
     if weights:
+        converter.check_packages()
         index = folder / INDEX
         places = read_json(index).get("weight_map") if index.is_file() else None
         names = plain_names(places.values(), index) if isinstance(places, dict) else None

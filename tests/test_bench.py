@@ -109,7 +109,7 @@ def test_a_killed_writer_leaves_nothing_to_be_taken(
 
 def test_a_full_disk_is_said_before_writing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be written is compared with what is free."""
-    monkeypatch.setattr(shapes.shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3_000_000))
     with pytest.raises(ModelError, match=r"4 MB to write, 3 MB free .*XDG_CACHE_HOME"):
         shapes.make("tiny", "Q8_0")
     assert [] == list(cache.iterdir())
