@@ -25,7 +25,7 @@ from llcuda.native.gguf_check import check_file, check_tensors
 from llcuda.native.imatrix import ImportanceMatrix
 from llcuda.params import check_number, check_texts, default_threads
 
-BUFFER_SIZE = 2**28  # bytes of rows in memory at once; llama.cpp would take 8 GiB
+BUFFER_SIZE = 2**22  # bytes of rows at once for each thread, which stay in its cache
 KEY_SIZE = 127  # bytes of a text among the metadata that llama.cpp lets a caller set
 
 _LINE = re.compile(
@@ -112,10 +112,10 @@ class Job:
         ffi, lib = self._ffi, self._lib
         params = lib.llama_model_quantize_default_params()
         params.nthread = self.threads or default_threads()
+        params.max_buf_size = BUFFER_SIZE * params.nthread
         kind = "ALL" if self.file_type == "F32" else "MOSTLY"
         params.ftype = getattr(lib, f"LLAMA_FTYPE_{kind}_{self.file_type}")
         params.allow_requantize = requantize
-        params.max_buf_size = BUFFER_SIZE
         overrides = [(self._text(name), int(kind)) for name, kind in self.overrides]
         if overrides:
             array = ffi.new("struct llama_model_tensor_override[]", [*overrides, (ffi.NULL, 0)])
