@@ -49,10 +49,8 @@ class ImportanceMatrix:
         matrix = _load_old(path) if old else _load_gguf(path)
         if not matrix.entries:
             raise ModelError(f"{path} is no importance matrix: it has no entries")
-        for name, (sums, counts) in matrix.entries.items():
-            most = MOST * np.maximum(counts, 1, dtype=np.float64)[:, None]
-            if not (np.all(counts >= 0) and np.all((sums >= 0) & (sums <= most))):
-                raise ModelError(f"{path}: {name} has values that no sum of squares has")
+        if name := matrix.implausible():
+            raise ModelError(f"{path}: {name} has values that no sum of squares has")
         return matrix
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -81,6 +79,16 @@ class ImportanceMatrix:
             if status:
                 library.fail(ModelError, f"cannot write {into}")
         return into
+
+    def implausible(self) -> str | None:
+        """Return the name of an entry whose values cannot be sums of squares, None without one."""
+        for name, (sums, counts) in self.entries.items():
+            if sums.ndim != 2 or counts.shape != sums.shape[:1]:
+                return name
+            most = MOST * np.maximum(counts, 1, dtype=np.float64)[:, None]
+            if not (np.all(counts >= 0) and np.all((sums >= 0) & (sums <= most))):
+                return name
+        return None
 
     def means(self, name: str) -> Float32 | None:
         """Return the mean squares of a tensor's columns, shape (matrices * columns,).

@@ -104,6 +104,8 @@ class Job:
         if imatrix is not None and not isinstance(imatrix, ImportanceMatrix):
             self.matrix_file = os.fspath(imatrix)
             imatrix = ImportanceMatrix.load(imatrix)
+        elif imatrix is not None and (name := imatrix.implausible()):
+            raise ArgumentError(f"imatrix: {name} has values that no sum of squares has")
         self.matrix = imatrix
         self._kept: list[Any] = []  # what the parameters point to
 

@@ -201,9 +201,14 @@ def drop_one(entries: dict[str, Any]) -> None:
     del entries["blk.0.ffn_up.weight"]
 
 
+def turn_negative(entries: dict[str, Any]) -> None:
+    entries["blk.0.ffn_up.weight"] = (np.full((1, 256), -1, "f4"), np.ones(1, "f4"))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (turn_negative, "blk.0.ffn_up.weight has values that no sum of squares has"),
         (change_columns, "another model's: blk.0.ffn_up.weight has 64 columns there, 256 here"),
         (add_layer, "another model's: it has blk.99.ffn_up.weight"),
         (keep_none, "another model's: it has none of its tensors"),
