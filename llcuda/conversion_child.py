@@ -21,11 +21,13 @@ from typing import Any
 
 from llcuda import lora
 from llcuda.checkpoint import read_json
+from llcuda.conversion_rows import in_parts
 from llcuda.conversion_tokenizer import complete
 from llcuda.errors import ModelError
 from llcuda.nf4 import QuantState
 
 PACKED = ".quant_state.bitsandbytes__"
+IN_PARTS = ("token_embd.weight", "output.weight")  # one row a token, in every model
 EXACT = 1e-9  # a relative difference that is rounding
 
 Loader = Callable[[], Any]
@@ -110,6 +112,12 @@ def extended(model_class: Any, adapter: Path | None) -> Any:
             if adapter is not None:
                 tensors = merged(tensors, adapter)
             return dict(filter(None, map(self.filter_tensors, tensors.items())))
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
+            """Yield what becomes of a tensor, the embedding and the output matrix in parts."""
+            for new_name, tensor in super().modify_tensors(data_torch, name, bid):
+                whole = new_name not in IN_PARTS
+                yield new_name, tensor if whole else in_parts(tensor)
 
     return Extended
 

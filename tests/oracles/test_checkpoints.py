@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,14 @@ peft = pytest.importorskip("peft")
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 import gguf  # noqa: E402
+import psutil  # noqa: E402
 
-from llcuda import Adapter, Context, Model, Sampler, convert  # noqa: E402
+from llcuda import Adapter, Context, Model, Sampler, convert, converter  # noqa: E402
+from llcuda.checkpoint import read_checkpoint  # noqa: E402
+from llcuda.errors import LoadCancelledError, ModelError  # noqa: E402
+from llcuda.gguf_parser import GGUFReader  # noqa: E402
 from llcuda.unsloth import attach, save_pretrained_llcuda  # noqa: E402
+from tests.hub_server import Hub  # noqa: E402
 from tests.oracles import material  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -355,3 +362,84 @@ def test_checkpoint_in_parts(checkpoint: Make, plain: Make, tmp_path: Path) -> N
     model, context = opened(plain("llama"))
     with model, context:
         assert np.array_equal(computed(context, tokens), found)
+
+
+def test_converts_from_the_hub(checkpoint: Make, tmp_path: Path) -> None:
+    """A repository is downloaded, without its code and pickles, and converted."""
+    files = {path.name: path.read_bytes() for path in checkpoint("llama").iterdir()}
+    files |= {"code.py": b"raise SystemExit", "pytorch_model.bin": b"pickle"}
+    with Hub({"me/mine": files}) as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        command = [sys.executable, "-m", "llcuda", "convert", "me/mine", "--type", "q8_0"]
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
+        assert "mine-Q8_0.gguf\n" == result.stdout, result.stderr
+        assert not {"code.py", "pytorch_model.bin"} & set(hub.sent)
+    with Model(tmp_path / "mine-Q8_0.gguf", gpu_layers=0) as model:
+        assert "mine" == model.metadata["general.name"].lower()
+
+
+def test_large_embeddings_in_parts(checkpoint: Make, tmp_path: Path) -> None:
+    """An embedding that is written in parts is bit for bit the one that is written at once."""
+    names = ["--outtype", "q8_0", "--outfile", str(tmp_path / "right.gguf")]
+    script = converter._folder() / "convert_hf_to_gguf.py"
+    subprocess.run([sys.executable, script, checkpoint("llama3"), *names], check=True)
+    converter.run(source(checkpoint("llama3")), tmp_path / "parts.gguf", "Q8_0", 1, lambda _: None)
+    right, found = (GGUFReader(tmp_path / f"{name}.gguf") for name in ("right", "parts"))
+    with right, found:
+        for name in right.tensors:
+            assert right.get_tensor_data(name) == found.get_tensor_data(name)
+
+
+def source(folder: Path) -> converter.Source:
+    """Return what is converted, for the converter."""
+    read = read_checkpoint(folder, converter.architectures())
+    return converter.Source(folder.name, folder, read.config, read, None)
+
+
+def test_unknown_tokenizer(checkpoint: Make, tmp_path: Path) -> None:
+    """A byte-level tokenizer that llama.cpp does not know is an error, not another one's tokens."""
+    folder = shutil.copytree(checkpoint("qwen2"), tmp_path / "qwen2")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    del content["model"]["merges"][1000:]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"its tokenizer is none that this llama\.cpp knows"):
+        convert(folder, tmp_path)
+    assert [folder] == list(tmp_path.iterdir())
+
+
+def test_can_be_stopped(checkpoint: Make, tmp_path: Path) -> None:
+    """False from progress ends the process, an exception too, and nothing is left of the file."""
+    with pytest.raises(LoadCancelledError, match="stopped"):
+        convert(checkpoint("llama"), tmp_path, progress=lambda share: False)
+    with pytest.raises(ZeroDivisionError):
+        convert(checkpoint("llama"), tmp_path, progress=lambda share: bool(1 // 0))
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_killed_converter_is_an_error(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system ends for want of memory is said so."""
+    start = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Any:
+        return start([command[0], "-c", "import os; os.kill(os.getpid(), 9)"], **options)
+
+    monkeypatch.setattr(converter.subprocess, "Popen", popen)
+    with pytest.raises(ModelError, match="signal 9; was there too little memory"):
+        convert(checkpoint("llama"), tmp_path)
+
+
+def test_the_converter_ends_with_its_parent(checkpoint: Make, tmp_path: Path) -> None:
+    """A process that is killed while it converts leaves no process behind."""
+    program = "import sys, llcuda; llcuda.convert(sys.argv[1], sys.argv[2])"
+    parent = subprocess.Popen([sys.executable, "-c", program, checkpoint("llama"), tmp_path])
+    children: list[psutil.Process] = []
+    while not children:
+        children = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert (1, 0) == (len(gone), len(alive))
