@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from llcuda.desk import Desk
 from llcuda.errors import ArgumentError, ConcurrencyError, LlcudaError, UnsupportedError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
@@ -269,7 +267,7 @@ class Engine:
         if isinstance(prompt, str):
             tokens = self.model.tokenize(prompt) if prompt else []
         else:
-            tokens = self._tokens(prompt)
+            tokens = self.model.token_list(prompt)
         if not tokens:
             raise ArgumentError("the prompt is empty")
         given, limit = len(tokens), self.params.ctx_size
@@ -286,19 +284,6 @@ class Engine:
         for token in params.stop_tokens:
             self.model._check_token(token)
         return tokens, given - len(tokens)
-
-    def _tokens(self, prompt: Any) -> list[int]:
-        """Return the tokens of a prompt that is no text; ArgumentError unless they are some."""
-        if isinstance(prompt, np.ndarray) and prompt.ndim == 1:
-            prompt = prompt.tolist()
-        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
-            kind = type(prompt).__name__
-            raise ArgumentError(f"prompt must be str, or tokens in one dimension, not {kind}")
-        tokens = [token if type(token) is int else _whole_number(token) for token in prompt]
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self.model.vocab_size:
-            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
-            raise ArgumentError(f"token {wrong}: expected 0 to {self.model.vocab_size - 1}")
-        return tokens
 
     def _sampler(self, sampling: SamplingParams, params: RequestParams, i: int) -> Sampler:
         changes: dict[str, Any] = {}
@@ -340,11 +325,6 @@ class Engine:
 def _stretched(parameters: Mapping[str, Any]) -> bool:
     """Whether positions are scaled on purpose."""
     return any(name.startswith(("rope_", "yarn_")) for name in parameters)
-
-
-def _whole_number(token: Any) -> int:
-    check_number("prompt: token", token, "int", 0)
-    return int(token)
 
 
 def _on_gpu(model: Model) -> bool:

@@ -23,7 +23,7 @@ from llcuda.native.memory import Memory
 from llcuda.native.model import Model
 from llcuda.native.outputs import Float32, Outputs
 from llcuda.native.reports import Reports
-from llcuda.params import ContextParams, check_number, default_threads, given_params
+from llcuda.params import POOLINGS, ContextParams, check_number, default_threads, given_params
 from llcuda.timings import DecodeEvent
 
 SMALL_MODEL = 32 * 2**20  # bytes; below, threads wait for each other longer than they compute
@@ -37,6 +37,9 @@ class Context(Outputs, Reports):
     parameters: the fields of ContextParams, or `params=` with one.
     hooks: functions called after each decode with a DecodeEvent; without any, no cost.
     ctx_size: tokens of one sequence; cells: KV cells of all.
+    pooling: the one in use. remembers: whether a text can be continued, as by all but encoders.
+    whole_texts: whether a text cannot be split over several decodes, because its tokens see those
+        after them.
 
     Belongs to one thread at a time (ConcurrencyError). Raises ContextError when llama.cpp
     cannot make it, with the reason from its log.
@@ -76,7 +79,11 @@ class Context(Outputs, Reports):
         self.cells: int = self._lib.llama_n_ctx(raw)
         # llama.cpp rounds up; what was asked for is what a text may have.
         self.ctx_size: int = self.params.ctx_size or self.cells // self.params.sequences
-        self.pooling: int = self._lib.llama_pooling_type(raw)
+        pooling = self._lib.llama_pooling_type(raw)
+        poolings = {getattr(self._lib, f"LLAMA_POOLING_TYPE_{p.upper()}"): p for p in POOLINGS}
+        self.pooling: str = poolings.get(pooling, "unknown")
+        self.remembers: bool = self._lib.llcuda_context_remembers(pointer)
+        self.whole_texts: bool = self._lib.llcuda_context_whole(pointer)
         self.memory = Memory(self)
         self._row = self._ffi.new("float **")
         self._adapters: list[Adapter] = []
@@ -300,6 +307,18 @@ class Context(Outputs, Reports):
         status = self._lib.llcuda_set_adapters(owner.pointer, pointers, scales, len(chosen))
         library.check(status, lambda: f"set_adapters with {len(chosen)} adapters")
         self._adapters = chosen
+
+    def set_embeddings(self, on: bool) -> None:
+        """Compute embeddings from the next decode on, of every token, or no longer.
+
+        Only for a context that was made with embeddings=True. A text's first part needs none: then
+        its tokens cost neither a row of output nor one of logits.
+        """
+        if not self.params.embeddings:
+            raise ArgumentError("set_embeddings() is for a context made with embeddings=True")
+        owner = self._handle.owner
+        status = self._lib.llcuda_set_embeddings(owner.pointer, bool(on))
+        library.check(status, lambda: f"set_embeddings({on})")
 
     def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
         """Use this many processors for single tokens, and for prompts (None = as many)."""

@@ -167,6 +167,22 @@ class Model(Vocabulary):
     # --- facts ---
 
     @property
+    def most_positions(self) -> int:
+        """Most tokens that a text may have, by a table of learned positions; else 2**31 - 1."""
+        return self._positions or 2**31 - 1
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of a classifier's classes, numbers where the file names none."""
+        owner, ffi, lib = self._handle.owner, self._ffi, self._lib
+        count = lib.llama_model_n_cls_out(owner.pointer)
+        names = [lib.llama_model_cls_label(owner.pointer, i) for i in range(count)]
+        return [
+            str(i) if name == ffi.NULL else ffi.string(name).decode(errors="replace") or str(i)
+            for i, name in enumerate(names)
+        ]
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """The file's metadata, key -> value as text; arrays are shortened by llama.cpp."""
         owner = self._handle.owner

@@ -35,7 +35,7 @@ class Outputs:
     """The part of `Context` that reads results. i = -1 everywhere is the last computed row."""
 
     model: Model
-    pooling: int
+    pooling: str
     _ffi: Any
     _lib: Any
     _handle: library.Handle
@@ -60,7 +60,7 @@ class Outputs:
         float32, shape (embedding_size,) or (classes,); needs embeddings=True and a pooling.
         """
         pointer = self.model._handle.owner.pointer
-        rank = self.pooling == self._lib.LLAMA_POOLING_TYPE_RANK
+        rank = self.pooling == "rank"
         size = self._lib.llama_model_n_cls_out(pointer) if rank else self.model.embedding_size
         return self._output("embeddings_seq", seq, size)
 

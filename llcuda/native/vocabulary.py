@@ -6,14 +6,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from llcuda.errors import ArgumentError, ModelError
 from llcuda.native import library
+from llcuda.params import check_number
 
 
 class Vocabulary:
     """The tokenizer part of `Model`; any number of threads may use it.
 
-    vocab_size; bos, eos, eot: token or None; adds_bos: whether tokenize() puts BOS first.
+    vocab_size; bos, eos, eot, sep: token or None; adds_bos: whether tokenize() puts BOS first.
+    adds_eos, adds_sep: whether EOS, and SEP, stand between two texts that are computed as one.
     """
 
     _ffi: Any
@@ -27,7 +31,10 @@ class Vocabulary:
         self.bos: int | None = _token(lib.llama_vocab_bos(vocab))
         self.eos: int | None = _token(lib.llama_vocab_eos(vocab))
         self.eot: int | None = _token(lib.llama_vocab_eot(vocab))
+        self.sep: int | None = _token(lib.llama_vocab_sep(vocab))
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(vocab)
+        self.adds_eos: bool = lib.llama_vocab_get_add_eos(vocab)
+        self.adds_sep: bool = lib.llama_vocab_get_add_sep(vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._texts: dict[int, str] = {}
         self._ends: frozenset[int] | None = None
@@ -181,6 +188,21 @@ class Vocabulary:
         del owner
         return control
 
+    def token_list(self, tokens: Any, what: str = "prompt") -> list[int]:
+        """Return tokens that a caller gave, an array too, as a list; ArgumentError for others."""
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 1:
+            tokens = tokens.tolist()
+        if not isinstance(tokens, Sequence) or isinstance(
+            tokens, str | bytes | bytearray | memoryview
+        ):
+            kind = type(tokens).__name__
+            raise ArgumentError(f"{what} must be str, or tokens in one dimension, not {kind}")
+        found = [token if type(token) is int else _whole_number(token, what) for token in tokens]
+        if found and not 0 <= min(found) <= max(found) < self.vocab_size:
+            wrong = min(found) if min(found) < 0 else max(found)
+            raise ArgumentError(f"token {wrong}: expected 0 to {self.vocab_size - 1}")
+        return found
+
     def _check_token(self, token: int) -> None:
         if not isinstance(token, int):
             try:
@@ -189,6 +211,11 @@ class Vocabulary:
                 raise ArgumentError(f"token {token!r}: expected a whole number") from None
         if not 0 <= token < self.vocab_size:
             raise ArgumentError(f"token {token}: expected 0 to {self.vocab_size - 1}")
+
+
+def _whole_number(token: Any, what: str) -> int:
+    check_number(f"{what}: token", token, "int", 0)
+    return int(token)
 
 
 def _token(token: int) -> int | None:

@@ -105,6 +105,33 @@ class TestEmbeddings:
             context.sequence_embedding(), rows.embeddings(), rtol=0, atol=1e-3
         )
 
+    def test_embeddings_of_the_last_token_alone(self, model: Model, make_context: Make) -> None:
+        """A text's first part needs no outputs: its last token's embedding is the same."""
+        whole = make_context(model, embeddings=True, pooling="last")
+        whole.decode(PROMPT)
+        parts = make_context(model, embeddings=True, pooling="last")
+        parts.set_embeddings(False)
+        parts.decode(PROMPT[:-1], logits="none")
+        assert [] == parts.output_indices()
+        parts.set_embeddings(True)
+        parts.decode(PROMPT[-1:])
+        np.testing.assert_allclose(
+            parts.sequence_embedding(), whole.sequence_embedding(), rtol=0, atol=1e-3
+        )
+        with pytest.raises(ArgumentError, match="embeddings=True"):
+            make_context(model).set_embeddings(True)
+
+    def test_what_a_context_remembers(self, model: Model, bert: Model, make_context: Make) -> None:
+        """A decoder's text can be split and continued, an encoder's cannot."""
+        kinds = [
+            make_context(model),
+            make_context(model, attention="non_causal"),
+            make_context(bert, embeddings=True),
+        ]
+        assert [(True, False), (True, True), (False, True)] == [
+            (context.remembers, context.whole_texts) for context in kinds
+        ]
+
     def test_a_text_longer_than_ubatch_does_not_fit(self, bert: Model, make_context: Make) -> None:
         """Every token sees every other, so a text cannot be split."""
         context = make_context(bert, embeddings=True, ubatch_size=16)

@@ -176,6 +176,10 @@ void llcuda_context_free(llcuda_context * context) {
 
 llama_context * llcuda_context_raw(llcuda_context * context) { return context->raw; }
 
+bool llcuda_context_remembers(llcuda_context * context) { return context->memory != nullptr; }
+
+bool llcuda_context_whole(llcuda_context * context) { return context->whole; }
+
 void llcuda_context_cancel(llcuda_context * context) { context->cancelled = true; }
 
 int llcuda_context_sync(llcuda_context * context) {
@@ -201,6 +205,14 @@ int llcuda_context_timings(llcuda_context * context, llcuda_timings * timings, b
 
 int llcuda_context_event(llcuda_context * context, llcuda_event * event) {
     return shim::entered<int>(context, [&]() -> int { *event = context->event; return LLCUDA_OK; });
+}
+
+int llcuda_set_embeddings(llcuda_context * context, bool on) {
+    return shim::entered<int>(context, [&]() -> int {
+        llama_set_embeddings(context->raw, on);
+        context->embeddings = on;
+        return LLCUDA_OK;
+    });
 }
 
 int llcuda_set_threads(llcuda_context * context, int32_t threads, int32_t threads_batch) {

@@ -196,6 +196,8 @@ struct llcuda_event {
 // keep_logits: logits stay on the device, and are copied row by row as they are asked for.
 struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions,
                                            bool keep_logits);
+bool llcuda_context_remembers(struct llcuda_context * context);  // false: an encoder
+bool llcuda_context_whole(struct llcuda_context * context);      // a text cannot be split over several batches
 bool llcuda_context_reduces(struct llcuda_context * context);  // sampling begins on the device; known after a decode
 int  llcuda_context_close(struct llcuda_context * context);  // later calls answer LLCUDA_CLOSED
 void llcuda_context_free(struct llcuda_context * context);   // when nobody refers to its memory any more
@@ -204,6 +206,7 @@ void llcuda_context_cancel(struct llcuda_context * context);  // from any thread
 int  llcuda_context_sync(struct llcuda_context * context);    // wait for the device; its time counts as decode
 int  llcuda_context_timings(struct llcuda_context * context, struct llcuda_timings * timings, bool reset);
 int  llcuda_context_event(struct llcuda_context * context, struct llcuda_event * event);
+int  llcuda_set_embeddings(struct llcuda_context * context, bool on);  // from the next decode on; then every row is an output
 int  llcuda_set_threads(struct llcuda_context * context, int32_t threads, int32_t threads_batch);
 
 // pos < 0: after the last position of the sequence. Longer than n_batch: split, and undone whole on failure.
