@@ -24,7 +24,7 @@ from llcuda.native.callbacks import repeats_unsaid
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.pairs import Pairs
-from llcuda.params import ContextParams, check_number, default_threads
+from llcuda.params import INT32_MAX, ContextParams, check_number, default_threads
 
 Float32 = npt.NDArray[np.float32]
 Text = str | Sequence[int]
@@ -199,7 +199,7 @@ class Embedder:
             if not truncate:
                 raise ArgumentError(
                     f"has {len(tokens)} tokens, at most {self.ctx_size} are allowed: truncate=True "
-                    "drops its end, a larger ctx_size takes it whole where the model can"
+                    "drops its end, an Embedder with a larger ctx_size may take it whole"
                 )
             tokens = self._pairs.cut(tokens)
         return tokens
@@ -289,7 +289,7 @@ def _most_tokens(model: Model, ctx_size: int | None) -> int:
     """Return the most tokens of a text; ArgumentError beyond a table of learned positions."""
     if ctx_size is None:
         return min(model.most_positions, model.train_ctx_size or DEFAULT_CTX_SIZE, DEFAULT_CTX_SIZE)
-    check_number("ctx_size", ctx_size, "int", 1, 2**20)
+    check_number("ctx_size", ctx_size, "int", 1, INT32_MAX)
     if ctx_size > model.most_positions:
         raise ArgumentError(
             f"ctx_size={ctx_size}: {model.path.name} has positions for {model.most_positions} "

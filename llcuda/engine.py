@@ -16,7 +16,9 @@ from functools import partial
 from typing import Any
 
 from llcuda.desk import Desk
-from llcuda.errors import ArgumentError, ConcurrencyError, LlcudaError, UnsupportedError
+from llcuda.embedders import SHARED, Embedders, EmbedsTexts
+from llcuda.embedding import Embedder
+from llcuda.errors import ArgumentError, ConcurrencyError, LlcudaError, NoTextError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native import library
 from llcuda.native.context import Context
@@ -125,7 +127,7 @@ def context_params(
     return chosen
 
 
-class Engine:
+class Engine(EmbedsTexts):
     """Runs requests on `model` with continuous batching, from any thread or coroutine.
 
     parameters: the fields of EngineParams, and of ContextParams for the rest.
@@ -137,7 +139,7 @@ class Engine:
         but for prompts that are kept whole and for speculation, which seldom round otherwise; it
         is slower (demo model: by a third at 8 texts).
     The model must stay open: closing it ends every request with ClosedError, and the engine.
-    Raises ArgumentError for a model that generates no text.
+    Raises NoTextError for a model that generates no text.
     """
 
     def __init__(
@@ -164,18 +166,19 @@ class Engine:
                 "texts are not computed in one batch; leave it out, or n_parallel=1"
             )
         self.context = Context(model, params=context_params(params, parameters, _on_gpu(model)))
-        try:
-            self.context.memory.clear()
-        except UnsupportedError:
+        if not self.context.remembers:
             self.context.close()
-            raise ArgumentError(
-                f"{model.path.name} ({model.description}) remembers no text and generates none"
-            ) from None
+            raise NoTextError(
+                f"{model.path.name} ({model.description}) remembers no text and generates none; "
+                "an Embedder gives its embeddings or scores"
+            )
         if params.ctx_size > model.train_ctx_size > 0 and not _stretched(parameters):
             logger.warning(
                 "ctx_size=%s, but %s was trained on texts of %s tokens: longer ones may derail",
                 *(params.ctx_size, model.path.name, model.train_ctx_size),
             )
+        shared = {name: getattr(self.context.params, name) for name in SHARED}
+        self._embedders = Embedders(model, params.ctx_size, params.batch_size, True, shared)
         self._desk = Desk(params.queue_size, params.n_parallel)
         self._worker = Worker(
             self.context,
@@ -299,6 +302,10 @@ class Engine:
             sampling = SamplingParams(**{**{k: getattr(sampling, k) for k in names}, **changes})
         return Sampler(params=sampling, model=self.model)
 
+    def embedder(self, pooling: str | None = None) -> Embedder:
+        """Return the Embedder on this model; see `EmbedsTexts`."""
+        return self._embedders.embedder(pooling)
+
     @property
     def closed(self) -> bool:
         """Whether close() was called, or the worker failed."""
@@ -312,6 +319,7 @@ class Engine:
         """
         if threading.current_thread() is self._thread:
             raise ConcurrencyError("the engine cannot be closed from one of its hooks")
+        self._embedders.close()
         self._desk.close(drain)
         self._thread.join()
 

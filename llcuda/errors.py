@@ -13,16 +13,19 @@
     ├── ArgumentError (ValueError)         a value outside what is allowed
     │   ├── BatchError                     tokens, positions or sequences that do not fit
     │   ├── GrammarError                   a grammar that does not parse
+    │   ├── NoTextError                    a model that gives embeddings or scores, and no text
     │   └── StateError                     a saved state that is damaged or of another model
     ├── DecodeError (RuntimeError)         llama.cpp failed while computing
     │   ├── NoRoomError                    no free KV cells
     │   ├── DecodeAbortedError             cancelled
     │   └── DeviceLostError                a GPU failed: start another process
     ├── OutOfMemoryError (MemoryError)     too little memory; also the error of what was tried:
-    │                                      ModelError, ContextError and DecodeError catch it
+    │                                      ModelError, ContextError, DecodeError and TensorError
+    │                                      catch it
     ├── SamplingError (RuntimeError)       no candidate left, or no grammar rule matches
     ├── NoOutputError (LookupError)        logits or embeddings that were not computed
-    ├── UnsupportedError (RuntimeError)    this model's memory cannot do that
+    ├── TensorError (RuntimeError)         tensors whose shapes, types or devices do not fit
+    ├── UnsupportedError (RuntimeError)    this model's memory, or this device, cannot do that
     ├── QueueFullError (RuntimeError)      more requests wait than the engine's queue holds
     ├── ClosedError (RuntimeError)         use after close
     └── ConcurrencyError (RuntimeError)    two threads in one context
@@ -78,6 +81,10 @@ class GrammarError(ArgumentError):
     """A grammar that does not parse."""
 
 
+class NoTextError(ArgumentError):
+    """A model generates no text: it gives embeddings or scores."""
+
+
 class StateError(ArgumentError):
     """A saved state that is damaged, or of another model or context."""
 
@@ -101,8 +108,12 @@ class DeviceLostError(DecodeError):
     """A GPU failed, or is gone: nothing that lies on it can be used in this process any more."""
 
 
-class OutOfMemoryError(ModelError, ContextError, DecodeError, MemoryError):
-    """A GPU, or the machine, has too little memory for a model, a context or a batch.
+class TensorError(LlcudaError, RuntimeError):
+    """Tensors whose shapes, types or devices do not fit, or that cannot be computed."""
+
+
+class OutOfMemoryError(ModelError, ContextError, DecodeError, TensorError, MemoryError):
+    """A GPU, or the machine, has too little memory for a model, a context, a batch or a tensor.
 
     The message says what was asked and what is free. What was there before still works; of a
     batch's texts nothing of the batch is kept.
@@ -118,7 +129,7 @@ class NoOutputError(LlcudaError, LookupError):
 
 
 class UnsupportedError(LlcudaError, RuntimeError):
-    """This model's memory cannot do what was asked."""
+    """This model's memory, or this device, cannot do what was asked."""
 
 
 class QueueFullError(LlcudaError, RuntimeError):

@@ -24,8 +24,10 @@ from llcuda import hub
 from llcuda.completion import Completion, InferResult
 from llcuda.configuration import configure
 from llcuda.desk import in_hook
+from llcuda.embedders import Embedders, EmbedsTexts
+from llcuda.embedding import Embedder
 from llcuda.engine import Engine, EngineParams, check_parameters, context_params
-from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, QueueFullError
+from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
 from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model
@@ -34,10 +36,11 @@ from llcuda.request import Request
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
 
-class InferenceEngine:
+class InferenceEngine(EmbedsTexts):
     """Loads a model by name and generates text with it, from any number of threads.
 
-    A context manager; `load_model` may be called again with another model.
+    A context manager; `load_model` may be called again with another model. A model that generates
+    no text, an encoder, has embeddings or scores: `embed` and `rerank`.
     """
 
     def __init__(self) -> None:
@@ -45,7 +48,8 @@ class InferenceEngine:
         self._lock = threading.RLock()
         self._pending: dict[str, Any] | None = None
         self._model: Model | None = None
-        self._engine: Engine | None = None
+        self._engine: Engine | None = None  # None too for a model that generates no text
+        self._embedders: Embedders | None = None  # of such a model
         _all.add(self)
 
     # --- loading ---
@@ -111,13 +115,13 @@ class InferenceEngine:
                 self._pending = request
         return True
 
-    def _load(self, request: dict[str, Any]) -> Engine:
+    def _load(self, request: dict[str, Any]) -> None:
         """Load in place of what is there, which stays when the file is no model for the engine."""
         say = _say if request["verbose"] else _silent
         say(f"Loading model: {request['name']}")
         started = time.perf_counter()
         path = hub.resolve(request["name"], request["filename"], progress=request["verbose"])
-        if self._engine is not None:
+        if self._model is not None:
             _check_file(path, request)
         self.unload_model()
         configuration = configure(request, path)
@@ -125,31 +129,30 @@ class InferenceEngine:
             say(line)
         bar = request["verbose"] and path.stat().st_size >= BIG_MODEL
         model = Model(path, progress=bar, params=configuration.model)
+        chosen = configuration.engine
         try:
-            engine = Engine(
-                model, metrics=self._metrics, **request["hooks"], **configuration.engine
-            )
+            self._engine = Engine(model, metrics=self._metrics, **request["hooks"], **chosen)
+        except NoTextError:
+            sizes = chosen["ctx_size"], chosen["batch_size"]
+            self._embedders = Embedders(model, *sizes, generates=False, parameters=chosen)
         except BaseException:
             model.close()
             raise
-        self._model, self._engine = model, engine
+        self._model = model
         say("✓ Model loaded and ready for inference")
         say(f"  GPU Layers: {configuration.gpu_layers}")
-        say(f"  Context Size: {engine.params.ctx_size}")
+        say(f"  Context Size: {chosen['ctx_size']}")
         say(f"  Load Time: {time.perf_counter() - started:.1f} s")
-        return engine
 
     @property
     def is_loaded(self) -> bool:
         """Whether a model is in memory."""
-        return self._engine is not None
+        return self._model is not None
 
     @property
     def model(self) -> Model:
         """The loaded model. ClosedError without one."""
-        self._running()
-        assert self._model is not None
-        return self._model
+        return self._loaded()
 
     def unload_model(self) -> None:
         """Free the model; requests in flight end with ClosedError. Without one, nothing.
@@ -158,25 +161,48 @@ class InferenceEngine:
         """
         _refuse_in_hook("unload_model")
         with self._lock:
-            engine, model = self._engine, self._model
-            self._engine = self._model = self._pending = None
+            engine, embedders, model = self._engine, self._embedders, self._model
+            self._engine = self._embedders = self._model = self._pending = None
+            if embedders is not None:
+                embedders.close()
             if engine is not None:
                 engine.close()
             if model is not None:
                 model.close()
 
-    def _running(self) -> Engine:
-        engine = self._engine
-        if engine is None:
+    def _loaded(self) -> Model:
+        """Return the model, loaded now where that was deferred."""
+        model = self._model
+        if model is None:
             if in_hook():  # who holds the lock may wait for this thread
                 raise ClosedError("no model is loaded, and a hook cannot wait for one")
             with self._lock:
-                if self._engine is not None:
-                    return self._engine
-                if self._pending is None:
-                    raise ClosedError("no model is loaded: call load_model() first")
-                return self._load(self._pending)
+                if self._model is None and self._pending is not None:
+                    self._load(self._pending)
+                model = self._model
+            if model is None:
+                raise ClosedError("no model is loaded: call load_model() first")
+        return model
+
+    def _running(self) -> Engine:
+        model, engine = self._loaded(), self._engine
+        if engine is None:
+            if model.closed:
+                raise ClosedError("the model was unloaded meanwhile")
+            raise NoTextError(
+                f"{model.path.name} generates no text: embed() or rerank() is what it can do"
+            )
         return engine
+
+    # --- embeddings and scores ---
+
+    def embedder(self, pooling: str | None = None) -> Embedder:
+        """Return the Embedder on the loaded model; see `EmbedsTexts`."""
+        self._loaded()
+        maker = self._engine or self._embedders
+        if maker is None:
+            raise ClosedError("the model was unloaded meanwhile")
+        return maker.embedder(pooling)
 
     # --- generating ---
 

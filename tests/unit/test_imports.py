@@ -18,7 +18,7 @@ LAYERS = (
     ("gguf_parser", "gguf_writer", "pairs"),
     ("request", "completion", "scheduler", "speculation", "gguf_remote", "device", "unsloth",
      "conversion_tokenizer", "conversion_rows", "conversion_child", "chat"),
-    ("embedding", "engine", "worker", "desk", "reporter", "delivery"),
+    ("embedding", "embedders", "engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
     ("inference", "core", "quality", "shapes", "loops", "measure", "bench", "doctor",
      "gguf_inspect"),
