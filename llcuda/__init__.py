@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
+    from llcuda.embedding import Embedder as Embedder
     from llcuda.engine import Engine as Engine
     from llcuda.engine import EngineParams as EngineParams
     from llcuda.errors import LlcudaError as LlcudaError
@@ -52,6 +53,7 @@ _HOMES = {
     "ContextParams": "llcuda.params",
     "DecodeEvent": "llcuda.timings",
     "DeviceMemory": "llcuda.native.estimate",
+    "Embedder": "llcuda.embedding",
     "Engine": "llcuda.engine",
     "EngineParams": "llcuda.engine",
     "ImportanceMatrix": "llcuda.native.imatrix",

@@ -315,12 +315,23 @@ def _kind(model: Model, parameters: dict[str, Any]) -> tuple[str, bool]:
             else "pooling='none' gives a vector for each token: a Context with embeddings=True does"
         )
     if pooling == "rank":
-        with GGUFReader(model.path) as reader:
-            if not any(tensor.startswith("cls.") for tensor in reader.tensors):
-                raise ArgumentError(f"{name} has no classifier, so it gives no scores")
+        _check_classifier(model)
     architecture = model.metadata.get("general.architecture", "")
     by_mean = f"{architecture}.classifier.pooling_type" in model.metadata
     return pooling, splits and (pooling == "last" or (pooling == "rank" and not by_mean))
+
+
+def _check_classifier(model: Model) -> None:
+    """Raise ArgumentError for a file without a classifier, or with more classes than it has."""
+    with GGUFReader(model.path) as reader:
+        layers = [name for name in reader.tensors if name.startswith("cls.")]
+    if not layers:
+        raise ArgumentError(f"{model.path.name} has no classifier, so it gives no scores")
+    if "cls.output.weight" not in layers and len(model.labels) > model.embedding_size:
+        raise ArgumentError(
+            f"{model.path.name} contradicts itself: {len(model.labels)} classes, and a classifier "
+            f"with {model.embedding_size} results"
+        )
 
 
 def _unit(vectors: Float32) -> Float32:

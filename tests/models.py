@@ -233,6 +233,75 @@ def bert(seed: int = 4) -> tuple[dict[str, Any], Tensors]:
     return metadata, weights.tensors
 
 
+WORDS = ("the", "cat", "hat", "fox", "sea", "on", "##s", "##ing", "and", "a", "?", ".")
+WORDPIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
+
+
+def wordpieces() -> dict[str, Any]:
+    """Return the metadata of a tokenizer as BERT's, with few words."""
+    phantom = [word[2:] if word.startswith("##") else f"\u2581{word}" for word in WORDS]
+    special = ("padding", "unknown", "bos", "seperator", "mask")
+    return {
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.pre": "bert-bge",
+        "tokenizer.ggml.tokens": [*WORDPIECES[:5], *phantom],
+        "tokenizer.ggml.token_type": [3] * 5 + [1] * len(WORDS),
+        "tokenizer.ggml.token_type_count": 2,
+        **{f"tokenizer.ggml.{name}_token_id": i for i, name in enumerate(special)},
+    }
+
+
+def bert_of_words(seed: int = 6) -> tuple[dict[str, Any], Tensors]:
+    """Return an encoder with BERT's tokenizer, whose first token stands for a text."""
+    metadata, tensors = bert(seed)
+    metadata = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.")}
+    tensors["token_embd.weight"] = tensors["token_embd.weight"][: len(WORDPIECES)]
+    return {**metadata, **wordpieces(), "bert.pooling_type": 2}, tensors
+
+
+def reranker(seed: int = 7, labels: int = 1) -> tuple[dict[str, Any], Tensors]:
+    """Return an encoder with a classifier of two layers, and names for more than one class."""
+    metadata, tensors = bert_of_words(seed)
+    metadata["bert.pooling_type"] = 4
+    if labels > 1:
+        metadata["bert.classifier.output_labels"] = [f"label {i}" for i in range(labels)]
+    weights = Weights(seed)
+    weights.matrix("cls.weight", EMBEDDING, EMBEDDING)
+    weights.zeros("cls.bias")
+    weights.matrix("cls.output.weight", labels, EMBEDDING)
+    weights.zeros("cls.output.bias", size=labels)
+    return metadata, {**tensors, **weights.tensors}
+
+
+RERANK_TEMPLATE = "<|user|>yes or no: {query}\n{document}<|endoftext|><|assistant|>"
+
+
+def qwen3(seed: int = 8, rerank: bool = False) -> tuple[dict[str, Any], Tensors]:
+    """Return a decoder whose last token stands for a text; rerank: with scores for yes and no."""
+    metadata = _shape(
+        "qwen3",
+        attention__head_count_kv=KV_HEADS,
+        attention__key_length=HEAD_SIZE,
+        attention__value_length=HEAD_SIZE,
+        attention__layer_norm_rms_epsilon=1e-5,
+        pooling_type=4 if rerank else 3,
+    )
+    weights = Weights(seed)
+    weights.matrix("token_embd.weight", VOCABULARY, EMBEDDING, scale=1.0)
+    weights.ones("output_norm.weight")
+    for i in range(LAYERS):
+        block = f"blk.{i}"
+        weights.ones(f"{block}.attn_norm.weight", f"{block}.ffn_norm.weight")
+        weights.ones(f"{block}.attn_q_norm.weight", f"{block}.attn_k_norm.weight", size=HEAD_SIZE)
+        weights.attention(block)
+        weights.gated_feed_forward(block)
+    if rerank:
+        metadata["qwen3.classifier.output_labels"] = ["yes", "no"]
+        metadata["tokenizer.chat_template.rerank"] = RERANK_TEMPLATE
+        weights.matrix("cls.output.weight", 2, EMBEDDING)
+    return metadata, weights.tensors
+
+
 def lora(
     seed: int = 5, rank: int = 4, embedding: int = EMBEDDING
 ) -> tuple[dict[str, Any], Tensors]:
