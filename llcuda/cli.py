@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda import cli_files, cli_quality
+from llcuda import cli_files, cli_quality, cli_serve
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_files.app)
 app.add_typer(cli_quality.app)
+app.add_typer(cli_serve.app)
 
 INTERRUPTED = 130
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PHASES = ("queue", "prefill", "decode", "sample", "detokenize")
 WINDOW = 4096
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
@@ -120,6 +121,7 @@ class _State:
         self.latencies: deque[float] = deque(maxlen=window)
         self.latency = Histogram(SECONDS)
         self.first_token = Histogram(SECONDS)
+        self.token = Histogram(TOKEN_SECONDS)
         self.queue = Histogram(SECONDS)
         self.rows = Histogram(ROWS)
         self.prompt_tokens = self.reused_tokens = self.generated_tokens = 0
@@ -153,6 +155,8 @@ class Metrics:
             state.queue.add(record.queue_seconds)
             if record.time_to_first_token_seconds is not None:
                 state.first_token.add(record.time_to_first_token_seconds)
+            if record.generated_tokens > 1:
+                state.token.add(record.decode_seconds / (record.generated_tokens - 1))
             state.prompt_tokens += record.prompt_tokens
             state.reused_tokens += record.reused_tokens
             state.generated_tokens += record.generated_tokens
@@ -248,33 +252,28 @@ class Metrics:
 
     def prometheus_text(self) -> str:
         """Return the numbers in Prometheus' text format; needs the extra `server`."""
+        return exposition(self.families())
+
+    def families(self, **labels: str) -> list[Metric]:
+        """Return the numbers as prometheus_client's families, each sample with these labels."""
         try:
-            from prometheus_client import CollectorRegistry, generate_latest
+            from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "Prometheus text needs: pip install 'llcuda[server]'"
-            ) from error
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collector(self._families()))
-        return generate_latest(registry).decode()
-
-    def _families(self) -> list[Metric]:
-        from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
-
+            raise ModuleNotFoundError(_MISSING) from error
         families: list[Metric] = []
+        names, given = [*labels], [*labels.values()]
 
         def counter(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> None:
-            family = CounterMetricFamily(f"llcuda_{name}", text, labels=[label] if label else [])
+            own = [label] if label else []
+            family = CounterMetricFamily(f"llcuda_{name}", text, labels=names + own)
             for key, value in values:
-                family.add_metric([key] if label else [], value)
+                family.add_metric(given + [key] * len(own), value)
             families.append(family)
 
         def histogram(name: str, text: str, values: Histogram) -> None:
-            families.append(
-                HistogramMetricFamily(
-                    f"llcuda_{name}", text, buckets=values.cumulative(), sum_value=values.total
-                )
-            )
+            family = HistogramMetricFamily(f"llcuda_{name}", text, labels=names)
+            family.add_metric(given, buckets=values.cumulative(), sum_value=values.total)
+            families.append(family)
 
         with self._lock:
             state = self._state
@@ -300,9 +299,29 @@ class Metrics:
             counter("phase_seconds", "Time of requests.", "phase", state.phases.items())
             histogram("request_seconds", "Latency of requests.", state.latency)
             histogram("time_to_first_token_seconds", "From submission.", state.first_token)
+            histogram("time_per_token_seconds", "After the first token.", state.token)
             histogram("queue_seconds", "Time before a slot was free.", state.queue)
             histogram("batch_rows", "Sequences in a step.", state.rows)
         return families
+
+
+_MISSING = "Prometheus text needs: pip install 'llcuda[server]'"
+
+
+def exposition(families: Iterable[Metric]) -> str:
+    """Return families in Prometheus' text format; those of one name become one."""
+    try:
+        from prometheus_client import CollectorRegistry, generate_latest
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(_MISSING) from error
+    merged: dict[str, Metric] = {}
+    for family in families:
+        known = merged.setdefault(family.name, family)
+        if known is not family:
+            known.samples += family.samples
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector([*merged.values()]))
+    return generate_latest(registry).decode()
 
 
 _all: weakref.WeakSet[Metrics] = weakref.WeakSet()

@@ -23,8 +23,10 @@ LAYERS = (
     ("inference", "core", "quality", "shapes", "loops", "measure", "bench", "doctor",
      "gguf_inspect"),
     ("bench_output", "bench_plot"),
-    ("cli_files", "cli_quality"),
-    ("server", "openai", "cli", "__main__"),
+    ("openai", "openai_errors", "openai_text", "server", "server_door", "server_metrics",
+     "server_models", "server_stream", "server_text", "server_vectors"),
+    ("cli_files", "cli_quality", "cli_serve"),
+    ("cli", "__main__"),
 )  # fmt: skip
 KNOW_NOTHING_OF_NATIVE = {"scheduler", "text", "metrics", "errors", "params", "steps"}
 

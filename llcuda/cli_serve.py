@@ -1,0 +1,113 @@
+"""`llcuda serve`; cli.py takes it in."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llcuda.errors import ArgumentError, LibraryError
+
+if TYPE_CHECKING:
+    from llcuda.server_models import ModelSpec
+
+app = typer.Typer()
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="GGUF file, short name or repo/id; NAME=FILE names it. Default: demo."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8080,
+    parallel: Annotated[int, typer.Option(min=1, max=256, help="Texts in one batch.")] = 4,
+    ctx_size: Annotated[int | None, typer.Option(min=1, help="Tokens of each text.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 1024,
+    pooling: Annotated[
+        str | None, typer.Option(help="Of embeddings: mean, cls, last. Default: the model's.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0, help="GB for all models; default: what is free."),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="LLCUDA_API_KEY", help="Required of clients; may be repeated."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="With a key on each line.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Name that clients call the server by; * = any.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may ask; may be repeated.")
+    ] = None,
+    max_body: Annotated[float, typer.Option(min=0, help="Largest body in MB.")] = 16,
+    deadline: Annotated[float, typer.Option(min=0, help="Seconds of a request; 0 = none.")] = 600,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds to finish after SIGTERM.")] = 30,
+) -> None:
+    """Serve OpenAI's API until SIGTERM or Ctrl-C."""
+    try:
+        from llcuda.server import create_app
+        from llcuda.server import serve as serve_app
+        from llcuda.server_door import Limits
+    except ModuleNotFoundError as error:
+        missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
+        raise LibraryError(missing) from error
+    given: dict[str, Any] = {
+        "n_parallel": parallel,
+        "ctx_size": ctx_size,
+        "gpu_layers": gpu_layers,
+        "queue_size": queue,
+        "threads": threads,
+    }
+    if pooling is not None:
+        given["pooling"] = pooling
+    specs = [_spec(text, given) for text in models or ["demo"]]
+    keys = [*(api_key or ()), *(_keys(api_key_file) if api_key_file else ())]
+    local = host in LOCAL
+    if not local and not keys:
+        typer.echo(f"warning: {host} is open to others, and there is no --api-key", err=True)
+    own_hosts = ("127.0.0.1", "localhost", "[::1]") if local and not keys else ()
+    hosts = tuple(allowed_host) if allowed_host else own_hosts
+    app = create_app(
+        specs,
+        memory_budget=None if memory is None else int(memory * 1e9),
+        keys=keys,
+        cors_origins=cors_origin or (),
+        hosts=() if "*" in hosts else hosts,
+        limits=Limits(body_bytes=int(max_body * 1e6), deadline=deadline or None),
+    )
+    names = ", ".join(spec.name for spec in specs)
+
+    def ready(address: str) -> None:
+        print(f"{names} at {address}/v1", flush=True)
+
+    serve_app(app, host=host, port=port, drain_seconds=drain, on_ready=ready)
+
+
+def _spec(text: str, parameters: dict[str, Any]) -> ModelSpec:
+    """Return the model that an argument names; a file is called by its name without .gguf."""
+    from llcuda.server_models import ModelSpec
+
+    named = None if os.path.exists(text) else re.fullmatch(r"([^=/\\]+)=(.+)", text)  # noqa: PTH110
+    name, source = named.groups() if named else (None, text)
+    if name is None:
+        name = Path(source).stem if source.lower().endswith(".gguf") else source
+    return ModelSpec(name, source, parameters=parameters)
+
+
+def _keys(path: Path) -> list[str]:
+    keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not keys:
+        raise ArgumentError(f"{path} holds no key")
+    return keys

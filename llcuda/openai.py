@@ -1,0 +1,229 @@
+"""OpenAI's API as data: what a request may hold, and what it means for the engine.
+
+Pydantic models that forbid what they do not know: a parameter is honoured or refused, never
+ignored. Pure mapping; knows nothing of HTTP and holds no model. `openai_chat` and
+`openai_responses` have the conversations, `openai_text` the answers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from llcuda.openai_errors import ApiError
+from llcuda.request import REQUEST_FIELDS, SAMPLING_FIELDS
+
+MOST_STOPS = 256
+MOST_CHOICES = 128
+MOST_PROMPTS = 2048
+DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI documents it
+SEEDS = 2**32 - 1
+
+
+def _refuse(value: Any) -> None:
+    if value is not None:
+        raise PydanticCustomError("unsupported", "this server does not have it")
+
+
+Unsupported = Annotated[Any, AfterValidator(_refuse)]
+Texts = Annotated[list[str], Field(max_length=MOST_STOPS)]
+Tokens = Annotated[list[int], Field(min_length=1)]
+
+
+class Body(BaseModel):
+    """A request's body: strict types, no unknown field, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelBody(Body):
+    """A request to a model; without `model`, to the only one that is served."""
+
+    model: str | None = None
+    user: str | None = Field(None, description="A name of the client's; has no effect.")
+
+
+class StreamOptions(Body):
+    """include_usage: a last chunk with the usage."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class SamplingBody(ModelBody):
+    """How tokens are chosen: OpenAI's parameters, then llcuda's own, see SamplingParams.
+
+    What is left out has llcuda's defaults: temperature 0.7, top_p 0.9, top_k 40.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(
+        None, description="Token -> -100 (never) to 100.", max_length=4096
+    )
+    seed: int | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    stop: str | Texts | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = Field(
+        None, description="json_schema, json_object, text; also regex, choice, lark, gbnf."
+    )
+    # llcuda's own
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    repeat_penalty: float | None = None
+    penalty_last_n: int | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_last_n: int | None = None
+    min_keep: int | None = None
+    ignore_eos: bool | None = None
+    overflow: Literal["error", "truncate", "shift"] | None = None
+    keep: int | None = None
+    timeout: float | None = Field(None, gt=0, description="Seconds; the server may have less.")
+
+    def engine_parameters(self, deadline: float | None, ctx_size: int) -> dict[str, Any]:
+        """Return keywords of `Engine.submit`; deadline: the server's own, in seconds."""
+        known = (REQUEST_FIELDS | SAMPLING_FIELDS) - {"logit_bias", "seed", "logprobs", "echo"}
+        given = self.model_dump(include=set(known), exclude_none=True)
+        if self.seed is not None:
+            given["seed"] = self.seed % SEEDS
+        if self.logit_bias:
+            given["logit_bias"] = _bias(self.logit_bias)
+        if (self.frequency_penalty or self.presence_penalty) and self.penalty_last_n is None:
+            given["penalty_last_n"] = ctx_size  # OpenAI's penalties see the whole text
+        limits = [seconds for seconds in (self.timeout, deadline) if seconds is not None]
+        if limits:
+            given["timeout"] = min(limits)
+        if self.response_format is not None and self.response_format.get("type") != "text":
+            given["response_format"] = self.response_format
+        return given
+
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage; ApiError for options without a stream."""
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options needs stream: true", param="stream_options")
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def _bias(given: dict[str, float]) -> dict[int, float]:
+    """Return token -> number added to its logit; -100 forbids, as OpenAI has it."""
+    found: dict[int, float] = {}
+    for token, value in given.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise ApiError(400, f"logit_bias: {token!r} is no token", param="logit_bias")
+        if not -100 <= value <= 100:
+            wrong = f"logit_bias: expected -100 to 100, not {value}"
+            raise ApiError(400, wrong, param="logit_bias")
+        found[int(token)] = -math.inf if value == -100 else value
+    return found
+
+
+class CompletionBody(SamplingBody):
+    """POST /v1/completions: continues texts as they are, without a chat template."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+    )
+    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=100)
+    best_of: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    suffix: Unsupported = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return each prompt, a text or tokens."""
+        given: Any = self.prompt
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+
+    def candidates(self) -> int:
+        """Return how many texts to make of each prompt, of which `n` are shown."""
+        n = self.n or 1
+        if self.best_of is None or self.best_of == n:
+            return n
+        if self.best_of < n or self.stream:
+            reason = "a stream shows all" if self.stream else f"expected at least n={n}"
+            raise ApiError(400, f"best_of={self.best_of}: {reason}", param="best_of")
+        return self.best_of
+
+
+class EmbeddingBody(ModelBody):
+    """POST /v1/embeddings."""
+
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+
+    def texts(self) -> list[str | list[int]]:
+        """Return each text, or its tokens."""
+        given: Any = self.input
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+
+
+class Document(Body):
+    """A text to rank."""
+
+    text: str
+
+
+class RerankBody(ModelBody):
+    """POST /v1/rerank: which documents answer a query."""
+
+    query: str
+    documents: list[str | Document] = Field(min_length=1, max_length=MOST_PROMPTS)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool | None = None
+
+
+class TokenizeBody(ModelBody):
+    """POST /tokenize. parse_special: read control tokens in the text; with_pieces: bytes too."""
+
+    content: str
+    add_special: bool = False
+    parse_special: bool = False
+    with_pieces: bool = False
+
+
+class DetokenizeBody(ModelBody):
+    """POST /detokenize."""
+
+    tokens: list[int]
+
+
+class ErrorFields(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """OpenAI's shape of an error."""
+
+    error: ErrorFields

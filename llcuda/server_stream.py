@@ -1,0 +1,141 @@
+"""Answers that take a while: written as they come, and stopped when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llcuda.openai_errors import INTERNAL, ApiError, translate
+from llcuda.request import Request as Generation
+
+logger = logging.getLogger("llcuda.server")
+
+FLUSH_SECONDS = 0.01  # most often that one text is written: faster tokens share an event
+EVENTS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # or nginx keeps events back
+}
+
+
+class Output:
+    """Where an answer goes: `json` once, or `write` as often as there are events, then `end`."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def json(
+        self, document: Any, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a whole answer; a text is JSON already."""
+        text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+        body = text.encode()
+        kind = {"content-type": "application/json", "content-length": str(len(body))}
+        await self._begin(status, {**kind, **(headers or {})})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def write(self, events: str) -> None:
+        """Write events; the first ones begin the answer. Waits while a slow reader is behind."""
+        if not self.begun:
+            await self._begin(200, EVENTS)
+        body = {"type": "http.response.body", "body": events.encode(), "more_body": True}
+        await self._send(body)
+
+    async def end(self, events: str = "") -> None:
+        """Write the last events."""
+        if not self.begun:
+            await self._begin(200, EVENTS)
+        await self._send({"type": "http.response.body", "body": events.encode()})
+
+    async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
+        self.begun = True
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+class Exchange(Response):
+    """An answer that a coroutine writes, and that ends with its client.
+
+    work: gets the Output. Cancelled when the client has gone, or the server's patience at its end
+    has. What it raises becomes OpenAI's error: with its status, or as the last event of a stream.
+    on_gone: called when the client has gone.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Output], Awaitable[None]],
+        on_gone: Callable[[], None],
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self._work = work
+        self._on_gone = on_gone
+        self._names = names
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or stop."""
+        work = asyncio.ensure_future(self._answer(Output(send)))
+        gone = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self._on_gone()
+        finally:
+            work.cancel()
+            gone.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            with contextlib.suppress(asyncio.CancelledError):
+                await gone
+
+    async def _answer(self, output: Output) -> None:
+        try:
+            await self._work(output)
+        except Exception as error:
+            refusal = translated(error, self._names)
+            if output.begun:
+                await output.end(f"data: {refusal.as_json()}\n\n")
+            else:
+                await output.json(refusal.as_json(), refusal.status, refusal.headers)
+
+
+def translated(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
+    """Return what to tell the client; what nobody foresaw goes to the log with its trace."""
+    refusal = translate(error, names)
+    if refusal.message == INTERNAL:
+        logger.error("a request failed", exc_info=error)
+    return refusal
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Pace:
+    """Keeps events apart, so that many fast texts do not keep the server writing."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._next = 0.0
+
+    async def text(self, generation: Generation) -> str:
+        """Return the text that has come, as soon as the next event may be written; "" at the end.
+
+        The first text is not delayed, nor is one that comes slowly.
+        """
+        text = await generation.more()
+        wait = self._next - self._loop.time()
+        if text and wait > 0:
+            await asyncio.sleep(wait)
+            text += generation.take()
+        self._next = self._loop.time() + FLUSH_SECONDS
+        return text

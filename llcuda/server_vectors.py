@@ -1,0 +1,64 @@
+"""/v1/embeddings and /v1/rerank."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+from llcuda.embedding import Embedder
+from llcuda.openai import EmbeddingBody, RerankBody
+from llcuda.openai_errors import ApiError
+from llcuda.openai_text import new_id
+from llcuda.server_models import Loaded
+from llcuda.server_stream import Output
+
+
+async def embed(body: EmbeddingBody, loaded: Loaded, name: str, output: Output) -> None:
+    """Answer POST /v1/embeddings: floats, or the bytes of little-endian float32 in base64."""
+
+    def compute() -> tuple[list[Any], int]:
+        embedder = loaded.embedder()
+        _check_size(body, embedder)
+        counted = embedder.embed_counted(body.texts())
+        if body.encoding_format == "base64":
+            rows = (vector.astype("<f4").tobytes() for vector in counted.values)
+            return [base64.b64encode(row).decode() for row in rows], sum(counted.tokens)
+        return counted.values.tolist(), sum(counted.tokens)
+
+    vectors, tokens = await asyncio.to_thread(compute)
+    await output.json({
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": i, "embedding": vector}
+            for i, vector in enumerate(vectors)
+        ],
+        "model": name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    })  # fmt: skip
+
+
+def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:
+    if body.dimensions not in (None, embedder.size):
+        wrong = f"dimensions={body.dimensions}: this model has {embedder.size}"
+        raise ApiError(400, wrong, param="dimensions")
+
+
+async def rerank(body: RerankBody, loaded: Loaded, name: str, output: Output) -> None:
+    """Answer POST /v1/rerank: the documents' places in the list, the best one first."""
+    texts = [one if isinstance(one, str) else one.text for one in body.documents]
+
+    def compute() -> tuple[list[float], int]:
+        counted = loaded.embedder().rerank_counted(body.query, texts)
+        return counted.values.tolist(), sum(counted.tokens)
+
+    scores, tokens = await asyncio.to_thread(compute)
+    best = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]
+    results: list[dict[str, Any]] = []
+    for i in best:
+        result: dict[str, Any] = {"index": i, "relevance_score": scores[i]}
+        if body.return_documents:
+            result["document"] = {"text": texts[i]}
+        results.append(result)
+    spent = {"prompt_tokens": tokens, "total_tokens": tokens}
+    await output.json({"id": new_id("rerank-"), "model": name, "results": results, "usage": spent})
