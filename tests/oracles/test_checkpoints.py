@@ -122,7 +122,9 @@ def test_computes_what_transformers_computes(kind: str, checkpoint: Make, plain:
     model, context = opened(plain(kind))
     with model, context:
         assert model.tokenize(material.TEXT) == tokens
-        assert error(computed(context, tokens), expected(right, tokens)) < EXACT
+        found = error(computed(context, tokens), expected(right, tokens))
+        print(f"{kind}: F32 {found:.1e}")
+        assert found < EXACT
         assert generated(context, tokens) == greedy(right, tokens)
 
 
@@ -130,7 +132,7 @@ def test_computes_what_transformers_computes(kind: str, checkpoint: Make, plain:
 def test_q8_0_adds_its_own_error_only(kind: str, checkpoint: Make, tmp_path: Path) -> None:
     """Q8_0 is as far from F32 as transformers is with weights that went through Q8_0.
 
-    Up to four times, since llama.cpp rounds what the weights are multiplied by to 8 bits, too.
+    Up to twice, since llama.cpp rounds what the weights are multiplied by to 8 bits, too.
     """
     right, rounded = oracle(checkpoint(kind)), oracle(checkpoint(kind))
     kinds = gguf.GGMLQuantizationType
@@ -146,7 +148,7 @@ def test_q8_0_adds_its_own_error_only(kind: str, checkpoint: Make, tmp_path: Pat
         measured = error(expected(rounded, tokens), exact)
         found = error(computed(context, tokens), exact)
     print(f"{kind}: Q8_0 {found:.4f}, its weights alone {measured:.4f}")
-    assert 0 < found < 4 * measured
+    assert 0 < found < 2 * measured
 
 
 def adapted(model: Any, folder: Path, **settings: Any) -> Any:

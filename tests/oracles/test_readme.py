@@ -1,0 +1,52 @@
+"""The README's blocks about Hugging Face run, beside a checkpoint and an adapter of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from tests.oracles import material  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+BLOCKS = re.findall(
+    r"^```(py|sh)\n(.*?)^```$", (material.ROOT / "README.md").read_text(), re.M | re.S
+)
+
+
+def test_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each block runs as printed, in this order, and shows something."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = material.save(tmp_path / "my-model", "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained("my-model")
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear"))
+    model.save_pretrained("my-adapter")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(material.ROOT)}
+    capsys.readouterr()
+    for language, text in BLOCKS:
+        if language == "sh":
+            for line in text.replace("llcuda ", f"{sys.executable} -m llcuda ").splitlines():
+                shown = subprocess.run(line, shell=True, env=environment, capture_output=True)
+                assert shown.returncode == 0, shown.stderr.decode()
+                assert shown.stdout.strip()
+        else:
+            names = {"model": model, "tokenizer": tokenizer}
+            exec(compile(text, "README.md", "exec"), {"__name__": "readme", **names})
+            assert capsys.readouterr().out.strip()
+    made = {path.name for path in tmp_path.glob("*.gguf")}
+    assert {"my-model-Q4_K_M.gguf", "adapter.gguf", "merged.gguf", "mine.gguf"} == made
+    assert len(BLOCKS) == 3
