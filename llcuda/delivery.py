@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llcuda.completion import StepSums, TokenLogprob
-from llcuda.errors import ArgumentError, UnsupportedError
+from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
+from llcuda.guide import Follower
 from llcuda.native.context import Context
 from llcuda.reporter import Reporter, Spent
 from llcuda.request import Request, RequestParams, wake
@@ -18,6 +19,8 @@ from llcuda.scheduler import Job, Plan, Scheduler
 from llcuda.speculation import Drafter
 
 now = time.perf_counter
+JUMP_TEXTS = 8  # with more texts at once forced tokens are not computed ahead
+JUMP_TOKENS = 1  # forced tokens for each text at once that make a chunk worth its step
 
 
 class Delivery:
@@ -62,6 +65,8 @@ class Delivery:
             return
         if request.params.timeout is not None:
             self._with_deadline.add(request)
+        if guide is not None:
+            request.follower = Follower(guide, self.model.vocab_size)
         if self._speculation:
             request.drafter = Drafter(self._speculation)
         self._scheduler.add(request.job)
@@ -92,35 +97,107 @@ class Delivery:
     # --- tokens ---
 
     def _take(self, job: Job, token: Any, index: int) -> None:
-        """Add a sampled token to its request, and end the request where it ends."""
+        """Add a token to its request, and what is forced to follow; end it where it ends."""
+        request: Request = job.request
+        params = request.params
+        if not self._add(job, token):
+            return
+        if params.logprobs is not None:
+            request.logprobs.append(self._logprob(token, index, params.logprobs))
+        last = self._is_last(job)
+        forced = self._look_ahead(job, last) if request.follower is not None else ()
+        if job.slot is None:
+            return
+        if self._overlaps and not last and not forced:
+            self._undelivered.append(job)
+        elif self._show(job, forced) and forced:
+            self._run_ahead(job, forced)
+
+    def _add(self, job: Job, token: Any) -> bool:
+        """Add a token; False when the request has ended with it."""
         request: Request = job.request
         if isinstance(token, BaseException):
             self._fail(request, token)
-            return
-        params = request.params
-        if token in self._ends or token in params.stop_tokens:
+            return False
+        if self._is_end(request, token):
             self._finish(request, "stop")
-            return
-        if params.guide is not None:
+            return False
+        if request.follower is not None:
             try:
-                params.guide.accept(token)
+                request.follower.accept(token)
             except BaseException as error:  # sys.exit() in a guide ends its text only
                 self._fail(request, error)
-                return
+                return False
         request.tokens.append(token)
         job.tokens.append(token)
-        if params.logprobs is not None:
-            request.logprobs.append(self._logprob(token, index, params.logprobs))
-        last = len(request.tokens) >= params.max_tokens
+        return True
+
+    def _is_end(self, request: Request, token: int) -> bool:
+        return token in self._ends or token in request.params.stop_tokens
+
+    def _is_last(self, job: Job) -> bool:
+        """Whether a text has no room for another token."""
         full = len(job.tokens) >= self._limit
-        if self._overlaps and not last and not full:
-            self._undelivered.append(job)
-        elif request.deliver(self.model.piece_bytes(token)):
+        return full or len(job.request.tokens) >= job.request.params.max_tokens
+
+    def _show(self, job: Job, forced: Sequence[int] = ()) -> bool:
+        """Deliver the last token, and what `forced` follows; False when the request has ended."""
+        request: Request = job.request
+        if request.deliver(self.model.piece_bytes(request.tokens[-1])):
             self._finish(request, "stop", stopped=True)
-        elif last:
+        elif forced and self._is_end(request, forced[0]):
+            self._finish(request, "stop")
+        elif len(request.tokens) >= request.params.max_tokens:
             self._finish(request, "length")
-        elif full and not self._shift(job, params):
+        elif len(job.tokens) >= self._limit and not self._shift(job, request.params):
             self._finish(request, "context")
+        return job.slot is not None
+
+    # --- forced tokens ---
+
+    def _forced(self, job: Job) -> Sequence[int]:
+        """Return the tokens that come next without a choice; a guide that fails ends its text."""
+        try:
+            return job.request.follower.forced()  # type: ignore[no-any-return]
+        except BaseException as error:  # sys.exit() in a guide ends its text only
+            self._fail(job.request, error)
+            return ()
+
+    def _look_ahead(self, job: Job, last: bool) -> Sequence[int]:
+        """Return forced tokens when they are to be taken at once, or when the first is an end.
+
+        As a chunk they cost each other text a step, and spare this one a step each. Otherwise the
+        guide is asked while the next step computes.
+        """
+        texts = len(self._scheduler.running)
+        if texts > JUMP_TEXTS and not last:
+            return ()
+        forced = self._forced(job)
+        if not forced or self._is_end(job.request, forced[0]):
+            return forced
+        params = job.request.params
+        full = len(job.tokens) + len(forced) >= self._limit
+        worth = len(forced) >= JUMP_TOKENS * texts
+        scored = params.logprobs is not None or params.echo or job.fresh
+        return forced if worth and not (last or full or scored) else ()
+
+    def _run_ahead(self, job: Job, forced: Sequence[int]) -> None:
+        """Add forced tokens to a text, and have them computed as one chunk."""
+        request: Request = job.request
+        while forced and len(job.tokens) + 1 < self._limit:
+            try:
+                request.sampler.accept(forced[0], self.model)
+            except LlcudaError as error:
+                self._fail(request, error)
+                return
+            if not self._add(job, forced[0]):
+                return
+            request.forced_tokens += 1
+            forced = self._forced(job)
+            if job.slot is None or not self._show(job, forced):
+                return
+        self._scheduler.extend(job)
+        self._members_changed()
 
     def _deliver(self) -> None:
         """Deliver the tokens of the step before, and report it."""

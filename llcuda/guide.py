@@ -1,16 +1,32 @@
 """What restricts a text's tokens, step by step: a mask before each, and word of what was chosen.
 
-Structured output is one; a guide of one's own is any object with these two methods.
+Structured output is one; a guide of one's own is any object with these two methods, and a third
+where tokens can be told in advance.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from llcuda.errors import ArgumentError
+from llcuda.params import check_number
+
+MOST_FORCED = 512  # tokens that are taken of one answer of `forced`
 
 
 @runtime_checkable
 class Guide(Protocol):
-    """Follows one text. Runs on the engine's thread, `mask` while the model computes."""
+    """Follows one text. Runs on the engine's thread, `mask` while the model computes.
+
+    A guide may also have a method `forced() -> list[int]`: the tokens that come next without a
+    choice, in order, often none. They are not sampled and need no mask, several are computed at
+    once where that saves steps, and each is told to `accept`; one that ends a text ends it. What
+    comes next must depend on the accepted tokens alone: `forced` is not asked before each token.
+    """
 
     def mask(self) -> Any:
         """Return the tokens that may come next, uint32, ((vocab_size + 31) // 32,); None = all.
@@ -20,4 +36,52 @@ class Guide(Protocol):
         """
 
     def accept(self, token: int) -> None:
-        """Go on behind `token`, which was sampled."""
+        """Go on behind `token`, which was sampled or forced."""
+
+
+class Follower:
+    """What the engine asks a guide for, checked; what the guide raises comes through."""
+
+    def __init__(self, guide: Guide, vocab_size: int) -> None:
+        self._guide = guide
+        self._forced = getattr(guide, "forced", None)
+        self._vocab_size = vocab_size
+        self._known: deque[int] | None = None  # forced tokens; None = the guide is to be asked
+
+    def forced(self) -> Sequence[int]:
+        """Return the tokens that come next without a choice."""
+        if self._forced is None:
+            return ()
+        if self._known is None:
+            self._known = deque(self._checked(self._forced()))
+        return self._known
+
+    def accept(self, token: int) -> None:
+        """Go on behind `token`."""
+        self._guide.accept(token)
+        if self._known:
+            self._known.popleft()
+        if not self._known:
+            self._known = None
+
+    def mask(self) -> Any:
+        """Return a copy of the mask: guides may share an array, and all are read at once."""
+        mask = self._guide.mask()
+        if mask is None:
+            return None
+        words = (self._vocab_size + 31) // 32
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.uint32 or mask.shape != (words,):
+            kind = getattr(mask, "dtype", type(mask).__name__)
+            raise ArgumentError(
+                f"a guide's mask: {kind} of shape {np.shape(mask)}, expected uint32 ({words},)"
+            )
+        return mask.copy()
+
+    def _checked(self, tokens: Any) -> Sequence[int]:
+        if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence):
+            kind = type(tokens).__name__
+            raise ArgumentError(f"a guide's forced tokens: expected a list of tokens, not {kind}")
+        checked: Sequence[int] = tokens[:MOST_FORCED]
+        for token in checked:
+            check_number("a guide's forced token", token, "int", 0, self._vocab_size - 1)
+        return checked

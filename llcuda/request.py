@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from llcuda.completion import Completion, StepSums, Times, TokenLogprob
 from llcuda.errors import ArgumentError
-from llcuda.guide import Guide
+from llcuda.guide import Follower, Guide
 from llcuda.metrics import RequestRecord
 from llcuda.params import SamplingParams, check_flags, check_number
 from llcuda.scheduler import Job
@@ -161,6 +161,8 @@ class Request:
         self.prompt_tokens = job.prompt_size
         self.dropped_tokens = dropped_tokens
         self.drafter: Any = None
+        self.follower: Follower | None = None  # of its guide
+        self.forced_tokens = 0
         self.shifted_keep: int | None = None  # set once the older half was dropped
         self.since: StepSums | None = None  # the engine's sums when its first token was sampled
         self._cancel = cancel

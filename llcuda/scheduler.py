@@ -21,9 +21,10 @@ WORTH_COPYING = 64  # tokens; a copy moves a whole sequence's cells
 class Job:
     """A text to compute: the scheduler's part of a request.
 
-    tokens: prompt and what was sampled. prompt_size: how many of them are the prompt. done: how
-    many are in the KV cache. reused: how many of the prompt were there before. after: a job whose
-    prefill this one waits for, because it shares its prompt. fresh: compute the whole prompt.
+    tokens: prompt and what was sampled. prompt_size: how many of them are computed in chunks: the
+    prompt, and after `extend` all that there were then. done: how many are in the KV cache. reused:
+    how many of the prompt were there before. after: a job whose prefill this one waits for, because
+    it shares its prompt. fresh: compute the whole prompt.
     """
 
     __slots__ = (
@@ -229,6 +230,12 @@ class Scheduler:
             self.running += arrived
             self.running.sort(key=lambda job: job.seq)
             self.prefilling = [job for job in self.prefilling if not self._ready(job)]
+
+    def extend(self, job: Job) -> None:
+        """Compute what a running text has more than its last token as a chunk, like a prompt."""
+        self.running.remove(job)
+        job.prompt_size = len(job.tokens)
+        self.prefilling.append(job)
 
     def return_slot(self, seq: int) -> Job:
         """Put the job of a slot back at the queue's head: the slot holds none of its tokens."""

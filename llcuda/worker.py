@@ -11,11 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from llcuda.delivery import Delivery
 from llcuda.errors import (
-    ArgumentError,
     ClosedError,
     DecodeError,
     LlcudaError,
@@ -197,8 +194,8 @@ class Worker(Delivery):
             return computed - begun, 0.0, delivered - computed
         rows = Rows(self.context, [job.request.sampler for job, _ in ready])
         guided = any(job.request.params.guide is not None for job, _ in ready)
-        masks = self._masks([job for job, _ in ready]) if guided else None
-        chosen = rows.sample([index for _, index in ready], masks)
+        limits = self._restrict([job for job, _ in ready]) if guided else ()
+        chosen = rows.sample([index for _, index in ready], *limits)
         sampled = now()
         running = any(job.request.times.first_token for job, _ in ready)
         if running:  # their last tokens are others now than those of the line-up
@@ -233,9 +230,9 @@ class Worker(Delivery):
         self._scheduler.computed([(job, job.done, job.done + 1) for job in jobs])
         computed = now()
         self._deliver()
-        masks = self._masks(jobs) if lineup.guided else None
+        limits = self._restrict(jobs) if lineup.guided else ()
         delivered = now()
-        chosen = lineup.rows.sample(None, masks)
+        chosen = lineup.rows.sample(None, *limits)
         sampled = now()
         sampling = lineup.rows.seconds
         self._sum(len(jobs), sampling)
@@ -246,30 +243,31 @@ class Worker(Delivery):
         self._sums.deliver_seconds += (delivering + delivered - computed) / len(jobs)
         return computed - begun + waiting, sampling, delivering + delivered - computed
 
-    def _masks(self, jobs: Sequence[Job]) -> list[Any]:
-        """Return what each text's guide allows next; a guide that fails ends its text."""
-        masks = []
-        for job in jobs:
-            mask, guide = None, job.request.params.guide
-            if guide is not None and job.slot is not None:
-                try:
-                    mask = self._checked_mask(guide.mask())
-                except BaseException as error:  # sys.exit() in a guide ends its text only
-                    self._fail(job.request, error)
-            masks.append(mask)
-        return masks
+    def _restrict(self, jobs: Sequence[Job]) -> tuple[list[Any], list[int | None]]:
+        """Return what each text's guide allows next, or forces; a guide that fails ends its text.
 
-    def _checked_mask(self, mask: Any) -> Any:
-        """Return a copy: guides may share an array, and all masks are read at once."""
-        if mask is None:
-            return None
-        words = (self.model.vocab_size + 31) // 32
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.uint32 or mask.shape != (words,):
-            kind = getattr(mask, "dtype", type(mask).__name__)
-            raise ArgumentError(
-                f"a guide's mask: {kind} of shape {np.shape(mask)}, expected uint32 ({words},)"
-            )
-        return mask.copy()
+        A text that is to end now ends here; what its row gets is dropped.
+        """
+        masks: list[Any] = [None] * len(jobs)
+        forced: list[int | None] = [None] * len(jobs)
+        for i, job in enumerate(jobs):
+            request = job.request
+            if request.follower is None or job.slot is None:
+                continue
+            known = self._forced(job)
+            if job.slot is None:
+                continue
+            if known and self._is_end(request, known[0]):
+                self._finish(request, "stop")
+            elif known:
+                forced[i] = known[0]
+                request.forced_tokens += 1
+            else:
+                try:
+                    masks[i] = request.follower.mask()
+                except BaseException as error:  # sys.exit() in a guide ends its text only
+                    self._fail(request, error)
+        return masks, forced
 
     def _take_all(self, lineup: Lineup, chosen: list[Any], sampled: float) -> None:
         """Add each text's token."""

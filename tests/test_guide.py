@@ -155,3 +155,174 @@ def test_what_is_no_guide_is_refused(engine: Engine) -> None:
         engine.submit("Once", guide="json")
     with pytest.raises(ArgumentError, match="one text"):
         engine.submit_n("Once", 2, guide=Faulty(engine.model, "none"))
+
+
+class Refrain:
+    """Lets a text choose a token, forces what `words` are made of, and so on, `verses` times."""
+
+    def __init__(self, model: Model, words: str, verses: int = 3, ends: bool = True) -> None:
+        self._words = model.tokenize(words, add_special=False)
+        self._model = model
+        self._round = [*self._words, -1]
+        self._left = self._round * verses
+        self._ends = [min(model.eog_tokens)] if ends else []
+
+    def forced(self) -> list[int]:
+        """What follows until the next choice; then the end."""
+        run = self._left.index(-1) if -1 in self._left else len(self._left)
+        return self._left[:run] + ([] if -1 in self._left else self._ends)
+
+    def mask(self) -> Mask:
+        """Any token of a text; the end is none."""
+        if not self._left:
+            return mask_of(self._model, self._model.eog_tokens)
+        assert self._left[0] == -1, "a forced token needs no mask"
+        return ~mask_of(self._model, self._model.eog_tokens)
+
+    def accept(self, token: int) -> None:
+        """Step on."""
+        expected = self._left.pop(0)
+        assert expected in (-1, token)
+
+
+class Plain(Refrain):
+    """The same by masks alone."""
+
+    forced = None  # type: ignore[assignment]
+
+    def mask(self) -> Mask:
+        """The next token, where it is given."""
+        given = self._left and self._left[0] != -1
+        return mask_of(self._model, self._left[:1]) if given else super().mask()
+
+
+WORDS = " and the little fox ran home,"
+
+
+def test_forced_tokens_are_computed_at_once(engine: Engine, model: Model) -> None:
+    """Alone in few steps; the text is what the masks would have made, and ends by itself."""
+    count = len(model.tokenize(WORDS, add_special=False))
+    engine.metrics.reset()
+    done = engine.submit("One day", guide=Refrain(model, WORDS), max_tokens=200, seed=1).result(30)
+    assert (done.text.count(WORDS), done.finish_reason) == (3, "stop")
+    assert len(done.tokens) == 3 * (count + 1)
+    assert engine.metrics.snapshot()["batch"]["steps"] <= 8
+    assert engine.metrics.snapshot()["throughput"]["total_tokens"] == len(done.tokens)
+    plain = engine.submit(
+        "One day", guide=Plain(model, WORDS), max_tokens=200, temperature=0
+    ).result(30)
+    greedy = engine.submit(
+        "One day", guide=Refrain(model, WORDS), max_tokens=200, temperature=0
+    ).result(30)
+    assert greedy.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_forced_tokens_draw_nothing(
+    model: Model, texts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed at once or one by one: the same random numbers and penalties, the same text."""
+    found = []
+    for most in (0, 8):
+        monkeypatch.setattr("llcuda.delivery.JUMP_TEXTS", most)
+        with Engine(model, n_parallel=texts, ctx_size=256, flash_attention=False) as engine:
+            requests = [
+                engine.submit(
+                    "One day",
+                    guide=Refrain(model, WORDS, 6),
+                    max_tokens=200,
+                    temperature=1,
+                    repeat_penalty=1.2,
+                    seed=seed,
+                )
+                for seed in range(texts)
+            ]
+            found.append([request.result(30).tokens for request in requests])
+    assert found[0] == found[1]
+
+
+def test_forced_tokens_have_logprobs(engine: Engine, model: Model) -> None:
+    """Those of the model, as a mask would leave them."""
+    asked = {"max_tokens": 200, "temperature": 0, "logprobs": 2}
+    forced, masked = (
+        engine.submit("One day", guide=kind(model, WORDS), **asked).result(30)
+        for kind in (Refrain, Plain)
+    )
+    assert forced.logprobs is not None
+    assert masked.logprobs is not None
+    assert [item.token for item in forced.logprobs] == forced.tokens == masked.tokens
+    assert [item.logprob for item in forced.logprobs] == pytest.approx(
+        [item.logprob for item in masked.logprobs], abs=0.2
+    )
+    assert all(len(item.top) == 2 for item in forced.logprobs)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_what_ends_a_text_ends_it_among_forced_tokens(
+    engine: Engine, model: Model, others: int
+) -> None:
+    """max_tokens, a stop text, a stop token, the context's end; beside other texts too."""
+    beside = [engine.submit("Once", max_tokens=150, ignore_eos=True) for _ in range(others)]
+    words = model.tokenize(WORDS, add_special=False)
+
+    def run(prompt: Any = "One day", guide: Any = None, **asked: Any) -> Any:
+        guide = guide or Refrain(model, WORDS, 1, ends=False)
+        return engine.submit(prompt, guide=guide, temperature=1, **asked).result(30)
+
+    for most in range(1, len(words) + 1):
+        done = run(max_tokens=most)
+        assert (done.tokens, done.finish_reason) == (words[:most], "length")
+    done = run(stop=["fox"])
+    assert (done.text, done.finish_reason) == (" and the little ", "stop")
+    assert len(done.tokens) < len(words)
+    done = run(stop_tokens=words[2:3])
+    assert (done.tokens, done.finish_reason) == (words[:2], "stop")
+    whole = run(guide=Refrain(model, WORDS), max_tokens=200)
+    at_its_end = run(guide=Refrain(model, WORDS), max_tokens=len(whole.tokens))
+    assert (len(at_its_end.tokens), at_its_end.finish_reason) == (len(whole.tokens), "stop")
+    prompt = [model.bos or 1] * 200
+    full = run(prompt, guide=Refrain(model, WORDS, 30), max_tokens=400)
+    assert (full.finish_reason, len(full.tokens)) == ("context", 56)
+    shifted = run(prompt, guide=Refrain(model, WORDS, 30), max_tokens=120, overflow="shift")
+    assert (shifted.finish_reason, len(shifted.tokens)) == ("length", 120)
+    for request in beside:
+        assert len(request.result(30).tokens) == 150
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [ZeroDivisionError("in forced"), SystemExit("in forced"), "text", [-1], [2**40], ["a"], 7],
+    ids=str,
+)
+def test_a_faulty_forecast_fails_its_own_request(engine: Engine, model: Model, answer: Any) -> None:
+    """Its reader gets the exception; the text beside it goes on."""
+
+    class Forecast(Faulty):
+        def forced(self) -> Any:
+            if self._count < 2:
+                return []
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+    beside = engine.submit("Once", max_tokens=40, ignore_eos=True)
+    failing = engine.submit("One day", guide=Forecast(model, ""), max_tokens=20)
+    with pytest.raises(BaseException, match=r"forced"):
+        failing.result(30)
+    assert len(beside.result(30).tokens) == 40
+
+
+def test_endless_forced_tokens_end(engine: Engine, model: Model) -> None:
+    """By max_tokens, or with the context."""
+
+    class Endless(Refrain):
+        def forced(self) -> list[int]:
+            return self._words[:1] * 100_000
+
+        def accept(self, token: int) -> None:
+            assert token == self._words[0]
+
+    for most, reason in ((100, "length"), (10_000, "context")):
+        done = engine.submit("One day", guide=Endless(model, WORDS), max_tokens=most).result(30)
+        assert done.finish_reason == reason
+        assert set(done.tokens) == {model.tokenize(WORDS, add_special=False)[0]}

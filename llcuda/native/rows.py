@@ -31,7 +31,7 @@ class Rows:
         self._tokens = ffi.new("int32_t[]", n)
         self._statuses = ffi.new("int32_t[]", n)
         self._ns = ffi.new("int64_t *")
-        self._masked = False
+        self._masked = self._forced = False
         self.failed = 0  # rows of the last `sample` that are exceptions
 
     @property
@@ -43,17 +43,24 @@ class Rows:
         self,
         indices: Sequence[int] | None = None,
         masks: Sequence[npt.NDArray[np.uint32] | None] | None = None,
+        forced: Sequence[int | None] | None = None,
     ) -> list[int | Exception]:
         """Return each row's token, or the exception that its chain raised.
 
         indices: of the tokens in the last decode call, one for each sampler; None = 0, 1, 2, ...
         masks: for each row None, or an array of (vocab_size + 31) // 32 words: bit i % 32 of word
             i // 32 says whether token i is allowed.
+        forced: for each row None, or the token that it gets without being sampled; its chain is
+            told of it, and draws no random number.
         """
         n = len(self.samplers)
         owner = self._context._handle.owner
         if masks is not None or self._masked:
             kept = self._set_masks(masks)  # noqa: F841 - alive during the call
+        if forced is not None or self._forced:
+            for i, token in enumerate(forced or [None] * n):
+                self._samplings[i].forced = -1 if token is None else token
+            self._forced = forced is not None
         failed = self.failed = self._lib.llcuda_sample_rows(
             owner.pointer, n, indices or self._first, self._samplings, self._tokens,
             self._statuses, self._ns,

@@ -104,6 +104,7 @@ class Sampler:
                 "superset": superset,
                 "n_extras": len(extras),
                 "extras": self._extras,
+                "forced": -1,
                 "ranked": isinstance(steps_[0], steps.TopK | steps.Greedy),
                 "local": any(isinstance(step, steps.Python) for step in steps_),
             },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,28 @@ class Vocabulary:
         except (KeyError, TypeError):
             self._texts[token] = text = self.piece_bytes(token).decode(errors="replace")
             return text
+
+    def pieces(self) -> tuple[list[bytes], list[int]]:
+        """Return what every token stands for, and which of them stand for nothing.
+
+        These are control tokens and what ends a text; their names stand in the first list.
+        """
+        owner = self._handle.owner
+        ffi, n = self._ffi, self.vocab_size
+        begins, names = ffi.new("int64_t[]", n + 1), ffi.new("int8_t[]", n)
+        capacity = 16 * n
+        for _ in range(2):
+            text = ffi.new("char[]", capacity)
+            size = self._lib.llcuda_pieces(self._vocab, text, capacity, begins, names)
+            if size < 0:
+                library.fail(ModelError, "this model has no texts for its tokens")
+            if size <= capacity:
+                break
+            capacity = size
+        del owner
+        raw, places = bytes(ffi.buffer(text, size)), ffi.unpack(begins, n + 1)
+        pieces = [raw[a:b] for a, b in pairwise(places)]
+        return pieces, [token for token, name in enumerate(ffi.unpack(names, n)) if name]
 
     def _forget_pieces(self) -> None:
         """Make the next piece an error of a closed model."""

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llcuda import Model, Sampler, steps
+from llcuda import Context, Model, Sampler, steps
 from llcuda.errors import ArgumentError, SamplingError
+from llcuda.native.rows import Rows
 from tests.chains import Float32, N
 
 CHOOSERS = [
@@ -142,3 +144,18 @@ def test_a_bias_for_a_token_outside_the_vocabulary(model: Model) -> None:
     """Known only when the vocabulary is."""
     with pytest.raises(ArgumentError, match=f"{N - 1}"):
         Sampler(logit_bias={N: 1.0}, model=model)
+
+
+def test_a_forced_row_draws_nothing(model: Model, make_context: Callable[..., Context]) -> None:
+    """It gets its token, of which its chain is told; the other rows' random numbers go on."""
+    context = make_context(model, sequences=3)
+    context.decode_batch([1, 2, 3], [0, 1, 2])
+    expected = Rows(context, [Sampler(seed=7, temperature=2, top_k=0) for _ in range(3)])
+    rows = Rows(context, [Sampler(seed=7, temperature=2, top_k=0) for _ in range(3)])
+    first, second = expected.sample(), expected.sample()
+    assert rows.sample(None, None, [None, 5, None]) == [first[0], 5, first[2]]
+    assert rows.sample() == [second[0], first[1], second[2]]
+    penalised = Rows(context, [Sampler(temperature=0, repeat_penalty=1e6) for _ in range(3)])
+    best = Rows(context, [Sampler(temperature=0) for _ in range(3)]).sample()
+    assert penalised.sample(None, None, best) == best
+    assert all(a != b for a, b in zip(penalised.sample(), best, strict=True))

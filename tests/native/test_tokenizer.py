@@ -145,3 +145,11 @@ def test_no_tokens(tokens: list, model: Model) -> None:
     """Outside the vocabulary."""
     with pytest.raises(ArgumentError):
         model.detokenize(tokens)
+
+
+def test_all_pieces_at_once(demo: Model) -> None:
+    """Each is that of piece_bytes(); names stand for control tokens and ends."""
+    pieces, named = demo.pieces()
+    assert {*named} == {t for t in range(demo.vocab_size) if demo.is_control(t) or demo.is_eog(t)}
+    expected = [demo.piece_bytes(t, special=t in named) for t in range(demo.vocab_size)]
+    assert expected == pieces

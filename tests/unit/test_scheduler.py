@@ -289,3 +289,34 @@ def test_common_prefix_equals_counting(a: list[int], b: list[int]) -> None:
     while expected < min(len(a), len(b)) and a[expected] == b[expected]:
         expected += 1
     assert common_prefix(a, b, 1000) == expected
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_forced_tokens_are_a_chunk(late: bool) -> None:
+    """A running text with more than one token to compute is computed like a prompt, and goes on."""
+    scheduler = Scheduler(2, 2, 8, dense=late, late=late)
+    first, second = Job([1, 2, 3]), Job([4, 5])
+    for job in (first, second):
+        scheduler.add(job)
+    cache = FakeCache()
+
+    def step() -> Plan:
+        plan = scheduler.plan()
+        assert plan is not None
+        cache.apply(plan)
+        scheduler.computed(plan.rows)
+        return plan
+
+    while not (first.done == len(first.tokens) and second.done == len(second.tokens)):
+        step()
+    first.tokens += [6, 7, 8, 9, 10]
+    second.tokens.append(11)
+    scheduler.extend(first)
+    assert scheduler.running == [second]
+    sizes: dict[Job, int] = {}
+    while first.done < len(first.tokens) or second.done < len(second.tokens):
+        for job, begin, end in step().rows:
+            sizes.setdefault(job, end - begin)
+    assert sizes == {first: 5, second: 1}
+    assert scheduler.running == [first, second]
+    assert cache.cells[first.seq] == first.tokens

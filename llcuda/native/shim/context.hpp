@@ -99,6 +99,8 @@ struct Row {
 };
 
 // Choose a token from the row of n logits; the chain accepts it.
+// Give a row the token that its sampling forces.
+int take_forced(const llcuda_sampling & sampling, int32_t * token);
 int sample_row(const llcuda_sampling & sampling, const Row & row, int32_t n, int32_t * token);
 
 // draw.cpp: the part of a device's task that a draw decides; its random number is used up.

@@ -2,6 +2,9 @@
 
 #include "common.hpp"
 
+#include <cstring>
+#include <vector>
+
 using shim::guarded;
 
 namespace {
@@ -55,6 +58,28 @@ int32_t llcuda_detokenize(const llama_vocab * vocab, const int32_t * tokens, int
 int32_t llcuda_token_to_piece(const llama_vocab * vocab, int32_t token, char * text, int32_t capacity, bool special) {
     return guarded<int32_t>(INT32_MIN, [&] {
         return llama_token_to_piece(vocab, token, text, capacity, 0, special);
+    });
+}
+
+int64_t llcuda_pieces(const llama_vocab * vocab, char * text, int64_t capacity, int64_t * begins, int8_t * names) {
+    return guarded<int64_t>(INT64_MIN, [&] {
+        const int32_t n = llama_vocab_n_tokens(vocab);
+        std::vector<char> piece(256);
+        int64_t end = 0;
+        for (int32_t token = 0; token < n; token++) {
+            names[token] = llama_vocab_is_control(vocab, token) || llama_vocab_is_eog(vocab, token);
+            int32_t length;
+            while ((length = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, names[token])) < 0) {
+                piece.resize(-length);
+            }
+            begins[token] = end;
+            if (end + length <= capacity) {
+                std::memcpy(text + end, piece.data(), length);
+            }
+            end += length;
+        }
+        begins[n] = end;
+        return end;
     });
 }
 

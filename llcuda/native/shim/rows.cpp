@@ -89,7 +89,7 @@ static int64_t reduce(llcuda_context * context, int32_t n, const std::vector<int
     for (int32_t i = 0; i < n; i++) {
         const auto & sampling = samplings[i];
         const bool fits = sampling.superset > 0 && sampling.superset + sampling.n_extras <= LLCUDA_MOST_CANDIDATES;
-        if (outputs[i] < 0 || !(sampling.draw || fits)) {
+        if (outputs[i] < 0 || sampling.forced >= 0 || !(sampling.draw || fits)) {
             continue;
         }
         llcuda_row task = {};
@@ -146,15 +146,17 @@ int llcuda_sample_rows(llcuda_context * context, int32_t n, const int32_t * indi
         begin = begin ? begin : now_ns();
         double cost = 0;
         for (int32_t i = 0; i < n; i++) {
-            if (!rows[i].best && outputs[i] >= 0) {
+            if (!rows[i].best && outputs[i] >= 0 && samplings[i].forced < 0) {
                 rows[i].logits = shim::logits_of(context, outputs[i]);
                 cost += samplings[i].superset ? CUT_FIXED_NS + CUT_NS * n_vocab : ALL_NS * n_vocab;
             }
         }
         std::vector<std::string> messages(n);
         auto sample = [&](int32_t i) {
-            statuses[i] = rows[i].best || rows[i].logits ? guarded<int>(LLCUDA_EXCEPTION, [&] {
-                return shim::sample_row(samplings[i], rows[i], n_vocab, &tokens[i]);
+            const bool forced = samplings[i].forced >= 0;
+            statuses[i] = forced || rows[i].best || rows[i].logits ? guarded<int>(LLCUDA_EXCEPTION, [&] {
+                return forced ? shim::take_forced(samplings[i], &tokens[i])
+                              : shim::sample_row(samplings[i], rows[i], n_vocab, &tokens[i]);
             }) : static_cast<int>(LLCUDA_NO_OUTPUT);
             if (statuses[i] == LLCUDA_EXCEPTION) {
                 messages[i] = llcuda_errors();
@@ -167,8 +169,9 @@ int llcuda_sample_rows(llcuda_context * context, int32_t n, const int32_t * indi
                 sample(i);
             }
         }
-        int failed = 0;
+        int failed = 0, forced = 0;
         for (int32_t i = 0; i < n; i++) {
+            forced += samplings[i].forced >= 0;
             if (samplings[i].local) {
                 sample(i);
             }
@@ -177,7 +180,7 @@ int llcuda_sample_rows(llcuda_context * context, int32_t n, const int32_t * indi
                 shim::add_error(messages[i]);
             }
         }
-        context->timings.sampled_tokens += n - failed;
+        context->timings.sampled_tokens += std::max(0, n - failed - forced);
         *ns = now_ns() - begin;
         context->timings.sample_ns += *ns;
         return failed;

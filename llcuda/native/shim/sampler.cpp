@@ -134,6 +134,16 @@ static bool gather(const llcuda_sampling & sampling, const shim::Row & row, int3
     return false;
 }
 
+int shim::take_forced(const llcuda_sampling & sampling, int32_t * token) {
+    *token = sampling.forced;
+    if (sampling.draw) {
+        llcuda_draw_accept(sampling.draw, *token);
+    }
+    step_failed = false;
+    llama_sampler_accept(sampling.chain, *token);
+    return step_failed ? LLCUDA_CALLBACK_FAILED : LLCUDA_OK;
+}
+
 int shim::sample_row(const llcuda_sampling & sampling, const Row & row, int32_t n, int32_t * token) {
     if (row.best && sampling.draw) {
         if (row.n_best == 0) {

@@ -95,6 +95,9 @@ int32_t llcuda_tokenize(const struct llama_vocab * vocab, const char * text, int
 int32_t llcuda_detokenize(const struct llama_vocab * vocab, const int32_t * tokens, int32_t n_tokens,
                           char * text, int32_t capacity, bool remove_special, bool unparse_special);
 int32_t llcuda_token_to_piece(const struct llama_vocab * vocab, int32_t token, char * text, int32_t capacity, bool special);
+// All pieces one after the other, and where each begins, n_tokens + 1 places. names[token]: it is a control token or ends a
+// text, and its name stands there. Returns the bytes; only `capacity` of them are written.
+int64_t llcuda_pieces(const struct llama_vocab * vocab, char * text, int64_t capacity, int64_t * begins, int8_t * names);
 struct llama_adapter_lora * llcuda_adapter_load(struct llama_model * model, const char * path);
 
 // --- probe.cpp ---
@@ -243,13 +246,15 @@ int llcuda_set_adapters(struct llcuda_context * context, struct llama_adapter_lo
 // How one text's tokens are chosen. superset > 0: sampling needs only so many of the best candidates, and
 // `extras`, because the chain's first cut keeps fewer; ranked: that cut wants them best first. local: the
 // chain calls Python, so it must run on the calling thread. draw: what a device does instead of the chain;
-// may be null. mask: bit i % 32 of word i / 32 = token i is allowed; null = all are.
+// may be null. mask: bit i % 32 of word i / 32 = token i is allowed; null = all are. forced: the token that the row
+// gets without looking at its logits, and without a random number; -1 = it is sampled.
 struct llcuda_sampling {
     struct llama_sampler * chain;
     struct llcuda_draw *   draw;
     int32_t         superset, n_extras;
     const int32_t * extras;
     const uint32_t * mask;
+    int32_t         forced;
     int8_t          ranked, local;
 };
 
