@@ -13,10 +13,11 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SHIM = HERE.parent / "llcuda" / "native" / "shim" / "shim.h"
+SHIM = HERE.parent / "llcuda" / "native" / "shim"
 # A file uses what is before it.
-SOURCES = [HERE / "cdef" / f"{name}.h" for name in ("ggml", "ggml-backend", "llama", "callbacks")]
-SOURCES.append(SHIM)
+DECLARED = ("ggml", "ggml-tensor", "ggml-backend", "llama", "callbacks")
+SOURCES = [HERE / "cdef" / f"{name}.h" for name in DECLARED]
+SOURCES += [SHIM / "shim.h", SHIM / "tensor.h"]
 
 
 def main(output: Path) -> None:
@@ -24,7 +25,9 @@ def main(output: Path) -> None:
     ffi = FFI()
     for source in SOURCES:
         ffi.cdef(source.read_text())
-    headers = '#include "llama.h"\n#include "ggml-backend.h"\n#include "shim.h"\n'
+    headers = (
+        '#include "llama.h"\n#include "ggml-backend.h"\n#include "shim.h"\n#include "tensor.h"\n'
+    )
     ffi.set_source("llcuda.native._llama", headers, py_limited_api=True)
     ffi.emit_c_code(str(output))
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llcuda.errors import ContextError, LlcudaError, ModelError
+from llcuda.errors import ContextError, LlcudaError, ModelError, TensorError
 
 MIB = 2**20
 NOTHING = 64 * MIB  # of a GPU: below, an error of CUDA is taken to be for want of memory
@@ -38,11 +38,11 @@ def shortage(lines: str, kind: type[LlcudaError], places: Callable[[], Sequence[
         for name, free, total in present
     )
     ways = ["free some"]
-    if any(name != "CPU" for name, _, _ in present):
+    if kind is not TensorError and any(name != "CPU" for name, _, _ in present):
         ways.append("give fewer gpu_layers")
     if issubclass(kind, ContextError):
         ways.append("a smaller ctx_size, fewer sequences, type_k and type_v of 'q8_0'")
-    elif not issubclass(kind, ModelError):
+    elif not issubclass(kind, ModelError | TensorError):
         ways.append("a smaller ubatch_size")
     return f"{text}; {', or '.join(ways)}"
 

@@ -67,6 +67,9 @@ extern thread_local bool cuda_failed;
 // process.
 bool gpus_answer();
 
+// CUDA keeps the last error until somebody asks, and the next kernel's check would take it for its own.
+void forget_cuda_error();
+
 // A function that the CUDA backend exports, or of the CUDA run-time library under it; null without them. The backend
 // is loaded where there is a GPU to use it.
 void * cuda_symbol(const char * name);

@@ -11,14 +11,6 @@ namespace {
 
 std::atomic<bool> gpu_failed{false};
 
-// CUDA keeps the last error until somebody asks, and the next kernel's check would take it for its own.
-void forget_cuda_error() {
-    static auto * const forget = shim::cuda_function<int (*)()>("cudaGetLastError");
-    if (forget) {
-        forget();
-    }
-}
-
 // Take the batch's rows out of the memory; a text that cannot forget only them is emptied.
 void forget_batch(llcuda_context * context) {
     for (size_t seq = 0; seq < context->first.size() && context->memory; seq++) {
@@ -38,6 +30,13 @@ void forget_batch(llcuda_context * context) {
 }  // namespace
 
 namespace shim {
+
+void forget_cuda_error() {
+    static auto * const forget = cuda_function<int (*)()>("cudaGetLastError");
+    if (forget) {
+        forget();
+    }
+}
 
 bool gpus_answer() {
     for (size_t i = 0; i < ggml_backend_dev_count() && !gpu_failed; i++) {

@@ -1,0 +1,229 @@
+"""Tensors' memory, their graphs and their types, below `llcuda.core`.
+
+A device is the number of a CUDA GPU, or CPU. Sizes and strides here are ggml's: fastest first, four
+of each, strides in bytes. What ggml would end the process for is checked in `llcuda.tensor_ops`.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llcuda.errors import OutOfMemoryError, TensorError, UnsupportedError
+from llcuda.native import library
+from llcuda.native.shortage import MIB, available_memory
+from llcuda.params import default_threads
+
+CPU = -1
+RECORD = struct.Struct("=ii4q4Q4i8i8fQQ")  # llcuda_node
+LARGE = 64 * MIB  # below, nobody asks how much memory is free
+
+
+class Storage:
+    """Counted memory on a device; freed when neither Python nor another library refers to it."""
+
+    __slots__ = ("_owner", "address", "device", "readonly", "size")
+
+    def __init__(self, device: int, pointer: Any, size: int, readonly: bool = False) -> None:
+        ffi, lib = library.load()
+        self._owner = library.Owner(pointer, lib.llcuda_storage_release, None)
+        self.address = int(ffi.cast("uintptr_t", lib.llcuda_storage_data(pointer)))
+        self.device = device
+        self.size = size
+        self.readonly = readonly
+
+    @property
+    def pointer(self) -> Any:
+        """The C object; ForkError in a forked child."""
+        pointer = self._owner.pointer
+        if pointer is None:
+            library.load()
+        return pointer
+
+    @property
+    def number(self) -> int:
+        """The C object's address."""
+        ffi, _ = library.load()
+        return int(ffi.cast("uintptr_t", self.pointer))
+
+    def write(self, offset: int, data: Any) -> None:
+        """Copy a buffer to here; straight from its memory, a file's mapping too."""
+        ffi, lib = library.load()
+        source = ffi.from_buffer(data)
+        _check(lib.llcuda_storage_write(self.pointer, offset, source, len(source)))
+
+    def read(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """Return a copy of some bytes."""
+        ffi, lib = library.load()
+        found = np.empty(size, np.uint8)
+        _check(lib.llcuda_storage_read(self.pointer, offset, ffi.from_buffer(found), size))
+        return found
+
+    def clear(self, offset: int, size: int) -> None:
+        """Set bytes to 0."""
+        _, lib = library.load()
+        _check(lib.llcuda_storage_clear(self.pointer, offset, size))
+
+    def copy(self, at: int, source: Storage, start: int, size: int) -> None:
+        """Copy bytes of another storage, on whatever device, to here."""
+        _, lib = library.load()
+        _check(lib.llcuda_storage_copy(self.pointer, at, source.pointer, start, size))
+
+
+def allocate(device: int, number: int, sizes: Sequence[int], size: int) -> Storage:
+    """Return room for a tensor of a ggml type, `size` bytes; OutOfMemoryError without."""
+    ffi, lib = library.load()
+    if device == CPU and size > LARGE and size > (free := available_memory()):
+        raise OutOfMemoryError(
+            f"too little memory: {size / MIB:,.0f} MiB more were asked, {free / MIB:,.0f} MiB are "
+            "free on CPU; free some"
+        )
+    pointer = lib.llcuda_storage_new(device, number, tuple(sizes))
+    if pointer == ffi.NULL:
+        library.fail(TensorError, f"cannot allocate a tensor of {size:,} bytes")
+    return Storage(device, pointer, size)
+
+
+def adopt(data: Any) -> Storage:
+    """Return a buffer's memory as a storage on the CPU, without a copy; it pins the buffer."""
+    ffi, lib = library.load()
+    view = memoryview(data)
+    source = ffi.from_buffer(view)
+    owner = ffi.cast("void *", id(source))  # cffi's object holds the buffer
+    pointer = lib.llcuda_storage_adopt(CPU, source, len(source), owner)
+    return Storage(CPU, pointer, len(source), view.readonly)
+
+
+def compute(device: int, records: bytearray, count: int, work: str) -> None:
+    """Compute `count` packed records; `work` says what they are, for the error."""
+    ffi, lib = library.load()
+    nodes = ffi.cast("struct llcuda_node *", ffi.from_buffer(records))
+    status = lib.llcuda_compute(device, nodes, count, default_threads())
+    if status == lib.LLCUDA_UNSUPPORTED:
+        library.fail(UnsupportedError, f"{work}: this device cannot")
+    if status:
+        library.fail(TensorError, f"{work} failed")
+
+
+# --- devices ---
+
+
+@functools.cache
+def gpu_count() -> int:
+    """Return how many CUDA GPUs ggml sees; none in a build without CUDA."""
+    _, lib = library.load()
+    return int(lib.llcuda_gpu_count())
+
+
+def device_facts(device: int) -> dict[str, Any]:
+    """Return a device's name, its free and total bytes, and of a GPU what CUDA says of it."""
+    ffi, lib = library.load()
+    handle = lib.llcuda_device_handle(device)
+    free, total = memory(device)
+    facts: dict[str, Any] = {
+        "name": ffi.string(lib.ggml_backend_dev_description(handle)).decode(errors="replace"),
+        "free_memory": free,
+        "total_memory": total,
+    }
+    gpu = ffi.new("struct llcuda_gpu *")
+    if device != CPU and lib.llcuda_gpu_properties(device, gpu) == 0:
+        facts |= {
+            "compute_capability_major": gpu.capability_major,
+            "compute_capability_minor": gpu.capability_minor,
+            "multiprocessor_count": gpu.multiprocessors,
+            "warp_size": gpu.warp_size,
+            "shared_memory_per_block": gpu.shared_memory,
+            "shared_memory_per_block_optin": gpu.shared_memory_most,
+        }
+    return facts
+
+
+def memory(device: int) -> tuple[int, int]:
+    """Return the bytes that new tensors may take, and all bytes; DeviceLostError."""
+    ffi, lib = library.load()
+    free, total = ffi.new("size_t *"), ffi.new("size_t *")
+    _check(lib.llcuda_memory_now(lib.llcuda_device_handle(device), free, total))
+    if device == CPU:
+        return available_memory(), int(total[0])
+    return int(free[0] + lib.llcuda_device_kept(device)), int(total[0])
+
+
+def synchronize(device: int) -> None:
+    """Wait until a device has computed all that it was given."""
+    _, lib = library.load()
+    _check(lib.llcuda_device_synchronize(device))
+
+
+def release(device: int) -> None:
+    """Give memory that is kept for the next tensors back to the system."""
+    _, lib = library.load()
+    _check(lib.llcuda_device_release(device))
+
+
+def stream(device: int) -> int:
+    """Return the address of the CUDA stream that a device computes on; 0 for the CPU."""
+    ffi, lib = library.load()
+    found = ffi.new("uintptr_t *")
+    _check(lib.llcuda_device_stream(device, found))
+    return int(found[0])
+
+
+# --- types ---
+
+
+@functools.cache
+def block(number: int) -> tuple[int, int]:
+    """Return how many values a block of a ggml type has, and its bytes."""
+    _, lib = library.load()
+    return int(lib.ggml_blck_size(number)), int(lib.ggml_type_size(number))
+
+
+@functools.cache
+def constant(name: str) -> int:
+    """Return a constant of the binding."""
+    _, lib = library.load()
+    return int(getattr(lib, name))
+
+
+def to_float(number: int, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
+    """Return the values of rows of a ggml type."""
+    ffi, lib = library.load()
+    size, nbytes = block(number)
+    count = rows.size // (columns // size * nbytes)
+    values = np.empty((count, columns), np.float32)
+    pointer = ffi.cast("float *", ffi.from_buffer(values))
+    _check(lib.llcuda_rows_to_float(number, ffi.from_buffer(rows), pointer, count, columns))
+    return values
+
+
+def from_float(
+    number: int, values: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    """Return rows of a ggml type; UnsupportedError where it needs an importance and gets none."""
+    ffi, lib = library.load()
+    count, columns = values.shape
+    size, nbytes = block(number)
+    rows = np.empty(count * (columns // size) * nbytes, np.uint8)
+    weights = ffi.NULL if importance is None else ffi.from_buffer(importance)
+    status = lib.llcuda_rows_from_float(
+        number,
+        ffi.cast("float *", ffi.from_buffer(values)),
+        ffi.from_buffer(rows),
+        count,
+        columns,
+        ffi.cast("float *", weights),
+    )
+    if status == lib.LLCUDA_UNSUPPORTED:
+        raise UnsupportedError("this type needs an importance for each column: importance=")
+    _check(status)
+    return rows
+
+
+def _check(status: int) -> None:
+    if status:
+        library.fail(TensorError, "the tensor's memory cannot be used")
