@@ -63,20 +63,8 @@ def dequantize(
 
     Raises ArgumentError for what does not fit together, and for scales that are no numbers.
     """
-    shape, name = _shape(shape), _dtype(dtype)
-    table = _table(quant_type)
-    if code is not None:
-        table = _floats("code", code, 16)
-    packed, absmax = _parts("packed", packed, "absmax", absmax, block_size, shape)
-    bits = native.BITS[name]
-    if out is None:
-        out = np.empty(shape, bits)
-    elif not isinstance(out, np.ndarray) or out.dtype != bits or out.shape != shape:
-        raise ArgumentError(f"out: expected an array of {np.dtype(bits)} and shape {shape}")
-    elif not out.flags.c_contiguous or not out.flags.writeable:
-        raise ArgumentError("out: expected a contiguous array that can be written to")
-    native.dequantize(packed, absmax, table, block_size, name, out)
-    return out
+    state = QuantState(packed, absmax, quant_type, block_size, _shape(shape), _dtype(dtype))
+    return state.dequantize(code=code, out=out)
 
 
 def quantize(weights: Array, *, quant_type: str, block_size: int = 64) -> tuple[Bytes, Floats]:
@@ -169,6 +157,16 @@ class QuantState:
     shape: tuple[int, ...]
     dtype: str
 
+    def __post_init__(self) -> None:
+        _table(self.quant_type)
+        _check_block_size(self.block_size)
+        count = prod(_shape(self.shape))
+        packed = _array("packed", self.packed, np.uint8, (count + 1) // 2)
+        object.__setattr__(self, "packed", packed)
+        absmax = _floats("absmax", self.absmax, -(-count // self.block_size))
+        object.__setattr__(self, "absmax", absmax)
+        object.__setattr__(self, "dtype", _dtype(self.dtype))
+
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Any]) -> QuantState:
         """Return the state of the weight `name`, e.g. "model.layers.0.mlp.up_proj.weight".
@@ -195,28 +193,36 @@ class QuantState:
                 scales,
                 _get(tensors, f"{name}.nested_quant_map"),
                 _get(tensors, f"{name}.nested_absmax"),
-                facts.get("nested_blocksize", NESTED_BLOCK_SIZE),
-                facts.get("nested_offset", 0.0),
+                facts.get("nested_blocksize"),  # type: ignore[arg-type]  # checked there
+                facts.get("nested_offset"),  # type: ignore[arg-type]
             )
         packed = _get(tensors, name)
         if packed.dtype != object:
             packed = np.ascontiguousarray(packed).reshape(-1).view(np.uint8)
-        shape, dtype = _shape(facts.get("shape")), _dtype(facts.get("dtype"))
-        block_size: Any = facts.get("blocksize")
-        packed, scales = _parts(name, packed, f"{name}.absmax", scales, block_size, shape)
-        return cls(packed, scales, kinds[0], block_size, shape, dtype)
+        parts: Any = kinds[0], facts.get("blocksize"), facts.get("shape"), facts.get("dtype")
+        try:
+            return cls(packed, scales, parts[0], parts[1], _shape(parts[2]), parts[3])
+        except ArgumentError as error:
+            raise ArgumentError(f"{name}: {error}") from None
 
-    def dequantize(self, dtype: Any = None, out: Array | None = None) -> Array:
-        """Return the weights; dtype: None = what they were before."""
-        return dequantize(
-            self.packed,
-            self.absmax,
-            quant_type=self.quant_type,
-            block_size=self.block_size,
-            shape=self.shape,
-            dtype=self.dtype if dtype is None else dtype,
-            out=out,
-        )
+    def dequantize(
+        self, dtype: Any = None, code: Floats | None = None, out: Array | None = None
+    ) -> Array:
+        """Return the weights, by default as what they were before; code, out: as above."""
+        name = self.dtype if dtype is None else _dtype(dtype)
+        table = _table(self.quant_type) if code is None else _floats("code", code, 16)
+        bits = native.BITS[name]
+        if out is None:
+            out = np.empty(self.shape, bits)
+        elif not isinstance(out, np.ndarray) or out.dtype != bits or out.shape != self.shape:
+            raise ArgumentError(
+                f"out: expected an array of {np.dtype(bits)} and shape {self.shape}"
+            )
+        elif not out.flags.c_contiguous or not out.flags.writeable:
+            raise ArgumentError("out: expected a contiguous array that can be written to")
+        address = out.ctypes.data
+        native.dequantize(self.packed, self.absmax, table, self.block_size, name, out.size, address)
+        return out
 
 
 @cache
@@ -262,21 +268,6 @@ def _check_block_size(block_size: Any) -> None:
     if not _is_integer(block_size) or block_size not in BLOCK_SIZES:
         allowed = ", ".join(map(str, BLOCK_SIZES))
         raise ArgumentError(f"block_size {block_size!r}: expected one of {allowed}")
-
-
-def _parts(
-    packed_name: str,
-    packed: Any,
-    absmax_name: str,
-    absmax: Any,
-    block_size: Any,
-    shape: tuple[int, ...],
-) -> tuple[Bytes, Floats]:
-    """Return the packed weights and their scales, if there are as many as `shape` needs."""
-    _check_block_size(block_size)
-    count = prod(shape)
-    packed = _array(packed_name, packed, np.uint8, (count + 1) // 2)
-    return packed, _floats(absmax_name, absmax, -(-count // block_size))
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

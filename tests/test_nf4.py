@@ -221,7 +221,8 @@ def test_state(nested: bool, storage: Any) -> None:
         tensors["w"] = np.append(tensors["w"], np.zeros(2, np.uint8)).view(storage)
         tensors["w.quant_state.bitsandbytes__nf4"] = np.frombuffer(
             json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16",
-                        "shape": [4, 26], "nested_offset": 1.0}).encode(), np.uint8,
+                        "shape": [4, 26], "nested_blocksize": 256, "nested_offset": 1.0}
+                       ).encode(), np.uint8,
         )  # fmt: skip
     state = nf4.QuantState.from_tensors("w", tensors)
     assert ("nf4", 64, "bfloat16") == (state.quant_type, state.block_size, state.dtype)
@@ -329,10 +330,10 @@ def double(**changes: Any) -> Any:
         (lambda t: t.pop("w.absmax"), "no tensor w.absmax"),
         (lambda t: t.pop("w.quant_map"), "no tensor w.quant_map"),
         (lambda t: t.pop("w.nested_quant_map"), "no tensor w.nested_quant_map"),
-        (lambda t: t.pop("w.nested_absmax"), "w.absmax: expected an array of float32, got uint8"),
+        (lambda t: t.pop("w.nested_absmax"), "w: absmax: expected an array of float32, got uint8"),
         (lambda t: t.pop("w.quant_state.bitsandbytes__nf4"), "w is no weight of 4 bits"),
-        (lambda t: t.update({"w.absmax": t["w.absmax"][:1]}), "w.absmax: expected 2 elements"),
-        (lambda t: t.update({"w": t["w"][:-1]}), "w: expected 50 elements, got 49"),
+        (lambda t: t.update({"w.absmax": t["w.absmax"][:1]}), "w: absmax: expected 2 elements"),
+        (lambda t: t.update({"w": t["w"][:-1]}), "w: packed: expected 50 elements, got 49"),
         (lambda t: t.update({"w": None}), "w: "),
         (lambda t: t.update({"w.quant_map": np.zeros(16, np.float32)}), "other values than NF4"),
         (lambda t: t.update(facts(b"{")), "expected a JSON object"),
@@ -348,6 +349,7 @@ def double(**changes: Any) -> Any:
         (lambda t: t.update(checkpoint(dtype="int8")), "dtype 'int8'"),
         (lambda t: t.update(checkpoint(nested_offset="1")), "offset '1'"),
         (lambda t: t.update(checkpoint(nested_blocksize=0)), "nested_block_size 0"),
+        (lambda t: t.update(facts(b'{"quant_type": "nf4"}')), "nested_block_size None"),
     ],
 )
 def test_state_refuses(change: Callable[[dict[str, Any]], Any], message: str) -> None:

@@ -6,16 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from llcuda.errors import TensorError
 from llcuda.native import library
 
 BITS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # as numpy holds them
 _TYPES = {"float32": "GGML_TYPE_F32", "float16": "GGML_TYPE_F16", "bfloat16": "GGML_TYPE_BF16"}
-
-
-def largest_block() -> int:
-    """Return how many values may share a scale."""
-    _, lib = library.load()
-    return int(lib.LLCUDA_NF4_LARGEST_BLOCK)
 
 
 def dequantize(
@@ -24,19 +19,46 @@ def dequantize(
     code: np.ndarray[Any, np.dtype[np.float32]],
     block_size: int,
     dtype: str,
-    out: np.ndarray[Any, Any],
+    count: int,
+    address: int,
 ) -> None:
-    """Write the values into `out`, an array of BITS[dtype]."""
+    """Write `count` values to this process's memory."""
     ffi, lib = library.load()
     lib.llcuda_nf4_dequantize(
         ffi.from_buffer("uint8_t[]", packed),
         ffi.from_buffer("float[]", absmax),
         ffi.from_buffer("float[]", code),
-        out.size,
+        count,
         block_size,
         getattr(lib, _TYPES[dtype]),
-        ffi.cast("void *", ffi.from_buffer(out, require_writable=True)),
+        ffi.cast("void *", address),
     )
+
+
+def dequantize_on_gpu(
+    packed: int,
+    absmax: int,
+    code: np.ndarray[Any, np.dtype[np.float32]],
+    block_size: int,
+    dtype: str,
+    count: int,
+    address: int,
+    stream: int,
+) -> None:
+    """Begin to write `count` values to a GPU's memory, from addresses in it; TensorError."""
+    ffi, lib = library.load()
+    status = lib.llcuda_nf4_on_gpu(
+        packed,
+        absmax,
+        ffi.from_buffer("float[]", code),
+        count,
+        block_size,
+        getattr(lib, _TYPES[dtype]),
+        address,
+        stream,
+    )
+    if status:
+        library.fail(TensorError, "weights of 4 bits cannot be expanded on this GPU")
 
 
 def quantize(

@@ -157,30 +157,6 @@ void quantize_block(const float * values, int64_t n, bool whole, const float * b
     }
 }
 
-// The tensors of what a device needs, in its memory.
-struct Operands {
-    ggml_context *        context;
-    ggml_tensor *         packed;
-    ggml_tensor *         absmax;
-    ggml_backend_buffer_t buffer = nullptr;
-
-    Operands(int64_t bytes, int64_t blocks, ggml_backend_buffer_type_t type)
-        : context(ggml_init({2 * ggml_tensor_overhead(), nullptr, true})),
-          packed(ggml_new_tensor_1d(context, GGML_TYPE_I8, bytes)),
-          absmax(ggml_new_tensor_1d(context, GGML_TYPE_F32, blocks)),
-          buffer(ggml_backend_alloc_ctx_tensors_from_buft(context, type)) {
-        if (!buffer) {
-            ggml_free(context);
-            throw std::runtime_error("CUDA: failed to allocate the weights' 4-bit form");
-        }
-    }
-    ~Operands() {
-        ggml_backend_buffer_free(buffer);
-        ggml_free(context);
-    }
-    Operands(const Operands &) = delete;
-};
-
 }  // namespace
 
 int llcuda_nf4_dequantize(const uint8_t * packed, const float * absmax, const float * code, int64_t n,
@@ -213,24 +189,17 @@ bool llcuda_nf4_quantize(const float * values, int64_t n, int32_t block_size, co
     return finite;
 }
 
-int llcuda_nf4_to_device(const uint8_t * packed, const float * absmax, const float * code, int64_t n,
-                         int32_t block_size, int type, ggml_backend_dev_t device, void * values) {
+int llcuda_nf4_on_gpu(uintptr_t packed, uintptr_t absmax, const float * code, int64_t n, int32_t block_size, int type,
+                      uintptr_t values, uintptr_t stream) {
     return guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
-        auto * memory = ggml_backend_dev_buffer_type(device);
-        if (ggml_backend_buft_is_host(memory)) {
-            return llcuda_nf4_dequantize(packed, absmax, code, n, block_size, type, values);
-        }
         const auto expand_there = shim::cuda_function<decltype(&llcuda_nf4_expand)>("llcuda_nf4_expand");
         const auto cuda_error = shim::cuda_function<decltype(&llcuda_cuda_error)>("llcuda_cuda_error");
-        if (!expand_there || std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device))) != "CUDA") {
+        if (!expand_there) {
             return LLCUDA_UNSUPPORTED;
         }
-        const Operands operands((n + 1) / 2, (n + block_size - 1) / block_size, memory);
-        ggml_backend_tensor_set(operands.packed, packed, 0, ggml_nbytes(operands.packed));
-        ggml_backend_tensor_set(operands.absmax, absmax, 0, ggml_nbytes(operands.absmax));
         const int error =
-            expand_there(static_cast<uint8_t *>(operands.packed->data), static_cast<float *>(operands.absmax->data),
-                         code, n, block_size, type, values, nullptr);
+            expand_there(reinterpret_cast<const uint8_t *>(packed), reinterpret_cast<const float *>(absmax), code, n,
+                         block_size, type, reinterpret_cast<void *>(values), reinterpret_cast<void *>(stream));
         if (error) {
             throw std::runtime_error(std::string("CUDA error: ") + cuda_error(error));
         }

@@ -109,7 +109,7 @@ int llcuda_nf4_expand(const uint8_t * packed, const float * absmax, const float 
     if (error == cudaSuccess) {
         error = cudaSetDevice(attributes.device);
     }
-    const cudaStream_t on = stream ? static_cast<cudaStream_t>(stream) : cudaStreamPerThread;
+    const auto on = static_cast<cudaStream_t>(stream);
     if (error == cudaSuccess) {
         switch (type) {
             case GGML_TYPE_F32:  error = begin<float>(packed, absmax, by_value, n, shift, values, on); break;
@@ -117,9 +117,6 @@ int llcuda_nf4_expand(const uint8_t * packed, const float * absmax, const float 
             case GGML_TYPE_BF16: error = begin<nv_bfloat16>(packed, absmax, by_value, n, shift, values, on); break;
             default:             error = cudaErrorInvalidValue;
         }
-    }
-    if (error == cudaSuccess && !stream) {
-        error = cudaStreamSynchronize(on);
     }
     if (error != cudaSuccess) {
         cudaGetLastError();

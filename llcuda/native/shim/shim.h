@@ -166,10 +166,10 @@ enum { LLCUDA_NF4_LARGEST_BLOCK = 4096 };
 // values. block_size: a power of two.
 int llcuda_nf4_dequantize(const uint8_t * packed, const float * absmax, const float * code, int64_t n,
                           int32_t block_size, int type, void * values);
-// The same into the memory of `device`, which nobody else uses meanwhile; the 4-bit form travels there.
-// LLCUDA_UNSUPPORTED: no GPU that CUDA drives.
-int llcuda_nf4_to_device(const uint8_t * packed, const float * absmax, const float * code, int64_t n,
-                         int32_t block_size, int type, ggml_backend_dev_t device, void * values);
+// The same on a GPU: packed, absmax and values are addresses in its memory, the first aligned to 4 bytes, the last
+// to 16. Begins behind what `stream`, a cudaStream_t, does.
+int llcuda_nf4_on_gpu(uintptr_t packed, uintptr_t absmax, const float * code, int64_t n, int32_t block_size, int type,
+                      uintptr_t values, uintptr_t stream);
 // The way back. bounds: 15, between the values in their order; codes: of the 16 values in that order. false: a
 // value is NaN or inf.
 bool llcuda_nf4_quantize(const float * values, int64_t n, int32_t block_size, const float * bounds,
