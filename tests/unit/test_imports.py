@@ -24,7 +24,7 @@ LAYERS = (
     ("tensor_graph",),
     ("tensor_shapes",),
     ("tensor_ops", "tensor_host", "tensor_files"),
-    ("tensor_matmul", "tensor_dlpack"),
+    ("tensor_matmul", "tensor_dlpack", "tensor_nf4"),
     ("tensor",),
     ("inference", "core", "quality", "shapes", "loops", "measure", "bench", "doctor",
      "gguf_inspect"),
