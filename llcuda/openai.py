@@ -98,14 +98,16 @@ class SamplingBody(ModelBody):
     keep: int | None = None
     timeout: float | None = Field(None, gt=0, description="Seconds; the server may have less.")
 
-    def engine_parameters(self, deadline: float | None, ctx_size: int) -> dict[str, Any]:
+    def engine_parameters(
+        self, deadline: float | None, ctx_size: int, vocab_size: int
+    ) -> dict[str, Any]:
         """Return keywords of `Engine.submit`; deadline: the server's own, in seconds."""
         known = (REQUEST_FIELDS | SAMPLING_FIELDS) - {"logit_bias", "seed", "logprobs", "echo"}
         given = self.model_dump(include=set(known), exclude_none=True)
         if self.seed is not None:
             given["seed"] = self.seed % SEEDS
         if self.logit_bias:
-            given["logit_bias"] = _bias(self.logit_bias)
+            given["logit_bias"] = _bias(self.logit_bias, vocab_size)
         if (self.frequency_penalty or self.presence_penalty) and self.penalty_last_n is None:
             given["penalty_last_n"] = ctx_size  # OpenAI's penalties see the whole text
         limits = [seconds for seconds in (self.timeout, deadline) if seconds is not None]
@@ -122,16 +124,18 @@ class SamplingBody(ModelBody):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def _bias(given: dict[str, float]) -> dict[int, float]:
+def _bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     """Return token -> number added to its logit; -100 forbids, as OpenAI has it."""
     found: dict[int, float] = {}
     for token, value in given.items():
-        if not (token.isascii() and token.isdigit() and len(token) < 10):
-            raise ApiError(400, f"logit_bias: {token!r} is no token", param="logit_bias")
+        number = int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
+        if not 0 <= number < vocab_size:
+            wrong = f"logit_bias: {token[:20]!r} is no token, expected 0 to {vocab_size - 1}"
+            raise ApiError(400, wrong, param="logit_bias")
         if not -100 <= value <= 100:
             wrong = f"logit_bias: expected -100 to 100, not {value}"
             raise ApiError(400, wrong, param="logit_bias")
-        found[int(token)] = -math.inf if value == -100 else value
+        found[number] = -math.inf if value == -100 else value
     return found
 
 

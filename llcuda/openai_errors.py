@@ -22,7 +22,8 @@ from llcuda.errors import (
 )
 
 RETRY_SECONDS = 1
-_NAMED = re.compile(r"(?:prompt \d+: )?([a-z][a-z_0-9]*)(?:\[[^\]]*\])?(?:=|: )")
+_NAMED = re.compile(r"([a-z]\w*(?:\[\d+\]|\.\w+)*)(?:=|: )")
+_OF_PROMPT = re.compile(r"the prompt|token -?\d+: expected")
 _OF_KEYS = ("missing", "union_tag_not_found")
 _TOO_LONG = re.compile(r"the prompt has \d+ tokens, prompt and answer may have")
 
@@ -92,8 +93,9 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
     if isinstance(error, ArgumentError | UnsupportedError):
         if _TOO_LONG.match(message):
             message, code = message.partition(";")[0], "context_length_exceeded"
-        named = _NAMED.match(message)
-        param = "prompt" if message.startswith("the prompt") else named[1] if named else None
+        bare = re.sub(r"^prompt \d+: ", "", message)
+        named = _NAMED.match(bare)
+        param = "prompt" if _OF_PROMPT.match(bare) else named[1] if named else None
         return ApiError(400, message, param=(names or {}).get(str(param), param), code=code)
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)

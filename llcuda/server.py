@@ -8,6 +8,7 @@ Started on purpose only. One event loop answers; each loaded model's engine has 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import signal
@@ -15,6 +16,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -26,6 +28,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 
 import llcuda
 from llcuda import server_text, server_vectors
+from llcuda.errors import ArgumentError
 from llcuda.openai import (
     CompletionBody,
     DetokenizeBody,
@@ -100,17 +103,14 @@ def create_app(
     models: those that are served; memory_budget: bytes that they may take together, see `Models`.
     keys: API keys, any of which opens; none = open to all. cors_origins: pages of other hosts
     that may ask. hosts: names that clients may call the server by, none = any.
-    preload: fetch every file and load the first model before the first request.
-    Raises ArgumentError, ModelNotFoundError.
+    preload: load the first model now; the others wait for their first request.
+    Raises ArgumentError, ModelNotFoundError, ModelError.
     """
     service = Service(Models(models, memory_budget), limits or Limits())
-    service.models.resolve()
+    service.models.open(preload)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        if preload:
-            async with service.models.use(models[0].name):
-                pass
         yield
         await service.models.close()
 
@@ -267,7 +267,7 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; then no new connection, and what runs is finished.
 
     drain_seconds: how long that may take. on_ready: gets the address when connections are taken.
-    Raises OSError for an address that cannot be had, KeyboardInterrupt after Ctrl-C.
+    Raises ArgumentError for an address that cannot be had, KeyboardInterrupt after Ctrl-C.
     """
     _allow_files()
     with _listen(host, port) as listener:
@@ -291,7 +291,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Says when it takes connections."""
+    """Says when it takes connections; told a second time to end, it ends what runs."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], Any]) -> None:
         super().__init__(config)
@@ -299,7 +299,19 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        again = self.should_exit
+        super().handle_exit(sig, frame)
+        if again:
+            self.force_exit = False  # or the models would not be closed
+            self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
 
 class _LeaveError(BaseException):
@@ -322,7 +334,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise ArgumentError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
 
 

@@ -137,15 +137,21 @@ class Models:
         for spec in specs:
             spec.configuration()
 
-    def resolve(self) -> None:
-        """Find, or fetch, every file; ArgumentError for a model beyond the budget."""
-        for spec in self.specs.values():
-            path = self.paths[spec.name] = hub.resolve(spec.source, spec.filename)
-            needs = sum(device.needed for device in _needs(spec, path))
+    def open(self, preload: bool) -> None:
+        """Find, or fetch, every file, and load the first model; before there is an event loop.
+
+        Raises ArgumentError for a model beyond the budget, and what loading raises.
+        """
+        sizes = {}
+        for name, spec in self.specs.items():
+            path = self.paths[name] = hub.resolve(spec.source, spec.filename)
+            sizes[name] = needs = sum(device.needed for device in _needs(spec, path))
             if self._budget is not None and needs > self._budget:
-                raise ArgumentError(
-                    f"memory_budget={self._budget}: {spec.name} alone takes {needs} bytes"
-                )
+                raise ArgumentError(f"memory_budget={self._budget}: {name} alone takes {needs}")
+        if preload:
+            name, spec = next(iter(self.specs.items()))
+            self.loaded[name] = self._load(spec, self.paths[name], sizes[name])
+            self.loads += 1
 
     def find(self, name: str | None) -> str:
         """Return the name of a model that is served; None means the only one. ApiError."""

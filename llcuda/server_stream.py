@@ -30,7 +30,7 @@ class Output:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.begun = False
+        self.begun = self.ended = False
 
     async def json(
         self, document: Any, status: int = 200, headers: Mapping[str, str] | None = None
@@ -40,6 +40,7 @@ class Output:
         body = text.encode()
         kind = {"content-type": "application/json", "content-length": str(len(body))}
         await self._begin(status, {**kind, **(headers or {})})
+        self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def write(self, events: str) -> None:
@@ -53,6 +54,7 @@ class Output:
         """Write the last events."""
         if not self.begun:
             await self._begin(200, EVENTS)
+        self.ended = True
         await self._send({"type": "http.response.body", "body": events.encode()})
 
     async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
@@ -82,29 +84,37 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop."""
-        work = asyncio.ensure_future(self._answer(Output(send)))
+        output = Output(send)
+        work = asyncio.ensure_future(self._answer(output))
         gone = asyncio.ensure_future(_disconnect(receive))
+        stopped = False
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self._on_gone()
+        except asyncio.CancelledError:  # the server ends; the client is told
+            stopped = True
         finally:
-            work.cancel()
-            gone.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
-            with contextlib.suppress(asyncio.CancelledError):
-                await gone
+            for task in (work, gone):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        if stopped and not output.ended:
+            leaving = ApiError(503, "the server is shutting down", code="unavailable", retry=5)
+            await _refuse(output, leaving)
 
     async def _answer(self, output: Output) -> None:
         try:
             await self._work(output)
         except Exception as error:
-            refusal = translated(error, self._names)
-            if output.begun:
-                await output.end(f"data: {refusal.as_json()}\n\n")
-            else:
-                await output.json(refusal.as_json(), refusal.status, refusal.headers)
+            await _refuse(output, translated(error, self._names))
+
+
+async def _refuse(output: Output, refusal: ApiError) -> None:
+    if output.begun:
+        await output.end(f"data: {refusal.as_json()}\n\n")
+    else:
+        await output.json(refusal.as_json(), refusal.status, refusal.headers)
 
 
 def translated(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:

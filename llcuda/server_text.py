@@ -61,7 +61,8 @@ def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list
     """Queue every candidate of every prompt, all or none."""
     prompts, candidates = body.prompts(), body.candidates()
     refuse_too_many(engine, len(prompts) * candidates, "prompt")
-    given = body.engine_parameters(deadline, engine.params.ctx_size)
+    model = engine.model
+    given = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
     form = given.pop("response_format", None)
     compiled = None if form is None else _compiled(engine, form)
     given["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -75,7 +76,7 @@ def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list
             tokens = _tokens(engine, prompt)
             shown = ""
             if body.echo:
-                shown = prompt if isinstance(prompt, str) else engine.model.detokenize(tokens)
+                shown = prompt if isinstance(prompt, str) else model.detokenize(tokens)
             made: list[Generation] = []
             try:
                 if compiled is None:

@@ -1,0 +1,141 @@
+"""Whatever is sent: the right status, OpenAI's shape, and the other requests go on."""
+
+import json
+import math
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import given, settings
+
+from tests.server.tools import Served, eventually, is_error
+
+COMPLETIONS = "/v1/completions"
+
+
+def post(server: Served, data: bytes, path: str = COMPLETIONS) -> httpx.Response:
+    """Send bytes as JSON."""
+    headers = {"content-type": "application/json"}
+    return server.client.post(path, content=data, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{", b"[]", b"null", b"5", b'"text"', b"{]", b'{"prompt": "a",}', b"prompt=a",
+        b'{"prompt": "\xff\xfe"}', b'\xff\xfe{\x00', b"[" * 100_000, b'{"a":' * 50_000,
+        b'{"prompt": "\\ud800"}', b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+        b"\x00" * 100, b'{"prompt": "a"} {"prompt": "b"}',
+    ],
+    ids=lambda data: repr(data[:16]),
+)  # fmt: skip
+def test_what_is_no_request(server: Served, data: bytes) -> None:
+    """Bytes that are no JSON, no UTF-8, no object, or too deep."""
+    is_error(post(server, data), 400)
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("unknown", 1), ("Prompt", "a"), ("prompt", None), ("prompt", 5), ("prompt", {}),
+        ("prompt", ""), ("prompt", [""]), ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]),
+        ("prompt", [-1]), ("prompt", [10**12]), ("prompt", [1.5]), ("prompt", [True]),
+        ("prompt", "a " * 2000), ("prompt", ["a"] * 5000),
+        ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", "5"), ("max_tokens", 1.5),
+        ("max_tokens", True), ("max_tokens", 10**20),
+        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf),
+        ("temperature", -math.inf), ("temperature", "hot"), ("temperature", True),
+        ("top_p", 2), ("top_p", -1), ("top_k", -1), ("min_p", math.nan), ("mirostat", 3),
+        ("frequency_penalty", 3), ("presence_penalty", -3), ("repeat_penalty", 0),
+        ("n", 0), ("n", -1), ("n", 10**9), ("n", 1.5), ("best_of", 0), ("logprobs", -1),
+        ("logprobs", 101), ("logprobs", True), ("seed", 1.5), ("seed", "a"), ("echo", "yes"),
+        ("stop", 5), ("stop", ["a", 5]), ("stop", [""]), ("stop", ["a"] * 10_000),
+        ("stop", {"a": 1}), ("suffix", "end"), ("stream", "true"), ("stream_options", {}),
+        ("logit_bias", {"a": 1}), ("logit_bias", {"1": 101}), ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"999999": 1}), ("logit_bias", [1]), ("logit_bias", {"1": math.nan}),
+        ("timeout", 0), ("timeout", -1), ("timeout", math.nan), ("overflow", "burst"),
+        ("response_format", "json"), ("response_format", {"type": "poem"}), ("response_format", {}),
+        ("response_format", {"type": "json_schema"}), ("model", 5), ("user", 5),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_values(server: Served, param: str, value: Any) -> None:
+    """The parameter is named, nothing is computed, and the next request is answered."""
+    steps = server.engine.metrics.snapshot()["batch"]["steps"]
+    body = {"prompt": "a", "max_tokens": 2, param: value}
+    error = is_error(post(server, json.dumps(body).encode()), 400)
+    assert str(error["param"]).startswith(param), error
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 2000
+    assert steps == server.engine.metrics.snapshot()["batch"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405), ("GET", "/v1", 404),
+        ("POST", "/v1/images/generations", 404), ("GET", "/../../etc/passwd", 404),
+        ("GET", "/v1/models/%00%ff", 404), ("GET", "/docs", 404), ("PUT", "/health", 405),
+    ],
+)  # fmt: skip
+def test_wrong_paths(server: Served, method: str, path: str, status: int) -> None:
+    """Other paths and methods are errors in the same shape."""
+    is_error(server.client.request(method, path), status)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x00\xa5", b"GET\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{",
+    ],
+)  # fmt: skip
+def test_what_is_no_http(server: Served, sent: bytes) -> None:
+    """Broken HTTP, and a client that leaves within its body, harm nobody."""
+    server.connect(sent).close()
+    assert eventually(server.idle)
+    assert 200 == server.client.get("/health").status_code
+
+
+def test_an_engine_that_fails(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw is a 500 that shows nothing of it, within a stream an event."""
+    body = {"prompt": "a", "max_tokens": 3}
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret of the server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "submit_n", fails)
+        answer = server.post(COMPLETIONS, **body)
+        assert "secret" not in is_error(answer, 500)["message"]
+    with monkeypatch.context() as patch:
+        patch.setattr("llcuda.server_text.finish_reason", fails)
+        text = server.post(COMPLETIONS, **body, stream=True).text
+    assert "internal error" in json.loads(text.split("data: ")[-1])["error"]["message"]
+    assert eventually(server.idle)
+    assert 200 == server.post(COMPLETIONS, **body).status_code
+
+
+def test_schemathesis_finds_no_server_error(server: Served) -> None:
+    """Requests made from the OpenAPI document, right and wrong ones, never fail the server."""
+    document = server.client.get("/openapi.json").json()
+    schema = schemathesis.openapi.from_dict(document)
+    answered: dict[str, set[int]] = {}
+
+    for found in schema.get_all_operations():
+
+        @given(case=found.ok().as_strategy())
+        @settings(max_examples=15)
+        def check(case: Any) -> None:
+            if isinstance(case.body, dict):
+                case.body = {**case.body, "timeout": 2.0} if "prompt" in case.body else case.body
+            answer = case.call(base_url=server.url)
+            assert answer.status_code < 500 or "retry-after" in answer.headers, answer.text
+            answered.setdefault(case.path, set()).add(answer.status_code)
+
+        check()
+    assert COMPLETIONS in answered

@@ -1,0 +1,228 @@
+"""POST /v1/completions, as the official client sees it, and the tokenizer's routes."""
+
+import asyncio
+import json
+import math
+from typing import Any
+
+import openai
+import pytest
+
+from tests.server.tools import Served, is_error
+
+PROMPT = "Once upon a time"
+GREEDY: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 12}
+
+
+def test_text_is_that_of_the_engine(client: openai.OpenAI, server: Served) -> None:
+    """The same prompt and parameters give the engine's text, its end, and its counts."""
+    result = server.engine.submit(PROMPT, temperature=0, max_tokens=12).result()
+    answer = client.completions.create(prompt=PROMPT, **GREEDY)
+    [choice] = answer.choices
+    assert (result.text, "length") == (choice.text, choice.finish_reason)
+    assert answer.usage is not None
+    used = (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens)
+    assert (result.prompt_tokens, 12, result.prompt_tokens + 12) == used
+    assert "demo" == answer.model
+    assert answer.id.startswith("cmpl-")
+
+
+def test_cached_tokens(client: openai.OpenAI) -> None:
+    """A prompt that was there before is reused, and the usage says so."""
+    prompt = "The dragon and the small boat sailed over the wide sea and then " * 3
+    for _ in range(2):
+        answer = client.completions.create(prompt=prompt, **GREEDY)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    cached = answer.usage.prompt_tokens_details.cached_tokens
+    assert answer.usage.prompt_tokens - 1 == cached
+
+
+def test_stream_is_the_same_text(client: openai.OpenAI) -> None:
+    """The chunks' texts make the whole text; the last ones have the reason and the usage."""
+    whole = client.completions.create(prompt=PROMPT, **GREEDY)
+    options: Any = {"include_usage": True}
+    chunks = list(
+        client.completions.create(prompt=PROMPT, stream=True, stream_options=options, **GREEDY)
+    )
+    assert whole.choices[0].text == "".join(c.choices[0].text for c in chunks if c.choices)
+    assert "length" == chunks[-2].choices[0].finish_reason
+    assert not chunks[-1].choices
+    usage, expected = chunks[-1].usage, whole.usage
+    assert usage is not None
+    assert expected is not None
+    assert (expected.prompt_tokens, expected.completion_tokens) == (
+        usage.prompt_tokens,
+        usage.completion_tokens,
+    )
+    assert 1 == len({chunk.id for chunk in chunks})
+
+
+def test_async_clients_at_once(server: Served) -> None:
+    """Twenty coroutines stream at once and get what each asked for."""
+
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+
+            async def one(i: int) -> str:
+                stream = await client.completions.create(
+                    model="demo", prompt=f"{i} {PROMPT}", max_tokens=5 + i, stream=True, seed=i,
+                    extra_body={"ignore_eos": True},
+                    stream_options={"include_usage": True},
+                )  # fmt: skip
+                usages = [chunk.usage async for chunk in stream]
+                return str(usages[-1] and usages[-1].completion_tokens)
+
+            return list(await asyncio.gather(*(one(i) for i in range(20))))
+
+    assert [str(5 + i) for i in range(20)] == asyncio.run(ask())
+
+
+def test_prompts_and_choices(client: openai.OpenAI, server: Served) -> None:
+    """Texts and token lists, several with n choices each, in order; seeds count up."""
+    tokens = server.engine.model.tokenize("One day")
+    seeded: dict[str, Any] = {"model": "demo", "max_tokens": 6, "seed": 3}
+    answer = client.completions.create(prompt=[PROMPT, "One day"], n=2, **seeded)
+    assert [0, 1, 2, 3] == [choice.index for choice in answer.choices]
+    of_tokens = client.completions.create(prompt=[tokens, tokens], n=2, **seeded)
+    assert answer.choices[2].text == of_tokens.choices[0].text == of_tokens.choices[2].text
+    alone = client.completions.create(prompt="One day", **{**seeded, "seed": 4})
+    assert answer.choices[3].text == alone.choices[0].text
+    streamed: dict[int, str] = dict.fromkeys(range(4), "")
+    for chunk in client.completions.create(prompt=[PROMPT, "One day"], n=2, stream=True, **seeded):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert {choice.index: choice.text for choice in answer.choices} == streamed
+
+
+def test_best_of(client: openai.OpenAI) -> None:
+    """best_of makes more, and shows the most probable."""
+    made = client.completions.create(
+        model="demo", prompt=PROMPT, best_of=4, n=4, max_tokens=6, seed=1, logprobs=0
+    )
+    means = {c.text: _mean(c.logprobs) for c in made.choices}
+    best = client.completions.create(model="demo", prompt=PROMPT, best_of=4, max_tokens=6, seed=1)
+    assert [max(means, key=lambda text: means[text])] == [c.text for c in best.choices]
+    assert best.choices[0].logprobs is None
+
+
+def _mean(logprobs: Any) -> float:
+    return float(sum(logprobs.token_logprobs) / len(logprobs.token_logprobs))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_and_logprobs(client: openai.OpenAI, server: Served, stream: bool) -> None:
+    """The prompt's tokens are scored too; the offsets are places in the text."""
+    made: Any = client.completions.create(
+        model="demo", prompt=PROMPT, max_tokens=5, echo=True, logprobs=3, seed=1, stream=stream
+    )
+    choices = [chunk.choices[0] for chunk in made] if stream else made.choices
+    text = "".join(choice.text for choice in choices)
+    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "text_offset": []}
+    for choice in choices:
+        for name, values in found.items():
+            values.extend(getattr(choice.logprobs, name) if choice.logprobs else [])
+    prompt = server.engine.model.tokenize(PROMPT)
+    assert text.startswith(PROMPT)
+    assert len(prompt) + 5 == len(found["tokens"])
+    assert text == "".join(found["tokens"][1:])  # the first one is BOS
+    assert found["token_logprobs"][0] is None
+    scored = server.engine.submit(prompt, max_tokens=0, echo=True).result()
+    assert scored.prompt_logprobs is not None
+    for expected, score in zip(scored.prompt_logprobs, found["token_logprobs"][1:], strict=False):
+        assert math.isclose(expected.logprob, score, abs_tol=0.3)  # computed in other company
+    for token, offset in zip(found["tokens"][1:], found["text_offset"][1:], strict=True):
+        assert text[offset:].startswith(token)
+
+
+def test_score_a_text(client: openai.OpenAI) -> None:
+    """max_tokens=0 with echo scores a text and makes none."""
+    answer = client.completions.create(
+        model="demo", prompt=PROMPT, max_tokens=0, echo=True, logprobs=1
+    )
+    assert PROMPT == answer.choices[0].text
+    assert answer.usage is not None
+    assert 0 == answer.usage.completion_tokens
+
+
+def test_stops_are_not_shown(client: openai.OpenAI) -> None:
+    """A stop text ends the text before it, and its tokens are not scored."""
+    whole = client.completions.create(prompt=PROMPT, **{**GREEDY, "max_tokens": 40})
+    text = whole.choices[0].text
+    stop = text[10:14]
+    cut = client.completions.create(
+        prompt=PROMPT, stop=["never seen", stop], logprobs=0, **{**GREEDY, "max_tokens": 40}
+    ).choices[0]
+    assert (text[: text.index(stop)], "stop") == (cut.text, cut.finish_reason)
+    assert cut.logprobs is not None
+    assert "".join(cut.logprobs.tokens or []).startswith(cut.text)
+
+
+def test_logit_bias(client: openai.OpenAI, server: Served) -> None:
+    """100 forces a token, -100 forbids it."""
+    [token] = server.engine.model.tokenize(" dragon", add_special=False)[:1]
+    forced = client.completions.create(prompt=PROMPT, logit_bias={str(token): 100}, **GREEDY)
+    assert 12 * server.engine.model.piece(token) == forced.choices[0].text
+    first = client.completions.create(prompt=PROMPT, logprobs=0, **GREEDY).choices[0].logprobs
+    assert first is not None
+    assert first.tokens is not None
+    [likely] = server.engine.model.tokenize(first.tokens[0], add_special=False)[:1]
+    other = client.completions.create(prompt=PROMPT, logit_bias={str(likely): -100}, **GREEDY)
+    assert not other.choices[0].text.startswith(first.tokens[0])
+
+
+def test_own_parameters(client: openai.OpenAI) -> None:
+    """Parameters of llcuda's go in extra_body; top_k=1 is greedy at any temperature."""
+    greedy = client.completions.create(prompt=PROMPT, **GREEDY)
+    other = client.completions.create(
+        model="demo", prompt=PROMPT, max_tokens=12, temperature=2, extra_body={"top_k": 1}
+    )
+    assert greedy.choices[0].text == other.choices[0].text
+
+
+def test_deadline(server: Served) -> None:
+    """A request ends at its deadline with what there is; before the first token it is a 503."""
+    body = {"prompt": PROMPT, "max_tokens": 100_000, "ignore_eos": True, "overflow": "shift"}
+    answer = server.post("/v1/completions", **body, timeout=0.2).json()
+    assert "length" == answer["choices"][0]["finish_reason"]
+    assert 0 < answer["usage"]["completion_tokens"] < 100_000
+    error = is_error(server.post("/v1/completions", **body, timeout=1e-9), 503)
+    assert "deadline_exceeded" == error["code"]
+
+
+def test_models(client: openai.OpenAI, server: Served) -> None:
+    """The list, one of it, and a 404 for a model that is not there."""
+    assert ["demo"] == [model.id for model in client.models.list()]
+    assert "demo" == client.models.retrieve("demo").id
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4/none")
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.completions.create(model="gpt-4", prompt=PROMPT)
+    assert ("model_not_found", "model") == (raised.value.code, raised.value.param)
+    assert 200 == server.post("/v1/completions", prompt=PROMPT, max_tokens=1).status_code
+
+
+@pytest.mark.parametrize("text", ["", "A fox.", "über 🦊\n", "a\0b", "<|im_end|>"])
+def test_tokenize_and_back(server: Served, text: str) -> None:
+    """Tokens are those of the model, never control tokens unless asked; back is the text."""
+    answer = server.post("/tokenize", content=text, with_pieces=True).json()
+    assert server.engine.model.tokenize(text, add_special=False) == answer["tokens"]
+    assert text.encode() == bytes(byte for piece in answer["pieces"] for byte in piece)
+    assert text == server.post("/detokenize", tokens=answer["tokens"]).json()["content"]
+
+
+def test_health_metrics_and_document(server: Served) -> None:
+    """The routes for machines answer; the metrics name the model."""
+    assert {"status": "ok"} == server.client.get("/health").json()
+    text = server.client.get("/metrics").text
+    for name in (
+        'llcuda_tokens_total{model="demo"}',
+        'llcuda_time_to_first_token_seconds_count{model="demo"}',
+        'llcuda_time_per_token_seconds_bucket{le="0.001",model="demo"}',
+        'llcuda_kv_tokens{model="demo"}',
+        'llcuda_requests_waiting{model="demo"}',
+        "llcuda_http_requests_total",
+    ):
+        assert name in text
+    document = server.client.get("/openapi.json").json()
+    assert "/v1/completions" in document["paths"]
+    assert json.dumps(document)

@@ -1,0 +1,270 @@
+"""Clients that leave, servers that end, and models that come and go."""
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llcuda import demo_model
+from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
+from llcuda.server import create_app
+from llcuda.server_models import Models, ModelSpec, _needs
+from tests.server.tools import ENDLESS, Served, demo, eventually, is_error, served
+
+LONG = {"prompt": "Once upon a time", **ENDLESS}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_frees_its_slot(server: Served, stream: bool, n: int) -> None:
+    """A connection that is cut ends its texts, all of them, whether streamed or not."""
+    gone = server.service.traffic.gone
+    with (
+        pytest.raises(httpx.ReadTimeout),
+        httpx.stream(
+            "POST", f"{server.url}/v1/completions", json={**LONG, "stream": stream, "n": n},
+            timeout=0.5, trust_env=False,
+        ) as answer,
+    ):  # fmt: skip
+        assert stream
+        lines = answer.iter_lines()
+        next(lines)
+        assert eventually(lambda: len(server.engine._worker.requests) == n)
+        raise httpx.ReadTimeout("enough")
+    assert eventually(server.idle)
+    assert gone + 1 == server.service.traffic.gone
+    assert 200 == server.post("/v1/completions", prompt="a", max_tokens=1).status_code
+
+
+def test_a_client_that_leaves_the_queue(server: Served) -> None:
+    """One that waits and leaves is not computed."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):  # four slots
+            connection = server.connect(_completion(**LONG))
+            stack.callback(connection.close)
+        assert eventually(lambda: len(server.engine._worker.requests) == 6)
+        connection.close()
+        assert eventually(lambda: len(server.engine._worker.requests) == 5)
+    assert eventually(server.idle)
+
+
+def _completion(**body: Any) -> bytes:
+    data = json.dumps(body).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n"
+    )
+    return head.encode() + data
+
+
+def test_a_slow_reader_harms_no_other(server: Served) -> None:
+    """Who asks for a stream and does not read holds no slot longer than its text."""
+    asked = {"prompt": "a", "stream": True, "logprobs": 20, **ENDLESS, "max_tokens": 3000}
+    connection = server.connect(_completion(**asked))
+    try:
+        assert 200 == server.post("/v1/completions", prompt="b", max_tokens=20).status_code
+        assert eventually(lambda: not server.engine._worker.requests)
+    finally:
+        connection.close()
+    assert eventually(server.idle)
+
+
+def test_the_same_id_twice(server: Served) -> None:
+    """Requests that call themselves alike are two requests, with ids of the server's."""
+    headers = {"x-request-id": "same", "idempotency-key": "same"}
+    body = {"prompt": "a", "max_tokens": 3}
+    answers = [server.client.post("/v1/completions", json=body, headers=headers) for _ in range(2)]
+    assert [200, 200] == [answer.status_code for answer in answers]
+    assert 2 == len({answer.headers["x-request-id"] for answer in answers} - {"same"})
+    assert 2 == len({answer.json()["id"] for answer in answers})
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_thousand_connections_at_once() -> None:
+    """1,000 clients at once: each gets its text, or is told to come again; none hangs."""
+    with served(demo(n_parallel=16, ctx_size=64, queue_size=2000)) as server:
+        before = _open_files()
+
+        async def ask(i: int) -> bytes:
+            reader, writer = await asyncio.open_connection(*server.address)
+            writer.write(_completion(prompt=f"{i}", max_tokens=2, ignore_eos=True))
+            answer = await reader.readuntil(b"\r\n")
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+        async def ask_all() -> list[bytes]:
+            return list(await asyncio.gather(*(ask(i) for i in range(1000))))
+
+        assert {b"HTTP/1.1 200 OK\r\n"} == set(asyncio.run(ask_all()))
+        assert eventually(server.idle)
+        assert eventually(lambda: _open_files() <= before + 4)
+
+
+# --- several models ---
+
+
+def test_models_share_a_budget() -> None:
+    """With room for one, the other is unloaded when it is idle, and never while it is in use."""
+    takes = sum(device.needed for device in _needs(demo(), demo_model()))
+    with served(demo("one"), demo("two"), memory_budget=takes * 3 // 2) as server:
+        models = server.service.models
+        for name in ("one", "two", "one", "two"):
+            answer = server.post("/v1/completions", model=name, prompt="a", max_tokens=2)
+            assert (200, name) == (answer.status_code, answer.json()["model"])
+            assert [name] == list(models.loaded)
+        assert (4, 3) == (models.loads, models.unloads)
+        is_error(server.post("/v1/completions", prompt="a"), 400, "model")
+        with server.client.stream(
+            "POST", "/v1/completions", json={**LONG, "model": "two", "stream": True}
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            refused = server.post("/v1/completions", model="one", prompt="a")
+            is_error(refused, 503)
+            assert "retry-after" in refused.headers
+            assert ["two"] == list(models.loaded)
+        assert eventually(lambda: not models.loaded["two"].users)
+        answer = server.post("/v1/completions", model="one", prompt="a", max_tokens=2)
+        assert 200 == answer.status_code
+        assert {"one": True, "two": False} == {
+            one["id"]: one["loaded"] for one in server.client.get("/v1/models").json()["data"]
+        }
+
+
+def test_many_ask_for_a_model_that_is_not_loaded() -> None:
+    """It is loaded once, while others are answered."""
+    with served(demo(), demo("other")) as server:
+        statuses: list[int] = []
+
+        def ask() -> None:
+            answer = server.post("/v1/completions", model="other", prompt="a", max_tokens=2)
+            statuses.append(answer.status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [200] * 8 == statuses
+        assert 2 == server.service.models.loads
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """What fails is said, and tried again; the others go on."""
+    gone = tmp_path / "model.gguf"
+    gone.write_bytes(demo_model().read_bytes())
+    with served(demo(), ModelSpec("gone", str(gone))) as server:
+        gone.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            is_error(server.post("/v1/completions", model="gone", prompt="a"), 503)
+        assert 200 == server.post("/v1/completions", model="demo", prompt="a").status_code
+        (tmp_path / "elsewhere").rename(gone)
+        assert 200 == server.post("/v1/completions", model="gone", prompt="a").status_code
+
+
+def test_wrong_settings_are_errors_at_the_start() -> None:
+    """Before any request: no file, a wrong parameter, a model beyond the budget, a name twice."""
+    with pytest.raises(ModelNotFoundError):
+        create_app([ModelSpec("a", "no-such-model.gguf")])
+    with pytest.raises(ArgumentError, match="n_parallel"):
+        create_app([demo(n_parallel=0)])
+    with pytest.raises(TypeError, match="colour"):
+        create_app([demo(colour=1)])
+    with pytest.raises(ArgumentError, match="memory_budget=1000"):
+        create_app([demo()], memory_budget=1000)
+    for specs in ([], [demo(), demo()], [demo("")]):
+        with pytest.raises(LlcudaError, match="a name of its own"):
+            Models(specs)
+
+
+# --- llcuda serve ---
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`llcuda serve` on a free port, with a queue of one."""
+    command = [sys.executable, "-m", "llcuda", "serve", "demo", "--port", "0", "--threads", "1"]
+    with subprocess.Popen(
+        [*command, "--parallel", "1", "--drain", "10", "--ctx-size", "512"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line
+        yield running, found[0]
+        running.kill()
+
+
+def test_sigterm_drains(process: tuple[subprocess.Popen[str], str]) -> None:
+    """What runs is finished, new connections are refused, and the exit is clean."""
+    running, url = process
+    body = {"prompt": "Once", "max_tokens": 3000, "ignore_eos": True, "overflow": "shift"}
+    with httpx.stream(
+        "POST", f"{url}/v1/completions", json={**body, "stream": True}, timeout=30, trust_env=False
+    ) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        running.send_signal(signal.SIGTERM)
+        assert eventually(lambda: _refuses(url))
+        rest = [line for line in lines if line]
+    assert "data: [DONE]" == rest[-1]
+    assert '"finish_reason":"length"' in rest[-2]
+    assert 0 == running.wait(20)
+    assert running.stderr is not None
+    assert "" == running.stderr.read()
+
+
+def _refuses(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/health", trust_env=False, timeout=5)
+    except httpx.HTTPError:
+        return True
+    return False
+
+
+def test_ctrl_c_and_an_endless_text(process: tuple[subprocess.Popen[str], str]) -> None:
+    """Two times Ctrl-C end at once, without a trace."""
+    running, url = process
+    with httpx.stream(
+        "POST", f"{url}/v1/completions", json={**LONG, "stream": True}, timeout=30, trust_env=False
+    ) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        running.send_signal(signal.SIGINT)
+        assert eventually(lambda: _refuses(url))
+        running.send_signal(signal.SIGINT)
+        rest = [line for line in lines if line]
+    assert "shutting down" in rest[-1]
+    assert 130 == running.wait(20)
+    assert running.stderr is not None
+    assert "" == running.stderr.read()
+
+
+def test_serve_says_what_is_wrong() -> None:
+    """An address that is not here, a model that is not there: one message, without a trace."""
+    for status, arguments, said in (
+        (1, ["no-such-model"], "no model is called"),
+        (2, ["demo", "--host", "203.0.113.1", "--port", "0"], "cannot listen on 203.0.113.1"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "llcuda", "serve", *arguments],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert status == result.returncode
+        assert said in result.stderr
+        assert "Traceback" not in result.stderr

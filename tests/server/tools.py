@@ -1,0 +1,102 @@
+"""A server in a thread of this process, on a port of 127.0.0.1 that the system chooses."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from llcuda import Engine
+from llcuda.server import _listen, create_app
+from llcuda.server_models import ModelSpec
+
+PARAMETERS: dict[str, Any] = {"threads": 1, "ctx_size": 512, "n_parallel": 4, "pooling": "mean"}
+ENDLESS: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True, "overflow": "shift"}
+
+
+def demo(name: str = "demo", **parameters: Any) -> ModelSpec:
+    """The demo model to serve."""
+    return ModelSpec(name, "demo", parameters={**PARAMETERS, **parameters})
+
+
+class Served:
+    """A running server. url: its root; client: asks it."""
+
+    def __init__(self, app: FastAPI, address: tuple[str, int]) -> None:
+        self.app = app
+        self.address = address
+        self.url = f"http://127.0.0.1:{address[1]}"
+        self.service = app.state.service
+        self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    @property
+    def engine(self) -> Engine:
+        """The demo model's engine."""
+        engine: Engine = self.service.models.loaded["demo"].engine
+        return engine
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        """Ask."""
+        return self.client.post(path, json=body)
+
+    def connect(self, data: bytes) -> socket.socket:
+        """Return a connection over which this was sent as it is."""
+        connection = socket.create_connection(self.address, timeout=30)
+        connection.sendall(data)
+        return connection
+
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self.engine._worker.requests and not self.service.traffic.active
+
+
+@contextmanager
+def served(*models: ModelSpec, **options: Any) -> Iterator[Served]:
+    """Run a server for as long as the block runs."""
+    app = create_app(models or [demo()], **options)
+    listener = _listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5, access_log=False)
+    )
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        assert eventually(lambda: server.started or not thread.is_alive())
+        running = Served(app, listener.getsockname())
+        try:
+            yield running
+        finally:
+            running.client.close()
+    finally:
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+def is_error(answer: httpx.Response, status: int, param: str | None = None) -> dict[str, Any]:
+    """Assert OpenAI's shape of an error, without a trace; return it."""
+    assert status == answer.status_code, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error: dict[str, Any] = answer.json()["error"]
+    assert {"message", "type", "param", "code"} == set(error)
+    assert isinstance(error["message"], str)
+    assert "Traceback" not in answer.text
+    assert "llcuda/" not in answer.text
+    if param is not None:
+        assert param == error["param"]
+    return error
