@@ -203,7 +203,8 @@ def concat(nodes: Sequence[Node], axis: Any) -> Node:
     axis = check_axis(axis, dims)
     before, after = first.shape[:axis], first.shape[axis + 1 :]
     if any(
-        (node.dtype, node.shape[:axis], node.shape[axis + 1 :]) != (first.dtype, before, after)
+        len(node.shape) != dims
+        or (node.dtype, node.shape[:axis], node.shape[axis + 1 :]) != (first.dtype, before, after)
         for node in nodes
     ):
         shapes = ", ".join(f"{node.dtype.name} {list(node.shape)}" for node in nodes[:4])

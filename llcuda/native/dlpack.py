@@ -99,6 +99,9 @@ def _look(tensor: Any, ffi: Any) -> View:
     size = tensor.bits // 8
     if tensor.lanes != 1 or tensor.bits % 8 or not size:
         raise ArgumentError(f"{tensor.lanes} values of {tensor.bits} bits: not for tensors")
+    address = int(ffi.cast("uintptr_t", tensor.data)) + tensor.byte_offset
+    if any(n < 1 for n in shape) or not address or address % size:
+        raise ArgumentError(f"shape {list(shape)} at {address:#x}: empty, or not aligned")
     step, strides = size, list[int]()
     for place in reversed(range(tensor.ndim)):
         given = tensor.strides != ffi.NULL
@@ -106,7 +109,4 @@ def _look(tensor: Any, ffi: Any) -> View:
         step *= shape[place]
     if any(n > 1 and stride <= 0 for n, stride in zip(shape, strides, strict=True)):
         raise ArgumentError(f"strides {strides} bytes: expected more than 0; make it contiguous")
-    address = int(ffi.cast("uintptr_t", tensor.data)) + tensor.byte_offset
-    if any(n < 1 for n in shape) or not address or address % size:
-        raise ArgumentError(f"shape {list(shape)} at {address:#x}: empty, or not aligned")
     return View((tensor.code, tensor.bits), shape, tuple(max(stride, 0) for stride in strides))
