@@ -1,0 +1,212 @@
+"""Vectors and scores are those of transformers, from checkpoints that were converted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+gguf = pytest.importorskip("gguf")
+
+from llcuda import Embedder, Model, convert  # noqa: E402
+from tests import models  # noqa: E402
+from tests.oracles import material  # noqa: E402
+
+CLOSE = 1e-3  # of a vector of length 1, and of a score
+TEXTS = [
+    "The fox ran home.", "", "Who's there? 'Nobody', said the wind.", "23 stars", "fox",
+    "It was late, and the sea was quiet. " * 6,
+]  # fmt: skip
+
+
+def bert_tokenizer() -> Any:
+    """Return BERT's tokenizer, with the vocabulary beside llama.cpp's source."""
+    reader = gguf.GGUFReader(material.ROOT / "vendor/llama.cpp/models/ggml-vocab-bert-bge.gguf")
+    tokens, kinds = (
+        reader.fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type")
+    )
+    words = [
+        token if kind == 3 else token[1:] if token.startswith("\u2581") else f"##{token}"
+        for token, kind in zip(tokens, kinds, strict=True)
+    ]
+    return transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+
+
+def bert(name: str = "BertModel", **settings: Any) -> Any:
+    """Return an encoder with random weights; also norms and biases are not what they begin as."""
+    config = transformers.BertConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.15,
+        **settings,
+    )
+    torch.manual_seed(3)
+    made = getattr(transformers, name)(config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return made.eval()
+
+
+def pooled_by(folder: Path, pooling: str) -> None:
+    """Say beside a checkpoint how its vectors are pooled, as sentence-transformers does."""
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+    kind = "sentence_transformers.models."
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{kind}Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def hidden(model: Any, tokens: list[int]) -> Any:
+    """Return the last layer's vector of each token."""
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).last_hidden_state[0].numpy()
+
+
+def exact(model: Model) -> Embedder:
+    """Return an embedder that computes with float32 cells."""
+    return Embedder(model, type_k="f32", type_v="f32", flash_attention=False)
+
+
+def unit(vectors: list[Any]) -> Any:
+    """Return the vectors with length 1."""
+    stacked = np.stack(vectors)
+    return stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+
+
+Pool = Callable[[Any], Any]
+POOLS: dict[str, Pool] = {
+    "mean_tokens": lambda rows: rows.mean(0),
+    "cls_token": lambda rows: rows[0],
+    "lasttoken": lambda rows: rows[-1],
+}
+
+
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+def test_bert(pooling: str, tmp_path: Path) -> None:
+    """The same tokens, the same pooling, the same vectors, all texts in one batch."""
+    model, tokenizer = bert(), bert_tokenizer()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pooled_by(tmp_path, pooling)
+    rows = [tokenizer.encode(text) for text in TEXTS]
+    expected = unit([POOLS[pooling](hidden(model, tokens)) for tokens in rows])
+    with Model(convert(tmp_path, tmp_path / "bert.gguf", "F32")) as found, exact(found) as to:
+        assert rows == [found.tokenize(text) for text in TEXTS]
+        vectors = to.embed(TEXTS)
+    print(f"{pooling}: {np.abs(vectors - expected).max():.1e}")
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
+
+
+def test_a_decoder(tmp_path: Path) -> None:
+    """A causal model's last token."""
+    model = material.model("qwen3")
+    folder = tmp_path / "qwen3"
+    material.save(folder, "qwen3")
+    pooled_by(folder, "lasttoken")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [text for text in TEXTS if text]
+    expected = unit([hidden(model.model, tokenizer.encode(text))[-1] for text in texts])
+    with Model(convert(folder, tmp_path / "q.gguf", "F32")) as found, exact(found) as to:
+        vectors = to.embed(texts)
+    print(f"last token: {np.abs(vectors - expected).max():.1e}")
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
+
+
+def test_gemma_with_two_directions(tmp_path: Path) -> None:
+    """An encoder with a sliding window, as EmbeddingGemma is one."""
+    folder = tmp_path / "gemma"
+    folder.mkdir()
+    material.tokenizer("gemma3", folder).save_pretrained(folder)
+    material.model("gemma3", use_bidirectional_attention=True).model.save_pretrained(folder)
+    pooled_by(folder, "mean_tokens")
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = [text for text in TEXTS if text]
+    with Model(convert(folder, tmp_path / "g.gguf", "F32")) as found, exact(found) as to:
+        rows = [found.tokenize(text) for text in texts]
+        vectors = to.embed(texts)
+    expected = unit([hidden(model, tokens).mean(0) for tokens in rows])
+    print(f"gemma: {np.abs(vectors - expected).max():.1e}")
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
+
+
+def test_a_reranker_of_two_layers(tmp_path: Path) -> None:
+    """BERT's pooler and classifier; llama.cpp takes both texts for the first kind of text."""
+    size, tokenizer = 64, bert_tokenizer()
+    model = bert("BertForSequenceClassification", num_labels=1)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 2)
+    tensors = {}
+    for name, value in state.items():
+        stem, _, end = name.removeprefix("bert.").rpartition(".")
+        found = {"pooler.dense": "cls", "classifier": "cls.output"}.get(stem) or names.get_name(
+            stem
+        )
+        if found:
+            tensors[f"{found}.{end}"] = value
+    reader = gguf.GGUFReader(material.ROOT / "vendor/llama.cpp/models/ggml-vocab-bert-bge.gguf")
+    words = {
+        key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer")
+    }
+    metadata = {
+        **words,
+        "general.architecture": "bert",
+        "bert.context_length": 512,
+        "bert.embedding_length": size,
+        "bert.feed_forward_length": 128,
+        "bert.block_count": 2,
+        "bert.attention.head_count": 4,
+        "bert.attention.layer_norm_epsilon": model.config.layer_norm_eps,
+        "bert.attention.causal": False,
+        "bert.pooling_type": 4,
+    }
+    documents = [text for text in TEXTS if text]
+    with torch.no_grad():
+        pairs = [tokenizer("who ran?", document, return_tensors="pt") for document in documents]
+        expected = [
+            float(model(**{**pair, "token_type_ids": 0 * pair["token_type_ids"]}).logits)
+            for pair in pairs
+        ]
+    file = models.write(tmp_path / "reranker.gguf", metadata, tensors)
+    with Model(file) as found, exact(found) as to:
+        counted = to.rerank_counted("who ran?", documents)
+    assert tuple(pair["input_ids"].shape[1] for pair in pairs) == counted.tokens
+    print(f"BERT's scores: {np.abs(counted.values - expected).max():.1e}")
+    np.testing.assert_allclose(counted.values, expected, rtol=0, atol=CLOSE)
+
+
+def test_a_decoder_that_says_yes_or_no(tmp_path: Path) -> None:
+    """Qwen3-Reranker's prompt, from its file, and its probability of "yes"."""
+    folder = tmp_path / "reranker"
+    model = material.model("qwen3")
+    material.save(folder, "qwen3")
+    (folder / "README.md").write_text("# Qwen3-Reranker\n")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    answers = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
+    with Model(convert(folder, tmp_path / "r.gguf", "F32")) as found, exact(found) as to:
+        template = found.metadata["tokenizer.chat_template.rerank"]
+        documents = [text for text in TEXTS if text]
+        scores = to.rerank_counted("who ran?", documents)
+        assert ["yes", "no"] == to.labels
+    expected, lengths = [], []
+    for document in documents:
+        tokens = tokenizer.encode(template.format(query="who ran?", document=document))
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0, -1, answers]
+        expected.append(float(logits.softmax(0)[0]))
+        lengths.append(len(tokens))
+    assert tuple(lengths) == scores.tokens
+    print(f"yes: {np.abs(scores.values - expected).max():.1e}")
+    np.testing.assert_allclose(scores.values, expected, rtol=0, atol=CLOSE)
