@@ -209,7 +209,9 @@ class Delivery:
         jobs, self._undelivered = self._undelivered, []
         for job in jobs:
             request: Request = job.request
-            if request.deliver(self.model.piece_bytes(request.tokens[-1])):
+            token = request.tokens[-1]
+            shown = token in request.params.shown_tokens
+            if request.deliver(self.model.piece_bytes(token, shown)):
                 self._finish(request, "stop", stopped=True)
         self._wake_readers(jobs)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llcuda.conversation import Chats
 from llcuda.desk import Desk
 from llcuda.embedders import SHARED, Embedders, EmbedsTexts
 from llcuda.embedding import Embedder
@@ -127,7 +128,7 @@ def context_params(
     return chosen
 
 
-class Engine(EmbedsTexts):
+class Engine(EmbedsTexts, Chats):
     """Runs requests on `model` with continuous batching, from any thread or coroutine.
 
     parameters: the fields of EngineParams, and of ContextParams for the rest.
@@ -301,6 +302,9 @@ class Engine(EmbedsTexts):
             names = SamplingParams.__dataclass_fields__
             sampling = SamplingParams(**{**{k: getattr(sampling, k) for k in names}, **changes})
         return Sampler(params=sampling, model=self.model)
+
+    def _running(self) -> Engine:
+        return self
 
     def embedder(self, pooling: str | None = None) -> Embedder:
         """Return the Embedder on this model; see `EmbedsTexts`."""

@@ -23,6 +23,7 @@ from typing import Any
 from llcuda import hub
 from llcuda.completion import Completion, InferResult
 from llcuda.configuration import configure
+from llcuda.conversation import Chats
 from llcuda.desk import in_hook
 from llcuda.embedders import Embedders, EmbedsTexts
 from llcuda.embedding import Embedder
@@ -36,7 +37,7 @@ from llcuda.request import Request
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
 
-class InferenceEngine(EmbedsTexts):
+class InferenceEngine(EmbedsTexts, Chats):
     """Loads a model by name and generates text with it, from any number of threads.
 
     A context manager; `load_model` may be called again with another model. A model that generates

@@ -45,6 +45,7 @@ class RequestParams:
     max_tokens: at most so many are sampled; 0 only with echo, to score a text.
     stop: texts, or one, that end it; neither they nor what follows is shown.
     stop_tokens: tokens that end it. ignore_eos: go on after the model's end.
+    shown_tokens: control tokens whose text is part of the result; others have no text.
     logprobs: None, or how many alternatives to report for each token besides the chosen one.
     echo: report log-probabilities of the prompt's tokens too.
     timeout: seconds from submission; then it ends with what there is, finish reason "timeout".
@@ -58,6 +59,7 @@ class RequestParams:
     max_tokens: int = 128
     stop: Iterable[str] = ()
     stop_tokens: Collection[int] = ()
+    shown_tokens: Collection[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     echo: bool = False
@@ -83,10 +85,11 @@ class RequestParams:
                 f"guide={self.guide!r}: expected an object with mask() and accept()"
             )
         object.__setattr__(self, "stop", _texts(self.stop))
-        tokens = _items("stop_tokens", self.stop_tokens, "tokens")
-        for token in tokens:
-            check_number("stop_tokens", token, "int", 0, 2**31 - 1)
-        object.__setattr__(self, "stop_tokens", frozenset(map(int, tokens)))
+        for name in ("stop_tokens", "shown_tokens"):
+            tokens = _items(name, getattr(self, name), "tokens")
+            for token in tokens:
+                check_number(name, token, "int", 0, 2**31 - 1)
+            object.__setattr__(self, name, frozenset(map(int, tokens)))
 
 
 def _items(name: str, given: Any, what: str) -> tuple[Any, ...]:

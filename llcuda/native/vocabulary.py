@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +39,7 @@ class Vocabulary:
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._texts: dict[int, str] = {}
         self._ends: frozenset[int] | None = None
+        self._controls: dict[str, int] | None = None
         self._tokenize_seconds = self._detokenize_seconds = 0.0
         self._tokenized = self._detokenized = 0
 
@@ -202,6 +203,18 @@ class Vocabulary:
             self._ends = frozenset(token for token in every if ends(self._vocab, token))
         del owner
         return self._ends
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Every control token by its text; looked for once, in the whole vocabulary."""
+        owner = self._handle.owner
+        if self._controls is None:
+            control = self._lib.llama_vocab_is_control
+            found = [token for token in range(self.vocab_size) if control(self._vocab, token)]
+            pieces = {token: self.piece_bytes(token, special=True) for token in found}
+            self._controls = {piece.decode(errors="replace"): t for t, piece in pieces.items()}
+        del owner
+        return self._controls
 
     def is_control(self, token: int) -> bool:
         """Whether `token` is a control token, with no text of its own."""
