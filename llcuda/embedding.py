@@ -8,8 +8,10 @@ The tokens of several texts make a full batch: the longest texts first, the shor
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +102,7 @@ class Embedder:
         self._pairs = Pairs(model, self.ctx_size)
         self._lock = threading.Lock()
         self._process = os.getpid()
+        _close_at_exit(self)
 
     # --- embeddings ---
 
@@ -267,6 +270,25 @@ class Embedder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+_open: weakref.WeakSet[Embedder] = weakref.WeakSet()
+
+
+def _close_at_exit(embedder: Embedder) -> None:
+    """Have `embedder` closed before Python frees what a daemon thread may be computing with.
+
+    The C objects' finalizers hang on one exit function, registered with the first of them; exit
+    functions run in reverse, so ours, registered anew, comes before it.
+    """
+    _open.add(embedder)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for embedder in list(_open):
+        embedder.close()
 
 
 def packs(lengths: Sequence[int], most_tokens: int, most_texts: int) -> Iterator[list[int]]:

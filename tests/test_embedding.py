@@ -25,7 +25,7 @@ from llcuda.errors import (
     NoTextError,
 )
 from llcuda.pairs import Pairs
-from tests import models
+from tests import models, programs
 from tests.conftest import VENDOR_MODELS
 
 Make = Callable[..., Embedder]
@@ -462,6 +462,22 @@ class TestLife:
         assert ([ClosedError], True) == ([type(error) for error in ended], embedder.closed)
         with pytest.raises(ClosedError):
             embedder.embed(["fox"])
+
+    def test_a_daemon_thread_at_exit(self, files: dict[str, Path]) -> None:
+        """Its batch is finished before what it computes with is freed."""
+        program = (
+            "import sys, threading\n"
+            "from llcuda import Embedder, Model\n"
+            "embedder, begun = Embedder(Model(sys.argv[1]), threads=1), threading.Event()\n"
+            "def run():\n"
+            "    while True:\n"
+            "        embedder.embed([[5] * 500])\n"
+            "        begun.set()\n"
+            "threading.Thread(target=run, daemon=True).start()\n"
+            "print(begun.wait(30))\n"
+        )
+        result = programs.run(program, files["words"])
+        assert (0, "True\n") == (result.returncode, result.stdout)
 
     def test_a_model_that_is_closed_first(self, files: dict[str, Path]) -> None:
         """Its embedder says so."""
