@@ -11,10 +11,11 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from llcuda import structured
 from llcuda.conversation import Chats
 from llcuda.desk import Desk
 from llcuda.embedders import SHARED, Embedders, EmbedsTexts
@@ -208,7 +209,8 @@ class Engine(EmbedsTexts, Chats):
         """Queue a text or its tokens, and return the handle of its continuation.
 
         prompt: a text, a list of tokens, or an array of them in one dimension.
-        parameters: the fields of RequestParams and SamplingParams, or one object of each.
+        parameters: the fields of RequestParams and SamplingParams, or one object of each; and
+            response_format, which becomes a guide: see `llcuda.structured.compile`.
         Raises ArgumentError (an empty prompt, one beyond the context), QueueFullError,
         ClosedError, and TypeError for an unknown keyword.
         """
@@ -237,6 +239,7 @@ class Engine(EmbedsTexts, Chats):
         sampling: SamplingParams | None,
         parameters: dict[str, Any],
     ) -> list[Request]:
+        response_format = parameters.pop("response_format", None)
         if parameters:
             if params is not None or sampling is not None:
                 raise ArgumentError("give params= and sampling=, or keywords, not both")
@@ -248,6 +251,11 @@ class Engine(EmbedsTexts, Chats):
             raise ArgumentError("echo=True takes the logits of whole prompts: give outputs_max=0")
         if params.guide is not None and n > 1:
             raise ArgumentError("a guide follows one text: submit each with one of its own")
+        form = None
+        if response_format is not None:
+            if params.guide is not None:
+                raise ArgumentError("give response_format= or guide=, not both")
+            form = structured.wanted(self.model, response_format)
         tokens, dropped = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
         cancel, check = partial(_cancel, self._desk, self._worker), self._desk.check_reader
@@ -255,7 +263,8 @@ class Engine(EmbedsTexts, Chats):
             sampler = self._sampler(sampling, params, i)
             # Scores of the prompt need its logits: then nothing is reused.
             job = Job(tokens, requests[0].job if requests else None, fresh=params.echo)
-            requests.append(Request(job, params, sampler, cancel, check, dropped))
+            own = params if form is None else replace(params, guide=form.guide())
+            requests.append(Request(job, own, sampler, cancel, check, dropped))
         try:
             self._desk.submit([partial(self._worker.accept, request) for request in requests])
         except LlcudaError:

@@ -12,10 +12,11 @@ PACKAGE = Path(llcuda.__file__).parent
 LAYERS = (
     ("errors", "text", "metrics", "timings", "demo", "download", "progress", "gguf_types",
      "target", "cache", "checkpoint"),
-    ("params", "structured", "lora", "hub", "hub_folder"),
+    ("params", "lora", "hub", "hub_folder"),
     ("steps", "guide"),
     ("native", "nf4", "converter", "conversion"),
     ("gguf_parser", "gguf_writer", "pairs"),
+    ("gbnf", "structured", "structured_grammar", "structured_schema", "structured_tokenizer"),
     ("request", "completion", "scheduler", "speculation", "gguf_remote", "device", "unsloth",
      "conversion_tokenizer", "conversion_rows", "conversion_child", "chat",
      "chat_arguments", "chat_functions", "chat_messages", "chat_prompt", "chat_reader",
@@ -31,8 +32,8 @@ LAYERS = (
     ("inference", "core", "quality", "shapes", "loops", "measure", "bench", "doctor",
      "gguf_inspect"),
     ("bench_output", "bench_plot"),
-    ("openai", "openai_errors", "openai_text", "server", "server_door", "server_metrics",
-     "server_models", "server_stream", "server_text", "server_vectors"),
+    ("openai", "openai_errors", "openai_responses", "openai_text", "server", "server_chat",
+     "server_door", "server_metrics", "server_models", "server_stream", "server_text", "server_vectors"),
     ("cli_files", "cli_quality", "cli_serve"),
     ("cli", "__main__"),
 )  # fmt: skip

@@ -1,0 +1,182 @@
+"""What a JSON schema must be told before llguidance compiles it, and what it would not notice.
+
+Plain data: a copy of the schema comes back, which allows no text that the schema does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, TypeGuard
+from urllib.parse import unquote
+
+from llcuda.errors import ArgumentError
+
+MAX_BYTES = 1 << 18
+MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compiler recurses
+MAX_MULTIPLE = 100_000  # it makes a state of each remainder
+MAX_ROUNDS = 200
+
+_IN_MAPPINGS = ("properties", "patternProperties", "$defs", "definitions")
+_IN_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
+_ALONE = ("items", "additionalItems", "additionalProperties")
+# llguidance's dates have a 29th of February in every year, and a year 0.
+_DATE = (
+    "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-(0[13-9]|1[0-2]|02-([01]|2[0-8]))"
+    "|^([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)-02-29"
+)
+
+
+def prepare(schema: Any) -> dict[str, Any]:
+    """Return a copy of `schema`. Raises ArgumentError for what is none, or cannot be honoured."""
+    prepared = _copy(schema)
+    for count, node in enumerate(_schemas(prepared)):
+        if count == MAX_SCHEMAS:
+            raise ArgumentError(f"the JSON schema has more than {MAX_SCHEMAS} schemas in it")
+        _prepare_one(node)
+    if not _has_texts(prepared):
+        raise ArgumentError("nothing finite satisfies the JSON schema: it requires itself")
+    return prepared
+
+
+def _copy(schema: Any) -> dict[str, Any]:
+    if not isinstance(schema, Mapping):
+        raise ArgumentError(f"a JSON schema must be a dict, not {type(schema).__name__}")
+    try:
+        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except RecursionError:
+        raise ArgumentError("the JSON schema is nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"the JSON schema is no JSON: {error}") from None
+    if size > MAX_BYTES:
+        raise ArgumentError(f"the JSON schema has {size} bytes, at most {MAX_BYTES} are allowed")
+    copy: dict[str, Any] = json.loads(text)
+    if "x-guidance" in copy:
+        raise ArgumentError("x-guidance is no keyword of JSON schemas; give compact=True instead")
+    return copy
+
+
+def _schemas(root: Any) -> Iterator[dict[str, Any]]:
+    """Return every schema that is an object: `root`, and those in it."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting += _below(node)
+
+
+def _below(node: dict[str, Any]) -> Iterator[Any]:
+    for key in _IN_MAPPINGS:
+        if isinstance(inner := node.get(key), dict):
+            yield from inner.values()
+    for key in _IN_LISTS:
+        if isinstance(inner := node.get(key), list):
+            yield from inner
+    for key in _ALONE:
+        yield node.get(key)
+
+
+def _prepare_one(node: dict[str, Any]) -> None:
+    if node.get("uniqueItems") is False:
+        del node["uniqueItems"]
+    least, required = node.get("minProperties"), node.get("required")
+    if isinstance(least, int) and least > max(
+        1, len(required) if isinstance(required, list) else 0
+    ):
+        # One name twice is one property, which a grammar cannot see.
+        raise ArgumentError(
+            f"minProperties: {least} is more than the required properties, which cannot be honoured"
+        )
+    multiple = node.get("multipleOf")
+    if isinstance(multiple, int | float) and _digits(multiple) > MAX_MULTIPLE:
+        raise ArgumentError(f"multipleOf: {multiple} has too many digits to be honoured")
+    if node.get("format") in ("date", "date-time"):
+        if "pattern" in node:
+            node["allOf"] = [*node.get("allOf", []), {"pattern": node.pop("pattern")}]
+        node["pattern"] = _DATE
+
+
+def _digits(number: float) -> int:
+    """Return the digits of a number without its point, as a whole number."""
+    value = Decimal(repr(number))
+    exponent = value.as_tuple().exponent
+    return int(abs(value).scaleb(max(0, -exponent if isinstance(exponent, int) else 0)))
+
+
+# --- whether there is a text ---
+
+
+def _has_texts(root: dict[str, Any]) -> bool:
+    """Whether a finite text can satisfy `root`, as far as references decide that."""
+    nodes = list(_schemas(root))[::-1]
+    unproven = {id(node) for node in nodes}
+    for _ in range(MAX_ROUNDS):
+        before = len(unproven)
+        for node in nodes:
+            if id(node) in unproven and _ends(node, root, unproven):
+                unproven.discard(id(node))
+        if len(unproven) == before:
+            break
+    return id(root) not in unproven
+
+
+def _ends(node: dict[str, Any], root: dict[str, Any], unproven: set[int]) -> bool:
+    """Whether `node` has a finite text, if all schemas but the `unproven` ones have one."""
+
+    def known(inner: Any) -> bool:
+        return inner is not False and id(inner) not in unproven
+
+    reference = node.get("$ref")
+    if isinstance(reference, str) and not known(_target(reference, root)):
+        return False
+    for key, enough in (("anyOf", any), ("oneOf", any), ("allOf", all)):
+        inner = node.get(key)
+        if isinstance(inner, list) and not enough(known(one) for one in inner):
+            return False
+    kind = node.get("type")
+    names = [kind] if isinstance(kind, str) else kind
+    kinds = set(names) if _is_names(names) else {"null"}  # anything
+    if "enum" in node or "const" in node or not kinds <= {"object", "array"}:
+        return True
+    return ("object" in kinds and _object_ends(node, known)) or (
+        "array" in kinds and _array_ends(node, known)
+    )
+
+
+def _is_names(names: Any) -> TypeGuard[list[str]]:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _object_ends(node: dict[str, Any], known: Callable[[Any], bool]) -> bool:
+    required, properties = node.get("required"), node.get("properties")
+    if not _is_names(required):
+        return True
+    others = node.get("additionalProperties", True)
+    inner = properties if isinstance(properties, dict) else {}
+    return all(known(inner.get(name, others)) for name in required)
+
+
+def _array_ends(node: dict[str, Any], known: Callable[[Any], bool]) -> bool:
+    least, items = node.get("minItems", 0), node.get("items", True)
+    first = node.get("prefixItems", items if isinstance(items, list) else [])
+    others = node.get("additionalItems", True) if isinstance(items, list) else items
+    if not isinstance(least, int) or not isinstance(first, list):
+        return True
+    return all(known(one) for one in first[:least]) and (least <= len(first) or known(others))
+
+
+def _target(reference: str, root: dict[str, Any]) -> Any:
+    """Return what a local reference names; True for others, which llguidance judges."""
+    if reference != "#" and not reference.startswith("#/"):
+        return True
+    found: Any = root
+    for part in reference.split("/")[1:]:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list):
+            found = found[int(name)] if name.isdigit() and int(name) < len(found) else True
+        else:
+            found = found.get(name, True) if isinstance(found, dict) else True
+    return found

@@ -1,0 +1,57 @@
+"""A model's vocabulary as llguidance wants it."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from llcuda.errors import LlcudaError, UnsupportedError
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+    from llcuda.native.model import Model
+
+_BEFORE = b"\n"  # seldom joined with what follows, where a tokenizer puts a space in front
+
+
+def tokenizer_of(model: Model) -> LLTokenizer:
+    """Return the tokenizer, made anew: 1 s for 262,144 tokens.
+
+    Raises UnsupportedError for a model without a token that ends a text.
+    """
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    ends = sorted(model.eog_tokens)
+    if not ends:
+        raise UnsupportedError(f"{model.path.name} has no token that ends a text")
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(model, ends[0])), eos_token=ends)
+
+
+class _Vocabulary:
+    """What TokenizerWrapper reads. Refers to the model weakly: it is kept as long as the model."""
+
+    def __init__(self, model: Model, end: int) -> None:
+        self.tokens, self.special_token_ids = model.pieces()
+        self.eos_token_id = end
+        self.bos_token_id = model.bos
+        self._model = weakref.ref(model)
+
+    def __call__(self, text: Any) -> list[int]:
+        """Return the tokens of a text in the middle of another; none where that cannot be told.
+
+        Must not raise: it is called from Rust, which would panic.
+        """
+        model = self._model()
+        raw = text if isinstance(text, bytes) else str(text).encode(errors="replace")
+        with contextlib.suppress(LlcudaError):
+            for before in (b"", _BEFORE) if model is not None else ():
+                tokens = model.tokenize(before + raw, add_special=False)  # type: ignore[union-attr]
+                pieces = [self.tokens[token] for token in tokens]
+                # What stands in front is the text before, and a space that was put there.
+                while pieces and len(b"".join(pieces)) > len(raw):
+                    del pieces[0]
+                if b"".join(pieces) == raw:
+                    return tokens[len(tokens) - len(pieces) :]
+        return []
