@@ -19,7 +19,7 @@ using shim::guarded;
 
 namespace {
 
-constexpr double  WORK_OF_ONE = 1 << 16;  // operations below which one thread is as fast
+constexpr double  WORK_OF_ONE = 1 << 20;  // operations below which one thread is as fast
 constexpr size_t  KEPT_MOST = size_t(64) << 20;  // bytes of intermediate results that wait for the next graph
 constexpr int     LARGEST_BATCH = 1 << 16;
 
