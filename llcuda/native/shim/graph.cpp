@@ -221,6 +221,9 @@ class Graph {
 
     static void multiply(ggml_backend_t backend, const llcuda_node & node, const ggml_tensor * c) {
         static auto * const gemm = shim::cuda_function<decltype(&llcuda_gemm)>("llcuda_gemm");
+        if (!gemm) {
+            throw Unsupported(std::string(ggml_backend_name(backend)) + " is not llcuda's own: it lacks llcuda_gemm");
+        }
         const ggml_tensor * a = c->src[0], * b = c->src[1];
         const auto size = static_cast<int64_t>(ggml_type_size(c->type));
         auto step = [&](const ggml_tensor * t, int i) { return t->ne[i] == 1 ? 0 : static_cast<int64_t>(t->nb[i]) / size; };
