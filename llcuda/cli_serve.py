@@ -34,6 +34,9 @@ def serve(
     pooling: Annotated[
         str | None, typer.Option(help="Of embeddings: mean, cls, last. Default: the model's.")
     ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="A Jinja file, or the name of one of the model's templates.")
+    ] = None,
     memory: Annotated[
         float | None,
         typer.Option(min=0, help="GB for all models; default: what is free."),
@@ -72,6 +75,9 @@ def serve(
     }
     if pooling is not None:
         given["pooling"] = pooling
+    if chat_template is not None:
+        file = Path(chat_template)
+        given["template"] = file.read_text(encoding="utf-8") if file.is_file() else chat_template
     specs = [_spec(text, given) for text in models or ["demo"]]
     keys = [*(api_key or ()), *(_keys(api_key_file) if api_key_file else ())]
     local = host in LOCAL

@@ -170,6 +170,51 @@ class CompletionBody(SamplingBody):
         return self.best_of
 
 
+Choice = Literal["none", "auto", "required"] | dict[str, Any]
+Labels = dict[str, str]
+Top = Annotated[int, Field(ge=0, le=20)]
+
+
+class ChatBody(SamplingBody):
+    """POST /v1/chat/completions. `engine.chat` checks messages and tools."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
+    tools: list[dict[str, Any]] | None = Field(None, max_length=512)
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+    reasoning_effort: str | None = Field(None, description="For templates that know it.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="For the template.")
+    store: Literal[False] | None = None
+    metadata: Labels | None = Field(None, description="Has no effect.")
+    safety_identifier: str | None = Field(None, description="Has no effect.")
+    prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    functions: Unsupported = None
+    prediction: Unsupported = None
+    verbosity: Unsupported = None
+    web_search_options: Unsupported = None
+
+    def most_tokens(self) -> int | None:
+        """Return how many tokens the answer may have; None = as many as there is room for."""
+        most, older = self.max_completion_tokens, self.max_tokens
+        if most is not None and older is not None and most != older:
+            raise ApiError(400, "max_tokens and max_completion_tokens differ", param="max_tokens")
+        return older if most is None else most
+
+    def alternatives(self) -> int | None:
+        """Return how many alternatives to report for each token, None = no log-probabilities."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
 class EmbeddingBody(ModelBody):
     """POST /v1/embeddings."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -34,16 +34,25 @@ def finish_reason(reason: str) -> str:
     return "length" if reason in ("context", "timeout", "cancelled") else reason
 
 
-def usage(prompts: Sequence[Completion], made: Sequence[Completion]) -> dict[str, Any]:
-    """Return the usage. prompts: one completion of each prompt; made: all."""
+def usage(
+    prompts: Sequence[Completion], made: Sequence[Completion], reasoning: int | None = None
+) -> dict[str, Any]:
+    """Return the usage.
+
+    prompts: one completion of each prompt; made: all; reasoning: tokens of it, None where no such
+    thing is known.
+    """
     prompt = sum(one.prompt_tokens for one in prompts)
     answer = sum(len(one.tokens) for one in made)
-    return {
+    spent: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
         "prompt_tokens_details": {"cached_tokens": sum(one.reused_tokens for one in prompts)},
     }
+    if reasoning is not None:
+        spent["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+    return spent
 
 
 class Chunks:
@@ -81,21 +90,22 @@ def _number(logprob: float) -> float:
 class Scores:
     """Hands out a text's log-probabilities along with the text that they belong to.
 
-    What was sampled but is not shown, such as a stop text, is left out. offset: where the text
-    begins, in characters, for `as_text`.
+    What was sampled but is not shown, such as a stop text, is left out. named: control tokens that
+    have a text in the result.
     """
 
-    def __init__(self, model: Model, offset: int = 0) -> None:
+    def __init__(self, model: Model, named: Collection[int] = ()) -> None:
         self._model = model
-        self._shown = self._given = self._count = 0
-        self._offset = offset
+        self._named = named
+        self._shown = self._given = self._count = self._offset = 0
 
     def take(self, text: str, all_scores: Sequence[TokenLogprob]) -> list[TokenLogprob]:
         """Return the scores of further `text`; all_scores: of all tokens so far."""
         self._shown += len(text.encode())
         begin = self._count
         while self._count < len(all_scores) and self._given < self._shown:
-            self._given += len(self._model.piece_bytes(all_scores[self._count].token))
+            token = all_scores[self._count].token
+            self._given += len(self._model.piece_bytes(token, token in self._named))
             self._count += 1
         return list(all_scores[begin : self._count])
 

@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,9 +28,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 import llcuda
-from llcuda import server_text, server_vectors
+from llcuda import server_chat, server_text, server_vectors
 from llcuda.errors import ArgumentError
 from llcuda.openai import (
+    ChatBody,
     CompletionBody,
     DetokenizeBody,
     EmbeddingBody,
@@ -39,6 +41,7 @@ from llcuda.openai import (
     TokenizeBody,
 )
 from llcuda.openai_errors import ApiError, of_validation
+from llcuda.openai_responses import ResponsesBody
 from llcuda.openai_text import now
 from llcuda.server_door import LOOPBACK, Door, Limits, Traffic
 from llcuda.server_metrics import metrics_text
@@ -63,7 +66,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "The server is busy.",
     }.items()
 }
-Work = Callable[[Any, Loaded, str, Output], Awaitable[None]]
+NAMES = {"template_variables": "chat_template_kwargs"}  # the engine's names, and the API's
+Work = Callable[[Any, Loaded, Output], Awaitable[None]]
 
 
 class Service:
@@ -83,9 +87,9 @@ class Service:
 
         async def run(output: Output) -> None:
             async with self.models.use(body.model) as loaded:
-                await work(body, loaded, loaded.spec.name, output)
+                await work(body, loaded, output)
 
-        return Exchange(run, self.traffic.left, {"prompt": prompt})
+        return Exchange(run, self.traffic.left, {"prompt": prompt, **NAMES})
 
 
 def create_app(
@@ -142,16 +146,22 @@ def create_app(
 
 
 def _text_routes(service: Service) -> APIRouter:
-    router = APIRouter(responses=ERRORS)
+    router, deadline = APIRouter(responses=ERRORS), service.limits.deadline
 
     @router.post("/v1/completions")
     async def completions(body: CompletionBody) -> Response:
         """Continue texts."""
+        return service.answer(body, partial(server_text.complete, deadline=deadline))
 
-        async def work(body: Any, loaded: Loaded, name: str, output: Output) -> None:
-            await server_text.complete(body, loaded.writer(), name, service.limits.deadline, output)
+    @router.post("/v1/chat/completions")
+    async def chat(body: ChatBody) -> Response:
+        """Answer a conversation."""
+        return service.answer(body, partial(server_chat.chat, deadline=deadline), "messages")
 
-        return service.answer(body, work)
+    @router.post("/v1/responses")
+    async def responses(body: ResponsesBody) -> Response:
+        """Answer a conversation, in items; nothing is stored."""
+        return service.answer(body, partial(server_chat.respond, deadline=deadline), "input")
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody) -> Response:
@@ -176,7 +186,7 @@ def _text_routes(service: Service) -> APIRouter:
     return router
 
 
-async def _tokenize(body: TokenizeBody, loaded: Loaded, name: str, output: Output) -> None:
+async def _tokenize(body: TokenizeBody, loaded: Loaded, output: Output) -> None:
     model = loaded.model
     tokens = model.tokenize(body.content, body.add_special, body.parse_special)
     answer: dict[str, Any] = {"tokens": tokens}
@@ -185,7 +195,7 @@ async def _tokenize(body: TokenizeBody, loaded: Loaded, name: str, output: Outpu
     await output.json(answer)
 
 
-async def _detokenize(body: DetokenizeBody, loaded: Loaded, name: str, output: Output) -> None:
+async def _detokenize(body: DetokenizeBody, loaded: Loaded, output: Output) -> None:
     await output.json({"content": loaded.model.detokenize(body.tokens)})
 
 

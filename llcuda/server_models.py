@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda import hub
+from llcuda.chat import ChatTemplate
 from llcuda.configuration import Configuration, configure
 from llcuda.embedding import Embedder
 from llcuda.engine import Engine, EngineParams, context_params
@@ -31,8 +32,8 @@ class ModelSpec:
     """A model to serve.
 
     name: what clients call it; source, filename: as those of `InferenceEngine.load_model`;
-    parameters: its further keywords (gpu_layers, ctx_size, n_parallel, ...), and `pooling` for
-    embeddings, see Embedder.
+    parameters: its further keywords (gpu_layers, ctx_size, n_parallel, ...); `pooling` for
+    embeddings, see Embedder; `template` for chats, see `Engine.chat`.
     """
 
     name: str
@@ -43,7 +44,8 @@ class ModelSpec:
     def configuration(self, path: Path | None = None) -> Configuration:
         """Return what the model and its engine get; raise ArgumentError or TypeError."""
         given = dict(self.parameters)
-        given.pop("pooling", None)
+        for name in ("pooling", "template"):
+            given.pop(name, None)
         request = {
             "gpu_layers": given.pop("gpu_layers", None),
             "ctx_size": given.pop("ctx_size", None),
@@ -71,6 +73,8 @@ class Loaded:
         self._lock = threading.Lock()
         self.model = Model(path, params=chosen.model)
         try:
+            if spec.parameters.get("template") is not None:
+                ChatTemplate.of(self.model, spec.parameters["template"])
             try:
                 self.engine = Engine(self.model, **chosen.engine)
             except ArgumentError as error:  # it generates no text

@@ -14,7 +14,7 @@ from llcuda.openai import DEFAULT_MAX_TOKENS, CompletionBody
 from llcuda.openai_errors import ApiError
 from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
 from llcuda.request import Request as Generation
-from llcuda.request import split_parameters
+from llcuda.server_models import Loaded
 from llcuda.server_stream import Output, Pace
 
 LONG_TEXT = 2000  # characters; what is longer is tokenized beside the event loop
@@ -63,8 +63,6 @@ def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list
     refuse_too_many(engine, len(prompts) * candidates, "prompt")
     model = engine.model
     given = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
-    form = given.pop("response_format", None)
-    compiled = None if form is None else _compiled(engine, form)
     given["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     given["logprobs"] = body.logprobs
     if body.logprobs is None and candidates > (body.n or 1):
@@ -77,34 +75,18 @@ def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list
             shown = ""
             if body.echo:
                 shown = prompt if isinstance(prompt, str) else model.detokenize(tokens)
-            made: list[Generation] = []
             try:
-                if compiled is None:
-                    made = engine.submit_n(tokens, candidates, *split_parameters(given))
-                else:
-                    for i in range(candidates):
-                        one = {**given, "guide": compiled.guide()}
-                        if "seed" in given:
-                            one["seed"] = (given["seed"] + i) % 2**32
-                        made.append(engine.submit(tokens, **one))
+                made = engine.submit_n(tokens, candidates, **given)
             except ArgumentError as error:
                 if len(prompts) == 1:
                     raise
                 raise ArgumentError(f"prompt {number}: {error}") from error
-            finally:
-                for one_made in made:
-                    choices.append(Choice(len(choices), tokens, shown, one_made))
+            choices += [Choice(len(choices) + i, tokens, shown, one) for i, one in enumerate(made)]
     except BaseException:
         for choice in choices:
             choice.generation.cancel()
         raise
     return choices
-
-
-def _compiled(engine: Engine, form: dict[str, Any]) -> Any:
-    from llcuda import structured  # llguidance, for those who ask
-
-    return structured.compile(engine.model, form)
 
 
 def _tokens(engine: Engine, prompt: str | list[int]) -> list[int]:
@@ -114,10 +96,10 @@ def _tokens(engine: Engine, prompt: str | list[int]) -> list[int]:
 
 
 async def complete(
-    body: CompletionBody, engine: Engine, name: str, deadline: float | None, output: Output
+    body: CompletionBody, loaded: Loaded, output: Output, *, deadline: float | None
 ) -> None:
     """Answer POST /v1/completions."""
-    wants_usage = body.wants_usage()
+    engine, name, wants_usage = loaded.writer(), loaded.spec.name, body.wants_usage()
     size = sum(len(prompt) for prompt in body.prompts())
     if size > LONG_TEXT or body.response_format is not None:
         choices = await asyncio.to_thread(submit, engine, body, deadline)

@@ -14,7 +14,7 @@ from llcuda.server_models import Loaded
 from llcuda.server_stream import Output
 
 
-async def embed(body: EmbeddingBody, loaded: Loaded, name: str, output: Output) -> None:
+async def embed(body: EmbeddingBody, loaded: Loaded, output: Output) -> None:
     """Answer POST /v1/embeddings: floats, or the bytes of little-endian float32 in base64."""
 
     def compute() -> tuple[list[Any], int]:
@@ -33,7 +33,7 @@ async def embed(body: EmbeddingBody, loaded: Loaded, name: str, output: Output) 
             {"object": "embedding", "index": i, "embedding": vector}
             for i, vector in enumerate(vectors)
         ],
-        "model": name,
+        "model": loaded.spec.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     })  # fmt: skip
 
@@ -44,7 +44,7 @@ def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:
         raise ApiError(400, wrong, param="dimensions")
 
 
-async def rerank(body: RerankBody, loaded: Loaded, name: str, output: Output) -> None:
+async def rerank(body: RerankBody, loaded: Loaded, output: Output) -> None:
     """Answer POST /v1/rerank: the documents' places in the list, the best one first."""
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
 
@@ -61,4 +61,5 @@ async def rerank(body: RerankBody, loaded: Loaded, name: str, output: Output) ->
             result["document"] = {"text": texts[i]}
         results.append(result)
     spent = {"prompt_tokens": tokens, "total_tokens": tokens}
-    await output.json({"id": new_id("rerank-"), "model": name, "results": results, "usage": spent})
+    answer = {"id": new_id("rerank-"), "model": loaded.spec.name, "results": results}
+    await output.json({**answer, "usage": spent})

@@ -143,4 +143,4 @@ def test_too_many_at_once_is_one_error(guarded: Served) -> None:
     """More texts than the queue ever holds are refused for good, before any is computed."""
     is_error(guarded.post("/v1/completions", prompt=["a"] * 5), 400, "prompt")
     is_error(guarded.post("/v1/completions", prompt="a", n=5), 400, "prompt")
-    assert guarded.idle()
+    assert eventually(guarded.idle)

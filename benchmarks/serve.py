@@ -1,0 +1,205 @@
+"""What HTTP costs: the server against the engine without it, and against llama_cpp.server.
+
+`python benchmarks/serve.py [MODEL.gguf] [--clients 1,8,32] [--peer-python PATH]`, the demo model by
+default. Streams of equal length, by turns: the engine in this process, `llcuda serve` in its own,
+and `python -m llama_cpp.server` on our libraries, run by an interpreter that has sse-starlette,
+starlette-context and pydantic-settings. `--soak MINUTES` puts a mixed load on `llcuda serve`, with
+clients that leave, and says what the server holds. Only 127.0.0.1 is asked. Prints a table, then
+one JSON line. Clients and server share the machine; ratios count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from http_load import PROMPT, Timed, held, over_http, prompt, soak
+from peers import llama_cpp_python
+from rich.console import Console
+from rich.table import Table
+
+import llcuda
+from llcuda import Engine, Model
+from llcuda.metrics import percentile
+
+CTX_SIZE = 512
+PEER = """
+import os, runpy, sys
+from llcuda.native import library
+os.environ["LLAMA_CPP_LIB_PATH"] = library.versions()["folder"]
+sys.path.insert(0, sys.argv.pop(1))
+import llama_cpp.llama_cpp as raw
+raw.llama_vocab_is_eog = lambda vocab, token: False
+sys.argv[0] = "llama_cpp.server"
+runpy.run_module("llama_cpp.server", run_name="__main__")
+"""
+
+
+async def in_engine(engine: Engine, clients: int, turns: int, tokens: int) -> Timed:
+    """The same streams, read by coroutines in this process."""
+    timed = Timed()
+
+    async def client(number: int) -> None:
+        for turn in range(turns):
+            asked, began = time.perf_counter(), 0.0
+            request = engine.submit(prompt(number, turn), max_tokens=tokens, ignore_eos=True)
+            async for _ in request:
+                began = began or time.perf_counter()
+            timed.add(tokens, (asked, began, time.perf_counter()))
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    timed.seconds = time.perf_counter() - started
+    return timed
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, path: str) -> Iterator[int]:
+    """Run a server until the block ends; return its process's number."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").close()
+                    break
+                if process.poll() is not None:
+                    raise SystemExit(f"{command[:3]} ended with {process.returncode}")
+                time.sleep(0.1)
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def free_port() -> int:
+    """Return a port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def ours(model: Path, port: int, parallel: int, threads: int) -> list[str]:
+    """Return the command of our server."""
+    return [
+        sys.executable, "-m", "llcuda", "serve", f"served={model}", "--port", str(port),
+        "--parallel", str(parallel), "--ctx-size", str(CTX_SIZE), "--threads", str(threads),
+        "--pooling", "mean",
+    ]  # fmt: skip
+
+
+def theirs(python: str, model: Path, port: int, threads: int) -> list[str]:
+    """Return the command of llama-cpp-python's server."""
+    return [
+        python, "-c", PEER, str(llama_cpp_python.folder()), "--model", str(model), "--port",
+        str(port), "--n_ctx", str(CTX_SIZE), "--n_threads", str(threads), "--n_threads_batch",
+        str(threads), "--flash_attn", "true", "--interrupt_requests", "false", "--verbose", "false",
+    ]  # fmt: skip
+
+
+def row(name: str, clients: int, turns: list[Timed], base: list[Timed]) -> dict[str, Any]:
+    """Return the figures of one measurement; times in milliseconds."""
+    first = sorted(value for turn in turns for value in turn.first)
+    each = sorted(value for turn in turns for value in turn.each)
+    rates = [turn.tokens / turn.seconds for turn in turns]
+    over = [rate * b.seconds / b.tokens for rate, b in zip(rates, base, strict=True)]
+    return {
+        "what": name,
+        "clients": clients,
+        "tokens_per_second": statistics.median(rates),
+        "over_engine": statistics.median(over),
+        "first_p50_ms": percentile(first, 50) * 1e3,
+        "first_p95_ms": percentile(first, 95) * 1e3,
+        "token_p50_ms": percentile(each, 50) * 1e3,
+        "token_p95_ms": percentile(each, 95) * 1e3,
+    }
+
+
+def compare(path: Path, clients: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure everything at one number of clients, by turns."""
+    small = path.stat().st_size < 2**27
+    tokens, streams = (100, 4) if small else (options.tokens, 1)
+    threads = 1 if small else len(os.sched_getaffinity(0))
+    port, peer_port = free_port(), free_port()
+    found: dict[str, list[Timed]] = {"engine": [], "llcuda serve": [], "llama_cpp.server": []}
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(Model(path))
+        engine = stack.enter_context(
+            Engine(model, n_parallel=clients, ctx_size=CTX_SIZE, threads=threads, ubatch_size=128)
+        )
+        stack.enter_context(running(ours(path, port, clients, threads), port, "/health"))
+        peer = options.peer_python
+        if peer:
+            command = theirs(peer, path, peer_port, threads)
+            stack.enter_context(running(command, peer_port, "/v1/models"))
+        warm = {"ignore_eos": True, "model": "served"}
+        for turn in range(-1, options.turns):
+            results = {
+                "engine": asyncio.run(in_engine(engine, clients, streams, tokens)),
+                "llcuda serve": asyncio.run(over_http(port, clients, streams, tokens, warm)),
+            }
+            if peer:
+                extra = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
+                results["llama_cpp.server"] = asyncio.run(
+                    over_http(peer_port, clients, streams, tokens, extra)
+                )
+            for name, timed in results.items():
+                if turn >= 0:
+                    found[name].append(timed)
+    return [row(name, clients, timed, found["engine"]) for name, timed in found.items() if timed]
+
+
+def soaked(path: Path, minutes: float) -> dict[str, Any]:
+    """Soak our server; add what it holds when all is over."""
+    port = free_port()
+    with running(ours(path, port, 4, 1), port, "/health") as process:
+        asyncio.run(soak(port, process, min(0.1, minutes)))  # caches fill
+        before = held(process)
+        found = asyncio.run(soak(port, process, minutes, seed=2))
+        time.sleep(2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        names = ("llcuda_requests_running", "llcuda_requests_waiting", "llcuda_http_active")
+        found["left"] = [line for line in lines if line.startswith(names)]
+        found["before"], found["after"] = before, held(process)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", type=Path, default=llcuda.demo_model())
+    parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16, help="of a stream of a large model")
+    parser.add_argument("--peer-python", help="with what llama_cpp.server needs; none = not run")
+    parser.add_argument("--soak", type=float, metavar="MINUTES")
+    options = parser.parse_args()
+    if options.soak:
+        print(json.dumps(soaked(options.model, options.soak)))
+        return
+    llama_cpp_python.prepare()
+    rows = [
+        row
+        for clients in map(int, options.clients.split(","))
+        for row in compare(options.model, clients, options)
+    ]
+    table = Table(*rows[0], title=f"{options.model.name}, prompt of {len(PROMPT)} letters")
+    for measured in rows:
+        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in measured.values()))
+    Console(width=140).print(table)
+    print(json.dumps({"model": options.model.name, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""/v1/responses in its basic form, as data: its requests are conversations, its answers items.
+
+Nothing is stored: what needs an earlier response is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from llcuda.openai import Body, ChatBody, Choice, Labels, ModelBody, Top, Unsupported
+from llcuda.openai_errors import ApiError
+from llcuda.openai_text import event, new_id, now
+
+
+class TextBody(Body):
+    """The form of the answer."""
+
+    format: dict[str, Any] | None = None
+    verbosity: Unsupported = None
+
+
+class ReasoningBody(Body):
+    """How much to think."""
+
+    effort: str | None = None
+    summary: Unsupported = None
+    generate_summary: Unsupported = None
+
+
+class ResponsesStreamOptions(Body):
+    """Nothing to choose."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesBody(ModelBody):
+    """POST /v1/responses."""
+
+    input: str | list[dict[str, Any]] = Field(max_length=2**24)
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: Top | None = None
+    stream: bool | None = None
+    stream_options: ResponsesStreamOptions | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=512)
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextBody | None = None
+    reasoning: ReasoningBody | None = None
+    include: list[Literal["message.output_text.logprobs"]] | None = None
+    store: Literal[False] | None = None
+    background: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    metadata: Labels | None = Field(None, description="Comes back with the answer.")
+    safety_identifier: str | None = Field(None, description="Has no effect.")
+    prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
+    conversation: Unsupported = None
+    max_tool_calls: Unsupported = None
+    previous_response_id: Unsupported = None
+    prompt: Unsupported = None
+
+    def as_chat(self) -> ChatBody:
+        """Return the conversation that it means; ApiError for what has no meaning there."""
+        messages: list[dict[str, Any]] = []
+        if self.instructions:
+            messages.append({"role": "system", "content": self.instructions})
+        if isinstance(self.input, str):
+            messages.append({"role": "user", "content": self.input})
+        else:
+            _Items(messages).read(self.input)
+        if not messages:
+            raise ApiError(400, "input: expected at least one message", param="input")
+        form = self.text.format if self.text else None
+        scores = self.include is not None or self.top_logprobs is not None
+        return ChatBody.model_construct(
+            **{
+                name: getattr(self, name)
+                for name in ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
+            },
+            messages=messages,
+            tools=[_tool(tool, i) for i, tool in enumerate(self.tools or ())] or None,
+            tool_choice=_choice(self.tool_choice),
+            max_completion_tokens=self.max_output_tokens,
+            response_format=_format(form),
+            logprobs=bool(scores and self.include),
+            top_logprobs=self.top_logprobs if self.include else None,
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
+        )
+
+
+class _Items:
+    """Adds the items of an input to messages."""
+
+    def __init__(self, messages: list[dict[str, Any]]) -> None:
+        self._messages = messages
+        self._reasoning = ""
+
+    def read(self, items: list[dict[str, Any]]) -> None:
+        for i, item in enumerate(items):
+            kind = item.get("type", "message")
+            read = {
+                "message": self._message,
+                "function_call": self._call,
+                "function_call_output": self._output,
+                "reasoning": self._reason,
+            }.get(kind if isinstance(kind, str) else "")
+            if read is None:
+                where = f"input[{i}].type"
+                raise ApiError(400, f"{where}: {str(kind)[:100]!r} is not known here", param=where)
+            try:
+                read(item)
+            except (KeyError, TypeError, AttributeError) as error:
+                wrong = f"input[{i}]: not a whole {kind}: {error}"
+                raise ApiError(400, wrong, param=f"input[{i}]") from None
+
+    def _message(self, item: dict[str, Any]) -> None:
+        content = item["content"]
+        if isinstance(content, list):
+            content = [self._part(part) for part in content]
+        message = {"role": item["role"], "content": content}
+        if item["role"] == "assistant" and self._reasoning:
+            message["reasoning_content"], self._reasoning = self._reasoning, ""
+        self._messages.append(message)
+
+    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] not in ("input_text", "output_text", "text"):
+            raise TypeError(f"content of type {part['type']!r}: the model reads text")
+        return {"type": "text", "text": part["text"]}
+
+    def _call(self, item: dict[str, Any]) -> None:
+        call = {
+            "id": item["call_id"],
+            "type": "function",
+            "function": {"name": item["name"], "arguments": item["arguments"]},
+        }
+        last = self._messages[-1] if self._messages else {}
+        if last.get("role") != "assistant":
+            last = {"role": "assistant", "content": None}
+            if self._reasoning:
+                last["reasoning_content"], self._reasoning = self._reasoning, ""
+            self._messages.append(last)
+        last.setdefault("tool_calls", []).append(call)
+
+    def _output(self, item: dict[str, Any]) -> None:
+        output = item["output"]
+        if isinstance(output, list):
+            output = [self._part(part) for part in output]
+        self._messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
+
+    def _reason(self, item: dict[str, Any]) -> None:
+        parts = item.get("content") or item.get("summary") or ()
+        self._reasoning += "".join(part["text"] for part in parts)
+
+
+def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        where = f"tools[{index}].type"
+        wrong = f"{where}: {str(tool.get('type'))[:100]!r} is not known here, only function"
+        raise ApiError(400, wrong, param=where)
+    return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
+
+
+def _choice(choice: Choice | None) -> Choice | None:
+    if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
+        return {"type": "function", "function": {"name": choice["name"]}}
+    return choice
+
+
+def _format(form: dict[str, Any] | None) -> dict[str, Any] | None:
+    if form is not None and form.get("type") == "json_schema":
+        inner = {k: v for k, v in form.items() if k != "type"}
+        return {"type": "json_schema", "json_schema": inner}
+    return form
+
+
+class Answer:
+    """An answer being made: takes what comes, and says it in the events of the stream."""
+
+    def __init__(self, body: ResponsesBody, model: str) -> None:
+        self._count = 0
+        self._output: list[dict[str, Any]] = []
+        self._open: str | None = None  # what is written just now: an item's type
+        self._scores: list[dict[str, Any]] = []
+        self.document: dict[str, Any] = {
+            "id": new_id("resp_"),
+            "object": "response",
+            "created_at": now(),
+            "status": "in_progress",
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": model,
+            "output": self._output,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
+            "store": False,
+            "temperature": body.temperature,
+            "text": {"format": (body.text and body.text.format) or {"type": "text"}},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
+            "top_p": body.top_p,
+            "truncation": "disabled",
+            "usage": None,
+            "user": body.user,
+        }
+
+    def begin(self) -> str:
+        """Return the first events."""
+        created = self._event("response.created", response=self.document)
+        return created + self._event("response.in_progress", response=self.document)
+
+    def add(
+        self, content: str, reasoning: str, calls: list[dict[str, Any]], scores: list[Any]
+    ) -> str:
+        """Return the events of what has come; calls: as OpenAI's chunks have them."""
+        events = ""
+        if reasoning:
+            events += self._opened("reasoning") + self._text("reasoning_text", reasoning)
+        if content:
+            self._scores += scores
+            events += self._opened("message")
+            events += self._text("output_text", content, logprobs=scores)
+        for call in calls:
+            function = call["function"]
+            if "id" in call:
+                events += self._closed() + self._opened(
+                    "function_call", call_id=call["id"], name=function["name"], arguments=""
+                )
+            if function.get("arguments"):
+                self._output[-1]["arguments"] += function["arguments"]
+                events += self._event(
+                    "response.function_call_arguments.delta",
+                    **self._place(), delta=function["arguments"],
+                )  # fmt: skip
+        return events
+
+    def end(self, usage: dict[str, Any], complete: bool) -> str:
+        """Return the last events; complete: whether the text ended by itself."""
+        events = self._closed("completed" if complete else "incomplete")
+        self.document["status"] = "completed" if complete else "incomplete"
+        if not complete:
+            self.document["incomplete_details"] = {"reason": "max_output_tokens"}
+        self.document["usage"] = {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": usage["prompt_tokens_details"],
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": usage["completion_tokens_details"],
+            "total_tokens": usage["total_tokens"],
+        }
+        kind = "response.completed" if complete else "response.incomplete"
+        return events + self._event(kind, response=self.document)
+
+    def failed(self, error: ApiError) -> str:
+        """Return the last event of an answer that failed."""
+        self.document["status"] = "failed"
+        self.document["error"] = {"code": error.code or error.kind, "message": error.message}
+        return self._event("response.failed", response=self.document)
+
+    def _event(self, kind: str, **fields: Any) -> str:
+        text = event({"type": kind, "sequence_number": self._count, **fields}, kind)
+        self._count += 1
+        return text
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
+
+    def _opened(self, kind: str, **fields: Any) -> str:
+        """Return the events that begin an item, unless it is the one that is written."""
+        if self._open == kind and kind != "function_call":
+            return ""
+        events = self._closed()
+        prefix = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}[kind]
+        item: dict[str, Any] = {"id": new_id(prefix), "type": kind, "status": "in_progress"}
+        if kind == "message":
+            item |= {"role": "assistant", "content": []}
+        elif kind == "reasoning":
+            item |= {"summary": [], "content": []}
+        self._output.append(item | fields)
+        self._open = kind
+        index = len(self._output) - 1
+        events += self._event(
+            "response.output_item.added", output_index=index, item=self._output[-1]
+        )
+        if kind != "function_call":
+            part = _part(kind)
+            self._output[-1]["content"].append(part)
+            events += self._event(
+                "response.content_part.added", **self._place(), content_index=0, part=part
+            )
+        return events
+
+    def _text(self, kind: str, text: str, **fields: Any) -> str:
+        self._output[-1]["content"][0]["text"] += text
+        return self._event(
+            f"response.{kind}.delta", **self._place(), content_index=0, delta=text, **fields
+        )
+
+    def _closed(self, status: str = "completed") -> str:
+        """Return the events that end the item that is written."""
+        kind, self._open = self._open, None
+        if kind is None:
+            return ""
+        item, place = self._output[-1], self._place()
+        if kind == "function_call":
+            events = self._event(
+                "response.function_call_arguments.done",
+                **place, name=item["name"], arguments=item["arguments"],
+            )  # fmt: skip
+        else:
+            part = item["content"][0]
+            fields: dict[str, Any] = {"text": part["text"]}
+            if kind == "message":
+                part["logprobs"], self._scores = self._scores, []
+                fields["logprobs"] = part["logprobs"]
+            name = part["type"]
+            events = self._event(f"response.{name}.done", **place, content_index=0, **fields)
+            events += self._event("response.content_part.done", **place, content_index=0, part=part)
+        item["status"] = status
+        index = place["output_index"]
+        return events + self._event("response.output_item.done", output_index=index, item=item)
+
+
+def _part(kind: str) -> dict[str, Any]:
+    if kind == "reasoning":
+        return {"type": "reasoning_text", "text": ""}
+    return {"type": "output_text", "text": "", "annotations": [], "logprobs": []}

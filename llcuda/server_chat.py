@@ -1,0 +1,259 @@
+"""/v1/chat/completions and /v1/responses: conversations, whole or as they are written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from llcuda.chat import ChatTemplate
+from llcuda.chat_split import ChatDelta, Splitter
+from llcuda.conversation import Chat, ChatCompletion
+from llcuda.engine import Engine
+from llcuda.openai import ChatBody
+from llcuda.openai_errors import ApiError
+from llcuda.openai_responses import Answer, ResponsesBody
+from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
+from llcuda.server_models import Loaded
+from llcuda.server_stream import Output, Pace, translated
+from llcuda.server_text import check_deadline, refuse_too_many, together
+
+THINKING = "enable_thinking"  # what templates call it that know on and off only
+
+
+def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]:
+    """Queue every answer, all or none; seeds count up. Renders and tokenizes: takes a while."""
+    engine, model, count = loaded.writer(), loaded.model, body.n or 1
+    template = loaded.spec.parameters.get("template")
+    refuse_too_many(engine, count, "n")
+    given = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
+    most = body.most_tokens()
+    if most is not None:
+        given["max_tokens"] = most
+    given["logprobs"] = body.alternatives()
+    variables = {**(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:
+        variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
+    chats: list[Chat] = []
+    try:
+        for i in range(count):
+            if "seed" in given and i:
+                given["seed"] = (given["seed"] + 1) % 2**32
+            chats.append(
+                engine.chat(
+                    body.messages,
+                    tools=body.tools,
+                    tool_choice="auto" if body.tool_choice is None else body.tool_choice,
+                    template=template,
+                    template_variables=variables,
+                    **given,
+                )
+            )
+    except BaseException:
+        for chat in chats:
+            chat.cancel()
+        raise
+    return chats
+
+
+def _effort(template: str, effort: str) -> dict[str, Any]:
+    """Return the variables that tell a template how much to think; ApiError where none does."""
+    if "reasoning_effort" in template:
+        return {"reasoning_effort": effort}
+    if THINKING in template:
+        return {THINKING: effort not in ("none", "minimal")}
+    unknown = "reasoning_effort: this model's chat template does not know it"
+    raise ApiError(400, unknown, param="reasoning_effort", code="unsupported_parameter")
+
+
+class Reader:
+    """Reads one chat of a stream: what has come, split, with its log-probabilities.
+
+    one_call: whether calls after the first are dropped.
+    """
+
+    def __init__(self, engine: Engine, chat: Chat, body: ChatBody) -> None:
+        self._chat = chat
+        self._splitter: Splitter = chat._splitter()
+        self._pace = Pace()
+        self._scores = Scores(engine.model, chat.request.params.shown_tokens)
+        self._wanted = bool(body.logprobs)
+        self._one_call = body.parallel_tool_calls is False
+        self._ended = False
+
+    async def more(self) -> tuple[ChatDelta, dict[str, Any] | None] | None:
+        """Return what has come, and its scores; None at the end."""
+        if self._ended:
+            return None
+        text = await self._pace.text(self._chat.request)
+        self._ended = not text
+        delta = self._splitter.feed(text) if text else self._splitter.flush()
+        if self._one_call:
+            delta.tool_calls = [call for call in delta.tool_calls if not call["index"]]
+        scores = None
+        if self._wanted and text:
+            scores = self._scores.as_chat(self._scores.take(text, self._chat.request.logprobs))
+        return delta, scores
+
+
+async def _submitted(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]:
+    """Queue beside the event loop; a client that leaves meanwhile takes its answers along."""
+    work = asyncio.ensure_future(asyncio.to_thread(submit, loaded, body, deadline))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(_cancel_all)
+        raise
+
+
+def _cancel_all(work: asyncio.Future[list[Chat]]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        for chat in work.result():
+            chat.cancel()
+
+
+async def chat(body: ChatBody, loaded: Loaded, output: Output, *, deadline: float | None) -> None:
+    """Answer POST /v1/chat/completions."""
+    engine, wants_usage = loaded.writer(), body.wants_usage()
+    chats = await _submitted(loaded, body, deadline)
+    fields = {"id": new_id("chatcmpl-"), "created": now(), "model": loaded.spec.name}
+    try:
+        if body.stream:
+            fields["object"] = "chat.completion.chunk"
+            await _stream(body, engine, chats, fields, wants_usage, output)
+        else:
+            fields["object"] = "chat.completion"
+            made = [await one for one in chats]
+            check_deadline([one.completion for one in made])
+            choices = [_choice(body, engine, i, chats[i], one) for i, one in enumerate(made)]
+            spent = _usage(engine, made)
+            await output.json({**fields, "choices": choices, "usage": spent})
+    finally:
+        for one in chats:
+            one.cancel()
+
+
+def _usage(engine: Engine, made: list[ChatCompletion]) -> dict[str, Any]:
+    thoughts = [str(one.message.get("reasoning_content") or "") for one in made]
+    count = sum(len(engine.model.tokenize(text, add_special=False)) for text in thoughts if text)
+    completions = [one.completion for one in made]
+    return usage(completions[:1], completions, count)
+
+
+def _choice(
+    body: ChatBody, engine: Engine, index: int, chat: Chat, made: ChatCompletion
+) -> dict[str, Any]:
+    message = made.message
+    if body.parallel_tool_calls is False and message.get("tool_calls"):
+        message = {**message, "tool_calls": message["tool_calls"][:1]}
+    logprobs = None
+    if body.logprobs:
+        scores = Scores(engine.model, chat.request.params.shown_tokens)
+        taken = scores.take(made.completion.text, made.completion.logprobs or [])
+        logprobs = scores.as_chat(taken)
+    return {
+        "index": index,
+        "message": {"refusal": None, **message},
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(made.finish_reason),
+    }
+
+
+async def _stream(
+    body: ChatBody,
+    engine: Engine,
+    chats: list[Chat],
+    fields: dict[str, Any],
+    wants_usage: bool,
+    output: Output,
+) -> None:
+    if wants_usage:
+        fields = {**fields, "usage": None}
+    made: dict[int, ChatCompletion] = {}
+
+    def chunk(index: int, delta: dict[str, Any], reason: str | None, scores: Any = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
+        return event({**fields, "choices": [choice]})
+
+    async def follow(index: int, chat: Chat) -> None:
+        plain = Chunks(fields, index, '"delta":{"content":', '},"logprobs":')
+        reader, events = (
+            Reader(engine, chat, body),
+            chunk(index, {"role": "assistant", "content": ""}, None),
+        )
+        while (more := await reader.more()) is not None:
+            delta, scores = more
+            if delta.reasoning or delta.tool_calls:
+                shown: dict[str, Any] = {}
+                if delta.reasoning:
+                    shown["reasoning_content"] = delta.reasoning
+                if delta.content:
+                    shown["content"] = delta.content
+                if delta.tool_calls:
+                    shown["tool_calls"] = delta.tool_calls
+                events += chunk(index, shown, None, scores)
+            elif delta.content or scores:
+                events += plain.text(delta.content, scores)
+            if events and delta:
+                await output.write(events)
+                events = ""
+        made[index] = completed = await chat
+        if not output.begun:
+            check_deadline([completed.completion])
+        await output.write(events + chunk(index, {}, finish_reason(completed.finish_reason)))
+
+    await together([follow(i, one) for i, one in enumerate(chats)])
+    ending = ""
+    if wants_usage:
+        every = [made[i] for i in range(len(chats))]
+        ending = event({**fields, "choices": [], "usage": _usage(engine, every)})
+    await output.end(ending + DONE)
+
+
+async def respond(
+    body: ResponsesBody, loaded: Loaded, output: Output, *, deadline: float | None
+) -> None:
+    """Answer POST /v1/responses."""
+    asked, engine = body.as_chat(), loaded.writer()
+    [chat] = await _submitted(loaded, asked, deadline)
+    answer = Answer(body, loaded.spec.name)
+    try:
+        if body.stream:
+            await _stream_response(asked, engine, chat, answer, output)
+        else:
+            await _write(asked, engine, chat, answer, None)
+            await output.json(answer.document)
+    finally:
+        chat.cancel()
+
+
+async def _stream_response(
+    asked: ChatBody, engine: Engine, chat: Chat, answer: Answer, output: Output
+) -> None:
+    await output.write(answer.begin())
+    try:
+        await _write(asked, engine, chat, answer, output)
+    except Exception as error:
+        await output.end(answer.failed(translated(error)))
+    else:
+        await output.end()
+
+
+async def _write(
+    asked: ChatBody, engine: Engine, chat: Chat, answer: Answer, output: Output | None
+) -> None:
+    """Read a chat into an answer, and write its events."""
+    reader = Reader(engine, chat, asked)
+    write: Callable[[str], Any] | None = output.write if output else None
+    while (more := await reader.more()) is not None:
+        delta, scores = more
+        content = scores["content"] if scores else []
+        events = answer.add(delta.content, delta.reasoning, delta.tool_calls, content)
+        if write and events:
+            await write(events)
+    made = await chat
+    check_deadline([made.completion])
+    complete = made.completion.finish_reason == "stop"
+    events = answer.end(_usage(engine, [made]), complete)
+    if write:
+        await write(events)
