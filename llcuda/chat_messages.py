@@ -69,7 +69,7 @@ def _message(given: Any, where: str, roles: Collection[str]) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ArgumentError(f"{where}: expected an object with role and content, not {given!r}")
     role = message.get("role")
-    if role not in ROLES and role not in roles:
+    if not isinstance(role, str) or role not in (*ROLES, *roles):
         raise ArgumentError(f"{where}.role={role!r}: expected one of {', '.join(ROLES)}")
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)

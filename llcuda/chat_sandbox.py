@@ -304,7 +304,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             _spent.charge(_length(left) * _length(right) * max(0, times))
         elif operator == "+":
             _spent.charge(_length(left) + _length(right))
-        return super().call_binop(context, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        if operator == "%":
+            _spent.charge(_length(result))
+        return result
 
     def call(*args: Any, **kwargs: Any) -> Any:
         """Call a macro, a function or a text's method; counted, and refused where it bursts."""

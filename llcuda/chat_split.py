@@ -73,6 +73,7 @@ class Splitter:
         self._strip = False  # what follows reasoning or a call has no space before it
         self._count = 0  # of calls
         self._ends = dict(syntax.reasoning)  # of reasoning, by what begins it
+        self._frames = syntax.frames
         marks = [*self._ends, *syntax.frames]
         if calls is not None:
             marks += [calls.begin, calls.end, *calls.frames]
@@ -119,6 +120,8 @@ class Splitter:
                 yield from self._header()
             elif calls is not None and mark == calls.begin:
                 yield from self._call(calls, mark)
+            elif mark in self._frames:
+                self._interrupt()
         if not self._strip:
             self._delta.content += self._space
 
@@ -126,13 +129,17 @@ class Splitter:
 
     def _content(self, text: str) -> None:
         """Show text; white space at its end only once more follows."""
-        if self._strip and not self._begun:
-            self._space, text = "", text.lstrip()
+        if self._strip:
+            text = text.lstrip()
         shown = text.rstrip()
         if shown:
             self._delta.content += self._space + shown
-            self._begun, self._space = True, ""
+            self._begun, self._space, self._strip = True, "", False
         self._space += text[len(shown) :]
+
+    def _interrupt(self) -> None:
+        """Note that something else than content came: no white space belongs behind it."""
+        self._space, self._strip = self._space if self._begun else "", True
 
     def _reasoning(self, ends: tuple[str, ...]) -> Steps:
         """Show reasoning up to one of its ends, without the space around it."""
@@ -148,7 +155,7 @@ class Splitter:
             space += text[len(shown) :]
 
         yield from self._reader.until(ends, show)
-        self._space, self._strip = "", True
+        self._interrupt()
 
     def _header(self) -> Steps:
         """Read what kind of message begins, and what it holds if that is not content."""
@@ -170,7 +177,7 @@ class Splitter:
     # --- calls ---
 
     def _begin_call(self, name: str, identity: str | None = None) -> None:
-        self._space, self._strip = "", True
+        self._interrupt()
         call = {
             "index": self._count,
             "id": identity or self._new_id(self._count),

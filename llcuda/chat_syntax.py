@@ -369,7 +369,7 @@ def detect(template: str) -> Syntax:
         reasoning=tuple(
             pair
             for pair in REASONING
-            if channels is None and pair[0] in template and pair[1] in template
+            if channels is None and pair[0].rstrip() in template and pair[1] in template
         ),
         calls=next((row for row in CALLS if all(e in template for e in row.evidence)), None),
         channels=channels,
