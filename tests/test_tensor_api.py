@@ -15,7 +15,13 @@ import pytest
 import llcuda
 from llcuda import core
 from llcuda.core import Device, DType, Tensor, get_device_count, get_device_properties, matmul
-from llcuda.errors import ArgumentError, ClosedError, OutOfMemoryError, TensorError
+from llcuda.errors import (
+    ArgumentError,
+    ClosedError,
+    OutOfMemoryError,
+    TensorError,
+    UnsupportedError,
+)
 from llcuda.gguf_parser import GGUFReader
 from tests.tensor_tools import (
     DEVICES,
@@ -239,7 +245,7 @@ def test_quantised_weights(device: str, dtype: DType) -> None:
     x, values = made(normal(3, 512, seed=2), device)
     try:
         found = x @ w.T
-    except llcuda.errors.UnsupportedError:
+    except UnsupportedError:
         assert device != "cpu"  # types that CUDA has no kernels for
         return
     # Both backends round the other operand to 8 bits.
@@ -463,6 +469,9 @@ WRONG: list[tuple[type[Exception], str, Callable[[Tensor, str], Any]]] = [
     (TensorError, "does not fit", lambda t, d: t.write(np.zeros([4, 6]))),
     (ArgumentError, "importance", lambda t, d: t.to(DType.Float16, importance=[1])),
     (ArgumentError, "device", lambda t, d: t.to("nowhere")),
+    (TensorError, "too large", lambda t, d: Tensor.full([256], 1e20, device=d).to(DType.Q2_K)),
+    (TensorError, "not finite", lambda t, d: Tensor.full([256], np.inf, device=d).to(DType.Q8_0)),
+    (UnsupportedError, "importance", lambda t, d: Tensor.ones([256], device=d).to(DType.IQ2_XXS)),
     (FileNotFoundError, "nowhere", lambda t, d: core.load_tensors("nowhere.gguf")),
 ]  # fmt: skip
 

@@ -204,7 +204,11 @@ def to_float(number: int, rows: NDArray[np.uint8], columns: int) -> NDArray[np.f
 def from_float(
     number: int, values: NDArray[np.float32], importance: NDArray[np.float32] | None
 ) -> NDArray[np.uint8]:
-    """Return rows of a ggml type; UnsupportedError where it needs an importance and gets none."""
+    """Return rows of a ggml type.
+
+    Raises UnsupportedError where it needs an importance and gets none, TensorError for values that
+    the type's scales cannot hold.
+    """
     ffi, lib = library.load()
     count, columns = values.shape
     size, nbytes = block(number)
@@ -220,7 +224,8 @@ def from_float(
     )
     if status == lib.LLCUDA_UNSUPPORTED:
         raise UnsupportedError("this type needs an importance for each column: importance=")
-    _check(status)
+    if status:
+        library.fail(TensorError, "these values cannot be quantised: some are too large")
     return rows
 
 

@@ -319,6 +319,8 @@ int llcuda_rows_from_float(int type, const float * values, void * rows, int64_t 
                 return true;
             }) || failed;
         }
+        // Scales are F16, and too large a value makes them inf.
+        failed = failed || !ggml_validate_row_data(kind, rows, n_rows * ggml_row_size(kind, n_columns));
         return failed ? LLCUDA_EXCEPTION : LLCUDA_OK;
     });
 }
