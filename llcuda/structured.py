@@ -33,6 +33,7 @@ MAX_FORMATS = 64  # kept of each model
 STACK_BYTES = 256 << 20  # of the thread that compiles, which recurses; touched as far as it is used
 MAX_FORCED = 8192  # tokens that a beginning may force; longer ones never end
 
+
 def compile(  # noqa: A001 - as that of re
     model: Model, response_format: Any = None, *, schema: Any = None, compact: bool = False
 ) -> Format:
@@ -176,7 +177,8 @@ def _message(matcher: LLMatcher) -> str:
     text = matcher.get_error().partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()
     if text.startswith("panic"):
         text = "it is too large"
-    return f"response_format: {text or 'it cannot be followed'}"
+    lines = [line[:200] for line in text.splitlines()[:8]]
+    return "response_format: " + ("\n".join(lines) or "it cannot be followed")
 
 
 class _Compiler:

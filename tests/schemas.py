@@ -1,0 +1,134 @@
+"""Random JSON schemas, small enough that a text of a few hundred tokens satisfies each."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+Schema = dict[str, Any]
+
+WORDS = ("red", "fox", "é", "日本", "a b", 'quote "', "back\\slash", "line\nbreak", "🦊", "")
+PATTERNS = (
+    "^[a-z]{2,5}$", "^[A-Z][a-z]+ [0-9]{1,3}$", "^(yes|no|maybe)$", "^[^a-z\\n]{1,4}$",
+    "^#[0-9a-f]{6}$", "^\\d{3}-\\d{4}$", "^(ab|cd)*x?$", "^[\\w.]{1,8}@x$", "^é+[ü-ÿ]$",
+)  # fmt: skip
+FORMATS = ("date", "date-time", "time", "ipv4", "ipv6", "uuid")
+
+
+def random_schema(seed: int) -> Schema:
+    """Return the schema of a number: an object or an array, with definitions."""
+    rng = random.Random(seed)
+    definitions = {name: _scalar(rng) for name in ("one", "two")}
+    definitions["three"] = _object(rng, 1, list(definitions))
+    names = list(definitions)
+    root = _object(rng, 3, names) if rng.random() < 0.8 else _array(rng, 3, names)
+    if rng.random() < 0.15:  # a tree of itself
+        root = {
+            "type": "object",
+            "properties": {"value": root, "next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},
+            "required": ["value", "next"],
+            "additionalProperties": False,
+        }
+    return {**root, "$defs": definitions}
+
+
+def _schema(rng: random.Random, depth: int, names: list[str]) -> Schema:
+    makers = [_scalar] * 4
+    if depth:
+        compound = (_object, _array, _any_of, _reference, _all_of)
+        makers += [lambda rng, make=make: make(rng, depth - 1, names) for make in compound]  # type: ignore[misc]
+    return rng.choice(makers)(rng)
+
+
+def _object(rng: random.Random, depth: int, names: list[str]) -> Schema:
+    keys = rng.sample(
+        ["name", "age", "tags", "käse", "a b", "id", "x-1", "größe"], rng.randint(0, 4)
+    )
+    schema: Schema = {"type": "object", "properties": {k: _schema(rng, depth, names) for k in keys}}
+    schema["required"] = [key for key in keys if rng.random() < 0.7]
+    kind = rng.random()
+    if kind < 0.7:
+        schema["additionalProperties"] = False
+    elif kind < 0.85:
+        schema["patternProperties"] = {"^p[0-9]{2}$": _scalar(rng)}
+        schema["additionalProperties"] = False
+        schema["maxProperties"] = len(keys) + 3
+        schema["required"] = keys
+    else:
+        schema["additionalProperties"] = _scalar(rng)
+        schema["maxProperties"] = len(keys) + 2
+        schema["required"] = keys
+    return schema
+
+
+def _array(rng: random.Random, depth: int, names: list[str]) -> Schema:
+    least = rng.randint(0, 2)
+    schema: Schema = {"type": "array", "minItems": least, "maxItems": least + rng.randint(0, 2)}
+    if rng.random() < 0.3:
+        first = [_schema(rng, depth, names) for _ in range(rng.randint(1, 2))]
+        schema["prefixItems"] = first
+        schema["minItems"] = schema["maxItems"] = len(first)
+        schema["items"] = False
+    else:
+        schema["items"] = _schema(rng, depth, names)
+    if rng.random() < 0.2:
+        schema["uniqueItems"] = False
+    return schema
+
+
+def _any_of(rng: random.Random, depth: int, names: list[str]) -> Schema:
+    if rng.random() < 0.3:
+        return {"oneOf": [{"type": "null"}, _number(rng), _text(rng)]}
+    return {"anyOf": [_schema(rng, depth, names) for _ in range(rng.randint(1, 3))]}
+
+
+def _reference(rng: random.Random, depth: int, names: list[str]) -> Schema:
+    return {"$ref": f"#/$defs/{rng.choice(names)}"}
+
+
+def _all_of(rng: random.Random, depth: int, names: list[str]) -> Schema:
+    return {"allOf": [{"type": "integer", "minimum": -50}, {"maximum": rng.randint(-50, 2000)}]}
+
+
+def _scalar(rng: random.Random) -> Schema:
+    make = rng.choice([_number, _text, _enum, _plain])
+    return {**make(rng), **({"description": "any", "title": "A"} if rng.random() < 0.2 else {})}
+
+
+def _plain(rng: random.Random) -> Schema:
+    kinds: list[Any] = ["boolean", "null", ["integer", "null"], ["boolean", "string"]]
+    kind = rng.choice(kinds)
+    return {"type": kind, "maxLength": 8} if "string" in kind else {"type": kind, "maximum": 99}
+
+
+def _enum(rng: random.Random) -> Schema:
+    values: list[Any] = [*WORDS, 1, -2.5, None, True, {"a": [1, "b"]}, [], 10**12]
+    if rng.random() < 0.3:
+        return {"const": rng.choice(values)}
+    return {"enum": rng.sample(values, rng.randint(1, 6))}
+
+
+def _number(rng: random.Random) -> Schema:
+    low = rng.randint(-1000, 1000)
+    high = low + rng.randint(1, 5000)
+    if rng.random() < 0.6:
+        schema: Schema = {"type": "integer"}
+        if rng.random() < 0.3:
+            schema["multipleOf"] = rng.choice([2, 3, 5, 7, 10, 12])
+            high = low + 200
+        if rng.random() < 0.3:
+            return {**schema, "exclusiveMinimum": low - 1, "exclusiveMaximum": high + 1}
+        return {**schema, "minimum": low, "maximum": high}
+    low_float, high_float = low / 8, low / 8 + rng.randint(1, 99) / 4
+    keys = rng.choice([("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum")])
+    return {"type": "number", keys[0]: low_float, keys[1]: high_float}
+
+
+def _text(rng: random.Random) -> Schema:
+    kind = rng.random()
+    if kind < 0.3:
+        return {"type": "string", "pattern": rng.choice(PATTERNS), "maxLength": 20}
+    if kind < 0.55:
+        return {"type": "string", "format": rng.choice(FORMATS)}
+    least = rng.randint(0, 3)
+    return {"type": "string", "minLength": least, "maxLength": least + rng.randint(0, 12)}

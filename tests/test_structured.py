@@ -1,0 +1,526 @@
+"""Structured output: what comes satisfies what was asked; what cannot be honoured is refused."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from llcuda import Engine, Model, Sampler, structured
+from llcuda.errors import ArgumentError, GrammarError, SamplingError
+from tests.conftest import VENDOR_MODELS
+from tests.schemas import random_schema
+
+GRAMMARS = sorted((VENDOR_MODELS.parent / "grammars").glob("*.gbnf"))
+FREE: dict[str, Any] = {"temperature": 1, "top_k": 0, "top_p": 1}
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with Model("demo", gpu_layers=0) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["copied logits", "device logits"])
+def engine(model: Model, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with Engine(model, n_parallel=8, ctx_size=1024, device_logits=request.param) as made:
+        yield made
+
+
+def fits(model: Model, form: structured.Format, text: str) -> bool:
+    """Whether a guide lets a text pass, token by token, and end."""
+    guide = form.guide()
+
+    def allows(tokens: Any) -> bool:
+        mask = guide.mask()
+        return any(mask[token // 32] >> np.uint32(token % 32) & 1 for token in tokens)
+
+    # Of the tokens of a text, as any that spell it are allowed where none is forced.
+    raw, place = text.encode(), 0
+    pieces = {model.piece_bytes(token): token for token in range(model.vocab_size)}
+    while place < len(raw):
+        if forced := guide.forced():
+            token = forced[0]
+            if token in model.eog_tokens or not raw[place:].startswith(model.piece_bytes(token)):
+                return False
+        else:
+            lengths = range(min(12, len(raw) - place), 0, -1)
+            known = [
+                pieces[raw[place : place + n]] for n in lengths if raw[place : place + n] in pieces
+            ]
+            token = next((token for token in known if allows([token])), -1)
+            if token < 0:
+                return False
+        guide.accept(token)
+        place += len(model.piece_bytes(token))
+    forced = guide.forced()
+    return forced[0] in model.eog_tokens if forced else allows(model.eog_tokens)
+
+
+def run_schemas(model: Model, seeds: range) -> None:
+    """Complete a text for each schema; those that end must be valid, and most must end."""
+    ended = 0
+    with Engine(model, n_parallel=8, ctx_size=1024, threads=1) as engine:
+        requests = []
+        for seed in seeds:
+            schema = random_schema(seed)
+            jsonschema.Draft202012Validator.check_schema(schema)
+            form = structured.compile(model, schema=schema, compact=seed % 3 == 0)
+            asked = {"response_format": form, "max_tokens": 600, "seed": seed, **FREE}
+            requests.append((schema, engine.submit("Once", **asked)))
+        for schema, request in requests:
+            done = request.result()
+            if done.finish_reason == "length":
+                continue
+            assert done.finish_reason == "stop"
+            ended += 1
+            formats = jsonschema.Draft202012Validator.FORMAT_CHECKER
+            validator = jsonschema.Draft202012Validator(schema, format_checker=formats)
+            validator.validate(json.loads(done.text))
+    assert ended >= 0.8 * len(seeds)
+
+
+def test_random_schemas_are_satisfied(model: Model) -> None:
+    """At temperature 1, by a model that knows nothing of JSON."""
+    run_schemas(model, range(40))
+
+
+@pytest.mark.slow
+def test_many_random_schemas_are_satisfied(model: Model) -> None:
+    """The same with 500."""
+    run_schemas(model, range(40, 540))
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 10},
+        "born": {"type": "string", "format": "date"},
+        "friends": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1},
+    },
+    "required": ["name", "born"],
+    "additionalProperties": False,
+}
+FORMATS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "regex", "regex": "^[0-9]{3}/(a|b){1,9}\\$$"}, r"[0-9]{3}/(a|b){1,9}\$"),
+    ({"type": "regex", "regex": "é{2}\n[^a]"}, r"é{2}\n[^a]"),
+    (
+        {"type": "choice", "choices": ["yes", "yes!", 'a "b"\n', "日本 🦊"]},
+        r'yes!?|a "b"\n|日本 🦊',
+    ),
+    ({"type": "lark", "grammar": 'start: "<" /[a-z]{3}/ (">" | "/>")'}, r"<[a-z]{3}/?>"),
+    ({"type": "gbnf", "grammar": 'root ::= "(" x ")"\nx ::= [^()\\n]{1,4}'}, r"\([^()\n]{1,4}\)"),
+]
+
+
+@pytest.mark.parametrize(("form", "pattern"), FORMATS, ids=lambda value: str(value)[:30])
+def test_a_text_is_what_its_format_says(engine: Engine, form: Any, pattern: str) -> None:
+    """From the first character to the last, and it ends by itself."""
+    for seed in range(4):
+        done = engine.submit("Once", response_format=form, max_tokens=300, seed=seed, **FREE)
+        assert re.fullmatch(pattern, done.result(60).text)
+        assert done.result().finish_reason == "stop"
+
+
+def test_json_objects_without_a_schema(engine: Engine) -> None:
+    """{"type": "json_object"}; and {"type": "text"} restricts nothing."""
+    form = {"type": "json_object"}
+    done = engine.submit("Once", response_format=form, max_tokens=500, temperature=0.5, seed=1)
+    assert done.result(60).text.startswith("{")
+    if done.result().finish_reason == "stop":
+        assert isinstance(json.loads(done.result().text), dict)
+    plain = engine.submit("Once", max_tokens=5, temperature=0).result(60)
+    text = engine.submit("Once", max_tokens=5, temperature=0, response_format={"type": "text"})
+    assert plain.text == text.result(60).text
+
+
+def test_what_else_a_request_asks_for_holds(engine: Engine, model: Model) -> None:
+    """max_tokens gives a beginning; stops, log-probabilities, several texts, a stream."""
+    form = structured.compile(model, schema=PERSON, compact=True)
+    whole = engine.submit("Once", response_format=form, max_tokens=300, seed=3).result(60)
+    assert whole.finish_reason == "stop"
+    for most in (1, 2, 3, 7, len(whole.tokens) - 1):
+        cut = engine.submit("Once", response_format=form, max_tokens=most, seed=3).result(60)
+        assert (cut.finish_reason, len(cut.tokens)) == ("length", most)
+        assert cut.text.startswith('{"name":"'[: len(cut.text)])
+    assert engine.submit(
+        "Once", response_format=form, max_tokens=len(whole.tokens), seed=3
+    ).result(60).text == whole.text  # fmt: skip
+    stopped = engine.submit("Once", response_format=form, max_tokens=99, stop=['ame":']).result(60)
+    assert (stopped.text, stopped.finish_reason) == ('{"n', "stop")
+    scored = engine.submit("Once", response_format=form, max_tokens=99, logprobs=1).result(60)
+    assert [item.token for item in scored.logprobs or ()] == scored.tokens
+    texts = engine.submit_n("Once", 3, response_format=form, max_tokens=300, seed=1, **FREE)
+    assert all(json.loads(text.result(60).text)["born"] for text in texts)
+    assert len({text.result().text for text in texts}) > 1
+    streamed = "".join(engine.submit("Once", response_format=form, max_tokens=300, seed=3))
+    assert streamed == whole.text
+    with pytest.raises(ArgumentError, match="not both"):
+        engine.submit("Once", response_format=form, guide=form.guide())
+
+
+def schema(**fields: Any) -> dict[str, Any]:
+    """OpenAI's form of a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"schema": fields}}
+
+
+def lark(grammar: str) -> dict[str, Any]:
+    """A grammar."""
+    return {"type": "lark", "grammar": grammar}
+
+
+SELF = {"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]}
+REFUSED: list[Any] = [
+    5, "json", [], {}, {"type": "xml"}, {"type": ["json_object"]}, {"type": "json_schema"},
+    {"type": "json_object", "schema": {}}, {"type": "json_schema", "json_schema": {"name": "a"}},
+    {"type": "json_schema", "json_schema": {"schema": {}, "lenient": True}},
+    {"type": "json_schema", "json_schema": {"schema": "object"}},
+    {"type": "regex", "regex": "("}, {"type": "regex", "regex": ""}, {"type": "regex", "regex": 5},
+    {"type": "regex", "regex": "(?=a)b"}, {"type": "regex", "regex": "\ud800"},
+    {"type": "regex", "regex": "[^\\s\\S]"}, {"type": "regex", "regex": "a*" * 200_000},
+    {"type": "choice", "choices": []}, {"type": "choice", "choices": "ab"},
+    {"type": "choice", "choices": [""]}, {"type": "choice", "choices": [1]},
+    {"type": "choice", "choices": [f"w{i}" for i in range(200_000)]},
+    lark(""), lark("begin: \"a\""), lark("start: b"), lark('start: ""'), lark('start: "a" start'),
+    lark("start: start"), lark("start: " + "(" * 10_000 + '"a"' + ")" * 10_000),
+    lark("start: %json " + "[" * 10_000), lark("start: /[^\\s\\S]/"),
+    {"type": "gbnf", "grammar": "start: \"a\""}, {"type": "gbnf", "grammar": 'root ::= "a" root'},
+    schema(type="thing"), schema(type=5), schema(minimum="a"), schema(properties=5),
+    schema(type="string", format="phone"), schema(type="string", pattern="(?=a)b"),
+    schema(type="string", pattern="("), schema(type="array", uniqueItems=True),
+    schema(type="array", contains={}), schema(**{"not": {}}), schema(**{"if": {}, "then": {}}),
+    schema(dependentRequired={"a": ["b"]}), schema(unevaluatedProperties=False),
+    schema(propertyNames={"pattern": "a"}), schema(type="object", minProperties=2),
+    schema(**{"$ref": "#/$defs/none"}), schema(**{"$ref": "https://example.org/schema"}),
+    schema(**{"$dynamicRef": "#x"}), schema(oneOf=[{"type": "integer"}, {"type": "number"}]),
+    schema(type="integer", minimum=5, maximum=4), schema(enum=[]), schema(anyOf=[]),
+    schema(type="integer", multipleOf=7, minimum=1, maximum=6),
+    schema(allOf=[{"enum": [1]}, {"enum": [2]}]),
+    schema(type="string", minLength=5, maxLength=4), schema(type="array", minItems=2, maxItems=1),
+    schema(**{"$ref": "#"}), schema(**SELF), schema(type="array", items={"$ref": "#"}, minItems=1),
+    schema(**{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#"}}}),
+    schema(**{"x-guidance": {"lenient": True}}), schema(multipleOf=1_000_003),
+    schema(enum=[float("nan")]), schema(const={1, 2}), schema(enum=["x" * 300_000]),
+    schema(anyOf=[{"const": i} for i in range(20_000)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", REFUSED, ids=lambda form: str(form)[:40])
+def test_what_cannot_be_honoured_is_refused(model: Model, form: Any) -> None:
+    """Before anything is computed, in one error that shows no state of the parser."""
+    with pytest.raises(ArgumentError) as caught:
+        structured.compile(model, form)
+    assert len(str(caught.value)) < 2000
+    assert "<state>" not in str(caught.value)
+
+
+def test_a_refused_format_harms_nothing(engine: Engine) -> None:
+    """The request is not there, and the next one is."""
+    for wrong in (schema(type="thing"), {"type": "json_schema"}):
+        with pytest.raises(ArgumentError):
+            engine.submit("Once", response_format=wrong)
+    assert engine.submit("Once", max_tokens=3).result(60).tokens
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """Arrays in arrays."""
+    inner: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        inner = {"type": "array", "items": inner}
+    return inner
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Definitions that lead one to the next."""
+    definitions: dict[str, Any] = {
+        f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}, {"type": "null"}]} for i in range(length)
+    }
+    return {"$ref": "#/$defs/a0", "$defs": {**definitions, f"a{length}": {"type": "integer"}}}
+
+
+HOSTILE: dict[str, Any] = {
+    "nested": schema(**nested(60)),
+    "nested too deep": schema(**nested(400)),
+    "nested beyond Python": schema(**nested(5000)),
+    "a chain of references": schema(**chain(3000)),
+    "a chain too long": schema(**chain(6000)),
+    "a chain of rules": lark(
+        "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(15_000)) + '\nr15000: "a"'
+    ),
+    "repetitions": {"type": "regex", "regex": "((a{1000}){1000}){1000}"},
+    "an exponential automaton": {"type": "regex", "regex": "(.*a.{20}b.*){20}"},
+    "ambiguity": lark('start: a*\na: "x"? | a a | "y"*'),
+    "intersections": schema(
+        allOf=[
+            {"anyOf": [{"type": "object", "required": [f"a{i}{j}"]} for j in range(4)]}
+            for i in range(8)
+        ]
+    ),
+    "a long text": schema(type="string", minLength=10**6),
+    "many properties": schema(type="object", required=[f"k{i}" for i in range(5000)]),
+    "remainders": schema(type="integer", multipleOf=99_991),
+    "itself in an array": schema(type="array", items={"$ref": "#"}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_formats_end_nothing(engine: Engine, name: str) -> None:
+    """They are refused, or followed for a while; the process lives on."""
+    try:
+        request = engine.submit("Once", response_format=HOSTILE[name], max_tokens=20, **FREE)
+    except ArgumentError:
+        return
+    try:
+        assert request.result(60).finish_reason in ("stop", "length")
+    except SamplingError as error:
+        assert "guide" in str(error)
+    assert engine.submit("Once", max_tokens=2).result(60).tokens
+
+
+@pytest.mark.parametrize(
+    ("keywords", "yes", "no"),
+    [
+        ({"type": "string", "format": "date"}, ["2024-02-29", "2000-02-29", "0001-01-31"],
+         ["2023-02-29", "1900-02-29", "2023-04-31", "0000-01-01"]),
+        ({"type": "string", "format": "date-time"}, ["2024-02-29T23:59:59Z"],
+         ["2023-02-29T10:00:00Z"]),
+        ({"type": "string", "format": "date", "pattern": "^2"}, ["2024-02-29"], ["1999-01-01"]),
+        ({"type": "array", "items": {"type": "null"}, "uniqueItems": False}, [[None]], [[1]]),
+        ({"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1},
+         [{"a": 1}], [{}, {"a": "b"}]),
+        ({"$ref": "#/components/x", "components": {"x": {"type": "integer"}}}, [1], ["a"]),
+    ],
+)  # fmt: skip
+def test_what_schemas_mean(model: Model, keywords: Any, yes: list[Any], no: list[Any]) -> None:
+    """Where llguidance alone would be mistaken, or refuse."""
+    form = structured.compile(model, schema=keywords, compact=True)
+
+    def dense(value: Any) -> str:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+    assert [value for value in yes if not fits(model, form, dense(value))] == []
+    assert [value for value in no if fits(model, form, dense(value))] == []
+
+
+def test_whitespace(model: Model) -> None:
+    """As people and models write JSON, but not without end; none at all when compact."""
+    keywords = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
+                "additionalProperties": False}  # fmt: skip
+    loose, dense = (structured.compile(model, schema=keywords, compact=c) for c in (False, True))
+    for text in ('{"a": 1}', '{\n  "a": 1\n}', '{\n\n\t"a": 1}'):
+        assert fits(model, loose, text), text
+        assert not fits(model, dense, text), text
+    assert fits(model, dense, '{"a":1}')
+    assert not fits(model, loose, '{  "a": 1}')
+    assert not fits(model, loose, '{\n\n\n"a": 1}')
+
+
+@pytest.mark.parametrize("path", GRAMMARS, ids=lambda path: path.stem)
+def test_llama_cpp_takes_what_its_grammars_give(engine: Engine, model: Model, path: Any) -> None:
+    """A text by our masks is one that llama.cpp's own grammar accepts."""
+    grammar = path.read_text()
+    form = {"type": "gbnf", "grammar": grammar}
+    for seed in range(3):
+        done = engine.submit("Once", response_format=form, max_tokens=60, seed=seed, **FREE)
+        judge = Sampler(temperature=0, grammar=grammar, model=model)
+        for token in done.result(60).tokens:
+            judge.accept(token, model)
+
+
+class TestTools:
+    """Calls of tools among other text, or alone."""
+
+    TOOLS = tuple(
+        {
+            "type": "function",
+            "function": {
+                "name": name,
+                "parameters": {
+                    "type": "object",
+                    "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}},
+                    "required": ["x"],
+                    "additionalProperties": False,
+                },
+            },
+        }
+        for name in ("add", "say")
+    )
+    CALL = r'<call>\n\{"name": "(add|say)", "arguments": \{\s*"x"\s*:\s*\d+\s*\}\}</call>'
+
+    @staticmethod
+    def around(name: str) -> tuple[str, str]:
+        """How this model writes a call."""
+        return f'<call>\n{{"name": "{name}", "arguments": ', "}</call>"
+
+    def test_required(self, engine: Engine) -> None:
+        """The text is a call, or several; that of a function, if it is named."""
+        form = structured.tool_format(
+            self.TOOLS, "required", around=self.around, trigger="<call>", parallel=False
+        )
+        text = engine.submit("Once", response_format=form, max_tokens=99, **FREE).result(60).text
+        assert re.fullmatch(self.CALL, text)
+        choice = {"type": "function", "function": {"name": "say"}}
+        form = structured.tool_format(self.TOOLS, choice, around=self.around)
+        text = engine.submit("Once", response_format=form, max_tokens=99, **FREE).result(60).text
+        assert re.fullmatch(self.CALL.replace("add|", ""), text)
+
+    @pytest.mark.parametrize("parallel", [False, True])
+    def test_auto(self, model: Model, parallel: bool) -> None:
+        """Any text will do, but what begins like a call is one."""
+        form = structured.compile(
+            model,
+            structured.tool_format(
+                self.TOOLS, around=self.around, trigger="<call>", parallel=parallel
+            ),
+        )
+        call = '<call>\n{"name": "add", "arguments": {"x": 7}}</call>'
+        assert fits(model, form, "A <cat> {sat}.")
+        assert fits(model, form, "I add. " + call)
+        assert fits(model, form, call + call) == parallel
+        assert fits(model, form, call + " Then.") == parallel
+        for wrong in ("x", '\n{"name": "sub"', '\n{"name": "add", "arguments": {"y": 7}}</call>'):
+            assert not fits(model, form, "Well <call>" + wrong)
+
+    def test_control_tokens(self, engine: Engine, model: Model) -> None:
+        """A mark that is a control token is that token, and no text."""
+
+        def around(name: str) -> tuple[str, str]:
+            return f"<|im_start|>{name}(", ")<|im_end|>"
+
+        form = structured.tool_format(self.TOOLS, "required", around=around, trigger="<|im_start|>")
+        request = engine.submit("Once", response_format=form, max_tokens=99, **FREE)
+        done = request.result(60)
+        assert re.fullmatch(r"(\s?(add|say)\(\{\s*\"x\"\s*:\s*\d+\s*\}\))+", done.text)
+        (start,) = model.tokenize("<|im_start|>", add_special=False, parse_special=True)
+        assert done.tokens[0] == start
+        auto = structured.compile(
+            model, structured.tool_format(self.TOOLS, around=around, trigger="<|im_start|>")
+        )
+        assert fits(model, auto, "Plain <|im_start text.")
+
+    def test_an_object_is_a_call(self, model: Model) -> None:
+        """Without a trigger: text, or an object from the first character on."""
+        form = structured.compile(
+            model,
+            structured.tool_format(self.TOOLS, around=lambda name: (f'{{"{name}": ', "}")),
+        )
+        assert fits(model, form, 'Well {"a": 5}')
+        assert fits(model, form, '{"say": {"x": 5}}')
+        assert not fits(model, form, '{"sing": {"x": 5}}')
+
+    @pytest.mark.parametrize(
+        ("tools", "choice", "trigger"),
+        [
+            ([], "auto", ""),
+            ([{"type": "function"}], "auto", ""),
+            (TOOLS, "some", ""),
+            (TOOLS, {"type": "function", "function": {"name": "sing"}}, ""),
+            (TOOLS, "auto", "<other>"),
+        ],
+    )
+    def test_wrong_arguments(self, tools: Any, choice: Any, trigger: str) -> None:
+        """Are refused."""
+        with pytest.raises(ArgumentError):
+            structured.tool_format(tools, choice, around=self.around, trigger=trigger)
+
+
+def test_pydantic_models(engine: Engine) -> None:
+    """A class says what is wanted, and reads what came."""
+    pydantic = pytest.importorskip("pydantic")
+    small = pydantic.Field(max_length=8)
+    inner = pydantic.create_model("Inner", word=(str, small), kind=(int | None, ...))
+    outer = pydantic.create_model("Outer", inner=(inner, ...), yes=(bool, True))
+    outer.model_config["extra"] = inner.model_config["extra"] = "forbid"
+    for kind in (inner, outer):
+        kind.model_rebuild(force=True)
+    done = engine.submit("Once", response_format=outer, max_tokens=300, seed=2, **FREE).result(60)
+    assert done.finish_reason == "stop"
+    assert len(outer.model_validate_json(done.text).inner.word) <= 8
+
+
+def test_formats_are_kept_as_long_as_their_model() -> None:
+    """Compiled once; neither they nor the tokenizer keep the model."""
+    model = Model("demo", gpu_layers=0)
+    first = structured.compile(model, {"type": "choice", "choices": ["a", "b"]})
+    assert structured.compile(model, {"type": "choice", "choices": ["a", "b"]}) is first
+    assert structured.compile(model, first) is first
+    with Model("demo", gpu_layers=0) as other, pytest.raises(ArgumentError, match="another model"):
+        structured.compile(other, first)
+    with pytest.raises(ArgumentError, match="not both"):
+        structured.compile(model, first, schema={})
+    watch = weakref.ref(model)
+    model.close()
+    del model
+    gc.collect()
+    assert watch() is None
+    first.guide()
+
+
+def test_a_worn_out_grammar_is_made_anew(model: Model) -> None:
+    """What texts share grows up to a limit; a text that meets it goes on."""
+    form = structured.compile(model, {"type": "regex", "regex": "abc[0-9]+x"})
+    worn, fresh = form.guide(), form.guide()
+    for guide in (worn, fresh):
+        for token in tuple(guide.forced()):
+            guide.accept(token)
+    worn._matcher.consume_token(model.vocab_size - 1)  # no digit: an error that stays
+    worn._matcher.consume_token(model.vocab_size - 1)
+    assert worn._matcher.is_error()
+    assert np.array_equal(worn.mask(), fresh.mask())
+    with pytest.raises(SamplingError, match="guide"):
+        fresh.accept(min(model.eog_tokens))
+
+
+def test_engines_may_share_a_format(model: Model) -> None:
+    """Two workers with one grammar: neither waits for the other for ever."""
+    form = structured.compile(model, schema={"type": "array", "items": PERSON, "minItems": 3})
+    texts: list[str] = []
+
+    def run() -> None:
+        with Engine(model, n_parallel=4, ctx_size=256, threads=1) as engine:
+            asked = {"response_format": form, "max_tokens": 100, **FREE}
+            requests = [engine.submit("Once", seed=seed, **asked) for seed in range(8)]
+            texts.extend(request.result(60).text for request in requests)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(texts) == 16
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "gpt-2", "phi-3"])
+def test_forced_tokens_spell_the_text(name: str) -> None:
+    """In vocabularies that put a space in front of a text, too."""
+    words = 'The quick "brown" fox, naïve 日本 🦊.'
+    with Model(VENDOR_MODELS / f"ggml-vocab-{name}.gguf", vocab_only=True) as vocabulary:
+        guide = structured.guide(vocabulary, {"type": "choice", "choices": [words]})
+        raw = b""
+        for _ in range(100):
+            tokens = guide.forced()
+            if not tokens:
+                mask = np.unpackbits(guide.mask().view(np.uint8), bitorder="little")
+                tokens = [int(np.flatnonzero(mask)[0])]
+            if tokens[0] in vocabulary.eog_tokens:
+                break
+            for token in tuple(tokens):
+                guide.accept(token)
+                raw += vocabulary.piece_bytes(token)
+        assert raw.decode() == words
+
+
+def test_errors_name_their_place(model: Model) -> None:
+    """A grammar's error says where it is."""
+    with pytest.raises(GrammarError, match="line 2"):
+        structured.compile(model, {"type": "gbnf", "grammar": 'root ::= "a"\nb ::= %'})
+    with pytest.raises(GrammarError, match=r"response_format: .*unknown name"):
+        structured.compile(model, lark("start: nothing"))
