@@ -110,7 +110,7 @@ class Unit(enum.Enum):
 def test_a_function_is_a_tool() -> None:
     """Its hints are the schema, its docstring the descriptions, its defaults what may be left."""
 
-    def weather(
+    def weather(  # noqa: D417 - as people write them
         city: str,
         days: int | None = None,
         unit: Unit = Unit.CELSIUS,
