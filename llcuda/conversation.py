@@ -164,6 +164,9 @@ class Chats:
         engine = self._running()
         if not isinstance(template_variables or {}, Mapping):
             raise ArgumentError(f"template_variables={template_variables!r}: expected a mapping")
+        taken = {"messages", "tools", "add_generation_prompt", "model", "self"}
+        if taken := taken.intersection(template_variables or ()):
+            raise ArgumentError(f"template_variables: {min(taken)!r} is not for the caller")
         checked = check_tools(tools) if tools is not None else []
         _check_choice(tool_choice, [tool["function"]["name"] for tool in checked])
         shown = checked if tool_choice != "none" else []

@@ -16,7 +16,7 @@ from llcuda.openai_responses import Answer, ResponsesBody
 from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
 from llcuda.server_models import Loaded
 from llcuda.server_stream import Output, Pace, translated
-from llcuda.server_text import check_deadline, refuse_too_many, together
+from llcuda.server_text import check_deadline, check_format, refuse_too_many, together
 
 THINKING = "enable_thinking"  # what templates call it that know on and off only
 
@@ -27,6 +27,7 @@ def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]
     template = loaded.spec.parameters.get("template")
     refuse_too_many(engine, count, "n")
     given = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
+    check_format(engine, given.get("response_format"))
     most = body.most_tokens()
     if most is not None:
         given["max_tokens"] = most

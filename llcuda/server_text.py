@@ -7,9 +7,10 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llcuda import structured
 from llcuda.completion import Completion
 from llcuda.engine import Engine
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, UnsupportedError
 from llcuda.openai import DEFAULT_MAX_TOKENS, CompletionBody
 from llcuda.openai_errors import ApiError
 from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
@@ -44,6 +45,14 @@ def check_deadline(made: Sequence[Completion]) -> None:
         raise ApiError(503, late, code="deadline_exceeded", retry=1)
 
 
+def check_format(engine: Engine, form: dict[str, Any] | None) -> None:
+    """Compile a response_format, which is kept, so that its errors name it."""
+    try:
+        structured.wanted(engine.model, form)
+    except (ArgumentError, UnsupportedError) as error:
+        raise ApiError(400, f"response_format: {error}", param="response_format") from error
+
+
 async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Run coroutines at once; the first error cancels the others."""
     if len(work) == 1:
@@ -63,6 +72,7 @@ def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list
     refuse_too_many(engine, len(prompts) * candidates, "prompt")
     model = engine.model
     given = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
+    check_format(engine, given.get("response_format"))
     given["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     given["logprobs"] = body.logprobs
     if body.logprobs is None and candidates > (body.n or 1):
