@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda import cli_files, cli_quality, cli_serve
+from llcuda import cli_doctor, cli_files, cli_quality, cli_serve
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(cli_files.app)
 app.add_typer(cli_quality.app)
 app.add_typer(cli_serve.app)
+app.add_typer(cli_doctor.app)
 
 INTERRUPTED = 130
 
@@ -55,6 +56,10 @@ def run(
     grammar: Annotated[
         Path | None, typer.Option(help="GBNF file to follow.", exists=True, dir_okay=False)
     ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="JSON schema to follow.", exists=True, dir_okay=False)
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="What the whole text must match.")] = None,
     ctx_size: Annotated[
         int | None, typer.Option(min=1, help="Tokens of context; default: what is needed.")
     ] = None,
@@ -78,6 +83,7 @@ def run(
     from llcuda.request import RequestParams
 
     text = _prompt(prompt)
+    form = _response_format(json_schema, regex)
     params = RequestParams(max_tokens=max_tokens)
     sampling = SamplingParams(
         temperature=temperature,
@@ -101,7 +107,7 @@ def run(
                 "give a shorter prompt or a larger --ctx-size"
             )
         with Engine(loaded, ctx_size=size, threads=threads) as engine:
-            request = engine.submit(tokens, params, sampling)
+            request = engine.submit(tokens, params, sampling, response_format=form)
             if echo and not as_json:
                 print(text if isinstance(text, str) else text.decode(errors="replace"), end="")
             shown, reason = _stream(engine, request, silent=as_json)
@@ -229,22 +235,6 @@ def bench_(
 
 
 @app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Say what was built, which backends and devices load, and how to mend what is missing."""
-    from llcuda.doctor import diagnose
-
-    report = diagnose()
-    if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
-    else:
-        _print_report(report)
-    if not report.usable:
-        raise typer.Exit(1)
-
-
-@app.command()
 def version() -> None:
     """Print the version."""
     import llcuda
@@ -299,6 +289,18 @@ def _prompt(argument: str | None) -> str | bytes:
     if not text:
         raise ArgumentError("stdin is empty; give a text to continue")
     return text
+
+
+def _response_format(schema: Path | None, regex: str | None) -> dict[str, Any] | None:
+    if schema is None:
+        return None if regex is None else {"type": "regex", "regex": regex}
+    if regex is not None:
+        raise ArgumentError("give --json-schema or --regex, not both")
+    try:
+        read = json.loads(schema.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ArgumentError(f"{schema} is no JSON: {error}") from None
+    return {"type": "json_schema", "json_schema": {"schema": read}}
 
 
 def _model_params(
@@ -356,37 +358,3 @@ def _result(engine: Engine, request: Request, text: str, reason: str) -> dict[st
         "seed": request.sampler.seed,
         "timings": engine.context.timings.as_dict(),
     }
-
-
-def _print_report(report: Any) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    facts = Table.grid(padding=(0, 2))
-    for name, value in {**report.versions, **report.built_with, **report.gpus}.items():
-        facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
-    console.print(facts)
-    for title, rows in (
-        ("Backends", [(name, state) for name, state in report.backends.items()]),
-        (
-            "Devices",
-            [
-                (d["name"], f"{d['kind']}: {d['description']}, {d['total_memory'] / 2**30:.1f} GiB")
-                for d in report.devices
-            ],
-        ),
-    ):
-        if rows:
-            table = Table("Name", "State", title=title, title_justify="left", box=None)
-            for row in rows:
-                table.add_row(*(escape(cell) for cell in row))
-            console.print(table)
-    for problem in report.problems:
-        colour = "red" if problem.fatal else "yellow"
-        console.print(
-            f"[{colour}]missing:[/] {escape(problem.what)}\n  mend: {escape(problem.mend)}"
-        )
-    if not report.problems:
-        console.print("[green]all is well[/]")

@@ -90,6 +90,16 @@ def test_echo_shows_the_prompt_first() -> None:
     assert result.stdout.startswith(b"One day")
 
 
+def test_structured_output(tmp_path: Path) -> None:
+    """--json-schema and --regex say what the whole text is."""
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "array", "items": {"enum": [1, "a"]}, "minItems": 2, "maxItems": 3}')
+    result = llcuda_command("run", "Numbers:", "--json-schema", str(path), "--seed", "1")
+    assert set(json.loads(result.stdout)) <= {1, "a"}
+    result = llcuda_command("run", "Numbers:", "--regex", "[1-9][0-9]{2}", "--seed", "1")
+    assert 100 <= int(result.stdout) <= 999
+
+
 def test_grammar_file(tmp_path: Path) -> None:
     """--grammar holds the text to a GBNF file."""
     path = tmp_path / "yes.gbnf"
@@ -177,6 +187,10 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run"], 2, "stdin is empty"),
         (["run", ""], 2, "the prompt is empty"),
         (["run", "--grammar", "/no/such.gbnf", "x"], 2, "does not exist"),
+        (["run", "--json-schema", "/no/such.json", "x"], 2, "does not exist"),
+        (["run", "--json-schema", __file__, "x"], 2, "is no JSON"),
+        (["run", "--regex", "(", "x"], 2, "unclosed group"),
+        (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "not both"),
         (["nonsense"], 2, "No such command"),
     ],
 )

@@ -19,7 +19,7 @@ LAYERS = (
     ("gbnf", "structured", "structured_grammar", "structured_schema", "structured_tokenizer"),
     ("request", "completion", "scheduler", "speculation", "gguf_remote", "device", "unsloth",
      "conversion_tokenizer", "conversion_rows", "conversion_child", "chat",
-     "chat_arguments", "chat_functions", "chat_messages", "chat_prompt", "chat_reader",
+     "chat_arguments", "chat_functions", "chat_guide", "chat_messages", "chat_prompt", "chat_reader",
      "chat_sandbox", "chat_split", "chat_syntax", "conversation"),
     ("embedding", "embedders", "engine", "worker", "desk", "reporter", "delivery"),
     ("configuration",),
@@ -35,7 +35,7 @@ LAYERS = (
     ("openai", "openai_errors", "openai_responses", "openai_text", "server", "server_chat",
      "server_door", "server_metrics", "server_models", "server_stream", "server_text",
      "server_vectors"),
-    ("cli_files", "cli_quality", "cli_serve"),
+    ("cli_doctor", "cli_files", "cli_quality", "cli_serve"),
     ("cli", "__main__"),
 )  # fmt: skip
 KNOW_NOTHING_OF_NATIVE = {"scheduler", "text", "metrics", "errors", "params", "steps"}
