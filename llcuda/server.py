@@ -16,7 +16,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,10 +24,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 import llcuda
-from llcuda import server_chat, server_text, server_vectors
+from llcuda import server_chat, server_page, server_text, server_vectors
 from llcuda.errors import ArgumentError
 from llcuda.openai import (
     ChatBody,
@@ -50,7 +49,6 @@ from llcuda.server_stream import Exchange, Output, translated
 
 logger = logging.getLogger("llcuda.server")
 
-PAGE = Path(__file__).with_name("data") / "page.html"
 STUCK_MS = 60_000  # a client that takes nothing for so long is cut off
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
@@ -232,11 +230,9 @@ def _model_routes(service: Service) -> APIRouter:
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return PlainTextResponse(metrics_text(service.models, service.traffic), media_type=kind)
 
-    if PAGE.is_file():
-
-        @router.get("/", include_in_schema=False)
-        async def page() -> Response:
-            return FileResponse(PAGE, media_type="text/html")
+    @router.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return server_page.page()
 
     return router
 

@@ -33,8 +33,8 @@ LAYERS = (
      "gguf_inspect"),
     ("bench_output", "bench_plot"),
     ("openai", "openai_errors", "openai_responses", "openai_text", "server", "server_chat",
-     "server_door", "server_metrics", "server_models", "server_stream", "server_text",
-     "server_vectors"),
+     "server_door", "server_metrics", "server_models", "server_page", "server_stream",
+     "server_text", "server_vectors"),
     ("cli_doctor", "cli_files", "cli_quality", "cli_serve"),
     ("cli", "__main__"),
 )  # fmt: skip
