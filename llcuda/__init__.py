@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llcuda import steps as steps
+    from llcuda.chat import ChatTemplate as ChatTemplate
+    from llcuda.chat_split import ChatDelta as ChatDelta
     from llcuda.completion import Completion as Completion
     from llcuda.completion import InferResult as InferResult
     from llcuda.conversion import convert as convert
+    from llcuda.conversation import Chat as Chat
+    from llcuda.conversation import ChatCompletion as ChatCompletion
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
@@ -48,6 +52,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapter": "llcuda.native.adapter",
+    "Chat": "llcuda.conversation",
+    "ChatCompletion": "llcuda.conversation",
+    "ChatDelta": "llcuda.chat_split",
+    "ChatTemplate": "llcuda.chat",
     "Completion": "llcuda.completion",
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",

@@ -49,20 +49,32 @@ class Calls:
         """Every mark that a call may have in it."""
         yield from (self.begin, self.end, self.name_end, *self.parameter, *self.frames)
 
-    def around(self, name: str) -> tuple[str, str] | None:
-        """Return the text before and after the JSON arguments of one call; None for other forms."""
-        if not self.pattern:
-            return None
+    def around(self, name: str) -> tuple[str, str]:
+        """Return the text before and after the JSON arguments of one call, where it has a pattern.
+
+        With the frames, as it begins and ends an answer.
+        """
         before, after = self.pattern.split("%ARGS%")
         return before.replace("%NAME%", name), after
+
+    def inside(self, name: str) -> tuple[str, str]:
+        """Return what `around` does, but for all up to `begin`, and for the frames behind."""
+        before, after = self.around(name)
+        for frame in reversed(self.frames):
+            after = after.removesuffix(frame)
+        return before.partition(self.begin)[2], after
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """Messages in a message: each has a header that says what it is, up to `message`."""
+    """Messages in a message: each has a header that says what it is, up to `message`.
+
+    final: what stands before content, header included.
+    """
 
     start: str
     message: str
+    final: str
     ends: tuple[str, ...]
     reasoning: str  # a regular expression for headers of reasoning
     call: str  # and of calls with JSON arguments, with the group `name`; "" where there are none
@@ -123,6 +135,7 @@ CHANNELS = (
         Channels(
             "<|start|>assistant",
             "<|message|>",
+            "<|channel|>final<|message|>",
             _CHANNEL_ENDS,
             reasoning=r"<\|channel\|>analysis",
             call=r"to=(?:functions\.)?(?P<name>[\w.-]+)",
@@ -130,7 +143,14 @@ CHANNELS = (
     ),
     (
         ("<atem:", "to=self"),
-        Channels("<|start|>assistant", "<|message|>", _CHANNEL_ENDS, reasoning=r"to=self", call=""),
+        Channels(
+            "<|start|>assistant",
+            "<|message|>",
+            "<|start|>assistant<|message|>",
+            _CHANNEL_ENDS,
+            reasoning=r"to=self",
+            call="",
+        ),
     ),
 )
 

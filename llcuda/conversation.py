@@ -142,6 +142,7 @@ class Chats:
         *,
         tools: Sequence[Any] | None = None,
         tool_choice: str | Mapping[str, Any] = "auto",
+        response_format: Any = None,
         template: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
         **parameters: Any,
@@ -150,7 +151,9 @@ class Chats:
 
         messages: {"role", "content"} each, in OpenAI's shapes; content may be a list of text parts.
         tools: OpenAI's definitions, or Python functions with type hints. tool_choice: "auto",
-            "none", "required", or {"type": "function", "function": {"name"}}.
+            "none", "required", or {"type": "function", "function": {"name"}}. Arguments follow the
+            tools' schemas where the model writes them as JSON; not for "strict": False.
+        response_format: what the content follows, see `llcuda.structured.compile`.
         template: the name of one of the model's templates, or the text of another one; None = the
             main one, with tools the one that the model has for them. template_variables: what else
             it knows, e.g. {"enable_thinking": False}.
@@ -160,6 +163,7 @@ class Chats:
         and with what the template raises; otherwise as `submit`.
         """
         from llcuda.chat import ChatTemplate, template_names  # Jinja, for those who chat
+        from llcuda.chat_guide import guide_of
 
         engine = self._running()
         if not isinstance(template_variables or {}, Mapping):
@@ -174,6 +178,19 @@ class Chats:
             template = FOR_TOOLS
         program = ChatTemplate.of(engine.model, template)
         prompt = program.prompt(engine.model, messages, shown or None, **(template_variables or {}))
+        guide = guide_of(
+            engine.model,
+            program.syntax,
+            prompt.text,
+            tools=shown,
+            tool_choice=tool_choice,
+            response_format=response_format,
+            shown=program.shown_tokens,
+        )
+        if guide is not None:
+            if parameters.get("guide") is not None:
+                raise ArgumentError("guide: with tools or response_format there is one already")
+            parameters["guide"] = guide
         room = engine.params.ctx_size - len(prompt.tokens)
         parameters.setdefault("max_tokens", max(1, room))
         ends = {*parameters.pop("stop_tokens", ()), *program.end_tokens}

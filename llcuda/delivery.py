@@ -140,10 +140,14 @@ class Delivery:
         full = len(job.tokens) >= self._limit
         return full or len(job.request.tokens) >= job.request.params.max_tokens
 
+    def _last_piece(self, request: Request) -> bytes:
+        token = request.tokens[-1]
+        return self.model.piece_bytes(token, token in request.params.shown_tokens)
+
     def _show(self, job: Job, forced: Sequence[int] = ()) -> bool:
         """Deliver the last token, and what `forced` follows; False when the request has ended."""
         request: Request = job.request
-        if request.deliver(self.model.piece_bytes(request.tokens[-1])):
+        if request.deliver(self._last_piece(request)):
             self._finish(request, "stop", stopped=True)
         elif forced and self._is_end(request, forced[0]):
             self._finish(request, "stop")
@@ -209,9 +213,7 @@ class Delivery:
         jobs, self._undelivered = self._undelivered, []
         for job in jobs:
             request: Request = job.request
-            token = request.tokens[-1]
-            shown = token in request.params.shown_tokens
-            if request.deliver(self.model.piece_bytes(token, shown)):
+            if request.deliver(self._last_piece(request)):
                 self._finish(request, "stop", stopped=True)
         self._wake_readers(jobs)
 
