@@ -106,7 +106,8 @@ async def soak(port: int, process: int, minutes: float, seed: int = 1) -> dict[s
             except TimeoutError:
                 writer.transport.abort()
             finally:
-                answers[f"{kind} left"] += kind == "leaves"
+                if kind == "leaves":
+                    answers["left"] += 1
                 writer.close()
 
     async def watch() -> list[tuple[float, int]]:

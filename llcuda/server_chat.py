@@ -10,6 +10,7 @@ from llcuda.chat import ChatTemplate
 from llcuda.chat_split import ChatDelta, Splitter
 from llcuda.conversation import Chat, ChatCompletion
 from llcuda.engine import Engine
+from llcuda.errors import ArgumentError
 from llcuda.openai import ChatBody
 from llcuda.openai_errors import ApiError
 from llcuda.openai_responses import Answer, ResponsesBody
@@ -50,9 +51,13 @@ def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]
                     **given,
                 )
             )
-    except BaseException:
+    except BaseException as error:
         for chat in chats:
             chat.cancel()
+        if isinstance(error, ArgumentError) and body.response_format is None:
+            wrong = str(error).removeprefix("response_format: ")
+            if wrong != str(error):  # what the tools' schemas were made into
+                raise ApiError(400, f"tools: {wrong}", param="tools") from error
         raise
     return chats
 

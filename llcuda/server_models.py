@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,8 +59,9 @@ class ModelSpec:
 class Loaded:
     """A model in memory. users: requests that are in it now.
 
-    engine: generates texts, None for a model that does not; needs: bytes that it takes, as
-    `memory_needed` says, 0 where that is unknown.
+    engine: generates texts, None for a model that does not; bench: where embeddings are computed,
+    one after the other; needs: bytes that it takes, as `memory_needed` says, 0 where that is
+    unknown.
     """
 
     def __init__(self, spec: ModelSpec, path: Path, needs: int) -> None:
@@ -71,6 +73,7 @@ class Loaded:
         self.engine: Engine | None = None
         self._embedder: Embedder | None = None
         self._lock = threading.Lock()
+        self.bench = ThreadPoolExecutor(1, "llcuda-embedder")
         self.model = Model(path, params=chosen.model)
         try:
             if spec.parameters.get("template") is not None:
@@ -109,6 +112,7 @@ class Loaded:
 
     def close(self) -> None:
         """Free it."""
+        self.bench.shutdown(cancel_futures=True)
         for owner in (self._embedder, self.engine, self.model):
             if owner is not None:
                 owner.close()

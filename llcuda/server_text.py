@@ -50,7 +50,8 @@ def check_format(engine: Engine, form: dict[str, Any] | None) -> None:
     try:
         structured.wanted(engine.model, form)
     except (ArgumentError, UnsupportedError) as error:
-        raise ApiError(400, f"response_format: {error}", param="response_format") from error
+        wrong = f"response_format: {str(error).removeprefix('response_format: ')}"
+        raise ApiError(400, wrong, param="response_format") from error
 
 
 async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -26,7 +26,7 @@ async def embed(body: EmbeddingBody, loaded: Loaded, output: Output) -> None:
             return [base64.b64encode(row).decode() for row in rows], sum(counted.tokens)
         return counted.values.tolist(), sum(counted.tokens)
 
-    vectors, tokens = await asyncio.to_thread(compute)
+    vectors, tokens = await asyncio.get_running_loop().run_in_executor(loaded.bench, compute)
     await output.json({
         "object": "list",
         "data": [
@@ -52,7 +52,7 @@ async def rerank(body: RerankBody, loaded: Loaded, output: Output) -> None:
         counted = loaded.embedder().rerank_counted(body.query, texts)
         return counted.values.tolist(), sum(counted.tokens)
 
-    scores, tokens = await asyncio.to_thread(compute)
+    scores, tokens = await asyncio.get_running_loop().run_in_executor(loaded.bench, compute)
     best = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]
     results: list[dict[str, Any]] = []
     for i in best:

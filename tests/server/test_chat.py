@@ -24,6 +24,22 @@ WEATHER: Any = {
     "type": "function",
     "function": {"name": "get_weather", "description": "The weather.", "parameters": SCHEMA},
 }
+ROME: Any = {  # leaves no choice
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"const": "Rome"}, "days": {"const": 2}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+ASKED: dict[str, Any] = {
+    "model": "demo", "messages": MESSAGES, "tools": [ROME], "tool_choice": "required",
+    "temperature": 0, "max_tokens": 200,
+}  # fmt: skip
 # As Hermes and Qwen write it; the demo model's own template has no tools.
 TEMPLATE = """{%- if tools %}<|im_start|>system
 Tools: {{ tools | tojson }}
@@ -178,9 +194,7 @@ def test_parse_into_a_pydantic_model(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_tool_calls(caller: openai.OpenAI, stream: bool) -> None:
     """A call has a name, an id and JSON arguments, and ends with "tool_calls"."""
-    made: Any = caller.chat.completions.create(
-        model="demo", messages=MESSAGES, tools=[WEATHER], stream=stream, extra_body=says(CALL)
-    )
+    made: Any = caller.chat.completions.create(stream=stream, parallel_tool_calls=False, **ASKED)
     if stream:
         found, reason = _joined(made)
     else:
@@ -207,26 +221,21 @@ def _joined(chunks: Any) -> tuple[list[tuple[str, str, str]], str]:
     return [(a, b, c) for a, b, c in calls], reason
 
 
-def test_one_call_at_a_time(caller: openai.OpenAI) -> None:
-    """parallel_tool_calls=False leaves one call."""
-    for parallel, count in ((True, 2), (False, 1)):
-        made = caller.chat.completions.create(
-            model="demo", messages=MESSAGES, tools=[WEATHER], parallel_tool_calls=parallel,
-            extra_body=says(f"{CALL}\n{CALL}"),
-        )  # fmt: skip
-        assert count == len(made.choices[0].message.tool_calls or ())
-        stream = caller.chat.completions.create(
-            model="demo", messages=MESSAGES, tools=[WEATHER], parallel_tool_calls=parallel,
-            extra_body=says(f"{CALL}\n{CALL}"), stream=True,
-        )  # fmt: skip
-        assert count == len(_joined(stream)[0])
+def test_arguments_follow_the_schema(caller: openai.OpenAI) -> None:
+    """At temperature 1 every call's arguments are valid, that of a named function too."""
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    for seed in range(5):
+        given: Any = {**ASKED, "tools": [WEATHER], "temperature": 1, "seed": seed}
+        given["tool_choice"] = choice if seed % 2 else "required"
+        made = caller.chat.completions.create(**given)
+        assert made.choices[0].message.tool_calls
+        for call in made.choices[0].message.tool_calls:
+            assert jsonschema_rs.is_valid(SCHEMA, json.loads(call.function.arguments))
 
 
 def test_a_conversation_with_a_result(caller: openai.OpenAI) -> None:
     """The answer's message and the tool's result are the next request, as they are."""
-    first = caller.chat.completions.create(
-        model="demo", messages=MESSAGES, tools=[WEATHER], extra_body=says(CALL)
-    )
+    first = caller.chat.completions.create(parallel_tool_calls=False, **ASKED)
     message = first.choices[0].message
     assert message.tool_calls is not None
     result: Any = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Sun"}
@@ -321,7 +330,7 @@ def test_a_chat_that_is_left(server: Served) -> None:
     with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
-        assert 2 == len(server.engine._worker.requests)
+        assert eventually(lambda: len(server.engine._worker.requests) == 2)
     assert eventually(server.idle)
 
 
