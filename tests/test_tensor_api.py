@@ -23,6 +23,7 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.gguf_parser import GGUFReader
+from llcuda.native import dlpack
 from tests.tensor_tools import (
     DEVICES,
     FLOATS,
@@ -520,3 +521,10 @@ def test_two_devices_do_not_mix() -> None:
     """Operands on two devices are refused."""
     with pytest.raises(RuntimeError, match="same device"):
         Tensor([2, 2], device="cpu") @ Tensor([2, 2], device=0)
+
+
+def test_dlpack_devices_are_plain_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch writes the number into a device's name, where our Device would be "cuda:1" again."""
+    monkeypatch.setattr("llcuda.native.tensor.gpu_count", lambda: 2)
+    kind, number = dlpack.device_of(Device("cuda:1"))
+    assert (2, "1") == (kind, str(number))

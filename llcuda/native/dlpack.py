@@ -46,8 +46,8 @@ class View:
 
 
 def device_of(device: int) -> tuple[int, int]:
-    """Return DLPack's name of a device."""
-    return (CPU_MEMORY, 0) if device == CPU else (CUDA_MEMORY, device)
+    """Return DLPack's name of a device, in plain integers: torch makes texts of them."""
+    return (CPU_MEMORY, 0) if device == CPU else (CUDA_MEMORY, int(device))
 
 
 def export(storage: Storage, view: View, versioned: bool) -> Any:
