@@ -22,7 +22,8 @@ class Completion:
 
     finish_reason: "stop" (the model's end, a stop text or token), "length" (max_tokens), "context"
     (the context is full), "timeout" or "cancelled". prompt_tokens: computed or reused;
-    dropped_tokens: of the prompt too, but left out by overflow="truncate" or "shift". Times are
+    dropped_tokens: of the prompt too, but left out by overflow="truncate" or "shift".
+    forced_tokens: those of `tokens` that a guide left no choice for. Times are
     seconds; queue_seconds until a slot was free, then until the first token, then to the end;
     latency_seconds is the whole.
     """
@@ -40,6 +41,7 @@ class Completion:
     latency_seconds: float
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    forced_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:

@@ -30,9 +30,10 @@ class RequestRecord:
     """What one request cost. Times are wall time as the request saw it, in seconds.
 
     prompt_tokens: of the whole prompt, reused_tokens: those of them that a kept prefix spared;
-    generated_tokens: without the end token; time_to_first_token_seconds: None if there was none;
-    sample_seconds, detokenize_seconds: its row's share of the steps' time; latency_seconds: from
-    submission to the end; mean_rows: texts in the decode steps that it took part in, 0 without any.
+    generated_tokens: without the end token; forced_tokens: those of them that were not sampled;
+    time_to_first_token_seconds: None if there was none; sample_seconds, detokenize_seconds: its
+    row's share of the steps' time; latency_seconds: from submission to the end; mean_rows: texts in
+    the decode steps that it took part in, 0 without any.
     finish_reason: e.g. "stop", "length"; "error" for a request that failed, whose `error` is the
     exception's type and text.
     """
@@ -40,6 +41,7 @@ class RequestRecord:
     prompt_tokens: int
     reused_tokens: int
     generated_tokens: int
+    forced_tokens: int
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
@@ -124,7 +126,8 @@ class _State:
         self.token = Histogram(TOKEN_SECONDS)
         self.queue = Histogram(SECONDS)
         self.rows = Histogram(ROWS)
-        self.prompt_tokens = self.reused_tokens = self.generated_tokens = 0
+        self.prompt_tokens = self.reused_tokens = 0
+        self.generated_tokens = self.forced_tokens = 0
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.steps: Counter[str] = Counter()
         self.step_tokens = 0
@@ -160,6 +163,7 @@ class Metrics:
             state.prompt_tokens += record.prompt_tokens
             state.reused_tokens += record.reused_tokens
             state.generated_tokens += record.generated_tokens
+            state.forced_tokens += record.forced_tokens
             phases = state.phases
             phases["queue"] += record.queue_seconds
             phases["prefill"] += record.prefill_seconds
@@ -208,6 +212,7 @@ class Metrics:
                 "throughput": {
                     "total_requests": latency.count,
                     "total_tokens": tokens,
+                    "forced_tokens": state.forced_tokens,
                     "tokens_per_sec": _rate(tokens, latency.total),
                     "requests_per_sec": _rate(latency.count, latency.total),
                 },
@@ -281,6 +286,7 @@ class Metrics:
             counter("requests", "Requests that ended.", "finish_reason", reasons)
             counter("errors", "Requests that failed.", "kind", kinds)
             counter("tokens", "Tokens generated.", "", [("", state.generated_tokens)])
+            counter("forced_tokens", "Of these not sampled.", "", [("", state.forced_tokens)])
             counter("prompt_tokens", "Tokens of the prompts.", "", [("", state.prompt_tokens)])
             counter(
                 "reused_tokens",

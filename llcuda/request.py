@@ -159,10 +159,8 @@ class Request:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
-        self.job = job
-        job.request = self
-        self.prompt_tokens = job.prompt_size
-        self.dropped_tokens = dropped_tokens
+        self.job, job.request = job, self
+        self.prompt_tokens, self.dropped_tokens = job.prompt_size, dropped_tokens
         self.drafter: Any = None
         self.follower: Follower | None = None  # of its guide
         self.forced_tokens = 0
@@ -220,6 +218,7 @@ class Request:
             dropped_tokens=self.dropped_tokens,
             reused_tokens=self.job.reused,
             seed=self.sampler.seed,
+            forced_tokens=self.forced_tokens,
             logprobs=self.logprobs if self.params.logprobs is not None else None,
             prompt_logprobs=self.prompt_logprobs if self.params.echo else None,
             **self.times.phases(),
@@ -238,6 +237,7 @@ class Request:
             prompt_tokens=self.prompt_tokens,
             reused_tokens=self.job.reused,
             generated_tokens=len(self.tokens),
+            forced_tokens=self.forced_tokens,
             sample_seconds=sums.sample_seconds - since.sample_seconds,
             detokenize_seconds=sums.deliver_seconds - since.deliver_seconds,
             mean_rows=(sums.rows - since.rows) / steps if steps else 0.0,

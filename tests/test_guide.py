@@ -207,7 +207,9 @@ def test_forced_tokens_are_computed_at_once(engine: Engine, model: Model) -> Non
     assert (done.text.count(WORDS), done.finish_reason) == (3, "stop")
     assert len(done.tokens) == 3 * (count + 1)
     assert engine.metrics.snapshot()["batch"]["steps"] <= 8
-    assert engine.metrics.snapshot()["throughput"]["total_tokens"] == len(done.tokens)
+    throughput = engine.metrics.snapshot()["throughput"]
+    assert throughput["total_tokens"] == len(done.tokens)
+    assert throughput["forced_tokens"] == done.forced_tokens == 3 * count
     plain = engine.submit(
         "One day", guide=Plain(model, WORDS), max_tokens=200, temperature=0
     ).result(30)

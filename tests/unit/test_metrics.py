@@ -16,6 +16,7 @@ REQUEST = RequestRecord(
     prompt_tokens=10,
     reused_tokens=4,
     generated_tokens=20,
+    forced_tokens=5,
     queue_seconds=0.1,
     prefill_seconds=0.2,
     decode_seconds=0.5,
@@ -36,7 +37,8 @@ STEP = StepRecord(
     seconds=0.3,
 )
 KEYS = {
-    "throughput": {"total_requests", "total_tokens", "tokens_per_sec", "requests_per_sec"},
+    "throughput": {"total_requests", "total_tokens", "forced_tokens"}
+    | {"tokens_per_sec", "requests_per_sec"},
     "latency": {"mean_ms", "p50_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "sample_count"},
     "aggregate": {"busy_seconds", "tokens_per_sec", "requests_per_sec"},
     "phases": {f"{phase}_seconds" for phase in PHASES},
@@ -86,6 +88,7 @@ def test_throughput_counts_over_summed_latency_and_aggregate_over_busy_time() ->
     assert snapshot["throughput"] == {
         "total_requests": 2,
         "total_tokens": 40,
+        "forced_tokens": 10,
         "tokens_per_sec": 20.0,
         "requests_per_sec": 1.0,
     }
