@@ -65,16 +65,20 @@ class Vocabulary:
             raise ArgumentError(f"text has {len(raw)} bytes; at most {2**31 - 17} at once")
         ffi, lib = self._ffi, self._lib
         capacity = len(raw) + 4
-        for _ in range(2):
+        while True:
             buffer = ffi.new("int32_t[]", capacity)
             count = lib.llcuda_tokenize(
                 self._vocab, raw, len(raw), buffer, capacity, bool(add_special), bool(parse_special)
             )
             if count >= 0:
                 break
-            if count == -(2**31):
-                library.fail(ModelError, f"this model cannot tokenize {len(raw)} bytes of text")
             capacity = -count
+            if count == -(2**31):
+                # llama.cpp replaces invalid UTF-8, but refuses code points past the last.
+                valid = raw.decode(errors="replace").encode()
+                if valid == raw:
+                    library.fail(ModelError, f"this model cannot tokenize {len(raw)} bytes of text")
+                raw, capacity = valid, len(valid) + 4
         tokens: list[int] = ffi.unpack(buffer, count) if count else []
         del owner
         self._tokenize_seconds += time.perf_counter() - started

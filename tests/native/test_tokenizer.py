@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llcuda import Model, Utf8Decoder
@@ -91,6 +91,7 @@ def test_any_text_survives(model: Model, text: str) -> None:
 
 
 @given(raw=st.binary(max_size=50))
+@example(raw=b"a\xf4\x90\x80\x80\xf7\xbf\xbf\xbfb")  # code points past the last
 def test_any_bytes_tokenize(model: Model, raw: bytes) -> None:
     """Invalid UTF-8 is replaced, nothing fails."""
     model.detokenize(model.tokenize(raw))
