@@ -13,6 +13,7 @@ from llcuda.errors import ArgumentError, SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model
 
+_PLAIN = {"type", "properties", "required", "title", "description", "$defs", "$schema"}
 _KEPT = 256  # bytes in which a mark is looked for
 
 
@@ -57,18 +58,22 @@ def _tool_format(
     trigger: str,
 ) -> dict[str, Any]:
     """Return the format of calls: all that may be written, or one of them behind a trigger."""
-    told = [_lenient(tool) for tool in tools]
+    told = [_told(tool) for tool in tools]
     if trigger:
         return structured.tool_format(told, "required", around=calls.inside, parallel=False)
     parallel = bool(calls.begin) and choice == "required"
     return structured.tool_format(told, choice, around=calls.around, parallel=parallel)
 
 
-def _lenient(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+def _told(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool as it restricts: not what is not strict, and else with no other parameters."""
     function = tool["function"]
-    if function.get("strict") is not False:
-        return tool
-    return {**tool, "function": {**function, "parameters": {"type": "object"}}}
+    schema = function["parameters"]
+    if function.get("strict") is False:
+        schema = {"type": "object"}
+    elif schema.keys() <= _PLAIN:
+        schema = {**schema, "additionalProperties": False}
+    return {**tool, "function": {**function, "parameters": schema}}
 
 
 def _ends(syntax: Syntax, prompt: str) -> tuple[str, ...]:
