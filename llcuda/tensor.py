@@ -290,7 +290,10 @@ class Tensor:
         return Tensor._of(ops.total(self._have, axis, mean=True))
 
     def argmax(self, axis: int | None = -1) -> Tensor:
-        """Return where the largest value along an axis is, as Int32; None = of all values."""
+        """Return where the largest value along an axis is, as Int32; None = of all values.
+
+        Of several that are equal, any: devices differ.
+        """
         return Tensor._of(ops.argmax(self._have, axis))
 
 
@@ -314,6 +317,8 @@ def _scaled(tensor: Tensor, factor: Any, bias: Any) -> Tensor:
 
 
 def _binary(op: str, a: Any, b: Any) -> Tensor:
+    if isinstance(b, np.ndarray):  # numpy's own error speaks of concatenation
+        raise TypeError("a Tensor and a numpy array do not mix: see Tensor.from_numpy()")
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return NotImplemented  # type: ignore[no-any-return]
     return Tensor._of(ops.binary(op, a._have, b._have))

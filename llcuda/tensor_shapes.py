@@ -169,4 +169,4 @@ def castable(source: DType, target: DType) -> bool:
 
 def prepared(node: Node, *allowed: DType) -> Node:
     """Return the values row by row, as Float32 unless their type is allowed."""
-    return contiguous(node) if node.dtype in allowed else cast(node, DType.Float32)
+    return contiguous(node if node.dtype in allowed else cast(node, DType.Float32))

@@ -161,9 +161,11 @@ def test_arithmetic(device: str, dtype: DType, left: list[int], right: list[int]
 
 @on_each_device
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_arithmetic_with_numbers(device: str, dtype: DType) -> None:
-    """Numbers stand on either side; scale and clamp take two."""
-    a, x = made(normal(4, 33) + 3, device, dtype)
+@pytest.mark.parametrize("gaps", [False, True], ids=["transposed", "gaps"])
+def test_arithmetic_with_numbers(device: str, dtype: DType, gaps: bool) -> None:
+    """Numbers stand on either side; scale and clamp take two; of a view with gaps too."""
+    a, x = made(normal(5, 66) + 3, device, dtype)
+    a, x = (a[1:, ::2], x[1:, ::2]) if gaps else (a.T, x.T)
     for found, expected in (
         (a + 1, x + 1),
         (2 - a, 2 - x),
@@ -442,7 +444,8 @@ WRONG: list[tuple[type[Exception], str, Callable[[Tensor, str], Any]]] = [
     (TensorError, "one type", lambda t, d: t + t.to(DType.Float16)),
     (TensorError, "one type", lambda t, d: t.to(DType.Int32) * t.to(DType.Int32)),
     (TensorError, "one type", lambda t, d: core.silu(t.to(DType.UInt8))),
-    (TypeError, ".", lambda t, d: t + np.zeros([4, 6])),
+    (TypeError, "from_numpy", lambda t, d: t - np.zeros([4, 6])),
+    (TypeError, "from_numpy", lambda t, d: np.zeros([4, 6]) + t),
     (TypeError, ".", lambda t, d: t @ 3),
     (TypeError, ".", lambda t, d: "x" * t),
     (TensorError, "Incompatible", lambda t, d: t @ Tensor([], device=d)),
@@ -524,7 +527,7 @@ def test_two_devices_do_not_mix() -> None:
 
 
 def test_dlpack_devices_are_plain_integers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch writes the number into a device's name, where our Device would be "cuda:1" again."""
+    """Torch writes the number into a device's name, where our Device would be "cuda:1" again."""
     monkeypatch.setattr("llcuda.native.tensor.gpu_count", lambda: 2)
     kind, number = dlpack.device_of(Device("cuda:1"))
     assert (2, "1") == (kind, str(number))
