@@ -14,6 +14,8 @@ def check_target(path: Path, *sources: Path) -> None:
     """Raise ArgumentError unless a file can be written to `path` that is none of `sources`."""
     if path.is_dir() or not path.parent.is_dir():
         raise ArgumentError(f"{path}: expected the name of a file in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise ArgumentError(f"{path} is a device or a pipe: a file would take its place")
     for source in sources:
         if path.exists() and source.exists() and path.samefile(source):
             raise ArgumentError(f"{path} is the source itself; write to another file")

@@ -54,7 +54,9 @@ def quantize(
     check_matrix(job, plan)
     check_weights(job, plan)
     if plan.requantizes and not requantize:
-        raise ModelError(f"the weights of {job.path} are quantised already: see requantize=")
+        raise ModelError(
+            f"the weights of {job.path} are quantised already: see requantize= (--requantize)"
+        )
     free = shutil.disk_usage(into.parent).free
     if plan.nbytes > free:
         raise ModelError(f"{into} needs {plan.nbytes:,} bytes, the disk has {free:,} left")

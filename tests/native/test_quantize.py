@@ -75,6 +75,7 @@ def test_tensor_size() -> None:
         ({"source": __file__}, ModelError, "no GGUF file"),
         ({"target": "nowhere/m.gguf"}, ArgumentError, "folder that exists"),
         ({"target": "."}, ArgumentError, "folder that exists"),
+        ({"target": "/dev/null"}, ArgumentError, "device"),
         ({"threads": 0}, ArgumentError, "threads=0"),
         ({"requantize": False}, ModelError, "quantised already"),
         ({"imatrix": "none.gguf"}, ModelNotFoundError, "none.gguf"),
