@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 MOST_DIMENSIONS = 4
+LONGEST_NAME = 63  # bytes of a tensor's name
 _NUMBERS = {np.dtype(name): kind for kind, name in NUMPY_VALUES.items() if kind != ValueType.BOOL}
 
 
@@ -85,6 +86,8 @@ def _add_pair(writer: GGUFWriter, key: str, metadata: Mapping[str, Any]) -> None
     elements = value if array else [value]
     if not key or not len(elements):
         raise ArgumentError(f"the key {key!r} is empty, or its array is: leave it out")
+    if key == "general.alignment" and (type(value) is not int or value < 1 or value & (value - 1)):
+        raise ArgumentError(f"general.alignment={value!r}: expected a power of 2")
     kind = metadata.type(key) if isinstance(metadata, Metadata) else _type(key, elements)
     plain = elements.tolist() if isinstance(elements, np.ndarray) else list(elements)
     if kind == ValueType.STRING:
@@ -127,6 +130,8 @@ def _type(key: str, elements: Sequence[Any] | NDArray[Any]) -> ValueType:
 def _announce(writer: GGUFWriter, name: str, tensor: NDArray[Any] | RawTensor) -> None:
     import gguf
 
+    if not 1 <= len(name.encode()) <= LONGEST_NAME or "\0" in name:
+        raise ArgumentError(f"tensor {name!r}: 1 to {LONGEST_NAME} bytes, none 0")
     if not 1 <= len(tensor.shape) <= MOST_DIMENSIONS:
         raise ArgumentError(f"tensor {name!r} of shape {[*tensor.shape]}: 1 to 4 dimensions")
     try:

@@ -496,6 +496,9 @@ def test_types_of_new_values(tmp_path: Path) -> None:
         ({}, {"t": np.zeros((1, 1, 1, 1, 1), np.float32)}),
         ({}, {"t": np.zeros(2, np.complex64)}),
         ({}, {"t": np.zeros(2, ">f4")}),
+        ({}, {"t" * 64: np.zeros(2, np.float32)}),
+        ({}, {"a\0b": np.zeros(2, np.float32)}),
+        ({"general.alignment": 7}, {}),
     ],
     ids=str,
 )
