@@ -1,7 +1,7 @@
 """Errors in OpenAI's shape: which status, which type, which parameter.
 
-Plain data; knows nothing of HTTP frameworks. A message never shows a trace, nor what the server
-holds: an exception that nobody foresaw is "internal error", and goes to the log.
+Plain data; knows nothing of HTTP frameworks. A message never shows a trace, a path, nor what the
+server holds: what is not the client's fault goes to the log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
-    LlcudaError,
     ModelError,
     OutOfMemoryError,
     QueueFullError,
@@ -75,6 +74,9 @@ class ApiError(Exception):
 
 INVALID = "invalid_request_error"
 INTERNAL = "internal error; the server's log says more"
+SHORT = "too little memory for it just now; the server's log says more"
+UNLOADED = "the model cannot be loaded; the server's log says more"
+LOGGED = frozenset({INTERNAL, SHORT, UNLOADED})
 
 
 def translate(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:
@@ -89,7 +91,7 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
         busy = "the server's queue is full; try again later"
         return ApiError(429, busy, code="rate_limit_exceeded", retry=RETRY_SECONDS)
     if isinstance(error, OutOfMemoryError):
-        return ApiError(503, message, code="out_of_memory", retry=RETRY_SECONDS)
+        return ApiError(503, SHORT, code="out_of_memory", retry=RETRY_SECONDS)
     if isinstance(error, ArgumentError | UnsupportedError):
         if _TOO_LONG.match(message):
             message, code = message.partition(";")[0], "context_length_exceeded"
@@ -100,9 +102,7 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)
     if isinstance(error, ModelError):
-        return ApiError(503, f"the model cannot be loaded: {message}", code="model_unavailable")
-    if isinstance(error, LlcudaError):
-        return ApiError(500, message)
+        return ApiError(503, UNLOADED, code="model_unavailable")
     return ApiError(500, INTERNAL)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llcuda.openai_errors import INTERNAL, ApiError, translate
+from llcuda.openai_errors import LOGGED, ApiError, translate
 from llcuda.request import Request as Generation
 
 logger = logging.getLogger("llcuda.server")
@@ -118,9 +118,9 @@ async def _refuse(output: Output, refusal: ApiError) -> None:
 
 
 def translated(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
-    """Return what to tell the client; what nobody foresaw goes to the log with its trace."""
+    """Return what to tell the client; what is not its fault goes to the log with its trace."""
     refusal = translate(error, names)
-    if refusal.message == INTERNAL:
+    if refusal.message in LOGGED:
         logger.error("a request failed", exc_info=error)
     return refusal
 

@@ -131,8 +131,10 @@ def test_schemathesis_finds_no_server_error(server: Served) -> None:
         @given(case=found.ok().as_strategy())
         @settings(max_examples=15)
         def check(case: Any) -> None:
-            if isinstance(case.body, dict):
-                case.body = {**case.body, "timeout": 2.0} if "prompt" in case.body else case.body
+            if isinstance(case.body, dict) and "model" in case.body:
+                case.body = {**case.body, "model": "demo"}  # else most are a 404
+            if isinstance(case.body, dict) and case.path in (COMPLETIONS, "/v1/chat/completions"):
+                case.body = {**case.body, "timeout": 0.2}
             answer = case.call(base_url=server.url)
             assert answer.status_code < 500 or "retry-after" in answer.headers, answer.text
             answered.setdefault(case.path, set()).add(answer.status_code)
