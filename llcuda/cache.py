@@ -1,4 +1,4 @@
-"""Where llcuda keeps the model files that it made, and room for them."""
+"""Where llcuda keeps the model files that it made, and room for them; where its state lies."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ ABANDONED = 3600  # seconds without a change: nobody writes this any more
 
 def cache_folder(name: str) -> Path:
     """Return $XDG_CACHE_HOME/llcuda/`name`, by default ~/.cache/llcuda/`name`; makes nothing."""
-    # An empty or relative XDG_CACHE_HOME counts for nothing (XDG Base Directory Specification).
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "llcuda" / name
+    return _folder("XDG_CACHE_HOME", ".cache") / name
+
+
+def state_folder() -> Path:
+    """Return $XDG_STATE_HOME/llcuda, by default ~/.local/state/llcuda; makes nothing."""
+    return _folder("XDG_STATE_HOME", ".local/state")
+
+
+def _folder(variable: str, default: str) -> Path:
+    # An empty or relative one counts for nothing (XDG Base Directory Specification).
+    given = Path(os.environ.get(variable, ""))
+    return (given if given.is_absolute() else Path.home() / default) / "llcuda"
 
 
 def sweep(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda import cli_doctor, cli_files, cli_quality, cli_serve
+from llcuda import cli_chat, cli_doctor, cli_files, cli_quality, cli_serve
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_chat.app)
 app.add_typer(cli_files.app)
 app.add_typer(cli_quality.app)
 app.add_typer(cli_serve.app)

@@ -35,7 +35,8 @@ LAYERS = (
     ("openai", "openai_errors", "openai_responses", "openai_text", "server", "server_chat",
      "server_door", "server_metrics", "server_models", "server_page", "server_stream",
      "server_text", "server_vectors"),
-    ("cli_doctor", "cli_files", "cli_quality", "cli_serve"),
+    ("cli_conversation", "cli_markdown"),
+    ("cli_chat", "cli_doctor", "cli_files", "cli_quality", "cli_serve"),
     ("cli", "__main__"),
 )  # fmt: skip
 KNOW_NOTHING_OF_NATIVE = {"scheduler", "text", "metrics", "errors", "params", "steps"}

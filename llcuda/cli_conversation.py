@@ -1,0 +1,140 @@
+"""What `llcuda chat` talks about: the messages, the settings, and the commands that change them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llcuda.chat_messages import check_messages
+from llcuda.errors import ArgumentError
+from llcuda.request import SAMPLING_FIELDS, split_parameters
+from llcuda.target import check_target, written
+
+if TYPE_CHECKING:
+    from llcuda.completion import Completion
+
+LARGEST = 64 * 2**20  # bytes of a conversation's file
+SETTINGS = sorted(
+    {*SAMPLING_FIELDS, "max_tokens", "stop", "timeout"}
+    - {"logit_bias", "dry_breakers", "grammar_root"}
+)
+
+
+class Conversation:
+    """The messages so far, with the system prompt first where there is one.
+
+    parameters: keywords of `Engine.chat`. last: the last answer's Completion.
+    """
+
+    def __init__(self, system: str | None, parameters: dict[str, Any]) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.parameters = parameters
+        self.last: Completion | None = None
+        self._file: Path | None = None
+        if system:
+            self.set_system(system)
+
+    def set_system(self, text: str) -> str:
+        """Change the system prompt; none removes it."""
+        others = [one for one in self.messages if one["role"] != "system"]
+        self.messages = [{"role": "system", "content": text}, *others] if text else others
+        return "system prompt set" if text else "no system prompt"
+
+    def clear(self, rest: str) -> str:
+        """Forget the messages, but for the system prompt."""
+        _none(rest)
+        self.messages = [one for one in self.messages if one["role"] == "system"]
+        return "a new conversation"
+
+    def asked(self) -> tuple[list[dict[str, Any]], str]:
+        """Return the last question, and the messages before it."""
+        found = [i for i, one in enumerate(self.messages) if one["role"] == "user"]
+        if not found:
+            raise ArgumentError("there is no question yet")
+        return self.messages[: found[-1]], self.messages[found[-1]]["content"]
+
+    def set(self, rest: str) -> str:
+        """Change a setting, or show them all."""
+        name, _, value = rest.partition(" ")
+        if not name:
+            shown = [f"{key} {json.dumps(given)}" for key, given in self.parameters.items()]
+            return "\n".join([*shown, f"/set NAME VALUE, of: {', '.join(SETTINGS)}"])
+        if name not in SETTINGS:
+            raise ArgumentError(f"no setting {name!r}; expected one of {', '.join(SETTINGS)}")
+        others = {key: given for key, given in self.parameters.items() if key != name}
+        if value.strip() in ("", "default"):
+            self.parameters = others
+            return f"{name}: the default"
+        try:
+            given = json.loads(value)
+        except ValueError:
+            given = value
+        split_parameters({**others, name: given})
+        self.parameters = {**others, name: given}
+        return f"{name} {json.dumps(given)}"
+
+    def save(self, rest: str) -> str:
+        """Write the conversation into a file; an older one of another origin stays."""
+        path = _path(rest)
+        check_target(path)
+        if path.exists() and path != self._file:
+            raise ArgumentError(f"{path} is there already; give another name")
+        document = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
+        with written(path) as part:
+            part.write_text(document + "\n", encoding="utf-8")
+        self._file = path
+        return f"{len(self.messages)} messages in {path}"
+
+    def load(self, rest: str) -> str:
+        """Go on with a conversation that `save` wrote."""
+        path = _path(rest)
+        try:
+            if path.stat().st_size > LARGEST:
+                raise ArgumentError(f"{path} is larger than {LARGEST >> 20} MiB")
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise ArgumentError(f"{path} is no JSON document") from None
+        found = document.get("messages") if isinstance(document, dict) else document
+        self.messages = check_messages(found)
+        self._file = path
+        return f"{len(self.messages)} messages"
+
+    def stats(self, rest: str) -> str:
+        """Return the last answer's counts and times."""
+        _none(rest)
+        last = self.last
+        if last is None:
+            return "no answer yet"
+        first = last.queue_seconds + last.prefill_seconds
+        rate = max(0, len(last.tokens) - 1) / last.decode_seconds if last.decode_seconds else 0.0
+        return (
+            f"prompt {last.prompt_tokens} tokens, {last.reused_tokens} of them reused; "
+            f"first token after {first:.2f} s; {len(last.tokens)} tokens, {rate:.1f} a second; "
+            f"{last.finish_reason}; seed {last.seed}"
+        )
+
+    def commands(self) -> dict[str, tuple[str, Callable[[str], str]]]:
+        """Return what each command is for, and what does it."""
+        return {
+            "/clear": ("forget the conversation, keep the system prompt", self.clear),
+            "/load": ("FILE: go on with a saved conversation", self.load),
+            "/save": ("FILE: write the conversation, as JSON", self.save),
+            "/set": ("NAME VALUE: e.g. temperature 0.5; without them: show the settings", self.set),
+            "/stats": ("tokens and times of the last answer", self.stats),
+            "/system": ("TEXT: change the system prompt; without it: none", self.set_system),
+        }
+
+
+def _none(rest: str) -> None:
+    if rest:
+        raise ArgumentError(f"{rest!r}: this command takes nothing")
+
+
+def _path(rest: str) -> Path:
+    if not rest or "\0" in rest:
+        raise ArgumentError("give the name of a file")
+    return Path(rest).expanduser()
