@@ -7,7 +7,7 @@ where tokens can be told in advance.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +26,8 @@ class Guide(Protocol):
     choice, in order, often none. They are not sampled and need no mask, several are computed at
     once where that saves steps, and each is told to `accept`; one that ends a text ends it. What
     comes next must depend on the accepted tokens alone: `forced` is not asked before each token.
+    And it may have a static method `masks(guides) -> list`, which is called in the place of `mask`
+    for all guides of its class: the mask of each, or the exception that ends its text.
     """
 
     def mask(self) -> Any:
@@ -64,11 +66,26 @@ class Follower:
         if not self._known:
             self._known = None
 
-    def mask(self) -> Any:
-        """Return a copy of the mask: guides may share an array, and all are read at once."""
-        mask = self._guide.mask()
-        if mask is None:
-            return None
+    @staticmethod
+    def masks(followers: Sequence[Follower]) -> list[Any]:
+        """Return a mask for each, None for all tokens, or what its guide raises."""
+        found: list[Any] = [None] * len(followers)
+        together: dict[type, list[int]] = {}
+        for i, follower in enumerate(followers):
+            kind = type(follower._guide)
+            if hasattr(kind, "masks"):
+                together.setdefault(kind, []).append(i)
+            else:
+                found[i] = _outcome(lambda one=follower: one._copied(one._guide.mask()))
+        for kind, places in together.items():
+            for i, mask in zip(places, _masks_of(kind, followers, places), strict=True):
+                found[i] = _outcome(followers[i]._copied, mask)
+        return found
+
+    def _copied(self, mask: Any) -> Any:
+        """Return a copy of a mask: guides may share an array, and all are read at once."""
+        if mask is None or isinstance(mask, BaseException):
+            return mask
         words = (self._vocab_size + 31) // 32
         if not isinstance(mask, np.ndarray) or mask.dtype != np.uint32 or mask.shape != (words,):
             kind = getattr(mask, "dtype", type(mask).__name__)
@@ -85,3 +102,21 @@ class Follower:
         for token in checked:
             check_number("a guide's forced token", token, "int", 0, self._vocab_size - 1)
         return checked
+
+
+def _masks_of(kind: Any, followers: Sequence[Follower], places: Sequence[int]) -> Sequence[Any]:
+    """Return what the guides at `places` answer, which are of one class, asked together."""
+    masks = _outcome(kind.masks, [followers[i]._guide for i in places])
+    if isinstance(masks, list) and len(masks) == len(places):
+        return masks
+    if not isinstance(masks, BaseException):
+        masks = ArgumentError(f"{kind.__name__}.masks: expected a list with a mask for each guide")
+    return [masks] * len(places)
+
+
+def _outcome(call: Callable[..., Any], *given: Any) -> Any:
+    """Return what a call returns, or what it raises: sys.exit() in a guide ends its text only."""
+    try:
+        return call(*given)
+    except BaseException as error:
+        return error

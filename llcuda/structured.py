@@ -10,10 +10,13 @@ text ends where its format ends; one that max_tokens cuts off is a beginning of 
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_FORMATS = 64  # kept of each model
+MAX_LANES = min(4, len(os.sched_getaffinity(0)))  # compilations of a format that texts share
 STACK_BYTES = 256 << 20  # of the thread that compiles, which recurses; touched as far as it is used
 MAX_FORCED = 8192  # tokens that a beginning may force; longer ones never end
 
@@ -81,9 +85,9 @@ class Format:
         self._model = weakref.ref(model)  # which keeps its formats
         self._tokenizer = tokenizer
         self._words = (model.vocab_size + 31) // 32
-        self._lock = threading.Lock()
         self._ends = model.eog_tokens
-        self._start = _with_stack(self._compile)
+        self._lanes = [_Lane(self)]
+        self._lanes_lock = threading.Lock()
 
     def is_of(self, model: Model) -> bool:
         """Whether it was compiled for `model`."""
@@ -116,27 +120,65 @@ class Format:
 
     def guide(self) -> TextGuide:
         """Return a guide for one text."""
-        return TextGuide(self)
+        with self._lanes_lock:
+            lane = min(self._lanes, key=lambda lane: len(lane.guides))
+            if lane.guides and len(self._lanes) < MAX_LANES:
+                lane = _Lane(self)
+                self._lanes.append(lane)
+            found = TextGuide(self, lane)
+            lane.guides.add(found)
+        return found
 
     def __repr__(self) -> str:
         return f"<llcuda.structured.Format {self.source:.80}>"
 
 
+class _Lane:
+    """A compiled grammar of one's own: texts that share it wait for each other, others do not."""
+
+    def __init__(self, followed: Format) -> None:
+        # Copies of a matcher share what they learn of the grammar, behind a lock of Rust's. Whoever
+        # holds that may wait for the GIL, hence one more lock, which is waited for without it.
+        self.lock = threading.Lock()
+        self.guides: weakref.WeakSet[TextGuide] = weakref.WeakSet()
+        self.start = _with_stack(followed._compile)
+
+
 class TextGuide:
     """Follows one text; see `llcuda.guide`. Raises SamplingError where a limit is passed."""
 
-    def __init__(self, followed: Format) -> None:
-        self._format = followed
-        self._matcher = followed._start.deep_copy()
+    def __init__(self, followed: Format, lane: _Lane) -> None:
+        self._format, self._lane = followed, lane
+        with lane.lock:
+            self._matcher = lane.start.deep_copy()
         self._accepted: list[int] = []
         self._mask = np.zeros(followed._words, np.uint32)
 
-    # Copies of a matcher share what they learn of the grammar, behind a lock of Rust's. Whoever
-    # holds that may wait for the GIL, hence one more lock, which is waited for without it.
+    @staticmethod
+    def masks(guides: Sequence[TextGuide]) -> list[Any]:
+        """Return each guide's mask, or what it raises; those of several lanes at the same time."""
+        lanes: dict[_Lane, list[int]] = {}
+        for i, one in enumerate(guides):
+            lanes.setdefault(one._lane, []).append(i)
+        found: list[Any] = [None] * len(guides)
+
+        def fill(places: Sequence[int]) -> None:
+            for i in places:
+                try:
+                    found[i] = guides[i].mask()
+                except Exception as error:
+                    found[i] = error
+
+        own, *others = lanes.values()
+        waiting = [_threads().submit(fill, places) for places in others]
+        fill(own)
+        for task in waiting:
+            task.result()
+        return found
 
     def forced(self) -> list[int]:
         """Return the tokens that come next without a choice; at the end one that ends a text."""
-        with self._format._lock:
+        with self._lane.lock:
             if self._matcher.is_stopped():
                 self._check("ends a text")
                 return [min(self._format._ends)]
@@ -145,7 +187,7 @@ class TextGuide:
     def mask(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """Return the tokens that may come next; the array is written again by the next call."""
         mask = self._mask
-        with self._format._lock:
+        with self._lane.lock:
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             if self._matcher.is_error():
                 self._start_again()
@@ -155,21 +197,27 @@ class TextGuide:
 
     def accept(self, token: int) -> None:
         """Go on behind `token`."""
-        with self._format._lock:
+        with self._lane.lock:
             self._accepted.append(token)
             if not self._matcher.consume_token(token):
                 self._start_again()
 
     def _start_again(self) -> None:
         """Follow the text anew: what copies share grows with every text, up to a limit."""
-        self._format._start = _with_stack(self._format._compile)
-        self._matcher = self._format._start.deep_copy()
+        self._lane.start = _with_stack(self._format._compile)
+        self._matcher = self._lane.start.deep_copy()
         self._matcher.consume_tokens(self._accepted)
         self._check(f"accepts {len(self._accepted)} tokens")
 
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
             raise SamplingError(f"the guide fails where it {what}: {_message(self._matcher)}")
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Return the threads that compute masks beside the engine's."""
+    return ThreadPoolExecutor(max(1, MAX_LANES - 1), thread_name_prefix="llcuda-mask")
 
 
 def _message(matcher: LLMatcher) -> str:

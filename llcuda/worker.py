@@ -19,6 +19,7 @@ from llcuda.errors import (
     NoRoomError,
     UnsupportedError,
 )
+from llcuda.guide import Follower
 from llcuda.native.context import Context
 from llcuda.native.rows import Rows
 from llcuda.reporter import Reporter, Spent
@@ -250,6 +251,7 @@ class Worker(Delivery):
         """
         masks: list[Any] = [None] * len(jobs)
         forced: list[int | None] = [None] * len(jobs)
+        choosing = []
         for i, job in enumerate(jobs):
             request = job.request
             if request.follower is None or job.slot is None:
@@ -263,10 +265,13 @@ class Worker(Delivery):
                 forced[i] = known[0]
                 request.forced_tokens += 1
             else:
-                try:
-                    masks[i] = request.follower.mask()
-                except BaseException as error:  # sys.exit() in a guide ends its text only
-                    self._fail(request, error)
+                choosing.append(i)
+        found = Follower.masks([jobs[i].request.follower for i in choosing])
+        for i, mask in zip(choosing, found, strict=True):
+            if isinstance(mask, BaseException):
+                self._fail(jobs[i].request, mask)
+            else:
+                masks[i] = mask
         return masks, forced
 
     def _take_all(self, lineup: Lineup, chosen: list[Any], sampled: float) -> None:

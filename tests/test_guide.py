@@ -130,6 +130,44 @@ def test_guides_may_share_an_array(engine: Engine, model: Model) -> None:
     assert [request.result(30).text for request in requests] == texts
 
 
+class Together(Sequence):
+    """Its masks are asked for all texts at once; `fault` says what comes of it."""
+
+    fault = "none"
+
+    @staticmethod
+    def masks(guides: list[Together]) -> Any:
+        """Return a mask for each."""
+        if guides[0].fault == "one":
+            return [*[guide.mask() for guide in guides[1:]], ValueError("the last of them")]
+        if guides[0].fault == "all":
+            raise ValueError("all of them")
+        if guides[0].fault == "short":
+            return []
+        return [guide.mask() for guide in guides]
+
+
+def test_masks_of_a_class_are_asked_at_once(
+    engine: Engine, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text gets its own; what fails, fails the texts that it was for."""
+    texts = ["Tom had a red ball.", "Lily saw a fox in the park."]
+
+    def run() -> list[Any]:
+        requests = [
+            engine.submit("One day", guide=Together(model, text), max_tokens=40) for text in texts
+        ]
+        return [request.result(30).text for request in requests]
+
+    assert texts == run()
+    for fault, error in (("all", ValueError), ("short", ArgumentError), ("one", ValueError)):
+        monkeypatch.setattr(Together, "fault", fault)
+        with pytest.raises(error, match="of them|a mask for each"):
+            run()
+    monkeypatch.setattr(Together, "fault", "none")
+    assert texts == run()
+
+
 def test_a_guide_follows_one_text_at_a_time(engine: Engine, model: Model) -> None:
     """A second request with it is refused while the first runs."""
     guide = Faulty(model, "none")
