@@ -175,20 +175,24 @@ def _target(found: Source, target: str | os.PathLike[str] | None, file_type: str
     name = f"{found.name}-{file_type}.gguf"
     path = Path(target or name).expanduser()
     path = path / name if path.is_dir() else path
-    check_target(path)
+    check_target(path, *_files(found))
     return path
 
 
-def _digest(found: Source, file_type: str) -> str:
-    """Return a SHA-256 over what the file is made from and how."""
+def _files(found: Source) -> list[Path]:
+    """Return the files that the source is read from."""
     folders = {found.base, found.adapter.folder} if found.adapter else {found.base}
-    files = [
+    return [
         path
         for folder in sorted(folders)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name.endswith((*converter.LINKED, ".safetensors"))
     ]
-    made = [[path.name, _content(path)] for path in files]
+
+
+def _digest(found: Source, file_type: str) -> str:
+    """Return a SHA-256 over what the file is made from and how."""
+    made = [[path.name, _content(path)] for path in _files(found)]
     return hashlib.sha256(json.dumps([converter.version(), file_type, made]).encode()).hexdigest()
 
 

@@ -310,6 +310,9 @@ def test_scale_of_a_pair() -> None:
         (["/no/such"], {}, ModelNotFoundError, "no such folder: '/no/such'"),
         ([""], {}, ModelNotFoundError, "no such folder"),
         (["FOLDER", "/no/such/out.gguf"], {}, ArgumentError, "in a folder that exists"),
+        (["FOLDER", "FOLDER/model.safetensors"], {}, ArgumentError, "is the source itself"),
+        (["ADAPTER", "ADAPTER/adapter_config.json"], {}, ArgumentError, "is the source itself"),
+        (["ADAPTER", "FOLDER/config.json"], {"base": "FOLDER"}, ArgumentError, "is the source"),
         (["FOLDER", None, "q9"], {}, ArgumentError, "type 'q9': expected one of F32"),
         (["FOLDER"], {"merge": True}, ArgumentError, "goes with an adapter"),
         (["FOLDER"], {"base": "x"}, ArgumentError, "goes with an adapter"),
@@ -325,10 +328,16 @@ def test_bad_arguments(
     adapter: Path,
 ) -> None:
     """What was asked wrongly is said before anything is computed."""
-    places = {"FOLDER": str(folder), "ADAPTER": str(adapter)}
-    source, *rest = (places.get(text, text) if text else text for text in arguments)
+
+    def place(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        return text.replace("FOLDER", str(folder)).replace("ADAPTER", str(adapter))
+
+    source, *rest = map(place, arguments)
     with pytest.raises(kind, match=message):
-        convert(source or "", *rest, **options)
+        convert(source, *rest, **{name: place(value) for name, value in options.items()})
+    assert json.loads((folder / "config.json").read_bytes()) == CONFIG
 
 
 def test_says_which_package_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
