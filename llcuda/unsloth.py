@@ -51,6 +51,8 @@ def save_pretrained_llcuda(
     if target.suffix != ".gguf":
         target = target / f"model-{file_type}.gguf"
     adapter, base = _parts(model)
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise ArgumentError(f"{type(tokenizer).__name__}: expected a tokenizer of transformers")
     weights = _weights(base)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,7 @@ def attach(model: Any) -> Any:
     def save(self: Any, path: str | os.PathLike[str], tokenizer: Any, **options: Any) -> Path:
         return save_pretrained_llcuda(self, tokenizer, path, **options)
 
+    _check(model)
     model.save_pretrained_llcuda = types.MethodType(save, model)
     return model
 
@@ -92,10 +95,9 @@ def attach(model: Any) -> Any:
 def _parts(model: Any) -> tuple[str | None, Any]:
     """Return the adapter to merge, or None, and the model without it."""
     peft = sys.modules.get("peft")
+    _check(model)
     if peft is None or not isinstance(model, peft.PeftModel):
-        if not hasattr(model, "config") or not hasattr(model, "state_dict"):
-            raise ArgumentError(f"{type(model).__name__}: expected a model of transformers or PEFT")
-        if getattr(model, "_hf_peft_config_loaded", False):
+        if any(_ADAPTER.search(name) for name in model.state_dict()):
             raise ModelError("the model has adapters without peft.PeftModel; wrap it in one")
         return None, model
     names = list(model.active_adapters)
@@ -108,7 +110,14 @@ def _parts(model: Any) -> tuple[str | None, Any]:
     merged = {tuple(getattr(module, "merged_adapters", ())) for module in base.modules()} - {()}
     if merged - {(names[0],)}:
         raise ModelError("other adapters are merged into the weights: model.unmerge_adapter()")
+    if any(getattr(module, "disable_adapters", None) is True for module in base.modules()):
+        raise ModelError("the adapter is disabled: enable it, or model.unload() it")
     return (None if merged else names[0]), base
+
+
+def _check(model: Any) -> None:
+    if not hasattr(model, "config") or not hasattr(model, "state_dict"):
+        raise ArgumentError(f"{type(model).__name__}: expected a model of transformers or PEFT")
 
 
 def _weights(base: Any) -> dict[str, Any]:
@@ -123,11 +132,28 @@ def _weights(base: Any) -> dict[str, Any]:
             continue  # of the adapter, or tied to another
         seen.add(place)
         found[re.sub(r"\.(base_layer|original_module)\.", ".", name)] = tensor.detach()
-    if sys.modules.get("transformers.core_model_loading"):
-        from transformers.core_model_loading import revert_weight_conversion
+    return _as_saved(base, found) if "transformers.core_model_loading" in sys.modules else found
 
-        found = dict(revert_weight_conversion(base, found))
-    return found
+
+def _as_saved(base: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """Return weights by the names, and in the shapes, that transformers saves them with."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    conversions = getattr(base, "_weight_conversions", None)
+    if conversions:
+        base = copy.copy(base)  # the same weights, and what reads 4 bits has no way back nor need
+        base._weight_conversions = [each for each in conversions if not _unpacks(each)]
+    try:
+        return dict(revert_weight_conversion(base, weights))
+    except (NotImplementedError, ValueError) as error:
+        reason = str(error) or "a conversion has no way back"
+        raise ModelError(f"transformers cannot write {type(base).__name__}: {reason}") from error
+
+
+def _unpacks(conversion: Any) -> bool:
+    """Whether a conversion made the weights of 4 bits from a checkpoint's tensors."""
+    operations = getattr(conversion, "operations", ())
+    return any(type(operation).__name__ == "Bnb4bitDeserialize" for operation in operations)
 
 
 def _write(weights: Mapping[str, Any], folder: Path) -> None:

@@ -23,7 +23,7 @@ import psutil  # noqa: E402
 
 from llcuda import Adapter, Context, Model, Sampler, convert, converter  # noqa: E402
 from llcuda.checkpoint import read_checkpoint  # noqa: E402
-from llcuda.errors import LoadCancelledError, ModelError  # noqa: E402
+from llcuda.errors import ArgumentError, LoadCancelledError, ModelError  # noqa: E402
 from llcuda.gguf_parser import GGUFReader  # noqa: E402
 from llcuda.unsloth import attach, save_pretrained_llcuda  # noqa: E402
 from tests.hub_server import Hub  # noqa: E402
@@ -317,6 +317,39 @@ def test_export_of_a_live_model(kind: str, checkpoint: Make, tmp_path: Path) -> 
     small = attach(right).save_pretrained_llcuda(tmp_path / "out", tokenizer)
     assert tmp_path / "out" / "model-Q4_K_M.gguf" == small
     assert [small] == list((tmp_path / "out").iterdir())
+
+
+def test_export_of_a_model_loaded_in_4_bits(checkpoint: Make, tmp_path: Path) -> None:
+    """Weights that come from a checkpoint of 4 bits, as Unsloth's do, are written from memory."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint("llama"))
+    packed(checkpoint("llama"), bnb_4bit_quant_type="nf4").save_pretrained(tmp_path / "nf4")
+    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "nf4").train()
+    before, conversions = state(live), live._weight_conversions
+    file = save_pretrained_llcuda(live, tokenizer, tmp_path / "live.gguf", quantization="f32")
+    assert before == state(live)
+    assert conversions is live._weight_conversions
+    tokens = list(range(5, 45))
+    model, context = opened(file)
+    with model, context:
+        assert error(computed(context, tokens), expected(live, tokens)) < EXACT
+
+
+def test_export_refuses_what_it_would_write_without_its_adapter(
+    checkpoint: Make, tmp_path: Path
+) -> None:
+    """A LoRA that is switched off, or in a model out of PEFT's hands, is not lost in silence."""
+    folder = checkpoint("llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    live = adapted(oracle(folder), tmp_path / "lora")
+    with live.disable_adapter(), pytest.raises(ModelError, match="the adapter is disabled"):
+        save_pretrained_llcuda(live, tokenizer, tmp_path / "x.gguf")
+    with pytest.raises(ModelError, match=r"adapters without peft\.PeftModel"):
+        save_pretrained_llcuda(live.get_base_model(), tokenizer, tmp_path / "x.gguf")
+    with pytest.raises(ArgumentError, match="NoneType: expected a tokenizer"):
+        save_pretrained_llcuda(live, None, tmp_path / "x.gguf")
+    with pytest.raises(ArgumentError, match="str: expected a model"):
+        attach("model")
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 @pytest.mark.parametrize("bits", [32, 4])
