@@ -136,7 +136,7 @@ class Together(Sequence):
     fault = "none"
 
     @staticmethod
-    def masks(guides: list[Together]) -> Any:
+    def masks(guides: list[Any]) -> Any:
         """Return a mask for each."""
         if guides[0].fault == "one":
             return [*[guide.mask() for guide in guides[1:]], ValueError("the last of them")]
@@ -162,7 +162,7 @@ def test_masks_of_a_class_are_asked_at_once(
     assert texts == run()
     for fault, error in (("all", ValueError), ("short", ArgumentError), ("one", ValueError)):
         monkeypatch.setattr(Together, "fault", fault)
-        with pytest.raises(error, match="of them|a mask for each"):
+        with pytest.raises(error, match=r"of them|a mask for each"):
             run()
     monkeypatch.setattr(Together, "fault", "none")
     assert texts == run()
