@@ -139,7 +139,7 @@ class Together(Sequence):
     def masks(guides: list[Any]) -> Any:
         """Return a mask for each."""
         if guides[0].fault == "one":
-            return [*[guide.mask() for guide in guides[1:]], ValueError("the last of them")]
+            return [*[guide.mask() for guide in guides[:-1]], ValueError("the last of them")]
         if guides[0].fault == "all":
             raise ValueError("all of them")
         if guides[0].fault == "short":
