@@ -26,6 +26,8 @@ from llcuda.native.model import Model
 
 KEY = "tokenizer.chat_template"
 DEFAULT = "default"
+PROBE_SECONDS = 2.0  # 1 ms is usual
+MOST_KEPT = 64  # templates of a model
 _OWN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 _USER: dict[str, Any] = {"role": "user", "content": "probe_user"}
 _TOOL: dict[str, Any] = {
@@ -78,6 +80,8 @@ class ChatTemplate:
         """
         kept = _templates.setdefault(model, {})
         if name not in kept:
+            if len(kept) >= MOST_KEPT:
+                kept.clear()
             unknown = int(model.metadata.get("tokenizer.ggml.unknown_token_id", -1))
             kept[name] = cls(
                 _source(model, name),
@@ -204,7 +208,7 @@ class ChatTemplate:
             "add_generation_prompt": False,
         }
         try:
-            return self._program.render(values)
+            return self._program.render(values, seconds=PROBE_SECONDS)
         except ArgumentError:
             return None
 
