@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from llcuda.chat_split import ChatDelta as ChatDelta
     from llcuda.completion import Completion as Completion
     from llcuda.completion import InferResult as InferResult
-    from llcuda.conversion import convert as convert
     from llcuda.conversation import Chat as Chat
     from llcuda.conversation import ChatCompletion as ChatCompletion
+    from llcuda.conversion import convert as convert
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
