@@ -27,6 +27,7 @@ from llcuda.checkpoint import (
 )
 from llcuda.converter import Source
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.native.estimate import check_loads
 from llcuda.native.file_types import check_file_type
 from llcuda.native.quantize import quantize
 from llcuda.target import check_target
@@ -261,6 +262,13 @@ def _make(
     check_room(target.parent, size + more, ADVICE)
     share = 1.0 if direct else CONVERTING
     converter.run(found, part, wanted, size, lambda done: report(done * share))
+    try:
+        check_loads(part)
+    except ModelError as error:
+        reason = str(error).rpartition("error loading model: ")[2].partition("\n")[0]
+        raise ModelError(
+            f"{found.name}: config.json and the weights do not fit: {reason}"
+        ) from error
     if direct:
         part.replace(target)
     else:

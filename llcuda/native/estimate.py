@@ -117,6 +117,12 @@ def simulate(
         return _Plan(outline, context).memory_needed()
 
 
+def check_loads(path: str | os.PathLike[str]) -> None:
+    """Raise ModelError unless a model file has the weights that its own numbers tell of."""
+    with callbacks.repeats_unsaid(), _Outline(path, read_facts(path), ModelParams(gpu_layers=0)):
+        pass
+
+
 class _Outline(Model):
     """A model without its weights and its tokenizer: where they would lie, and how large they are.
 

@@ -319,6 +319,21 @@ def test_export_of_a_live_model(kind: str, checkpoint: Make, tmp_path: Path) -> 
     assert [small] == list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(("key", "number"), [("num_hidden_layers", 3), ("intermediate_size", 256)])
+def test_weights_that_config_json_does_not_describe(
+    key: str, number: int, checkpoint: Make, tmp_path: Path
+) -> None:
+    """A checkpoint whose file could not be loaded is no success, and leaves no file."""
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "mine")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: number}))
+    with pytest.raises(
+        ModelError, match=r"mine: config\.json and the weights do not fit: check_tensor"
+    ):
+        convert(folder, tmp_path / "out.gguf", "q8_0")
+    assert [folder] == list(tmp_path.iterdir())
+
+
 def test_export_of_a_model_loaded_in_4_bits(checkpoint: Make, tmp_path: Path) -> None:
     """Weights that come from a checkpoint of 4 bits, as Unsloth's do, are written from memory."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint("llama"))
