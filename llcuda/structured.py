@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_FORMATS = 64  # kept of each model
-MAX_LANES = min(4, len(os.sched_getaffinity(0)))  # compilations of a format that texts share
+MAX_LANES = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # compilations that texts share
 STACK_BYTES = 256 << 20  # of the thread that compiles, which recurses; touched as far as it is used
 MAX_FORCED = 8192  # tokens that a beginning may force; longer ones never end
 
