@@ -153,16 +153,18 @@ class Talk:
         talk = self.conversation
         messages = [*before, {"role": "user", "content": question}]
         written = self._engine.chat(messages, template=self._template, **talk.parameters)
-        content, stopped = "", False
+        content, begun, stopped = "", False, False
         with screen() as shown:
             try:
                 for delta in written:
+                    begun = True
                     content += delta.content
                     shown.add(delta.content, delta.reasoning)
             except KeyboardInterrupt:
                 stopped = True
                 written.cancel()
-                self._engine._running().context.cancel()  # what decodes just now
+                if not begun:  # a long prompt takes many seconds
+                    self._engine._running().context.cancel()
             with contextlib.suppress(DecodeAbortedError):
                 made = written.result()
                 shown.add((made.message["content"] or "")[len(content) :])

@@ -44,6 +44,7 @@ class Markdown:
         self._console = Console(highlight=False)
         self._text = ""
         self._reasoning = ""
+        self._begun = False  # whether something stands above, with a line between
         self._live = Live(
             console=self._console,
             refresh_per_second=12,
@@ -75,13 +76,14 @@ class Markdown:
 
     def _print(self, text: str) -> None:
         if text.strip():
-            self._console.print(_rendered(text))
+            self._console.print(*[""] * self._begun, _rendered(text), sep="\n")
+            self._begun = True
 
     def _end_reasoning(self) -> None:
         text, self._reasoning = self._reasoning.strip(), ""
         if text:
             self._console.print(text, style="dim", markup=False)
-            self._console.print()
+            self._begun = True
 
     def _tail(self) -> Any:
         """Return what is unfinished, as many of its last lines as there is room for."""
@@ -89,7 +91,8 @@ class Markdown:
         from rich.segment import Segment, Segments
         from rich.text import Text
 
-        parts = [Text(self._reasoning.strip(), "dim")] if self._reasoning.strip() else []
+        reasoning = self._reasoning.strip()
+        parts = [Text(reasoning, "dim")] if reasoning else [Text("")] * self._begun
         lines = self._console.render_lines(Group(*parts, _rendered(self._text)), pad=False)
         last = lines[-max(1, self._console.height - 2) :]
         return Segments([part for line in last for part in (*line, Segment.line())])

@@ -436,3 +436,24 @@ def test_looks(page: Browser, scheme: str, width: int, tmp_path: Path) -> None:
     ground = page.run("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) > 384) == (scheme == "light")
     assert page.run("return view.scrollWidth <= view.clientWidth")
+
+
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}<|im_start|>assistant\n<think>\n{# </think> ends it #}"
+)
+
+
+@needs_chromium
+def test_reasoning_is_folded(window: Browser) -> None:
+    """It is shown on demand, and is no part of what the next question follows."""
+    with served(demo(template=THINKING)) as thinking:
+        window.open(f"{thinking.url}/")
+        ask(window, "Hello")
+        shown = "const all = document.querySelector('details'); return [all.hidden, all.open]"
+        assert window.run(shown) == [False, False]
+        assert len(window.run("return document.querySelector('details div').textContent")) > 5
+        assert window.run("return messages[1].content") == ""
+        assert "tokens" in window.text(".assistant .foot")
+        assert window.run("return JSON.stringify(body().messages)") == "[]"
+        window.open("about:blank")
