@@ -199,7 +199,10 @@ def _pack(
     sizes = (*reversed(node.shape), *(1,) * rest)
     step = node.dtype.block[1]
     strides = tuple(stride or step for stride in reversed(node.strides)) or (step,)
-    strides += (size_of(node.dtype, node.shape),) * (MAX_DIMS - len(strides))
+    # Beyond all values: ggml's kernel for transposed copies takes less for a matrix without gaps.
+    ends = (size * stride for size, stride in zip(node.shape, node.strides, strict=True))
+    beyond = max(size_of(node.dtype, node.shape), *ends, 0)
+    strides += (beyond,) * (MAX_DIMS - len(strides))
     native.RECORD.pack_into(
         records,
         place * native.RECORD.size,

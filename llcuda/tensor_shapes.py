@@ -98,6 +98,13 @@ def contiguous(node: Node) -> Node:
     if not node.device.is_cpu and node.dtype in (DType.Int64, DType.UInt8):
         raise UnsupportedError(f"GPUs copy no views of {node.dtype.name}; use .to('cpu')")
     small("copy", node)
+    if not node.device.is_cpu and len(node.shape) >= 3 and math.prod(node.shape[:-3]) == 1:
+        # ggml's kernel for transposed copies knows them by two of three strides; with an axis
+        # more it is not asked.
+        size, (first, *rest) = node.shape[-3], node.strides[-3:]
+        whole = view(node, (size, 1, *node.shape[-2:]), (first, first, *rest))
+        copied = operation("CAST", node.dtype, whole.shape, [whole])
+        return view(copied, node.shape, row_major(node.dtype, node.shape))
     return operation("CAST", node.dtype, node.shape, [node])
 
 
