@@ -129,7 +129,7 @@ def compare(path: Path, clients: int, options: argparse.Namespace) -> list[dict[
     """Measure everything at one number of clients, by turns."""
     small = path.stat().st_size < 2**27
     tokens, streams = (100, 4) if small else (options.tokens, 1)
-    threads = 1 if small else len(os.sched_getaffinity(0))
+    threads = options.threads or (1 if small else len(os.sched_getaffinity(0)))
     port, peer_port = free_port(), free_port()
     found: dict[str, list[Timed]] = {"engine": [], "llcuda serve": [], "llama_cpp.server": []}
     with contextlib.ExitStack() as stack:
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16, help="of a stream of a large model")
+    parser.add_argument("--threads", type=int, help="default: every processor, for demo one")
     parser.add_argument("--peer-python", help="with what llama_cpp.server needs; none = not run")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     options = parser.parse_args()
