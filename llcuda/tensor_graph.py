@@ -198,10 +198,14 @@ def _pack(
     rest = MAX_DIMS - len(node.shape)
     sizes = (*reversed(node.shape), *(1,) * rest)
     step = node.dtype.block[1]
-    strides = tuple(stride or step for stride in reversed(node.strides)) or (step,)
-    # Beyond all values: ggml's kernel for transposed copies takes less for a matrix without gaps.
+    # Axes of one value, ours and those that fill up, go on beyond all values: ggml's kernel for
+    # transposed copies takes a smaller stride for that of a matrix without gaps.
     ends = (size * stride for size, stride in zip(node.shape, node.strides, strict=True))
     beyond = max(size_of(node.dtype, node.shape), *ends, 0)
+    strides = tuple(
+        beyond if size == 1 and not node.is_contiguous else stride or step
+        for size, stride in zip(reversed(node.shape), reversed(node.strides), strict=True)
+    ) or (step,)
     strides += (beyond,) * (MAX_DIMS - len(strides))
     native.RECORD.pack_into(
         records,
