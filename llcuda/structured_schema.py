@@ -18,6 +18,8 @@ MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compi
 MAX_MULTIPLE = 100_000  # it makes a state of each remainder
 MAX_ROUNDS = 200
 
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
 _IN_MAPPINGS = ("properties", "patternProperties", "$defs", "definitions")
 _IN_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
 _ALONE = ("items", "additionalItems", "additionalProperties")
@@ -91,12 +93,35 @@ def _prepare_one(node: dict[str, Any]) -> None:
             f"minProperties: {least} is more than the required properties, which cannot be honoured"
         )
     multiple = node.get("multipleOf")
-    if isinstance(multiple, int | float) and _digits(multiple) > MAX_MULTIPLE:
+    if _is_number(multiple) and _digits(multiple) > MAX_MULTIPLE:
         raise ArgumentError(f"multipleOf: {multiple} has too many digits to be honoured")
+    if node.get("type") != "integer":
+        _exclude_whole_bounds(node)
     if node.get("format") in ("date", "date-time"):
         if "pattern" in node:
             node["allOf"] = [*node.get("allOf", []), {"pattern": node.pop("pattern")}]
         node["pattern"] = _DATE
+
+
+def _exclude_whole_bounds(node: dict[str, Any]) -> None:
+    """Narrow a range a little where a whole number bounds it from outside.
+
+    llguidance lets "2" pass for exclusiveMinimum 2 and maximum 2.5: its integer part is that of the
+    range. The other bound may come from another schema, in allOf.
+    """
+    bounds = [node.get(key) for key in _BOUNDS]
+    numbers = [bound for bound in bounds if _is_number(bound)]
+    width = max(numbers) - min(numbers) if len(numbers) > 1 else 1
+    for key, sign in (("exclusiveMinimum", 1), ("exclusiveMaximum", -1)):
+        bound = node.get(key)
+        if not _is_number(bound) or abs(bound) >= 2**53 or bound != int(bound):
+            continue
+        delta = max(1e-9, abs(bound) * 2**-50)
+        node[key] = bound + sign * (delta if delta * 1024 < width else width / 1024)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _digits(number: float) -> int:

@@ -296,6 +296,11 @@ def test_hostile_formats_end_nothing(engine: Engine, name: str) -> None:
         ({"type": "array", "items": {"type": "null"}, "uniqueItems": False}, [[None]], [[1]]),
         ({"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1},
          [{"a": 1}], [{}, {"a": "b"}]),
+        ({"type": "number", "exclusiveMinimum": 2, "maximum": 2.5}, [2.25, 2.5], [2, 2.75]),
+        ({"type": "number", "exclusiveMinimum": -3.5, "exclusiveMaximum": -3.0}, [-3.1], [-3]),
+        ({"allOf": [{"exclusiveMaximum": 0}, {"minimum": -0.5}], "type": "number"}, [-0.25], [0]),
+        ({"type": "integer", "exclusiveMinimum": 2, "exclusiveMaximum": 4}, [3], [2, 4]),
+        ({"type": "number", "exclusiveMinimum": 0}, [1e-3, 1, 7.5], [0, -1]),
         ({"$ref": "#/components/x", "components": {"x": {"type": "integer"}}}, [1], ["a"]),
     ],
 )  # fmt: skip
