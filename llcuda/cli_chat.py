@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import queue
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,29 +156,50 @@ class Talk:
         talk = self.conversation
         messages = [*before, {"role": "user", "content": question}]
         written = self._engine.chat(messages, template=self._template, **talk.parameters)
-        content, begun, stopped = "", False, False
-        with screen() as shown:
-            try:
-                for delta in written:
-                    begun = True
-                    content += delta.content
-                    shown.add(delta.content, delta.reasoning)
-            except KeyboardInterrupt:
-                stopped = True
-                written.cancel()
-                if not begun:  # a long prompt takes many seconds
-                    self._engine._running().context.cancel()
-            with contextlib.suppress(DecodeAbortedError):
-                made = written.result()
-                shown.add((made.message["content"] or "")[len(content) :])
-                talk.messages = [*messages, made.message]
-                talk.last = made.completion
+        begun = stopped = False
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+            written.cancel()
+            if not begun:  # a long prompt takes many seconds
+                self._engine._running().context.cancel()
+
+        reason = ""
+        with _at_ctrl_c(stop), screen() as shown, contextlib.suppress(DecodeAbortedError):
+            for delta in written:
+                begun = True
+                shown.add(delta.content, delta.reasoning)
+            made = written.result()
+            reason = made.finish_reason
+            talk.messages = [*messages, made.message]
+            talk.last = made.completion
         if stopped:
             print("(stopped)", file=sys.stderr, flush=True)
             if not self._seen:
                 raise KeyboardInterrupt
-        elif made.finish_reason in ("length", "context", "timeout"):
-            print(f"(ended: {made.finish_reason})", file=sys.stderr, flush=True)
+        elif reason in ("length", "context", "timeout"):
+            print(f"(ended: {reason})", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _at_ctrl_c(work: Callable[[], None]) -> Iterator[None]:
+    """Have Ctrl-C call `work` in a thread of its own: no lock that is held here is torn apart."""
+    pressed: queue.SimpleQueue[bool] = queue.SimpleQueue()  # put() may interrupt put()
+
+    def wait() -> None:
+        if pressed.get():
+            work()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.put(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        pressed.put(False)
+        thread.join()
 
 
 def _template(given: str | None) -> str | None:
