@@ -331,8 +331,8 @@ def _kind(model: Model, parameters: dict[str, Any]) -> tuple[str, bool]:
     name = model.path.name
     if pooling == "none":
         raise ArgumentError(
-            f"{name} names no pooling, so it was not trained for embeddings: give pooling='mean' "
-            "or 'last' to have vectors of it all the same"
+            f"{name} names no pooling, so it was trained neither to embed nor to rerank: "
+            "pooling='mean' or 'last' (llcuda serve --pooling) has vectors of it all the same"
             if parameters["pooling"] is None
             else "pooling='none' gives a vector for each token: a Context with embeddings=True does"
         )

@@ -251,7 +251,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = {404: f"no such path: {request.url.path[:200]}", 405: "this path has other methods"}
-    said[400] = "the body is no JSON document of a sensible size and depth"
+    said[400] = "the body is no JSON document in UTF-8, of a sensible size and depth"
     refusal = ApiError(error.status_code, said.get(error.status_code, str(error.detail)))
     answer = _refused(refusal)
     answer.headers.update(error.headers or {})

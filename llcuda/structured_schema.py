@@ -38,7 +38,7 @@ def prepare(schema: Any) -> dict[str, Any]:
             raise ArgumentError(f"the JSON schema has more than {MAX_SCHEMAS} schemas in it")
         _prepare_one(node)
     if not _has_texts(prepared):
-        raise ArgumentError("nothing finite satisfies the JSON schema: it requires itself")
+        raise ArgumentError("nothing finite satisfies the JSON schema: it needs false, or itself")
     return prepared
 
 

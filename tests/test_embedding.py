@@ -268,8 +268,8 @@ class TestBadInput:
             Embedder(vocabulary)
 
     def test_a_model_that_was_not_made_for_embeddings(self, make: Make) -> None:
-        """It says so, and how to have vectors of it nevertheless."""
-        with pytest.raises(ArgumentError, match=r"names no pooling.*'mean'"):
+        """It says so, that it ranks nothing, and how to have vectors of it nevertheless."""
+        with pytest.raises(ArgumentError, match=r"names no pooling.*rerank.*'mean'.*--pooling"):
             make("llama")
         assert (1, models.EMBEDDING) == make("llama", pooling="mean").embed(["fox"]).shape
 

@@ -222,6 +222,13 @@ def test_what_cannot_be_honoured_is_refused(model: Model, form: Any) -> None:
     assert "<state>" not in str(caught.value)
 
 
+@pytest.mark.parametrize("inner", [{"a": False}, {"a": {"$ref": "#"}}], ids=["false", "itself"])
+def test_why_nothing_satisfies_it(model: Model, inner: dict[str, Any]) -> None:
+    """A property that nothing satisfies and one without an end, each in words that hold."""
+    with pytest.raises(ArgumentError, match="false, or itself"):
+        structured.compile(model, schema(type="object", properties=inner, required=["a"]))
+
+
 def test_a_refused_format_harms_nothing(engine: Engine) -> None:
     """The request is not there, and the next one is."""
     for wrong in (schema(type="thing"), {"type": "json_schema"}):

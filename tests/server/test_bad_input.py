@@ -35,6 +35,11 @@ def test_what_is_no_request(server: Served, data: bytes) -> None:
     is_error(post(server, data), 400)
 
 
+def test_no_utf8(server: Served) -> None:
+    """The answer names the encoding."""
+    assert "UTF-8" in is_error(post(server, b'{"prompt": "\xff"}'), 400)["message"]
+
+
 @pytest.mark.parametrize(
     ("param", "value"),
     [
