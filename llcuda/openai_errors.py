@@ -111,6 +111,8 @@ def of_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
 
     The parameter is the first one at fault; of a value that may have several types, all are named.
     """
+    if isinstance(body, bytes):  # so FastAPI leaves what is not sent as JSON
+        return ApiError(400, "the body is not sent as JSON: set Content-Type: application/json")
     first = _path(errors[0], body)
     said: list[str] = []
     for error in errors:

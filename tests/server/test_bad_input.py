@@ -35,6 +35,13 @@ def test_what_is_no_request(server: Served, data: bytes) -> None:
     is_error(post(server, data), 400)
 
 
+def test_no_content_type(server: Served) -> None:
+    """A form, which curl's -d alone sends: the answer names the header that is wanting."""
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = server.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=kind)
+    assert "Content-Type: application/json" in is_error(answer, 400)["message"]
+
+
 def test_no_utf8(server: Served) -> None:
     """The answer names the encoding."""
     assert "UTF-8" in is_error(post(server, b'{"prompt": "\xff"}'), 400)["message"]
