@@ -8,7 +8,7 @@ ignored. Pure mapping; knows nothing of HTTP and holds no model. `openai_chat` a
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -139,15 +139,23 @@ def _bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     return found
 
 
+# One text or several, each as it is or as tokens.
+Inputs: TypeAlias = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+    | Tokens
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+)
+
+
+def _each(given: Any) -> list[str | list[int]]:
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+
+
 class CompletionBody(SamplingBody):
     """POST /v1/completions: continues texts as they are, without a chat template."""
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
-    )
+    prompt: Inputs
     max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=100)
@@ -156,8 +164,7 @@ class CompletionBody(SamplingBody):
 
     def prompts(self) -> list[str | list[int]]:
         """Return each prompt, a text or tokens."""
-        given: Any = self.prompt
-        return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+        return _each(self.prompt)
 
     def candidates(self) -> int:
         """Return how many texts to make of each prompt, of which `n` are shown."""
@@ -218,19 +225,13 @@ class ChatBody(SamplingBody):
 class EmbeddingBody(ModelBody):
     """POST /v1/embeddings."""
 
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
-    )
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
 
     def texts(self) -> list[str | list[int]]:
         """Return each text, or its tokens."""
-        given: Any = self.input
-        return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+        return _each(self.input)
 
 
 class Document(Body):

@@ -183,10 +183,8 @@ async def _stream(
 
     async def follow(index: int, chat: Chat) -> None:
         plain = Chunks(fields, index, '"delta":{"content":', '},"logprobs":')
-        reader, events = (
-            Reader(engine, chat, body),
-            chunk(index, {"role": "assistant", "content": ""}, None),
-        )
+        reader = Reader(engine, chat, body)
+        events = chunk(index, {"role": "assistant", "content": ""}, None)
         while (more := await reader.more()) is not None:
             delta, scores = more
             if delta.reasoning or delta.tool_calls:
