@@ -32,7 +32,7 @@ from rich.table import Table
 
 import llcuda
 from llcuda import Engine, Model
-from llcuda.metrics import percentile
+from llcuda.engine.metrics import percentile
 
 CTX_SIZE = 512
 PEER = """

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from llcuda import steps as steps
     from llcuda.chat import ChatTemplate as ChatTemplate
     from llcuda.chat_split import ChatDelta as ChatDelta
-    from llcuda.completion import Completion as Completion
-    from llcuda.completion import InferResult as InferResult
     from llcuda.conversation import Chat as Chat
     from llcuda.conversation import ChatCompletion as ChatCompletion
     from llcuda.conversion import convert as convert
@@ -22,8 +20,13 @@ if TYPE_CHECKING:
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
     from llcuda.embedding import Embedder as Embedder
-    from llcuda.engine import Engine as Engine
-    from llcuda.engine import EngineParams as EngineParams
+    from llcuda.engine.detokenizer import Utf8Decoder as Utf8Decoder
+    from llcuda.engine.engine import Engine as Engine
+    from llcuda.engine.engine import EngineParams as EngineParams
+    from llcuda.engine.outputs import Completion as Completion
+    from llcuda.engine.outputs import InferResult as InferResult
+    from llcuda.engine.request import Request as Request
+    from llcuda.engine.request import RequestParams as RequestParams
     from llcuda.errors import LlcudaError as LlcudaError
     from llcuda.inference import InferenceEngine as InferenceEngine
     from llcuda.inference import quick_infer as quick_infer
@@ -42,9 +45,6 @@ if TYPE_CHECKING:
     from llcuda.quality import divergence as divergence
     from llcuda.quality import importance_matrix as importance_matrix
     from llcuda.quality import perplexity as perplexity
-    from llcuda.request import Request as Request
-    from llcuda.request import RequestParams as RequestParams
-    from llcuda.text import Utf8Decoder as Utf8Decoder
     from llcuda.timings import DecodeEvent as DecodeEvent
     from llcuda.timings import Timings as Timings
 
@@ -56,26 +56,26 @@ _HOMES = {
     "ChatCompletion": "llcuda.conversation",
     "ChatDelta": "llcuda.chat_split",
     "ChatTemplate": "llcuda.chat",
-    "Completion": "llcuda.completion",
+    "Completion": "llcuda.engine.outputs",
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",
     "DecodeEvent": "llcuda.timings",
     "DeviceMemory": "llcuda.native.estimate",
     "Embedder": "llcuda.embedding",
-    "Engine": "llcuda.engine",
-    "EngineParams": "llcuda.engine",
+    "Engine": "llcuda.engine.engine",
+    "EngineParams": "llcuda.engine.engine",
     "ImportanceMatrix": "llcuda.native.imatrix",
-    "InferResult": "llcuda.completion",
+    "InferResult": "llcuda.engine.outputs",
     "InferenceEngine": "llcuda.inference",
     "LlcudaError": "llcuda.errors",
     "Model": "llcuda.native.model",
     "ModelParams": "llcuda.params",
-    "Request": "llcuda.request",
-    "RequestParams": "llcuda.request",
+    "Request": "llcuda.engine.request",
+    "RequestParams": "llcuda.engine.request",
     "Sampler": "llcuda.native.sampler",
     "SamplingParams": "llcuda.params",
     "Timings": "llcuda.timings",
-    "Utf8Decoder": "llcuda.text",
+    "Utf8Decoder": "llcuda.engine.detokenizer",
     "check_gpu_compatibility": "llcuda.device",
     "convert": "llcuda.conversion",
     "demo_model": "llcuda.demo",

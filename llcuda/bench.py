@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda import device, measure
-from llcuda.configuration import configure
+from llcuda.engine.autofit import configure
 from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.loops import Pace, Subject, prompt
 from llcuda.measure import Row

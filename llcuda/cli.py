@@ -20,9 +20,9 @@ from llcuda import cli_chat, cli_doctor, cli_files, cli_quality, cli_serve
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
-    from llcuda.engine import Engine
+    from llcuda.engine.engine import Engine
+    from llcuda.engine.request import Request
     from llcuda.params import ModelParams
-    from llcuda.request import Request
 
 app = typer.Typer(
     help="GGUF language models inside a Python process.",
@@ -78,10 +78,10 @@ def run(
 ) -> None:
     """Continue a text, token by token. Ctrl-C stops and keeps what there is."""
     from llcuda import hub, progress
-    from llcuda.engine import Engine
+    from llcuda.engine.engine import Engine
+    from llcuda.engine.request import RequestParams
     from llcuda.native.model import Model
     from llcuda.params import SamplingParams
-    from llcuda.request import RequestParams
 
     text = _prompt(prompt)
     form = _response_format(json_schema, regex)
@@ -316,7 +316,7 @@ def _model_params(
 
     if gpu_layers is not None or all(device.kind != "gpu" for device in library.devices()):
         return ModelParams(gpu_layers=gpu_layers)
-    from llcuda.configuration import configure
+    from llcuda.engine.autofit import configure
     from llcuda.native.estimate import read_facts
 
     size = ctx_size or min(most, read_facts(path).train_ctx_size)

@@ -60,9 +60,9 @@ def chat(
     from llcuda import hub, progress
     from llcuda.chat import ChatTemplate
     from llcuda.cli_conversation import Conversation
+    from llcuda.engine.request import split_parameters
     from llcuda.inference import InferenceEngine
     from llcuda.native.estimate import read_facts
-    from llcuda.request import split_parameters
 
     asked = {
         "temperature": temperature,

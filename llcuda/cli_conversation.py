@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llcuda.chat_messages import check_messages
+from llcuda.engine.request import SAMPLING_FIELDS, split_parameters
 from llcuda.errors import ArgumentError
-from llcuda.request import SAMPLING_FIELDS, split_parameters
 from llcuda.target import check_target, written
 
 if TYPE_CHECKING:
-    from llcuda.completion import Completion
+    from llcuda.engine.outputs import Completion
 
 LARGEST = 64 * 2**20  # bytes of a conversation's file
 SETTINGS = sorted(

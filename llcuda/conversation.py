@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from llcuda.chat_messages import check_tools
 from llcuda.chat_split import ChatDelta, Splitter
 from llcuda.chat_syntax import Syntax
-from llcuda.completion import Completion
+from llcuda.engine.outputs import Completion
+from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError
-from llcuda.request import Request
 
 if TYPE_CHECKING:
-    from llcuda.engine import Engine
+    from llcuda.engine.engine import Engine
 
 FOR_TOOLS = "tool_use"  # the name of a template that models have for conversations with tools
 

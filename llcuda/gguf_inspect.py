@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llcuda import hub
-from llcuda.configuration import configure
+from llcuda.engine.autofit import configure
 from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.gguf_parser import GGUFReader
 from llcuda.gguf_remote import headers

@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from llcuda import hub
-from llcuda.completion import Completion, InferResult
-from llcuda.configuration import configure
 from llcuda.conversation import Chats
-from llcuda.desk import in_hook
 from llcuda.embedders import Embedders, EmbedsTexts
 from llcuda.embedding import Embedder
-from llcuda.engine import Engine, EngineParams, check_parameters, context_params
+from llcuda.engine.autofit import configure
+from llcuda.engine.engine import Engine, EngineParams, check_parameters, context_params
+from llcuda.engine.loop import in_hook
+from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
+from llcuda.engine.outputs import Completion, InferResult
+from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
-from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model
-from llcuda.request import Request
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 

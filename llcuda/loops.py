@@ -14,13 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from llcuda.engine import Engine
+from llcuda.engine.engine import Engine
+from llcuda.engine.metrics import StepRecord
+from llcuda.engine.request import RequestParams
 from llcuda.errors import UnsupportedError
-from llcuda.metrics import StepRecord
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.params import SamplingParams
-from llcuda.request import RequestParams
 
 Turn = Callable[[int], float]  # so many steps; returns the median seconds of one
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from llcuda.engine.request import REQUEST_FIELDS, SAMPLING_FIELDS
 from llcuda.openai_errors import ApiError
-from llcuda.request import REQUEST_FIELDS, SAMPLING_FIELDS
 
 MOST_STOPS = 256
 MOST_CHOICES = 128

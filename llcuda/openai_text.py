@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
-from llcuda.completion import Completion, TokenLogprob
+from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.native.model import Model
 
 NEVER = -9999.0  # OpenAI's log-probability of what cannot come; JSON has no -Infinity

@@ -9,7 +9,7 @@ from typing import Any
 from llcuda.chat import ChatTemplate
 from llcuda.chat_split import ChatDelta, Splitter
 from llcuda.conversation import Chat, ChatCompletion
-from llcuda.engine import Engine
+from llcuda.engine.engine import Engine
 from llcuda.errors import ArgumentError
 from llcuda.openai import ChatBody
 from llcuda.openai_errors import ApiError

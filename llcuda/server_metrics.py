@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from llcuda.engine import Engine
-from llcuda.metrics import exposition
+from llcuda.engine.engine import Engine
+from llcuda.engine.metrics import exposition
 from llcuda.server_door import Traffic
 from llcuda.server_models import Models
 

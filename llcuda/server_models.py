@@ -15,9 +15,9 @@ from typing import Any
 
 from llcuda import hub
 from llcuda.chat import ChatTemplate
-from llcuda.configuration import Configuration, configure
 from llcuda.embedding import Embedder
-from llcuda.engine import Engine, EngineParams, context_params
+from llcuda.engine.autofit import Configuration, configure
+from llcuda.engine.engine import Engine, EngineParams, context_params
 from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model

@@ -12,8 +12,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llcuda.engine.request import Request as Generation
 from llcuda.openai_errors import LOGGED, ApiError, translate
-from llcuda.request import Request as Generation
 
 logger = logging.getLogger("llcuda.server")
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from llcuda import structured
-from llcuda.completion import Completion
-from llcuda.engine import Engine
+from llcuda.engine.engine import Engine
+from llcuda.engine.outputs import Completion
+from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError, UnsupportedError
 from llcuda.openai import DEFAULT_MAX_TOKENS, CompletionBody
 from llcuda.openai_errors import ApiError
 from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
-from llcuda.request import Request as Generation
 from llcuda.server_models import Loaded
 from llcuda.server_stream import Output, Pace
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from llcuda import Engine, Model, worker
+from llcuda import Engine, Model
+from llcuda.engine import model_runner as worker
 
 
 class FakeRows:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llcuda import Engine, Model
-from llcuda.speculation import NGRAM, Drafter
+from llcuda.engine.speculation import NGRAM, Drafter
 from tests.engine.tools import hold
 
 WORDS = """Once upon a time there was little fox named Tom who lived in the forest and liked to play

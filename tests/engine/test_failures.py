@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from llcuda import Engine, Model, Request, request
+from llcuda import Engine, Model, Request
+from llcuda.engine import request
 from llcuda.errors import (
     BatchError,
     ClosedError,

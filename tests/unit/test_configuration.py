@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda import configuration
-from llcuda.configuration import RESERVE, Configuration, configure, fitting_layers
+from llcuda.engine import autofit as configuration
+from llcuda.engine.autofit import RESERVE, Configuration, configure, fitting_layers
 from llcuda.errors import ArgumentError, ContextError
 from llcuda.native.estimate import DeviceMemory, FileFacts
 from llcuda.native.library import DeviceInfo

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda.metrics import PHASES, SECONDS, Histogram, Metrics, RequestRecord, StepRecord
+from llcuda.engine.metrics import PHASES, SECONDS, Histogram, Metrics, RequestRecord, StepRecord
 
 REQUEST = RequestRecord(
     prompt_tokens=10,

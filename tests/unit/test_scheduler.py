@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda.scheduler import Job, Plan, Scheduler, common_prefix
+from llcuda.engine.scheduler import Job, Plan, Scheduler, common_prefix
 
 
 class FakeCache:

@@ -1,6 +1,6 @@
 """Guesses from the text, and the accounts of what they bring."""
 
-from llcuda.speculation import LOSS, PAUSE, Drafter, StepCosts
+from llcuda.engine.speculation import LOSS, PAUSE, Drafter, StepCosts
 
 
 def test_a_repetition_is_proposed() -> None:

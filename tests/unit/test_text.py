@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llcuda import Utf8Decoder
-from llcuda.text import StopFinder
+from llcuda.engine.detokenizer import StopFinder
 
 letters = st.text("ab", min_size=1, max_size=5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda.device import check_gpu_compatibility
-from llcuda.engine import EngineParams, context_params
+from llcuda.engine.engine import EngineParams, context_params
 from llcuda.errors import ContextError, ModelError, UnsupportedError
 from llcuda.native import library
 from llcuda.native.estimate import DeviceMemory, FileFacts, read_facts, simulate

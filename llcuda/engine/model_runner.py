@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llcuda.delivery import Delivery
+from llcuda.engine.output_processor import Delivery
+from llcuda.engine.reporter import Reporter, Spent
+from llcuda.engine.scheduler import Job, Plan, Scheduler
+from llcuda.engine.speculation import StepCosts
 from llcuda.errors import (
     ClosedError,
     DecodeError,
@@ -22,9 +25,6 @@ from llcuda.errors import (
 from llcuda.guide import Follower
 from llcuda.native.context import Context
 from llcuda.native.rows import Rows
-from llcuda.reporter import Reporter, Spent
-from llcuda.scheduler import Job, Plan, Scheduler
-from llcuda.speculation import StepCosts
 
 logger = logging.getLogger("llcuda.engine")
 now = time.perf_counter

@@ -24,7 +24,7 @@ from llcuda.errors import (
 )
 
 if TYPE_CHECKING:
-    from llcuda.worker import Worker
+    from llcuda.engine.model_runner import Worker
 
 logger = logging.getLogger("llcuda.engine")
 _this_thread = threading.local()

@@ -24,13 +24,13 @@ from dataclasses import dataclass, fields
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from llcuda.completion import Completion, StepSums, Times, TokenLogprob
+from llcuda.engine.detokenizer import StopFinder, Utf8Decoder
+from llcuda.engine.metrics import RequestRecord
+from llcuda.engine.outputs import Completion, StepSums, Times, TokenLogprob
+from llcuda.engine.scheduler import Job
 from llcuda.errors import ArgumentError
 from llcuda.guide import Follower, Guide
-from llcuda.metrics import RequestRecord
 from llcuda.params import SamplingParams, check_flags, check_number
-from llcuda.scheduler import Job
-from llcuda.text import StopFinder, Utf8Decoder
 
 if TYPE_CHECKING:
     import asyncio

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llcuda.completion import StepSums, TokenLogprob
+from llcuda.engine.outputs import StepSums, TokenLogprob
+from llcuda.engine.reporter import Reporter, Spent
+from llcuda.engine.request import Request, RequestParams, wake
+from llcuda.engine.scheduler import Job, Plan, Scheduler
+from llcuda.engine.speculation import Drafter
 from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
 from llcuda.guide import Follower
 from llcuda.native.context import Context
-from llcuda.reporter import Reporter, Spent
-from llcuda.request import Request, RequestParams, wake
-from llcuda.scheduler import Job, Plan, Scheduler
-from llcuda.speculation import Drafter
 
 now = time.perf_counter
 JUMP_TEXTS = 8  # with more texts at once forced tokens are not computed ahead

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from llcuda.metrics import Metrics, RequestRecord, StepRecord
-from llcuda.scheduler import Plan
+from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
+from llcuda.engine.scheduler import Plan
 
 logger = logging.getLogger("llcuda.engine")
 Spent = tuple[float, float, float]  # seconds of a step: decode, sample, deliver

@@ -17,20 +17,20 @@ from typing import Any
 
 from llcuda import structured
 from llcuda.conversation import Chats
-from llcuda.desk import Desk
 from llcuda.embedders import SHARED, Embedders, EmbedsTexts
 from llcuda.embedding import Embedder
+from llcuda.engine.loop import Desk
+from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
+from llcuda.engine.model_runner import Worker
+from llcuda.engine.reporter import Reporter
+from llcuda.engine.request import Request, RequestParams, split_parameters
+from llcuda.engine.scheduler import Job
 from llcuda.errors import ArgumentError, ConcurrencyError, LlcudaError, NoTextError
-from llcuda.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
 from llcuda.params import ContextParams, SamplingParams, check_number, given_params
-from llcuda.reporter import Reporter
-from llcuda.request import Request, RequestParams, split_parameters
-from llcuda.scheduler import Job
-from llcuda.worker import Worker
 
 logger = logging.getLogger("llcuda.engine")
 
