@@ -24,7 +24,7 @@ from rich.table import Table
 
 import llcuda
 from llcuda import Context, Engine, Model, Sampler
-from llcuda.native.rows import Rows
+from llcuda.native.batch_sampler import Rows
 
 PROMPT = "Once upon a time, there was a brave fox named Lily who lived in the forest."
 PARALLEL = (1, 2, 4, 8, 16)

@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from llcuda.native.context import Context as Context
     from llcuda.native.estimate import DeviceMemory as DeviceMemory
     from llcuda.native.estimate import memory_needed as memory_needed
-    from llcuda.native.imatrix import ImportanceMatrix as ImportanceMatrix
     from llcuda.native.model import Model as Model
-    from llcuda.native.quantize import quantize as quantize
-    from llcuda.native.quantize import quantize_plan as quantize_plan
+    from llcuda.native.quantization.imatrix import ImportanceMatrix as ImportanceMatrix
+    from llcuda.native.quantization.quantize import quantize as quantize
+    from llcuda.native.quantization.quantize import quantize_plan as quantize_plan
     from llcuda.native.sampler import Sampler as Sampler
+    from llcuda.native.timings import DecodeEvent as DecodeEvent
+    from llcuda.native.timings import Timings as Timings
     from llcuda.params import ContextParams as ContextParams
     from llcuda.params import ModelParams as ModelParams
     from llcuda.params import SamplingParams as SamplingParams
     from llcuda.quality import divergence as divergence
     from llcuda.quality import importance_matrix as importance_matrix
     from llcuda.quality import perplexity as perplexity
-    from llcuda.timings import DecodeEvent as DecodeEvent
-    from llcuda.timings import Timings as Timings
 
     __version__: str
 
@@ -59,12 +59,12 @@ _HOMES = {
     "Completion": "llcuda.engine.outputs",
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",
-    "DecodeEvent": "llcuda.timings",
+    "DecodeEvent": "llcuda.native.timings",
     "DeviceMemory": "llcuda.native.estimate",
     "Embedder": "llcuda.embedding",
     "Engine": "llcuda.engine.engine",
     "EngineParams": "llcuda.engine.engine",
-    "ImportanceMatrix": "llcuda.native.imatrix",
+    "ImportanceMatrix": "llcuda.native.quantization.imatrix",
     "InferResult": "llcuda.engine.outputs",
     "InferenceEngine": "llcuda.inference",
     "LlcudaError": "llcuda.errors",
@@ -74,7 +74,7 @@ _HOMES = {
     "RequestParams": "llcuda.engine.request",
     "Sampler": "llcuda.native.sampler",
     "SamplingParams": "llcuda.params",
-    "Timings": "llcuda.timings",
+    "Timings": "llcuda.native.timings",
     "Utf8Decoder": "llcuda.engine.detokenizer",
     "check_gpu_compatibility": "llcuda.device",
     "convert": "llcuda.conversion",
@@ -84,8 +84,8 @@ _HOMES = {
     "importance_matrix": "llcuda.quality",
     "memory_needed": "llcuda.native.estimate",
     "perplexity": "llcuda.quality",
-    "quantize": "llcuda.native.quantize",
-    "quantize_plan": "llcuda.native.quantize",
+    "quantize": "llcuda.native.quantization.quantize",
+    "quantize_plan": "llcuda.native.quantization.quantize",
     "quick_infer": "llcuda.inference",
 }
 

@@ -14,7 +14,7 @@ import typer
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from llcuda.native.quantize_plan import QuantizePlan
+    from llcuda.native.quantization.plan import QuantizePlan
     from llcuda.quality import Divergence, Perplexity
 
 app = typer.Typer()
@@ -50,7 +50,7 @@ def quantize_(
 ) -> None:
     """Write a model with other types of weights. Ctrl-C ends it after the tensor at hand."""
     from llcuda import hub, progress
-    from llcuda.native.quantize import quantize, quantize_plan
+    from llcuda.native.quantization.quantize import quantize, quantize_plan
 
     path = hub.resolve(source, progress=not as_json)
     types = dict(_name_and_type(option) for option in tensor_type or [])

@@ -28,8 +28,8 @@ from llcuda.checkpoint import (
 from llcuda.converter import Source
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.native.estimate import check_loads
-from llcuda.native.file_types import check_file_type
-from llcuda.native.quantize import quantize
+from llcuda.native.quantization.file_types import check_file_type
+from llcuda.native.quantization.quantize import quantize
 from llcuda.target import check_target
 
 DIRECT = ("F32", "F16", "BF16")  # what the converter writes for us; other types are made from it

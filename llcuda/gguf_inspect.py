@@ -17,7 +17,7 @@ from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.gguf_parser import GGUFReader
 from llcuda.gguf_remote import headers
 from llcuda.native.estimate import memory_needed
-from llcuda.native.metadata import Texts
+from llcuda.native.gguf.metadata import Texts
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, Self
 from numpy.typing import NDArray
 
 from llcuda.errors import ClosedError, GGUFError, ModelError
-from llcuda.gguf_types import NUMPY_WHOLE, GGMLType
-from llcuda.native import gguf
-from llcuda.native.gguf_check import check_tensors, part_names
-from llcuda.native.metadata import Metadata
+from llcuda.native.gguf import mapped as gguf
+from llcuda.native.gguf.check import check_tensors, part_names
+from llcuda.native.gguf.metadata import Metadata
+from llcuda.native.gguf.types import NUMPY_WHOLE, GGMLType
 
 
 @dataclass(frozen=True, slots=True)

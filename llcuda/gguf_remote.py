@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llcuda.errors import GGUFError, ModelError
 from llcuda.hub import RemoteFile, explained
-from llcuda.native import gguf
+from llcuda.native.gguf import mapped as gguf
 
 FIRST_STEP = 2**20  # bytes: more than a header without its vocabulary; each step doubles
 MOST = 2**28  # of a header; 262,144 tokens with their merges take 20 MB

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llcuda.errors import ArgumentError, LlcudaError, ModelError
-from llcuda.gguf_types import NUMPY_VALUES, GGMLType, ValueType
-from llcuda.native.metadata import LOSSLESS, Metadata, Texts
+from llcuda.native.gguf.metadata import LOSSLESS, Metadata, Texts
+from llcuda.native.gguf.types import NUMPY_VALUES, GGMLType, ValueType
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -20,9 +20,9 @@ from typing import Any
 from llcuda.errors import LlcudaError
 from llcuda.loops import CELLS, PROMPT, USUAL, Loop, Pace, Served, Subject, prompt
 from llcuda.native.estimate import memory_needed
-from llcuda.native.gguf_check import parts
+from llcuda.native.gguf.check import parts
 from llcuda.native.model import Model
-from llcuda.native.quantize import tensor_size
+from llcuda.native.quantization.quantize import tensor_size
 from llcuda.params import ContextParams, ModelParams
 
 Row = dict[str, Any]

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from llcuda.errors import ArgumentError, DecodeError, LoadCancelledError, UnsupportedError
 from llcuda.native.context import Context
 from llcuda.native.divergence import compare
-from llcuda.native.imatrix import Collector, ImportanceMatrix
 from llcuda.native.model import Model
+from llcuda.native.quantization.imatrix import Collector, ImportanceMatrix
 from llcuda.params import check_number, default_threads
 
 CHUNK = 512  # tokens; figures of others are mostly of these

@@ -17,8 +17,8 @@ import numpy as np
 
 from llcuda.cache import cache_folder, check_room, sweep
 from llcuda.errors import ArgumentError, LlcudaError, ModelError
-from llcuda.native.file_types import check_file_type
-from llcuda.native.quantize import quantize
+from llcuda.native.quantization.file_types import check_file_type
+from llcuda.native.quantization.quantize import quantize
 
 BLOCK = 16_777_213  # numbers; a prime, so that no two rows of a matrix are equal
 NOISE = 0.02  # standard deviation of the weights

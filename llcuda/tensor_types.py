@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 
 from llcuda.errors import ArgumentError
-from llcuda.gguf_types import GGMLType
 from llcuda.native import library
 from llcuda.native import tensor as native
+from llcuda.native.gguf.types import GGMLType
 
 
 class DType(Enum):

@@ -21,7 +21,7 @@ from typing import Any
 from llcuda.checkpoint import INDEX
 from llcuda.conversion import convert
 from llcuda.errors import ArgumentError, ModelError
-from llcuda.native.file_types import check_file_type
+from llcuda.native.quantization.file_types import check_file_type
 
 SHARD = 10**9  # bytes of a file, or one tensor
 _ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")

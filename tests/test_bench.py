@@ -19,7 +19,7 @@ from llcuda.loops import Pace, Subject
 from llcuda.measure import bytes_per_token
 from llcuda.native import library
 from llcuda.native.estimate import memory_needed
-from llcuda.native.quantize import tensor_size
+from llcuda.native.quantization.quantize import tensor_size
 
 FAST = Pace(turns=1, seconds=0.01, steps=(2, 4))
 

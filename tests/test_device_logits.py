@@ -9,7 +9,7 @@ import pytest
 
 from llcuda import Context, Engine, Model, Sampler
 from llcuda.errors import ArgumentError, NoOutputError
-from llcuda.native.rows import Rows
+from llcuda.native.batch_sampler import Rows
 
 PROMPTS = ["Once upon a time", "One day, a fox", "The sun was high and Tom went to the lake", "A"]
 

@@ -25,9 +25,9 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.gguf_parser import GGUFReader
-from llcuda.gguf_types import GGMLType, ValueType
 from llcuda.gguf_writer import RawTensor, write_gguf
 from llcuda.native import library
+from llcuda.native.gguf.types import GGMLType, ValueType
 from tests.conftest import VENDOR_MODELS
 
 # The gguf package takes a block of Q8_1 for 40 bytes; ggml has 36.

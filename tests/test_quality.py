@@ -32,7 +32,7 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.gguf_parser import GGUFReader
-from llcuda.native.quantize import quantize
+from llcuda.native.quantization.quantize import quantize
 from tests import models
 
 TEXT = "Once upon a time there was a little fox. The fox had a friend, and they were happy. " * 4

@@ -23,8 +23,8 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.guide import Follower
+from llcuda.native.batch_sampler import Rows
 from llcuda.native.context import Context
-from llcuda.native.rows import Rows
 
 logger = logging.getLogger("llcuda.engine")
 now = time.perf_counter

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from llcuda.errors import ArgumentError, ModelError
 from llcuda.native import library
-from llcuda.native.gguf_check import check_file, check_tensors
+from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.model import Model, _metadata
 
 

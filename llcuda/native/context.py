@@ -23,8 +23,8 @@ from llcuda.native.memory import Memory
 from llcuda.native.model import Model
 from llcuda.native.outputs import Float32, Outputs
 from llcuda.native.reports import Reports
+from llcuda.native.timings import DecodeEvent
 from llcuda.params import POOLINGS, ContextParams, check_number, default_threads, given_params
-from llcuda.timings import DecodeEvent
 
 SMALL_MODEL = 32 * 2**20  # bytes; below, threads wait for each other longer than they compute
 _OUTPUTS = {"none": 0, "last": 1, "all": 2}

@@ -8,13 +8,13 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import ContextError, UnsupportedError
-from llcuda.gguf_types import ValueType
 from llcuda.native import callbacks, library
 from llcuda.native.context import Context
-from llcuda.native.gguf import MappedFile
-from llcuda.native.metadata import Metadata
+from llcuda.native.gguf.mapped import MappedFile
+from llcuda.native.gguf.metadata import Metadata
+from llcuda.native.gguf.types import ValueType
 from llcuda.native.model import Model
-from llcuda.native.shortage import available_memory
+from llcuda.native.oom import available_memory
 from llcuda.params import ContextParams, ModelParams, given_params
 
 MOST_DEVICES = 64

@@ -12,7 +12,7 @@ from typing import Any
 from llcuda.errors import ContextError, OutOfMemoryError
 from llcuda.native import library
 from llcuda.native.model import Model
-from llcuda.native.shortage import available_memory
+from llcuda.native.oom import available_memory
 
 # Bytes of an element, as ggml packs it.
 _ELEMENT = {

@@ -35,7 +35,7 @@ from llcuda.errors import (
 )
 from llcuda.native import callbacks
 from llcuda.native.cuda_build import CudaBuild, Remark, no_gpu, parse
-from llcuda.native.shortage import available_memory, shortage
+from llcuda.native.oom import available_memory, shortage
 
 BUILD_COMMAND = "pip install --no-cache-dir ."
 CUDA_LIBRARY = "libggml-cuda.so"

@@ -17,7 +17,7 @@ from llcuda.errors import (
     ModelError,
 )
 from llcuda.native import callbacks, library
-from llcuda.native.gguf_check import check_file, check_tensors
+from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.vocabulary import Vocabulary
 from llcuda.params import ModelParams, given_params
 

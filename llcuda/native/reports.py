@@ -7,7 +7,7 @@ from typing import Any
 
 from llcuda.native import library
 from llcuda.native.model import Model
-from llcuda.timings import DecodeEvent, Timings
+from llcuda.native.timings import DecodeEvent, Timings
 
 
 class Reports:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llcuda.errors import OutOfMemoryError, TensorError, UnsupportedError
 from llcuda.native import library
-from llcuda.native.shortage import MIB, available_memory
+from llcuda.native.oom import MIB, available_memory
 from llcuda.params import default_threads
 
 CPU = -1

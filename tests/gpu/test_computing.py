@@ -10,7 +10,7 @@ import pytest
 
 from llcuda import Context, Engine, InferenceEngine, Model, Sampler, device
 from llcuda.native import library
-from llcuda.native.rows import Rows
+from llcuda.native.batch_sampler import Rows
 
 pytestmark = pytest.mark.gpu
 

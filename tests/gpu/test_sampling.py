@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from llcuda import Context, Model, Sampler
-from llcuda.native.rows import Rows
+from llcuda.native.batch_sampler import Rows
 
 pytestmark = pytest.mark.gpu
 

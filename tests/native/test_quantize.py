@@ -15,9 +15,9 @@ import pytest
 from llcuda import Context, ImportanceMatrix, Model, demo_model, importance_matrix, quantize_plan
 from llcuda.errors import ArgumentError, LoadCancelledError, ModelError, ModelNotFoundError
 from llcuda.gguf_parser import GGUFReader
-from llcuda.native import quantize as native
-from llcuda.native.file_types import FILE_TYPES, MATRIX_TYPES
-from llcuda.native.quantize import quantize, tensor_size
+from llcuda.native.quantization import quantize as native
+from llcuda.native.quantization.file_types import FILE_TYPES, MATRIX_TYPES
+from llcuda.native.quantization.quantize import quantize, tensor_size
 
 WEIGHTS = "blk.0.ffn_up.weight"
 TEXT = "Once upon a time there was a little fox. The fox had a friend, and they were happy. " * 8

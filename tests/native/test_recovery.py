@@ -11,7 +11,7 @@ from llcuda.errors import (
     ModelError,
     OutOfMemoryError,
 )
-from llcuda.native.shortage import shortage
+from llcuda.native.oom import shortage
 from tests.programs import run
 
 # One arena: that of a thread would have room that the limit does not see.

@@ -9,7 +9,7 @@ import pytest
 
 from llcuda import Context, Model, Sampler, steps
 from llcuda.errors import ArgumentError, SamplingError
-from llcuda.native.rows import Rows
+from llcuda.native.batch_sampler import Rows
 from tests.chains import Float32, N
 
 CHOOSERS = [

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from llcuda.errors import ArgumentError, ModelError
-from llcuda.gguf_types import GGMLType
-from llcuda.native import gguf, library
-from llcuda.native.file_types import DEMANDING, EMBEDDINGS, PLAIN
-from llcuda.native.gguf_check import parts
-from llcuda.native.imatrix import Float32, ImportanceMatrix
-from llcuda.native.quantize_plan import Job, QuantizePlan, TensorPlan
+from llcuda.native import library
+from llcuda.native.gguf import mapped as gguf
+from llcuda.native.gguf.check import parts
+from llcuda.native.gguf.types import GGMLType
+from llcuda.native.quantization.file_types import DEMANDING, EMBEDDINGS, PLAIN
+from llcuda.native.quantization.imatrix import Float32, ImportanceMatrix
+from llcuda.native.quantization.plan import Job, QuantizePlan, TensorPlan
 
 # What looks its weights up in a grid asserts that it finds some; beyond LARGEST it may not, and no
 # quantised type holds such weights. Only the WIDE types do.

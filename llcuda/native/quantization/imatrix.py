@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import DecodeError, ModelError
-from llcuda.gguf_types import GGMLType
-from llcuda.native import gguf, library
+from llcuda.native import library
 from llcuda.native.context import Context
-from llcuda.native.metadata import Metadata, Texts
+from llcuda.native.gguf import mapped as gguf
+from llcuda.native.gguf.metadata import Metadata, Texts
+from llcuda.native.gguf.types import GGMLType
 from llcuda.native.model import Model
 from llcuda.target import check_target, written
 

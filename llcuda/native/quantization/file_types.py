@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llcuda.errors import ArgumentError
-from llcuda.gguf_types import GGMLType
+from llcuda.native.gguf.types import GGMLType
 
 # Largest first: those that llama.cpp makes without an importance matrix, and those that need one.
 FILE_TYPES = (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llcuda.errors import GGUFError, ModelError, UnsupportedError
 from llcuda.native import library
-from llcuda.native.gguf_check import check_file
+from llcuda.native.gguf.check import check_file
 
 
 @dataclass(frozen=True, slots=True)

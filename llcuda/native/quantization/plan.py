@@ -11,9 +11,10 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import ArgumentError, ModelError
-from llcuda.gguf_types import GGMLType
 from llcuda.native import callbacks, library
-from llcuda.native.file_types import (
+from llcuda.native.gguf.check import check_file, check_tensors
+from llcuda.native.gguf.types import GGMLType
+from llcuda.native.quantization.file_types import (
     FILE_TYPES,
     MATRIX_TYPES,
     PLAIN,
@@ -21,8 +22,7 @@ from llcuda.native.file_types import (
     check_file_type,
     needs_matrix,
 )
-from llcuda.native.gguf_check import check_file, check_tensors
-from llcuda.native.imatrix import ImportanceMatrix
+from llcuda.native.quantization.imatrix import ImportanceMatrix
 from llcuda.params import check_number, check_texts, default_threads
 
 BUFFER_SIZE = 2**22  # bytes of rows at once for each thread, which stay in its cache

@@ -8,8 +8,8 @@ from typing import Any, overload
 import numpy as np
 
 from llcuda.errors import ClosedError
-from llcuda.gguf_types import NUMPY_VALUES, ValueType
-from llcuda.native import gguf
+from llcuda.native.gguf import mapped as gguf
+from llcuda.native.gguf.types import NUMPY_VALUES, ValueType
 
 LOSSLESS = "surrogateescape"  # a token may be any bytes
 AT_ONCE = 2**16  # bytes of a text that is read at once: more than any template has

@@ -1,0 +1,1 @@
+"""GGUF files through ggml's reader: header, metadata, tensor data, checks."""

@@ -1,0 +1,1 @@
+"""Quantization of model files: plan, importance matrix, conversion, checks."""
