@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
-    from llcuda.embedding import Embedder as Embedder
+    from llcuda.embeddings.embedder import Embedder as Embedder
     from llcuda.engine.detokenizer import Utf8Decoder as Utf8Decoder
     from llcuda.engine.engine import Engine as Engine
     from llcuda.engine.engine import EngineParams as EngineParams
@@ -61,7 +61,7 @@ _HOMES = {
     "ContextParams": "llcuda.params",
     "DecodeEvent": "llcuda.native.timings",
     "DeviceMemory": "llcuda.native.estimate",
-    "Embedder": "llcuda.embedding",
+    "Embedder": "llcuda.embeddings.embedder",
     "Engine": "llcuda.engine.engine",
     "EngineParams": "llcuda.engine.engine",
     "ImportanceMatrix": "llcuda.native.quantization.imatrix",

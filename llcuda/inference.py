@@ -22,8 +22,8 @@ from typing import Any
 
 from llcuda import hub
 from llcuda.conversation import Chats
-from llcuda.embedders import Embedders, EmbedsTexts
-from llcuda.embedding import Embedder
+from llcuda.embeddings.cache import Embedders, EmbedsTexts
+from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.autofit import configure
 from llcuda.engine.engine import Engine, EngineParams, check_parameters, context_params
 from llcuda.engine.loop import in_hook

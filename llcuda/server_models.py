@@ -15,7 +15,7 @@ from typing import Any
 
 from llcuda import hub
 from llcuda.chat import ChatTemplate
-from llcuda.embedding import Embedder
+from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.autofit import Configuration, configure
 from llcuda.engine.engine import Engine, EngineParams, context_params
 from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError

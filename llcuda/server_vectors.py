@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import Any
 
-from llcuda.embedding import Embedder
+from llcuda.embeddings.embedder import Embedder
 from llcuda.openai import EmbeddingBody, RerankBody
 from llcuda.openai_errors import ApiError
 from llcuda.openai_text import new_id

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import llcuda
 from llcuda import Context, Embedder, Engine, InferenceEngine, Model
-from llcuda.embedding import packs
+from llcuda.embeddings.embedder import packs
+from llcuda.embeddings.rerank import Pairs
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
@@ -24,7 +25,6 @@ from llcuda.errors import (
     LlcudaError,
     NoTextError,
 )
-from llcuda.pairs import Pairs
 from tests import models, programs
 from tests.conftest import VENDOR_MODELS
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from llcuda import structured
 from llcuda.conversation import Chats
-from llcuda.embedders import SHARED, Embedders, EmbedsTexts
-from llcuda.embedding import Embedder
+from llcuda.embeddings.cache import SHARED, Embedders, EmbedsTexts
+from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.loop import Desk
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.model_runner import Worker

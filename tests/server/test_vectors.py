@@ -6,7 +6,7 @@ import numpy as np
 import openai
 import pytest
 
-from llcuda.embedding import Embedder
+from llcuda.embeddings.embedder import Embedder
 from llcuda.server_models import ModelSpec
 from tests.server.tools import Served, is_error, served
 

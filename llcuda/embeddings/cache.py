@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llcuda.embedding import Embedder, Float32, Text
+from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.errors import ArgumentError, ClosedError, ForkError
 from llcuda.native.model import Model
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llcuda.embeddings.rerank import Pairs
 from llcuda.errors import ArgumentError, DecodeError, ForkError, UnsupportedError
 from llcuda.gguf_parser import GGUFReader
 from llcuda.native.callbacks import repeats_unsaid
 from llcuda.native.context import Context
 from llcuda.native.model import Model
-from llcuda.pairs import Pairs
 from llcuda.params import INT32_MAX, ContextParams, check_number, default_threads
 
 Float32 = npt.NDArray[np.float32]
