@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llcuda import steps as steps
-    from llcuda.chat import ChatTemplate as ChatTemplate
-    from llcuda.chat_split import ChatDelta as ChatDelta
-    from llcuda.conversation import Chat as Chat
-    from llcuda.conversation import ChatCompletion as ChatCompletion
+    from llcuda.chat.parser import ChatDelta as ChatDelta
+    from llcuda.chat.session import Chat as Chat
+    from llcuda.chat.session import ChatCompletion as ChatCompletion
+    from llcuda.chat.template import ChatTemplate as ChatTemplate
     from llcuda.conversion import convert as convert
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapter": "llcuda.native.adapter",
-    "Chat": "llcuda.conversation",
-    "ChatCompletion": "llcuda.conversation",
-    "ChatDelta": "llcuda.chat_split",
-    "ChatTemplate": "llcuda.chat",
+    "Chat": "llcuda.chat.session",
+    "ChatCompletion": "llcuda.chat.session",
+    "ChatDelta": "llcuda.chat.parser",
+    "ChatTemplate": "llcuda.chat.template",
     "Completion": "llcuda.engine.outputs",
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",

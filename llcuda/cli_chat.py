@@ -58,7 +58,7 @@ def chat(
 ) -> None:
     """Talk with a model. /help says what there is besides."""
     from llcuda import hub, progress
-    from llcuda.chat import ChatTemplate
+    from llcuda.chat.template import ChatTemplate
     from llcuda.cli_conversation import Conversation
     from llcuda.engine.request import split_parameters
     from llcuda.inference import InferenceEngine

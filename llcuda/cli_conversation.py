@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llcuda.chat_messages import check_messages
+from llcuda.chat.messages import check_messages
 from llcuda.engine.request import SAMPLING_FIELDS, split_parameters
 from llcuda.errors import ArgumentError
 from llcuda.target import check_target, written

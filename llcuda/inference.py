@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda import hub
-from llcuda.conversation import Chats
+from llcuda.chat.session import Chats
 from llcuda.embeddings.cache import Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.autofit import configure

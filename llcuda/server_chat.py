@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from llcuda.chat import ChatTemplate
-from llcuda.chat_split import ChatDelta, Splitter
-from llcuda.conversation import Chat, ChatCompletion
+from llcuda.chat.parser import ChatDelta, Splitter
+from llcuda.chat.session import Chat, ChatCompletion
+from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
 from llcuda.errors import ArgumentError
 from llcuda.openai import ChatBody

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda import hub
-from llcuda.chat import ChatTemplate
+from llcuda.chat.template import ChatTemplate
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.autofit import Configuration, configure
 from llcuda.engine.engine import Engine, EngineParams, context_params

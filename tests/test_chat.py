@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llcuda import Engine, InferenceEngine, Model
-from llcuda.chat import ChatTemplate, template_names
+from llcuda.chat.template import ChatTemplate, template_names
 from llcuda.errors import ArgumentError, QueueFullError, UnsupportedError
 from tests import models
 from tests.conftest import VENDOR_MODELS
@@ -174,8 +174,8 @@ def test_a_call_flows_and_goes_back_into_the_conversation(engine: Engine) -> Non
 
 def test_arguments_follow_their_schema_where_a_call_begins(engine: Engine, model: Model) -> None:
     """With tool_choice="auto" the text is free, up to the mark of a call, and behind it."""
-    from llcuda.chat_guide import guide_of
-    from llcuda.chat_syntax import detect
+    from llcuda.chat.constraint import guide_of
+    from llcuda.chat.formats import detect
 
     guide = guide_of(
         model,
@@ -213,7 +213,7 @@ def test_a_format_restricts_the_content(engine: Engine) -> None:
 def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model) -> None:
     """The prompt opens it, the model ends it, and only then the format holds."""
     from llcuda import structured
-    from llcuda.chat_guide import ChatGuide
+    from llcuda.chat.constraint import ChatGuide
 
     form = structured.compile(model, {"type": "choice", "choices": ["yes", "no"]})
     guide = ChatGuide(model, form.guide, ("</think>",), "", frozenset(), "<think>\n")

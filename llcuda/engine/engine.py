@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from llcuda import structured
-from llcuda.conversation import Chats
+from llcuda.chat.session import Chats
 from llcuda.embeddings.cache import SHARED, Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.loop import Desk

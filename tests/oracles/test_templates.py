@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from llcuda.chat import ChatTemplate
-from llcuda.chat_functions import function_schema
+from llcuda.chat.template import ChatTemplate
+from llcuda.chat.tool_schema import function_schema
 from llcuda.errors import ArgumentError
 from tests.conftest import VENDOR_MODELS
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import pytest
 
-from llcuda.chat import ChatTemplate
-from llcuda.chat_functions import function_schema
-from llcuda.chat_messages import check_messages, check_tools
-from llcuda.chat_prompt import ControlTexts
+from llcuda.chat.messages import check_messages, check_tools
+from llcuda.chat.prompt import ControlTexts
+from llcuda.chat.template import ChatTemplate
+from llcuda.chat.tool_schema import function_schema
 from llcuda.errors import ArgumentError
 from tests.conftest import VENDOR_MODELS
 

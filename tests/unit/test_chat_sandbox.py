@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from llcuda import chat_sandbox
-from llcuda.chat_sandbox import Program
+from llcuda.chat import jinja_sandbox as chat_sandbox
+from llcuda.chat.jinja_sandbox import Program
 from llcuda.errors import ArgumentError
 
 

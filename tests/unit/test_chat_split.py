@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda.chat import ChatTemplate
-from llcuda.chat_split import Splitter
-from llcuda.chat_syntax import CALLS, Syntax, detect
+from llcuda.chat.formats import CALLS, Syntax, detect
+from llcuda.chat.parser import Splitter
+from llcuda.chat.template import ChatTemplate
 from tests.conftest import VENDOR_MODELS
 
 SCHEMA = {

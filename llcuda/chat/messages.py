@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from llcuda.chat_functions import function_schema
+from llcuda.chat.tool_schema import function_schema
 from llcuda.errors import ArgumentError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -17,10 +17,10 @@ from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
-from llcuda.chat_messages import check_messages, check_tools, plain
-from llcuda.chat_prompt import ControlTexts, Prompt
-from llcuda.chat_sandbox import Program
-from llcuda.chat_syntax import Syntax, detect
+from llcuda.chat.formats import Syntax, detect
+from llcuda.chat.jinja_sandbox import Program
+from llcuda.chat.messages import check_messages, check_tools, plain
+from llcuda.chat.prompt import ControlTexts, Prompt
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llcuda import structured
-from llcuda.chat_syntax import Calls, Syntax
+from llcuda.chat.formats import Calls, Syntax
 from llcuda.errors import ArgumentError, SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llcuda.chat_arguments import dump, from_gemma, from_python, typed
-from llcuda.chat_reader import Reader, Steps, nothing
-from llcuda.chat_syntax import FOR_THE_READER, Calls, Syntax
+from llcuda.chat.formats import FOR_THE_READER, Calls, Syntax
+from llcuda.chat.stream_reader import Reader, Steps, nothing
+from llcuda.chat.tool_arguments import dump, from_gemma, from_python, typed
 
 _NAMES = ("name", "tool_name", "function")
 _ARGUMENTS = ("arguments", "parameters")

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llcuda.chat_messages import check_tools
-from llcuda.chat_split import ChatDelta, Splitter
-from llcuda.chat_syntax import Syntax
+from llcuda.chat.formats import Syntax
+from llcuda.chat.messages import check_tools
+from llcuda.chat.parser import ChatDelta, Splitter
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError
@@ -162,8 +162,8 @@ class Chats:
         Raises ArgumentError for messages or tools of other shapes, for a model without a template,
         and with what the template raises; otherwise as `submit`.
         """
-        from llcuda.chat import ChatTemplate, template_names  # Jinja, for those who chat
-        from llcuda.chat_guide import guide_of
+        from llcuda.chat.constraint import guide_of
+        from llcuda.chat.template import ChatTemplate, template_names  # Jinja, for those who chat
 
         engine = self._running()
         if not isinstance(template_variables or {}, Mapping):
