@@ -7,7 +7,6 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llcuda import structured
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
@@ -17,6 +16,7 @@ from llcuda.openai_errors import ApiError
 from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
 from llcuda.server_models import Loaded
 from llcuda.server_stream import Output, Pace
+from llcuda.structured import compiler as structured
 
 LONG_TEXT = 2000  # characters; what is longer is tokenized beside the event loop
 

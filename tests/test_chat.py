@@ -212,8 +212,8 @@ def test_a_format_restricts_the_content(engine: Engine) -> None:
 
 def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model) -> None:
     """The prompt opens it, the model ends it, and only then the format holds."""
-    from llcuda import structured
     from llcuda.chat.constraint import ChatGuide
+    from llcuda.structured import compiler as structured
 
     form = structured.compile(model, {"type": "choice", "choices": ["yes", "no"]})
     guide = ChatGuide(model, form.guide, ("</think>",), "", frozenset(), "<think>\n")

@@ -14,8 +14,9 @@ import jsonschema
 import numpy as np
 import pytest
 
-from llcuda import Engine, Model, Sampler, structured
+from llcuda import Engine, Model, Sampler
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
+from llcuda.structured import compiler as structured
 from tests.conftest import VENDOR_MODELS
 from tests.schemas import random_schema
 

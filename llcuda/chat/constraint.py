@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from llcuda import structured
 from llcuda.chat.formats import Calls, Syntax
 from llcuda.errors import ArgumentError, SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model
+from llcuda.structured import compiler as structured
 
 _PLAIN = {"type", "properties", "required", "title", "description", "$defs", "$schema"}
 _KEPT = 256  # bytes in which a mark is looked for

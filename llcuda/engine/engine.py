@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from llcuda import structured
 from llcuda.chat.session import Chats
 from llcuda.embeddings.cache import SHARED, Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
@@ -31,6 +30,7 @@ from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
 from llcuda.params import ContextParams, SamplingParams, check_number, given_params
+from llcuda.structured import compiler as structured
 
 logger = logging.getLogger("llcuda.engine")
 

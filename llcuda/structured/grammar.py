@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from llcuda.errors import ArgumentError
-from llcuda.gbnf import to_lark
-from llcuda.structured_schema import MAX_BYTES, prepare
+from llcuda.structured.gbnf import to_lark
+from llcuda.structured.json_schema import MAX_BYTES, prepare
 
 # A space, or line breaks and what indents the next line: models that may write any number do.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})"

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from llcuda import structured_grammar
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
-from llcuda.structured_grammar import tool_format as tool_format
-from llcuda.structured_tokenizer import tokenizer_of
+from llcuda.structured import grammar as structured_grammar
+from llcuda.structured.grammar import tool_format as tool_format
+from llcuda.structured.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -1,0 +1,27 @@
+"""Constrained decoding: JSON schemas, regular expressions and grammars as token masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llcuda._lazy import lazy
+
+if TYPE_CHECKING:
+    from llcuda.structured.compiler import Format as Format
+    from llcuda.structured.compiler import TextGuide as TextGuide
+    from llcuda.structured.compiler import compile as compile
+    from llcuda.structured.compiler import guide as guide
+    from llcuda.structured.compiler import tool_format as tool_format
+    from llcuda.structured.compiler import wanted as wanted
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "Format": "llcuda.structured.compiler",
+        "TextGuide": "llcuda.structured.compiler",
+        "compile": "llcuda.structured.compiler",
+        "guide": "llcuda.structured.compiler",
+        "tool_format": "llcuda.structured.compiler",
+        "wanted": "llcuda.structured.compiler",
+    },
+)
