@@ -20,14 +20,14 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llcuda import tensor_ops as ops
 from llcuda.nf4 import QuantState
-from llcuda.tensor import Tensor, node_of
-from llcuda.tensor_files import load
-from llcuda.tensor_graph import Node, lazy
-from llcuda.tensor_matmul import matmul as product
-from llcuda.tensor_nf4 import from_nf4 as expand
-from llcuda.tensor_types import Device, DeviceProperties, DType
+from llcuda.tensor import ops
+from llcuda.tensor.dtype import Device, DeviceProperties, DType
+from llcuda.tensor.gguf import load
+from llcuda.tensor.graph import Node, lazy
+from llcuda.tensor.matmul import matmul as product
+from llcuda.tensor.nf4 import from_nf4 as expand
+from llcuda.tensor.tensor import Tensor, node_of
 
 __all__ = [
     "DType",

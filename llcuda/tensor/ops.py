@@ -15,8 +15,9 @@ import numpy as np
 from llcuda.errors import ArgumentError, TensorError, UnsupportedError
 from llcuda.native import tensor as native
 from llcuda.params import check_number
-from llcuda.tensor_graph import MAX_DIMS, Node, Shape, memory_of, operation
-from llcuda.tensor_shapes import (
+from llcuda.tensor.dtype import DType
+from llcuda.tensor.graph import MAX_DIMS, Node, Shape, memory_of, operation
+from llcuda.tensor.shape import (
     MOST,
     cast,
     check_axis,
@@ -28,7 +29,6 @@ from llcuda.tensor_shapes import (
     small,
     transpose,
 )
-from llcuda.tensor_types import DType
 
 FLOAT = DType.Float32
 HALF = DType.Float16

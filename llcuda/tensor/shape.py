@@ -8,8 +8,8 @@ from typing import Any
 
 from llcuda.errors import ArgumentError, TensorError, UnsupportedError
 from llcuda.params import check_number
-from llcuda.tensor_graph import MAX_DIMS, Node, Shape, operation, row_major, view
-from llcuda.tensor_types import DType
+from llcuda.tensor.dtype import DType
+from llcuda.tensor.graph import MAX_DIMS, Node, Shape, operation, row_major, view
 
 MOST = 2**31 - 1  # values; ggml's kernels count in int
 ALIGNMENT = 16  # bytes that a kernel reads at once

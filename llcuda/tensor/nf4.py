@@ -10,10 +10,10 @@ from llcuda.errors import ArgumentError
 from llcuda.native import nf4 as native
 from llcuda.native.tensor import stream
 from llcuda.nf4 import CODES, QuantState
-from llcuda.tensor_graph import Node, empty, memory_of
-from llcuda.tensor_host import from_array
-from llcuda.tensor_shapes import check_shape
-from llcuda.tensor_types import Device, DType
+from llcuda.tensor.dtype import Device, DType
+from llcuda.tensor.graph import Node, empty, memory_of
+from llcuda.tensor.host import from_array
+from llcuda.tensor.shape import check_shape
 
 _NAMES = {DType.Float32: "float32", DType.Float16: "float16", DType.BFloat16: "bfloat16"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}

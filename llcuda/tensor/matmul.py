@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from llcuda.errors import TensorError, UnsupportedError
-from llcuda.tensor_graph import Node, Shape, operation
-from llcuda.tensor_ops import stretch
-from llcuda.tensor_shapes import MOST, cast, contiguous, floats, reshape, same, swap
-from llcuda.tensor_types import DType
+from llcuda.tensor.dtype import DType
+from llcuda.tensor.graph import Node, Shape, operation
+from llcuda.tensor.ops import stretch
+from llcuda.tensor.shape import MOST, cast, contiguous, floats, reshape, same, swap
 
 Layout = tuple[int, int]  # whether the matrix lies transposed, its leading dimension
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from llcuda.errors import ArgumentError, TensorError
 from llcuda.native import tensor as native
-from llcuda.tensor_graph import Node, Shape, empty, memory_of
-from llcuda.tensor_shapes import cast, castable, check_room, check_shape, contiguous
-from llcuda.tensor_types import FROM_NUMPY, NUMPY, Device, DType
+from llcuda.tensor.dtype import FROM_NUMPY, NUMPY, Device, DType
+from llcuda.tensor.graph import Node, Shape, empty, memory_of
+from llcuda.tensor.shape import cast, castable, check_room, check_shape, contiguous
 
 
 def from_array(array: Any, device: Device) -> Node:

@@ -10,15 +10,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llcuda import tensor_dlpack as dlpack
-from llcuda import tensor_ops as ops
-from llcuda import tensor_shapes as shapes
 from llcuda.errors import ArgumentError, ClosedError, TensorError
 from llcuda.native.dlpack import device_of
-from llcuda.tensor_graph import Node, empty, flush, hold, memory_of
-from llcuda.tensor_host import from_array, from_bytes, to_array, to_device, to_dtype, write
-from llcuda.tensor_matmul import matmul
-from llcuda.tensor_types import NUMPY, Device, DType, check_dtype
+from llcuda.tensor import dlpack, ops
+from llcuda.tensor import shape as shapes
+from llcuda.tensor.dtype import NUMPY, Device, DType, check_dtype
+from llcuda.tensor.graph import Node, empty, flush, hold, memory_of
+from llcuda.tensor.host import from_array, from_bytes, to_array, to_device, to_dtype, write
+from llcuda.tensor.matmul import matmul
 
 
 class Tensor:

@@ -9,9 +9,9 @@ from llcuda.demo import resolve
 from llcuda.errors import ArgumentError, UnsupportedError
 from llcuda.gguf_parser import GGUFReader, TensorInfo
 from llcuda.native import tensor as native
-from llcuda.tensor_graph import Node, empty, leaf, memory_of
-from llcuda.tensor_shapes import check_shape
-from llcuda.tensor_types import FROM_GGML, Device
+from llcuda.tensor.dtype import FROM_GGML, Device
+from llcuda.tensor.graph import Node, empty, leaf, memory_of
+from llcuda.tensor.shape import check_shape
 
 
 def load(

@@ -7,10 +7,10 @@ from typing import Any
 from llcuda.errors import ArgumentError
 from llcuda.native import dlpack
 from llcuda.native import tensor as native
-from llcuda.tensor_graph import Node, leaf, memory_of, operation
-from llcuda.tensor_host import to_device
-from llcuda.tensor_shapes import check_shape
-from llcuda.tensor_types import Device, DType
+from llcuda.tensor.dtype import Device, DType
+from llcuda.tensor.graph import Node, leaf, memory_of, operation
+from llcuda.tensor.host import to_device
+from llcuda.tensor.shape import check_shape
 
 # DLPack's type codes, and bits.
 KINDS = {

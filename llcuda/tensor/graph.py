@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from llcuda.errors import ClosedError
 from llcuda.native import tensor as native
 from llcuda.native.tensor import Storage
-from llcuda.tensor_types import Device, DType
+from llcuda.tensor.dtype import Device, DType
 
 MAX_DIMS = 4
 _changing = threading.Lock()  # nodes become memory all at once

@@ -1,0 +1,1 @@
+"""The implementation behind `llcuda.core`: tensors on the CPU and on GPUs."""
