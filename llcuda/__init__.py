@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llcuda.chat.session import Chat as Chat
     from llcuda.chat.session import ChatCompletion as ChatCompletion
     from llcuda.chat.template import ChatTemplate as ChatTemplate
-    from llcuda.conversion import convert as convert
+    from llcuda.conversion.convert import convert as convert
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
@@ -77,7 +77,7 @@ _HOMES = {
     "Timings": "llcuda.native.timings",
     "Utf8Decoder": "llcuda.engine.detokenizer",
     "check_gpu_compatibility": "llcuda.device",
-    "convert": "llcuda.conversion",
+    "convert": "llcuda.conversion.convert",
     "demo_model": "llcuda.demo",
     "detect_cuda": "llcuda.device",
     "divergence": "llcuda.quality",

@@ -58,7 +58,7 @@ def convert_(
     ] = None,
 ) -> None:
     """Make a GGUF file of a Hugging Face checkpoint or a LoRA adapter."""
-    from llcuda.conversion import convert
+    from llcuda.conversion.convert import convert
 
     print(
         convert(source, target, file_type, base=base, merge=merge, threads=threads, progress=True)

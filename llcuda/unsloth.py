@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llcuda.checkpoint import INDEX
-from llcuda.conversion import convert
+from llcuda.conversion.checkpoint import INDEX
+from llcuda.conversion.convert import convert
 from llcuda.errors import ArgumentError, ModelError
 from llcuda.native.quantization.file_types import check_file_type
 

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
-from llcuda import conversion, convert, converter, lora
-from llcuda.checkpoint import ITEM_BYTES, Checkpoint, read_checkpoint, read_header
+from llcuda import convert
+from llcuda.conversion import convert as conversion
+from llcuda.conversion import lora
+from llcuda.conversion import runner as converter
+from llcuda.conversion.checkpoint import ITEM_BYTES, Checkpoint, read_checkpoint, read_header
 from llcuda.errors import ArgumentError, LlcudaError, ModelError, ModelNotFoundError
 from tests.hub_server import Hub
 

@@ -74,7 +74,7 @@ class Model(Vocabulary):
         checkpoint changes. quantization: see `llcuda.quantize`. progress: of both, each from 0.0 to
         1.0; parameters: as of Model. Raises what they raise.
         """
-        from llcuda.conversion import cached
+        from llcuda.conversion.convert import cached
 
         path = cached(source, quantization, base=base, progress=progress)
         return cls(path, progress=progress, **parameters)

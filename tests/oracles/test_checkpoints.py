@@ -21,8 +21,9 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 import gguf  # noqa: E402
 import psutil  # noqa: E402
 
-from llcuda import Adapter, Context, Model, Sampler, convert, converter  # noqa: E402
-from llcuda.checkpoint import read_checkpoint  # noqa: E402
+from llcuda import Adapter, Context, Model, Sampler, convert  # noqa: E402
+from llcuda.conversion import runner as converter  # noqa: E402
+from llcuda.conversion.checkpoint import read_checkpoint  # noqa: E402
 from llcuda.errors import ArgumentError, LoadCancelledError, ModelError  # noqa: E402
 from llcuda.gguf_parser import GGUFReader  # noqa: E402
 from llcuda.unsloth import attach, save_pretrained_llcuda  # noqa: E402

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llcuda.checkpoint import Checkpoint, TensorInfo, has_weights, read_header, read_json
+from llcuda.conversion.checkpoint import Checkpoint, TensorInfo, has_weights, read_header, read_json
 from llcuda.errors import ModelError, ModelNotFoundError
 
 CONFIG = "adapter_config.json"

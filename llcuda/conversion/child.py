@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llcuda import lora
-from llcuda.checkpoint import read_json
-from llcuda.conversion_rows import in_parts
-from llcuda.conversion_tokenizer import complete
+from llcuda.conversion import lora
+from llcuda.conversion.checkpoint import read_json
+from llcuda.conversion.chunks import in_parts
+from llcuda.conversion.sentencepiece import complete
 from llcuda.errors import ModelError
 from llcuda.nf4 import QuantState
 

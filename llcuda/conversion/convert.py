@@ -13,10 +13,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from llcuda import converter, hub_folder, lora
+from llcuda import hub_folder
 from llcuda import progress as progress_bar
 from llcuda.cache import cache_folder, check_room, sweep
-from llcuda.checkpoint import (
+from llcuda.conversion import lora
+from llcuda.conversion import runner as converter
+from llcuda.conversion.checkpoint import (
     INDEX,
     check_tokenizer,
     has_weights,
@@ -25,7 +27,7 @@ from llcuda.checkpoint import (
     read_config,
     read_json,
 )
-from llcuda.converter import Source
+from llcuda.conversion.runner import Source
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.native.estimate import check_loads
 from llcuda.native.quantization.file_types import check_file_type

@@ -25,8 +25,8 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from llcuda import lora
-from llcuda.checkpoint import TOKENIZERS, Checkpoint, plain_names, read_json
+from llcuda.conversion import lora
+from llcuda.conversion.checkpoint import TOKENIZERS, Checkpoint, plain_names, read_json
 from llcuda.errors import LibraryError, LlcudaError, LoadCancelledError, ModelError
 from llcuda.native.library import installation
 
@@ -122,7 +122,7 @@ def run(
 
 def _wait(order: Mapping[str, Any], log: Path, look: Callable[[], bool | None]) -> int:
     """Start the process and return its exit code; what is raised here ends it."""
-    command = [sys.executable, "-P", "-m", "llcuda.conversion_child"]
+    command = [sys.executable, "-P", "-m", "llcuda.conversion.child"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

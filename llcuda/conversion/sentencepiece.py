@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llcuda.checkpoint import read_json
+from llcuda.conversion.checkpoint import read_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -1,0 +1,17 @@
+"""Hugging Face checkpoints and LoRA adapters to GGUF files, by llama.cpp's converter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llcuda._lazy import lazy
+
+if TYPE_CHECKING:
+    from llcuda.conversion.convert import convert as convert
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "convert": "llcuda.conversion.convert",
+    },
+)
