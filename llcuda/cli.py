@@ -77,9 +77,10 @@ def run(
     ] = False,
 ) -> None:
     """Continue a text, token by token. Ctrl-C stops and keeps what there is."""
-    from llcuda import hub, progress
+    from llcuda import progress
     from llcuda.engine.engine import Engine
     from llcuda.engine.request import RequestParams
+    from llcuda.hub import registry as hub
     from llcuda.native.model import Model
     from llcuda.params import SamplingParams
 
@@ -128,7 +129,7 @@ def list_(
     from rich.console import Console
     from rich.table import Table
 
-    from llcuda import hub
+    from llcuda.hub import registry as hub
 
     rows = hub.listing()
     if as_json:
@@ -149,7 +150,7 @@ def pull(
     silent: Annotated[bool, typer.Option("--silent", help="No progress bar.")] = False,
 ) -> None:
     """Download a model, or its newer version, and print its path."""
-    from llcuda import hub
+    from llcuda.hub import registry as hub
 
     print(hub.pull(name, filename, progress=not silent))
 
@@ -187,7 +188,8 @@ def bench_(
     """Measure a model: tables, and one JSON document as the last line. Ctrl-C ends it early."""
     from rich.console import Console
 
-    from llcuda import bench, bench_output, bench_plot, hub, shapes
+    from llcuda import bench, bench_output, bench_plot, shapes
+    from llcuda.hub import registry as hub
 
     params = bench.BenchParams(
         tables=bench.names(measure, bench.TABLES),

@@ -57,10 +57,11 @@ def chat(
     ] = None,
 ) -> None:
     """Talk with a model. /help says what there is besides."""
-    from llcuda import hub, progress
+    from llcuda import progress
     from llcuda.chat.template import ChatTemplate
     from llcuda.cli_conversation import Conversation
     from llcuda.engine.request import split_parameters
+    from llcuda.hub import registry as hub
     from llcuda.inference import InferenceEngine
     from llcuda.native.estimate import read_facts
 

@@ -49,7 +49,8 @@ def quantize_(
     as_json: AsJson = False,
 ) -> None:
     """Write a model with other types of weights. Ctrl-C ends it after the tensor at hand."""
-    from llcuda import hub, progress
+    from llcuda import progress
+    from llcuda.hub import registry as hub
     from llcuda.native.quantization.quantize import quantize, quantize_plan
 
     path = hub.resolve(source, progress=not as_json)
@@ -93,7 +94,8 @@ def imatrix_(
     as_json: AsJson = False,
 ) -> None:
     """Measure on a text which weights matter, for `llcuda quantize --imatrix`."""
-    from llcuda import hub, progress, quality
+    from llcuda import progress, quality
+    from llcuda.hub import registry as hub
     from llcuda.target import check_target
 
     check_target(target, text)
@@ -132,7 +134,8 @@ def perplexity_(
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a model foresees a text, and how far it is from a reference."""
-    from llcuda import hub, progress, quality
+    from llcuda import progress, quality
+    from llcuda.hub import registry as hub
 
     text = _read(file)
     settings: dict[str, Any] = {

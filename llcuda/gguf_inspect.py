@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llcuda import hub
 from llcuda.engine.autofit import configure
 from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.gguf_parser import GGUFReader
-from llcuda.gguf_remote import headers
+from llcuda.hub import registry as hub
+from llcuda.hub.gguf_header import headers
 from llcuda.native.estimate import memory_needed
 from llcuda.native.gguf.metadata import Texts
 

@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llcuda import hub
 from llcuda.chat.session import Chats
 from llcuda.embeddings.cache import Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
@@ -31,6 +30,7 @@ from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion, InferResult
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
+from llcuda.hub import registry as hub
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llcuda import hub
 from llcuda.chat.template import ChatTemplate
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.autofit import Configuration, configure
 from llcuda.engine.engine import Engine, EngineParams, context_params
 from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
+from llcuda.hub import registry as hub
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
 from llcuda.openai_errors import ApiError

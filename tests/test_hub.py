@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from llcuda import demo_model, hub
+from llcuda import demo_model
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.hub import registry as hub
 from tests.hub_server import Asker, Hub
 
 SMALL_CHUNKS = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 100"

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from llcuda import hub_folder
 from llcuda import progress as progress_bar
 from llcuda.cache import cache_folder, check_room, sweep
 from llcuda.conversion import lora
@@ -29,6 +28,7 @@ from llcuda.conversion.checkpoint import (
 )
 from llcuda.conversion.runner import Source
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.hub import snapshot as hub_folder
 from llcuda.native.estimate import check_loads
 from llcuda.native.quantization.file_types import check_file_type
 from llcuda.native.quantization.quantize import quantize

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llcuda.demo import DEMO_NAME, demo_model
-from llcuda.download import download, held
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.hub.download import download, held
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling

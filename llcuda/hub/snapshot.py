@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llcuda import hub
-from llcuda.download import download
 from llcuda.errors import ModelError, ModelNotFoundError
+from llcuda.hub import registry as hub
+from llcuda.hub.download import download
 
 
 def repository(name: str) -> str | None:

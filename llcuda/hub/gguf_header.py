@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llcuda.errors import GGUFError, ModelError
-from llcuda.hub import RemoteFile, explained
+from llcuda.hub.registry import RemoteFile, explained
 from llcuda.native.gguf import mapped as gguf
 
 FIRST_STEP = 2**20  # bytes: more than a header without its vocabulary; each step doubles
