@@ -12,7 +12,7 @@ import typer
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
-    from llcuda.server_models import ModelSpec
+    from llcuda.server.models import ModelSpec
 
 app = typer.Typer()
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -60,9 +60,9 @@ def serve(
 ) -> None:
     """Serve OpenAI's API until SIGTERM or Ctrl-C."""
     try:
-        from llcuda.server import create_app
-        from llcuda.server import serve as serve_app
-        from llcuda.server_door import Limits
+        from llcuda.server.app import create_app
+        from llcuda.server.app import serve as serve_app
+        from llcuda.server.middleware import Limits
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
@@ -103,7 +103,7 @@ def serve(
 
 def _spec(text: str, parameters: dict[str, Any]) -> ModelSpec:
     """Return the model that an argument names; a file is called by its name without .gguf."""
-    from llcuda.server_models import ModelSpec
+    from llcuda.server.models import ModelSpec
 
     named = None if os.path.exists(text) else re.fullmatch(r"([^=/\\]+)=(.+)", text)  # noqa: PTH110
     name, source = named.groups() if named else (None, text)

@@ -125,7 +125,7 @@ def test_an_engine_that_fails(server: Served, monkeypatch: pytest.MonkeyPatch) -
         answer = server.post(COMPLETIONS, **body)
         assert "secret" not in is_error(answer, 500)["message"]
     with monkeypatch.context() as patch:
-        patch.setattr("llcuda.server_text.finish_reason", fails)
+        patch.setattr("llcuda.server.completions.finish_reason", fails)
         text = server.post(COMPLETIONS, **body, stream=True).text
     assert "internal error" in json.loads(text.split("data: ")[-1])["error"]["message"]
     assert eventually(server.idle)

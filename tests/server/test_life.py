@@ -17,8 +17,8 @@ import pytest
 
 from llcuda import demo_model
 from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
-from llcuda.server import create_app
-from llcuda.server_models import Models, ModelSpec, _needs
+from llcuda.server.app import create_app
+from llcuda.server.models import Models, ModelSpec, _needs
 from tests.server.tools import ENDLESS, Served, demo, eventually, is_error, served
 
 LONG = {"prompt": "Once upon a time", **ENDLESS}

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from llcuda.server_door import Limits
+from llcuda.server.middleware import Limits
 from tests.server.tools import ENDLESS, Served, demo, eventually, is_error, served
 
 KEYS = ("first key", "zweiter-schlüssel")

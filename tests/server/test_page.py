@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llcuda.server_page import PAGE
+from llcuda.server.page import PAGE
 from tests.server.browser import CHROMIUM, DRIVER, ENTER, ESCAPE, RIGHT, TAB, Browser, browser
 from tests.server.tools import ENDLESS, Served, demo, eventually, served
 

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from llcuda.embeddings.embedder import Embedder
-from llcuda.server_models import ModelSpec
+from llcuda.server.models import ModelSpec
 from tests.server.tools import Served, is_error, served
 
 TEXTS = ["A fox in the forest.", "One day", "The sea"]

@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from llcuda import Engine
-from llcuda.server import _listen, create_app
-from llcuda.server_models import ModelSpec
+from llcuda.server.app import _listen, create_app
+from llcuda.server.models import ModelSpec
 
 PARAMETERS: dict[str, Any] = {"threads": 1, "ctx_size": 512, "n_parallel": 4, "pooling": "mean"}
 ENDLESS: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True, "overflow": "shift"}

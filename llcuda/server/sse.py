@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llcuda.engine.request import Request as Generation
-from llcuda.openai_errors import LOGGED, ApiError, translate
+from llcuda.server.errors import LOGGED, ApiError, translate
 
 logger = logging.getLogger("llcuda.server")
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from llcuda.openai import Body, ChatBody, Choice, Labels, ModelBody, Top, Unsupported
-from llcuda.openai_errors import ApiError
-from llcuda.openai_text import event, new_id, now
+from llcuda.server.chunks import event, new_id, now
+from llcuda.server.errors import ApiError
+from llcuda.server.protocol import Body, ChatBody, Choice, Labels, ModelBody, Top, Unsupported
 
 
 class TextBody(Body):

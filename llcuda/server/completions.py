@@ -11,11 +11,11 @@ from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError, UnsupportedError
-from llcuda.openai import DEFAULT_MAX_TOKENS, CompletionBody
-from llcuda.openai_errors import ApiError
-from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
-from llcuda.server_models import Loaded
-from llcuda.server_stream import Output, Pace
+from llcuda.server.chunks import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
+from llcuda.server.errors import ApiError
+from llcuda.server.models import Loaded
+from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
+from llcuda.server.sse import Output, Pace
 from llcuda.structured import compiler as structured
 
 LONG_TEXT = 2000  # characters; what is longer is tokenized beside the event loop

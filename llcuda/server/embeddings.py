@@ -7,11 +7,11 @@ import base64
 from typing import Any
 
 from llcuda.embeddings.embedder import Embedder
-from llcuda.openai import EmbeddingBody, RerankBody
-from llcuda.openai_errors import ApiError
-from llcuda.openai_text import new_id
-from llcuda.server_models import Loaded
-from llcuda.server_stream import Output
+from llcuda.server.chunks import new_id
+from llcuda.server.errors import ApiError
+from llcuda.server.models import Loaded
+from llcuda.server.protocol import EmbeddingBody, RerankBody
+from llcuda.server.sse import Output
 
 
 async def embed(body: EmbeddingBody, loaded: Loaded, output: Output) -> None:

@@ -27,9 +27,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 import llcuda
-from llcuda import server_chat, server_page, server_text, server_vectors
 from llcuda.errors import ArgumentError
-from llcuda.openai import (
+from llcuda.server import chat as server_chat
+from llcuda.server import completions as server_text
+from llcuda.server import embeddings as server_vectors
+from llcuda.server import page as server_page
+from llcuda.server.chunks import now
+from llcuda.server.errors import ApiError, of_validation
+from llcuda.server.metrics import metrics_text
+from llcuda.server.middleware import LOOPBACK, Door, Limits, Traffic
+from llcuda.server.models import Loaded, Models, ModelSpec
+from llcuda.server.protocol import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -39,13 +47,8 @@ from llcuda.openai import (
     RerankBody,
     TokenizeBody,
 )
-from llcuda.openai_errors import ApiError, of_validation
-from llcuda.openai_responses import ResponsesBody
-from llcuda.openai_text import now
-from llcuda.server_door import LOOPBACK, Door, Limits, Traffic
-from llcuda.server_metrics import metrics_text
-from llcuda.server_models import Loaded, Models, ModelSpec
-from llcuda.server_stream import Exchange, Output, translated
+from llcuda.server.responses import ResponsesBody
+from llcuda.server.sse import Exchange, Output, translated
 
 logger = logging.getLogger("llcuda.server")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llcuda.openai_errors import ApiError
-from llcuda.openai_text import new_id
+from llcuda.server.chunks import new_id
+from llcuda.server.errors import ApiError
 
 OPEN = ("/", "/health")  # without a key
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")

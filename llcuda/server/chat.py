@@ -11,13 +11,13 @@ from llcuda.chat.session import Chat, ChatCompletion
 from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
 from llcuda.errors import ArgumentError
-from llcuda.openai import ChatBody
-from llcuda.openai_errors import ApiError
-from llcuda.openai_responses import Answer, ResponsesBody
-from llcuda.openai_text import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
-from llcuda.server_models import Loaded
-from llcuda.server_stream import Output, Pace, translated
-from llcuda.server_text import check_deadline, check_format, refuse_too_many, together
+from llcuda.server.chunks import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
+from llcuda.server.completions import check_deadline, check_format, refuse_too_many, together
+from llcuda.server.errors import ApiError
+from llcuda.server.models import Loaded
+from llcuda.server.protocol import ChatBody
+from llcuda.server.responses import Answer, ResponsesBody
+from llcuda.server.sse import Output, Pace, translated
 
 THINKING = "enable_thinking"  # what templates call it that know on and off only
 

@@ -8,8 +8,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from llcuda.engine.engine import Engine
 from llcuda.engine.metrics import exposition
-from llcuda.server_door import Traffic
-from llcuda.server_models import Models
+from llcuda.server.middleware import Traffic
+from llcuda.server.models import Models
 
 
 def metrics_text(models: Models, traffic: Traffic) -> str:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from llcuda.engine.request import REQUEST_FIELDS, SAMPLING_FIELDS
-from llcuda.openai_errors import ApiError
+from llcuda.server.errors import ApiError
 
 MOST_STOPS = 256
 MOST_CHOICES = 128

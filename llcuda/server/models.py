@@ -21,7 +21,7 @@ from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
 from llcuda.hub import registry as hub
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
-from llcuda.openai_errors import ApiError
+from llcuda.server.errors import ApiError
 
 logger = logging.getLogger("llcuda.server")
 
