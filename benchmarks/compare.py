@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llcuda
-from llcuda import shapes
+from llcuda.bench import synthetic as shapes
 
 TURNS = 15
 PROMPT = list(range(300, 316))

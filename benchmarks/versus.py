@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llcuda
-from llcuda import shapes
+from llcuda.bench import synthetic as shapes
 from llcuda.cache import cache_folder
 
 CHILD = Path(__file__).resolve().parent / "peers" / "child.py"

@@ -188,7 +188,10 @@ def bench_(
     """Measure a model: tables, and one JSON document as the last line. Ctrl-C ends it early."""
     from rich.console import Console
 
-    from llcuda import bench, bench_output, bench_plot, shapes
+    from llcuda.bench import plot as bench_plot
+    from llcuda.bench import report as bench_output
+    from llcuda.bench import run as bench
+    from llcuda.bench import synthetic as shapes
     from llcuda.hub import registry as hub
 
     params = bench.BenchParams(

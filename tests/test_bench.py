@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 
 import llcuda
-from llcuda import Context, Model, bench, bench_output, bench_plot, cli, device, shapes
-from llcuda.bench import Bench, BenchParams
+from llcuda import Context, Model, cli, device
+from llcuda.bench import plot as bench_plot
+from llcuda.bench import report as bench_output
+from llcuda.bench import run as bench
+from llcuda.bench import synthetic as shapes
+from llcuda.bench.loops import Pace, Subject
+from llcuda.bench.measure import bytes_per_token
+from llcuda.bench.run import Bench, BenchParams
 from llcuda.errors import ArgumentError, ContextError, LlcudaError, ModelError
-from llcuda.loops import Pace, Subject
-from llcuda.measure import bytes_per_token
 from llcuda.native import library
 from llcuda.native.estimate import memory_needed
 from llcuda.native.quantization.quantize import tensor_size

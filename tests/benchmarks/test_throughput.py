@@ -27,7 +27,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[Model]:
     if layers and not any(device.kind == "gpu" for device in library.devices()):
         pytest.skip("no GPU")
     if name != "demo":
-        from llcuda import shapes
+        from llcuda.bench import synthetic as shapes
 
         name = shapes.make(name)
     with Model(name, gpu_layers=layers) as loaded:

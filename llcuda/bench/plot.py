@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llcuda.bench_output import FIGURES, TITLES, Document, Row
+from llcuda.bench.report import FIGURES, TITLES, Document, Row
 from llcuda.errors import ArgumentError, LlcudaError
 
 PLOTTED = {  # table: x, what is drawn over it

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llcuda import device, measure
+from llcuda import device
+from llcuda.bench import measure
+from llcuda.bench.loops import Pace, Subject, prompt
+from llcuda.bench.measure import Row
 from llcuda.engine.autofit import configure
 from llcuda.errors import ArgumentError, LlcudaError
-from llcuda.loops import Pace, Subject, prompt
-from llcuda.measure import Row
 from llcuda.native import library
 from llcuda.native.context import SMALL_MODEL, Context
 from llcuda.native.cuda_build import CudaBuild, parse

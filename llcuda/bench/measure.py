@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from llcuda.bench.loops import CELLS, PROMPT, USUAL, Loop, Pace, Served, Subject, prompt
 from llcuda.errors import LlcudaError
-from llcuda.loops import CELLS, PROMPT, USUAL, Loop, Pace, Served, Subject, prompt
 from llcuda.native.estimate import memory_needed
 from llcuda.native.gguf.check import parts
 from llcuda.native.model import Model

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llcuda.bench import FORMAT
+from llcuda.bench.run import FORMAT
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:

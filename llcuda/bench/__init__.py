@@ -1,0 +1,1 @@
+"""`llcuda bench`: what is measured, how, and how it is reported."""
