@@ -1,5 +1,5 @@
 """`python -m llcuda`: the command line."""
 
-from llcuda.cli import main
+from llcuda.cli.main import main
 
 main()

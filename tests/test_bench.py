@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import llcuda
-from llcuda import Context, Model, cli, device
+from llcuda import Context, Model, device
 from llcuda.bench import plot as bench_plot
 from llcuda.bench import report as bench_output
 from llcuda.bench import run as bench
@@ -20,6 +20,7 @@ from llcuda.bench import synthetic as shapes
 from llcuda.bench.loops import Pace, Subject
 from llcuda.bench.measure import bytes_per_token
 from llcuda.bench.run import Bench, BenchParams
+from llcuda.cli import main as cli
 from llcuda.errors import ArgumentError, ContextError, LlcudaError, ModelError
 from llcuda.native import library
 from llcuda.native.estimate import memory_needed

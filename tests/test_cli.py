@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 import llcuda
-from llcuda import Engine, Model, cli
+from llcuda import Engine, Model
+from llcuda.cli import main as cli
 from llcuda.engine import autofit as configuration
 from llcuda.errors import DecodeAbortedError
 from llcuda.native import library

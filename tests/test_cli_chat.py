@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from llcuda.cli_conversation import Conversation
-from llcuda.cli_markdown import Markdown, complete, printable
+from llcuda.cli.chat_commands import Conversation
+from llcuda.cli.markdown import Markdown, complete, printable
 from llcuda.errors import ArgumentError
 
 COMMAND = [sys.executable, "-m", "llcuda", "chat", "demo", "--threads", "1"]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llcuda import device, doctor
+from llcuda import device
+from llcuda.cli import diagnose as doctor
 from llcuda.errors import LibraryError
 from llcuda.native import library
 from llcuda.native.cuda_build import Remark, no_gpu, parse

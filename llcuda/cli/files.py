@@ -25,7 +25,7 @@ def inspect(
     """Show what a GGUF file holds and what it needs here; one on the hub is not downloaded."""
     from rich.console import Console
 
-    from llcuda import gguf_inspect
+    from llcuda.cli import inspect as gguf_inspect
 
     document = gguf_inspect.inspect(file, ctx_size=ctx_size, validate=validate)
     if as_json:

@@ -15,7 +15,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Say what was built, which backends and devices load, and how to mend what is missing."""
-    from llcuda.doctor import diagnose
+    from llcuda.cli.diagnose import diagnose
 
     report = diagnose()
     if as_json:

@@ -18,7 +18,7 @@ import typer
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
-    from llcuda.cli_conversation import Conversation
+    from llcuda.cli.chat_commands import Conversation
     from llcuda.inference import InferenceEngine
 
 app = typer.Typer()
@@ -59,7 +59,7 @@ def chat(
     """Talk with a model. /help says what there is besides."""
     from llcuda import progress
     from llcuda.chat.template import ChatTemplate
-    from llcuda.cli_conversation import Conversation
+    from llcuda.cli.chat_commands import Conversation
     from llcuda.engine.request import split_parameters
     from llcuda.hub import registry as hub
     from llcuda.inference import InferenceEngine
@@ -152,7 +152,7 @@ class Talk:
 
         before: the messages before the question; those after them are replaced.
         """
-        from llcuda.cli_markdown import screen
+        from llcuda.cli.markdown import screen
 
         talk = self.conversation
         messages = [*before, {"role": "user", "content": question}]

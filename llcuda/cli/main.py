@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda import cli_chat, cli_doctor, cli_files, cli_quality, cli_serve
+from llcuda.cli import chat as cli_chat
+from llcuda.cli import doctor as cli_doctor
+from llcuda.cli import files as cli_files
+from llcuda.cli import quantize as cli_quality
+from llcuda.cli import serve as cli_serve
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
