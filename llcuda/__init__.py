@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llcuda import steps as steps
+    from llcuda import samplers as steps
     from llcuda.chat.parser import ChatDelta as ChatDelta
     from llcuda.chat.session import Chat as Chat
     from llcuda.chat.session import ChatCompletion as ChatCompletion
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from llcuda.engine.request import Request as Request
     from llcuda.engine.request import RequestParams as RequestParams
     from llcuda.errors import LlcudaError as LlcudaError
+    from llcuda.evaluate import divergence as divergence
+    from llcuda.evaluate import importance_matrix as importance_matrix
+    from llcuda.evaluate import perplexity as perplexity
     from llcuda.inference import InferenceEngine as InferenceEngine
     from llcuda.inference import quick_infer as quick_infer
     from llcuda.native.adapter import Adapter as Adapter
@@ -44,9 +47,6 @@ if TYPE_CHECKING:
     from llcuda.params import ContextParams as ContextParams
     from llcuda.params import ModelParams as ModelParams
     from llcuda.params import SamplingParams as SamplingParams
-    from llcuda.quality import divergence as divergence
-    from llcuda.quality import importance_matrix as importance_matrix
-    from llcuda.quality import perplexity as perplexity
 
     __version__: str
 
@@ -80,10 +80,10 @@ _HOMES = {
     "convert": "llcuda.conversion.convert",
     "demo_model": "llcuda.demo",
     "detect_cuda": "llcuda.device",
-    "divergence": "llcuda.quality",
-    "importance_matrix": "llcuda.quality",
+    "divergence": "llcuda.evaluate",
+    "importance_matrix": "llcuda.evaluate",
     "memory_needed": "llcuda.native.estimate",
-    "perplexity": "llcuda.quality",
+    "perplexity": "llcuda.evaluate",
     "quantize": "llcuda.native.quantization.quantize",
     "quantize_plan": "llcuda.native.quantization.quantize",
     "quick_infer": "llcuda.inference",

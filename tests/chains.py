@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llcuda import Model, Sampler, steps
+from llcuda import Model, Sampler
+from llcuda import samplers as steps
 from tests import models
 
 N = models.VOCABULARY

@@ -20,8 +20,8 @@ from llcuda import (
     divergence,
     importance_matrix,
     perplexity,
-    quality,
 )
+from llcuda import evaluate as quality
 from llcuda.errors import (
     ArgumentError,
     DecodeError,

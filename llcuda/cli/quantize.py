@@ -14,8 +14,8 @@ import typer
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from llcuda.evaluate import Divergence, Perplexity
     from llcuda.native.quantization.plan import QuantizePlan
-    from llcuda.quality import Divergence, Perplexity
 
 app = typer.Typer()
 
@@ -94,7 +94,8 @@ def imatrix_(
     as_json: AsJson = False,
 ) -> None:
     """Measure on a text which weights matter, for `llcuda quantize --imatrix`."""
-    from llcuda import progress, quality
+    from llcuda import evaluate as quality
+    from llcuda import progress
     from llcuda.hub import registry as hub
     from llcuda.target import check_target
 
@@ -134,7 +135,8 @@ def perplexity_(
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a model foresees a text, and how far it is from a reference."""
-    from llcuda import progress, quality
+    from llcuda import evaluate as quality
+    from llcuda import progress
     from llcuda.hub import registry as hub
 
     text = _read(file)

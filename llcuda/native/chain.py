@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llcuda import steps
+from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.native import library
 from llcuda.native.grammar_check import check_grammar

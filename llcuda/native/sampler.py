@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from llcuda import steps
+from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
 from llcuda.native import callbacks, chain, library
 from llcuda.params import SamplingParams, given_params

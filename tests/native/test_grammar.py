@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llcuda import Model, Sampler, steps
+from llcuda import Model, Sampler
+from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from tests import models
 from tests.chains import Float32

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import llcuda
-from llcuda import Context, Model, Sampler, steps
+from llcuda import Context, Model, Sampler
+from llcuda import samplers as steps
 from llcuda.errors import (
     ClosedError,
     ConcurrencyError,

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llcuda import Model, Sampler, steps
+from llcuda import Model, Sampler
+from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
 from tests.chains import Float32, N, after, kept
 

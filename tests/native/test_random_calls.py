@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda import Adapter, Context, Model, Sampler, steps
+from llcuda import Adapter, Context, Model, Sampler
+from llcuda import samplers as steps
 from llcuda.errors import LlcudaError
 from tests import models
 

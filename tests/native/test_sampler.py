@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda import Context, Model, Sampler, steps
+from llcuda import Context, Model, Sampler
+from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, SamplingError
 from llcuda.native.batch_sampler import Rows
 from tests.chains import Float32, N

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llcuda import Model, Sampler, steps
+from llcuda import Model, Sampler
+from llcuda import samplers as steps
 from tests.chains import Float32, N, after, kept, softmax
 
 
