@@ -39,7 +39,7 @@ from rich.table import Table
 
 import llcuda
 from llcuda.bench import synthetic as shapes
-from llcuda.cache import cache_folder
+from llcuda.files import cache_folder
 
 CHILD = Path(__file__).resolve().parent / "peers" / "child.py"
 PEERS = {

@@ -1,4 +1,4 @@
-"""Names of a package that are imported at first use, so that importing the package costs nothing."""
+"""Lazy names of a package: importing the package costs nothing."""
 
 from __future__ import annotations
 

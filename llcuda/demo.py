@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llcuda.files import data_file
+
 DEMO_NAME = "demo"
 
 
 def demo_model() -> Path:
     """Return the path of the shipped model (a 5-million-parameter llama that tells stories)."""
-    return Path(__file__).with_name("data") / "demo.gguf"
+    return data_file("demo.gguf")
 
 
 def resolve(path: str | Path) -> Path:

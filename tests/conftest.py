@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from llcuda import Adapter, Context, Model, demo_model
-from tests import models
-from tests.chains import Float32
+from tests.support import models
+from tests.support.chains import Float32
 
 VENDOR_MODELS = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models"
 

@@ -26,7 +26,7 @@ from llcuda.errors import (
     ModelNotFoundError,
     QueueFullError,
 )
-from tests.programs import NOTEBOOK, run
+from tests.support.programs import NOTEBOOK, run
 
 
 @pytest.fixture(scope="module")

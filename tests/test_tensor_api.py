@@ -25,7 +25,7 @@ from llcuda.errors import (
 )
 from llcuda.gguf_parser import GGUFReader
 from llcuda.native import dlpack
-from tests.tensor_tools import (
+from tests.support.tensor_tools import (
     DEVICES,
     FLOATS,
     PLAIN,

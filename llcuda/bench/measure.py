@@ -61,7 +61,7 @@ PHASES = ("Python", "llcuda and its libraries", "model", "context", "16 tokens o
 
 def startup(path: Path, placed: ModelParams, threads: int | None, turns: int) -> list[Row]:
     """Seconds from the start of a process to its first token, by phases."""
-    folder = str(Path(__file__).parents[1])
+    folder = str(Path(__file__).parents[2])
     asked = json.dumps([str(path), placed.gpu_layers, placed.devices, threads])
     seconds = []
     for _ in range(turns):

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from llcuda.cache import cache_folder, check_room, sweep
 from llcuda.errors import ArgumentError, LlcudaError, ModelError
+from llcuda.files import cache_folder, check_room, sweep
 from llcuda.native.quantization.file_types import check_file_type
 from llcuda.native.quantization.quantize import quantize
 

@@ -219,7 +219,7 @@ def _edited(commands: list[str]) -> Iterator[None]:
         return
     import readline
 
-    from llcuda.cache import state_folder
+    from llcuda.files import state_folder
 
     def match(text: str, number: int) -> str | None:
         found = [name for name in commands if text and name.startswith(text)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llcuda.chat.messages import check_messages
 from llcuda.engine.request import SAMPLING_FIELDS, split_parameters
 from llcuda.errors import ArgumentError
-from llcuda.target import check_target, written
+from llcuda.files import check_target, written
 
 if TYPE_CHECKING:
     from llcuda.engine.outputs import Completion

@@ -96,8 +96,8 @@ def imatrix_(
     """Measure on a text which weights matter, for `llcuda quantize --imatrix`."""
     from llcuda import evaluate as quality
     from llcuda import progress
+    from llcuda.files import check_target
     from llcuda.hub import registry as hub
-    from llcuda.target import check_target
 
     check_target(target, text)
     path = hub.resolve(model, progress=not as_json)

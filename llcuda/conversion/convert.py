@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llcuda import progress as progress_bar
-from llcuda.cache import cache_folder, check_room, sweep
 from llcuda.conversion import lora
 from llcuda.conversion import runner as converter
 from llcuda.conversion.checkpoint import (
@@ -28,11 +27,11 @@ from llcuda.conversion.checkpoint import (
 )
 from llcuda.conversion.runner import Source
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.files import cache_folder, check_room, check_target, sweep
 from llcuda.hub import snapshot as hub_folder
 from llcuda.native.estimate import check_loads
 from llcuda.native.quantization.file_types import check_file_type
 from llcuda.native.quantization.quantize import quantize
-from llcuda.target import check_target
 
 DIRECT = ("F32", "F16", "BF16")  # what the converter writes for us; other types are made from it
 ADAPTER_TYPES = (*DIRECT, "Q8_0")

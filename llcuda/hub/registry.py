@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from llcuda.demo import DEMO_NAME, demo_model
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.files import data_file
 from llcuda.hub.download import download, held
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class _UnreachableError(ModelNotFoundError):
 @functools.cache
 def registry() -> Mapping[str, RegistryEntry]:
     """Return the models with a short name, by that name (`gemma-3-1b-Q4_K_M`)."""
-    text = Path(__file__).with_name("data").joinpath("registry.toml").read_text(encoding="utf-8")
+    text = data_file("registry.toml").read_text(encoding="utf-8")
     return {
         f"{model}-{tag}": RegistryEntry(
             name=f"{model}-{tag}",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from pathlib import Path
 
 from starlette.responses import Response
 
-PAGE = Path(__file__).with_name("data") / "page.html"
+from llcuda.files import data_file
 
 
 def page() -> Response:
     """Return the page, with headers that keep a browser from all other code and other hosts."""
-    text = PAGE.read_text(encoding="utf-8")
+    text = data_file("page.html").read_text(encoding="utf-8")
     return Response(text, media_type="text/html", headers=_headers(text))
 
 

@@ -9,7 +9,7 @@ from llcuda._lazy import lazy
 if TYPE_CHECKING:
     from llcuda.structured.compiler import Format as Format
     from llcuda.structured.compiler import TextGuide as TextGuide
-    from llcuda.structured.compiler import compile as compile
+    from llcuda.structured.compiler import compile as compile  # noqa: A004 - as that of re
     from llcuda.structured.compiler import guide as guide
     from llcuda.structured.compiler import tool_format as tool_format
     from llcuda.structured.compiler import wanted as wanted

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llcuda import Embedder, Model
-from tests import models
 from tests.conftest import VENDOR_MODELS
+from tests.support import models
 
 WORDS = ("the", "little", "fox", "who", "lived", "in", "forest", "ran", "home", "late", "and")
 

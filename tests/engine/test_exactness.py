@@ -8,7 +8,7 @@ import pytest
 
 from llcuda import Engine, Model
 from llcuda.engine.speculation import NGRAM, Drafter
-from tests.engine.tools import hold
+from tests.support.engine import hold
 
 WORDS = """Once upon a time there was little fox named Tom who lived in the forest and liked to play
 with his friend owl One day they found red ball"""

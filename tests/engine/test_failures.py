@@ -18,8 +18,8 @@ from llcuda.errors import (
     DecodeError,
     ModelNotFoundError,
 )
-from tests.engine.tools import ENDLESS, eventually, hold
-from tests.programs import run
+from tests.support.engine import ENDLESS, eventually, hold
+from tests.support.programs import run
 
 # --- errors ---
 

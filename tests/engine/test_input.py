@@ -13,7 +13,7 @@ from llcuda.errors import (
     ArgumentError,
     QueueFullError,
 )
-from tests.engine.tools import ENDLESS, hold
+from tests.support.engine import ENDLESS, hold
 
 # --- bad input ---
 

@@ -14,7 +14,7 @@ from llcuda.errors import (
     DecodeError,
     QueueFullError,
 )
-from tests.engine.tools import ENDLESS, eventually, hold
+from tests.support.engine import ENDLESS, eventually, hold
 
 # --- reports ---
 

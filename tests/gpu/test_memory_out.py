@@ -10,7 +10,7 @@ import pytest
 from llcuda import Context, Engine, Model
 from llcuda.errors import ContextError, DecodeError, ModelError, OutOfMemoryError
 from tests.gpu.conftest import Cuda
-from tests.programs import run
+from tests.support.programs import run
 
 pytestmark = pytest.mark.gpu
 

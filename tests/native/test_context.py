@@ -10,7 +10,7 @@ import pytest
 
 from llcuda import Context, ContextParams, DecodeEvent, Model, Sampler, Timings
 from llcuda.errors import ArgumentError, BatchError, ContextError, NoOutputError
-from tests import models
+from tests.support import models
 
 Make = Callable[..., Context]
 PROMPT = list(range(40, 60))

@@ -7,7 +7,7 @@ import pytest
 
 from llcuda import Context, Model, Sampler
 from llcuda.errors import BatchError, NoOutputError, NoRoomError, UnsupportedError
-from tests import models
+from tests.support import models
 
 Make = Callable[..., Context]
 TEXTS = ("the cat and the hat", "on the shore", "in a far town there is a tower", "we sing")

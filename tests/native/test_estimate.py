@@ -21,7 +21,7 @@ from llcuda.errors import (
 )
 from llcuda.native import estimate
 from llcuda.native.estimate import FileFacts, memory_needed, read_facts
-from tests import models
+from tests.support import models
 
 MIB = 2**20
 ROUNDING = 0.02 * MIB  # llama.cpp reports two decimals, and up to four buffers

@@ -8,8 +8,8 @@ import pytest
 from llcuda import Model, Sampler
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
-from tests import models
-from tests.chains import Float32
+from tests.support import models
+from tests.support.chains import Float32
 
 DIGITS = 'root ::= [0-9] [0-9] [0-9] "."'
 

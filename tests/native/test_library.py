@@ -11,8 +11,8 @@ import pytest
 
 from llcuda.errors import LibraryError
 from llcuda.native import library
-from tests import models
-from tests.programs import run
+from tests.support import models
+from tests.support.programs import run
 
 
 class TestFork:

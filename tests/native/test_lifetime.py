@@ -23,8 +23,8 @@ from llcuda.errors import (
     DecodeAbortedError,
     NoOutputError,
 )
-from tests import models
-from tests.programs import run
+from tests.support import models
+from tests.support.programs import run
 
 Make = Callable[..., Context]
 LONG = {"ctx_size": 16384, "batch_size": 8192, "ubatch_size": 512}

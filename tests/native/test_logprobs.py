@@ -9,8 +9,8 @@ import pytest
 
 from llcuda import Context, Model, Sampler
 from llcuda.errors import ArgumentError, NoOutputError
-from tests import models
-from tests.chains import Float32
+from tests.support import models
+from tests.support.chains import Float32
 
 SIZE = 2**16 + 5  # whole blocks and a rest
 RANDOM = np.random.default_rng(11)

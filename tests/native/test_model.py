@@ -17,7 +17,7 @@ from llcuda.errors import (
     ModelError,
     ModelNotFoundError,
 )
-from tests import models
+from tests.support import models
 
 
 def test_facts_of_a_model(model: Model) -> None:

@@ -10,7 +10,7 @@ import pytest
 from llcuda import Model, Sampler
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
-from tests.chains import Float32, N, after, kept
+from tests.support.chains import Float32, N, after, kept
 
 
 def test_a_python_step_changes_logits_in_place(model: Model, logits: Float32) -> None:

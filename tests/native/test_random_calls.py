@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from llcuda import Adapter, Context, Model, Sampler
 from llcuda import samplers as steps
 from llcuda.errors import LlcudaError
-from tests import models
+from tests.support import models
 
 LOG = os.environ.get("RANDOM_CALLS_LOG")
 HUGE = [2**15, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, 10**30]

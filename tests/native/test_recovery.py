@@ -12,7 +12,7 @@ from llcuda.errors import (
     OutOfMemoryError,
 )
 from llcuda.native.oom import shortage
-from tests.programs import run
+from tests.support.programs import run
 
 # One arena: that of a thread would have room that the limit does not see.
 LIMIT = """

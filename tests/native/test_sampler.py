@@ -11,7 +11,7 @@ from llcuda import Context, Model, Sampler
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, SamplingError
 from llcuda.native.batch_sampler import Rows
-from tests.chains import Float32, N
+from tests.support.chains import Float32, N
 
 CHOOSERS = [
     [steps.Distribution(11)],

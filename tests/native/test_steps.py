@@ -5,7 +5,7 @@ import pytest
 
 from llcuda import Model, Sampler
 from llcuda import samplers as steps
-from tests.chains import Float32, N, after, kept, softmax
+from tests.support.chains import Float32, N, after, kept, softmax
 
 
 @pytest.mark.parametrize("k", [1, 5, N - 1, N, 10**9, 0])

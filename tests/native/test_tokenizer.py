@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from llcuda import Model, Utf8Decoder
 from llcuda.errors import ArgumentError
-from tests import models
 from tests.conftest import VENDOR_MODELS
+from tests.support import models
 
 FILES = sorted(path.with_suffix("") for path in VENDOR_MODELS.glob("*.gguf.inp"))
 # WordPiece (BERT) lowers the case and keeps neither accents nor spaces: no text comes back whole.

@@ -27,8 +27,8 @@ from llcuda.conversion.checkpoint import read_checkpoint  # noqa: E402
 from llcuda.errors import ArgumentError, LoadCancelledError, ModelError  # noqa: E402
 from llcuda.gguf_parser import GGUFReader  # noqa: E402
 from llcuda.unsloth import attach, save_pretrained_llcuda  # noqa: E402
-from tests.hub_server import Hub  # noqa: E402
-from tests.oracles import material  # noqa: E402
+from tests.support import checkpoints as material  # noqa: E402
+from tests.support.hub_server import Hub  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

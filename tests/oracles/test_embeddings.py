@@ -15,8 +15,8 @@ transformers = pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
 
 from llcuda import Embedder, Model, convert  # noqa: E402
-from tests import models  # noqa: E402
-from tests.oracles import material  # noqa: E402
+from tests.support import checkpoints as material  # noqa: E402
+from tests.support import models  # noqa: E402
 
 CLOSE = 1e-3  # of a vector of length 1, and of a score
 TEXTS = [

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from tests.oracles import material  # noqa: E402
+from tests.support import checkpoints as material  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

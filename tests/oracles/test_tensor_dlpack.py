@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llcuda.core import DType, Tensor
-from tests.tensor_tools import on_each_device
+from tests.support.tensor_tools import on_each_device
 
 torch = pytest.importorskip("torch")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.server.tools import Served, served
+from tests.support.server import Served, served
 
 
 @pytest.fixture(scope="session")

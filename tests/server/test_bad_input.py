@@ -9,7 +9,7 @@ import pytest
 import schemathesis
 from hypothesis import given, settings
 
-from tests.server.tools import Served, eventually, is_error
+from tests.support.server import Served, eventually, is_error
 
 COMPLETIONS = "/v1/completions"
 

@@ -10,7 +10,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.server.tools import ENDLESS, Served, demo, eventually, is_error, served
+from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
 
 MESSAGES: Any = [{"role": "user", "content": "Who are you?"}]
 GREEDY: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 12}

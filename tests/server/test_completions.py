@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.tools import Served, is_error
+from tests.support.server import Served, is_error
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 12}

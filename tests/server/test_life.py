@@ -19,7 +19,7 @@ from llcuda import demo_model
 from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
 from llcuda.server.app import create_app
 from llcuda.server.models import Models, ModelSpec, _needs
-from tests.server.tools import ENDLESS, Served, demo, eventually, is_error, served
+from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
 
 LONG = {"prompt": "Once upon a time", **ENDLESS}
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from llcuda.server.middleware import Limits
-from tests.server.tools import ENDLESS, Served, demo, eventually, is_error, served
+from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
 
 KEYS = ("first key", "zweiter-schlüssel")
 LIMITS = Limits(body_bytes=2000, body_seconds=0.5, deadline=0.5)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from llcuda.server.page import PAGE
-from tests.server.browser import CHROMIUM, DRIVER, ENTER, ESCAPE, RIGHT, TAB, Browser, browser
-from tests.server.tools import ENDLESS, Served, demo, eventually, served
+from llcuda.files import data_file
+from tests.support.browser import CHROMIUM, DRIVER, ENTER, ESCAPE, RIGHT, TAB, Browser, browser
+from tests.support.server import ENDLESS, Served, demo, eventually, served
 
-HTML = PAGE.read_text(encoding="utf-8")
+HTML = data_file("page.html").read_text(encoding="utf-8")
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium-driver")
 
 

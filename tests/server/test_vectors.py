@@ -8,7 +8,7 @@ import pytest
 
 from llcuda.embeddings.embedder import Embedder
 from llcuda.server.models import ModelSpec
-from tests.server.tools import Served, is_error, served
+from tests.support.server import Served, is_error, served
 
 TEXTS = ["A fox in the forest.", "One day", "The sea"]
 

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import DecodeError, ModelError
+from llcuda.files import check_target, written
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.gguf import mapped as gguf
 from llcuda.native.gguf.metadata import Metadata, Texts
 from llcuda.native.gguf.types import GGMLType
 from llcuda.native.model import Model
-from llcuda.target import check_target, written
 
 Float32 = npt.NDArray[np.float32]
 Entry = tuple[Float32, Float32]

@@ -11,12 +11,12 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import LoadCancelledError, ModelError
+from llcuda.files import check_target, written
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, parts
 from llcuda.native.quantization.check import check_matrix, check_weights
 from llcuda.native.quantization.imatrix import ImportanceMatrix
 from llcuda.native.quantization.plan import Job, QuantizePlan
-from llcuda.target import check_target, written
 
 FULL = 2**20  # a disk with fewer bytes left is why writing failed
 

@@ -20,7 +20,7 @@ import pytest
 from llcuda import demo_model
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.hub import registry as hub
-from tests.hub_server import Asker, Hub
+from tests.support.hub_server import Asker, Hub
 
 SMALL_CHUNKS = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 100"
 GEMMA = "unsloth/gemma-3-1b-it-GGUF"

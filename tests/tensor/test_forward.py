@@ -12,7 +12,7 @@ import llcuda
 from llcuda import Context, Model, core
 from llcuda.core import Tensor
 from llcuda.gguf_parser import GGUFReader
-from tests.tensor_tools import on_each_device
+from tests.support.tensor_tools import on_each_device
 
 TOKENS = [256, 5, 17, 80, 42, 99, 3, 120, 64, 7, 7, 200]
 

@@ -17,7 +17,7 @@ import pytest
 from llcuda import core
 from llcuda.core import DType, Tensor
 from llcuda.errors import LlcudaError
-from tests.tensor_tools import PLAIN, TABLES, on_each_device
+from tests.support.tensor_tools import PLAIN, TABLES, on_each_device
 
 ROUNDS = int(os.environ.get("LLCUDA_FUZZ_ROUNDS", "8000"))
 SIZES = [1, 1, 2, 3, 4, 5, 7, 8, 16, 32, 33, 64, 256]

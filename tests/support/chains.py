@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from llcuda import Model, Sampler
 from llcuda import samplers as steps
-from tests import models
+from tests.support import models
 
 N = models.VOCABULARY
 Float32 = npt.NDArray[np.float32]

@@ -15,7 +15,7 @@ import pytest
 
 from llcuda import demo_model, memory_needed
 from llcuda.gguf_writer import write_gguf
-from tests.hub_server import Asker, Hub
+from tests.support.hub_server import Asker, Hub
 from tests.test_gguf_parser import header, pair
 
 STEP = 2**20  # the first range

@@ -18,7 +18,7 @@ from llcuda import Engine, Model, Sampler
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.structured import compiler as structured
 from tests.conftest import VENDOR_MODELS
-from tests.schemas import random_schema
+from tests.support.schemas import random_schema
 
 GRAMMARS = sorted((VENDOR_MODELS.parent / "grammars").glob("*.gbnf"))
 FREE: dict[str, Any] = {"temperature": 1, "top_k": 0, "top_p": 1}

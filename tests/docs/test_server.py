@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.tools import Served
+from tests.support.server import Served
 
 TEXT = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)

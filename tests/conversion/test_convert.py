@@ -20,7 +20,7 @@ from llcuda.conversion import lora
 from llcuda.conversion import runner as converter
 from llcuda.conversion.checkpoint import ITEM_BYTES, Checkpoint, read_checkpoint, read_header
 from llcuda.errors import ArgumentError, LlcudaError, ModelError, ModelNotFoundError
-from tests.hub_server import Hub
+from tests.support.hub_server import Hub
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4}
 INDEX = "model.safetensors.index.json"

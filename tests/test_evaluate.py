@@ -33,7 +33,7 @@ from llcuda.errors import (
 )
 from llcuda.gguf_parser import GGUFReader
 from llcuda.native.quantization.quantize import quantize
-from tests import models
+from tests.support import models
 
 TEXT = "Once upon a time there was a little fox. The fox had a friend, and they were happy. " * 4
 CHUNK = 32

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType
 
-from tests import models
+from tests.support import models
 
 # Loads each file named in argv, uses it as far as it goes, prints a JSON line for each.
 WORKER = """

@@ -13,8 +13,8 @@ import pytest
 from llcuda import Engine, InferenceEngine, Model
 from llcuda.chat.template import ChatTemplate, template_names
 from llcuda.errors import ArgumentError, QueueFullError, UnsupportedError
-from tests import models
 from tests.conftest import VENDOR_MODELS
+from tests.support import models
 
 USER = {"role": "user", "content": "Tell me a story about a fox."}
 ADD = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.server.tools import eventually
+from tests.support.server import eventually
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")

@@ -25,8 +25,8 @@ from llcuda.errors import (
     LlcudaError,
     NoTextError,
 )
-from tests import models, programs
 from tests.conftest import VENDOR_MODELS
+from tests.support import models, programs
 
 Make = Callable[..., Embedder]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.hub_server import ASK, Asker, Hub, etag, wait_until
-from tests.programs import NOTEBOOK
+from tests.support.hub_server import ASK, Asker, Hub, etag, wait_until
+from tests.support.programs import NOTEBOOK
 
 REPO = "some/model"
 FILE = "model-Q4_K_M.gguf"
