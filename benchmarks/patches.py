@@ -1,0 +1,241 @@
+"""What each patch of llama.cpp gives: a decode step without patches, with each alone, with all.
+
+`python benchmarks/patches.py MODEL [--rows 1,4,16,64,256] [--turns 7] [--other FOLDER]`
+times the loop of `decode_batch` without sampling (logits left on the device, where there is a GPU),
+a prompt of 512 tokens and the making of the context. Each combination is a process of its own with
+the patches' switches (build/patches) set, and they take turns; a figure is the median of the turns,
+"drift" the slowest turn without patches over the fastest. --other: a folder with another build of
+the package llcuda, such as one with LLCUDA_PATCHES=OFF, which is measured too.
+Then the logits of the last step are compared with those without patches: the largest difference
+and the divergence (KL) of the distributions. Prints a table, then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PATCHES = Path(__file__).resolve().parents[1] / "build" / "patches"
+PROMPT, CELLS, PREFILL = 16, 256, 512  # tokens
+COMPARED = 8  # rows whose logits are compared
+UNPATCHED = "none"
+
+
+class Subject:
+    """In a process of its own: a model, and a context that is made for each number of rows."""
+
+    def __init__(self, path: str, layers: int | None, threads: int | None) -> None:
+        from llcuda import Model
+        from llcuda.native import library
+
+        gpu = any(device.kind == "gpu" for device in library.devices())
+        self._layers = (99 if gpu else 0) if layers is None else layers
+        self.model = Model(path, gpu_layers=self._layers)
+        self._threads = threads
+        self._context: Any = None
+        self._rows = 0
+
+    def open(self, rows: int) -> float:
+        """Make a context of so many sequences, each with a prompt; return the seconds it took."""
+        from llcuda import Context
+
+        if self._context:
+            self._context.close()
+        started = time.perf_counter()
+        self._context = Context(
+            self.model, sequences=rows, ctx_size=CELLS, unified_kv=False, threads=self._threads,
+            batch_size=max(512, rows), outputs_max=max(rows, 1), device_logits=self._layers > 0,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        self._rows = rows
+        for seq in range(rows):
+            self._context.decode(self._tokens(PROMPT, seq), seq)
+        self._context.synchronize()
+        return seconds
+
+    def turn(self, steps: int) -> float:
+        """Return the median seconds of so many steps, after some that are not counted."""
+        for seq in range(self._rows):
+            self._context.memory.remove(seq, PROMPT)
+        tokens, marks = self._tokens(self._rows), []
+        for _ in range(steps + 9):
+            self._context.decode_batch(tokens, list(range(self._rows)))
+            self._context.synchronize()
+            marks.append(time.perf_counter())
+        gaps = np.diff(marks[8:])
+        return float(np.median(gaps))
+
+    def logits(self, path: str) -> None:
+        """Write the logits of the first rows of the last step to a file."""
+        np.save(path, [self._context.logits(i) for i in range(min(self._rows, COMPARED))])
+
+    def prefill(self) -> float:
+        """Return the seconds that a prompt takes on a context of its own."""
+        from llcuda import Context
+
+        with Context(self.model, ctx_size=PREFILL, threads=self._threads) as context:
+            for _ in range(3):
+                context.memory.clear(data=False)
+                started = time.perf_counter()
+                context.decode(self._tokens(PREFILL))
+                context.synchronize()
+                seconds = time.perf_counter() - started
+        return seconds
+
+    def _tokens(self, count: int, start: int = 0) -> list[int]:
+        return [(300 + start + i) % self.model.vocab_size for i in range(count)]
+
+
+def serve(arguments: list[str]) -> None:
+    """Answer the calls on standard input: a JSON list of a method's name and its arguments."""
+    subject = Subject(*json.loads(arguments[0]))
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        name, *values = json.loads(line)
+        print(json.dumps(getattr(subject, name)(*values)), flush=True)
+
+
+class Build:
+    """A process with some of the patches."""
+
+    def __init__(self, options: argparse.Namespace, environment: dict[str, str]) -> None:
+        arguments = json.dumps([str(options.model), options.gpu_layers, options.threads])
+        self._child = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), "--serve", arguments],
+            env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+
+    def call(self, *call: Any) -> Any:
+        """Return what the method called in the process returns."""
+        assert self._child.stdin
+        if call:
+            self._child.stdin.write(json.dumps(call) + "\n")
+            self._child.stdin.flush()
+        assert self._child.stdout
+        line = self._child.stdout.readline()
+        if not line:
+            sys.exit(f"error: a measured process ended with code {self._child.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.communicate()
+
+
+def environments(other: Path | None) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the name and the environment of each combination, the one without patches first."""
+    switches = {
+        path.stem: tomllib.loads(path.read_text())["switch"]
+        for path in sorted(PATCHES.glob("*.toml"))
+    }
+    yield UNPATCHED, dict.fromkeys(switches.values(), "1")
+    for name in switches:
+        yield name, {s: "1" for n, s in switches.items() if n != name}
+    yield "all", {}
+    if other:
+        path = os.pathsep.join([str(other), os.environ.get("PYTHONPATH", "")])
+        yield "other build", {"PYTHONPATH": path}
+
+
+def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[dict[str, Any]]:
+    """Yield what each number of rows takes, with the seconds of each combination."""
+    for rows in options.rows:
+        made = {name: build.call("open", rows) for name, build in builds.items()}
+        slowest = max(build.call("turn", 8) for build in builds.values())
+        steps = max(8, min(128, CELLS - PROMPT - 9, int(options.seconds / slowest)))
+        turns: dict[str, list[float]] = {name: [] for name in builds}
+        for _ in range(options.turns):
+            for name, build in builds.items():
+                turns[name].append(build.call("turn", steps))
+        for name, difference in differences(builds).items():
+            ratios = [b / a for a, b in zip(turns[name], turns[UNPATCHED], strict=True)]
+            yield {
+                "rows": rows,
+                "patches": name,
+                "step": statistics.median(turns[name]),
+                "over": statistics.median(ratios),
+                "drift": max(turns[name]) / min(turns[name]),
+                "make": made[name],
+                **difference,
+            }
+    seconds = {name: [] for name in builds}
+    for _ in range(3):
+        for name, build in builds.items():
+            seconds[name].append(build.call("prefill"))
+    for name, values in seconds.items():
+        yield {"rows": f"prompt of {PREFILL}", "patches": name, "step": statistics.median(values)}
+
+
+def differences(builds: dict[str, Build]) -> dict[str, dict[str, float]]:
+    """Return how far each combination's logits are from those without patches."""
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, build in builds.items():
+            path = f"{folder}/{len(rows)}.npy"
+            build.call("logits", path)
+            rows[name] = np.load(path).astype(np.float64)
+    base = rows[UNPATCHED]
+    return {
+        name: {"largest": float(np.abs(found - base).max()), "kl": divergence(base, found)}
+        for name, found in rows.items()
+    }
+
+
+def divergence(base: np.ndarray, other: np.ndarray) -> float:
+    """Return the mean Kullback-Leibler divergence of rows of logits."""
+    p, q = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (base, other))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rows", default="1,4,16,64,256", help="sequences of a step")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.4, help="of a turn, about")
+    parser.add_argument("--gpu-layers", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--other", type=Path, default=None, help="another build to measure")
+    options = parser.parse_args()
+    options.rows = [int(number) for number in options.rows.split(",")]
+    builds = {name: Build(options, values) for name, values in environments(options.other)}
+    for build in builds.values():
+        build.call()
+    results = []
+    print(f"{options.model.name}, microseconds a step")
+    print(f"{'rows':>14} {'patches':>15} {'step':>9} {'gain':>9} {'times':>6} {'drift':>6} "
+          f"{'make, s':>8} {'largest':>9} {'KL':>8}")  # fmt: skip
+    base = 0.0
+    for row in measure(options, builds):
+        results.append(row)
+        base = row["step"] if row["patches"] == UNPATCHED else base
+        line = f"{row['rows']:>14} {row['patches']:>15} {1e6 * row['step']:9.1f} "
+        line += f"{1e6 * (base - row['step']):9.1f}"
+        if "over" in row:
+            line += f" {row['over']:6.3f} {row['drift']:6.3f} {row['make']:8.3f}"
+            line += f" {row['largest']:9.2g} {row['kl']:8.1g}"
+        print(line, flush=True)
+    for build in builds.values():
+        build.close()
+    print(json.dumps({"model": options.model.name, "rows": results}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2:])
+    else:
+        main()
