@@ -24,7 +24,7 @@ from rich.table import Table
 
 import llcuda
 from llcuda import Context, Engine, Model, Sampler
-from llcuda.native.batch_sampler import Rows
+from llcuda.native.batch_sampler import BatchSampler
 
 PROMPT = "Once upon a time, there was a brave fox named Lily who lived in the forest."
 PARALLEL = (1, 2, 4, 8, 16)
@@ -90,7 +90,7 @@ def overhead(model: Model, rows: int, threads: int, steps: int = 200) -> dict[st
             prompt = model.tokenize(PROMPT)
             for seq in range(rows):
                 context.decode(prompt, seq=seq)
-            batch, tokens, seqs = Rows(context, samplers), [5] * rows, list(range(rows))
+            batch, tokens, seqs = BatchSampler(context, samplers), [5] * rows, list(range(rows))
             times = []
             for _ in range(steps):
                 started = time.perf_counter()

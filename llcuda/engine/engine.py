@@ -295,7 +295,7 @@ class Engine(EmbedsTexts, Chats):
             if not tokens:
                 raise ArgumentError(f"ctx_size={limit} has no room for a prompt and an answer")
         for token in params.stop_tokens:
-            self.model._check_token(token)
+            self.model.check_token(token)
         return tokens, given - len(tokens)
 
     def _sampler(self, sampling: SamplingParams, params: RequestParams, i: int) -> Sampler:

@@ -1,7 +1,7 @@
 """The engine's step: plan, decode, sample, deliver.
 
-Runs on one thread, the engine's. Knows the library through Context and Rows, and decides nothing:
-that is the scheduler's part.
+Runs on one thread, the engine's. Knows the library through Context and BatchSampler, and decides
+nothing: that is the scheduler's part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.guide import Follower
-from llcuda.native.batch_sampler import Rows
+from llcuda.native.batch_sampler import BatchSampler
 from llcuda.native.context import Context
 
 logger = logging.getLogger("llcuda.engine")
@@ -41,7 +41,7 @@ class Lineup:
     def __init__(self, context: Context, plan: Plan, quiet: bool) -> None:
         self.plan = Plan([], plan.rows, decode=True)
         self.jobs = jobs = [job for job, _, _ in plan.rows]
-        self.rows = Rows(context, [job.request.sampler for job in jobs])
+        self.rows = BatchSampler(context, [job.request.sampler for job in jobs])
         self.seqs = [job.seq for job in jobs]
         self.tokens = [job.tokens[-1] for job in jobs]
         self.firsts = [job for job in jobs if not job.request.times.first_token]
@@ -193,7 +193,7 @@ class Worker(Delivery):
         delivered = now()
         if not ready:
             return computed - begun, 0.0, delivered - computed
-        rows = Rows(self.context, [job.request.sampler for job, _ in ready])
+        rows = BatchSampler(self.context, [job.request.sampler for job, _ in ready])
         guided = any(job.request.params.guide is not None for job, _ in ready)
         limits = self._restrict([job for job, _ in ready]) if guided else ()
         chosen = rows.sample([index for _, index in ready], *limits)

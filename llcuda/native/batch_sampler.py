@@ -14,7 +14,7 @@ from llcuda.native.context import Context
 from llcuda.native.sampler import Sampler
 
 
-class Rows:
+class BatchSampler:
     """A fixed set of samplers, one a row; built again only when the members change."""
 
     def __init__(self, context: Context, samplers: Sequence[Sampler]) -> None:

@@ -104,7 +104,7 @@ class Outputs:
         try:
             tokens, indices = list(tokens), list(indices)
             for token in tokens:
-                self.model._check_token(token)
+                self.model.check_token(token)
             if (rows := len(tokens)) != len(indices):
                 raise ArgumentError(f"{rows} tokens, {len(indices)} indices: expected as many")
             values, top_values = ffi.new("double[]", rows), ffi.new("double[]", rows * n)

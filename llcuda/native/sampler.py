@@ -167,7 +167,7 @@ class Sampler:
             self._bind(model)
         elif model is not None and model._vocab is not self._bound:
             self._bind(model)
-        self._model._check_token(token)
+        self._model.check_token(token)
         owner = self._handle.owner  # type: ignore[union-attr]
         with self._alone():
             status = self._lib.llcuda_sampler_accept(owner.pointer, token)

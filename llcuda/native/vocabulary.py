@@ -96,7 +96,7 @@ class Vocabulary:
         owner = self._handle.owner
         tokens = list(tokens)
         for token in tokens:
-            self._check_token(token)
+            self.check_token(token)
         ffi, lib = self._ffi, self._lib
         array = ffi.new("int32_t[]", tokens)
         capacity = 8 * len(array) + 16
@@ -171,7 +171,7 @@ class Vocabulary:
     def _read_piece(self, token: int, special: bool) -> bytes:
         started = time.perf_counter()
         owner = self._handle.owner
-        self._check_token(token)
+        self.check_token(token)
         capacity = 64
         while True:
             buffer = self._ffi.new("char[]", capacity)
@@ -192,7 +192,7 @@ class Vocabulary:
     def is_eog(self, token: int) -> bool:
         """Whether `token` ends a generation (end of text or of turn)."""
         owner = self._handle.owner
-        self._check_token(token)
+        self.check_token(token)
         ends: bool = self._lib.llama_vocab_is_eog(self._vocab, token)
         del owner
         return ends
@@ -223,7 +223,7 @@ class Vocabulary:
     def is_control(self, token: int) -> bool:
         """Whether `token` is a control token, with no text of its own."""
         owner = self._handle.owner
-        self._check_token(token)
+        self.check_token(token)
         control: bool = self._lib.llama_vocab_is_control(self._vocab, token)
         del owner
         return control
@@ -243,7 +243,8 @@ class Vocabulary:
             raise ArgumentError(f"token {wrong}: expected 0 to {self.vocab_size - 1}")
         return found
 
-    def _check_token(self, token: int) -> None:
+    def check_token(self, token: int) -> None:
+        """Raise ArgumentError unless `token` is one of this vocabulary."""
         if not isinstance(token, int):
             try:
                 token = token.__index__()

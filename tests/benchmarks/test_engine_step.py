@@ -1,6 +1,7 @@
 """The engine on a model that computes nothing: what a step costs in Python.
 
-Two calls of a step are replaced, `Context.decode_batch` and `Rows.sample`; all else is real.
+Two calls of a step are replaced, `Context.decode_batch` and `BatchSampler.sample`; all else is
+real.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ def engine(
         ) as made,
     ):
         monkeypatch.setattr(made.context, "decode_batch", lambda *arguments: None)
-        monkeypatch.setattr(worker, "Rows", FakeRows)
+        monkeypatch.setattr(worker, "BatchSampler", FakeRows)
         yield made
 
 

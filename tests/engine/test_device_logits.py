@@ -9,7 +9,7 @@ import pytest
 
 from llcuda import Context, Engine, Model, Sampler
 from llcuda.errors import ArgumentError, NoOutputError
-from llcuda.native.batch_sampler import Rows
+from llcuda.native.batch_sampler import BatchSampler
 
 PROMPTS = ["Once upon a time", "One day, a fox", "The sun was high and Tom went to the lake", "A"]
 
@@ -27,7 +27,7 @@ def test_rows_are_those_that_are_copied(model: Model) -> None:
     for stays in (False, True):
         with Context(model, ctx_size=256, sequences=3, device_logits=stays) as context:
             samplers = [Sampler(seed=i, model=model, repeat_penalty=1.1) for i in range(3)]
-            rows, tokens, texts = Rows(context, samplers), [5, 6, 7], []
+            rows, tokens, texts = BatchSampler(context, samplers), [5, 6, 7], []
             for _ in range(20):
                 context.decode_batch(tokens, [0, 1, 2])
                 texts.append(tokens := rows.sample())  # type: ignore[assignment]
@@ -110,7 +110,7 @@ def test_masks_forbid_tokens(model: Model) -> None:
         context.decode_batch([5, 6], [0, 1])
         free = Sampler(temperature=0, model=model)
         expected = free.sample(context, 1)
-        rows = Rows(context, [Sampler(temperature=0, model=model), free])
+        rows = BatchSampler(context, [Sampler(temperature=0, model=model), free])
         chosen = rows.sample(masks=[mask, None])
         logits = context.logits(0)
         assert chosen == [max((97, 99), key=lambda token: logits[token]), expected]

@@ -10,7 +10,7 @@ import pytest
 
 from llcuda import Context, Engine, InferenceEngine, Model, Sampler, device
 from llcuda.native import library
-from llcuda.native.batch_sampler import Rows
+from llcuda.native.batch_sampler import BatchSampler
 
 pytestmark = pytest.mark.gpu
 
@@ -105,7 +105,11 @@ def test_tokens_chosen_on_the_gpu_are_those_chosen_on_the_cpu(
         options: Any = {"sequences": rows, "unified_kv": False, "device_logits": stays}
         with Context(gpu_demo, ctx_size=256, **options) as context:
             samplers = [Sampler(model=gpu_demo, **{"seed": i, **asked}) for i in range(rows)]
-            chooser, tokens, texts = Rows(context, samplers), [5 + i for i in range(rows)], []
+            chooser, tokens, texts = (
+                BatchSampler(context, samplers),
+                [5 + i for i in range(rows)],
+                [],
+            )
             for _ in range(60):
                 context.decode_batch(tokens, list(range(rows)))
                 tokens = [int(token) for token in chooser.sample()]  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from llcuda import Context, Model, Sampler
-from llcuda.native.batch_sampler import Rows
+from llcuda.native.batch_sampler import BatchSampler
 
 pytestmark = pytest.mark.gpu
 
@@ -61,7 +61,9 @@ def test_draws_follow_the_softmax(asked: dict[str, Any], context: Context, gpu_d
     """Chi-square over 100,000 draws: within 4 standard deviations, and nothing is drawn outside."""
     assert context._lib.llcuda_context_reduces(context._handle.owner.pointer)
     shares = expected_shares(np.array(context.logits(0), dtype=np.float64), asked)
-    rows = Rows(context, [Sampler(seed=1000 + i, model=gpu_demo, **asked) for i in range(ROWS)])
+    rows = BatchSampler(
+        context, [Sampler(seed=1000 + i, model=gpu_demo, **asked) for i in range(ROWS)]
+    )
     draws = [rows.sample() for _ in range(-(-DRAWS // ROWS))]
     counts = np.bincount(np.array(draws, dtype=np.int64).ravel(), minlength=gpu_demo.vocab_size)
     total = counts.sum()
@@ -80,7 +82,7 @@ def test_masks_forbid_tokens(context: Context, gpu_demo: Model) -> None:
     """A row's mask holds for its row only; where it forbids all, that row is an error."""
     mask = np.zeros((gpu_demo.vocab_size + 31) // 32, np.uint32)
     mask[3] = 0b1010
-    rows = Rows(context, [Sampler(temperature=0, model=gpu_demo) for _ in range(ROWS)])
+    rows = BatchSampler(context, [Sampler(temperature=0, model=gpu_demo) for _ in range(ROWS)])
     free = rows.sample()
     logits = np.array(context.logits(0))
     best = 97 if logits[97] > logits[99] else 99
@@ -100,7 +102,7 @@ def test_a_seed_gives_its_text_beside_any_others(gpu_demo: Model) -> None:
         for others in ({"top_k": 40}, {"temperature": 0.0}, {"top_k": 0, "repeat_penalty": 1.2}):
             context.memory.clear()
             samplers = [Sampler(model=gpu_demo, **others) for _ in range(ROWS - 1)]
-            rows, text = Rows(context, [Sampler(**asked), *samplers]), [5] * ROWS
+            rows, text = BatchSampler(context, [Sampler(**asked), *samplers]), [5] * ROWS
             for _ in range(30):
                 context.decode_batch(text, list(range(ROWS)))
                 text = [5 if isinstance(token, Exception) else token for token in rows.sample()]

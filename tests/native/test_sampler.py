@@ -10,7 +10,7 @@ import pytest
 from llcuda import Context, Model, Sampler
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, SamplingError
-from llcuda.native.batch_sampler import Rows
+from llcuda.native.batch_sampler import BatchSampler
 from tests.support.chains import Float32, N
 
 CHOOSERS = [
@@ -151,12 +151,14 @@ def test_a_forced_row_draws_nothing(model: Model, make_context: Callable[..., Co
     """It gets its token, of which its chain is told; the other rows' random numbers go on."""
     context = make_context(model, sequences=3)
     context.decode_batch([1, 2, 3], [0, 1, 2])
-    expected = Rows(context, [Sampler(seed=7, temperature=2, top_k=0) for _ in range(3)])
-    rows = Rows(context, [Sampler(seed=7, temperature=2, top_k=0) for _ in range(3)])
+    expected = BatchSampler(context, [Sampler(seed=7, temperature=2, top_k=0) for _ in range(3)])
+    rows = BatchSampler(context, [Sampler(seed=7, temperature=2, top_k=0) for _ in range(3)])
     first, second = expected.sample(), expected.sample()
     assert rows.sample(None, None, [None, 5, None]) == [first[0], 5, first[2]]
     assert rows.sample() == [second[0], first[1], second[2]]
-    penalised = Rows(context, [Sampler(temperature=0, repeat_penalty=1e6) for _ in range(3)])
-    best = Rows(context, [Sampler(temperature=0) for _ in range(3)]).sample()
+    penalised = BatchSampler(
+        context, [Sampler(temperature=0, repeat_penalty=1e6) for _ in range(3)]
+    )
+    best = BatchSampler(context, [Sampler(temperature=0) for _ in range(3)]).sample()
     assert penalised.sample(None, None, best) == best
     assert all(a != b for a, b in zip(penalised.sample(), best, strict=True))
