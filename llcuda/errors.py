@@ -12,6 +12,7 @@
     ├── ContextError (RuntimeError)        a context cannot be created
     ├── ArgumentError (ValueError)         a value outside what is allowed
     │   ├── BatchError                     tokens, positions or sequences that do not fit
+    │   ├── ContextLengthError             a prompt that is longer than its context
     │   ├── GrammarError                   a grammar that does not parse
     │   ├── NoTextError                    a model that gives embeddings or scores, and no text
     │   └── StateError                     a saved state that is damaged or of another model
@@ -31,14 +32,31 @@
     └── ConcurrencyError (RuntimeError)    two threads in one context
 
 Each also is the built-in exception in parentheses. A message says what was given and what is
-allowed; where llama.cpp logged an error, its last lines follow.
+allowed; where llama.cpp logged an error, its last lines follow. `parameter` is the
+name of the parameter at fault.
 """
 
 from __future__ import annotations
 
 
 class LlcudaError(Exception):
-    """Base of everything that llcuda raises on purpose."""
+    """Base of everything that llcuda raises on purpose.
+
+    Args:
+        problem: What is wrong, in words that hold for every caller; of a parameter
+            `parameter=value: rule`.
+        parameter: Name of the parameter at fault, e.g. "top_k" or "messages[0].role"; None where
+            no single one is.
+        remedy: What a Python caller can do about it; it follows the problem in the message.
+    """
+
+    def __init__(
+        self, problem: str, *, parameter: str | None = None, remedy: str | None = None
+    ) -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = problem
+        self.parameter = parameter
+        self.remedy = remedy
 
 
 class LibraryError(LlcudaError, RuntimeError):
@@ -70,11 +88,15 @@ class ContextError(LlcudaError, RuntimeError):
 
 
 class ArgumentError(LlcudaError, ValueError):
-    """A value outside what is allowed."""
+    """A value outside what is allowed; `parameter` names it."""
 
 
 class BatchError(ArgumentError):
     """Tokens, positions or sequences that do not fit the context."""
+
+
+class ContextLengthError(ArgumentError):
+    """A prompt that is longer than its context."""
 
 
 class GrammarError(ArgumentError):

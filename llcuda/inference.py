@@ -274,7 +274,11 @@ class InferenceEngine(EmbedsTexts, Chats):
             except QueueFullError:
                 time.sleep(0.005)
             except ArgumentError as error:
-                raise ArgumentError(f"prompt {index}: {error}") from error
+                raise ArgumentError(
+                    f"prompt {index}: {error.problem}",
+                    parameter=error.parameter,
+                    remedy=error.remedy,
+                ) from error
 
     def stream(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> Iterator[str]:
         """Continue `prompt` and return an iterator of its text as it comes.

@@ -38,56 +38,63 @@ def given_params(kind: type[Params], params: Params | None, keywords: dict[str, 
     if params is None:
         return kind(**keywords)
     if keywords:
-        raise ArgumentError(f"params= and {', '.join(keywords)}=: give one or the other")
+        raise ArgumentError(
+            f"params= and {', '.join(keywords)}=: give one or the other", parameter="params"
+        )
     if not isinstance(params, kind):
-        raise ArgumentError(f"params={params!r}: expected {kind.__name__}")
+        raise wrong_value("params", params, f"expected {kind.__name__}")
     return params
 
 
-def check_number(name: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
+def wrong_value(parameter: str, value: Any, rule: str, remedy: str | None = None) -> ArgumentError:
+    """Return the error `parameter=value: rule; remedy`."""
+    return ArgumentError(f"{parameter}={value!r}: {rule}", parameter=parameter, remedy=remedy)
+
+
+def check_number(parameter: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
     """Raise ArgumentError unless `value` is an "int" or "number" with low <= value <= high.
 
-    numpy's numbers are numbers; True and False are none.
+    numpy's numbers are numbers; True and False are not.
     """
     number = isinstance(value, Integral) or (kind == "number" and isinstance(value, Real))
     if isinstance(value, bool) or not number or not low <= value <= high:
         bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         what = "a whole number" if kind == "int" else "a number"
-        raise ArgumentError(f"{name}={value!r}: expected {what} {bounds}")
+        raise wrong_value(parameter, value, f"expected {what} {bounds}")
 
 
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def _check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ArgumentError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+        raise wrong_value(parameter, value, f"expected one of {', '.join(choices)}")
 
 
-def _check_text(name: str, value: Any, most: int | None = None) -> None:
-    """Raise ArgumentError unless `value` is a text for C: no NUL, at most `most` bytes of UTF-8."""
+def _check_text(parameter: str, value: Any, max_bytes: int | None = None) -> None:
+    """Raise ArgumentError unless `value` is a text for C: no NUL, at most `max_bytes` of UTF-8."""
     if not isinstance(value, str):
-        raise ArgumentError(f"{name}={value!r}: expected a text")
+        raise wrong_value(parameter, value, "expected a text")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
-        raise ArgumentError(f"{name}={value!r}: {error}") from None
+        raise wrong_value(parameter, value, str(error)) from None
     if "\0" in value:
-        raise ArgumentError(f"{name}={value!r}: contains a NUL character")
-    if most is not None and size > most:
-        raise ArgumentError(f"{name}={value!r}: has {size} bytes, at most {most} are allowed")
+        raise wrong_value(parameter, value, "contains a NUL character")
+    if max_bytes is not None and size > max_bytes:
+        raise wrong_value(parameter, value, f"has {size} bytes, at most {max_bytes} are allowed")
 
 
-def check_texts(name: str, values: Any, most: int | None = None) -> None:
-    """Raise ArgumentError unless `values` is a sequence of texts of at most `most` bytes."""
+def check_texts(parameter: str, values: Any, max_bytes: int | None = None) -> None:
+    """Raise ArgumentError unless `values` is a sequence of texts of at most `max_bytes` bytes."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ArgumentError(f"{name}={values!r}: expected a list of texts")
+        raise wrong_value(parameter, values, "expected a list of texts")
     for value in values:
-        _check_text(name, value, most)
+        _check_text(parameter, value, max_bytes)
 
 
 def check_flags(params: Any, names: str) -> None:
     """Raise ArgumentError unless these fields, named in one text, are True or False."""
     for name in names.split():
         if not isinstance(getattr(params, name), bool):
-            raise ArgumentError(f"{name}={getattr(params, name)!r}: expected True or False")
+            raise wrong_value(name, getattr(params, name), "expected True or False")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +131,24 @@ class ModelParams:
         check_flags(self, "mmap mlock check_tensors vocab_only")
         if self.tensor_split is not None:
             if not isinstance(self.tensor_split, Sequence):
-                raise ArgumentError(f"tensor_split={self.tensor_split!r}: expected a list")
+                raise wrong_value("tensor_split", self.tensor_split, "expected a list")
             for share in self.tensor_split:
                 check_number("tensor_split", share, "number", 0, 1e9)
         if self.devices is not None:
             check_texts("devices", self.devices)
         if not isinstance(self.overrides, Mapping):
-            raise ArgumentError(f"overrides={self.overrides!r}: expected a mapping")
+            raise wrong_value("overrides", self.overrides, "expected a mapping")
         for key, value in self.overrides.items():
-            _check_text("overrides: key", key, 127)
+            _check_text("overrides", key, 127)
+            parameter = f"overrides[{key!r}]"
             if not key:
-                raise ArgumentError("overrides: a key must not be empty")
+                raise ArgumentError("overrides: a key must not be empty", parameter="overrides")
             if isinstance(value, str):
-                _check_text(f"overrides[{key!r}]", value, 127)
+                _check_text(parameter, value, 127)
             elif not isinstance(value, int | float):
-                raise ArgumentError(f"overrides[{key!r}]={value!r}: expected int, float, bool, str")
+                raise wrong_value(parameter, value, "expected int, float, bool, str")
             elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise ArgumentError(f"overrides[{key!r}]={value!r}: beyond 64 bits")
+                raise wrong_value(parameter, value, "beyond 64 bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,28 +213,29 @@ class ContextParams:
         check_number("sequences", self.sequences, "int", 1, 256)
         if (self.ctx_size or 0) * self.sequences > INT32_MAX:
             raise ArgumentError(
-                f"ctx_size={self.ctx_size} x sequences={self.sequences}: at most {INT32_MAX} cells"
+                f"ctx_size={self.ctx_size} x sequences={self.sequences}: at most {INT32_MAX} cells",
+                parameter="ctx_size",
             )
         check_number("batch_size", self.batch_size, "int", 1, 2**20)
         check_number("ubatch_size", self.ubatch_size, "int", 1, 2**20)
         if self.batch_size < self.sequences:
-            raise ArgumentError(
-                f"batch_size={self.batch_size}: expected at least sequences={self.sequences}"
-            )
+            rule = f"expected at least sequences={self.sequences}"
+            raise wrong_value("batch_size", self.batch_size, rule)
         check_number("outputs_max", self.outputs_max, "int", 0, 2**20)
         if 0 < self.outputs_max < self.sequences:
-            raise ArgumentError(
-                f"outputs_max={self.outputs_max}: expected 0 or at least sequences={self.sequences}"
-            )
+            rule = f"expected 0 or at least sequences={self.sequences}"
+            raise wrong_value("outputs_max", self.outputs_max, rule)
         for name in ("threads", "threads_batch"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), "int", 1, 512)
         if self.flash_attention is not None and not isinstance(self.flash_attention, bool):
-            raise ArgumentError(f"flash_attention={self.flash_attention!r}: None, True or False")
+            raise wrong_value(
+                "flash_attention", self.flash_attention, "expected None, True or False"
+            )
         _check_choice("type_k", self.type_k, KV_TYPES)
         _check_choice("type_v", self.type_v, KV_TYPES)
         if self.flash_attention is False and self.type_v not in ("f32", "f16", "bf16"):
-            raise ArgumentError(f"type_v={self.type_v!r} needs flash attention, which is off")
+            raise wrong_value("type_v", self.type_v, "needs flash attention, which is off")
         for name, choices in (
             ("rope_scaling", ROPE_SCALINGS),
             ("pooling", POOLINGS),
@@ -326,11 +335,11 @@ class SamplingParams:
         if self.seed is not None:
             check_number("seed", self.seed, "int", 0, MAX_SEED)
         if not isinstance(self.logit_bias, Mapping):
-            raise ArgumentError(f"logit_bias={self.logit_bias!r}: expected token -> number")
+            raise wrong_value("logit_bias", self.logit_bias, "expected token -> number")
         for token, bias in self.logit_bias.items():
-            check_number("logit_bias: token", token, "int", 0, INT32_MAX)
+            check_number("logit_bias", token, "int", 0, INT32_MAX)
             check_number(f"logit_bias[{token}]", bias, "number", -math.inf)
         check_texts("dry_breakers", self.dry_breakers)
         if self.grammar is not None and not isinstance(self.grammar, str):
-            raise ArgumentError(f"grammar={self.grammar!r}: expected a text")
+            raise wrong_value("grammar", self.grammar, "expected a text")
         _check_text("grammar_root", self.grammar_root)

@@ -248,7 +248,7 @@ class Grammar(Step):
 
     def __post_init__(self) -> None:
         if self.grammar is None:
-            raise ArgumentError("grammar=None: expected a text")
+            raise ArgumentError("grammar=None: expected a text", parameter="grammar")
         self._check(grammar=self.grammar, grammar_root=self.root)
         check_texts("patterns", self.patterns, MAX_PATTERN)
         self._check(logit_bias=dict.fromkeys(self.tokens, 0.0))
@@ -278,7 +278,9 @@ class Python(Step):
     def __post_init__(self) -> None:
         for name in ("apply", "accept", "reset"):
             if not callable(getattr(self, name)):
-                raise ArgumentError(f"{name}={getattr(self, name)!r}: expected a function")
+                raise ArgumentError(
+                    f"{name}={getattr(self, name)!r}: expected a function", parameter=name
+                )
 
     def run(self, buffer: Any, selected: int) -> tuple[int, int]:
         """Apply to C's candidates; return (index of the choice or -1, how many are kept)."""

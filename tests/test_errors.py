@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import re
 
 import pytest
@@ -31,3 +32,12 @@ def test_a_message_survives() -> None:
     """str() of each is what was given, of FileNotFoundError's child too."""
     for name in NAMES:
         assert "what was given" == str(getattr(errors, name)("what was given"))
+
+
+def test_the_parameter_at_fault() -> None:
+    """It is an attribute, survives pickling, and the remedy ends the message."""
+    error = errors.ArgumentError("top_k=-1: too small", parameter="top_k", remedy="give 0")
+    for same in (error, pickle.loads(pickle.dumps(error))):
+        shown = (same.parameter, same.problem, same.remedy, str(same))
+        assert shown == ("top_k", "top_k=-1: too small", "give 0", "top_k=-1: too small; give 0")
+    assert errors.ModelNotFoundError("no file").parameter is None

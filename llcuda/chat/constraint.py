@@ -36,7 +36,10 @@ def guide_of(
     form = structured.wanted(model, response_format)
     demanded = bool(tools) and tool_choice not in ("auto", "none")
     if form is not None and tools:
-        raise ArgumentError("response_format: with tools expected tool_choice='none', or no tools")
+        raise ArgumentError(
+            "response_format: with tools expected tool_choice='none', or no tools",
+            parameter="response_format",
+        )
     trigger = ""
     if tools and syntax.calls is not None and syntax.calls.pattern:
         trigger = "" if demanded else syntax.calls.begin
@@ -44,7 +47,8 @@ def guide_of(
     elif demanded:
         raise UnsupportedError(
             f"tool_choice={tool_choice!r}: this model does not write calls as JSON, so that they "
-            "cannot be demanded; use tool_choice='auto'"
+            "cannot be demanded; use tool_choice='auto'",
+            parameter="tool_choice",
         )
     if form is None:
         return None

@@ -71,7 +71,9 @@ class ControlTexts:
         texts = [source, *_texts(given)]
         breaker = next((b for b in _BREAKERS if not any(b in text for text in texts)), "")
         if not breaker:
-            raise ArgumentError("messages: they hold every letter that is kept for marking")
+            raise ArgumentError(
+                "messages: they hold every letter that is kept for marking", parameter="messages"
+            )
         for message in given[0]:
             parts = message.get("content")
             if isinstance(parts, list):  # a template may write one behind the other

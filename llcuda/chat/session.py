@@ -167,10 +167,16 @@ class Chats:
 
         engine = self._running()
         if not isinstance(template_variables or {}, Mapping):
-            raise ArgumentError(f"template_variables={template_variables!r}: expected a mapping")
+            raise ArgumentError(
+                f"template_variables={template_variables!r}: expected a mapping",
+                parameter="template_variables",
+            )
         taken = {"messages", "tools", "add_generation_prompt", "model", "self"}
         if taken := taken.intersection(template_variables or ()):
-            raise ArgumentError(f"template_variables: {min(taken)!r} is not for the caller")
+            raise ArgumentError(
+                f"template_variables: {min(taken)!r} is not for the caller",
+                parameter="template_variables",
+            )
         checked = check_tools(tools) if tools is not None else []
         _check_choice(tool_choice, [tool["function"]["name"] for tool in checked])
         shown = checked if tool_choice != "none" else []
@@ -189,7 +195,9 @@ class Chats:
         )
         if guide is not None:
             if parameters.get("guide") is not None:
-                raise ArgumentError("guide: with tools or response_format there is one already")
+                raise ArgumentError(
+                    "guide: with tools or response_format there is one already", parameter="guide"
+                )
             parameters["guide"] = guide
         room = engine.params.ctx_size - len(prompt.tokens)
         parameters.setdefault("max_tokens", max(1, room))
@@ -205,8 +213,14 @@ def _check_choice(choice: Any, names: Sequence[str]) -> None:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, Mapping) else None
         if choice.get("type") != "function" or name not in names:
-            raise ArgumentError(f"tool_choice={choice!r}: expected a function that tools= has")
+            raise ArgumentError(
+                f"tool_choice={choice!r}: expected a function that tools= has",
+                parameter="tool_choice",
+            )
     elif choice not in ("auto", "none", "required"):
-        raise ArgumentError(f"tool_choice={choice!r}: expected auto, none, required or a function")
+        raise ArgumentError(
+            f"tool_choice={choice!r}: expected auto, none, required or a function",
+            parameter="tool_choice",
+        )
     elif choice == "required" and not names:
-        raise ArgumentError("tool_choice='required': there are no tools")
+        raise ArgumentError("tool_choice='required': there are no tools", parameter="tool_choice")

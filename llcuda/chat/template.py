@@ -64,7 +64,9 @@ class ChatTemplate:
         self, source: str, *, bos: str = "", eos: str = "", controls: Mapping[str, int] = _NONE
     ) -> None:
         if not isinstance(source, str):
-            raise ArgumentError(f"template: expected a text, not {type(source).__name__}")
+            raise ArgumentError(
+                f"template: expected a text, not {type(source).__name__}", parameter="template"
+            )
         self.source = source
         self._fixed = {"bos_token": bos, "eos_token": eos}
         self._controls = controls
@@ -139,9 +141,14 @@ class ChatTemplate:
     ) -> str:
         reserved = _OWN & variables.keys()
         if reserved:
-            raise ArgumentError(f"template_variables: {min(reserved)!r} is not for the caller")
+            raise ArgumentError(
+                f"template_variables: {min(reserved)!r} is not for the caller",
+                parameter="template_variables",
+            )
         if tools and not self.takes_tools:
-            raise ArgumentError("tools: this model's chat template has no place for them")
+            raise ArgumentError(
+                "tools: this model's chat template has no place for them", parameter="tools"
+            )
         values = {
             "documents": None,
             **self._old_names(tools),
@@ -309,7 +316,7 @@ def _arguments(given: str | dict[str, Any], as_text: bool, where: str) -> Any:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ArgumentError(f"{where}: expected a JSON object, not {given[:80]!r}")
+        raise ArgumentError(f"{where}: expected a JSON object, not {given[:80]!r}", parameter=where)
     return found
 
 
@@ -331,7 +338,9 @@ def _size(value: Any) -> int:
 def _source(model: Model, name: str | None) -> str:
     """Return the text of a model's template, or the one that `name` is."""
     if name is not None and not isinstance(name, str):
-        raise ArgumentError(f"template: expected a name or a text, not {type(name).__name__}")
+        raise ArgumentError(
+            f"template: expected a name or a text, not {type(name).__name__}", parameter="template"
+        )
     if name is not None and ("{%" in name or "{{" in name):
         return name
     names = template_names(model)
@@ -344,7 +353,10 @@ def _source(model: Model, name: str | None) -> str:
             f"{model.path.name} has no chat template: give template=, a Jinja template as text, "
             "or use infer() with a prompt of your own"
         )
-    raise ArgumentError(f"template={name!r}: {model.path.name} has {', '.join(names) or 'none'}")
+    raise ArgumentError(
+        f"template={name!r}: {model.path.name} has {', '.join(names) or 'none'}",
+        parameter="template",
+    )
 
 
 def _text(model: Model, token: int | None) -> str:

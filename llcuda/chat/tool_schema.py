@@ -38,15 +38,22 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         hints = get_type_hints(function)
         signature = inspect.signature(function)
     except (NameError, TypeError, ValueError) as error:
-        raise ArgumentError(f"tools: {name} cannot be described: {error}") from None
+        raise ArgumentError(
+            f"tools: {name} cannot be described: {error}", parameter="tools"
+        ) from None
     description, told = _parse_docstring(inspect.getdoc(function) or "")
     properties: dict[str, Any] = {}
     required: list[str] = []
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ArgumentError(f"tools: {name} takes any number of arguments, which no schema has")
+            raise ArgumentError(
+                f"tools: {name} takes any number of arguments, which no schema has",
+                parameter="tools",
+            )
         if parameter.name not in hints:
-            raise ArgumentError(f"tools: {name}({parameter.name}) has no type hint")
+            raise ArgumentError(
+                f"tools: {name}({parameter.name}) has no type hint", parameter="tools"
+            )
         schema = _schema(hints[parameter.name], f"tools: {name}({parameter.name})")
         if parameter.name in told:
             schema["description"] = told[parameter.name]
@@ -112,7 +119,7 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
 
 def _enum(values: list[Any], where: str) -> dict[str, Any]:
     if not all(type(value) in (int, float, str, bool, type(None)) for value in values):
-        raise ArgumentError(f"{where}: {values!r} are not all JSON values")
+        raise ArgumentError(f"{where}: {values!r} are not all JSON values", parameter=where)
     kinds = list(dict.fromkeys(_KINDS[type(value)]["type"] for value in values))
     return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
 

@@ -51,7 +51,7 @@ class Embedders:
     def embedder(self, pooling: str | None = None) -> Embedder:
         """Return the embedder with this pooling. Raises what Embedder raises, and ClosedError."""
         if not (pooling is None or isinstance(pooling, str)):
-            raise ArgumentError(f"pooling={pooling!r}: expected a name")
+            raise ArgumentError(f"pooling={pooling!r}: expected a name", parameter="pooling")
         if os.getpid() != self._process:
             raise ForkError("this engine was made before the fork of this process")
         ctx_size = self._ctx_size

@@ -70,9 +70,11 @@ class Embedder:
     ) -> None:
         for name in CHOSEN:
             if name in parameters:
-                raise ArgumentError(f"{name}={parameters[name]!r}: an Embedder chooses that itself")
+                raise ArgumentError(
+                    f"{name}={parameters[name]!r}: an Embedder chooses that itself", parameter=name
+                )
         if not isinstance(model, Model):
-            raise ArgumentError(f"model={model!r}: expected a Model")
+            raise ArgumentError(f"model={model!r}: expected a Model", parameter="model")
         if model.has_encoder:
             raise UnsupportedError(f"{model.path.name}: encoder-decoder models are not supported")
         check_number("batch_size", batch_size, "int", 1, 2**20)
@@ -182,27 +184,32 @@ class Embedder:
     def _tokens(self, texts: Sequence[Text], truncate: bool) -> list[list[int]]:
         """Return the tokens of each text; ArgumentError for one that has none, or too many."""
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
-            raise ArgumentError(f"texts must be a list of texts, not {type(texts).__name__}")
+            raise ArgumentError(
+                f"texts must be a list of texts, not {type(texts).__name__}", parameter="texts"
+            )
         found = []
         for i, text in enumerate(texts):
             try:
                 found.append(self._fitting(text, truncate))
             except ArgumentError as error:
-                raise ArgumentError(f"texts[{i}]: {error}") from error
+                raise ArgumentError(
+                    f"texts[{i}]: {error.problem}", parameter=f"texts[{i}]", remedy=error.remedy
+                ) from error
         return found
 
     def _fitting(self, text: Text, truncate: bool) -> list[int]:
         if isinstance(text, str):
             tokens = self.model.tokenize(text)
         else:
-            tokens = self.model.token_list(text, "a text")
+            tokens = self.model.token_list(text, "text")
         if not tokens:
             raise ArgumentError("is empty, and the model puts no token of its own around a text")
         if len(tokens) > self.ctx_size:
             if not truncate:
                 raise ArgumentError(
-                    f"has {len(tokens)} tokens, at most {self.ctx_size} are allowed: truncate=True "
-                    "drops its end, an Embedder with a larger ctx_size may take it whole"
+                    f"has {len(tokens)} tokens, at most {self.ctx_size} are allowed",
+                    remedy="truncate=True drops its end, an Embedder with a larger ctx_size may "
+                    "take it whole",
                 )
             tokens = self._pairs.cut(tokens)
         return tokens
@@ -315,7 +322,8 @@ def _most_tokens(model: Model, ctx_size: int | None) -> int:
     if ctx_size > model.most_positions:
         raise ArgumentError(
             f"ctx_size={ctx_size}: {model.path.name} has positions for {model.most_positions} "
-            "tokens"
+            "tokens",
+            parameter="ctx_size",
         )
     return ctx_size
 

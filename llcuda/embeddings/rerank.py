@@ -42,10 +42,12 @@ class Pairs:
     def tokens(self, query: str, documents: Sequence[str], truncate: bool) -> list[list[int]]:
         """Return the tokens of `query` with each document; ArgumentError for too many of them."""
         if not isinstance(query, str):
-            raise ArgumentError(f"query must be str, not {type(query).__name__}")
+            raise ArgumentError(f"query must be str, not {type(query).__name__}", parameter="query")
         if isinstance(documents, str | bytes) or not hasattr(documents, "__iter__"):
             kind = type(documents).__name__
-            raise ArgumentError(f"documents must be a list of texts, not {kind}")
+            raise ArgumentError(
+                f"documents must be a list of texts, not {kind}", parameter="documents"
+            )
         if not self._parts and not self._between:
             raise ArgumentError(
                 f"{self._model.path.name} says neither by a template nor by a token how a query "
@@ -56,11 +58,17 @@ class Pairs:
         for i, document in enumerate(documents):
             if not isinstance(document, str):
                 kind = type(document).__name__
-                raise ArgumentError(f"documents[{i}] must be str, not {kind}")
+                raise ArgumentError(
+                    f"documents[{i}] must be str, not {kind}", parameter=f"documents[{i}]"
+                )
             try:
                 found.append(make(query, document, truncate))
             except ArgumentError as error:
-                raise ArgumentError(f"documents[{i}]: {error}") from error
+                raise ArgumentError(
+                    f"documents[{i}]: {error.problem}",
+                    parameter=f"documents[{i}]",
+                    remedy=error.remedy,
+                ) from error
         return found
 
     def _by_marks(self, query: str, document: str, truncate: bool) -> list[int]:
@@ -89,7 +97,8 @@ class Pairs:
             raise ArgumentError(f"the query leaves no room: at most {self._limit} tokens fit")
         if count > room and not truncate:
             raise ArgumentError(
-                f"has {count} tokens, and {room} fit beside the query: truncate=True drops its end"
+                f"has {count} tokens, and {room} fit beside the query",
+                remedy="truncate=True drops its end",
             )
 
     def _filled(self, query: str, document: str) -> list[int]:

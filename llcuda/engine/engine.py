@@ -24,12 +24,18 @@ from llcuda.engine.model_runner import Worker
 from llcuda.engine.reporter import Reporter
 from llcuda.engine.request import Request, RequestParams, split_parameters
 from llcuda.engine.scheduler import Job
-from llcuda.errors import ArgumentError, ConcurrencyError, LlcudaError, NoTextError
+from llcuda.errors import (
+    ArgumentError,
+    ConcurrencyError,
+    ContextLengthError,
+    LlcudaError,
+    NoTextError,
+)
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
-from llcuda.params import ContextParams, SamplingParams, check_number, given_params
+from llcuda.params import ContextParams, SamplingParams, check_number, given_params, wrong_value
 from llcuda.structured import compiler as structured
 
 logger = logging.getLogger("llcuda.engine")
@@ -80,15 +86,20 @@ def check_parameters(parameters: Mapping[str, Any], **hooks: Any) -> None:
     """Raise ArgumentError for what an engine does otherwise than a Context, and for bad hooks."""
     if "sequences" in parameters:
         raise ArgumentError(
-            f"sequences={parameters['sequences']!r}: an engine has n_parallel= for that"
+            f"sequences={parameters['sequences']!r}: an engine has n_parallel= for that",
+            parameter="sequences",
         )
     for name, allowed in _FOR_TEXT.items():
         if name in parameters and parameters[name] not in allowed:
-            given = f"{name}={parameters[name]!r}"
-            raise ArgumentError(f"{given}: an engine generates text; a Context gives embeddings")
+            raise wrong_value(
+                name,
+                parameters[name],
+                "an engine generates text",
+                "a Context gives embeddings",
+            )
     for name, hook in hooks.items():
         if hook is not None and not callable(hook):
-            raise ArgumentError(f"{name}={hook!r}: expected a function")
+            raise ArgumentError(f"{name}={hook!r}: expected a function", parameter=name)
 
 
 ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
@@ -115,16 +126,21 @@ def context_params(
         **{**own, **parameters},
     )
     if chosen.device_logits and params.speculation:
-        raise ArgumentError("device_logits=True has no rows for speculation: give one of them")
+        raise ArgumentError(
+            "device_logits=True has no rows for speculation: give one of them",
+            parameter="device_logits",
+        )
     if not chosen.swa_full and rows > params.ubatch_size:
         raise ArgumentError(
             f"speculation={params.speculation}: with swa_full=False expected less than "
-            f"ubatch_size={params.ubatch_size}, or a wrong guess could not be forgotten"
+            f"ubatch_size={params.ubatch_size}, or a wrong guess could not be forgotten",
+            parameter="speculation",
         )
     if 0 < chosen.outputs_max < params.n_parallel * rows:
         raise ArgumentError(
             f"outputs_max={chosen.outputs_max}: expected 0, or at least "
-            f"n_parallel x (1 + speculation) = {params.n_parallel * rows}"
+            f"n_parallel x (1 + speculation) = {params.n_parallel * rows}",
+            parameter="outputs_max",
         )
     return chosen
 
@@ -165,7 +181,8 @@ class Engine(EmbedsTexts, Chats):
         ):
             raise ArgumentError(
                 f"device_logits=True: the states of {model.path.name} cannot be moved, so that its "
-                "texts are not computed in one batch; leave it out, or n_parallel=1"
+                "texts are not computed in one batch; leave it out, or n_parallel=1",
+                parameter="device_logits",
             )
         self.context = Context(model, params=context_params(params, parameters, _on_gpu(model)))
         if not self.context.remembers:
@@ -248,13 +265,19 @@ class Engine(EmbedsTexts, Chats):
         sampling = given_params(SamplingParams, sampling, {})
         c = self.context.params
         if params.echo and not c.device_logits and 0 < c.outputs_max < self.params.batch_size:
-            raise ArgumentError("echo=True takes the logits of whole prompts: give outputs_max=0")
+            raise ArgumentError(
+                "echo=True takes the logits of whole prompts: give outputs_max=0", parameter="echo"
+            )
         if params.guide is not None and n > 1:
-            raise ArgumentError("a guide follows one text: submit each with one of its own")
+            raise ArgumentError(
+                "a guide follows one text: submit each with one of its own", parameter="guide"
+            )
         form = None
         if response_format is not None:
             if params.guide is not None:
-                raise ArgumentError("give response_format= or guide=, not both")
+                raise ArgumentError(
+                    "give response_format= or guide=, not both", parameter="response_format"
+                )
             form = structured.wanted(self.model, response_format)
         tokens, dropped = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
@@ -282,18 +305,21 @@ class Engine(EmbedsTexts, Chats):
         else:
             tokens = self.model.token_list(prompt)
         if not tokens:
-            raise ArgumentError("the prompt is empty")
+            raise ArgumentError("the prompt is empty", parameter="prompt")
         given, limit = len(tokens), self.params.ctx_size
         if given > limit - bool(params.max_tokens):
             if params.overflow == "error":
-                raise ArgumentError(
-                    f"the prompt has {given} tokens, prompt and answer may have {limit}; "
-                    "overflow='truncate' or 'shift' drops its beginning"
+                raise ContextLengthError(
+                    f"the prompt has {given} tokens, prompt and answer may have {limit}",
+                    parameter="prompt",
+                    remedy="overflow='truncate' or 'shift' drops its beginning",
                 )
             keep = min(max(params.keep, int(self.model.adds_bos)), limit // 2)
             tokens = tokens[:keep] + tokens[given - (limit * 3 // 4 - keep) :]
             if not tokens:
-                raise ArgumentError(f"ctx_size={limit} has no room for a prompt and an answer")
+                raise ArgumentError(
+                    f"ctx_size={limit} has no room for a prompt and an answer", parameter="ctx_size"
+                )
         for token in params.stop_tokens:
             self.model.check_token(token)
         return tokens, given - len(tokens)

@@ -78,11 +78,13 @@ class RequestParams:
             check_number("timeout", self.timeout, "number", 0)
         if self.overflow not in OVERFLOWS:
             raise ArgumentError(
-                f"overflow={self.overflow!r}: expected one of {', '.join(OVERFLOWS)}"
+                f"overflow={self.overflow!r}: expected one of {', '.join(OVERFLOWS)}",
+                parameter="overflow",
             )
         if self.guide is not None and not isinstance(self.guide, Guide):
             raise ArgumentError(
-                f"guide={self.guide!r}: expected an object with mask() and accept()"
+                f"guide={self.guide!r}: expected an object with mask() and accept()",
+                parameter="guide",
             )
         object.__setattr__(self, "stop", _texts(self.stop))
         for name in ("stop_tokens", "shown_tokens"):
@@ -94,7 +96,7 @@ class RequestParams:
 
 def _items(name: str, given: Any, what: str) -> tuple[Any, ...]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise ArgumentError(f"{name}={given!r}: expected a list of {what}")
+        raise ArgumentError(f"{name}={given!r}: expected a list of {what}", parameter=name)
     return tuple(given)
 
 
@@ -104,9 +106,13 @@ def _texts(stop: Any) -> tuple[str, ...]:
     texts = _items("stop", stop, "texts")
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise ArgumentError(f"stop: expected texts, none of them empty, not {text!r}")
+            raise ArgumentError(
+                f"stop: expected texts, none of them empty, not {text!r}", parameter="stop"
+            )
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ArgumentError(f"stop: {text!r} has half of a surrogate pair, which no text has")
+            raise ArgumentError(
+                f"stop: {text!r} has half of a surrogate pair, which no text has", parameter="stop"
+            )
     return texts
 
 

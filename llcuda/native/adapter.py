@@ -21,7 +21,7 @@ class Adapter:
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
         if not isinstance(model, Model):
-            raise ArgumentError(f"model={model!r}: expected a Model")
+            raise ArgumentError(f"model={model!r}: expected a Model", parameter="model")
         self.path = Path(os.fspath(path))
         check_file(self.path)
         self._ffi, self._lib = library.load()

@@ -53,7 +53,7 @@ class Context(Outputs, Reports):
         self.hooks: list[Callable[[DecodeEvent], None]] = []
         self._ffi, self._lib = library.load()
         if not isinstance(model, Model):
-            raise ArgumentError(f"model={model!r}: expected a Model")
+            raise ArgumentError(f"model={model!r}: expected a Model", parameter="model")
         owner = model._handle.owner
         if model.params.vocab_only:
             raise ContextError("this model was loaded with vocab_only=True and has no weights")
@@ -146,7 +146,7 @@ class Context(Outputs, Reports):
             if pos is None:
                 place = -1
             elif (place := pos) < 0:
-                raise BatchError(f"pos={pos}: expected at least 0")
+                raise BatchError(f"pos={pos}: expected at least 0", parameter="pos")
             status = self._lib.llcuda_decode(
                 owner.pointer, tokens, len(tokens), seq, place, _OUTPUTS[logits]
             )
@@ -206,15 +206,21 @@ class Context(Outputs, Reports):
     def _decode_converted(self, tokens: Any, seq: int, pos: int | None, logits: str) -> None:
         """Decode what is no list: an array, any iterable; or say what is wrong with it."""
         if logits not in _OUTPUTS:
-            raise ArgumentError(f"logits={logits!r}: expected 'last', 'all' or 'none'")
+            raise ArgumentError(
+                f"logits={logits!r}: expected 'last', 'all' or 'none'", parameter="logits"
+            )
         if not _is_int32(seq) or (pos is not None and not _is_int32(pos)):
-            raise BatchError(f"seq={seq!r}, pos={pos!r}: expected whole numbers below 2**31")
+            raise BatchError(
+                f"seq={seq!r}, pos={pos!r}: expected whole numbers below 2**31", parameter="seq"
+            )
         array = np.asarray(None)
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             if not isinstance(tokens, str | bytes | bytearray):  # a text, by mistake
                 array = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-            raise BatchError(f"tokens={tokens!r}: expected whole numbers in one dimension")
+            raise BatchError(
+                f"tokens={tokens!r}: expected whole numbers in one dimension", parameter="tokens"
+            )
         if len(array) and not 0 <= array.min() <= array.max() < self.model.vocab_size:
             raise BatchError(
                 f"tokens from {array.min()} to {array.max()}: "
@@ -292,7 +298,9 @@ class Context(Outputs, Reports):
     def set_adapters(self, adapters: Mapping[Adapter, float]) -> None:
         """Apply these LoRA adapters with these scales from the next decode on, and no others."""
         if not isinstance(adapters, Mapping):
-            raise ArgumentError(f"adapters={adapters!r}: expected adapter -> scale")
+            raise ArgumentError(
+                f"adapters={adapters!r}: expected adapter -> scale", parameter="adapters"
+            )
         chosen = list(adapters)
         for adapter in chosen:
             if not isinstance(adapter, Adapter):

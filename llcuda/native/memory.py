@@ -147,7 +147,7 @@ class Memory:
     def _state_arguments(self, seq: int | None, partial: bool) -> tuple[int, int]:
         flags = self._lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         if seq is None and partial:
-            raise ArgumentError("partial=True is for one sequence: give seq=")
+            raise ArgumentError("partial=True is for one sequence: give seq=", parameter="partial")
         return -1 if seq is None else _sequence(seq), flags
 
     def _fingerprint(self, seq: int | None) -> int:
@@ -167,7 +167,7 @@ def _checksum(facts: tuple[Any, ...], payload: Any) -> int:
 
 def _sequence(seq: int) -> int:
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**31:
-        raise ArgumentError(f"seq={seq!r}: expected a whole number from 0")
+        raise ArgumentError(f"seq={seq!r}: expected a whole number from 0", parameter="seq")
     return seq
 
 
@@ -175,5 +175,7 @@ def _range(begin: int, end: int | None) -> tuple[int, int]:
     """Check a range; C writes an open end as -1."""
     for name, value in (("begin", begin), ("end", 0 if end is None else end)):
         if not isinstance(value, int) or not 0 <= value < 2**31:
-            raise ArgumentError(f"{name}={value!r}: expected a position, 0 to {2**31 - 1}")
+            raise ArgumentError(
+                f"{name}={value!r}: expected a position, 0 to {2**31 - 1}", parameter=name
+            )
     return begin, -1 if end is None else end

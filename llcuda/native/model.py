@@ -100,7 +100,10 @@ class Model(Vocabulary):
     def _load(self, progress: Progress | bool | None) -> Any:
         with contextlib.ExitStack() as stack:
             if not (progress is None or isinstance(progress, bool) or callable(progress)):
-                raise ArgumentError(f"progress={progress!r}: expected a function, True or None")
+                raise ArgumentError(
+                    f"progress={progress!r}: expected a function, True or None",
+                    parameter="progress",
+                )
             if progress is True:
                 progress = stack.enter_context(progress_bar.bar(f"Loading {self.path.name}"))
             keep: list[Any] = []
@@ -118,7 +121,9 @@ class Model(Vocabulary):
             library.fail(ModelError, f"cannot load {self.path}")
         if wrong:
             self._lib.llcuda_model_free(pointer)
-            raise ArgumentError(f"overrides: {wrong[0].partition('Warning: ')[2]}")
+            raise ArgumentError(
+                f"overrides: {wrong[0].partition('Warning: ')[2]}", parameter="overrides"
+            )
         return pointer
 
     def _c_params(self, progress: Progress | None, keep: list[Any]) -> Any:
@@ -161,7 +166,9 @@ class Model(Vocabulary):
             known[ffi.string(lib.ggml_backend_dev_name(device)).decode()] = device
         for name in names:
             if name not in known:
-                raise ArgumentError(f"devices: {name!r} is not one of {', '.join(known)}")
+                raise ArgumentError(
+                    f"devices: {name!r} is not one of {', '.join(known)}", parameter="devices"
+                )
         return [*(known[name] for name in names), ffi.NULL]
 
     # --- facts ---

@@ -69,7 +69,9 @@ class Outputs:
         try:
             status = getattr(self._lib, f"llcuda_{name}")(owner.pointer, i, self._row)
         except (TypeError, OverflowError):
-            raise ArgumentError(f"{name}: index {i!r}, expected a whole number") from None
+            raise ArgumentError(
+                f"{name}: index {i!r}, expected a whole number", parameter=name
+            ) from None
         if status:
             library.check(status, lambda: f"{name} at {i}; {self._outputs_text()}")
         return np.asarray(_Row(int(self._ffi.cast("uintptr_t", self._row[0])), size, owner))

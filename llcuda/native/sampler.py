@@ -236,14 +236,15 @@ class Sampler:
 
 def _check_chain(given: Sequence[steps.Step]) -> list[steps.Step]:
     if not isinstance(given, Sequence):
-        raise ArgumentError(f"chain={given!r}: expected a list of steps")
+        raise ArgumentError(f"chain={given!r}: expected a list of steps", parameter="chain")
     checked = list(given)
     for step in checked:
         if type(step) not in chain.STEPS:
-            raise ArgumentError(f"chain: {step!r} is no step of llcuda.steps")
+            raise ArgumentError(f"chain: {step!r} is no step of llcuda.steps", parameter="chain")
     if not checked or not checked[-1].chooses:
         raise ArgumentError(
             "chain: the last step must choose (Greedy, Distribution, Mirostat, MirostatV2, "
-            "AdaptiveP, or a Python step)"
+            "AdaptiveP, or a Python step)",
+            parameter="chain",
         )
     return checked

@@ -58,11 +58,17 @@ class Vocabulary:
         try:
             raw = text.encode() if isinstance(text, str) else bytes(memoryview(text))
         except UnicodeEncodeError as error:
-            raise ArgumentError(f"text cannot be encoded as UTF-8: {error}") from None
+            raise ArgumentError(
+                f"text cannot be encoded as UTF-8: {error}", parameter="text"
+            ) from None
         except TypeError:
-            raise ArgumentError(f"text must be str or bytes, not {type(text).__name__}") from None
+            raise ArgumentError(
+                f"text must be str or bytes, not {type(text).__name__}", parameter="text"
+            ) from None
         if len(raw) >= 2**31 - 16:
-            raise ArgumentError(f"text has {len(raw)} bytes; at most {2**31 - 17} at once")
+            raise ArgumentError(
+                f"text has {len(raw)} bytes: at most {2**31 - 17} at once", parameter="text"
+            )
         ffi, lib = self._ffi, self._lib
         capacity = len(raw) + 4
         while True:
@@ -228,7 +234,7 @@ class Vocabulary:
         del owner
         return control
 
-    def token_list(self, tokens: Any, what: str = "prompt") -> list[int]:
+    def token_list(self, tokens: Any, parameter: str = "prompt") -> list[int]:
         """Return tokens that a caller gave, an array too, as a list; ArgumentError for others."""
         if isinstance(tokens, np.ndarray) and tokens.ndim == 1:
             tokens = tokens.tolist()
@@ -236,12 +242,17 @@ class Vocabulary:
             tokens, str | bytes | bytearray | memoryview
         ):
             kind = type(tokens).__name__
-            raise ArgumentError(f"{what} must be str, or tokens in one dimension, not {kind}")
-        found = [token if type(token) is int else _whole_number(token, what) for token in tokens]
-        if found and not 0 <= min(found) <= max(found) < self.vocab_size:
-            wrong = min(found) if min(found) < 0 else max(found)
-            raise ArgumentError(f"token {wrong}: expected 0 to {self.vocab_size - 1}")
-        return found
+            raise ArgumentError(
+                f"{parameter} must be str, or tokens in one dimension, not {kind}",
+                parameter=parameter,
+            )
+        checked = [t if type(t) is int else _whole_number(t, parameter) for t in tokens]
+        if checked and not 0 <= min(checked) <= max(checked) < self.vocab_size:
+            wrong = min(checked) if min(checked) < 0 else max(checked)
+            raise ArgumentError(
+                f"token {wrong}: expected 0 to {self.vocab_size - 1}", parameter=parameter
+            )
+        return checked
 
     def check_token(self, token: int) -> None:
         """Raise ArgumentError unless `token` is one of this vocabulary."""
@@ -249,13 +260,17 @@ class Vocabulary:
             try:
                 token = token.__index__()
             except AttributeError:
-                raise ArgumentError(f"token {token!r}: expected a whole number") from None
+                raise ArgumentError(
+                    f"token {token!r}: expected a whole number", parameter="token"
+                ) from None
         if not 0 <= token < self.vocab_size:
-            raise ArgumentError(f"token {token}: expected 0 to {self.vocab_size - 1}")
+            raise ArgumentError(
+                f"token {token}: expected 0 to {self.vocab_size - 1}", parameter="token"
+            )
 
 
-def _whole_number(token: Any, what: str) -> int:
-    check_number(f"{what}: token", token, "int", 0)
+def _whole_number(token: Any, parameter: str) -> int:
+    check_number(parameter, token, "int", 0)
     return int(token)
 
 

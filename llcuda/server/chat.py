@@ -13,7 +13,7 @@ from llcuda.engine.engine import Engine
 from llcuda.errors import ArgumentError
 from llcuda.server.chunks import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
 from llcuda.server.completions import check_deadline, check_format, refuse_too_many, together
-from llcuda.server.errors import ApiError
+from llcuda.server.errors import ApiError, translate
 from llcuda.server.models import Loaded
 from llcuda.server.protocol import ChatBody
 from llcuda.server.responses import Answer, ResponsesBody
@@ -54,10 +54,10 @@ def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]
     except BaseException as error:
         for chat in chats:
             chat.cancel()
-        if isinstance(error, ArgumentError) and body.response_format is None:
-            wrong = str(error).removeprefix("response_format: ")
-            if wrong != str(error):  # what the tools' schemas were made into
-                raise ApiError(400, f"tools: {wrong}", param="tools") from error
+        named = isinstance(error, ArgumentError) and error.parameter == "response_format"
+        if named and body.response_format is None:
+            # The tools' schemas were made into a response_format.
+            raise translate(error, {"response_format": "tools"}) from error
         raise
     return chats
 

@@ -12,7 +12,7 @@ from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError, UnsupportedError
 from llcuda.server.chunks import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
-from llcuda.server.errors import ApiError
+from llcuda.server.errors import ApiError, translate
 from llcuda.server.models import Loaded
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
 from llcuda.server.sse import Output, Pace
@@ -50,8 +50,9 @@ def check_format(engine: Engine, form: dict[str, Any] | None) -> None:
     try:
         structured.wanted(engine.model, form)
     except (ArgumentError, UnsupportedError) as error:
-        wrong = f"response_format: {str(error).removeprefix('response_format: ')}"
-        raise ApiError(400, wrong, param="response_format") from error
+        named = error.parameter == "response_format"
+        message = error.problem if named else f"response_format: {error.problem}"
+        raise ApiError(400, message, param="response_format") from error
 
 
 async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -91,7 +92,9 @@ def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list
             except ArgumentError as error:
                 if len(prompts) == 1:
                     raise
-                raise ArgumentError(f"prompt {number}: {error}") from error
+                refusal = translate(error)
+                refusal.message = f"prompt {number}: {refusal.message}"
+                raise refusal from error
             choices += [Choice(len(choices) + i, tokens, shown, one) for i, one in enumerate(made)]
     except BaseException:
         for choice in choices:

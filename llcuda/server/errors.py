@@ -7,13 +7,13 @@ server holds: what is not the client's fault goes to the log.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
+    ContextLengthError,
     ModelError,
     OutOfMemoryError,
     QueueFullError,
@@ -21,10 +21,7 @@ from llcuda.errors import (
 )
 
 RETRY_SECONDS = 1
-_NAMED = re.compile(r"([a-z]\w*(?:\[\d+\]|\.\w+)*)(?:=|: )")
-_OF_PROMPT = re.compile(r"the prompt|token -?\d+: expected")
 _OF_KEYS = ("missing", "union_tag_not_found")
-_TOO_LONG = re.compile(r"the prompt has \d+ tokens, prompt and answer may have")
 
 
 class ApiError(Exception):
@@ -86,19 +83,21 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
     """
     if isinstance(error, ApiError):
         return error
-    message, code = str(error), None
     if isinstance(error, QueueFullError):
         busy = "the server's queue is full; try again later"
         return ApiError(429, busy, code="rate_limit_exceeded", retry=RETRY_SECONDS)
     if isinstance(error, OutOfMemoryError):
         return ApiError(503, SHORT, code="out_of_memory", retry=RETRY_SECONDS)
     if isinstance(error, ArgumentError | UnsupportedError):
-        if _TOO_LONG.match(message):
-            message, code = message.partition(";")[0], "context_length_exceeded"
-        bare = re.sub(r"^prompt \d+: ", "", message)
-        named = _NAMED.match(bare)
-        param = "prompt" if _OF_PROMPT.match(bare) else named[1] if named else None
-        return ApiError(400, message, param=(names or {}).get(str(param), param), code=code)
+        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
+        message, param = error.problem, error.parameter  # the remedy is a Python caller's
+        for own, public in (names or {}).items():
+            if param is not None and (param == own or param.startswith((f"{own}.", f"{own}["))):
+                if message.startswith(param):
+                    message = public + message[len(own) :]
+                param = public + param[len(own) :]
+                break
+        return ApiError(400, message, param=param, code=code)
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)
     if isinstance(error, ModelError):

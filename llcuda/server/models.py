@@ -155,7 +155,10 @@ class Models:
             path = self.paths[name] = hub.resolve(spec.source, spec.filename)
             sizes[name] = needs = sum(device.needed for device in _needs(spec, path))
             if self._budget is not None and needs > self._budget:
-                raise ArgumentError(f"memory_budget={self._budget}: {name} alone takes {needs}")
+                raise ArgumentError(
+                    f"memory_budget={self._budget}: {name} alone takes {needs}",
+                    parameter="memory_budget",
+                )
         if preload:
             name, spec = next(iter(self.specs.items()))
             self.loaded[name] = self._load(spec, self.paths[name], sizes[name])

@@ -59,7 +59,10 @@ def compile(  # noqa: A001 - as that of re
         response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
     if isinstance(response_format, Format):
         if not response_format.is_of(model):
-            raise ArgumentError("response_format: this Format was compiled for another model")
+            raise ArgumentError(
+                "response_format: this Format was compiled for another model",
+                parameter="response_format",
+            )
         return response_format
     source = structured_grammar.source(response_format, model, compact)
     return _compiler(model).format(model, source)
@@ -108,14 +111,19 @@ class Format:
         )
         start = LLMatcher(self._tokenizer, self.source, log_level=0, limits=limits)
         if start.is_error():
-            raise GrammarError(_message(start))
+            raise GrammarError(_message(start), parameter="response_format")
         trial = start.deep_copy()
         mask = np.frombuffer(trial.compute_bitmask(), np.uint8)
         allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         if trial.is_error() or set(allowed.tolist()) <= self._ends:
-            raise GrammarError("response_format: no text satisfies it, or only the empty one")
+            raise GrammarError(
+                "response_format: no text satisfies it, or only the empty one",
+                parameter="response_format",
+            )
         if len(trial.compute_ff_tokens()) > MAX_FORCED:
-            raise GrammarError("response_format: no text that satisfies it ever ends")
+            raise GrammarError(
+                "response_format: no text that satisfies it ever ends", parameter="response_format"
+            )
         return start
 
     def guide(self) -> TextGuide:

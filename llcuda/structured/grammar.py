@@ -35,11 +35,15 @@ def source(response_format: Any, model: Named, compact: bool) -> str:
         raise ArgumentError(f"response_format must be a dict or a Pydantic model, not {what}")
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise ArgumentError(f"response_format: type {kind!r} is not one of {', '.join(_FIELDS)}")
+        raise ArgumentError(
+            f"response_format: type {kind!r} is not one of {', '.join(_FIELDS)}",
+            parameter="response_format",
+        )
     fields, given = _FIELDS[kind], response_format.keys() - {"type"}
     if given != fields:
         raise ArgumentError(
-            f"response_format: type {kind!r} has the fields {sorted(fields)}, not {sorted(given)}"
+            f"response_format: type {kind!r} has the fields {sorted(fields)}, not {sorted(given)}",
+            parameter="response_format",
         )
     if kind == "json_object":
         return _json({"type": "object"}, compact)
@@ -70,13 +74,21 @@ _FIELDS: dict[str, set[str]] = {
 
 def _text(kind: str, text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise ArgumentError(f"response_format: expected a text that is no blank for type {kind!r}")
+        raise ArgumentError(
+            f"response_format: expected a text that is no blank for type {kind!r}",
+            parameter="response_format",
+        )
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise ArgumentError(f"response_format: this is no text: {error}") from None
+        raise ArgumentError(
+            f"response_format: this is no text: {error}", parameter="response_format"
+        ) from None
     if size > MAX_BYTES:
-        raise ArgumentError(f"response_format: {size} bytes, at most {MAX_BYTES} are allowed")
+        raise ArgumentError(
+            f"response_format: {size} bytes, at most {MAX_BYTES} are allowed",
+            parameter="response_format",
+        )
     return text
 
 
@@ -86,11 +98,15 @@ def _regex(text: str) -> str:
 
 def _schema_of(given: Any) -> Any:
     if not isinstance(given, Mapping) or "schema" not in given:
-        raise ArgumentError("response_format: json_schema must be a dict with the field schema")
+        raise ArgumentError(
+            "response_format: json_schema must be a dict with the field schema",
+            parameter="response_format",
+        )
     unknown = given.keys() - {"schema", "name", "description", "strict"}
     if unknown:
         raise ArgumentError(
-            f"response_format: json_schema has no field {', '.join(map(repr, unknown))}"
+            f"response_format: json_schema has no field {', '.join(map(repr, unknown))}",
+            parameter="response_format",
         )
     return given["schema"]
 
@@ -106,10 +122,15 @@ def _with_spaces(schema: Any, compact: bool) -> dict[str, Any]:
 
 def _choice(choices: Any) -> str:
     if isinstance(choices, str | bytes) or not isinstance(choices, Sequence) or not choices:
-        raise ArgumentError("response_format: choices must be a list of texts")
+        raise ArgumentError(
+            "response_format: choices must be a list of texts", parameter="response_format"
+        )
     for choice in choices:
         if not isinstance(choice, str) or not choice:
-            raise ArgumentError(f"response_format: choices: expected texts, not {choice!r}")
+            raise ArgumentError(
+                f"response_format: choices: expected texts, not {choice!r}",
+                parameter="response_format",
+            )
     text = " | ".join(_literal(choice) for choice in choices)
     return _text("choice", f"start: CHOICE\nCHOICE: {text}")
 
@@ -142,14 +163,15 @@ def tool_format(
     if isinstance(tool_choice, Mapping):
         name = _function(tool_choice)["name"]
         if name not in named:
-            raise ArgumentError(f"tool_choice: there is no tool {name!r}")
+            raise ArgumentError(f"tool_choice: there is no tool {name!r}", parameter="tool_choice")
         named, parallel = {name: named[name]}, False
     elif tool_choice not in ("auto", "required"):
         raise ArgumentError(
-            f"tool_choice={tool_choice!r}: expected 'auto', 'required' or a function"
+            f"tool_choice={tool_choice!r}: expected 'auto', 'required' or a function",
+            parameter="tool_choice",
         )
     if not named:
-        raise ArgumentError("tools: expected at least one")
+        raise ArgumentError("tools: expected at least one", parameter="tools")
     calls = []
     for name, function in named.items():
         before, after = around(name)

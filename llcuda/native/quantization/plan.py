@@ -99,13 +99,17 @@ class Job:
         check_tensors(self.path)
         for pattern, _ in self.overrides:
             if self._lib.llcuda_search(pattern.encode(), self._ffi.NULL, 0, self._ffi.NULL):
-                raise ArgumentError(f"tensor_types: {pattern!r} is no regular expression")
+                raise ArgumentError(
+                    f"tensor_types: {pattern!r} is no regular expression", parameter="tensor_types"
+                )
         self.matrix_file = ""
         if imatrix is not None and not isinstance(imatrix, ImportanceMatrix):
             self.matrix_file = os.fspath(imatrix)
             imatrix = ImportanceMatrix.load(imatrix)
         elif imatrix is not None and (name := imatrix.implausible()):
-            raise ArgumentError(f"imatrix: {name} has values that no sum of squares has")
+            raise ArgumentError(
+                f"imatrix: {name} has values that no sum of squares has", parameter="imatrix"
+            )
         self.matrix = imatrix
         self._kept: list[Any] = []  # what the parameters point to
 
@@ -196,22 +200,30 @@ class Job:
             if not hits:
                 near = difflib.get_close_matches(pattern, names, 3, 0.5)
                 hint = f"; there are {', '.join(near)}" if near else ""
-                raise ArgumentError(f"tensor_types: no tensor is called {pattern!r}{hint}")
+                raise ArgumentError(
+                    f"tensor_types: no tensor is called {pattern!r}{hint}", parameter="tensor_types"
+                )
             taken = [t for t in plan.tensors if t.name in hits & left]
             if all(t.new_type != kind and t.new_type in PLAIN for t in taken):
                 raise ArgumentError(
                     f"tensor_types: {pattern!r} only finds tensors that are never quantised, or "
-                    "that an expression before it has found"
+                    "that an expression before it has found",
+                    parameter="tensor_types",
                 )
             left -= hits
 
 
 def _check_overrides(tensor_types: Any, file_type: str) -> list[tuple[str, GGMLType]]:
     if not isinstance(tensor_types, Mapping):
-        raise ArgumentError(f"tensor_types={tensor_types!r}: expected name -> type")
+        raise ArgumentError(
+            f"tensor_types={tensor_types!r}: expected name -> type", parameter="tensor_types"
+        )
     check_texts("tensor_types", list(tensor_types))
     if tensor_types and file_type in ("F32", "F16", "BF16"):
-        raise ArgumentError(f"tensor_types: {file_type} is one type for all; take a quantised type")
+        raise ArgumentError(
+            f"tensor_types: {file_type} is one type for all; take a quantised type",
+            parameter="tensor_types",
+        )
     return [
         (name, GGMLType[check_file_type(kind, TENSOR_TYPES)]) for name, kind in tensor_types.items()
     ]
