@@ -31,7 +31,7 @@ OTHER = np.random.default_rng(2).bytes(SIZE)
 # What is read from the network is written 10 MiB at a time.
 SMALL_CHUNKS = f"from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = {CHUNK}"
 RESOLVE = ASK.replace("PREPARE", SMALL_CHUNKS), json.dumps([("resolve", [NAME], {})])
-PULL = f"{SMALL_CHUNKS}\nfrom llcuda.cli import main; main()", "pull", NAME
+PULL = f"{SMALL_CHUNKS}\nfrom llcuda.cli.main import main; main()", "pull", NAME
 LIBRARY = f"from huggingface_hub import hf_hub_download; print(hf_hub_download({REPO!r}, {FILE!r}))"
 UPLOAD = """
 import pathlib, sys
