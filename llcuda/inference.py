@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llcuda.chat.session import Chats
+from llcuda.chat.session import Chat
 from llcuda.embeddings.cache import Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.autofit import configure
@@ -37,7 +37,7 @@ from llcuda.native.model import Model
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
 
-class InferenceEngine(EmbedsTexts, Chats):
+class InferenceEngine(EmbedsTexts):
     """Loads a model by name and generates text with it, from any number of threads.
 
     A context manager; `load_model` may be called again with another model. A model that generates
@@ -185,7 +185,14 @@ class InferenceEngine(EmbedsTexts, Chats):
                 raise ClosedError("no model is loaded: call load_model() first")
         return model
 
-    def _running(self) -> Engine:
+    @property
+    def engine(self) -> Engine:
+        """The engine of the loaded model.
+
+        Raises:
+            ClosedError: No model is loaded.
+            NoTextError: The model generates no text.
+        """
         model, engine = self._loaded(), self._engine
         if engine is None:
             if model.closed:
@@ -243,7 +250,7 @@ class InferenceEngine(EmbedsTexts, Chats):
         parameters: as those of `infer`. Raises QueueFullError where n_parallel + queue_size have no
             room for all of them.
         """
-        return _results(self._running().submit_n(prompt, n, **_with_stop(parameters)))
+        return _results(self.engine.submit_n(prompt, n, **_with_stop(parameters)))
 
     def batch_infer(
         self, prompts: Sequence[str], max_tokens: int = 128, **parameters: Any
@@ -299,7 +306,11 @@ class InferenceEngine(EmbedsTexts, Chats):
 
         stop_sequences: another name of stop.
         """
-        return self._running().submit(prompt, **_with_stop(parameters))
+        return self.engine.submit(prompt, **_with_stop(parameters))
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Chat[Completion]:
+        """Queue an answer to `messages` and return its handle; see `Engine.chat`."""
+        return self.engine.chat(messages, **parameters)
 
     # --- metrics ---
 

@@ -94,7 +94,7 @@ class Syntax:
 
     @property
     def marks(self) -> frozenset[str]:
-        """Every mark, which must reach the splitter although it may be a control token."""
+        """Every mark, which must reach the parser although it may be a control token."""
         found = {mark for pair in self.reasoning for mark in pair} | set(self.frames)
         if self.calls is not None:
             found |= set(self.calls.marks)

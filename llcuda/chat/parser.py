@@ -25,17 +25,40 @@ _IDS = ("id", "tool_call_id")
 class ChatDelta:
     """What a piece of text added.
 
-    content, reasoning: text. tool_calls: as OpenAI's chunks have them: {"index", "id", "type",
-    "function": {"name", "arguments"}} begins a call, {"index", "function": {"arguments"}} adds to
-    its JSON.
+    It is false when nothing of it is shown. Deltas can be added.
+
+    Attributes:
+        content: Further content.
+        reasoning: Further reasoning.
+        tool_calls: Further calls as OpenAI's chunks have them: {"index", "id", "type", "function":
+            {"name", "arguments"}} begins a call, {"index", "function": {"arguments"}} adds to its
+            JSON.
+        text: The text as the model wrote it, delimiters included.
     """
 
     content: str = ""
     reasoning: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    text: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.tool_calls)
+
+    def __add__(self, later: ChatDelta) -> ChatDelta:
+        calls = list(self.tool_calls)
+        for call in later.tool_calls:
+            if calls and "id" not in call and calls[-1]["index"] == call["index"]:
+                function = calls[-1]["function"]
+                arguments = function["arguments"] + call["function"]["arguments"]
+                calls[-1] = {**calls[-1], "function": {**function, "arguments": arguments}}
+            else:
+                calls.append(call)
+        return ChatDelta(
+            self.content + later.content,
+            self.reasoning + later.reasoning,
+            calls,
+            self.text + later.text,
+        )
 
 
 @dataclass(slots=True)
@@ -48,11 +71,11 @@ class _Draft:
     begun: bool = False
 
 
-class Splitter:
-    """Reads one answer.
+class ChatParser:
+    """Parses one answer, and keeps its message.
 
-    prompt: what it follows; a prompt may open the reasoning. tools: the schemas of the parameters
-    by tool; None = no calls are looked for. new_id: makes a call's id of its index.
+    Attributes:
+        reasoning_spans: Begin and end of each reasoning in the text, in characters.
     """
 
     def __init__(
@@ -68,10 +91,14 @@ class Splitter:
         self._new_id = new_id
         self._reader = Reader()
         self._delta = ChatDelta()
+        self._content_parts: list[str] = []  # of the message, so that each delta costs the same
+        self._reasoning_parts: list[str] = []
+        self._tool_calls: list[dict[str, Any]] = []
+        self._arguments: list[list[str]] = []  # the parts of each call's JSON
+        self.reasoning_spans: list[tuple[int, int]] = []
         self._space = ""  # white space that is shown when something follows
         self._begun = False  # whether content was shown
         self._strip = False  # what follows reasoning or a call has no space before it
-        self._count = 0  # of calls
         self._ends = dict(syntax.reasoning)  # of reasoning, by what begins it
         self._frames = syntax.frames
         marks = [*self._ends, *syntax.frames]
@@ -83,18 +110,36 @@ class Splitter:
         self._steps = self._run(prompt.rstrip())
 
     def feed(self, text: str) -> ChatDelta:
-        """Return what is known now that `text` has come."""
+        """Return what further `text` adds."""
         self._reader.put(text)
-        return self._go()
+        return self._go(text)
 
     def flush(self) -> ChatDelta:
-        """Return the rest: the text has ended."""
+        """Return what was held back: the text has ended."""
         self._reader.end()
         return self._go()
 
-    def _go(self) -> ChatDelta:
-        self._delta = delta = ChatDelta()
+    def message(self) -> dict[str, Any]:
+        """Return OpenAI's message of what was parsed so far."""
+        content, reasoning = "".join(self._content_parts), "".join(self._reasoning_parts)
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if self._tool_calls:
+            message["content"] = content or None
+            message["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": "".join(arguments)}}
+                for call, arguments in zip(self._tool_calls, self._arguments, strict=True)
+            ]
+        return message
+
+    def _go(self, text: str = "") -> ChatDelta:
+        self._delta = delta = ChatDelta(text=text)
         next(self._steps, None)
+        if delta.content:
+            self._content_parts.append(delta.content)
+        if delta.reasoning:
+            self._reasoning_parts.append(delta.reasoning)
         return delta
 
     def _run(self, prompt: str) -> Steps:
@@ -154,7 +199,9 @@ class Splitter:
                 space, begun = "", True
             space += text[len(shown) :]
 
-        yield from self._reader.until(ends, show)
+        start = self._reader.position
+        end = yield from self._reader.until(ends, show)
+        self.reasoning_spans.append((start, self._reader.position - len(end)))
         self._interrupt()
 
     def _header(self) -> Steps:
@@ -178,21 +225,21 @@ class Splitter:
 
     def _begin_call(self, name: str, identity: str | None = None) -> None:
         self._interrupt()
-        call = {
-            "index": self._count,
-            "id": identity or self._new_id(self._count),
-            "type": "function",
-            "function": {"name": name, "arguments": ""},
-        }
-        self._delta.tool_calls.append(call)
-        self._count += 1
+        index = len(self._tool_calls)
+        identity = identity or self._new_id(index)
+        call = {"id": identity, "type": "function", "function": {"name": name}}
+        self._tool_calls.append(call)
+        self._arguments.append([])
+        function = {"name": name, "arguments": ""}
+        self._delta.tool_calls.append({"index": index, **call, "function": function})
 
     def _argue(self, text: str) -> None:
         """Add to the arguments of the last call."""
-        calls = self._delta.tool_calls
-        if not calls or calls[-1]["index"] != self._count - 1:
-            calls.append({"index": self._count - 1, "function": {"arguments": ""}})
+        index, calls = len(self._tool_calls) - 1, self._delta.tool_calls
+        if not calls or calls[-1]["index"] != index:
+            calls.append({"index": index, "function": {"arguments": ""}})
         calls[-1]["function"]["arguments"] += text
+        self._arguments[-1].append(text)
 
     def _call(self, calls: Calls, mark: str) -> Steps:
         """Read what follows the mark of a call; what is none is content, with its mark."""
@@ -261,7 +308,7 @@ class Splitter:
 
     def _objects(self, calls: Calls, mark: str) -> Steps:
         """Read JSON objects, in a list or one after the other."""
-        reader, before = self._reader, self._count
+        reader, before = self._reader, len(self._tool_calls)
         reader.record()
         yield from reader.blank()
         for frame in calls.frames:
@@ -270,13 +317,13 @@ class Splitter:
         listed = bool(mark) and (yield from reader.over("["))
         while True:
             yield from reader.blank()
-            if self._count > before and (yield from reader.peek()) in (",", ";"):
+            if len(self._tool_calls) > before and (yield from reader.peek()) in (",", ";"):
                 yield from reader.over((yield from reader.peek()))
                 yield from reader.blank()
             if (yield from reader.peek()) != "{" or not (yield from self._object(calls)):
                 break
         text = reader.recorded()
-        if self._count == before:
+        if len(self._tool_calls) == before:
             self._content(mark + text)
             return
         if listed:

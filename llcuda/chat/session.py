@@ -3,51 +3,122 @@
     answer = engine.chat([{"role": "user", "content": "Hello"}]).result()
     print(answer.message["content"])
 
-A face over chat (templates), chat_split (reasoning and calls) and the engine's requests.
+`start` renders the messages, submits the prompt through a function that it is given, and returns
+the Chat. Knows nothing of the engine.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+import threading
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from llcuda.chat.formats import Syntax
 from llcuda.chat.messages import check_tools
-from llcuda.chat.parser import ChatDelta, Splitter
-from llcuda.engine.outputs import Completion
-from llcuda.engine.request import Request
-from llcuda.errors import ArgumentError
+from llcuda.chat.parser import ChatDelta, ChatParser
+from llcuda.errors import ArgumentError, ClosedError
+from llcuda.native.model import Model
+
+TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
+RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "model", "self"})
+
+
+class TextCompletion(Protocol):
+    """The part of a finished request's result that a chat reads."""
+
+    @property
+    def text(self) -> str:
+        """The text as the model wrote it."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The sampled tokens."""
+
+    @property
+    def finish_reason(self) -> str:
+        """The reason of the end."""
+
 
 if TYPE_CHECKING:
-    from llcuda.engine.engine import Engine
+    from typing_extensions import TypeVar  # a default keeps the annotation `Chat` valid as it is
 
-FOR_TOOLS = "tool_use"  # the name of a template that models have for conversations with tools
+    CompletionT = TypeVar("CompletionT", bound=TextCompletion, default=Any)
+    CompletionT_co = TypeVar("CompletionT_co", bound=TextCompletion, covariant=True)
+else:
+    from typing import TypeVar
+
+    CompletionT = TypeVar("CompletionT")
+    CompletionT_co = TypeVar("CompletionT_co", covariant=True)
+
+
+class TextRequest(Protocol[CompletionT_co]):
+    """A handle for one running generation request, as far as a chat reads it."""
+
+    @property
+    def params(self) -> Any:
+        """The parameters of the request."""
+
+    @property
+    def logprobs(self) -> Sequence[Any]:
+        """The log-probabilities of the tokens so far, where they were asked for."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result or an error."""
+
+    def cancel(self) -> None:
+        """End the request as soon as the running step is over."""
+
+    def result(self, timeout: float | None = None) -> CompletionT_co:
+        """Wait for the end and return the completion."""
+
+    def take(self) -> str:
+        """Return the text that has come and was not read; never waits."""
+
+    async def more(self) -> str:
+        """Wait for text and return all that has come; "" at the end."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def __await__(self) -> Generator[Any, None, CompletionT_co]: ...
+    def __aiter__(self) -> AsyncIterator[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class ChatCompletion:
-    """What a chat came to; str() is the content.
+class ChatCompletion(Generic[CompletionT]):
+    """The answer of a chat; str() is its content.
 
-    message: OpenAI's message of an assistant, {"role", "content"}, "reasoning_content" and
-        "tool_calls" where there are some; it can be the next conversation's.
-    finish_reason: "tool_calls", or that of `completion`: "stop", "length", ...
-    completion: the engine's, with tokens, times, and the text as the model wrote it.
+    Attributes:
+        message: OpenAI's message of an assistant: "role" and "content", and "reasoning_content"
+            and "tool_calls" where the model wrote them. It can go into the next conversation.
+        finish_reason: "tool_calls", or that of `completion`: "stop", "length", ...
+        completion: The engine's result, with tokens, times, and the text as the model wrote it.
+        reasoning_tokens: Number of tokens that hold some of "reasoning_content"; 0 when the model
+            was closed before the answer was read.
     """
 
     message: dict[str, Any]
     finish_reason: str
-    completion: Completion
+    completion: CompletionT
+    reasoning_tokens: int = 0
 
     def __str__(self) -> str:
         return self.message["content"] or ""
 
 
-class Chat:
-    """A handle on an answer that is being written; made by `Engine.chat`.
+class Chat(Generic[CompletionT]):
+    """A handle for an answer that is being written; made by `Engine.chat`.
 
     ::
 
@@ -55,24 +126,23 @@ class Chat:
         for delta in chat: ...        # a ChatDelta for each piece of text
         await chat                    # the same in a coroutine; cancelling the task cancels it
         async for delta in chat: ...
+        await chat.more()             # one ChatDelta of all that has come
 
-    One reader may iterate; one that leaves its loop early cancels the request.
+    Only one reader may iterate; one that leaves its loop early cancels the request. Each way reads
+    the text once: `result` after a loop returns what the loop has read.
+
+    Attributes:
+        request: The request that generates the text.
     """
 
-    def __init__(self, request: Request, syntax: Syntax, prompt: str, tools: list[Any]) -> None:
+    def __init__(self, request: TextRequest[CompletionT], parser: ChatParser, model: Model) -> None:
         self.request = request
-        self._syntax = syntax
-        self._prompt = prompt
-        functions = [tool["function"] for tool in tools]
-        self._tools = {f["name"]: f["parameters"] for f in functions} or None
-        self._nonce = secrets.token_hex(8)
-
-    def _splitter(self) -> Splitter:
-        return Splitter(self._syntax, self._prompt, self._tools, self._new_id)
-
-    def _new_id(self, index: int) -> str:
-        """Return the id of a call: nine letters and digits, as Mistral's templates want them."""
-        return hashlib.blake2s(f"{self._nonce}/{index}".encode()).hexdigest()[:9]
+        self._parser = parser
+        self._model = model
+        self._lock = threading.Lock()  # result() may parse while another thread iterates
+        self._parsed = 0  # characters
+        self._unread: ChatDelta | None = None
+        self._answer: ChatCompletion[CompletionT] | None = None
 
     @property
     def done(self) -> bool:
@@ -80,141 +150,228 @@ class Chat:
         return self.request.done
 
     def cancel(self) -> None:
-        """End it as soon as the step that runs is over; finish reason "cancelled"."""
+        """End the answer as soon as the running step is over; finish reason "cancelled"."""
         self.request.cancel()
 
-    def result(self, timeout: float | None = None) -> ChatCompletion:
-        """Wait for the end and return the answer; TimeoutError after `timeout` seconds."""
-        return self._completed(self.request.result(timeout))
+    def result(self, timeout: float | None = None) -> ChatCompletion[CompletionT]:
+        """Wait for the end and return the answer.
 
-    def _completed(self, completion: Completion) -> ChatCompletion:
-        splitter = self._splitter()
-        parts = [splitter.feed(completion.text), splitter.flush()]
-        content = "".join(part.content for part in parts)
-        reasoning = "".join(part.reasoning for part in parts)
-        calls: list[dict[str, Any]] = []
-        for call in (call for part in parts for call in part.tool_calls):
-            if "id" in call:
-                calls.append({key: call[key] for key in ("id", "type", "function")})
-            else:
-                calls[-1]["function"]["arguments"] += call["function"]["arguments"]
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        if calls:
-            message |= {"content": content or None, "tool_calls": calls}
-        called = calls and completion.finish_reason == "stop"
-        reason = "tool_calls" if called else completion.finish_reason
-        return ChatCompletion(message, reason, completion)
+        Args:
+            timeout: Seconds to wait; None waits without limit.
+
+        Raises:
+            TimeoutError: The answer is not finished after `timeout` seconds; it goes on.
+            LlcudaError: The request has failed.
+        """
+        return self._complete(self.request.result(timeout))
+
+    def take(self) -> ChatDelta:
+        """Return the delta of the text that has come and was not read; never waits.
+
+        It takes the text from an iterator or `more`. The last delta comes with those.
+        """
+        return self._parse(self.request.take())
+
+    async def more(self) -> ChatDelta:
+        """Wait for text and return the delta of all that has come; a false one at the end.
+
+        Raises this request's error. Cancelling the task cancels the request.
+        """
+        while text := await self.request.more():
+            if delta := self._parse(text):
+                return delta
+        return self._rest()
 
     def __iter__(self) -> Iterator[ChatDelta]:
-        splitter = self._splitter()
         with contextlib.closing(iter(self.request)) as texts:  # type: ignore[type-var]
             for text in texts:
-                if delta := splitter.feed(text):
+                if delta := self._parse(text):
                     yield delta
-        if delta := splitter.flush():
+        if delta := self._rest():
             yield delta
-
-    def __await__(self) -> Generator[Any, None, ChatCompletion]:
-        completion = yield from self.request.__await__()
-        return self._completed(completion)
 
     async def __aiter__(self) -> AsyncIterator[ChatDelta]:
-        splitter = self._splitter()
         async with contextlib.aclosing(aiter(self.request)) as texts:  # type: ignore[type-var]
             async for text in texts:
-                if delta := splitter.feed(text):
+                if delta := self._parse(text):
                     yield delta
-        if delta := splitter.flush():
+        if delta := self._rest():
             yield delta
 
+    def __await__(self) -> Generator[Any, None, ChatCompletion[CompletionT]]:
+        completion = yield from self.request.__await__()
+        return self._complete(completion)
 
-class Chats:
-    """An engine's chat: Engine and InferenceEngine have it."""
+    def _parse(self, text: str) -> ChatDelta:
+        """Return the delta of further text, with that of text that showed nothing."""
+        with self._lock:
+            if self._answer is None:
+                self._parsed += len(text)
+                delta = self._parser.feed(text)
+                self._unread = delta if self._unread is None else self._unread + delta
+            return self._take_unread() if self._unread else ChatDelta()
 
-    def _running(self) -> Engine:
-        raise NotImplementedError
+    def _rest(self) -> ChatDelta:
+        """Return what is left when the text has ended."""
+        self._complete(self.request.result())
+        with self._lock:
+            return self._take_unread()
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Any] | None = None,
-        tool_choice: str | Mapping[str, Any] = "auto",
-        response_format: Any = None,
-        template: str | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        **parameters: Any,
-    ) -> Chat:
-        """Queue an answer to `messages`, and return its handle.
+    def _take_unread(self) -> ChatDelta:
+        delta, self._unread = self._unread, None
+        return delta or ChatDelta()
 
-        messages: {"role", "content"} each, in OpenAI's shapes; content may be a list of text parts.
-        tools: OpenAI's definitions, or Python functions with type hints. tool_choice: "auto",
-            "none", "required", or {"type": "function", "function": {"name"}}. Arguments follow the
-            tools' schemas where the model writes them as JSON; not for "strict": False.
-        response_format: what the content follows, see `llcuda.structured.compile`.
-        template: the name of one of the model's templates, or the text of another one; None = the
-            main one, with tools the one that the model has for them. template_variables: what else
-            it knows, e.g. {"enable_thinking": False}.
-        parameters: as those of `submit`; max_tokens is what the context has room for. Stops end the
-            text as the model writes it, reasoning and calls included.
-        Raises ArgumentError for messages or tools of other shapes, for a model without a template,
-        and with what the template raises; otherwise as `submit`.
-        """
-        from llcuda.chat.constraint import guide_of
-        from llcuda.chat.template import ChatTemplate, template_names  # Jinja, for those who chat
+    def _complete(self, completion: CompletionT) -> ChatCompletion[CompletionT]:
+        """Parse what no reader has parsed, once, and return the answer."""
+        with self._lock:
+            if self._answer is None:
+                parser = self._parser
+                delta = parser.feed(completion.text[self._parsed :]) + parser.flush()
+                self._unread = delta if self._unread is None else self._unread + delta
+                message, reason = parser.message(), completion.finish_reason
+                if message.get("tool_calls") and reason == "stop":
+                    reason = "tool_calls"
+                count = self._reasoning_tokens(completion)
+                self._answer = ChatCompletion(message, reason, completion, count)
+            return self._answer
 
-        engine = self._running()
-        if not isinstance(template_variables or {}, Mapping):
-            raise ArgumentError(
-                f"template_variables={template_variables!r}: expected a mapping",
-                parameter="template_variables",
-            )
-        taken = {"messages", "tools", "add_generation_prompt", "model", "self"}
-        if taken := taken.intersection(template_variables or ()):
-            raise ArgumentError(
-                f"template_variables: {min(taken)!r} is not for the caller",
-                parameter="template_variables",
-            )
-        checked = check_tools(tools) if tools is not None else []
-        _check_choice(tool_choice, [tool["function"]["name"] for tool in checked])
-        shown = checked if tool_choice != "none" else []
-        if template is None and shown and FOR_TOOLS in template_names(engine.model):
-            template = FOR_TOOLS
-        program = ChatTemplate.of(engine.model, template)
-        prompt = program.prompt(engine.model, messages, shown or None, **(template_variables or {}))
-        guide = guide_of(
-            engine.model,
-            program.syntax,
-            prompt.text,
-            tools=shown,
-            tool_choice=tool_choice,
-            response_format=response_format,
-            shown=program.shown_tokens,
+    def _reasoning_tokens(self, completion: CompletionT) -> int:
+        if not self._parser.reasoning_spans:
+            return 0
+        shown = self.request.params.shown_tokens
+        pieces = (self._model.piece_bytes(token, token in shown) for token in completion.tokens)
+        try:
+            return count_pieces(pieces, completion.text, self._parser.reasoning_spans)
+        except ClosedError:
+            return 0
+
+
+def count_pieces(pieces: Iterable[bytes], text: str, spans: Sequence[tuple[int, int]]) -> int:
+    """Return how many tokens hold some of the text within spans, without the space around it.
+
+    Args:
+        pieces: The bytes of each token; together they begin with those of `text`.
+        text: The text of the tokens, without a stop text.
+        spans: Begin and end of each span in `text`, in characters, in their order.
+    """
+    stripped = []
+    for begin, end in spans:
+        inside = text[begin:end].rstrip()
+        end = begin + len(inside)
+        begin = end - len(inside.lstrip())
+        if begin < end:
+            stripped.append((begin, end))
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    count = position = 0
+    for piece in pieces:
+        begin = position
+        position += len(decode(piece))
+        while stripped and stripped[0][1] <= begin:
+            del stripped[0]
+        if not stripped:
+            break
+        count += bool(piece) and max(position, begin + 1) > stripped[0][0]
+    return count
+
+
+def start(
+    submit: Callable[..., TextRequest[CompletionT]],
+    model: Model,
+    ctx_size: int,
+    messages: Sequence[Mapping[str, Any]],
+    /,
+    *,
+    tools: Sequence[Any] | None = None,
+    tool_choice: str | Mapping[str, Any] = "auto",
+    response_format: Any = None,
+    template: str | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+    **parameters: Any,
+) -> Chat[CompletionT]:
+    """Queue an answer to `messages` and return its handle.
+
+    Args:
+        submit: Queues a list of tokens, with `parameters`, and returns the request.
+        model: The model that `submit` generates with.
+        ctx_size: Tokens of the context, for prompt and answer.
+        messages: Objects with "role" and "content", in OpenAI's shapes; content may be a list of
+            text parts.
+        tools: OpenAI's definitions of tools, or Python functions with type hints.
+        tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}.
+            Arguments follow the schemas of their tools where the model writes them as JSON, but
+            for tools with "strict": False.
+        response_format: The format of the content; see `llcuda.structured.compile`.
+        template: The name of one of the model's templates, or the text of another one. None: the
+            main template, and with tools the one that the model has for them.
+        template_variables: Further variables of the template, such as {"enable_thinking": False}.
+        **parameters: The keywords of `Engine.submit`. max_tokens is by default the room that the
+            prompt leaves in the context. Stop texts end the text as the model writes it, reasoning
+            and calls included.
+
+    Raises:
+        ArgumentError: Messages or tools have other shapes, the model has no template, or the
+            template raises an error.
+        UnsupportedError: The model does not write calls as JSON, and `tool_choice` demands one.
+        QueueFullError: As `submit` raises it; so are its other errors.
+    """
+    from llcuda.chat.constraint import guide_of
+    from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
+
+    if not isinstance(template_variables or {}, Mapping):
+        raise ArgumentError(
+            f"template_variables={template_variables!r}: expected a mapping",
+            parameter="template_variables",
         )
-        if guide is not None:
-            if parameters.get("guide") is not None:
-                raise ArgumentError(
-                    "guide: with tools or response_format there is one already", parameter="guide"
-                )
-            parameters["guide"] = guide
-        room = engine.params.ctx_size - len(prompt.tokens)
-        parameters.setdefault("max_tokens", max(1, room))
-        ends = {*parameters.pop("stop_tokens", ()), *program.end_tokens}
-        request = engine.submit(
-            prompt.tokens, stop_tokens=ends, shown_tokens=program.shown_tokens, **parameters
+    if reserved := RESERVED.intersection(template_variables or ()):
+        raise ArgumentError(
+            f"template_variables: {min(reserved)!r} is not for the caller",
+            parameter="template_variables",
         )
-        return Chat(request, program.syntax, prompt.text, shown)
+    functions = check_tools(tools) if tools is not None else []
+    _check_tool_choice(tool_choice, [tool["function"]["name"] for tool in functions])
+    offered = functions if tool_choice != "none" else []
+    if template is None and offered and TOOL_TEMPLATE in template_names(model):
+        template = TOOL_TEMPLATE
+    program = ChatTemplate.of(model, template)
+    prompt = program.prompt(model, messages, offered or None, **(template_variables or {}))
+    guide = guide_of(
+        model,
+        program.syntax,
+        prompt.text,
+        tools=offered,
+        tool_choice=tool_choice,
+        response_format=response_format,
+        shown=program.shown_tokens,
+    )
+    if guide is not None:
+        if parameters.get("guide") is not None:
+            raise ArgumentError(
+                "guide: with tools or response_format there is one already", parameter="guide"
+            )
+        parameters["guide"] = guide
+    parameters.setdefault("max_tokens", max(1, ctx_size - len(prompt.tokens)))
+    end_tokens = {*parameters.pop("stop_tokens", ()), *program.end_tokens}
+    request = submit(
+        prompt.tokens, stop_tokens=end_tokens, shown_tokens=program.shown_tokens, **parameters
+    )
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered}
+    parser = ChatParser(program.syntax, prompt.text, schemas or None, _call_ids())
+    return Chat(request, parser, model)
 
 
-def _check_choice(choice: Any, names: Sequence[str]) -> None:
+def _call_ids() -> Callable[[int], str]:
+    """Return what makes a call's id of its index: nine letters and digits, as Mistral wants it."""
+    nonce = secrets.token_hex(8)
+    return lambda index: hashlib.blake2s(f"{nonce}/{index}".encode()).hexdigest()[:9]
+
+
+def _check_tool_choice(choice: Any, names: Sequence[str]) -> None:
     if isinstance(choice, Mapping):
         function = choice.get("function")
         name = function.get("name") if isinstance(function, Mapping) else None
         if choice.get("type") != "function" or name not in names:
             raise ArgumentError(
-                f"tool_choice={choice!r}: expected a function that tools= has",
+                f"tool_choice={choice!r}: expected a function that is in tools",
                 parameter="tool_choice",
             )
     elif choice not in ("auto", "none", "required"):

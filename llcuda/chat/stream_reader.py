@@ -30,13 +30,20 @@ class Reader:
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
+        self._dropped = 0  # characters before _text
         self._ended = False
         self._record: list[str] | None = None
 
     def put(self, text: str) -> None:
         """Add a piece of text."""
         self._text = self._text[self._at :] + text
+        self._dropped += self._at
         self._at = 0
+
+    @property
+    def position(self) -> int:
+        """The number of characters that were read."""
+        return self._dropped + self._at
 
     def end(self) -> None:
         """Note that no more text comes."""

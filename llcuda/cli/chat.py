@@ -164,7 +164,7 @@ class Talk:
             stopped = True
             written.cancel()
             if not begun:  # a long prompt takes many seconds
-                self._engine._running().context.cancel()
+                self._engine.engine.context.cancel()
 
         reason = ""
         with _at_ctrl_c(stop), screen() as shown, contextlib.suppress(DecodeAbortedError):

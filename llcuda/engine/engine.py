@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from llcuda.chat.session import Chats
+from llcuda.chat.session import Chat
+from llcuda.chat.session import start as start_chat
 from llcuda.embeddings.cache import SHARED, Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.loop import Desk
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.model_runner import Worker
+from llcuda.engine.outputs import Completion
 from llcuda.engine.reporter import Reporter
 from llcuda.engine.request import Request, RequestParams, split_parameters
 from llcuda.engine.scheduler import Job
@@ -145,7 +147,7 @@ def context_params(
     return chosen
 
 
-class Engine(EmbedsTexts, Chats):
+class Engine(EmbedsTexts):
     """Runs requests on `model` with continuous batching, from any thread or coroutine.
 
     parameters: the fields of EngineParams, and of ContextParams for the rest.
@@ -338,8 +340,19 @@ class Engine(EmbedsTexts, Chats):
             sampling = SamplingParams(**{**{k: getattr(sampling, k) for k in names}, **changes})
         return Sampler(params=sampling, model=self.model)
 
-    def _running(self) -> Engine:
-        return self
+    def chat(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Chat[Completion]:
+        """Queue an answer to `messages` and return its handle.
+
+        Args:
+            messages: Objects with "role" and "content", in OpenAI's shapes.
+            **parameters: tools, tool_choice, response_format, template, template_variables, as
+                `llcuda.chat.session.start` describes them, and the keywords of `submit`.
+
+        Raises:
+            ArgumentError: Messages, tools or other parameters are wrong; otherwise as `submit`.
+        """
+        size = self.params.ctx_size
+        return start_chat(self.submit, self.model, size, messages, **parameters)
 
     def embedder(self, pooling: str | None = None) -> Embedder:
         """Return the Embedder on this model; see `EmbedsTexts`."""

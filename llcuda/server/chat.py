@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from llcuda.chat.parser import ChatDelta, Splitter
+from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import Chat, ChatCompletion
 from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
+from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
 from llcuda.server.chunks import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
 from llcuda.server.completions import check_deadline, check_format, refuse_too_many, together
@@ -22,7 +23,7 @@ from llcuda.server.sse import Output, Pace, translated
 THINKING = "enable_thinking"  # what templates call it that know on and off only
 
 
-def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]:
+def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat[Completion]]:
     """Queue every answer, all or none; seeds count up. Renders and tokenizes: takes a while."""
     engine, model, count = loaded.writer(), loaded.model, body.n or 1
     template = loaded.spec.parameters.get("template")
@@ -36,7 +37,7 @@ def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]
     variables = {**(body.chat_template_kwargs or {})}
     if body.reasoning_effort is not None:
         variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
-    chats: list[Chat] = []
+    chats: list[Chat[Completion]] = []
     try:
         for i in range(count):
             if "seed" in given and i:
@@ -72,37 +73,29 @@ def _effort(template: str, effort: str) -> dict[str, Any]:
     raise ApiError(400, unknown, param="reasoning_effort", code="unsupported_parameter")
 
 
-class Reader:
-    """Reads one chat of a stream: what has come, split, with its log-probabilities.
+async def _deltas(
+    engine: Engine, chat: Chat[Completion], body: ChatBody
+) -> AsyncIterator[tuple[ChatDelta, dict[str, Any] | None]]:
+    """Yield what has come and its log-probabilities, whenever an event may be written.
 
-    one_call: whether calls after the first are dropped.
+    Calls after the first one are dropped where the client asks for one at a time.
     """
-
-    def __init__(self, engine: Engine, chat: Chat, body: ChatBody) -> None:
-        self._chat = chat
-        self._splitter: Splitter = chat._splitter()
-        self._pace = Pace()
-        self._scores = Scores(engine.model, chat.request.params.shown_tokens)
-        self._wanted = bool(body.logprobs)
-        self._one_call = body.parallel_tool_calls is False
-        self._ended = False
-
-    async def more(self) -> tuple[ChatDelta, dict[str, Any] | None] | None:
-        """Return what has come, and its scores; None at the end."""
-        if self._ended:
-            return None
-        text = await self._pace.text(self._chat.request)
-        self._ended = not text
-        delta = self._splitter.feed(text) if text else self._splitter.flush()
-        if self._one_call:
+    pace, scores = Pace(), Scores(engine.model, chat.request.params.shown_tokens)
+    more = True
+    while more:
+        delta = await pace.read(chat)
+        more = bool(delta)
+        logprobs = None
+        if body.logprobs and delta.text:
+            logprobs = scores.as_chat(scores.take(delta.text, chat.request.logprobs))
+        if body.parallel_tool_calls is False:
             delta.tool_calls = [call for call in delta.tool_calls if not call["index"]]
-        scores = None
-        if self._wanted and text:
-            scores = self._scores.as_chat(self._scores.take(text, self._chat.request.logprobs))
-        return delta, scores
+        yield delta, logprobs
 
 
-async def _submitted(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat]:
+async def _submitted(
+    loaded: Loaded, body: ChatBody, deadline: float | None
+) -> list[Chat[Completion]]:
     """Queue beside the event loop; a client that leaves meanwhile takes its answers along."""
     work = asyncio.ensure_future(asyncio.to_thread(submit, loaded, body, deadline))
     try:
@@ -112,7 +105,7 @@ async def _submitted(loaded: Loaded, body: ChatBody, deadline: float | None) -> 
         raise
 
 
-def _cancel_all(work: asyncio.Future[list[Chat]]) -> None:
+def _cancel_all(work: asyncio.Future[list[Chat[Completion]]]) -> None:
     if not work.cancelled() and work.exception() is None:
         for chat in work.result():
             chat.cancel()
@@ -132,22 +125,24 @@ async def chat(body: ChatBody, loaded: Loaded, output: Output, *, deadline: floa
             made = [await one for one in chats]
             check_deadline([one.completion for one in made])
             choices = [_choice(body, engine, i, chats[i], one) for i, one in enumerate(made)]
-            spent = _usage(engine, made)
+            spent = _usage(made)
             await output.json({**fields, "choices": choices, "usage": spent})
     finally:
         for one in chats:
             one.cancel()
 
 
-def _usage(engine: Engine, made: list[ChatCompletion]) -> dict[str, Any]:
-    thoughts = [str(one.message.get("reasoning_content") or "") for one in made]
-    count = sum(len(engine.model.tokenize(text, add_special=False)) for text in thoughts if text)
-    completions = [one.completion for one in made]
-    return usage(completions[:1], completions, count)
+def _usage(answers: list[ChatCompletion[Completion]]) -> dict[str, Any]:
+    completions = [answer.completion for answer in answers]
+    return usage(completions[:1], completions, sum(answer.reasoning_tokens for answer in answers))
 
 
 def _choice(
-    body: ChatBody, engine: Engine, index: int, chat: Chat, made: ChatCompletion
+    body: ChatBody,
+    engine: Engine,
+    index: int,
+    chat: Chat[Completion],
+    made: ChatCompletion[Completion],
 ) -> dict[str, Any]:
     message = made.message
     if body.parallel_tool_calls is False and message.get("tool_calls"):
@@ -168,25 +163,23 @@ def _choice(
 async def _stream(
     body: ChatBody,
     engine: Engine,
-    chats: list[Chat],
+    chats: list[Chat[Completion]],
     fields: dict[str, Any],
     wants_usage: bool,
     output: Output,
 ) -> None:
     if wants_usage:
         fields = {**fields, "usage": None}
-    made: dict[int, ChatCompletion] = {}
+    made: dict[int, ChatCompletion[Completion]] = {}
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None, scores: Any = None) -> str:
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
         return event({**fields, "choices": [choice]})
 
-    async def follow(index: int, chat: Chat) -> None:
+    async def follow(index: int, chat: Chat[Completion]) -> None:
         plain = Chunks(fields, index, '"delta":{"content":', '},"logprobs":')
-        reader = Reader(engine, chat, body)
         events = chunk(index, {"role": "assistant", "content": ""}, None)
-        while (more := await reader.more()) is not None:
-            delta, scores = more
+        async for delta, scores in _deltas(engine, chat, body):
             if delta.reasoning or delta.tool_calls:
                 shown: dict[str, Any] = {}
                 if delta.reasoning:
@@ -210,7 +203,7 @@ async def _stream(
     ending = ""
     if wants_usage:
         every = [made[i] for i in range(len(chats))]
-        ending = event({**fields, "choices": [], "usage": _usage(engine, every)})
+        ending = event({**fields, "choices": [], "usage": _usage(every)})
     await output.end(ending + DONE)
 
 
@@ -232,7 +225,7 @@ async def respond(
 
 
 async def _stream_response(
-    asked: ChatBody, engine: Engine, chat: Chat, answer: Answer, output: Output
+    asked: ChatBody, engine: Engine, chat: Chat[Completion], answer: Answer, output: Output
 ) -> None:
     await output.write(answer.begin())
     try:
@@ -244,13 +237,11 @@ async def _stream_response(
 
 
 async def _write(
-    asked: ChatBody, engine: Engine, chat: Chat, answer: Answer, output: Output | None
+    asked: ChatBody, engine: Engine, chat: Chat[Completion], answer: Answer, output: Output | None
 ) -> None:
     """Read a chat into an answer, and write its events."""
-    reader = Reader(engine, chat, asked)
     write: Callable[[str], Any] | None = output.write if output else None
-    while (more := await reader.more()) is not None:
-        delta, scores = more
+    async for delta, scores in _deltas(engine, chat, asked):
         content = scores["content"] if scores else []
         events = answer.add(delta.content, delta.reasoning, delta.tool_calls, content)
         if write and events:
@@ -258,6 +249,6 @@ async def _write(
     made = await chat
     check_deadline([made.completion])
     complete = made.completion.finish_reason == "stop"
-    events = answer.end(_usage(engine, [made]), complete)
+    events = answer.end(_usage([made]), complete)
     if write:
         await write(events)

@@ -191,7 +191,7 @@ async def _stream(
         scores = Scores(engine.model)
         generation, pace, echo = choice.generation, Pace(), bool(body.echo)
         while True:
-            text = await pace.text(generation)
+            text = await pace.read(generation)
             logprobs = None
             if body.logprobs is not None:
                 echoed: list[Any] = []

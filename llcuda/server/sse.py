@@ -7,12 +7,12 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llcuda.engine.request import Request as Generation
+from llcuda.chat.parser import ChatDelta
 from llcuda.server.errors import LOGGED, ApiError, translate
 
 logger = logging.getLogger("llcuda.server")
@@ -130,6 +130,20 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
+T = TypeVar("T", str, ChatDelta)
+T_co = TypeVar("T_co", str, ChatDelta, covariant=True)
+
+
+class Readable(Protocol[T_co]):
+    """A request, whose pieces are texts, or a chat, whose pieces are deltas."""
+
+    async def more(self) -> T_co:
+        """Wait for a piece, and return all that has come; a false one at the end."""
+
+    def take(self) -> T_co:
+        """Return what has come and was not read; never waits."""
+
+
 class Pace:
     """Keeps events apart, so that many fast texts do not keep the server writing."""
 
@@ -137,15 +151,15 @@ class Pace:
         self._loop = asyncio.get_running_loop()
         self._next = 0.0
 
-    async def text(self, generation: Generation) -> str:
-        """Return the text that has come, as soon as the next event may be written; "" at the end.
+    async def read(self, source: Readable[T]) -> T:
+        """Return all that has come, as soon as the next event may be written; false at the end.
 
         The first text is not delayed, nor is one that comes slowly.
         """
-        text = await generation.more()
+        piece = await source.more()
         wait = self._next - self._loop.time()
-        if text and wait > 0:
+        if piece and wait > 0:
             await asyncio.sleep(wait)
-            text += generation.take()
+            piece += source.take()
         self._next = self._loop.time() + FLUSH_SECONDS
-        return text
+        return piece

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from llcuda import Engine, InferenceEngine, Model
+from llcuda.chat.parser import ChatDelta
+from llcuda.chat.session import count_pieces
 from llcuda.chat.template import ChatTemplate, template_names
 from llcuda.errors import ArgumentError, QueueFullError, UnsupportedError
 from tests.conftest import VENDOR_MODELS
@@ -105,6 +107,74 @@ def test_leaving_a_stream_cancels_it(engine: Engine) -> None:
     assert chat.done
 
 
+THOUGHT = {
+    "type": "choice",
+    "choices": ["<think>\nThe fox \N{FOX FACE} runs.\n</think>\n\nIt ran."],
+}
+THINK_AND_ANSWER: dict[str, Any] = {
+    "response_format": THOUGHT,
+    # shows the delimiters, so that they are looked for
+    "template": "{% if false %}<think></think>{% endif %}{{ messages[0].content }}",
+}
+
+
+def test_the_text_is_read_once_by_whoever_comes_first(engine: Engine) -> None:
+    """A loop, take() and more() share the deltas; result() has all, also amid a loop."""
+    chat = engine.chat([USER], **THINK_AND_ANSWER)
+    deltas = []
+    for i, delta in enumerate(chat):
+        deltas.append(delta)
+        if i == 2:
+            answer = chat.result(60)
+    total = sum(deltas, ChatDelta())
+    assert answer.message == chat.result().message
+    assert (total.content, total.reasoning) == ("It ran.", "The fox \N{FOX FACE} runs.")
+    assert answer.message["content"] == total.content
+    assert answer.message["reasoning_content"] == total.reasoning
+    assert total.text == answer.completion.text
+
+    async def read() -> tuple[list[ChatDelta], ChatDelta]:
+        chat = engine.chat([USER], **THINK_AND_ANSWER)
+        deltas = [await chat.more()]
+        while delta := chat.take() + await chat.more():
+            deltas.append(delta)
+        return deltas, await chat.more()
+
+    deltas, after = asyncio.run(read())
+    assert total == sum(deltas, ChatDelta())
+    assert not after
+
+
+def test_tokens_of_the_reasoning_are_counted(engine: Engine, model: Model) -> None:
+    """Those that hold some of it, without the delimiters and the space around it."""
+    whole = engine.chat([USER], **THINK_AND_ANSWER).result(60)
+    streamed = engine.chat([USER], **THINK_AND_ANSWER)
+    list(streamed)
+    assert streamed.result().reasoning_tokens == whole.reasoning_tokens
+    text = whole.message["reasoning_content"]
+    assert abs(whole.reasoning_tokens - len(model.tokenize(text, add_special=False))) <= 2
+    assert engine.chat([USER], max_tokens=3).result(60).reasoning_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "spans", "expected"),
+    [
+        (["<t>", "a b", " c", "\n", "</t>", "d"], "<t>a b c\n</t>d", [(3, 9)], 2),
+        (["<t>", "\n", "</t>"], "<t>\n</t>", [(3, 4)], 0),
+        (["t>a", "b</", "c"], "t>ab</c", [(2, 4)], 2),
+        ([b"t", b"\xf0\x9f", b"\xa6\x8a", "d"], "t\N{FOX FACE}d", [(1, 2)], 2),
+        (["a", "bc", "d", "ef"], "abcdef", [(0, 2), (4, 5)], 3),
+        (["a", "b", "c"], "ab", [(1, 2)], 1),
+    ],
+)
+def test_tokens_within_spans(
+    pieces: list[Any], text: str, spans: list[tuple[int, int]], expected: int
+) -> None:
+    """A token counts once, and when it holds only a part of a letter."""
+    given = [piece if isinstance(piece, bytes) else piece.encode() for piece in pieces]
+    assert expected == count_pieces(given, text, spans)
+
+
 def test_an_inference_engine_chats() -> None:
     """With the same call."""
     with InferenceEngine() as engine:
@@ -143,7 +213,7 @@ def test_control_tokens_come_from_the_template_alone(engine: Engine, model: Mode
 def test_calls_that_are_demanded(engine: Engine, choice: Any, calls: int) -> None:
     """Even a model that never saw one writes a call, and its arguments follow the schema."""
     chat = engine.chat(
-        [USER], tools=[ADD], tool_choice=choice, template=HERMES, max_tokens=60, temperature=1
+        [USER], tools=[ADD], tool_choice=choice, template=HERMES, max_tokens=60, seed=3
     )
     done = chat.result(60)
     found = done.message.get("tool_calls", [])
@@ -244,7 +314,7 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
         ({"tools": [ADD], "tool_choice": "maybe", "template": HERMES}, "tool_choice='maybe'"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"tools": [ADD], "template": HERMES, "tool_choice":
-          {"type": "function", "function": {"name": "sub"}}}, "a function that tools= has"),
+          {"type": "function", "function": {"name": "sub"}}}, "a function that is in tools"),
         ({"template": "no such"}, "template='no such': demo.gguf has default"),
         ({"template": 7}, "template: expected a name"),
         ({"template": "{% if %}"}, "does not parse"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llcuda.chat.formats import CALLS, Syntax, detect
-from llcuda.chat.parser import Splitter
+from llcuda.chat.parser import ChatParser
 from llcuda.chat.template import ChatTemplate
 from tests.conftest import VENDOR_MODELS
 
@@ -30,10 +30,10 @@ Split = tuple[str, str, list[tuple[str, str]]]
 
 def split(syntax: Syntax, pieces: list[str], prompt: str = "", tools: Any = TOOLS) -> Split:
     """Content, reasoning, and each call's name and arguments, as the deltas add them up."""
-    splitter = Splitter(syntax, prompt, tools)
+    parser = ChatParser(syntax, prompt, tools)
     content = reasoning = ""
     calls: list[list[str]] = []
-    for delta in [*map(splitter.feed, pieces), splitter.flush()]:
+    for delta in [*map(parser.feed, pieces), parser.flush()]:
         content += delta.content
         reasoning += delta.reasoning
         for call in delta.tool_calls:
@@ -327,11 +327,11 @@ def test_arguments_are_as_the_model_wrote_them(text: str, expected: str) -> None
 
 def test_arguments_flow_while_they_are_written() -> None:
     """The name comes as soon as it is known, and then each piece of the arguments."""
-    splitter = Splitter(HERMES, "", TOOLS)
-    assert not splitter.feed('<tool_call>\n{"name": "wea')
-    [call] = splitter.feed('ther", "arguments": ').tool_calls
+    parser = ChatParser(HERMES, "", TOOLS)
+    assert not parser.feed('<tool_call>\n{"name": "wea')
+    [call] = parser.feed('ther", "arguments": ').tool_calls
     assert call["function"] == {"name": "weather", "arguments": ""}
-    [part] = splitter.feed('{"city": "Pa').tool_calls
+    [part] = parser.feed('{"city": "Pa').tool_calls
     assert part == {"index": 0, "function": {"arguments": '{"city": "Pa'}}
 
 
