@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ORACLES := .venv-oracles
+DOCS   := .venv-docs
 NATIVE := $(wildcard build/*.* build/cdef/* llcuda/native/shim/*) pyproject.toml vendor/llama.cpp.toml
 
-.PHONY: demo test lint oracles bench wheel wheel-cuda clean
+.PHONY: demo test lint docs oracles bench wheel wheel-cuda clean
 
 demo: $(VENV)/installed
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -15,6 +16,10 @@ test: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The warning is about MkDocs 2, which the group's bounds keep out.
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 oracles: $(ORACLES)/installed
 	$(ORACLES)/bin/python -m pytest tests/oracles -v
@@ -29,12 +34,19 @@ wheel-cuda: $(VENV)/installed
 	$(BIN)/python build/wheel.py --cuda=ON
 
 clean:
-	rm -rf $(VENV) $(ORACLES) .build dist
+	rm -rf $(VENV) $(ORACLES) $(DOCS) .build dist site
 
 $(VENV)/installed: $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@
+
+# Only mkdocs and what it needs: the pages are made from the source, without building llcuda.
+$(DOCS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --group docs
 	touch $@
 
 # torch brings CUDA's libraries, and a build in their environment would turn CUDA on: they get one of

@@ -1,34 +1,30 @@
 """docs/server.md runs as printed, on another port."""
 
 import importlib.util
-import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.support.documents import DOCS, SERVER_URL, Block, blocks, commands
 from tests.support.server import Served
 
-TEXT = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
-COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+GUIDE = DOCS / "server.md"
 
 
-@pytest.mark.parametrize("block", [text for kind, text in BLOCKS if kind == "python"])
-def test_python(block: str, server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("block", blocks(GUIDE, "python"), ids=str)
+def test_python(block: Block, server: Served, capsys: pytest.CaptureFixture[str]) -> None:
     """A block runs and shows something."""
-    if "langchain" in block and not importlib.util.find_spec("langchain_openai"):
+    if "langchain" in block.text and not importlib.util.find_spec("langchain_openai"):
         pytest.skip("needs langchain-openai")
-    code = compile(block.replace("http://127.0.0.1:8080", server.url), "server.md", "exec")
-    exec(code, {"__name__": "server"})
+    block.run({SERVER_URL: server.url})
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands(GUIDE))
 def test_curl(command: str, server: Served) -> None:
     """A command is answered with 200."""
     result = subprocess.run(
-        command.replace("http://127.0.0.1:8080", server.url).replace("curl", "curl --fail"),
+        command.replace(SERVER_URL, server.url).replace("curl", "curl --fail"),
         shell=True, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert 0 == result.returncode, result.stderr

@@ -1,9 +1,7 @@
-"""The README's blocks about Hugging Face run, beside a checkpoint and an adapter of it."""
+"""The blocks of docs/conversion.md run, beside a checkpoint and an adapter of it."""
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +13,11 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from tests.support import checkpoints as material  # noqa: E402
+from tests.support.documents import DOCS, blocks, environment  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-BLOCKS = re.findall(
-    r"^```(py|sh)\n(.*?)^```$", (material.ROOT / "README.md").read_text(), re.M | re.S
-)
+BLOCKS = blocks(DOCS / "conversion.md", "py", "sh")
 
 
 def test_blocks(
@@ -34,18 +31,18 @@ def test_blocks(
     model = transformers.AutoModelForCausalLM.from_pretrained("my-model")
     model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear"))
     model.save_pretrained("my-adapter")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(material.ROOT)}
     capsys.readouterr()
-    for language, text in BLOCKS:
-        if language == "sh":
-            for line in text.replace("llcuda ", f"{sys.executable} -m llcuda ").splitlines():
-                shown = subprocess.run(line, shell=True, env=environment, capture_output=True)
+    for block in BLOCKS:
+        if block.language == "sh":
+            for line in block.text.replace("llcuda ", f"{sys.executable} -m llcuda ").splitlines():
+                shown = subprocess.run(
+                    line, shell=True, capture_output=True,
+                    env={**environment(), "PYTHONPATH": str(material.ROOT)},
+                )  # fmt: skip
                 assert shown.returncode == 0, shown.stderr.decode()
                 assert shown.stdout.strip()
         else:
-            names = {"model": model, "tokenizer": tokenizer}
-            exec(compile(text, "README.md", "exec"), {"__name__": "readme", **names})
+            block.run(model=model, tokenizer=tokenizer)
             assert capsys.readouterr().out.strip()
     made = {path.name for path in tmp_path.glob("*.gguf")}
     assert {"my-model-Q4_K_M.gguf", "adapter.gguf", "merged.gguf", "mine.gguf"} == made

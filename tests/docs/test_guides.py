@@ -1,0 +1,68 @@
+"""Every code block of the README and of the guides runs; docs/server.md has a test of its own."""
+
+import shlex
+import subprocess
+
+import pytest
+
+from tests.support.documents import DOCS, GUIDES, ROOT, SERVER_URL, Block, blocks, commands, environment
+from tests.support.server import Served
+
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(guide for guide in GUIDES if guide.name != "server.md"),
+]
+PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python")]
+COMMANDS = dict.fromkeys(line for document in DOCUMENTS for line in commands(document))
+SHOWN = {"console", "mermaid", "text"}  # not run
+WITH_TORCH = {"py", "sh"}  # run by `make oracles`
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+@pytest.mark.usefixtures("folder")
+def test_python_block(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Python block runs as printed and shows something."""
+    block.run()
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("make", "curl"))])
+@pytest.mark.usefixtures("folder")
+def test_command(command: str) -> None:
+    """A command exits with 0 and shows something."""
+    result = subprocess.run(
+        command, shell=True, env=environment(), capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("curl")])
+def test_curl(command: str, server: Served) -> None:
+    """A request is answered with 200."""
+    result = subprocess.run(
+        command.replace(SERVER_URL, server.url).replace("curl", "curl --fail"),
+        shell=True, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert 0 == result.returncode, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make_target(command: str) -> None:
+    """A make target exists; `make test` is what runs this."""
+    result = subprocess.run(
+        [*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_no_block_is_left_out() -> None:
+    """A block's language says who runs it."""
+    for document in DOCUMENTS:
+        known = {"python", "bash"} | SHOWN
+        if document == DOCS / "conversion.md":
+            known |= WITH_TORCH
+        for block in blocks(document):
+            assert block.language in known, block
