@@ -5,7 +5,16 @@ import subprocess
 
 import pytest
 
-from tests.support.documents import DOCS, GUIDES, ROOT, SERVER_URL, Block, blocks, commands, environment
+from tests.support.documents import (
+    DOCS,
+    GUIDES,
+    ROOT,
+    SERVER_URL,
+    Block,
+    blocks,
+    commands,
+    environment,
+)
 from tests.support.server import Served
 
 DOCUMENTS = [

@@ -10,7 +10,17 @@ from types import ModuleType
 import pytest
 
 import llcuda
-from llcuda import core, errors, gguf_parser, gguf_writer, nf4, samplers, server, structured, unsloth
+from llcuda import (
+    core,
+    errors,
+    gguf_parser,
+    gguf_writer,
+    nf4,
+    samplers,
+    server,
+    structured,
+    unsloth,
+)
 from tests.support.documents import DOCS, ROOT
 
 REFERENCE = DOCS / "reference"
