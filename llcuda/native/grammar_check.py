@@ -1,42 +1,41 @@
-"""What is wrong with a GBNF grammar that llcuda must say, because llama.cpp would not live to.
+"""Checks of a grammar that llama.cpp's parser would not survive.
 
-llama.cpp's parser recurses into groups, and misses left recursion behind a rule that may be empty
-through another; it would take all memory then. Whatever else does not parse is left to llama.cpp.
+llama.cpp's parser recurses into groups, copies what is repeated, and misses left recursion behind
+a rule that may be empty through another one, which takes all memory when the grammar is used.
+llama.cpp itself reports whatever else is wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from llcuda.errors import GrammarError
+from llcuda.native.gbnf import Grammar, Item, parse
 
-MAX_GROUPS = 200  # nested; the parser recurses
-MAX_CHAIN = 2000  # rules that begin with one another; so does the check of left recursion
+MAX_CHAIN = 2000  # rules that begin with one another; llama.cpp's check of left recursion recurses
 MAX_WIDTH = 10_000  # ways in which a text may go on; llama.cpp keeps a stack for each
 MAX_REPEAT = 2000  # llama.cpp's own bound
+MAX_ELEMENTS = 4 << 20  # of 8 bytes, which llama.cpp makes of repetitions
 MAX_BYTES = 4 << 20
 
-_TOKEN = re.compile(
-    r"""(?P<space>(?:[ \t]|\#[^\r\n]*)+) | (?P<newline>[\r\n]+)
-    | (?P<define>[a-zA-Z0-9-]+(?:[ \t]|\#[^\r\n]*)*::=) | (?P<name>[a-zA-Z0-9-]+)
-    | (?P<empty>"") | (?P<terminal>"(?:[^"\\]|\\.)*" | \[(?:[^\]\\]|\\.)*\] | !?<[^>]*> | \.)
-    | (?P<repeat>[*+?] | \{\s*(?P<least>\d+)\s*(?P<open>,\s*(?P<most>\d*)\s*)?\})
-    | (?P<mark>[()|])""",
-    re.VERBOSE | re.DOTALL,
-)
-# A rule is a list of alternatives, an alternative a list of items: a rule's name, or whether a
-# terminal may be empty.
-_Item = str | bool
-_Rules = dict[str, list[list[_Item]]]
-
-
-class _UnreadableError(Exception):
-    """llama.cpp's parser has something to say."""
+# A rule is a list of alternatives, an alternative a list of symbols: the name of a rule, or whether
+# a terminal may be empty.
+_Symbol = str | bool
+_Rules = dict[str, list[list[_Symbol]]]
 
 
 def check_grammar(grammar: str) -> None:
-    """Raise GrammarError for a grammar that would end the process."""
+    """Refuse a grammar that would end the process or take all memory.
+
+    Args:
+        grammar: GBNF. A text that is not GBNF passes if its readable beginning does: llama.cpp says
+            what is wrong.
+
+    Raises:
+        GrammarError: The grammar is left-recursive, nested too deeply, too large, or contains
+            characters that C cannot be given.
+    """
     try:
         size = len(grammar.encode())
     except UnicodeEncodeError as error:
@@ -44,80 +43,50 @@ def check_grammar(grammar: str) -> None:
     if "\0" in grammar:
         raise GrammarError("the grammar contains a NUL character")
     if size > MAX_BYTES:
-        raise GrammarError(f"the grammar has {size} bytes, at most {MAX_BYTES} are allowed")
-    try:
-        rules = _parse(grammar)
-    except _UnreadableError:
-        return
-    _check_recursion(rules)
+        raise GrammarError(f"the grammar has {size} bytes; at most {MAX_BYTES} are allowed")
+    _check_recursion(_without_repeats(parse(grammar)))
 
 
-def _tokens(grammar: str) -> Iterator[re.Match[str]]:
-    position = 0
-    while position < len(grammar):
-        match = _TOKEN.match(grammar, position)
-        if match is None:
-            raise _UnreadableError
-        yield match
-        position = match.end()
-
-
-def _parse(grammar: str) -> _Rules:
-    """Return the rules, groups and repetitions as rules of their own."""
+def _without_repeats(grammar: Grammar) -> _Rules:
+    """Return the rules, with repetitions as rules of their own: x* is r ::= x r | nothing."""
     rules: _Rules = {}
-    open_rules: list[str] = []  # the rule and the groups in it that are being read
-
-    def add(name: str) -> str:
-        rules[name] = [[]]
-        return name
-
-    for match in _tokens(grammar):
-        kind, text = match.lastgroup, match.group()
-        if kind == "define":
-            if len(open_rules) > 1:
-                raise _UnreadableError
-            open_rules = [add(re.split(r"[ \t#:]", text)[0])]
-        elif kind in ("space", "newline"):
-            continue
-        elif not open_rules:
-            raise _UnreadableError
-        elif text == "(":
-            if len(open_rules) > MAX_GROUPS:
-                raise GrammarError(f"the grammar nests deeper than {MAX_GROUPS} groups")
-            group = add(f"({len(rules)}")
-            rules[open_rules[-1]][-1].append(group)
-            open_rules.append(group)
-        elif text == ")":
-            if len(open_rules) < 2:
-                raise _UnreadableError
-            open_rules.pop()
-        elif text == "|":
-            rules[open_rules[-1]].append([])
-        elif match["repeat"]:
-            _repeat(rules, rules[open_rules[-1]][-1], match, f"*{len(rules)}")
-        else:
-            item = text if kind == "name" else kind == "empty"
-            rules[open_rules[-1]][-1].append(item)
+    elements = 0
+    for rule in grammar.rules:
+        rules[rule.name] = alternatives = []
+        for items in rule.alternatives:
+            symbols: list[_Symbol] = []
+            for item in items:
+                repeated = [_symbol(item)]
+                size = len(item.text) if item.kind in ("text", "set") else 1
+                for repeat in item.repeats:
+                    copies = max(repeat.least, 1) if repeat.most is None else repeat.most
+                    if copies < repeat.least or copies > MAX_REPEAT:
+                        raise GrammarError(
+                            f"{repeat}: expected at most {MAX_REPEAT} repetitions and no less than "
+                            "the least"
+                        )
+                    elements += size * copies
+                    if elements > MAX_ELEMENTS:
+                        raise GrammarError(
+                            f"the grammar repeats more than {MAX_ELEMENTS} characters and rules"
+                        )
+                    size = size * repeat.least + 1
+                    optional, repeated = repeated, repeated * repeat.least
+                    if repeat.most is None or copies > repeat.least:
+                        rest = f"{rule.name}*{len(rules)}"
+                        tail: list[_Symbol] = [rest] if repeat.most is None else []
+                        times = 1 if repeat.most is None else copies - repeat.least
+                        rules[rest] = [optional * times + tail, []]
+                        repeated.append(rest)
+                symbols += repeated
+            alternatives.append(symbols)
     return rules
 
 
-def _repeat(rules: _Rules, items: list[_Item], match: re.Match[str], name: str) -> None:
-    """Rewrite the last item x of `items`: x* -> r, r ::= x r | nothing; x+ -> x r."""
-    if not items:
-        raise _UnreadableError
-    item = items.pop()
-    sign, most = match["repeat"], match["most"]
-    least = int(match["least"][:6]) if match["least"] else int(sign == "+")
-    copies = int(most[:6]) if most else least
-    if copies < least or copies > MAX_REPEAT:
-        raise GrammarError(f"{sign}: expected at most {MAX_REPEAT} and no less than the least")
-    if sign in "*+" or (match["open"] is not None and not most):
-        rules[name] = [[item, name], []]
-    elif sign == "?" or copies > least:
-        rules[name] = [[item] * max(copies - least, 1), []]
-    items.extend([item] * least)
-    if name in rules:
-        items.append(name)
+def _symbol(item: Item) -> _Symbol:
+    if item.kind == "name":
+        return item.text
+    return item.text == "" or (item.kind, item.text) == ("set", "^")
 
 
 def _empty_rules(rules: _Rules) -> set[str]:
@@ -140,20 +109,23 @@ def _check_recursion(rules: _Rules) -> None:
     # first[rule]: the rules that it may begin with, and whether something follows them there.
     first: dict[str, dict[str, bool]] = {name: {} for name in rules}
     for name, alternatives in rules.items():
-        for items in alternatives:
-            for i, item in enumerate(items):
-                if isinstance(item, str) and item in rules:
-                    follows = i + 1 < len(items)
-                    first[name][item] = first[name].get(item, False) or follows
-                if not (item is True or item in empty):
+        for symbols in alternatives:
+            for i, symbol in enumerate(symbols):
+                if isinstance(symbol, str) and symbol in rules:
+                    follows = i + 1 < len(symbols)
+                    first[name][symbol] = first[name].get(symbol, False) or follows
+                if not (symbol is True or symbol in empty):
                     break
     component = _components(first)
     _check_width(rules, empty, component)
     for name, others in first.items():
         for other, follows in others.items():
             if follows and component[name] == component[other]:
-                shown = next((n for n in (name, other) if n[0] not in "(*"), "root")
-                raise GrammarError(f"the grammar is left-recursive in rule {shown!r}")
+                written = re.split(r"[(*]", name)[0]  # not the name of a group or a repetition
+                raise GrammarError(
+                    f"the grammar is left-recursive in rule {written!r}; write the repetition as "
+                    "x* or x+"
+                )
 
 
 def _check_width(rules: _Rules, empty: set[str], order: Iterable[str]) -> None:
@@ -161,10 +133,10 @@ def _check_width(rules: _Rules, empty: set[str], order: Iterable[str]) -> None:
     width: dict[str, int] = {}
     for name in order:
         width[name] = 0
-        for items in rules[name]:
-            for item in items:
-                width[name] += width.get(item, 0) if isinstance(item, str) else 1
-                if not (item is True or item in empty):
+        for symbols in rules[name]:
+            for symbol in symbols:
+                width[name] += width.get(symbol, 0) if isinstance(symbol, str) else 1
+                if not (symbol is True or symbol in empty):
                     break
         if width[name] > MAX_WIDTH:
             raise GrammarError(f"the grammar can go on in more than {MAX_WIDTH} ways at once")

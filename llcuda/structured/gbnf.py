@@ -1,26 +1,19 @@
-"""GBNF, llama.cpp's notation of grammars, to Lark's, as llguidance reads it.
+"""Translation of GBNF, llama.cpp's notation for grammars, to Lark as llguidance reads it.
 
-A grammar without recursion becomes one terminal. In others every character is a terminal of its
-own: a lexer takes the longest one, and would lose texts that GBNF allows, such as "abc" of
-`[a-z]+ "c"`.
+A regular grammar becomes one terminal. In other grammars each character is a terminal of its own: a
+lexer takes the longest match, and would lose texts that GBNF allows, such as "abc" of `[a-z]+ "c"`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from llcuda.errors import GrammarError
+from llcuda.native.gbnf import Alternatives, Item, error_at, parse
 
-MAX_GROUPS = 80  # nested; llguidance refuses a few more
-
-_TOKEN = re.compile(
-    r"""(?P<space>(?:[ \t\r\n]|\#[^\r\n]*)+)
-    | (?P<define>[a-zA-Z0-9-]+(?:[ \t\r\n]|\#[^\r\n]*)*::=) | (?P<name>[a-zA-Z0-9-]+)
-    | "(?P<text>(?:[^"\\]|\\.)*)" | \[(?P<set>(?:[^\]\\]|\\.)*)\] | (?P<token>!?<[^<>\s]+>)
-    | (?P<any>\.) | (?P<repeat>[*+?] | \{\s*\d+\s*(?:,\s*\d*\s*)?\}) | (?P<mark>[()|])""",
-    re.VERBOSE | re.DOTALL,
-)
+_ANY = "/(?s:.)/"
+_TOKEN = re.compile(r"!<\[[0-9]+\]>|<[^<>\s]+>")
 _CHARACTER = re.compile(
     r"\\x([0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})|\\(.)|([^\\])", re.DOTALL
 )
@@ -28,127 +21,78 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]"
 
 
 def to_lark(grammar: str) -> str:
-    """Return a grammar of the same texts, and of the tokens that it names.
+    """Translate a grammar.
 
-    Raises GrammarError for one that cannot be read, and where a rule has no finite text.
+    Args:
+        grammar: GBNF whose first rule is `root`; rules may stand in any order.
+
+    Returns:
+        A Lark grammar of the same texts, and of the tokens that the grammar names.
+
+    Raises:
+        GrammarError: The grammar cannot be read, a rule is missing or defined twice, or no finite
+            text satisfies one.
     """
-    parser = _Parser(grammar)
-    rules = parser.rules()
+    parsed = parse(grammar)
+    if parsed.error is not None:
+        raise parsed.error
+    rules: dict[str, Alternatives] = {}
+    for rule in parsed.rules:
+        if rule.name in rules:
+            raise error_at(grammar, rule.position, f"rule {rule.name!r} is defined twice")
+        rules[rule.name] = rule.alternatives
     _check(rules)
-    names = {name: "start" if name == "root" else f"r{i}" for i, name in enumerate(rules)}
-    if _is_flat(rules):
-        names = {name: f"R{i}" for i, name in enumerate(rules)}
-        return "\n".join(
-            [f"start: {names['root']}"]
-            + [f"{names[name]}: {_lark(choice, names)}" for name, choice in rules.items()]
-        )
-    lines = [f"{names[name]}: {_lark(choice, names)}" for name, choice in rules.items()]
+    prefix = "R" if _is_regular(rules) else "r"  # a terminal's name in Lark is upper-case
+    names = {name: f"{prefix}{i}" for i, name in enumerate(rules)}
+
+    def lark(item: Item) -> str:
+        if len(item.repeats) > 1:
+            raise error_at(grammar, item.position, "two repetitions in a row; use parentheses")
+        try:
+            symbol = names[item.text] if item.kind == "name" else _terminal(item)
+        except ValueError as error:
+            raise error_at(grammar, item.position, str(error)) from None
+        return symbol + "".join(map(str, item.repeats))
+
+    lines = [f"start: {names['root']}"]
+    for name, alternatives in rules.items():
+        sequences = (" ".join(map(lark, items)) or '""' for items in alternatives)
+        lines.append(f"{names[name]}: {' | '.join(sequences)}")
     return "\n".join(lines)
 
 
-class _Rule(str):
-    """The name of a rule; other texts among a rule's items are Lark already."""
+def _terminal(item: Item) -> str:
+    """Translate a text, a set of characters or a token. Raises ValueError."""
+    if item.kind == "any":
+        return _ANY
+    if item.kind == "token":
+        if not _TOKEN.fullmatch(item.text):
+            raise ValueError("expected a token such as <think>, <[5]> or !<[5]>")
+        return item.text.replace("!<[", "<[^")
+    if item.kind == "text":
+        characters = " ".join(f"/{_escaped(character)}/" for character, _ in _characters(item.text))
+        return f"({characters})" if characters else '("")'
+    return _set(item.text)
 
 
-# A choice is a list of sequences, a sequence a list of items and of what repeats each.
-_Choice = list[list[tuple["_Rule | str | _Choice", str]]]
-
-
-class _Parser:
-    def __init__(self, grammar: str) -> None:
-        self._grammar = grammar
-        self._tokens = list(self._read())
-        self._next = 0
-
-    def _read(self) -> Iterator[tuple[str, str, int]]:
-        position = 0
-        while position < len(self._grammar):
-            match = _TOKEN.match(self._grammar, position)
-            if match is None:
-                raise self._error("this is no GBNF", position)
-            kind = match.lastgroup or ""
-            if kind != "space":
-                yield kind, match[kind], position
-            position = match.end()
-        yield "end", "", position
-
-    def _error(self, what: str, position: int) -> GrammarError:
-        line = self._grammar.count("\n", 0, position) + 1
-        rest = self._grammar[position : position + 20]
-        return GrammarError(f"grammar, line {line}: {what}, at {rest!r}")
-
-    def rules(self) -> dict[str, _Choice]:
-        """Return the rules."""
-        rules: dict[str, _Choice] = {}
-        while True:
-            kind, text, position = self._tokens[self._next]
-            if kind == "end":
-                return rules
-            if kind != "define":
-                raise self._error("expected name ::=", position)
-            name = re.split(r"[ \t\r\n#:]", text)[0]
-            if name in rules:
-                raise self._error(f"rule {name!r} is there twice", position)
-            self._next += 1
-            rules[name] = self._choice(0)
-
-    def _choice(self, depth: int) -> _Choice:
-        choice: _Choice = [[]]
-        while True:
-            kind, text, position = self._tokens[self._next]
-            if kind in ("end", "define") or (kind == "mark" and text == ")"):
-                if (depth > 0) != (kind == "mark"):
-                    raise self._error("a parenthesis is missing", position)
-                return choice
-            self._next += 1
-            if kind == "mark" and text == "|":
-                choice.append([])
-            elif kind == "mark":
-                if depth == MAX_GROUPS:
-                    raise self._error(f"more than {MAX_GROUPS} groups in one another", position)
-                choice[-1].append((self._choice(depth + 1), ""))
-                self._next += 1
-            elif kind == "repeat":
-                if not choice[-1] or choice[-1][-1][1]:
-                    raise self._error("there is nothing to repeat", position)
-                choice[-1][-1] = (choice[-1][-1][0], re.sub(r"\s", "", text))
-            else:
-                try:
-                    choice[-1].append((_item(kind, text), ""))
-                except ValueError as error:
-                    raise self._error(str(error), position) from None
-
-
-def _item(kind: str, text: str) -> _Rule | str | _Choice:
-    """Return what stands for a name, a text, a set of characters, or a token."""
-    if kind == "name":
-        return _Rule(text)
-    if kind == "token":
-        negated, name = text.startswith("!"), text.lstrip("!")
-        if negated and not re.fullmatch(r"<\[\d+\]>", name):
-            raise ValueError("expected a number in !<[...]>")
-        return name.replace("[", "[^") if negated else name
-    if kind == "any":
-        return "/(?s:.)/"
-    if kind == "text":
-        return [[(f"/{_escaped(character)}/", "") for character, _ in _characters(text)]]
+def _set(text: str) -> str:
     negated = text.startswith("^")
-    found = list(_characters(text[negated:]))
+    characters = list(_characters(text[negated:]))
     ranges, place = [], 0
-    while place < len(found):
-        first = last = found[place][0]
-        if found[place + 1 : place + 2] == [("-", False)] and place + 2 < len(found):
-            last = found[place + 2][0]
+    while place < len(characters):
+        first = last = characters[place][0]
+        if characters[place + 1 : place + 2] == [("-", False)] and place + 2 < len(characters):
+            last = characters[place + 2][0]
             place += 2
         if last < first:
             raise ValueError(f"the range {first!r} to {last!r} is empty")
         ranges.append(f"{_escaped(first)}-{_escaped(last)}")
         place += 1
-    if not ranges:
-        if negated:
-            return "/(?s:.)/"
-        raise ValueError("a set without characters")
-    return f"/[{'^' if negated else ''}{''.join(ranges)}]/"
+    if ranges:
+        return f"/[{'^' if negated else ''}{''.join(ranges)}]/"
+    if negated:
+        return _ANY
+    raise ValueError("this set has no characters")
 
 
 def _characters(text: str) -> Iterator[tuple[str, bool]]:
@@ -158,7 +102,7 @@ def _characters(text: str) -> Iterator[tuple[str, bool]]:
         if match[4] and match[4] not in _ESCAPES:
             raise ValueError(f"unknown escape \\{match[4]}")
         if digits and (int(digits, 16) > 0x10FFFF or 0xD800 <= int(digits, 16) < 0xE000):
-            raise ValueError(f"{match[0]} is no character")
+            raise ValueError(f"{match[0]} is not a character")
         character = chr(int(digits, 16)) if digits else _ESCAPES.get(match[4] or "", match[5])
         yield character, match[5] is None
 
@@ -167,62 +111,50 @@ def _escaped(character: str) -> str:
     return f"\\x{{{ord(character):X}}}"
 
 
-def _lark(choice: _Choice, names: dict[str, str]) -> str:
-    def one(item: _Rule | str | _Choice) -> str:
-        if isinstance(item, _Rule):
-            return names[item]
-        return item if isinstance(item, str) else f"({_lark(item, names)})"
-
-    return " | ".join(
-        " ".join(one(item) + repeat for item, repeat in sequence) or '""' for sequence in choice
-    )
-
-
-def _items(choice: _Choice) -> Iterator[_Rule | str]:
-    for sequence in choice:
-        for item, _ in sequence:
-            yield from [item] if isinstance(item, str) else _items(item)
-
-
-def _is_flat(rules: dict[str, _Choice]) -> bool:
-    """Whether no rule leads to itself, and no token is named: the grammar is a regular one."""
-    items = {name: set(_items(choice)) for name, choice in rules.items()}
-    if any(item.startswith("<") for found in items.values() for item in found):
+def _is_regular(rules: Mapping[str, Alternatives]) -> bool:
+    """Whether no rule leads to itself, and no token is named."""
+    if any(item.kind == "token" for item in _items(rules)):
         return False
-    flat: set[str] = set()
-    while len(flat) < len(rules):
-        more = {
-            name
-            for name in rules.keys() - flat
-            if all(item in flat for item in items[name] if isinstance(item, _Rule))
-        }
-        if not more:
-            return False
-        flat |= more
-    return True
+
+    def ends(alternatives: Alternatives, proven: set[str]) -> bool:
+        return all(
+            item.kind != "name" or item.text in proven for items in alternatives for item in items
+        )
+
+    return len(_proven(rules, ends)) == len(rules)
 
 
-def _check(rules: dict[str, _Choice]) -> None:
+def _check(rules: Mapping[str, Alternatives]) -> None:
     """Raise GrammarError for a rule that is missing, or that no finite text can satisfy."""
-    if "root" not in rules:
-        raise GrammarError("the grammar has no rule root")
-    finite: set[str] = set()
+    names = ["root", *(item.text for item in _items(rules) if item.kind == "name")]
+    if missing := next((name for name in names if name not in rules), None):
+        raise GrammarError(f"the grammar has no rule {missing!r}")
 
-    def ends(choice: _Choice) -> bool:
-        return any(all(item_ends(*pair) for pair in sequence) for sequence in choice)
+    def ends(alternatives: Alternatives, finite: set[str]) -> bool:
+        return any(
+            all(
+                item.kind != "name" or item.text in finite or any(not r.least for r in item.repeats)
+                for item in items
+            )
+            for items in alternatives
+        )
 
-    def item_ends(item: _Rule | str | _Choice, repeat: str) -> bool:
-        if isinstance(item, _Rule) and item not in rules:
-            raise GrammarError(f"the grammar has no rule {str(item)!r}")
-        if repeat in ("*", "?") or repeat.startswith("{0"):
-            return True
-        return item in finite if isinstance(item, _Rule) else isinstance(item, str) or ends(item)
+    finite = _proven(rules, ends)
+    if endless := next((name for name in rules if name not in finite), None):
+        raise GrammarError(f"no text ever ends rule {endless.partition('(')[0]!r} of the grammar")
 
+
+def _items(rules: Mapping[str, Alternatives]) -> Iterator[Item]:
+    return (item for rule in rules.values() for items in rule for item in items)
+
+
+def _proven(
+    rules: Mapping[str, Alternatives], holds: Callable[[Alternatives, set[str]], bool]
+) -> set[str]:
+    """Return the rules for which `holds`, given those for which it does."""
+    proven: set[str] = set()
     while True:
-        more = {name for name in rules.keys() - finite if ends(rules[name])}
+        more = {name for name in rules.keys() - proven if holds(rules[name], proven)}
         if not more:
-            break
-        finite |= more
-    if len(finite) < len(rules):
-        name = next(name for name in rules if name not in finite)
-        raise GrammarError(f"no text ever ends rule {name!r} of the grammar")
+            return proven
+        proven |= more

@@ -32,6 +32,7 @@ def test_the_grammars_of_llama_cpp_pass() -> None:
         "",
         ")(",
         "no grammar at all",
+        'root ::= "a" ' + "#" * 100,
     ],
 )
 def test_what_is_fine_or_llama_cpps_business_passes(grammar: str) -> None:
@@ -52,6 +53,13 @@ def test_what_is_fine_or_llama_cpps_business_passes(grammar: str) -> None:
         ("\n".join(f"r{i} ::= r{i + 1}" for i in range(MAX_CHAIN + 1)), "begin with one another"),
         ('root ::= "a"{3,1}', "no less than the least"),
         ('root ::= "a"{1000000000}', "at most 2000"),
+        ('root ::= "a"{3,1} * )', "no less than the least"),
+        ('root ::= "a"{3,1}\nroot ::= "b"', "no less than the least"),
+        (f'root ::= "{"x" * 10_000}"{{2000}}', "repeats more than"),
+        ('root ::= "a"' + "{2000}" * 1000, "repeats more than"),
+        (f'root ::= "{"x" * 10_000}"{"+" * 1000}', "repeats more than"),
+        ('root ::= (x{ # none\n 0,3}) root "a"', "left-recursive"),
+        ('root ::= [] root "a"', "left-recursive"),
         ('root ::= ((("a"?){99}){99}){99}', "ways at once"),
         ("root ::= a a a a\na ::= b b b b\nb ::= c{0,99}\nc ::= d{50}\nd ::= [x]*", "ways at once"),
         ('root ::= "\0"', "NUL"),

@@ -531,6 +531,40 @@ def test_forced_tokens_spell_the_text(name: str) -> None:
         assert raw.decode() == words
 
 
+@pytest.mark.parametrize("depth", [200, 201])
+def test_nested_groups(model: Model, depth: int) -> None:
+    """The same depth as a sampler's grammar may have."""
+    grammar = f"root ::= {'(' * depth}[a-z]{')' * depth}"
+    if depth == 200:
+        assert fits(model, structured.compile(model, {"type": "gbnf", "grammar": grammar}), "x")
+        Sampler(grammar=grammar, model=model)
+    else:
+        with pytest.raises(GrammarError, match="nests deeper"):
+            structured.compile(model, {"type": "gbnf", "grammar": grammar})
+        with pytest.raises(GrammarError, match="nests deeper"):
+            Sampler(grammar=grammar, model=model)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "error"),
+    [
+        ('root ::= "a"\nroot ::= "b"', "line 2: rule 'root' is defined twice"),
+        ('root ::= "a"\nb ::= c{0,3}', "no rule 'c'"),
+        ('a ::= "a"', "no rule 'root'"),
+        ('root ::= "a" ("b" root)', "no text ever ends rule 'root'"),
+        ('root ::= "a" | "\\q"', r"unknown escape \\q"),
+        ("root ::= []", "no characters"),
+        ("root ::= [z-a]", "is empty"),
+        ("root ::= < x>", "expected a token"),
+        ('root ::= "a"*?', "two repetitions"),
+    ],
+)
+def test_errors_of_gbnf(model: Model, grammar: str, error: str) -> None:
+    """Say what is wrong, in terms of the grammar that was given."""
+    with pytest.raises(GrammarError, match=error):
+        structured.compile(model, {"type": "gbnf", "grammar": grammar})
+
+
 def test_errors_name_their_place(model: Model) -> None:
     """A grammar's error says where it is."""
     with pytest.raises(GrammarError, match="line 2"):

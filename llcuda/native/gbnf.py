@@ -1,0 +1,166 @@
+"""GBNF, llama.cpp's notation for grammars, as plain data.
+
+https://github.com/ggml-org/llama.cpp/tree/master/grammars describes the notation. This parser reads
+every grammar that llama.cpp reads, and some more: it allows a line break anywhere. It does not
+decode escapes, nor look up tokens. It never recurses.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from llcuda.errors import GrammarError
+
+MAX_GROUPS = 200  # nested in one another; llama.cpp's parser recurses
+
+_SPACE = r"(?:[ \t\r\n]|\#[^\r\n]*+)*+"  # possessive: a comment of many # takes no time
+_TOKEN = re.compile(
+    rf"""(?P<space>(?=[ \t\r\n#]){_SPACE})
+    | (?P<define>(?P<defined>[a-zA-Z0-9-]+){_SPACE}::=) | (?P<name>[a-zA-Z0-9-]+)
+    | "(?P<text>(?:[^"\\]|\\.)*)" | \[(?P<set>(?:[^\]\\]|\\.)*)\] | (?P<token>!?<[^>]*>)
+    | (?P<any>\.) | (?P<mark>[()|])
+    | (?P<repeat>(?P<sign>[*+?])
+      | \{{{_SPACE}(?P<least>[0-9]+){_SPACE}(?P<open>,{_SPACE}(?P<most>[0-9]*){_SPACE})?\}})
+    | (?P<wrong>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A number of repetitions, from `least` to `most`; None is no limit."""
+
+    least: int
+    most: int | None
+
+    def __str__(self) -> str:
+        for sign, bounds in _SIGNS.items():
+            if bounds == (self.least, self.most):
+                return sign
+        if self.least == self.most:
+            return f"{{{self.least}}}"
+        return f"{{{self.least},{'' if self.most is None else self.most}}}"
+
+
+@dataclass(slots=True)
+class Item:
+    """A part of a sequence, and its repetitions, in the order in which they are written.
+
+    kind: "name" (of a rule or a group), "text", "set", "token" or "any".
+    text: the name, or what stands between the terminal's delimiters; a token has them.
+    position: where it begins in the grammar, in characters.
+    """
+
+    kind: str
+    text: str
+    position: int
+    repeats: list[Repeat] = field(default_factory=list)
+
+
+Alternatives = list[list[Item]]
+
+
+@dataclass(slots=True)
+class Rule:
+    """A rule, or a group of one.
+
+    name: that of a group is the name of its rule, "(" and a number.
+    position: where it is defined in the grammar, in characters.
+    alternatives: sequences of items.
+    """
+
+    name: str
+    position: int
+    alternatives: Alternatives = field(default_factory=lambda: [[]])
+
+
+@dataclass(slots=True)
+class Grammar:
+    """The rules of a grammar in their order; llama.cpp takes the last one of each name.
+
+    error: why the parser stopped before the end, behind the rules that are here.
+    """
+
+    rules: list[Rule]
+    error: GrammarError | None
+
+
+def parse(grammar: str) -> Grammar:
+    """Parse a grammar up to its end, or up to what is not GBNF, which llama.cpp refuses, too.
+
+    Raises:
+        GrammarError: Groups are nested deeper than MAX_GROUPS.
+    """
+    rules: list[Rule] = []
+    return Grammar(rules, _parse(grammar, rules))
+
+
+def _parse(grammar: str, rules: list[Rule]) -> GrammarError | None:
+    """Append the rules up to the first error, which is returned."""
+    open_rules: list[Rule] = []  # the current rule, and the groups that are open in it
+
+    def begin(name: str, position: int) -> None:
+        rules.append(Rule(name, position))
+        open_rules.append(rules[-1])
+
+    for match in _TOKEN.finditer(grammar):
+        kind, text, position = match.lastgroup or "", match.group(), match.start()
+        if kind == "space":
+            continue
+        if kind == "wrong":
+            return error_at(grammar, position, "this is not GBNF")
+        if kind == "define":
+            if len(open_rules) > 1:
+                return error_at(grammar, position, "a parenthesis is not closed before this rule")
+            open_rules.clear()
+            begin(match["defined"], position)
+            continue
+        if not open_rules:
+            return error_at(grammar, position, "expected name ::=")
+        items = open_rules[-1].alternatives[-1]
+        if text == "(":
+            if len(open_rules) > MAX_GROUPS:
+                raise GrammarError(
+                    f"the grammar nests deeper than {MAX_GROUPS} groups; name some of them as rules"
+                )
+            group = f"{open_rules[0].name}({len(rules)}"
+            items.append(Item("name", group, position))
+            begin(group, position)
+        elif text == ")":
+            if len(open_rules) == 1:
+                return error_at(grammar, position, "this parenthesis was not opened")
+            open_rules.pop()
+        elif text == "|":
+            open_rules[-1].alternatives.append([])
+        elif kind == "repeat":
+            if not items:
+                return error_at(grammar, position, "there is nothing to repeat")
+            items[-1].repeats.append(_repeat(match))
+        else:
+            items.append(Item(kind, match[kind], position))
+    if len(open_rules) > 1:
+        return error_at(grammar, len(grammar), "a parenthesis is not closed")
+    return None
+
+
+def _repeat(match: re.Match[str]) -> Repeat:
+    if match["sign"]:
+        return Repeat(*_SIGNS[match["sign"]])
+    least = _number(match["least"])
+    if match["open"] is None:
+        return Repeat(least, least)
+    return Repeat(least, _number(match["most"]) if match["most"] else None)
+
+
+def _number(digits: str) -> int:
+    """Return a number, or one that is too large for any use in place of a larger one."""
+    return int(digits.lstrip("0")[:11] or "0")
+
+
+def error_at(grammar: str, position: int, problem: str) -> GrammarError:
+    """Return an error that names the line and shows the text at `position`."""
+    line = grammar.count("\n", 0, position) + 1
+    rest = grammar[position : position + 20]
+    return GrammarError(f"grammar, line {line}: {problem}, at {rest!r}")
