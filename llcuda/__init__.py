@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
     from llcuda.embeddings.embedder import Embedder as Embedder
+    from llcuda.engine.config import EngineParams as EngineParams
     from llcuda.engine.detokenizer import Utf8Decoder as Utf8Decoder
     from llcuda.engine.engine import Engine as Engine
-    from llcuda.engine.engine import EngineParams as EngineParams
     from llcuda.engine.outputs import Completion as Completion
     from llcuda.engine.outputs import InferResult as InferResult
     from llcuda.engine.request import Request as Request
@@ -63,7 +63,7 @@ _HOMES = {
     "DeviceMemory": "llcuda.native.estimate",
     "Embedder": "llcuda.embeddings.embedder",
     "Engine": "llcuda.engine.engine",
-    "EngineParams": "llcuda.engine.engine",
+    "EngineParams": "llcuda.engine.config",
     "ImportanceMatrix": "llcuda.native.quantization.imatrix",
     "InferResult": "llcuda.engine.outputs",
     "InferenceEngine": "llcuda.inference",

@@ -16,25 +16,40 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from llcuda.chat.session import Chat
 from llcuda.embeddings.cache import Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
-from llcuda.engine.autofit import configure
-from llcuda.engine.engine import Engine, EngineParams, check_parameters, context_params
+from llcuda.engine.autofit import fit
+from llcuda.engine.config import CTX_SIZE, LOAD_UBATCH_SIZE, EngineConfig
+from llcuda.engine.engine import Engine, check_hooks
 from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion, InferResult
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
 from llcuda.hub import registry as hub
+from llcuda.keywords import ConfigKeywords, LoadKeywords
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What `load_model` was asked for, kept where loading is deferred."""
+
+    name: str | Path
+    filename: str | None
+    config: EngineConfig
+    automatic_ctx_size: bool
+    on_step: Callable[[StepRecord], None] | None
+    on_request: Callable[[RequestRecord], None] | None
+    verbose: bool
 
 
 class InferenceEngine(EmbedsTexts):
@@ -47,7 +62,7 @@ class InferenceEngine(EmbedsTexts):
     def __init__(self) -> None:
         self._metrics = Metrics()
         self._lock = threading.RLock()
-        self._pending: dict[str, Any] | None = None
+        self._pending: _Load | None = None
         self._model: Model | None = None
         self._engine: Engine | None = None  # None too for a model that generates no text
         self._embedders: Embedders | None = None  # of such a model
@@ -64,7 +79,7 @@ class InferenceEngine(EmbedsTexts):
         ctx_size: int | None = None,
         context_size: int | None = None,
         batch_size: int = 512,
-        ubatch_size: int = 128,
+        ubatch_size: int = LOAD_UBATCH_SIZE,
         n_parallel: int = 1,
         cache_size: int | None = None,
         auto_start: bool = True,
@@ -72,7 +87,7 @@ class InferenceEngine(EmbedsTexts):
         silent: bool = False,
         on_step: Callable[[StepRecord], None] | None = None,
         on_request: Callable[[RequestRecord], None] | None = None,
-        **parameters: Any,
+        **keywords: Unpack[LoadKeywords],
     ) -> bool:
         """Load a model, in place of the one before; return True.
 
@@ -83,7 +98,7 @@ class InferenceEngine(EmbedsTexts):
         verbose: say what is done on stdout, and draw how far downloads and the loading of a big
             model are, on stderr in a terminal or a notebook; silent=True, verbose=False: nothing.
         on_step, on_request: called by the engine's thread; see `Engine`.
-        parameters: further fields of EngineParams, ModelParams or ContextParams.
+        keywords: further fields of EngineParams, ModelParams or ContextParams.
         Raises ModelNotFoundError, ModelError, ArgumentError; TypeError for an unknown keyword;
         ConcurrencyError in a hook. What is loaded stays when the file cannot be found, is broken,
         or does not go with the parameters.
@@ -91,23 +106,27 @@ class InferenceEngine(EmbedsTexts):
         _refuse_in_hook("load_model")
         if ctx_size is not None and context_size is not None and ctx_size != context_size:
             raise TypeError(f"ctx_size={ctx_size} and context_size={context_size} differ")
-        request = {
-            "name": model_name,
-            "filename": filename,
+        check_hooks(on_step=on_step, on_request=on_request)
+        size = context_size if ctx_size is None else ctx_size
+        settings: ConfigKeywords = {
             "gpu_layers": gpu_layers,
-            "ctx_size": context_size if ctx_size is None else ctx_size,
-            "engine": {
-                "batch_size": batch_size,
-                "ubatch_size": ubatch_size,
-                "n_parallel": n_parallel,
-                "cache_size": cache_size,
-            },
-            "parameters": parameters,
-            "hooks": {"on_step": on_step, "on_request": on_request},
-            "verbose": verbose and not silent,
+            "ctx_size": CTX_SIZE if size is None else size,
+            "batch_size": batch_size,
+            "ubatch_size": ubatch_size,
+            "n_parallel": n_parallel,
+            "cache_size": cache_size,
+            **keywords,
         }
-        check_parameters(parameters, on_step=on_step, on_request=on_request)
-        configure(request)  # wrong values are errors now, also when loading is deferred
+        config = EngineConfig.from_kwargs(**settings)
+        request = _Load(
+            model_name,
+            filename,
+            config,
+            automatic_ctx_size=size is None,
+            on_step=on_step,
+            on_request=on_request,
+            verbose=verbose and not silent,
+        )
         with self._lock:
             if auto_start:
                 self._load(request)
@@ -116,33 +135,39 @@ class InferenceEngine(EmbedsTexts):
                 self._pending = request
         return True
 
-    def _load(self, request: dict[str, Any]) -> None:
+    def _load(self, request: _Load) -> None:
         """Load in place of what is there, which stays when the file is no model for the engine."""
-        say = _say if request["verbose"] else _silent
-        say(f"Loading model: {request['name']}")
+        say = _say if request.verbose else _silent
+        say(f"Loading model: {request.name}")
         started = time.perf_counter()
-        path = hub.resolve(request["name"], request["filename"], progress=request["verbose"])
+        path = hub.resolve(request.name, request.filename, progress=request.verbose)
         if self._model is not None:
-            _check_file(path, request)
+            _check_file(path, request.config)
         self.unload_model()
-        configuration = configure(request, path)
-        for line in configuration.report:
+        fitted = fit(request.config, path, automatic_ctx_size=request.automatic_ctx_size)
+        config = fitted.config
+        for line in fitted.report:
             say(line)
-        bar = request["verbose"] and path.stat().st_size >= BIG_MODEL
-        model = Model(path, progress=bar, params=configuration.model)
-        chosen = configuration.engine
+        bar = request.verbose and path.stat().st_size >= BIG_MODEL
+        model = Model(path, progress=bar, params=config.model)
         try:
-            self._engine = Engine(model, metrics=self._metrics, **request["hooks"], **chosen)
+            self._engine = Engine(
+                model,
+                config=config,
+                on_step=request.on_step,
+                on_request=request.on_request,
+                metrics=self._metrics,
+            )
         except NoTextError:
-            sizes = chosen["ctx_size"], chosen["batch_size"]
-            self._embedders = Embedders(model, *sizes, generates=False, parameters=chosen)
+            sizes = config.engine.ctx_size, config.engine.batch_size
+            self._embedders = Embedders(model, *sizes, generates=False, parameters=config.context)
         except BaseException:
             model.close()
             raise
         self._model = model
         say("✓ Model loaded and ready for inference")
-        say(f"  GPU Layers: {configuration.gpu_layers}")
-        say(f"  Context Size: {chosen['ctx_size']}")
+        say(f"  GPU Layers: {fitted.gpu_layers}")
+        say(f"  Context Size: {config.engine.ctx_size}")
         say(f"  Load Time: {time.perf_counter() - started:.1f} s")
 
     @property
@@ -372,13 +397,10 @@ def _refuse_in_hook(what: str) -> None:
         raise ConcurrencyError(f"{what}() cannot be called from a hook, which runs on the engine")
 
 
-def _check_file(path: Path, request: dict[str, Any]) -> None:
+def _check_file(path: Path, config: EngineConfig) -> None:
     """Raise what loading would raise, by going through it without taking memory; 0.1 to 0.3 s."""
-    chosen = configure(request)
-    own = {k: v for k, v in chosen.engine.items() if k in EngineParams.__dataclass_fields__}
-    others = {k: v for k, v in chosen.engine.items() if k not in own}
-    on_cpu = replace(chosen.model, gpu_layers=0, devices=(), split_mode="layer")
-    memory_needed(path, model=on_cpu, context=context_params(EngineParams(**own), others))
+    on_cpu = replace(config.model, gpu_layers=0, devices=(), split_mode="layer")
+    memory_needed(path, model=on_cpu, context=config.context_params())
 
 
 def _say(line: str) -> None:

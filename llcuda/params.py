@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any
 
 from llcuda.errors import ArgumentError
 
@@ -28,22 +28,6 @@ MAX_SEED = 2**32 - 2  # the next one is llama.cpp's word for "at random"
 def default_threads() -> int:
     """Return how many processors this process may use (at least 1)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-Params = TypeVar("Params")
-
-
-def given_params(kind: type[Params], params: Params | None, keywords: dict[str, Any]) -> Params:
-    """Return `params`, or those made of `keywords`; ArgumentError for both, or another type."""
-    if params is None:
-        return kind(**keywords)
-    if keywords:
-        raise ArgumentError(
-            f"params= and {', '.join(keywords)}=: give one or the other", parameter="params"
-        )
-    if not isinstance(params, kind):
-        raise wrong_value("params", params, f"expected {kind.__name__}")
-    return params
 
 
 def wrong_value(parameter: str, value: Any, rule: str, remedy: str | None = None) -> ArgumentError:

@@ -14,7 +14,7 @@ ORDER = (
     {"errors", "_lazy", "progress"},
     {"params", "files"},
     {"guide", "samplers", "demo"},
-    {"steps"},
+    {"steps", "keywords"},
     {"native"},
     {"hub", "structured", "gguf_parser", "gguf_writer", "nf4", "device"},
     {"tensor", "chat", "embeddings", "conversion"},

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llcuda.errors import ArgumentError
-from llcuda.params import ContextParams, ModelParams, SamplingParams, given_params
+from llcuda.keywords import given_params
+from llcuda.params import ContextParams, ModelParams, SamplingParams
 
 REFUSED: list[tuple[type, dict[str, Any]]] = [
     (ModelParams, {"gpu_layers": -1}),

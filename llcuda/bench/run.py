@@ -16,7 +16,8 @@ from llcuda import device
 from llcuda.bench import measure
 from llcuda.bench.loops import Pace, Subject, prompt
 from llcuda.bench.measure import Row
-from llcuda.engine.autofit import configure
+from llcuda.engine.autofit import fit
+from llcuda.engine.config import EngineConfig
 from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.native import library
 from llcuda.native.context import SMALL_MODEL, Context
@@ -156,9 +157,8 @@ class Bench:
 
     def _place(self) -> ModelParams:
         """Return where the layers go: on the GPUs as many as fit beside a context of 2,048."""
-        request: dict[str, Any] = {"gpu_layers": self._params.gpu_layers, "ctx_size": None}
-        request |= {"engine": {"n_parallel": 1}, "parameters": {}}
-        return configure(request, self._path).model
+        config = EngineConfig.from_kwargs(gpu_layers=self._params.gpu_layers)
+        return fit(config, self._path, automatic_ctx_size=True).config.model
 
     def _rows(self, table: str, subject: Subject) -> Iterable[Row]:
         params, gpu, quick = self._params, subject.gpu, self._params.quick

@@ -60,7 +60,7 @@ def chat(
     from llcuda import progress
     from llcuda.chat.template import ChatTemplate
     from llcuda.cli.chat_commands import Conversation
-    from llcuda.engine.request import split_parameters
+    from llcuda.engine.request import request_params
     from llcuda.hub import registry as hub
     from llcuda.inference import InferenceEngine
     from llcuda.native.estimate import read_facts
@@ -75,7 +75,7 @@ def chat(
         "max_tokens": max_tokens,
     }
     parameters = {name: value for name, value in asked.items() if value is not None}
-    split_parameters(parameters)
+    request_params(parameters)
     template = _template(chat_template)
     path = hub.resolve(model, progress=progress.seen())
     size = ctx_size or min(MOST_CONTEXT, read_facts(path).train_ctx_size or MOST_CONTEXT)

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llcuda.chat.messages import check_messages
-from llcuda.engine.request import SAMPLING_FIELDS, split_parameters
+from llcuda.engine.request import request_params
 from llcuda.errors import ArgumentError
 from llcuda.files import check_target, written
+from llcuda.keywords import SamplingKeywords
 
 if TYPE_CHECKING:
     from llcuda.engine.outputs import Completion
 
 LARGEST = 64 * 2**20  # bytes of a conversation's file
 SETTINGS = sorted(
-    {*SAMPLING_FIELDS, "max_tokens", "stop", "timeout"}
+    {*SamplingKeywords.__annotations__, "max_tokens", "stop", "timeout"}
     - {"logit_bias", "dry_breakers", "grammar_root"}
 )
 
@@ -71,7 +72,7 @@ class Conversation:
             given = json.loads(value)
         except ValueError:
             given = value
-        split_parameters({**others, name: given})
+        request_params({**others, name: given})
         self.parameters = {**others, name: given}
         return f"{name} {json.dumps(given)}"
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llcuda.engine.autofit import configure
+from llcuda.engine.autofit import fit
+from llcuda.engine.config import EngineConfig
 from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.gguf_parser import GGUFReader
 from llcuda.hub import registry as hub
@@ -69,15 +70,15 @@ def _file(name: str) -> Iterator[tuple[Path, bool]]:
 
 def _memory(path: Path, ctx_size: int | None) -> dict[str, Any]:
     """Return where `load_model` would put the model, what it takes there, and whether it fits."""
-    asked = {"gpu_layers": None, "ctx_size": ctx_size}
+    config = EngineConfig() if ctx_size is None else EngineConfig.from_kwargs(ctx_size=ctx_size)
     try:
-        chosen = configure({**asked, "engine": {}, "parameters": {}}, path)
-        size = chosen.engine["ctx_size"]
-        found = memory_needed(path, model=chosen.model, ctx_size=size)
+        fitted = fit(config, path, automatic_ctx_size=ctx_size is None)
+        size = fitted.config.engine.ctx_size
+        found = memory_needed(path, model=fitted.config.model, ctx_size=size)
     except LlcudaError as error:
         return {"error": str(error)}
     devices = [{**asdict(d), "needed": d.needed, "fits": d.needed <= d.free} for d in found]
-    return {"ctx_size": size, "gpu_layers": chosen.gpu_layers, "devices": devices}
+    return {"ctx_size": size, "gpu_layers": fitted.gpu_layers, "devices": devices}
 
 
 def _plain(value: Any) -> Any:

@@ -325,13 +325,14 @@ def _model_params(
 
     if gpu_layers is not None or all(device.kind != "gpu" for device in library.devices()):
         return ModelParams(gpu_layers=gpu_layers)
-    from llcuda.engine.autofit import configure
+    from llcuda.engine.autofit import fit
+    from llcuda.engine.config import EngineConfig
     from llcuda.native.estimate import read_facts
 
-    size = ctx_size or min(most, read_facts(path).train_ctx_size)
-    engine = {"n_parallel": 1}
-    asked = {"gpu_layers": None, "ctx_size": size, "engine": engine, "parameters": {}}
-    return configure(asked, path).model
+    config = EngineConfig.from_kwargs(
+        ctx_size=ctx_size or min(most, read_facts(path).train_ctx_size)
+    )
+    return fit(config, path, automatic_ctx_size=False).config.model
 
 
 def _stream(engine: Engine, request: Request, silent: bool) -> tuple[str, str]:

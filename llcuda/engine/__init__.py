@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from llcuda._lazy import lazy
 
 if TYPE_CHECKING:
+    from llcuda.engine.config import EngineParams as EngineParams
     from llcuda.engine.detokenizer import Utf8Decoder as Utf8Decoder
     from llcuda.engine.engine import Engine as Engine
-    from llcuda.engine.engine import EngineParams as EngineParams
     from llcuda.engine.metrics import Metrics as Metrics
     from llcuda.engine.metrics import RequestRecord as RequestRecord
     from llcuda.engine.metrics import StepRecord as StepRecord
@@ -24,7 +24,7 @@ __getattr__, __dir__ = lazy(
     {
         "Completion": "llcuda.engine.outputs",
         "Engine": "llcuda.engine.engine",
-        "EngineParams": "llcuda.engine.engine",
+        "EngineParams": "llcuda.engine.config",
         "InferResult": "llcuda.engine.outputs",
         "Metrics": "llcuda.engine.metrics",
         "Request": "llcuda.engine.request",

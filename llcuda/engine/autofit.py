@@ -1,100 +1,94 @@
-"""From what the user asked to what a model and an engine get: the automatic settings."""
+"""Automatic settings: the layers that fit on the GPUs, and the context that a model allows."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from llcuda.device import check_gpu_compatibility
-from llcuda.engine.engine import EngineParams, context_params
+from llcuda.device import Compatibility, check_gpu_compatibility
+from llcuda.engine.config import EngineConfig
 from llcuda.errors import ContextError, ModelError, UnsupportedError
 from llcuda.native import library
 from llcuda.native.estimate import DeviceMemory, FileFacts, read_facts, simulate
 from llcuda.params import ContextParams, ModelParams
 
-DEFAULT_CTX_SIZE = 2048
 RESERVE = 384 * 2**20  # bytes of each GPU for what CUDA takes besides: twice what was seen
-ENGINE_FIELDS = {item.name for item in fields(EngineParams)}
-MODEL_FIELDS = {item.name for item in fields(ModelParams)} - {"gpu_layers"}
-CONTEXT_FIELDS = {item.name for item in fields(ContextParams)}
 logger = logging.getLogger("llcuda")
 
 
-@dataclass
-class Configuration:
-    """Parameters of the model and of the engine, and what to tell the user."""
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Settings for one model on this machine.
 
-    model: ModelParams
-    engine: dict[str, Any]
-    gpu_layers: int = 0
-    report: list[str] = field(default_factory=list)
-
-
-def configure(request: dict[str, Any], path: Path | None = None) -> Configuration:
-    """Check `request`, and with the model's file at hand choose what was left out.
-
-    Raises ArgumentError for wrong values, TypeError for an unknown keyword, ModelError.
+    Attributes:
+        config: The settings, with nothing left open.
+        report: Lines that tell the user what was chosen, and for which machine.
     """
-    given = request["parameters"]
-    unknown = given.keys() - ENGINE_FIELDS - MODEL_FIELDS - CONTEXT_FIELDS
-    if unknown:
-        raise TypeError(f"load_model() got an unknown keyword: {', '.join(sorted(unknown))}")
-    ctx_size = DEFAULT_CTX_SIZE if request["ctx_size"] is None else request["ctx_size"]
-    engine = {**request["engine"], "ctx_size": ctx_size}
-    engine |= {k: v for k, v in given.items() if k in ENGINE_FIELDS | CONTEXT_FIELDS}
-    _context_params(engine)
-    chosen = {k: v for k, v in given.items() if k in MODEL_FIELDS}
-    model = ModelParams(gpu_layers=request["gpu_layers"], **chosen)
-    configuration = Configuration(model, engine)
-    if path is not None:
-        _choose(configuration, request["ctx_size"] is None, path)
-    return configuration
+
+    config: EngineConfig
+    report: tuple[str, ...]
+
+    @property
+    def gpu_layers(self) -> int:
+        """Layers on GPUs."""
+        return self.config.model.gpu_layers or 0
 
 
-def _context_params(engine: dict[str, Any], gpu: bool = False) -> ContextParams:
-    """Return what an Engine with these settings gives its context; raise what it would."""
-    own = {k: v for k, v in engine.items() if k in ENGINE_FIELDS}
-    others = {k: v for k, v in engine.items() if k not in ENGINE_FIELDS}
-    return context_params(EngineParams(**own), others, gpu)
+def fit(config: EngineConfig, path: Path, *, automatic_ctx_size: bool) -> Fitted:
+    """Choose what `config` leaves open: the layers on the GPUs, and the size of the context.
 
+    Args:
+        config: The settings; `model.gpu_layers=None` = as many layers as fit.
+        path: The model's file.
+        automatic_ctx_size: Whether the context is made as small as the model's training context
+            where that is smaller.
 
-def _choose(configuration: Configuration, any_ctx_size: bool, path: Path) -> None:
-    """Fit the context to the model and the layers to the GPUs, and describe the machine."""
-    facts, params = read_facts(path), configuration.model
-    any_layers = params.gpu_layers is None
-    if any_ctx_size and facts.train_ctx_size:
-        configuration.engine["ctx_size"] = min(DEFAULT_CTX_SIZE, facts.train_ctx_size)
+    Raises:
+        ModelNotFoundError, GGUFError: There is no such file, or it is damaged.
+        ArgumentError: The settings do not go with the model.
+    """
+    facts = read_facts(path)
+    if automatic_ctx_size and facts.train_ctx_size:
+        ctx_size = min(config.engine.ctx_size, facts.train_ctx_size)
+        config = replace(config, engine=replace(config.engine, ctx_size=ctx_size))
+    params = config.model
+    automatic = params.gpu_layers is None or automatic_ctx_size
     devices, check, note = library.devices(), check_gpu_compatibility(), ""
     present = [device for device in devices if device.kind == "gpu"]
     gpus = present if check["compatible"] else []
     if not gpus:
         params = replace(params, gpu_layers=0, devices=() if present else params.devices)
     elif params.gpu_layers is None:
-        gpu = params.split_mode != "tensor"
-        context = _context_params(configuration.engine, gpu)
+        context = config.context_params(gpu=params.split_mode != "tensor")
         params, note = _automatic_layers(path, facts, params, context, gpus)
     else:
         params = replace(params, gpu_layers=min(params.gpu_layers, facts.layers + 1))
-    configuration.model, configuration.gpu_layers = params, params.gpu_layers or 0
-    lines = configuration.report
-    if any_layers or any_ctx_size:
-        lines += ["", "Auto-configuring optimal settings..."]
+    lines = ["", "Auto-configuring optimal settings..."] if automatic else []
     lines.append("GPU Check:")
     lines.append(f"  Platform: {check['platform']}")
-    if gpus:
-        lines.append(f"  GPU: {check['gpu_name']}")
-        lines.append(f"  Compute Capability: {check['compute_capability']}")
-        lines.append("  Status: ✓ Compatible")
-        lines += [f"  Note: {said}" for said in (note, check.get("note")) if said]
-        return
-    cpu = next((d.description for d in devices if d.kind == "cpu"), "CPU")
-    lines.append(f"  GPU: {check['gpu_name'] or 'none'}")
-    lines.append(f"  Compute Capability: {check['compute_capability'] or 'none'}")
+    lines += _gpu_lines(check, note) if gpus else _cpu_lines(check, devices)
+    return Fitted(replace(config, model=params), tuple(lines))
+
+
+def _gpu_lines(check: Compatibility, note: str) -> list[str]:
+    return [
+        f"  GPU: {check['gpu_name']}",
+        f"  Compute Capability: {check['compute_capability']}",
+        "  Status: ✓ Compatible",
+        *(f"  Note: {text}" for text in (note, check.get("note")) if text),
+    ]
+
+
+def _cpu_lines(check: Compatibility, devices: Sequence[library.DeviceInfo]) -> list[str]:
+    cpu = next((device.description for device in devices if device.kind == "cpu"), "CPU")
     reason = check["reason"] if not check["compatible"] else library.why_no_gpu()
-    lines.append(f"  Status: CPU ({cpu}): {reason}")
+    return [
+        f"  GPU: {check['gpu_name'] or 'none'}",
+        f"  Compute Capability: {check['compute_capability'] or 'none'}",
+        f"  Status: CPU ({cpu}): {reason}",
+    ]
 
 
 def _automatic_layers(
@@ -106,7 +100,7 @@ def _automatic_layers(
 ) -> tuple[ModelParams, str]:
     """Return `params` with the GPUs that have room and the layers that fit, and a note.
 
-    Where llcuda cannot tell what fits, all layers: then loading says what is wrong.
+    All layers are tried where llcuda cannot tell what fits: then loading says what is wrong.
     """
     on_cpu = replace(params, gpu_layers=0, devices=())
     full, note = "too little memory of the GPU is free; the CPU is used", ""
@@ -130,34 +124,41 @@ def _automatic_layers(
     return (on_cpu, full) if layers is None else (replace(params, gpu_layers=layers), note)
 
 
-def fitting_layers(most: int, needs: Callable[[int], Sequence[DeviceMemory]]) -> int | None:
-    """Return the largest number of layers, at most `most`, that leaves RESERVE on every GPU.
+def fitting_layers(all_layers: int, needs: Callable[[int], Sequence[DeviceMemory]]) -> int | None:
+    """Return the largest number of layers that leaves RESERVE free on every GPU.
 
-    needs: what the model takes with so many layers on the GPUs, as `memory_needed` says. It grows
-        with the layers, but for the last step: with all of them the buffers may be smaller.
-    None: the GPUs have no room even for the buffers of a model on the CPU. Guesses by proportion,
-    every third time by halves: 1 call where all fit, else 4 or 5, seldom more.
+    Guesses by proportion, every third time by halves: 1 estimate where all layers fit, otherwise
+    4 or 5, seldom more.
+
+    Args:
+        all_layers: Layers of the model, the largest number to return.
+        needs: Returns what the model takes of each device with so many layers on the GPUs, as
+            `memory_needed` does. It grows with the layers, except for the last step: with all of
+            them the buffers may be smaller.
+
+    Returns:
+        None where the GPUs have no room even for the buffers of a model on the CPU.
     """
 
-    def spare(layers: int) -> list[int]:
-        found = needs(layers)
-        return [gpu.free - gpu.needed - RESERVE for gpu in found if gpu.kind != "cpu"]
+    def room(layers: int) -> list[int]:
+        """Bytes that each GPU has left, below 0 where it has too few."""
+        return [gpu.free - gpu.needed - RESERVE for gpu in needs(layers) if gpu.kind != "cpu"]
 
-    above = spare(most)
-    if all(room >= 0 for room in above):
-        return most if above else 0
-    below = spare(0)
-    if any(room < 0 for room in below):
+    above = room(all_layers)
+    if all(size >= 0 for size in above):
+        return all_layers if above else 0
+    below = room(0)
+    if any(size < 0 for size in below):
         return None
-    low, high, turn = 0, most, 0
+    low, high, turn = 0, all_layers, 0
     while high - low > 1:
         turn += 1
         share = min(b / (b - a) for b, a in zip(below, above, strict=True) if a < 0)
         step = (high - low) * (share if turn % 3 else 0.5)
         middle = min(max(low + int(step), low + 1), high - 1)
-        rooms = spare(middle)
-        if all(room >= 0 for room in rooms):
-            low, below = middle, rooms
+        left = room(middle)
+        if all(size >= 0 for size in left):
+            low, below = middle, left
         else:
-            high, above = middle, rooms
+            high, above = middle, left
     return low

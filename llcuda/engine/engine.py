@@ -11,20 +11,21 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from llcuda.chat.session import Chat
 from llcuda.chat.session import start as start_chat
 from llcuda.embeddings.cache import SHARED, Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
+from llcuda.engine.config import EngineConfig, EngineParams
 from llcuda.engine.loop import Desk
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.model_runner import Worker
 from llcuda.engine.outputs import Completion
 from llcuda.engine.reporter import Reporter
-from llcuda.engine.request import Request, RequestParams, split_parameters
+from llcuda.engine.request import Request, RequestParams, request_params
 from llcuda.engine.scheduler import Job
 from llcuda.errors import (
     ArgumentError,
@@ -33,124 +34,28 @@ from llcuda.errors import (
     LlcudaError,
     NoTextError,
 )
+from llcuda.keywords import EngineKeywords, given_params, split_keywords
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
-from llcuda.params import ContextParams, SamplingParams, check_number, given_params, wrong_value
+from llcuda.params import ContextParams, SamplingParams, check_number, wrong_value
 from llcuda.structured import compiler as structured
 
 logger = logging.getLogger("llcuda.engine")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineParams:
-    """The size of an engine.
-
-    n_parallel: texts that decode in one batch. ctx_size: tokens of each.
-    cache_size: KV cells in all; None = n_parallel x ctx_size. More room keeps more finished texts,
-        whose beginnings later prompts need not compute again.
-    batch_size: most prompt tokens of one step, which is how long a prompt delays running texts.
-    queue_size: most requests that may wait, beside n_parallel that run; one more unfinished
-        request is a QueueFullError.
-    speculation: most tokens guessed from the text itself for each step, 0 = off.
-    """
-
-    n_parallel: int = 1
-    ctx_size: int = 2048
-    cache_size: int | None = None
-    batch_size: int = 512
-    ubatch_size: int = 512
-    queue_size: int = 1024
-    speculation: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("n_parallel", self.n_parallel, "int", 1, 256)
-        check_number("ctx_size", self.ctx_size, "int", 1, 2**31 - 1)
-        check_number("batch_size", self.batch_size, "int", 1, 2**20)
-        check_number("ubatch_size", self.ubatch_size, "int", 1, 2**20)
-        check_number("queue_size", self.queue_size, "int", 1)
-        check_number("speculation", self.speculation, "int", 0, 32)
-        if self.cache_size is not None:
-            check_number("cache_size", self.cache_size, "int", self.ctx_size)
-
-    @property
-    def slots(self) -> int:
-        """Sequences of the KV cache: n_parallel, and as many kept texts as there is room for."""
-        extra = -(-(self.cache_size or 0) // self.ctx_size) - self.n_parallel
-        return min(256, self.n_parallel + max(0, extra))
-
-
-_FOR_TEXT = {"embeddings": (False,), "attention": (None, "causal"), "pooling": (None,)}
-
-
-def check_parameters(parameters: Mapping[str, Any], **hooks: Any) -> None:
-    """Raise ArgumentError for what an engine does otherwise than a Context, and for bad hooks."""
-    if "sequences" in parameters:
-        raise ArgumentError(
-            f"sequences={parameters['sequences']!r}: an engine has n_parallel= for that",
-            parameter="sequences",
-        )
-    for name, allowed in _FOR_TEXT.items():
-        if name in parameters and parameters[name] not in allowed:
-            raise wrong_value(
-                name,
-                parameters[name],
-                "an engine generates text",
-                "a Context gives embeddings",
-            )
+def check_hooks(**hooks: Any) -> None:
+    """Raise ArgumentError for a hook that cannot be called."""
     for name, hook in hooks.items():
         if hook is not None and not callable(hook):
-            raise ArgumentError(f"{name}={hook!r}: expected a function", parameter=name)
-
-
-ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
-
-
-def context_params(
-    params: EngineParams, parameters: Mapping[str, Any], gpu: bool = False
-) -> ContextParams:
-    """Return the context's parameters: those that the engine chooses, and those that are given.
-
-    gpu: whether a GPU computes. Then the logits stay there, but for speculation, which looks at
-    several rows of a text; and there is room for as many rows as a step has.
-    """
-    rows = 1 + params.speculation  # of one text in a step
-    own: dict[str, Any] = {"unified_kv": False, "device_logits": gpu and not params.speculation}
-    device = parameters.get("device_logits", own["device_logits"])
-    if device:
-        own["outputs_max"] = max(params.slots, ECHO_ROWS)
-    chosen = ContextParams(
-        ctx_size=params.ctx_size,
-        sequences=params.slots,
-        batch_size=max(params.batch_size, params.slots * rows),
-        ubatch_size=max(params.ubatch_size, params.n_parallel if device else 1),
-        **{**own, **parameters},
-    )
-    if chosen.device_logits and params.speculation:
-        raise ArgumentError(
-            "device_logits=True has no rows for speculation: give one of them",
-            parameter="device_logits",
-        )
-    if not chosen.swa_full and rows > params.ubatch_size:
-        raise ArgumentError(
-            f"speculation={params.speculation}: with swa_full=False expected less than "
-            f"ubatch_size={params.ubatch_size}, or a wrong guess could not be forgotten",
-            parameter="speculation",
-        )
-    if 0 < chosen.outputs_max < params.n_parallel * rows:
-        raise ArgumentError(
-            f"outputs_max={chosen.outputs_max}: expected 0, or at least "
-            f"n_parallel x (1 + speculation) = {params.n_parallel * rows}",
-            parameter="outputs_max",
-        )
-    return chosen
+            raise wrong_value(name, hook, "expected a function")
 
 
 class Engine(EmbedsTexts):
     """Runs requests on `model` with continuous batching, from any thread or coroutine.
 
-    parameters: the fields of EngineParams, and of ContextParams for the rest.
+    keywords: the fields of EngineParams, and of ContextParams for the rest; or `config`.
     on_step, on_request: called by the worker with a StepRecord after each step, and with a
         RequestRecord for each request that ends, failed ones too, before its readers wake. What
         they raise is logged, and harms no request. They may submit, but not wait for a request nor
@@ -166,34 +71,36 @@ class Engine(EmbedsTexts):
         self,
         model: Model,
         *,
+        config: EngineConfig | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
         on_request: Callable[[RequestRecord], None] | None = None,
         metrics: Metrics | None = None,
-        **parameters: Any,
+        **keywords: Unpack[EngineKeywords],
     ) -> None:
-        check_parameters(parameters, on_step=on_step, on_request=on_request)
-        own = {k: parameters.pop(k) for k in EngineParams.__dataclass_fields__ if k in parameters}
-        self.params = params = EngineParams(**own)
+        check_hooks(on_step=on_step, on_request=on_request)
+        self.config = config = _given_config(config, keywords)
+        self.params = params = config.engine
         self.model = model
         self.metrics = metrics or Metrics()
         if (
-            parameters.get("device_logits")
+            config.context.get("device_logits")
             and params.n_parallel > 1
             and (model.is_recurrent or model.is_hybrid)
         ):
             raise ArgumentError(
                 f"device_logits=True: the states of {model.path.name} cannot be moved, so that its "
-                "texts are not computed in one batch; leave it out, or n_parallel=1",
+                "texts are not computed in one batch",
                 parameter="device_logits",
+                remedy="leave it out, or give n_parallel=1",
             )
-        self.context = Context(model, params=context_params(params, parameters, _on_gpu(model)))
+        self.context = Context(model, params=config.context_params(_on_gpu(model)))
         if not self.context.remembers:
             self.context.close()
             raise NoTextError(
                 f"{model.path.name} ({model.description}) remembers no text and generates none; "
                 "an Embedder gives its embeddings or scores"
             )
-        if params.ctx_size > model.train_ctx_size > 0 and not _stretched(parameters):
+        if params.ctx_size > model.train_ctx_size > 0 and not _stretched(config.context):
             logger.warning(
                 "ctx_size=%s, but %s was trained on texts of %s tokens: longer ones may derail",
                 *(params.ctx_size, model.path.name, model.train_ctx_size),
@@ -262,7 +169,7 @@ class Engine(EmbedsTexts):
         if parameters:
             if params is not None or sampling is not None:
                 raise ArgumentError("give params= and sampling=, or keywords, not both")
-            params, sampling = split_parameters(parameters)
+            params, sampling = request_params(parameters)
         params = given_params(RequestParams, params, {})
         sampling = given_params(SamplingParams, sampling, {})
         c = self.context.params
@@ -336,8 +243,7 @@ class Engine(EmbedsTexts):
                 **dict.fromkeys(self.model.eog_tokens, -1e30),
             }
         if changes:
-            names = SamplingParams.__dataclass_fields__
-            sampling = SamplingParams(**{**{k: getattr(sampling, k) for k in names}, **changes})
+            sampling = replace(sampling, **changes)
         return Sampler(params=sampling, model=self.model)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Chat[Completion]:
@@ -382,9 +288,21 @@ class Engine(EmbedsTexts):
         self.close()
 
 
-def _stretched(parameters: Mapping[str, Any]) -> bool:
+def _given_config(config: EngineConfig | None, keywords: EngineKeywords) -> EngineConfig:
+    """Return the settings that an engine was given, as an object or as keywords."""
+    if config is None:
+        engine, context = split_keywords(keywords, EngineParams, ContextParams)
+        return EngineConfig(context=context, engine=EngineParams(**engine))
+    if keywords:
+        raise ArgumentError(
+            f"config= and {', '.join(keywords)}=: give one or the other", parameter="config"
+        )
+    return config
+
+
+def _stretched(given: Mapping[str, Any]) -> bool:
     """Whether positions are scaled on purpose."""
-    return any(name.startswith(("rope_", "yarn_")) for name in parameters)
+    return any(name.startswith(("rope_", "yarn_")) for name in given)
 
 
 def _on_gpu(model: Model) -> bool:

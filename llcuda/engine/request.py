@@ -20,7 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from llcuda.engine.outputs import Completion, StepSums, Times, TokenLogprob
 from llcuda.engine.scheduler import Job
 from llcuda.errors import ArgumentError
 from llcuda.guide import Follower, Guide
+from llcuda.keywords import split_keywords
 from llcuda.params import SamplingParams, check_flags, check_number
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class RequestParams:
     """
 
     max_tokens: int = 128
-    stop: Iterable[str] = ()
+    stop: Iterable[str] | None = ()
     stop_tokens: Collection[int] = ()
     shown_tokens: Collection[int] = ()
     ignore_eos: bool = False
@@ -116,19 +117,10 @@ def _texts(stop: Any) -> tuple[str, ...]:
     return texts
 
 
-REQUEST_FIELDS = frozenset(item.name for item in fields(RequestParams))
-SAMPLING_FIELDS = frozenset(item.name for item in fields(SamplingParams))
-
-
-def split_parameters(given: dict[str, Any]) -> tuple[RequestParams, SamplingParams]:
-    """Return both kinds of parameters; TypeError for a keyword that is of neither."""
-    unknown = given.keys() - REQUEST_FIELDS - SAMPLING_FIELDS
-    if unknown:
-        raise TypeError(f"unknown parameter {', '.join(sorted(unknown))}")
-    return (
-        RequestParams(**{k: v for k, v in given.items() if k in REQUEST_FIELDS}),
-        SamplingParams(**{k: v for k, v in given.items() if k in SAMPLING_FIELDS}),
-    )
+def request_params(keywords: Mapping[str, Any]) -> tuple[RequestParams, SamplingParams]:
+    """Return the settings that a request was given as keywords; TypeError for an unknown one."""
+    request, sampling = split_keywords(keywords, RequestParams, SamplingParams)
+    return RequestParams(**request), SamplingParams(**sampling)
 
 
 _END = object()

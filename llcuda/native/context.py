@@ -16,6 +16,7 @@ from llcuda.errors import (
     LlcudaError,
     UnsupportedError,
 )
+from llcuda.keywords import given_params
 from llcuda.native import callbacks, library
 from llcuda.native.adapter import Adapter
 from llcuda.native.kv_size import check_kv_size
@@ -24,7 +25,7 @@ from llcuda.native.model import Model
 from llcuda.native.outputs import Float32, Outputs
 from llcuda.native.reports import Reports
 from llcuda.native.timings import DecodeEvent
-from llcuda.params import POOLINGS, ContextParams, check_number, default_threads, given_params
+from llcuda.params import POOLINGS, ContextParams, check_number, default_threads
 
 SMALL_MODEL = 32 * 2**20  # bytes; below, threads wait for each other longer than they compute
 _OUTPUTS = {"none": 0, "last": 1, "all": 2}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 from llcuda.demo import resolve
 from llcuda.errors import ContextError, UnsupportedError
+from llcuda.keywords import PlanKeywords, given_params, split_keywords
 from llcuda.native import callbacks, library
 from llcuda.native.context import Context
 from llcuda.native.gguf.mapped import MappedFile
@@ -15,7 +16,7 @@ from llcuda.native.gguf.metadata import Metadata
 from llcuda.native.gguf.types import ValueType
 from llcuda.native.model import Model
 from llcuda.native.oom import available_memory
-from llcuda.params import ContextParams, ModelParams, given_params
+from llcuda.params import ContextParams, ModelParams
 
 MOST_DEVICES = 64
 CELL_RECORD = 64  # bytes that llama.cpp notes for each KV cell, in the simulation too
@@ -86,11 +87,11 @@ def memory_needed(
     *,
     model: ModelParams | None = None,
     context: ContextParams | None = None,
-    **parameters: Any,
+    **keywords: Unpack[PlanKeywords],
 ) -> list[DeviceMemory]:
     """Return what a model file and a context on it would take: the GPUs in use, then the CPU.
 
-    parameters: the fields of ModelParams and ContextParams, or one object of each.
+    keywords: the fields of ModelParams and ContextParams, or one object of each.
     llama.cpp goes through all it allocates for them without doing it, so the answer is its own;
     no weight is read. Not included: rows of logits (4 bytes for each vocabulary entry, on the CPU),
     what CUDA takes for itself, and the tokenizer, which is not looked at.
@@ -98,12 +99,12 @@ def memory_needed(
     Raises what Model and Context raise for the same file and parameters, UnsupportedError for
     split_mode="tensor"; only that memory is short is no error.
     """
-    own = {item.name for item in fields(ModelParams)}
+    of_model, of_context = split_keywords(keywords, ModelParams, ContextParams)
     return simulate(
         path,
         read_facts(path),
-        given_params(ModelParams, model, {k: v for k, v in parameters.items() if k in own}),
-        given_params(ContextParams, context, {k: v for k, v in parameters.items() if k not in own}),
+        given_params(ModelParams, model, of_model),
+        given_params(ContextParams, context, of_context),
     )
 
 

@@ -16,10 +16,11 @@ from llcuda.errors import (
     LoadCancelledError,
     ModelError,
 )
+from llcuda.keywords import given_params
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.vocabulary import Vocabulary
-from llcuda.params import ModelParams, given_params
+from llcuda.params import ModelParams
 
 Progress = Callable[[float], bool | None]
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
+from llcuda.keywords import given_params
 from llcuda.native import callbacks, chain, library
-from llcuda.params import SamplingParams, given_params
+from llcuda.params import SamplingParams
 
 if TYPE_CHECKING:
     from llcuda.native.context import Context

@@ -15,8 +15,9 @@ from typing import Any
 
 from llcuda.chat.template import ChatTemplate
 from llcuda.embeddings.embedder import Embedder
-from llcuda.engine.autofit import Configuration, configure
-from llcuda.engine.engine import Engine, EngineParams, context_params
+from llcuda.engine.autofit import Fitted, fit
+from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
+from llcuda.engine.engine import Engine
 from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
 from llcuda.hub import registry as hub
 from llcuda.native.estimate import DeviceMemory, memory_needed
@@ -25,7 +26,7 @@ from llcuda.server.errors import ApiError
 
 logger = logging.getLogger("llcuda.server")
 
-ENGINE_DEFAULTS = {"batch_size": 512, "ubatch_size": 128, "n_parallel": 4, "cache_size": None}
+DEFAULTS = {"ubatch_size": LOAD_UBATCH_SIZE, "n_parallel": 4}  # where the server's are others
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,19 @@ class ModelSpec:
     filename: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    def configuration(self, path: Path | None = None) -> Configuration:
+    def config(self) -> EngineConfig:
         """Return what the model and its engine get; raise ArgumentError or TypeError."""
-        given = dict(self.parameters)
-        for name in ("pooling", "template"):
-            given.pop(name, None)
-        request = {
-            "gpu_layers": given.pop("gpu_layers", None),
-            "ctx_size": given.pop("ctx_size", None),
-            "engine": {name: given.pop(name, usual) for name, usual in ENGINE_DEFAULTS.items()},
-            "parameters": given,
-        }
-        return configure(request, path)
+        given = {k: v for k, v in self.parameters.items() if k not in ("pooling", "template")}
+        if self._automatic_ctx_size():
+            given.pop("ctx_size", None)
+        return EngineConfig.from_kwargs(**{**DEFAULTS, **given})
+
+    def fitted(self, path: Path) -> Fitted:
+        """Return what they get on this machine, with the model's file at hand."""
+        return fit(self.config(), path, automatic_ctx_size=self._automatic_ctx_size())
+
+    def _automatic_ctx_size(self) -> bool:
+        return self.parameters.get("ctx_size") is None
 
 
 class Loaded:
@@ -65,7 +67,7 @@ class Loaded:
     """
 
     def __init__(self, spec: ModelSpec, path: Path, needs: int) -> None:
-        chosen = spec.configuration(path)
+        config = spec.fitted(path).config
         self.spec = spec
         self.needs = needs
         self.users = 0
@@ -74,12 +76,12 @@ class Loaded:
         self._embedder: Embedder | None = None
         self._lock = threading.Lock()
         self.bench = ThreadPoolExecutor(1, "llcuda-embedder")
-        self.model = Model(path, params=chosen.model)
+        self.model = Model(path, params=config.model)
         try:
             if spec.parameters.get("template") is not None:
                 ChatTemplate.of(self.model, spec.parameters["template"])
             try:
-                self.engine = Engine(self.model, **chosen.engine)
+                self.engine = Engine(self.model, config=config)
             except ArgumentError as error:  # it generates no text
                 try:
                     self.embedder()
@@ -143,7 +145,7 @@ class Models:
         self._lock = asyncio.Lock()
         self.paths: dict[str, Path] = {}
         for spec in specs:
-            spec.configuration()
+            spec.config()
 
     def open(self, preload: bool) -> None:
         """Find, or fetch, every file, and load the first model; before there is an event loop.
@@ -246,11 +248,9 @@ class Models:
 
 def _needs(spec: ModelSpec, path: Path) -> list[DeviceMemory]:
     """Return what a model takes of each device; nothing where llama.cpp cannot say."""
-    chosen = spec.configuration(path)
-    own = {k: v for k, v in chosen.engine.items() if k in EngineParams.__dataclass_fields__}
-    others = {k: v for k, v in chosen.engine.items() if k not in own}
-    context = context_params(EngineParams(**own), others, bool(chosen.gpu_layers))
+    fitted = spec.fitted(path)
+    context = fitted.config.context_params(gpu=fitted.gpu_layers > 0)
     try:
-        return memory_needed(path, model=chosen.model, context=context)
+        return memory_needed(path, model=fitted.config.model, context=context)
     except UnsupportedError:
         return []

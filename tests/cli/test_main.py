@@ -15,7 +15,7 @@ import pytest
 import llcuda
 from llcuda import Engine, Model
 from llcuda.cli import main as cli
-from llcuda.engine import autofit as configuration
+from llcuda.engine import autofit
 from llcuda.errors import DecodeAbortedError
 from llcuda.native import library
 
@@ -167,7 +167,7 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "devices", list)
     assert cli._model_params(path, None, ctx_size=256, most=300).gpu_layers is None
     old = dict.fromkeys(("platform", "gpu_name", "compute_capability", "reason"), "old")
-    monkeypatch.setattr(configuration, "check_gpu_compatibility", lambda: {"compatible": 0, **old})
+    monkeypatch.setattr(autofit, "check_gpu_compatibility", lambda: {"compatible": 0, **old})
     monkeypatch.setattr(library, "devices", lambda: [SimpleNamespace(kind="gpu")])
     for ctx_size in (256, None):
         assert cli._model_params(path, None, ctx_size, most=2**40).gpu_layers == 0

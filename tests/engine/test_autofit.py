@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda.engine import autofit as configuration
-from llcuda.engine.autofit import RESERVE, Configuration, configure, fitting_layers
+from llcuda.engine import autofit
+from llcuda.engine.autofit import RESERVE, Fitted, fit, fitting_layers
+from llcuda.engine.config import EngineConfig
 from llcuda.errors import ArgumentError, ContextError
 from llcuda.native.estimate import DeviceMemory, FileFacts
 from llcuda.native.library import DeviceInfo
@@ -20,7 +21,7 @@ from llcuda.params import ModelParams
 
 GIB = 2**30
 LAYERS = 32
-Machine = Callable[..., Configuration]
+Machine = Callable[..., Fitted]
 
 
 def gpu(number: int, needed: int, free: int) -> DeviceMemory:
@@ -91,7 +92,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         failure: Exception | None = None,
         calls: list[ModelParams] | None = None,
         **asked: Any,
-    ) -> Configuration:
+    ) -> Fitted:
         names = [f"CUDA{i}" for i in range(len(free))]
 
         def simulate(path: Path, facts: FileFacts, model: ModelParams, context: Any) -> Any:
@@ -125,17 +126,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
             "reason": "it is old",
         }
         facts = FileFacts("llama", 1000, LAYERS - 1, 1024)
-        monkeypatch.setattr(configuration, "read_facts", lambda path: facts)
-        monkeypatch.setattr(configuration, "simulate", simulate)
-        monkeypatch.setattr(configuration, "check_gpu_compatibility", lambda: check)
-        monkeypatch.setattr(configuration.library, "devices", lambda: devices)
-        request = {
-            "gpu_layers": asked.pop("gpu_layers", None),
-            "ctx_size": None,
-            "engine": {"n_parallel": 4},
-            "parameters": asked,
-        }
-        return configure(request, Path("model.gguf"))
+        monkeypatch.setattr(autofit, "read_facts", lambda path: facts)
+        monkeypatch.setattr(autofit, "simulate", simulate)
+        monkeypatch.setattr(autofit, "check_gpu_compatibility", lambda: check)
+        monkeypatch.setattr(autofit.library, "devices", lambda: devices)
+        config = EngineConfig.from_kwargs(n_parallel=4, **asked)
+        return fit(config, Path("model.gguf"), automatic_ctx_size=True)
 
     return run
 
@@ -143,8 +139,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def test_the_cpu_needs_no_estimate(machine: Machine) -> None:
     """Without a GPU nothing is simulated; the model's training context bounds the default."""
     chosen = machine([])
-    assert (chosen.gpu_layers, chosen.model.devices) == (0, None)
-    assert chosen.engine["ctx_size"] == 1024
+    assert (chosen.gpu_layers, chosen.config.model.devices) == (0, None)
+    assert chosen.config.engine.ctx_size == 1024
 
 
 @pytest.mark.parametrize(
@@ -168,8 +164,8 @@ def test_layers_and_devices(
 ) -> None:
     """Every GPU in use must have room; one without is not used, unless it was asked for."""
     chosen = machine(free, calls=[], **asked)
-    assert (chosen.gpu_layers, chosen.model.gpu_layers) == (layers, layers)
-    assert chosen.model.devices == devices
+    assert (chosen.gpu_layers, chosen.config.model.gpu_layers) == (layers, layers)
+    assert chosen.config.model.devices == devices
     assert ("Note" in "\n".join(chosen.report)) == (devices != asked.get("devices"))
 
 
@@ -178,7 +174,7 @@ def test_model_parameters_reach_the_estimate(machine: Machine) -> None:
     calls: list[ModelParams] = []
     asked: dict[str, Any] = {"tensor_split": [3, 1], "main_gpu": 1, "split_mode": "layer"}
     chosen = machine([GIB, GIB], calls=calls, **asked)
-    for params in [*calls, chosen.model]:
+    for params in [*calls, chosen.config.model]:
         assert {name: getattr(params, name) for name in asked} == asked
     assert calls
 
@@ -193,7 +189,7 @@ def test_given_layers_are_taken(asked: int, layers: int, machine: Machine) -> No
 def test_a_gpu_that_llcuda_cannot_use(asked: int | None, machine: Machine) -> None:
     """It gets neither layers nor buffers."""
     chosen = machine([8 * GIB], compatible=False, gpu_layers=asked)
-    assert (chosen.gpu_layers, chosen.model.devices) == (0, ())
+    assert (chosen.gpu_layers, chosen.config.model.devices) == (0, ())
 
 
 def test_an_estimate_that_fails(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,166 @@
+"""The settings of a model and its engine, sorted and checked in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, Unpack
+
+from llcuda.errors import ArgumentError
+from llcuda.keywords import ConfigKeywords, split_keywords
+from llcuda.params import INT32_MAX, ContextParams, ModelParams, check_number, wrong_value
+
+CTX_SIZE = 2048  # of an engine, where the model was trained on as much
+UBATCH_SIZE = 512  # of an Engine, as llama.cpp's own default
+LOAD_UBATCH_SIZE = 128  # of `InferenceEngine.load_model` and of the server
+ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
+
+# What an engine needs of its context, and the values that mean the same.
+_FOR_TEXT: dict[str, tuple[Any, ...]] = {
+    "embeddings": (False,),
+    "attention": (None, "causal"),
+    "pooling": (None,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParams:
+    """The size of an engine.
+
+    Attributes:
+        n_parallel: Sequences that decode in one batch.
+        ctx_size: Tokens of each sequence, prompt and answer together.
+        cache_size: KV cells of all sequences together; None = n_parallel x ctx_size. More room
+            keeps more cached prefixes, which later prompts need not compute again.
+        batch_size: Largest number of prompt tokens of one step, which bounds how long a prompt
+            delays running sequences.
+        ubatch_size: Largest number of tokens computed at once.
+        queue_size: Largest number of requests that wait, beside n_parallel that run; one more
+            unfinished request is a QueueFullError.
+        speculation: Largest number of tokens guessed from the sequence itself for each step,
+            0 = off.
+    """
+
+    n_parallel: int = 1
+    ctx_size: int = CTX_SIZE
+    cache_size: int | None = None
+    batch_size: int = 512
+    ubatch_size: int = UBATCH_SIZE
+    queue_size: int = 1024
+    speculation: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("n_parallel", self.n_parallel, "int", 1, 256)
+        check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
+        check_number("batch_size", self.batch_size, "int", 1, 2**20)
+        check_number("ubatch_size", self.ubatch_size, "int", 1, 2**20)
+        check_number("queue_size", self.queue_size, "int", 1)
+        check_number("speculation", self.speculation, "int", 0, 32)
+        if self.cache_size is not None:
+            check_number("cache_size", self.cache_size, "int", self.ctx_size)
+
+    @property
+    def slots(self) -> int:
+        """Sequences of the KV cache: n_parallel, and as many cached ones as there is room for."""
+        extra = -(-(self.cache_size or 0) // self.ctx_size) - self.n_parallel
+        return min(256, self.n_parallel + max(0, extra))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The settings of a model and of an engine on it.
+
+    Attributes:
+        model: How the model is loaded.
+        context: The fields of ContextParams that were given; the engine chooses the others.
+        engine: The size of the engine.
+
+    Raises:
+        ArgumentError: The settings contradict one another, or ask of the context what an engine
+            does otherwise.
+    """
+
+    model: ModelParams = field(default_factory=ModelParams)
+    context: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineParams = field(default_factory=EngineParams)
+
+    def __post_init__(self) -> None:
+        if "sequences" in self.context:
+            raise wrong_value(
+                "sequences",
+                self.context["sequences"],
+                "an engine has them by n_parallel and cache_size",
+                "give n_parallel=",
+            )
+        for name, allowed in _FOR_TEXT.items():
+            if name in self.context and self.context[name] not in allowed:
+                raise wrong_value(
+                    name,
+                    self.context[name],
+                    "an engine generates text",
+                    "use an Embedder or a Context for embeddings",
+                )
+        self.context_params()
+
+    @classmethod
+    def from_kwargs(cls, **keywords: Unpack[ConfigKeywords]) -> Self:
+        """Sort keywords into settings.
+
+        Args:
+            keywords: The fields of EngineParams, ModelParams and ContextParams.
+
+        Raises:
+            TypeError: A keyword is unknown.
+            ArgumentError: A value is outside what is allowed.
+        """
+        engine, model, context = split_keywords(keywords, EngineParams, ModelParams, ContextParams)
+        return cls(ModelParams(**model), context, EngineParams(**engine))
+
+    def context_params(self, gpu: bool = False) -> ContextParams:
+        """Return the settings of the engine's context.
+
+        Args:
+            gpu: Whether a GPU computes. Then the logits stay there, but for speculation, which
+                looks at several rows of a sequence; and there is room for as many rows as a step
+                has.
+
+        Raises:
+            ArgumentError: The settings contradict one another.
+        """
+        engine = self.engine
+        rows = 1 + engine.speculation  # of one sequence in a step
+        chosen: dict[str, Any] = {
+            "unified_kv": False,
+            "device_logits": gpu and not engine.speculation,
+            **self.context,
+        }
+        if chosen["device_logits"]:
+            chosen.setdefault("outputs_max", max(engine.slots, ECHO_ROWS))
+        params = ContextParams(
+            ctx_size=engine.ctx_size,
+            sequences=engine.slots,
+            batch_size=max(engine.batch_size, engine.slots * rows),
+            ubatch_size=max(
+                engine.ubatch_size, engine.n_parallel if chosen["device_logits"] else 1
+            ),
+            **chosen,
+        )
+        if params.device_logits and engine.speculation:
+            raise ArgumentError(
+                "device_logits=True has no rows for speculation",
+                parameter="device_logits",
+                remedy="give one of them",
+            )
+        if not params.swa_full and rows > engine.ubatch_size:
+            raise ArgumentError(
+                f"speculation={engine.speculation}: with swa_full=False expected less than "
+                f"ubatch_size={engine.ubatch_size}, or a wrong guess could not be forgotten",
+                parameter="speculation",
+            )
+        if 0 < params.outputs_max < engine.n_parallel * rows:
+            raise ArgumentError(
+                f"outputs_max={params.outputs_max}: expected 0, or at least "
+                f"n_parallel x (1 + speculation) = {engine.n_parallel * rows}",
+                parameter="outputs_max",
+            )
+        return params

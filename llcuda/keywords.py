@@ -1,0 +1,399 @@
+"""The keywords of public calls: their types for editors, and what an unknown one stands for.
+
+Each `...Keywords` class has the fields of a dataclass of settings, or of several; a test keeps them
+equal. Calls take them as `**keywords: Unpack[...Keywords]`, and sort them with `split_keywords`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypedDict, TypeVar
+
+from llcuda.errors import ArgumentError
+from llcuda.guide import Guide
+from llcuda.params import wrong_value
+
+# --- settings of a model, a context, an engine ---
+
+
+class _GpuLayers(TypedDict, total=False):
+    gpu_layers: int | None
+
+
+class _FurtherModel(TypedDict, total=False):
+    split_mode: str
+    main_gpu: int
+    tensor_split: Sequence[float] | None
+    devices: Sequence[str] | None
+    mmap: bool
+    mlock: bool
+    check_tensors: bool
+    vocab_only: bool
+    overrides: Mapping[str, int | float | bool | str]
+
+
+class ModelKeywords(_GpuLayers, _FurtherModel, total=False):
+    """The fields of ModelParams."""
+
+
+class _BatchSizes(TypedDict, total=False):
+    batch_size: int
+    ubatch_size: int
+
+
+class _FurtherContext(TypedDict, total=False):
+    outputs_max: int
+    unified_kv: bool
+    threads: int | None
+    threads_batch: int | None
+    flash_attention: bool | None
+    type_k: str
+    type_v: str
+    rope_scaling: str | None
+    rope_freq_base: float | None
+    rope_freq_scale: float | None
+    yarn_ext_factor: float | None
+    yarn_attn_factor: float | None
+    yarn_beta_fast: float | None
+    yarn_beta_slow: float | None
+    yarn_orig_ctx: int | None
+    swa_full: bool
+    device_logits: bool
+    offload_kqv: bool
+    op_offload: bool
+
+
+class ContextKeywords(_BatchSizes, _FurtherContext, total=False):
+    """The fields of ContextParams."""
+
+    ctx_size: int | None
+    sequences: int
+    embeddings: bool
+    pooling: str | None
+    attention: str | None
+
+
+class _Parallel(TypedDict, total=False):
+    n_parallel: int
+    cache_size: int | None
+
+
+class _FurtherEngine(TypedDict, total=False):
+    queue_size: int
+    speculation: int
+
+
+class EngineKeywords(_Parallel, _FurtherEngine, _BatchSizes, _FurtherContext, total=False):
+    """The fields of EngineParams, and those of ContextParams that an engine leaves open."""
+
+    ctx_size: int
+
+
+class ConfigKeywords(ModelKeywords, EngineKeywords, total=False):
+    """The keywords of `EngineConfig.from_kwargs`."""
+
+
+class LoadKeywords(_FurtherModel, _FurtherEngine, _FurtherContext, total=False):
+    """The keywords of `InferenceEngine.load_model` beyond those in its signature."""
+
+
+class PlanKeywords(ModelKeywords, ContextKeywords, total=False):
+    """The keywords of `memory_needed`."""
+
+
+# --- settings of a request ---
+
+
+class _MainSampling(TypedDict, total=False):
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+
+
+class _FurtherSampling(TypedDict, total=False):
+    logit_bias: Mapping[int, float]
+    grammar: str | None
+    grammar_root: str
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    penalty_last_n: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_last_n: int
+    dry_breakers: Sequence[str]
+    top_n_sigma: float
+    typical_p: float
+    min_p: float
+    xtc_probability: float
+    xtc_threshold: float
+    dynatemp_range: float
+    dynatemp_exponent: float
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    adaptive_target: float
+    adaptive_decay: float
+    min_keep: int
+
+
+class SamplingKeywords(_MainSampling, _FurtherSampling, total=False):
+    """The fields of SamplingParams."""
+
+
+class _MaxTokens(TypedDict, total=False):
+    max_tokens: int
+
+
+class _Stop(TypedDict, total=False):
+    stop: Iterable[str] | None
+
+
+class _FurtherRequest(TypedDict, total=False):
+    stop_tokens: Collection[int]
+    shown_tokens: Collection[int]
+    ignore_eos: bool
+    logprobs: int | None
+    echo: bool
+    timeout: float | None
+    overflow: str
+    keep: int
+    guide: Guide | None
+
+
+class RequestKeywords(_MaxTokens, _Stop, _FurtherRequest, total=False):
+    """The fields of RequestParams."""
+
+
+class _Format(TypedDict, total=False):
+    response_format: Any
+
+
+class _OtherStop(TypedDict, total=False):
+    stop_sequences: Iterable[str] | None
+
+
+class ChatKeywords(RequestKeywords, SamplingKeywords, total=False):
+    """The keywords of `chat` beyond those in its signature."""
+
+
+class SubmitKeywords(ChatKeywords, _Format, total=False):
+    """The keywords of `Engine.submit` and `Engine.submit_n`."""
+
+
+class GenerateKeywords(SubmitKeywords, _OtherStop, total=False):
+    """The keywords of `InferenceEngine.submit`, `infer_n` and `quick_infer`."""
+
+
+class StreamKeywords(_Stop, _OtherStop, _FurtherRequest, SamplingKeywords, _Format, total=False):
+    """The keywords of `InferenceEngine.stream`, `batch_infer` and `ainfer` beside max_tokens."""
+
+
+class InferKeywords(_FurtherRequest, _FurtherSampling, _Format, total=False):
+    """The keywords of `InferenceEngine.infer` beyond those in its signature."""
+
+
+# --- sorting ---
+
+Params = TypeVar("Params")
+
+
+def given_params(kind: type[Params], params: Params | None, keywords: Mapping[str, Any]) -> Params:
+    """Return the settings that a call was given, as an object or as keywords.
+
+    Args:
+        kind: The dataclass of the settings.
+        params: An object of it, or None.
+        keywords: Its fields.
+
+    Raises:
+        ArgumentError: Both are given, or `params` is of another type.
+        TypeError: A keyword is unknown.
+    """
+    if params is None:
+        return kind(**split_keywords(keywords, kind)[0])
+    if keywords:
+        raise ArgumentError(
+            f"params= and {', '.join(keywords)}=: give one or the other", parameter="params"
+        )
+    if not isinstance(params, kind):
+        raise wrong_value("params", params, f"expected {kind.__name__}")
+    return params
+
+
+def split_keywords(keywords: Mapping[str, Any], *kinds: type) -> list[dict[str, Any]]:
+    """Return a dict of keywords for each dataclass: a keyword goes to the first that has the field.
+
+    Raises:
+        TypeError: A keyword is a field of none of them; the message says what was meant.
+    """
+    names = [{item.name for item in fields(kind)} for kind in kinds]
+    if unknown := [name for name in keywords if not any(name in known for known in names)]:
+        raise unknown_keyword(unknown[0], set().union(*names))
+    parts: list[dict[str, Any]] = [{} for _ in kinds]
+    for name, value in keywords.items():
+        next(part for part, known in zip(parts, names, strict=True) if name in known)[name] = value
+    return parts
+
+
+def unknown_keyword(name: str, known: Collection[str]) -> TypeError:
+    """Return the error for a keyword that a call does not know.
+
+    Args:
+        name: The keyword.
+        known: The keywords of the call.
+    """
+    return TypeError(f"unknown keyword {name}{_hint(name, known)}")
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """Return what was meant, as the end of a sentence; nothing where it cannot be told."""
+    if name in HINTS:
+        return f": {HINTS[name]}"
+    own_names = PEERS.get(name, (name,))
+    if own_name := next((own for own in own_names if own in known), None):
+        return f": llcuda calls it {own_name}"
+    for own_name in own_names:
+        for call, names in _CALLS.items():
+            if own_name in names:
+                also = "" if own_name == name else f"llcuda calls it {own_name}, "
+                return f": {also}a keyword of {call}"
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+_CALLS: dict[str, Collection[str]] = {
+    "Model() and load_model()": ModelKeywords.__annotations__,
+    "Engine() and load_model()": EngineKeywords.__annotations__,
+    "Context()": ContextKeywords.__annotations__,
+    "submit(), infer() and chat()": ChatKeywords.__annotations__,
+    "submit() and chat()": ("response_format",),
+    "chat()": ("messages", "tools", "tool_choice", "template", "template_variables"),
+}
+
+_ITERATE = (
+    "a request or a chat streams when it is iterated over; InferenceEngine has stream() as well"
+)
+_SYSTEM = 'begin the messages of chat() with {"role": "system", "content": ...}'
+_SEVERAL = "submit_n() and infer_n() generate several continuations"
+_LOGGING = 'llcuda logs to logging.getLogger("llcuda")'
+
+# What other libraries' keywords stand for, where a name alone does not say it.
+HINTS = {
+    "best_of": _SEVERAL,
+    "device_map": "gpu_layers says how many layers are on GPUs, devices on which",
+    "do_sample": "temperature=0 always takes the most probable token",
+    "enable_thinking": 'chat() takes template_variables={"enable_thinking": ...}',
+    "gpu_memory_utilization": "gpu_layers=None takes as many layers as fit",
+    "instructions": _SYSTEM,
+    "logits_all": 'Context.decode(tokens, logits="all") computes them; echo=True scores a prompt',
+    "logits_processor": "guide restricts a request; a Sampler's chain has steps.Python",
+    "logits_processors": "guide restricts a request; a Sampler's chain has steps.Python",
+    "lora_path": "Adapter(model, path) loads it, Context.set_adapters applies it",
+    "n": _SEVERAL,
+    "num_beams": "llcuda has no beam search",
+    "num_return_sequences": _SEVERAL,
+    "reasoning_effort": 'chat() takes template_variables={"reasoning_effort": ...}',
+    "stream": _ITERATE,
+    "stream_options": _ITERATE,
+    "streamer": _ITERATE,
+    "system": _SYSTEM,
+    "system_prompt": _SYSTEM,
+    "tensor_parallel_size": 'split_mode="row" or "tensor" splits the layers over GPUs',
+    "verbose": _LOGGING,
+}
+
+# Other libraries' names of llcuda's keywords; the first that a call has is meant.
+PEERS: dict[str, tuple[str, ...]] = {
+    # llama.cpp, llama-cpp-python
+    "cache_type_k": ("type_k",),
+    "cache_type_v": ("type_v",),
+    "chat_format": ("template",),
+    "embedding": ("embeddings",),
+    "flash_attn": ("flash_attention",),
+    "flash_attn_type": ("flash_attention",),
+    "kv_overrides": ("overrides",),
+    "kv_unified": ("unified_kv",),
+    "n_batch": ("batch_size",),
+    "n_ctx": ("ctx_size",),
+    "n_gpu_layers": ("gpu_layers",),
+    "n_keep": ("keep",),
+    "n_predict": ("max_tokens",),
+    "n_probs": ("logprobs",),
+    "n_seq_max": ("n_parallel", "sequences"),
+    "n_slots": ("n_parallel", "sequences"),
+    "n_threads": ("threads",),
+    "n_threads_batch": ("threads_batch",),
+    "n_ubatch": ("ubatch_size",),
+    "ngl": ("gpu_layers",),
+    "np": ("n_parallel", "sequences"),
+    "parallel": ("n_parallel", "sequences"),
+    "penalty_freq": ("frequency_penalty",),
+    "penalty_present": ("presence_penalty",),
+    "penalty_repeat": ("repeat_penalty",),
+    "pooling_type": ("pooling",),
+    "repeat_last_n": ("penalty_last_n",),
+    "rope_scaling_type": ("rope_scaling",),
+    "temp": ("temperature",),
+    "typ_p": ("typical_p",),
+    "typical": ("typical_p",),
+    "use_mlock": ("mlock",),
+    "use_mmap": ("mmap",),
+    # ollama
+    "format": ("response_format",),
+    "num_batch": ("batch_size",),
+    "num_ctx": ("ctx_size",),
+    "num_gpu": ("gpu_layers",),
+    "num_keep": ("keep",),
+    "num_parallel": ("n_parallel", "sequences"),
+    "num_predict": ("max_tokens",),
+    "num_thread": ("threads",),
+    # transformers
+    "attn_implementation": ("flash_attention",),
+    "bad_words": ("logit_bias",),
+    "eos_token_id": ("stop_tokens",),
+    "max_length": ("max_tokens",),
+    "max_new_tokens": ("max_tokens",),
+    "num_threads": ("threads",),
+    "prompt_lookup_num_tokens": ("speculation",),
+    "random_seed": ("seed",),
+    "repetition_penalty": ("repeat_penalty",),
+    "stop_strings": ("stop",),
+    # vLLM
+    "guided_choice": ("response_format",),
+    "guided_decoding": ("response_format",),
+    "guided_grammar": ("grammar", "response_format"),
+    "guided_json": ("response_format",),
+    "guided_regex": ("response_format",),
+    "max_model_len": ("ctx_size",),
+    "max_num_batched_tokens": ("batch_size",),
+    "max_num_seqs": ("n_parallel", "sequences"),
+    "num_speculative_tokens": ("speculation",),
+    "prompt_logprobs": ("echo",),
+    "stop_token_ids": ("stop_tokens",),
+    "structured_outputs": ("response_format",),
+    # OpenAI and others
+    "chat_template": ("template",),
+    "chat_template_kwargs": ("template_variables",),
+    "context_length": ("ctx_size",),
+    "context_size": ("ctx_size",),
+    "function_call": ("tool_choice",),
+    "functions": ("tools",),
+    "json_schema": ("response_format",),
+    "max_batch_size": ("n_parallel", "sequences"),
+    "max_completion_tokens": ("max_tokens",),
+    "max_output_tokens": ("max_tokens",),
+    "max_seq_len": ("ctx_size",),
+    "max_seq_length": ("ctx_size",),
+    "n_ctx_per_seq": ("ctx_size",),
+    "schema": ("response_format",),
+    "stop_sequence": ("stop",),
+    "stop_sequences": ("stop",),
+    "stop_words": ("stop",),
+    "top_logprobs": ("logprobs",),
+}

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from llcuda import Context, Engine, InferenceEngine, Model, Sampler, memory_needed
+from llcuda.engine.config import EngineConfig, EngineParams
+from llcuda.engine.request import RequestParams
+from llcuda.errors import ArgumentError
+from llcuda.keywords import HINTS, PEERS, ChatKeywords, split_keywords
+from llcuda.params import ContextParams, ModelParams, SamplingParams
+
+SETTINGS = (ModelParams, ContextParams, EngineParams, SamplingParams, RequestParams)
+OWN = {item.name for kind in SETTINGS for item in dataclasses.fields(kind)} | {
+    *("response_format", "tools", "tool_choice", "template", "template_variables")
+}
+
+
+def test_keywords_are_sorted_by_their_fields() -> None:
+    """The first dataclass that has the field gets it."""
+    engine, context = split_keywords(
+        {"ctx_size": 64, "n_parallel": 2, "threads": 1}, EngineParams, ContextParams
+    )
+    assert engine == {"ctx_size": 64, "n_parallel": 2}
+    assert context == {"threads": 1}
+
+
+def test_config_from_keywords() -> None:
+    """One object has the settings of the model, the engine and its context, and checks them."""
+    config = EngineConfig.from_kwargs(gpu_layers=0, n_parallel=2, ctx_size=64, type_k="q8_0")
+    assert config.model == ModelParams(gpu_layers=0)
+    assert config.engine == EngineParams(n_parallel=2, ctx_size=64)
+    params = config.context_params()
+    assert (params.ctx_size, params.sequences, params.type_k) == (64, 2, "q8_0")
+    assert not params.unified_kv
+    assert config.context_params(gpu=True).device_logits
+    with pytest.raises(ArgumentError, match="queue_size=0"):
+        EngineConfig.from_kwargs(queue_size=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.engine = EngineParams()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", [*PEERS, *HINTS])
+def test_the_table_names_what_is_there(name: str) -> None:
+    """Each entry is a name that llcuda does not use, and each target one that it does."""
+    assert name not in OWN
+    assert set(PEERS.get(name, ())) <= OWN
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("n_ctx", "llcuda calls it ctx_size$"),
+        ("num_ctx", "llcuda calls it ctx_size$"),
+        ("max_model_len", "llcuda calls it ctx_size$"),
+        ("n_gpu_layers", "llcuda calls it gpu_layers$"),
+        ("ngl", "llcuda calls it gpu_layers$"),
+        ("n_batch", "llcuda calls it batch_size$"),
+        ("n_threads", "llcuda calls it threads$"),
+        ("max_num_seqs", "llcuda calls it n_parallel$"),
+        ("temperature", r"a keyword of submit\(\), infer\(\) and chat\(\)$"),
+        ("max_new_tokens", r"llcuda calls it max_tokens, a keyword of submit\(\)"),
+        ("gpu_layer", r"did you mean gpu_layers\?$"),
+        ("nonsense", "unknown keyword nonsense$"),
+    ],
+)
+def test_load_model_says_what_was_meant(name: str, says: str) -> None:
+    """Peers' names, keywords of other calls, and names that are nearly right."""
+    with pytest.raises(TypeError, match=says):
+        InferenceEngine().load_model("demo", auto_start=False, silent=True, **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("max_new_tokens", "llcuda calls it max_tokens$"),
+        ("n_predict", "llcuda calls it max_tokens$"),
+        ("num_predict", "llcuda calls it max_tokens$"),
+        ("max_completion_tokens", "llcuda calls it max_tokens$"),
+        ("repetition_penalty", "llcuda calls it repeat_penalty$"),
+        ("temp", "llcuda calls it temperature$"),
+        ("stop_token_ids", "llcuda calls it stop_tokens$"),
+        ("system", "begin the messages of chat"),
+        ("stream", "iterated over"),
+        ("n", r"submit_n\(\) and infer_n\(\)"),
+        ("n_ctx", r"llcuda calls it ctx_size, a keyword of Engine\(\) and load_model\(\)$"),
+        ("tools", r"a keyword of chat\(\)$"),
+        ("temprature", r"did you mean temperature\?$"),
+    ],
+)
+def test_requests_say_what_was_meant(name: str, says: str) -> None:
+    """So do the ways to ask for text, before anything is computed."""
+    with Model("demo") as model, Engine(model, ctx_size=64, threads=1) as engine:
+        with pytest.raises(TypeError, match=says):
+            engine.submit("One day", **{name: 1})
+        if name not in ChatKeywords.__annotations__ and name != "tools":
+            with pytest.raises(TypeError, match=says):
+                engine.chat([{"role": "user", "content": "Hello"}], **{name: 1})
+
+
+def test_every_call_says_what_was_meant() -> None:
+    """Model, Context, Sampler, Engine and memory_needed refuse what they do not know."""
+    calls: list[tuple[Any, str, str]] = [
+        (lambda **k: Model("demo", **k), "n_ctx", r"Engine\(\) and load_model\(\)"),
+        (lambda **k: Sampler(**k), "temprature", "did you mean temperature"),
+        (lambda **k: memory_needed("demo", **k), "n_batch", "llcuda calls it batch_size"),
+    ]
+    with Model("demo") as model:
+        calls.append((lambda **k: Context(model, **k), "n_parallel", r"Engine\(\)"))
+        calls.append((lambda **k: Context(model, **k), "n_seq_max", "llcuda calls it sequences"))
+        calls.append((lambda **k: Engine(model, **k), "gpu_layers", r"Model\(\)"))
+        for call, name, says in calls:
+            with pytest.raises(TypeError, match=f"unknown keyword {name}: .*{says}"):
+                call(**{name: 1})
+
+
+def test_settings_as_one_object_or_as_keywords() -> None:
+    """Engine takes an EngineConfig; with keywords as well it is an ArgumentError."""
+    config = EngineConfig.from_kwargs(ctx_size=64, threads=1)
+    with Model("demo") as model:
+        with Engine(model, config=config) as engine:
+            assert engine.params.ctx_size == 64
+            assert engine.context.params.threads == 1
+        with pytest.raises(ArgumentError, match=r"config= and ctx_size="):
+            Engine(model, config=config, ctx_size=32)
