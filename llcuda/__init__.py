@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
     from llcuda.device import detect_cuda as detect_cuda
     from llcuda.embeddings.embedder import Embedder as Embedder
+    from llcuda.engine.config import EngineConfig as EngineConfig
     from llcuda.engine.config import EngineParams as EngineParams
     from llcuda.engine.detokenizer import Utf8Decoder as Utf8Decoder
     from llcuda.engine.engine import Engine as Engine
@@ -63,6 +64,7 @@ _HOMES = {
     "DeviceMemory": "llcuda.native.estimate",
     "Embedder": "llcuda.embeddings.embedder",
     "Engine": "llcuda.engine.engine",
+    "EngineConfig": "llcuda.engine.config",
     "EngineParams": "llcuda.engine.config",
     "ImportanceMatrix": "llcuda.native.quantization.imatrix",
     "InferResult": "llcuda.engine.outputs",

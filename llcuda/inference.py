@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -32,7 +32,15 @@ from llcuda.engine.outputs import Completion, InferResult
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
 from llcuda.hub import registry as hub
-from llcuda.keywords import ConfigKeywords, LoadKeywords
+from llcuda.keywords import (
+    ChatKeywords,
+    ConfigKeywords,
+    GenerateKeywords,
+    InferKeywords,
+    LoadKeywords,
+    StreamKeywords,
+    SubmitKeywords,
+)
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model
 
@@ -89,19 +97,39 @@ class InferenceEngine(EmbedsTexts):
         on_request: Callable[[RequestRecord], None] | None = None,
         **keywords: Unpack[LoadKeywords],
     ) -> bool:
-        """Load a model, in place of the one before; return True.
+        """Load a model in place of the one before.
 
-        model_name: a registry name, a path, "repo/id:file.gguf", or "repo/id" with filename=.
-        gpu_layers: None = all that fit, 0 = CPU. ctx_size, or context_size: tokens of each text
-            (2,048). n_parallel: texts that decode in one batch. cache_size: KV cells in all, None =
-            ctx_size x n_parallel. auto_start=False: load at the first `infer`.
-        verbose: say what is done on stdout, and draw how far downloads and the loading of a big
-            model are, on stderr in a terminal or a notebook; silent=True, verbose=False: nothing.
-        on_step, on_request: called by the engine's thread; see `Engine`.
-        keywords: further fields of EngineParams, ModelParams or ContextParams.
-        Raises ModelNotFoundError, ModelError, ArgumentError; TypeError for an unknown keyword;
-        ConcurrencyError in a hook. What is loaded stays when the file cannot be found, is broken,
-        or does not go with the parameters.
+        What is loaded stays when the file cannot be found, is broken, or does not go with the
+        settings.
+
+        Args:
+            model_name: A registry name, a path, "repo/id:file.gguf", or "repo/id" with `filename`.
+            filename: File of a Hugging Face repository.
+            gpu_layers: Layers on the GPU; None = all that fit, 0 = CPU, 99 = all.
+            ctx_size: Tokens of each sequence; None = 2,048, or what the model was trained on where
+                that is less.
+            context_size: Another name of `ctx_size`.
+            batch_size: Largest number of prompt tokens of one step.
+            ubatch_size: Largest number of tokens computed at once.
+            n_parallel: Sequences that decode in one batch.
+            cache_size: KV cells of all sequences together; None = ctx_size x n_parallel.
+            auto_start: Load now; False = at the first `infer`.
+            verbose: Print on stdout what is done, and draw on stderr, in a terminal or a notebook,
+                how far downloads and the loading of a big model are.
+            silent: True = as `verbose=False`.
+            on_step: Called with a StepRecord after each step of the engine; see `Engine`.
+            on_request: Called with a RequestRecord when a request ends; see `Engine`.
+            **keywords: Further fields of EngineParams, ModelParams and ContextParams.
+
+        Returns:
+            True.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            ModelError: The file cannot be loaded.
+            ArgumentError: A value is outside what is allowed.
+            TypeError: A keyword is unknown, or `ctx_size` and `context_size` differ.
+            ConcurrencyError: The call comes from a hook.
         """
         _refuse_in_hook("load_model")
         if ctx_size is not None and context_size is not None and ctx_size != context_size:
@@ -247,14 +275,27 @@ class InferenceEngine(EmbedsTexts):
         top_p: float = 0.9,
         top_k: int = 40,
         seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_sequences: str | Sequence[str] | None = None,
-        **parameters: Any,
+        stop: Iterable[str] | None = None,
+        stop_sequences: Iterable[str] | None = None,
+        **keywords: Unpack[InferKeywords],
     ) -> InferResult:
-        """Continue `prompt`, as it is, without a chat template; return an InferResult.
+        """Continue a prompt as it is, without a chat template.
 
-        parameters: further fields of RequestParams and SamplingParams. Raises as `Engine.submit`;
-        an error is never returned as text.
+        Args:
+            prompt: The text to continue.
+            max_tokens: Largest number of tokens to sample.
+            temperature: 0 = always the most probable token.
+            top_p: Only the smallest set of tokens with this probability; 1 = off.
+            top_k: Only so many of the most probable tokens; 0 = off.
+            seed: The same seed on the same backend gives the same text; None = at random.
+            stop: Text, or texts, that end the continuation and are not part of it.
+            stop_sequences: Another name of `stop`.
+            **keywords: Further fields of RequestParams and SamplingParams, and response_format.
+
+        Raises:
+            ArgumentError: A value is outside what is allowed; an error is never returned as text.
+            TypeError: A keyword is unknown, or `stop` and `stop_sequences` differ.
+            ClosedError: No model is loaded.
         """
         request = self.submit(
             prompt,
@@ -265,32 +306,48 @@ class InferenceEngine(EmbedsTexts):
             seed=seed,
             stop=stop,
             stop_sequences=stop_sequences,
-            **parameters,
+            **keywords,
         )
         return _results([request])[0]
 
-    def infer_n(self, prompt: str, n: int, **parameters: Any) -> list[InferResult]:
-        """Continue `prompt` in `n` ways at once; it is computed once, and seeds count up.
+    def infer_n(
+        self, prompt: str, n: int, **keywords: Unpack[GenerateKeywords]
+    ) -> list[InferResult]:
+        """Continue one prompt in several ways at once; it is computed once.
 
-        parameters: as those of `infer`. Raises QueueFullError where n_parallel + queue_size have no
-            room for all of them.
+        Args:
+            prompt: The text to continue.
+            n: Continuations; with a seed, each has the next one.
+            **keywords: The keywords of `infer`.
+
+        Raises:
+            QueueFullError: n_parallel + queue_size have no room for all of them.
         """
-        return _results(self.engine.submit_n(prompt, n, **_with_stop(parameters)))
+        return _results(self.engine.submit_n(prompt, n, **_with_stop(keywords)))
 
     def batch_infer(
-        self, prompts: Sequence[str], max_tokens: int = 128, **parameters: Any
+        self, prompts: Sequence[str], max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
     ) -> list[InferResult]:
-        """Continue each prompt, up to n_parallel at once; return the results in their order.
+        """Continue several prompts, up to n_parallel at once, each as a request of its own.
 
-        Each is a request of its own. A prompt that is refused is an error that names its index, and
-        cancels the others; a full queue is waited for.
+        Args:
+            prompts: The texts to continue.
+            max_tokens: Largest number of tokens to sample for each.
+            **keywords: The keywords of `infer`.
+
+        Returns:
+            The results in the order of the prompts.
+
+        Raises:
+            ArgumentError: A prompt is refused; the message has its index, and the other requests
+                are cancelled. A full queue is waited for.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts must be a sequence of texts, not one text")
         requests: list[Request] = []
         try:
             for i, prompt in enumerate(prompts):
-                requests.append(self._submit_patiently(i, prompt, max_tokens, parameters))
+                requests.append(self._submit_patiently(i, prompt, max_tokens, keywords))
         except BaseException:
             for request in requests:
                 request.cancel()
@@ -298,11 +355,11 @@ class InferenceEngine(EmbedsTexts):
         return _results(requests)
 
     def _submit_patiently(
-        self, index: int, prompt: str, max_tokens: int, parameters: dict[str, Any]
+        self, index: int, prompt: str, max_tokens: int, keywords: StreamKeywords
     ) -> Request:
         while True:
             try:
-                return self.submit(prompt, max_tokens=max_tokens, **parameters)
+                return self.submit(prompt, max_tokens=max_tokens, **keywords)
             except QueueFullError:
                 time.sleep(0.005)
             except ArgumentError as error:
@@ -312,30 +369,49 @@ class InferenceEngine(EmbedsTexts):
                     remedy=error.remedy,
                 ) from error
 
-    def stream(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> Iterator[str]:
-        """Continue `prompt` and return an iterator of its text as it comes.
+    def stream(
+        self, prompt: str, max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
+    ) -> Iterator[str]:
+        """Continue a prompt and return an iterator of its text as it comes.
 
         Errors come at this call. Leaving the loop, and dropping the iterator, cancels the request.
+
+        Args:
+            prompt: The text to continue.
+            max_tokens: Largest number of tokens to sample.
+            **keywords: The keywords of `infer`.
         """
-        request = self.submit(prompt, max_tokens=max_tokens, **parameters)
+        request = self.submit(prompt, max_tokens=max_tokens, **keywords)
         pieces = iter(request)
         weakref.finalize(pieces, request.cancel).atexit = False  # also when no loop ever began
         return pieces
 
-    async def ainfer(self, prompt: str, max_tokens: int = 128, **parameters: Any) -> InferResult:
-        """`infer` for coroutines; cancelling the task cancels the request."""
-        return _result(await self.submit(prompt, max_tokens=max_tokens, **parameters))
+    async def ainfer(
+        self, prompt: str, max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
+    ) -> InferResult:
+        """Continue a prompt in a coroutine; cancelling the task cancels the request.
 
-    def submit(self, prompt: str | Sequence[int], **parameters: Any) -> Request:
+        Args:
+            prompt: The text to continue.
+            max_tokens: Largest number of tokens to sample.
+            **keywords: The keywords of `infer`.
+        """
+        return _result(await self.submit(prompt, max_tokens=max_tokens, **keywords))
+
+    def submit(self, prompt: str | Sequence[int], **keywords: Unpack[GenerateKeywords]) -> Request:
         """Queue a request and return its handle; see `Engine.submit`.
 
-        stop_sequences: another name of stop.
+        Args:
+            prompt: The text to continue, or its tokens.
+            **keywords: The keywords of `infer`.
         """
-        return self.engine.submit(prompt, **_with_stop(parameters))
+        return self.engine.submit(prompt, **_with_stop(keywords))
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Chat[Completion]:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
+    ) -> Chat[Completion]:
         """Queue an answer to `messages` and return its handle; see `Engine.chat`."""
-        return self.engine.chat(messages, **parameters)
+        return self.engine.chat(messages, **keywords)
 
     # --- metrics ---
 
@@ -359,11 +435,19 @@ class InferenceEngine(EmbedsTexts):
         self.unload_model()
 
 
-def quick_infer(prompt: str, model: str | Path = "demo", **parameters: Any) -> str:
-    """Load a model, continue `prompt`, free the model, and return the text."""
+def quick_infer(
+    prompt: str, model: str | Path = "demo", **keywords: Unpack[GenerateKeywords]
+) -> str:
+    """Load a model, continue a prompt, free the model, and return the text.
+
+    Args:
+        prompt: The text to continue.
+        model: As the first argument of `InferenceEngine.load_model`.
+        **keywords: The keywords of `InferenceEngine.infer`.
+    """
     with InferenceEngine() as engine:
         engine.load_model(model, silent=True)
-        return engine.infer(prompt, **parameters).text
+        return engine.infer(prompt, **keywords).text
 
 
 def _result(completion: Completion) -> InferResult:
@@ -383,13 +467,15 @@ def _results(requests: Sequence[Request]) -> list[InferResult]:
             request.cancel()  # nothing when it is done; else Ctrl-C or an alarm came between
 
 
-def _with_stop(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return `parameters` with one name for the stops."""
-    others = {k: v for k, v in parameters.items() if k != "stop_sequences"}
-    stop, same = parameters.get("stop"), parameters.get("stop_sequences")
+def _with_stop(keywords: GenerateKeywords) -> SubmitKeywords:
+    """Return `keywords` with one name for the stop texts."""
+    given: Any = {k: v for k, v in keywords.items() if k != "stop_sequences"}
+    stop, same = keywords.get("stop"), keywords.get("stop_sequences")
     if stop is not None and same is not None and stop != same:
         raise TypeError("give stop= or stop_sequences=, not both")
-    return others if same is None else {**others, "stop": same}
+    if same is not None:
+        given["stop"] = same
+    return given  # type: ignore[no-any-return]
 
 
 def _refuse_in_hook(what: str) -> None:

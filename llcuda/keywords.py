@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, TypedDict, TypeVar
 
 from llcuda.errors import ArgumentError
@@ -176,12 +177,23 @@ class _OtherStop(TypedDict, total=False):
     stop_sequences: Iterable[str] | None
 
 
-class ChatKeywords(RequestKeywords, SamplingKeywords, total=False):
-    """The keywords of `chat` beyond those in its signature."""
+class _Conversation(TypedDict, total=False):
+    tools: Sequence[Any] | None
+    tool_choice: str | Mapping[str, Any]
+    template: str | None
+    template_variables: Mapping[str, Any] | None
 
 
-class SubmitKeywords(ChatKeywords, _Format, total=False):
+class TextKeywords(RequestKeywords, SamplingKeywords, total=False):
+    """The fields of RequestParams and SamplingParams."""
+
+
+class SubmitKeywords(TextKeywords, _Format, total=False):
     """The keywords of `Engine.submit` and `Engine.submit_n`."""
+
+
+class ChatKeywords(SubmitKeywords, _Conversation, total=False):
+    """The keywords of `chat`."""
 
 
 class GenerateKeywords(SubmitKeywords, _OtherStop, total=False):
@@ -230,13 +242,18 @@ def split_keywords(keywords: Mapping[str, Any], *kinds: type) -> list[dict[str, 
     Raises:
         TypeError: A keyword is a field of none of them; the message says what was meant.
     """
-    names = [{item.name for item in fields(kind)} for kind in kinds]
+    names = [_field_names(kind) for kind in kinds]
     if unknown := [name for name in keywords if not any(name in known for known in names)]:
-        raise unknown_keyword(unknown[0], set().union(*names))
+        raise unknown_keyword(unknown[0], frozenset().union(*names))
     parts: list[dict[str, Any]] = [{} for _ in kinds]
     for name, value in keywords.items():
         next(part for part, known in zip(parts, names, strict=True) if name in known)[name] = value
     return parts
+
+
+@cache
+def _field_names(kind: type) -> frozenset[str]:
+    return frozenset(item.name for item in fields(kind))
 
 
 def unknown_keyword(name: str, known: Collection[str]) -> TypeError:
@@ -271,9 +288,8 @@ _CALLS: dict[str, Collection[str]] = {
     "Model() and load_model()": ModelKeywords.__annotations__,
     "Engine() and load_model()": EngineKeywords.__annotations__,
     "Context()": ContextKeywords.__annotations__,
-    "submit(), infer() and chat()": ChatKeywords.__annotations__,
-    "submit() and chat()": ("response_format",),
-    "chat()": ("messages", "tools", "tool_choice", "template", "template_variables"),
+    "submit(), infer() and chat()": SubmitKeywords.__annotations__,
+    "chat()": ("messages", *_Conversation.__annotations__),
 }
 
 _ITERATE = (

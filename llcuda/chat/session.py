@@ -24,11 +24,12 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.errors import ArgumentError, ClosedError
+from llcuda.keywords import TextKeywords
 from llcuda.native.model import Model
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
@@ -286,7 +287,7 @@ def start(
     response_format: Any = None,
     template: str | None = None,
     template_variables: Mapping[str, Any] | None = None,
-    **parameters: Any,
+    **parameters: Unpack[TextKeywords],
 ) -> Chat[CompletionT]:
     """Queue an answer to `messages` and return its handle.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llcuda._lazy import lazy
 
 if TYPE_CHECKING:
+    from llcuda.engine.config import EngineConfig as EngineConfig
     from llcuda.engine.config import EngineParams as EngineParams
     from llcuda.engine.detokenizer import Utf8Decoder as Utf8Decoder
     from llcuda.engine.engine import Engine as Engine
@@ -24,6 +25,7 @@ __getattr__, __dir__ = lazy(
     {
         "Completion": "llcuda.engine.outputs",
         "Engine": "llcuda.engine.engine",
+        "EngineConfig": "llcuda.engine.config",
         "EngineParams": "llcuda.engine.config",
         "InferResult": "llcuda.engine.outputs",
         "Metrics": "llcuda.engine.metrics",

@@ -34,7 +34,13 @@ from llcuda.errors import (
     LlcudaError,
     NoTextError,
 )
-from llcuda.keywords import EngineKeywords, given_params, split_keywords
+from llcuda.keywords import (
+    ChatKeywords,
+    EngineKeywords,
+    SubmitKeywords,
+    given_params,
+    split_keywords,
+)
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.model import Model
@@ -130,17 +136,25 @@ class Engine(EmbedsTexts):
         prompt: str | Sequence[int],
         params: RequestParams | None = None,
         sampling: SamplingParams | None = None,
-        **parameters: Any,
+        **keywords: Unpack[SubmitKeywords],
     ) -> Request:
-        """Queue a text or its tokens, and return the handle of its continuation.
+        """Queue a prompt and return the handle of its continuation.
 
-        prompt: a text, a list of tokens, or an array of them in one dimension.
-        parameters: the fields of RequestParams and SamplingParams, or one object of each; and
-            response_format, which becomes a guide: see `llcuda.structured.compile`.
-        Raises ArgumentError (an empty prompt, one beyond the context), QueueFullError,
-        ClosedError, and TypeError for an unknown keyword.
+        Args:
+            prompt: A text, a list of tokens, or an array of them in one dimension.
+            params: What ends the request and what it reports; or keywords.
+            sampling: How tokens are chosen; or keywords.
+            **keywords: The fields of RequestParams and SamplingParams, and response_format, which
+                becomes a guide: see `llcuda.structured.compile`.
+
+        Raises:
+            ArgumentError: A value is outside what is allowed, or the prompt is empty.
+            ContextLengthError: The prompt is longer than the context.
+            QueueFullError: n_parallel + queue_size requests are unfinished.
+            ClosedError: The engine or the model is closed.
+            TypeError: A keyword is unknown.
         """
-        return self._submit(prompt, 1, params, sampling, parameters)[0]
+        return self._submit(prompt, 1, params, sampling, keywords)[0]
 
     def submit_n(
         self,
@@ -148,14 +162,23 @@ class Engine(EmbedsTexts):
         n: int,
         params: RequestParams | None = None,
         sampling: SamplingParams | None = None,
-        **parameters: Any,
+        **keywords: Unpack[SubmitKeywords],
     ) -> list[Request]:
-        """Queue `n` continuations of one prompt, which is computed once; seeds count up.
+        """Queue several continuations of one prompt, which is computed once.
 
-        All or none: QueueFullError where n_parallel + queue_size have no room for them.
+        Args:
+            prompt: As that of `submit`.
+            n: Continuations; with a seed, each has the next one.
+            params: As that of `submit`.
+            sampling: As that of `submit`.
+            **keywords: As those of `submit`.
+
+        Raises:
+            QueueFullError: n_parallel + queue_size have no room for all of them; none is queued.
+            ArgumentError: As `submit`, and for a guide, which belongs to one request.
         """
         check_number("n", n, "int", 1, 10_000)
-        return self._submit(prompt, n, params, sampling, parameters)
+        return self._submit(prompt, n, params, sampling, keywords)
 
     def _submit(
         self,
@@ -163,13 +186,13 @@ class Engine(EmbedsTexts):
         n: int,
         params: RequestParams | None,
         sampling: SamplingParams | None,
-        parameters: dict[str, Any],
+        keywords: SubmitKeywords,
     ) -> list[Request]:
-        response_format = parameters.pop("response_format", None)
-        if parameters:
+        response_format = keywords.pop("response_format", None)
+        if keywords:
             if params is not None or sampling is not None:
                 raise ArgumentError("give params= and sampling=, or keywords, not both")
-            params, sampling = request_params(parameters)
+            params, sampling = request_params(keywords)
         params = given_params(RequestParams, params, {})
         sampling = given_params(SamplingParams, sampling, {})
         c = self.context.params
@@ -246,19 +269,21 @@ class Engine(EmbedsTexts):
             sampling = replace(sampling, **changes)
         return Sampler(params=sampling, model=self.model)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Chat[Completion]:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
+    ) -> Chat[Completion]:
         """Queue an answer to `messages` and return its handle.
 
         Args:
             messages: Objects with "role" and "content", in OpenAI's shapes.
-            **parameters: tools, tool_choice, response_format, template, template_variables, as
+            **keywords: tools, tool_choice, response_format, template, template_variables, as
                 `llcuda.chat.session.start` describes them, and the keywords of `submit`.
 
         Raises:
             ArgumentError: Messages, tools or other parameters are wrong; otherwise as `submit`.
         """
         size = self.params.ctx_size
-        return start_chat(self.submit, self.model, size, messages, **parameters)
+        return start_chat(self.submit, self.model, size, messages, **keywords)
 
     def embedder(self, pooling: str | None = None) -> Embedder:
         """Return the Embedder on this model; see `EmbedsTexts`."""

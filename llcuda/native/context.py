@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from llcuda.errors import (
     LlcudaError,
     UnsupportedError,
 )
-from llcuda.keywords import given_params
+from llcuda.keywords import ContextKeywords, given_params
 from llcuda.native import callbacks, library
 from llcuda.native.adapter import Adapter
 from llcuda.native.kv_size import check_kv_size
@@ -47,7 +47,11 @@ class Context(Outputs, Reports):
     """
 
     def __init__(
-        self, model: Model, *, params: ContextParams | None = None, **parameters: Any
+        self,
+        model: Model,
+        *,
+        params: ContextParams | None = None,
+        **parameters: Unpack[ContextKeywords],
     ) -> None:
         self.params = given_params(ContextParams, params, parameters)
         self.model = model

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from llcuda import progress as progress_bar
 from llcuda.demo import resolve
@@ -16,7 +16,7 @@ from llcuda.errors import (
     LoadCancelledError,
     ModelError,
 )
-from llcuda.keywords import given_params
+from llcuda.keywords import ModelKeywords, given_params
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ class Model(Vocabulary):
         *,
         progress: Progress | bool | None = None,
         params: ModelParams | None = None,
-        **parameters: Any,
+        **parameters: Unpack[ModelKeywords],
     ) -> None:
         self.params = given_params(ModelParams, params, parameters)
         self.path = resolve(os.fspath(path))
@@ -67,7 +67,7 @@ class Model(Vocabulary):
         quantization: str = "Q4_K_M",
         base: str | os.PathLike[str] | None = None,
         progress: Progress | bool | None = None,
-        **parameters: Any,
+        **parameters: Unpack[ModelKeywords],
     ) -> Self:
         """Load a Hugging Face checkpoint, or a LoRA adapter merged into its base model.
 

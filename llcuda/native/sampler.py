@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
-from llcuda.keywords import given_params
+from llcuda.keywords import SamplingKeywords, given_params
 from llcuda.native import callbacks, chain, library
 from llcuda.params import SamplingParams
 
@@ -38,7 +38,7 @@ class Sampler:
         chain: Sequence[steps.Step] | None = None,
         params: SamplingParams | None = None,
         model: Model | None = None,
-        **parameters: Any,
+        **parameters: Unpack[SamplingKeywords],
     ) -> None:
         given = [n for n, v in (("chain", chain), ("params", params)) if v is not None]
         if len(given) + bool(parameters) > 1:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from llcuda.keywords import ChatKeywords
+from llcuda.keywords import TextKeywords
 from llcuda.server.errors import ApiError
 
 MOST_STOPS = 256
@@ -102,7 +102,7 @@ class SamplingBody(ModelBody):
         self, deadline: float | None, ctx_size: int, vocab_size: int
     ) -> dict[str, Any]:
         """Return keywords of `Engine.submit`; deadline: the server's own, in seconds."""
-        known = ChatKeywords.__annotations__.keys() - {"logit_bias", "seed", "logprobs", "echo"}
+        known = TextKeywords.__annotations__.keys() - {"logit_bias", "seed", "logprobs", "echo"}
         given = self.model_dump(include=set(known), exclude_none=True)
         if self.seed is not None:
             given["seed"] = self.seed % SEEDS
