@@ -43,7 +43,7 @@ class LlcudaError(Exception):
     """Base of everything that llcuda raises on purpose.
 
     Args:
-        problem: What is wrong, in words that hold for every caller; of a parameter
+        *args: What is wrong, in words that hold for every caller; of a parameter
             `parameter=value: rule`.
         parameter: Name of the parameter at fault, e.g. "top_k" or "messages[0].role"; None where
             no single one is.
@@ -51,12 +51,19 @@ class LlcudaError(Exception):
     """
 
     def __init__(
-        self, problem: str, *, parameter: str | None = None, remedy: str | None = None
+        self, *args: object, parameter: str | None = None, remedy: str | None = None
     ) -> None:
-        super().__init__(f"{problem}; {remedy}" if remedy else problem)
-        self.problem = problem
+        super().__init__(*args)
         self.parameter = parameter
         self.remedy = remedy
+
+    @property
+    def problem(self) -> str:
+        """The message without the remedy."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
 
 class LibraryError(LlcudaError, RuntimeError):
