@@ -42,13 +42,26 @@ from __future__ import annotations
 class LlcudaError(Exception):
     """Base of everything that llcuda raises on purpose.
 
-    Args:
-        *args: What is wrong, in words that hold for every caller; of a parameter
-            `parameter=value: rule`.
+    Attributes:
         parameter: Name of the parameter at fault, e.g. "top_k" or "messages[0].role"; None where
             no single one is.
         remedy: What a Python caller can do about it; it follows the problem in the message.
     """
+
+    parameter: str | None = None
+    remedy: str | None = None
+
+    @property
+    def problem(self) -> str:
+        """The message without the remedy, in words that hold for every caller."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
+
+
+class _ParameterError(LlcudaError):
+    """Base of the errors that can name a parameter: `parameter=value: rule; remedy`."""
 
     def __init__(
         self, *args: object, parameter: str | None = None, remedy: str | None = None
@@ -56,14 +69,6 @@ class LlcudaError(Exception):
         super().__init__(*args)
         self.parameter = parameter
         self.remedy = remedy
-
-    @property
-    def problem(self) -> str:
-        """The message without the remedy."""
-        return super().__str__()
-
-    def __str__(self) -> str:
-        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
 
 class LibraryError(LlcudaError, RuntimeError):
@@ -94,7 +99,7 @@ class ContextError(LlcudaError, RuntimeError):
     """A context cannot be created with these parameters."""
 
 
-class ArgumentError(LlcudaError, ValueError):
+class ArgumentError(_ParameterError, ValueError):
     """A value outside what is allowed; `parameter` names it."""
 
 
@@ -157,7 +162,7 @@ class NoOutputError(LlcudaError, LookupError):
     """Logits or embeddings that the last decode did not compute."""
 
 
-class UnsupportedError(LlcudaError, RuntimeError):
+class UnsupportedError(_ParameterError, RuntimeError):
     """This model's memory, or this device, cannot do what was asked."""
 
 
