@@ -1,49 +1,63 @@
-"""What restricts an answer's tokens: a format once the reasoning is over, or the calls in it."""
+"""Restricts the tokens of an answer: to a format behind the reasoning, or to calls that fit."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from llcuda.chat.formats import Calls, Syntax
+from llcuda.chat.formats import ChatSyntax, ToolCallFormat
+from llcuda.chat.parser import ChatParser
+from llcuda.chat.stream_reader import Reading, StreamReader, nothing
 from llcuda.errors import ArgumentError, SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model
 from llcuda.structured import compiler as structured
 
 _PLAIN = {"type", "properties", "required", "title", "description", "$defs", "$schema"}
-_KEPT = 256  # bytes in which a mark is looked for
 
 
-def guide_of(
+def chat_guide(
     model: Model,
-    syntax: Syntax,
+    syntax: ChatSyntax,
     prompt: str,
     *,
     tools: Sequence[Mapping[str, Any]],
     tool_choice: str | Mapping[str, Any],
     response_format: Any,
-    shown: frozenset[int],
+    shown_tokens: frozenset[int],
 ) -> Guide | None:
-    """Return what an answer to `prompt` is restricted by, None for nothing.
+    """Return the guide of one answer, None for an answer that is free.
 
-    shown: control tokens that are part of the text. Calls' arguments follow their tools' schemas,
-    but for tools with "strict": False, and for models that do not write them as JSON. Raises
-    ArgumentError for what cannot be honoured, UnsupportedError for calls that cannot be demanded.
+    Args:
+        model: The model that writes the answer.
+        syntax: The delimiters of its template.
+        prompt: The prompt, which may open the reasoning.
+        tools: The tools that may be called, checked. Arguments follow their schemas, but for tools
+            with "strict": False, and for models that do not write them as JSON.
+        tool_choice: OpenAI's.
+        response_format: The format of the content.
+        shown_tokens: Control tokens that are part of the text.
+
+    Raises:
+        ArgumentError: The tools or the format cannot be honoured.
+        UnsupportedError: A call is demanded of a model that does not write calls as JSON.
     """
     form = structured.wanted(model, response_format)
+    calls = syntax.tool_calls
     demanded = bool(tools) and tool_choice not in ("auto", "none")
     if form is not None and tools:
         raise ArgumentError(
             "response_format: with tools expected tool_choice='none', or no tools",
             parameter="response_format",
         )
-    trigger = ""
-    if tools and syntax.calls is not None and syntax.calls.pattern:
-        trigger = "" if demanded else syntax.calls.begin
-        form = structured.compile(model, _tool_format(syntax.calls, tools, tool_choice, trigger))
+    if tools and calls is not None and calls.body:
+        waits = bool(calls.begin) and not demanded
+        form = structured.compile(model, _tool_format(calls, tools, tool_choice, waits))
+        if waits:
+            return ToolCallGuide(model, form.guide, syntax, prompt, shown_tokens)
     elif demanded:
         raise UnsupportedError(
             f"tool_choice={tool_choice!r}: this model does not write calls as JSON, so that they "
@@ -52,25 +66,32 @@ def guide_of(
         )
     if form is None:
         return None
-    return ChatGuide(model, form.guide, _ends(syntax, prompt), trigger, shown, prompt)
+    if syntax.channels is not None and syntax.opens_channel(prompt):
+        # The header of the content may begin with what the prompt ends with.
+        opened, end = syntax.channels.start, syntax.channels.final
+    else:
+        opened, end = "", syntax.open_reasoning(prompt)
+    if not end:
+        return form.guide()
+    return ReasoningGuide(model, form.guide, end, shown_tokens, opened)
 
 
 def _tool_format(
-    calls: Calls,
+    calls: ToolCallFormat,
     tools: Sequence[Mapping[str, Any]],
-    choice: str | Mapping[str, Any],
-    trigger: str,
+    tool_choice: str | Mapping[str, Any],
+    inside: bool,
 ) -> dict[str, Any]:
-    """Return the format of calls: all that may be written, or one of them behind a trigger."""
-    told = [_told(tool) for tool in tools]
-    if trigger:
-        return structured.tool_format(told, "required", around=calls.inside, parallel=False)
-    parallel = bool(calls.begin) and choice == "required"
-    return structured.tool_format(told, choice, around=calls.around, parallel=parallel)
+    """Return the format of an answer's calls, or the one of the text inside of one call."""
+    strict = [_strict(tool) for tool in tools]
+    if inside:
+        return structured.tool_format(strict, "required", around=calls.inside, parallel=False)
+    parallel = bool(calls.begin) and tool_choice == "required"
+    return structured.tool_format(strict, tool_choice, around=calls.around, parallel=parallel)
 
 
-def _told(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a tool as it restricts: not what is not strict, and else with no other parameters."""
+def _strict(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool that allows no further parameters; any if it is not strict."""
     function = tool["function"]
     schema = function["parameters"]
     if function.get("strict") is False:
@@ -80,49 +101,54 @@ def _told(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tool, "function": {**function, "parameters": schema}}
 
 
-def _ends(syntax: Syntax, prompt: str) -> tuple[str, ...]:
-    """Return what ends the reasoning that a prompt has opened; nothing where it has not."""
-    if syntax.channels is not None and prompt.rstrip().endswith(syntax.channels.start):
-        return (syntax.channels.final,)
-    opened = [end for begin, end in syntax.reasoning if prompt.rstrip().endswith(begin.rstrip())]
-    return tuple(opened[:1])
+class _Text:
+    """The text of an answer's tokens, as far as it is complete."""
+
+    def __init__(self, model: Model, shown_tokens: frozenset[int]) -> None:
+        self._model = model
+        self._shown_tokens = shown_tokens
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def of(self, token: int) -> str:
+        """Return the characters that `token` completes."""
+        return self._decode(self._model.piece_bytes(token, token in self._shown_tokens))
 
 
-class ChatGuide:
-    """Follows one answer; see `llcuda.guide`.
+class ReasoningGuide:
+    """Leaves the reasoning free, and has a guide restrict all that follows; see `llcuda.guide`.
 
-    new: makes the guide of what is restricted. ends: marks before which nothing is, as the model
-        reasons; the text cannot end there. trigger: what begins such a text, again and again; "" =
-        all that follows the reasoning is one.
+    The answer cannot end within the reasoning.
+
+    Args:
+        model: The model that writes the answer.
+        new_guide: Makes the guide of the text behind the reasoning.
+        end: The delimiter behind the reasoning.
+        shown_tokens: Control tokens that are part of the text.
+        opened: A text that the prompt ends with, and with which `end` may begin.
     """
 
     def __init__(
         self,
         model: Model,
-        new: Callable[[], Guide] | Callable[[], Any],
-        ends: tuple[str, ...],
-        trigger: str,
-        shown: frozenset[int],
-        prompt: str,
+        new_guide: Callable[[], Guide],
+        end: str,
+        shown_tokens: frozenset[int] = frozenset(),
+        opened: str = "",
     ) -> None:
         self._model = model
-        self._new = new
-        self._shown = shown
-        self._trigger = trigger.encode()
-        self._ends = [end.encode() for end in ends]
-        self._text = prompt[-_KEPT:].encode()[-_KEPT:] if ends else b""
-        self._guide: Any = None if ends or trigger else new()
+        self._new_guide = new_guide
+        self._guide: Any = None
+        self._text = _Text(model, shown_tokens)
+        self._reader = StreamReader()
+        self._reader.feed(opened)
+        self._reading = self._reader.until((end,), nothing)
+        self._mask = np.full((model.vocab_size + 31) // 32, 0xFFFFFFFF, np.uint32)
+        for token in model.eog_tokens:
+            self._mask[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
 
     def mask(self) -> Any:
-        """Return what may come next; while the model reasons, all but the end."""
-        if self._guide is not None:
-            return self._guide.mask()
-        if not self._ends or self._trigger:
-            return None
-        mask = np.full((self._model.vocab_size + 31) // 32, 0xFFFFFFFF, np.uint32)
-        for token in self._model.eog_tokens:
-            mask[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
-        return mask
+        """Return the tokens that may come next; within the reasoning all but those that end it."""
+        return self._mask if self._guide is None else self._guide.mask()
 
     def forced(self) -> list[int]:
         """Return the tokens that come next without a choice."""
@@ -132,27 +158,69 @@ class ChatGuide:
         """Go on behind `token`."""
         if self._guide is not None:
             self._guide.accept(token)
-            if self._trigger and not self._model.eog_tokens.isdisjoint(self._guide.forced()[:1]):
-                self._guide, self._text = None, b""
             return
-        self._text += self._model.piece_bytes(token, token in self._shown)
-        for mark in self._ends or [self._trigger]:
-            if mark in self._text:
-                self._found(self._text.partition(mark)[2])
-                return
-        self._text = self._text[-_KEPT:]
+        self._reader.feed(self._text.of(token))
+        try:
+            next(self._reading)
+        except StopIteration:
+            self._guide = self._new_guide()
+            rest = self._reader.rest().lstrip()
+            for token in self._model.tokenize(rest, add_special=False):
+                self._guide.accept(token)
 
-    def _found(self, rest: bytes) -> None:
-        """Go on behind a mark. rest: what its last token had besides."""
-        reasoned, self._ends, self._text = bool(self._ends), [], rest
-        if reasoned and self._trigger:
+
+class ToolCallGuide:
+    """Has guides restrict the calls of an answer, and leaves the rest free; see `llcuda.guide`.
+
+    Args:
+        model: The model that writes the answer.
+        new_guide: Makes the guide of the text behind the delimiter of a call.
+        syntax: The delimiters of the model.
+        prompt: The prompt of the answer.
+        shown_tokens: Control tokens that are part of the text.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        new_guide: Callable[[], Guide],
+        syntax: ChatSyntax,
+        prompt: str = "",
+        shown_tokens: frozenset[int] = frozenset(),
+    ) -> None:
+        self._model = model
+        self._new_guide = new_guide
+        self._guide: Any = None
+        self._text = _Text(model, shown_tokens)
+        self._parser = ChatParser(syntax, prompt, {}, read_call=self._read_call)
+
+    def mask(self) -> Any:
+        """Return the tokens that may come next, None for all."""
+        return None if self._guide is None else self._guide.mask()
+
+    def forced(self) -> list[int]:
+        """Return the tokens that come next without a choice."""
+        return [] if self._guide is None else list(self._guide.forced())
+
+    def accept(self, token: int) -> None:
+        """Go on behind `token`."""
+        if self._guide is None:
+            self._parser.feed(self._text.of(token))
             return
-        self._guide = self._new()
-        for token in self._model.tokenize(rest.lstrip() if reasoned else rest, add_special=False):
+        self._guide.accept(token)
+        if not self._model.eog_tokens.isdisjoint(self._guide.forced()[:1]):  # the call is complete
+            self._guide = None
+
+    def _read_call(self, reader: StreamReader, delimiter: str) -> Reading[None]:
+        """Begin a guide, and wait for its end."""
+        if not delimiter:  # opened by the prompt, which demands no call
+            return
+        self._guide = self._new_guide()
+        for token in self._model.tokenize(reader.rest(), add_special=False):
             try:
                 self._guide.accept(token)
-            except SamplingError:
-                if not self._trigger:
-                    raise
-                self._guide, self._text = None, b""  # no call, but a text that has such a mark
+            except SamplingError:  # content with the delimiter in it
+                self._guide = None
                 return
+        while self._guide is not None:
+            yield

@@ -1,39 +1,43 @@
-"""How models mark their reasoning and their tool calls, as chat templates show it.
+"""The delimiters with which models write reasoning and tool calls, as chat templates show them.
 
-Data only; `chat_split` reads text by it. A row is chosen by what stands in a template and in what
-it makes of a conversation with a call in it.
+Data only; `ChatParser` reads text by it. A row is chosen by the text of a template and by what the
+template makes of a conversation with a call.
 """
-# ruff: noqa: RUF001 - DeepSeek writes its marks with a fullwidth bar
+# ruff: noqa: RUF001 - DeepSeek's delimiters have a fullwidth bar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
-FOR_THE_READER = "all"  # functionary's name for what is no call
+CONTENT_NAME = "all"  # the function to which functionary writes its content
 _CHANNEL_ENDS = ("<|end|>", "<|eom|>", "<|call|>", "<|return|>", "<|eot|>")
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
-    """How tool calls are written.
+class ToolCallFormat:
+    """The way in which a model writes its tool calls.
 
-    form: what follows `begin`. "objects": JSON, one object or more, with name and arguments in it;
-        "json": a name up to `name_end`, then the arguments as JSON; "tags": a name, then a pair of
-        marks for each parameter; "python": a list of calls in Python; "gemma": a name and
-        arguments in Gemma's own notation.
-    begin: the mark before a call, or before a list of them; "" where a JSON object that begins the
-        text is the mark. end: the mark behind it. A name may be followed by another such call.
-    header: a regular expression that finds `name`, and `id` where there is one, before name_end.
-    parameter: for "tags": the marks before a name, before a value and behind it.
-    evidence: what stands in a template of this kind, all of it.
-    frames: marks around calls that mean nothing by themselves.
-    pattern: a call as the model would write it, with %NAME% and %ARGS% (JSON) in their places; ""
-        where arguments are not JSON.
-    keyed: an object's only key is the name, its value the arguments.
+    Attributes:
+        notation: The text behind `begin`. "objects": JSON, one object or more, with name and
+            arguments; "json": a name up to `name_end`, then the arguments as JSON; "tags": a name,
+            then a pair of delimiters for each parameter; "python": a list of calls in Python;
+            "gemma": a name, then arguments in Gemma's notation.
+        begin: The delimiter before a call, or before a list of calls; "" when a JSON object that
+            begins the text is a call.
+        end: The delimiter behind it. A name may be followed by another such call.
+        evidence: Texts that stand in a template of this kind, all of them.
+        name_end: The text between name and arguments.
+        header: A regular expression that finds `name`, and `id` if there is one, before `name_end`.
+        parameter: For "tags": the delimiters before a name, before a value and behind it.
+        frames: Delimiters around calls that mean nothing by themselves. Two stand before and behind
+            all calls of a text.
+        body: The text between `begin` and `end` as the model would write it, with %NAME% and %ARGS%
+            (JSON) in their places; "" when arguments are not JSON.
+        keyed: An object's only key is the name, and its value the arguments.
     """
 
-    form: str
+    notation: Literal["objects", "json", "tags", "python", "gemma"]
     begin: str
     end: str = ""
     evidence: tuple[str, ...] = ()
@@ -41,66 +45,77 @@ class Calls:
     header: str = r"\s*(?P<name>[^\s\"'<>{}()\[\]]+)\s*"
     parameter: tuple[str, str, str] = ("", "", "")
     frames: tuple[str, ...] = ()
-    pattern: str = ""
+    body: str = ""
     keyed: bool = False
 
-    @property
-    def marks(self) -> Iterator[str]:
-        """Every mark that a call may have in it."""
-        yield from (self.begin, self.end, self.name_end, *self.parameter, *self.frames)
-
     def around(self, name: str) -> tuple[str, str]:
-        """Return the text before and after the JSON arguments of one call, where it has a pattern.
-
-        With the frames, as it begins and ends an answer.
-        """
-        before, after = self.pattern.split("%ARGS%")
-        return before.replace("%NAME%", name), after
+        """Return the text of an answer that is one call, before and behind its JSON arguments."""
+        before, after = self.inside(name)
+        first, last = self.frames if len(self.frames) == 2 else ("", "")
+        return first + self.begin + before, after + last
 
     def inside(self, name: str) -> tuple[str, str]:
-        """Return what `around` does, but for all up to `begin`, and for the frames behind."""
-        before, after = self.around(name)
-        for frame in reversed(self.frames):
-            after = after.removesuffix(frame)
-        return before.partition(self.begin)[2], after
+        """Return the text between `begin` and the arguments, and from there to `end`."""
+        before, after = self.body.split("%ARGS%")
+        return before.replace("%NAME%", name), after + self.end
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
-    """Messages in a message: each has a header that says what it is, up to `message`.
+class ChannelFormat:
+    """Messages within an answer, each with a header that says of what kind it is.
 
-    final: what stands before content, header included.
+    Attributes:
+        start: The delimiter before a header.
+        message: The delimiter between header and text.
+        final: The text before content, header included.
+        ends: The delimiters behind a message.
+        reasoning: A regular expression for headers of reasoning.
+        call: A regular expression for headers of calls with JSON arguments, with the group `name`;
+            "" when calls have no such header.
     """
 
     start: str
     message: str
     final: str
     ends: tuple[str, ...]
-    reasoning: str  # a regular expression for headers of reasoning
-    call: str  # and of calls with JSON arguments, with the group `name`; "" where there are none
+    reasoning: str
+    call: str
 
 
 @dataclass(frozen=True, slots=True)
-class Syntax:
-    """What a template's model marks. reasoning: pairs of marks, the one before and the one behind.
+class ChatSyntax:
+    """The delimiters of one template's model.
 
-    frames: marks that are left out of the text.
+    Attributes:
+        reasoning: Pairs of delimiters, before and behind reasoning.
+        tool_calls: The format of tool calls, None when the template has none that is known.
+        channels: The format of messages within an answer, None for most models.
+        frames: Delimiters that are left out of the text.
     """
 
     reasoning: tuple[tuple[str, str], ...] = ()
-    calls: Calls | None = None
-    channels: Channels | None = None
-    frames: tuple[str, ...] = field(default=())
+    tool_calls: ToolCallFormat | None = None
+    channels: ChannelFormat | None = None
+    frames: tuple[str, ...] = ()
 
     @property
-    def marks(self) -> frozenset[str]:
-        """Every mark, which must reach the parser although it may be a control token."""
-        found = {mark for pair in self.reasoning for mark in pair} | set(self.frames)
-        if self.calls is not None:
-            found |= set(self.calls.marks)
-        if self.channels is not None:
-            found |= {self.channels.start, self.channels.message, *self.channels.ends}
-        return frozenset(found - {""})
+    def delimiters(self) -> frozenset[str]:
+        """Every delimiter; the parser has to see it even when it is a control token."""
+        delimiters = {*self.frames, *(text for pair in self.reasoning for text in pair)}
+        if (calls := self.tool_calls) is not None:
+            delimiters |= {calls.begin, calls.end, calls.name_end, *calls.parameter, *calls.frames}
+        if (channels := self.channels) is not None:
+            delimiters |= {channels.start, channels.message, *channels.ends}
+        return frozenset(delimiters - {""})
+
+    def open_reasoning(self, prompt: str) -> str:
+        """Return the end of the reasoning that a prompt has opened, "" when it has not."""
+        text = prompt.rstrip()
+        return next((end for begin, end in self.reasoning if text.endswith(begin.rstrip())), "")
+
+    def opens_channel(self, prompt: str) -> bool:
+        """Return whether an answer to a prompt begins with a header."""
+        return self.channels is not None and prompt.rstrip().endswith(self.channels.start)
 
 
 REASONING = (
@@ -118,7 +133,7 @@ REASONING = (
     ("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]"),
 )
 
-# What shows that marks are there to be left out of the text, and the marks.
+# The evidence of delimiters that are left out of the text, and the delimiters.
 FRAMES = (
     ("<|START_RESPONSE|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
     ("<|START_TEXT|>", ("<|START_TEXT|>", "<|END_TEXT|>")),
@@ -132,7 +147,7 @@ FRAMES = (
 CHANNELS = (
     (
         ("<|channel|>analysis", "functions."),
-        Channels(
+        ChannelFormat(
             "<|start|>assistant",
             "<|message|>",
             "<|channel|>final<|message|>",
@@ -143,7 +158,7 @@ CHANNELS = (
     ),
     (
         ("<atem:", "to=self"),
-        Channels(
+        ChannelFormat(
             "<|start|>assistant",
             "<|message|>",
             "<|start|>assistant<|message|>",
@@ -154,15 +169,15 @@ CHANNELS = (
     ),
 )
 
-_HERMES = Calls(
+_OBJECT = '{"name": "%NAME%", "arguments": %ARGS%}'
+_HERMES = ToolCallFormat(
     "objects",
     "<tool_call>",
     "</tool_call>",
     evidence=("<tool_call>", "</tool_call>"),
-    pattern='<tool_call>\n{"name": "%NAME%", "arguments": %ARGS%}\n</tool_call>',
+    body=f"\n{_OBJECT}\n",
 )
-_ARGUMENTS = '{"name": "%NAME%", "arguments": %ARGS%}'
-_FUNCTION_TAGS = Calls(
+_FUNCTION_TAGS = ToolCallFormat(
     "tags",
     "<function=",
     "</function>",
@@ -172,8 +187,10 @@ _FUNCTION_TAGS = Calls(
     frames=("<tool_call>", "</tool_call>"),
 )
 _KEYS = ("<arg_key>", "<arg_value>", "</arg_value>")
-_GLM = Calls("tags", "<tool_call>", "</tool_call>", ("<tool_call>", "<arg_key>"), parameter=_KEYS)
-_INVOKE = Calls(
+_GLM = ToolCallFormat(
+    "tags", "<tool_call>", "</tool_call>", ("<tool_call>", "<arg_key>"), parameter=_KEYS
+)
+_INVOKE = ToolCallFormat(
     "tags",
     '<invoke name="',
     "</invoke>",
@@ -184,7 +201,7 @@ _INVOKE = Calls(
 )
 
 
-def _prefixed(prefix: str, outer: tuple[str, ...]) -> Calls:
+def _prefixed(prefix: str, outer: tuple[str, ...]) -> ToolCallFormat:
     """Return the tags of `_INVOKE` with a prefix in each."""
     return replace(
         _INVOKE,
@@ -198,14 +215,14 @@ def _prefixed(prefix: str, outer: tuple[str, ...]) -> Calls:
     )
 
 
-_PYTHON = Calls(
+_PYTHON = ToolCallFormat(
     "python", "<|tool_call_start|>", "<|tool_call_end|>", evidence=("<|tool_call_start|>",)
 )
 _MINIMAX = "]<]minimax[>["
 
 # The first whose evidence is there; what another row is a part of comes first.
-CALLS = (
-    Calls(
+TOOL_CALLS = (
+    ToolCallFormat(
         "tags",
         f'{_MINIMAX}<invoke name="',
         f"{_MINIMAX}</invoke>",
@@ -217,7 +234,7 @@ CALLS = (
     _prefixed("｜DSML｜", ("tool_calls", "function_calls")),
     _prefixed("atem:", ("function_calls",)),
     _INVOKE,
-    Calls(
+    ToolCallFormat(
         "tags",
         '<|open|>call tool="',
         "<|close|>call<|sep|>",
@@ -227,7 +244,7 @@ CALLS = (
         parameter=('<|open|>argument key="', "<|sep|>", "<|close|>argument<|sep|>"),
         frames=("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
     ),
-    Calls(
+    ToolCallFormat(
         "tags",
         '<function name="',
         "</function>",
@@ -235,7 +252,7 @@ CALLS = (
         name_end='">',
         parameter=('<param name="', ">", "</param>"),
     ),
-    Calls(
+    ToolCallFormat(
         "tags",
         "<tool_call:opensource>",
         "</tool_call:opensource>",
@@ -251,46 +268,45 @@ CALLS = (
         frames=("<seed:tool_call>", "</seed:tool_call>"),
     ),
     _FUNCTION_TAGS,
-    Calls(
+    ToolCallFormat(
         "json",
         "<function=",
         "</function>",
         evidence=("<function=",),
         name_end=">",
-        pattern="<function=%NAME%>%ARGS%</function>",
+        body="%NAME%>%ARGS%",
     ),
-    Calls("json", ">>>", evidence=(">>>all",), name_end="\n", pattern=">>>%NAME%\n%ARGS%"),
-    Calls(
+    ToolCallFormat("json", ">>>", evidence=(">>>all",), name_end="\n", body="%NAME%\n%ARGS%"),
+    ToolCallFormat(
         "json",
         "[TOOL_CALLS]",
         evidence=("[TOOL_CALLS]", "[ARGS]"),
         name_end="[ARGS]",
         header=r"\s*(?P<name>[^\[\s]+)\s*(?:\[CALL_ID\](?P<id>.*))?",
-        pattern="[TOOL_CALLS]%NAME%[ARGS]%ARGS%",
+        body="%NAME%[ARGS]%ARGS%",
     ),
-    Calls("objects", "[TOOL_CALLS]", evidence=("[TOOL_CALLS]",),
-          pattern=f"[TOOL_CALLS][{_ARGUMENTS}]"),
-    Calls(
+    ToolCallFormat(
+        "objects", "[TOOL_CALLS]", evidence=("[TOOL_CALLS]",), body=f"[{_OBJECT}]"
+    ),
+    ToolCallFormat(
         "json",
         "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
         "\n```<｜tool▁call▁end｜>",
         evidence=("<｜tool▁call▁begin｜>", "```json"),
         name_end="\n```json\n",
         frames=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-        pattern="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>%NAME%\n```json\n%ARGS%"
-        "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        body="%NAME%\n```json\n%ARGS%",
     ),
-    Calls(
+    ToolCallFormat(
         "json",
         "<｜tool▁call▁begin｜>",
         "<｜tool▁call▁end｜>",
         evidence=("<｜tool▁call▁begin｜>",),
         name_end="<｜tool▁sep｜>",
         frames=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-        pattern="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>%NAME%<｜tool▁sep｜>%ARGS%<｜tool▁call▁end｜>"
-        "<｜tool▁calls▁end｜>",
+        body="%NAME%<｜tool▁sep｜>%ARGS%",
     ),
-    Calls(
+    ToolCallFormat(
         "json",
         "<|tool_call_begin|>",
         "<|tool_call_end|>",
@@ -298,10 +314,9 @@ CALLS = (
         name_end="<|tool_call_argument_begin|>",
         header=r"\s*(?P<id>(?:functions\.)?(?P<name>[^\s:]+)(?::\d+)?)\s*",
         frames=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
-        pattern="<|tool_calls_section_begin|><|tool_call_begin|>functions.%NAME%:0"
-        "<|tool_call_argument_begin|>%ARGS%<|tool_call_end|><|tool_calls_section_end|>",
+        body="functions.%NAME%:0<|tool_call_argument_begin|>%ARGS%",
     ),
-    Calls(
+    ToolCallFormat(
         "json",
         "<|tool_call:begin|>",
         "<|tool_call:end|>",
@@ -310,88 +325,97 @@ CALLS = (
         header=r"\s*(?P<id>.*?)\s*<\|tool_call:name\|>\s*(?P<name>\S+)\s*",
         frames=("<|tool_calls|>",),
     ),
-    Calls(
+    ToolCallFormat(
         "objects",
         "<tool_calls>",
         "</tool_calls>",
         evidence=("<tool_calls>",),
-        pattern=f"<tool_calls>[{_ARGUMENTS}]</tool_calls>",
+        body=f"[{_OBJECT}]",
     ),
     _HERMES,
-    Calls(
+    ToolCallFormat(
         "objects",
         "<TOOLCALL>",
         "</TOOLCALL>",
         evidence=("<TOOLCALL>",),
-        pattern=f"<TOOLCALL>[{_ARGUMENTS}]</TOOLCALL>",
+        body=f"[{_OBJECT}]",
     ),
-    Calls(
+    ToolCallFormat(
         "objects",
         "<|START_ACTION|>",
         "<|END_ACTION|>",
         evidence=("<|START_ACTION|>",),
-        pattern='<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "%NAME%", "parameters": '
-        "%ARGS%}\n]<|END_ACTION|>",
+        body='[\n    {"tool_call_id": "0", "tool_name": "%NAME%", "parameters": %ARGS%}\n]',
     ),
-    Calls(
+    ToolCallFormat(
         "objects",
         "Action:",
         "```",
         evidence=("Write 'Action:' followed by a json-formatted list",),
         frames=("```json",),
     ),
-    Calls(
+    ToolCallFormat(
         "objects",
         "<|tools_prefix|>",
         "<|tools_suffix|>",
         evidence=("<|tools_prefix|>",),
         keyed=True,
-        pattern='<|tools_prefix|>[{"%NAME%": %ARGS%}]<|tools_suffix|>',
+        body='[{"%NAME%": %ARGS%}]',
     ),
-    Calls(
+    ToolCallFormat(
         "objects",
         "<|function_call|>",
         evidence=("<|function_call|>",),
-        pattern=f"<|function_call|>{_ARGUMENTS}",
+        body=_OBJECT,
     ),
-    Calls(
+    ToolCallFormat(
         "objects",
         "<|message_sep|>\n\nfunction call<|role_sep|>\n",
         evidence=("function call<|role_sep|>",),
-        pattern=f"<|message_sep|>\n\nfunction call<|role_sep|>\n{_ARGUMENTS}",
+        body=_OBJECT,
     ),
-    Calls("objects", "functools", evidence=("functools[",), pattern=f"functools[{_ARGUMENTS}]"),
+    ToolCallFormat("objects", "functools", evidence=("functools[",), body=f"[{_OBJECT}]"),
     _PYTHON,
     replace(_PYTHON, evidence=("<|tool_list_start|>",)),
     replace(_PYTHON, evidence=("List of tools: [", "<|im_start|>")),
-    Calls("gemma", "<|tool_call>call:", "<tool_call|>", evidence=("<|tool_call>call:",),
+    ToolCallFormat("gemma", "<|tool_call>call:", "<tool_call|>", evidence=("<|tool_call>call:",),
           name_end="{"),
-    Calls(
+    ToolCallFormat(
         "objects",
         "<|tool_call|>",
         evidence=("<|tool_call|>",),
-        pattern=f"<|tool_call|>[{_ARGUMENTS}]",
+        body=f"[{_OBJECT}]",
     ),
-    Calls(
+    ToolCallFormat(
         "objects",
         "",
         evidence=('{"name": function name, "parameters":',),
         frames=("<|python_tag|>",),
-        pattern='{"name": "%NAME%", "parameters": %ARGS%}',
+        body='{"name": "%NAME%", "parameters": %ARGS%}',
     ),
 )  # fmt: skip
 
 
-def detect(template: str) -> Syntax:
-    """Return what the model of a template marks, by the template's text and what it renders."""
-    channels = next((c for evidence, c in CHANNELS if all(e in template for e in evidence)), None)
-    return Syntax(
+def detect(template: str) -> ChatSyntax:
+    """Return the syntax of a template's model.
+
+    Args:
+        template: The text of the template, with the texts that it renders.
+    """
+    channels = next(
+        (row for evidence, row in CHANNELS if all(e in template for e in evidence)), None
+    )
+    return ChatSyntax(
         reasoning=tuple(
-            pair
-            for pair in REASONING
-            if channels is None and pair[0].rstrip() in template and pair[1] in template
+            (begin, end)
+            for begin, end in REASONING
+            if channels is None and begin.rstrip() in template and end in template
         ),
-        calls=next((row for row in CALLS if all(e in template for e in row.evidence)), None),
+        tool_calls=next(
+            (row for row in TOOL_CALLS if all(e in template for e in row.evidence)), None
+        ),
         channels=channels,
-        frames=tuple(mark for shown, marks in FRAMES if shown in template for mark in marks),
+        frames=tuple(
+            text for evidence, frames in FRAMES if evidence in template for text in frames
+        ),
     )

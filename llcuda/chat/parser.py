@@ -1,7 +1,7 @@
-"""Split a model's text into content, reasoning and tool calls while it flows.
+"""Splits a model's text into content, reasoning and tool calls while it arrives.
 
-Half a mark is never shown, and where the text is cut into pieces makes no difference. What looks
-like a call and is none stays text.
+Partial delimiters are never emitted, and the result does not depend on where the text is cut into
+pieces. Text that looks like a call and is none stays content.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llcuda.chat.formats import FOR_THE_READER, Calls, Syntax
-from llcuda.chat.stream_reader import Reader, Steps, nothing
-from llcuda.chat.tool_arguments import dump, from_gemma, from_python, typed
+from llcuda.chat.formats import CONTENT_NAME, ChatSyntax, ToolCallFormat
+from llcuda.chat.stream_reader import Reading, StreamReader, nothing
+from llcuda.chat.tool_arguments import from_gemma, from_python, from_text, to_json
 
 _NAMES = ("name", "tool_name", "function")
 _ARGUMENTS = ("arguments", "parameters")
@@ -23,9 +23,9 @@ _IDS = ("id", "tool_call_id")
 
 @dataclass(slots=True)
 class ChatDelta:
-    """What a piece of text added.
+    """The part of an answer that further text added.
 
-    It is false when nothing of it is shown. Deltas can be added.
+    A delta is false when it shows nothing. Deltas can be added.
 
     Attributes:
         content: Further content.
@@ -62,8 +62,8 @@ class ChatDelta:
 
 
 @dataclass(slots=True)
-class _Draft:
-    """What is known of a call that is written as a JSON object."""
+class _ObjectCall:
+    """The part of a call that is known while its JSON object is read."""
 
     name: str = ""
     id: str | None = None
@@ -74,50 +74,59 @@ class _Draft:
 class ChatParser:
     """Parses one answer, and keeps its message.
 
+    Args:
+        syntax: The delimiters of the model.
+        prompt: The prompt of the answer, which may open reasoning, a header or a call.
+        tools: The schema of each tool's parameters by the tool's name; None looks for no calls.
+        new_id: Makes the id of a call of its index.
+        read_call: Reads the text behind the delimiter of a call in place of the parser. It gets the
+            reader, and the delimiter: "" when the prompt has opened the call.
+
     Attributes:
         reasoning_spans: Begin and end of each reasoning in the text, in characters.
     """
 
     def __init__(
         self,
-        syntax: Syntax,
+        syntax: ChatSyntax,
         prompt: str = "",
         tools: Mapping[str, Any] | None = None,
         new_id: Callable[[int], str] = "call_{}".format,
+        read_call: Callable[[StreamReader, str], Reading[None]] | None = None,
     ) -> None:
-        self._calls = calls = syntax.calls if tools is not None else None
-        self._channels = syntax.channels
+        self.reasoning_spans: list[tuple[int, int]] = []
+        self._syntax = syntax
+        self._calls = calls = syntax.tool_calls if tools is not None else None
         self._tools = tools or {}
         self._new_id = new_id
-        self._reader = Reader()
+        self._read_call = read_call
+        self._reader = StreamReader()
         self._delta = ChatDelta()
-        self._content_parts: list[str] = []  # of the message, so that each delta costs the same
+        self._content_parts: list[str] = []  # of the message
         self._reasoning_parts: list[str] = []
         self._tool_calls: list[dict[str, Any]] = []
-        self._arguments: list[list[str]] = []  # the parts of each call's JSON
-        self.reasoning_spans: list[tuple[int, int]] = []
-        self._space = ""  # white space that is shown when something follows
-        self._begun = False  # whether content was shown
-        self._strip = False  # what follows reasoning or a call has no space before it
-        self._ends = dict(syntax.reasoning)  # of reasoning, by what begins it
-        self._frames = syntax.frames
-        marks = [*self._ends, *syntax.frames]
+        self._argument_parts: list[list[str]] = []  # of each call
+        self._space = ""  # white space that is content if more content follows
+        self._has_content = False
+        self._skips_space = False  # reasoning or a call has no space behind it
+        self._reasoning_ends = dict(syntax.reasoning)
+        delimiters = [*self._reasoning_ends, *syntax.frames]
         if calls is not None:
-            marks += [calls.begin, calls.end, *calls.frames]
-        if self._channels is not None:
-            marks += [self._channels.start, *self._channels.ends]
-        self._marks = tuple(dict.fromkeys(mark for mark in marks if mark))
-        self._steps = self._run(prompt.rstrip())
+            delimiters += [calls.begin, calls.end, *calls.frames]
+        if syntax.channels is not None:
+            delimiters += [syntax.channels.start, *syntax.channels.ends]
+        self._delimiters = tuple(dict.fromkeys(filter(None, delimiters)))
+        self._reading = self._read_answer(prompt)
 
     def feed(self, text: str) -> ChatDelta:
         """Return what further `text` adds."""
-        self._reader.put(text)
-        return self._go(text)
+        self._reader.feed(text)
+        return self._go_on(text)
 
     def flush(self) -> ChatDelta:
         """Return what was held back: the text has ended."""
         self._reader.end()
-        return self._go()
+        return self._go_on("")
 
     def message(self) -> dict[str, Any]:
         """Return OpenAI's message of what was parsed so far."""
@@ -128,65 +137,64 @@ class ChatParser:
         if self._tool_calls:
             message["content"] = content or None
             message["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": "".join(arguments)}}
-                for call, arguments in zip(self._tool_calls, self._arguments, strict=True)
+                {**call, "function": {**call["function"], "arguments": "".join(parts)}}
+                for call, parts in zip(self._tool_calls, self._argument_parts, strict=True)
             ]
         return message
 
-    def _go(self, text: str = "") -> ChatDelta:
+    def _go_on(self, text: str) -> ChatDelta:
         self._delta = delta = ChatDelta(text=text)
-        next(self._steps, None)
+        next(self._reading, None)
         if delta.content:
             self._content_parts.append(delta.content)
         if delta.reasoning:
             self._reasoning_parts.append(delta.reasoning)
         return delta
 
-    def _run(self, prompt: str) -> Steps:
-        calls, channels = self._calls, self._channels
-        opened = [end for begin, end in self._ends.items() if prompt.endswith(begin.rstrip())]
-        if opened:
-            yield from self._reasoning((opened[0],))
-        elif channels is not None and prompt.endswith(channels.start):
+    def _read_answer(self, prompt: str) -> Reading[None]:
+        calls, channels = self._calls, self._syntax.channels
+        if end := self._syntax.open_reasoning(prompt):
+            yield from self._reasoning((end,))
+        elif self._syntax.opens_channel(prompt):
             yield from self._header()
-        elif calls is not None and calls.begin and prompt.endswith(calls.begin):
+        elif calls is not None and calls.begin and prompt.rstrip().endswith(calls.begin):
             yield from self._call(calls, "")
         while True:
-            if calls is not None and not calls.begin and not self._begun:
+            if calls is not None and not calls.begin and not self._has_content:
                 yield from self._objects(calls, "")
-            mark = yield from self._reader.until(self._marks, self._content)
-            if not mark:
+            delimiter = yield from self._reader.until(self._delimiters, self._content)
+            if not delimiter:
                 break
-            if mark in self._ends and self._begun:
-                self._content(mark)
-            elif mark in self._ends:
-                yield from self._reasoning((self._ends[mark],))
-            elif channels is not None and mark == channels.start:
+            if delimiter in self._reasoning_ends and self._has_content:
+                self._content(delimiter)
+            elif delimiter in self._reasoning_ends:
+                yield from self._reasoning((self._reasoning_ends[delimiter],))
+            elif channels is not None and delimiter == channels.start:
                 yield from self._header()
-            elif calls is not None and mark == calls.begin:
-                yield from self._call(calls, mark)
-            elif mark in self._frames:
+            elif calls is not None and delimiter == calls.begin:
+                yield from self._call(calls, delimiter)
+            elif delimiter in self._syntax.frames:
                 self._interrupt()
-        if not self._strip:
+        if not self._skips_space:
             self._delta.content += self._space
 
     # --- text ---
 
     def _content(self, text: str) -> None:
-        """Show text; white space at its end only once more follows."""
-        if self._strip:
+        """Show text; white space at its end only when more follows."""
+        if self._skips_space:
             text = text.lstrip()
         shown = text.rstrip()
         if shown:
             self._delta.content += self._space + shown
-            self._begun, self._space, self._strip = True, "", False
+            self._has_content, self._space, self._skips_space = True, "", False
         self._space += text[len(shown) :]
 
     def _interrupt(self) -> None:
         """Note that something else than content came: no white space belongs behind it."""
-        self._space, self._strip = self._space if self._begun else "", True
+        self._space, self._skips_space = self._space if self._has_content else "", True
 
-    def _reasoning(self, ends: tuple[str, ...]) -> Steps:
+    def _reasoning(self, ends: tuple[str, ...]) -> Reading[None]:
         """Show reasoning up to one of its ends, without the space around it."""
         space, begun = "", False
 
@@ -199,26 +207,26 @@ class ChatParser:
                 space, begun = "", True
             space += text[len(shown) :]
 
-        start = self._reader.position
+        begin = self._reader.position
         end = yield from self._reader.until(ends, show)
-        self.reasoning_spans.append((start, self._reader.position - len(end)))
+        self.reasoning_spans.append((begin, self._reader.position - len(end)))
         self._interrupt()
 
-    def _header(self) -> Steps:
-        """Read what kind of message begins, and what it holds if that is not content."""
-        channels = self._channels
+    def _header(self) -> Reading[None]:
+        """Read the header of a message within the answer, and the message unless it is content."""
+        channels = self._syntax.channels
         assert channels is not None
-        header: list[str] = []
-        found = yield from self._reader.until((channels.message,), header.append)
-        text = "".join(header)
-        call = re.search(channels.call, text) if channels.call and self._tools else None
-        if not found:
-            self._content(text)
+        parts: list[str] = []
+        delimiter = yield from self._reader.until((channels.message,), parts.append)
+        header = "".join(parts)
+        call = re.search(channels.call, header) if channels.call and self._tools else None
+        if not delimiter:
+            self._content(header)
         elif call is not None:
             self._begin_call(call["name"])
-            yield from self._reader.value(self._argue)
+            yield from self._reader.json_value(self._add_arguments)
             yield from self._reader.until(channels.ends, nothing)
-        elif re.search(channels.reasoning, text):
+        elif re.search(channels.reasoning, header):
             yield from self._reasoning(channels.ends)
 
     # --- calls ---
@@ -229,60 +237,64 @@ class ChatParser:
         identity = identity or self._new_id(index)
         call = {"id": identity, "type": "function", "function": {"name": name}}
         self._tool_calls.append(call)
-        self._arguments.append([])
+        self._argument_parts.append([])
         function = {"name": name, "arguments": ""}
         self._delta.tool_calls.append({"index": index, **call, "function": function})
 
-    def _argue(self, text: str) -> None:
+    def _add_arguments(self, text: str) -> None:
         """Add to the arguments of the last call."""
         index, calls = len(self._tool_calls) - 1, self._delta.tool_calls
         if not calls or calls[-1]["index"] != index:
             calls.append({"index": index, "function": {"arguments": ""}})
         calls[-1]["function"]["arguments"] += text
-        self._arguments[-1].append(text)
+        self._argument_parts[-1].append(text)
 
-    def _call(self, calls: Calls, mark: str) -> Steps:
-        """Read what follows the mark of a call; what is none is content, with its mark."""
-        if calls.form == "objects":
-            yield from self._objects(calls, mark)
-        elif calls.form == "python":
-            yield from self._python(calls, mark)
+    def _call(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
+        """Read the text behind the delimiter of a call; both are content if it is no call."""
+        if self._read_call is not None:
+            yield from self._read_call(self._reader, delimiter)
+        elif calls.notation == "objects":
+            yield from self._objects(calls, delimiter)
+        elif calls.notation == "python":
+            yield from self._python(calls, delimiter)
         else:
-            yield from self._named(calls, mark)
+            yield from self._named(calls, delimiter)
 
-    def _named(self, calls: Calls, mark: str) -> Steps:
-        header: list[str] = []
-        last = (calls.end,) if calls.form == "tags" else ()
+    def _named(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
+        """Read a call whose name stands before its arguments."""
+        parts: list[str] = []
+        last = (calls.end,) if calls.notation == "tags" else ()
         stops = (calls.name_end or calls.parameter[0], *last)
-        found = yield from self._reader.until(stops, header.append, take=False)
-        match = re.fullmatch(calls.header, "".join(header), re.S) if found else None
+        stop = yield from self._reader.until(stops, parts.append, take=False)
+        header = "".join(parts)
+        match = re.fullmatch(calls.header, header, re.S) if stop else None
         if match is None:
-            self._content(mark + "".join(header))
+            self._content(delimiter + header)
             return
-        if found == calls.name_end and calls.form != "gemma":
-            yield from self._reader.over(found)
-        if match["name"] == FOR_THE_READER and calls.begin == ">>>":
+        if stop == calls.name_end and calls.notation != "gemma":
+            yield from self._reader.skip(stop)
+        if match["name"] == CONTENT_NAME and calls.begin == ">>>":
             return
         self._begin_call(match["name"], match.groupdict().get("id"))
-        if calls.form == "tags":
+        if calls.notation == "tags":
             yield from self._tags(calls, match["name"])
-        elif calls.form == "gemma":
+        elif calls.notation == "gemma":
             body: list[str] = []
             yield from self._reader.until((calls.end,), body.append)
-            self._argue(from_gemma("".join(body)))
+            self._add_arguments(from_gemma("".join(body)))
         else:
-            yield from self._reader.blank()
-            yield from self._reader.value(self._argue)
-            yield from self._reader.over(calls.end)
+            yield from self._reader.skip_space()
+            yield from self._reader.json_value(self._add_arguments)
+            yield from self._reader.skip(calls.end)
 
-    def _tags(self, calls: Calls, name: str) -> Steps:
-        """Read parameters that have marks of their own, each as soon as it is whole."""
+    def _tags(self, calls: ToolCallFormat, name: str) -> Reading[None]:
+        """Read parameters that have delimiters of their own, each as soon as it is complete."""
         schema = self._tools.get(name)
         schemas = schema.get("properties") if isinstance(schema, dict) else None
         schemas = schemas if isinstance(schemas, dict) else {}
         begin, key_end, value_end = calls.parameter
-        before = "{"
-        while (mark := (yield from self._reader.until((begin, calls.end), nothing))) == begin:
+        separator = "{"
+        while (tag := (yield from self._reader.until((begin, calls.end), nothing))) == begin:
             header: list[str] = []
             value: list[str] = []
             yield from self._reader.until((key_end,), header.append)
@@ -290,105 +302,105 @@ class ChatParser:
             end = value_end.replace("%KEY%", key)
             if not (yield from self._reader.until((end,), value.append)):
                 return
-            self._argue(before + f"{dump(key)}: ")
-            self._argue(typed("".join(value), schemas.get(key), "".join(header)))
-            before = ", "
-        if mark:
-            self._argue("{}" if before == "{" else "}")
+            self._add_arguments(separator + f"{to_json(key)}: ")
+            self._add_arguments(from_text("".join(value), schemas.get(key), "".join(header)))
+            separator = ", "
+        if tag:
+            self._add_arguments("{}" if separator == "{" else "}")
 
-    def _python(self, calls: Calls, mark: str) -> Steps:
+    def _python(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
         body: list[str] = []
         end = yield from self._reader.until((calls.end,), body.append)
-        found = from_python("".join(body))
-        for name, arguments in found:
+        named_arguments = from_python("".join(body))
+        for name, arguments in named_arguments:
             self._begin_call(name)
-            self._argue(arguments)
-        if not found:
-            self._content(mark + "".join(body) + end)
+            self._add_arguments(arguments)
+        if not named_arguments:
+            self._content(delimiter + "".join(body) + end)
 
-    def _objects(self, calls: Calls, mark: str) -> Steps:
+    def _objects(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
         """Read JSON objects, in a list or one after the other."""
         reader, before = self._reader, len(self._tool_calls)
-        reader.record()
-        yield from reader.blank()
+        reader.start_recording()
+        yield from reader.skip_space()
         for frame in calls.frames:
-            yield from reader.over(frame)
-            yield from reader.blank()
-        listed = bool(mark) and (yield from reader.over("["))
+            yield from reader.skip(frame)
+            yield from reader.skip_space()
+        listed = bool(delimiter) and (yield from reader.skip("["))
         while True:
-            yield from reader.blank()
+            yield from reader.skip_space()
             if len(self._tool_calls) > before and (yield from reader.peek()) in (",", ";"):
-                yield from reader.over((yield from reader.peek()))
-                yield from reader.blank()
+                yield from reader.skip((yield from reader.peek()))
+                yield from reader.skip_space()
             if (yield from reader.peek()) != "{" or not (yield from self._object(calls)):
                 break
-        text = reader.recorded()
+        text = reader.stop_recording()
         if len(self._tool_calls) == before:
-            self._content(mark + text)
+            self._content(delimiter + text)
             return
         if listed:
-            yield from reader.over("]")
-            yield from reader.blank()
-        yield from reader.over(calls.end)
+            yield from reader.skip("]")
+            yield from reader.skip_space()
+        yield from reader.skip(calls.end)
 
-    def _object(self, calls: Calls) -> Steps:
-        """Read one object; return whether it was whole, and a call."""
-        reader, draft = self._reader, _Draft()
-        yield from reader.over("{")
-        yield from reader.blank()
-        while not (yield from reader.over("}")):
-            if not (yield from self._pair(calls, draft)):
+    def _object(self, calls: ToolCallFormat) -> Reading[bool]:
+        """Read one object; return whether it is complete, and a call."""
+        reader, call = self._reader, _ObjectCall()
+        yield from reader.skip("{")
+        yield from reader.skip_space()
+        while not (yield from reader.skip("}")):
+            if not (yield from self._pair(calls, call)):
                 return False
-            yield from reader.blank()
-            yield from reader.over(",")
-            yield from reader.blank()
-        if draft.begun and not draft.arguments:
-            self._argue("{}")
-        return draft.begun
+            yield from reader.skip_space()
+            yield from reader.skip(",")
+            yield from reader.skip_space()
+        if call.begun and not call.arguments:
+            self._add_arguments("{}")
+        return call.begun
 
-    def _pair(self, calls: Calls, draft: _Draft) -> Steps:
-        """Read a key and its value; return whether they are whole."""
+    def _pair(self, calls: ToolCallFormat, call: _ObjectCall) -> Reading[bool]:
+        """Read a key and its value; return whether they are complete."""
         reader = self._reader
         raw: list[str] = []
-        if (yield from reader.peek()) != '"' or not (yield from reader.value(raw.append)):
+        if (yield from reader.peek()) != '"' or not (yield from reader.json_value(raw.append)):
             return False
         key = _loads(raw)
-        yield from reader.blank()
-        if not (yield from reader.over(":")):
+        yield from reader.skip_space()
+        if not (yield from reader.skip(":")):
             return False
-        yield from reader.blank()
+        yield from reader.skip_space()
         if calls.keyed and isinstance(key, str):
-            draft.name, draft.begun, key = key, True, _ARGUMENTS[0]
-            self._begin_call(draft.name)
+            call.name, call.begun, key = key, True, _ARGUMENTS[0]
+            self._begin_call(call.name)
         value: list[str] = []
-        flowing = draft.begun and key in _ARGUMENTS and (yield from reader.peek()) == "{"
+        flowing = call.begun and key in _ARGUMENTS and (yield from reader.peek()) == "{"
 
         def show(text: str) -> None:
             value.append(text)
             if flowing:
-                self._argue(text)
+                self._add_arguments(text)
 
-        whole = yield from reader.value(show)
-        if key in _NAMES and whole and not draft.begun:
+        complete = yield from reader.json_value(show)
+        if key in _NAMES and complete and not call.begun:
             name = _loads(value)
             known = isinstance(name, str) and bool(calls.begin or name in self._tools)
-            draft.name = name if known else ""
-        elif key in _IDS and whole and isinstance(_loads(value), str):
-            draft.id = _loads(value)
+            call.name = name if known else ""
+        elif key in _IDS and complete and isinstance(_loads(value), str):
+            call.id = _loads(value)
         elif key in _ARGUMENTS:
             inner = _loads(value)  # arguments may be JSON in a text
-            draft.arguments = inner if isinstance(inner, str) else "".join(value)
-            if draft.begun and not flowing:
-                self._argue(draft.arguments)
-        if draft.name and not draft.begun:
-            draft.begun = True
-            self._begin_call(draft.name, draft.id)
-            self._argue(draft.arguments)
-        return whole
+            call.arguments = inner if isinstance(inner, str) else "".join(value)
+            if call.begun and not flowing:
+                self._add_arguments(call.arguments)
+        if call.name and not call.begun:
+            call.begun = True
+            self._begin_call(call.name, call.id)
+            self._add_arguments(call.arguments)
+        return complete
 
 
 def _loads(parts: list[str]) -> Any:
-    """Return the value of JSON, None for what is none."""
+    """Return the value of JSON, None for other text."""
     try:
         return json.loads("".join(parts))
     except (ValueError, RecursionError):

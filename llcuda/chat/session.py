@@ -315,7 +315,7 @@ def start(
         UnsupportedError: The model does not write calls as JSON, and `tool_choice` demands one.
         QueueFullError: As `submit` raises it; so are its other errors.
     """
-    from llcuda.chat.constraint import guide_of
+    from llcuda.chat.constraint import chat_guide
     from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
 
     if not isinstance(template_variables or {}, Mapping):
@@ -335,14 +335,14 @@ def start(
         template = TOOL_TEMPLATE
     program = ChatTemplate.of(model, template)
     prompt = program.prompt(model, messages, offered or None, **(template_variables or {}))
-    guide = guide_of(
+    guide = chat_guide(
         model,
         program.syntax,
         prompt.text,
         tools=offered,
         tool_choice=tool_choice,
         response_format=response_format,
-        shown=program.shown_tokens,
+        shown_tokens=program.shown_tokens,
     )
     if guide is not None:
         if parameters.get("guide") is not None:

@@ -1,7 +1,7 @@
-"""Reads text that comes in pieces, as a parser that waits.
+"""Reads text that arrives in pieces, as a parser that waits.
 
-Each method is a generator: it yields where it needs more text, and returns what it found. What it
-finds does not depend on where the text is cut.
+Each reading method is a generator: it yields when it needs more text, and returns what it has read.
+The result does not depend on where the text is cut into pieces.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator
 from functools import lru_cache
-from typing import Any
+from typing import TypeAlias, TypeVar
 
-Steps = Generator[None, None, Any]
-Show = Callable[[str], None]
+T = TypeVar("T")
+Reading: TypeAlias = Generator[None, None, T]
+Show: TypeAlias = Callable[[str], None]
 
 _SPACE = re.compile(r"\s*")
-_STRING = re.compile(r'[^"\\]+')
-_BETWEEN = re.compile(r'[^"{}\[\]]+')
+_IN_STRING = re.compile(r'[^"\\]+')
+_IN_JSON = re.compile(r'[^"{}\[\]]+')
 _SCALAR = re.compile(r"[^\s,\]}]+")
 
 
@@ -24,81 +25,82 @@ def nothing(text: str) -> None:
     """Show nothing."""
 
 
-class Reader:
-    """The text that has come and was not read."""
+class StreamReader:
+    """The text that has arrived and is not read yet."""
 
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
         self._dropped = 0  # characters before _text
         self._ended = False
-        self._record: list[str] | None = None
+        self._recorded: list[str] | None = None
 
-    def put(self, text: str) -> None:
+    def feed(self, text: str) -> None:
         """Add a piece of text."""
         self._text = self._text[self._at :] + text
         self._dropped += self._at
         self._at = 0
+
+    def end(self) -> None:
+        """Note that no more text comes."""
+        self._ended = True
 
     @property
     def position(self) -> int:
         """The number of characters that were read."""
         return self._dropped + self._at
 
-    def end(self) -> None:
-        """Note that no more text comes."""
-        self._ended = True
+    def rest(self) -> str:
+        """Read all that has arrived."""
+        return self._read(len(self._text))
 
-    def record(self) -> None:
+    def start_recording(self) -> None:
         """Keep what is read from here on."""
-        self._record = []
+        self._recorded = []
 
-    def recorded(self) -> str:
-        """Return what was read since record(), and keep no more."""
-        record, self._record = self._record or [], None
-        return "".join(record)
+    def stop_recording(self) -> str:
+        """Return what was read since `start_recording`."""
+        text, self._recorded = "".join(self._recorded or ()), None
+        return text
 
-    def _pass(self, end: int, show: Show = nothing) -> str:
-        """Read up to `end`."""
+    def _read(self, end: int, show: Show = nothing) -> str:
         text = self._text[self._at : end]
         self._at = end
-        if self._record is not None:
-            self._record.append(text)
+        if self._recorded is not None:
+            self._recorded.append(text)
         if text:
             show(text)
         return text
 
-    def until(self, marks: tuple[str, ...], show: Show, take: bool = True) -> Steps:
-        """Show the text before the first of `marks`, and return that mark; "" at the end.
+    def until(self, delimiters: tuple[str, ...], show: Show, take: bool = True) -> Reading[str]:
+        """Show the text before the first of some delimiters.
 
-        take: read the mark too. Of two marks at one place the longer one counts.
+        Args:
+            delimiters: At one place the longest one counts.
+            show: Gets the text, without a partial delimiter at its end.
+            take: Read the delimiter too.
+
+        Returns:
+            The delimiter, "" at the end of the text.
         """
-        pattern = _any_of(marks)
+        whole, partial, longest = _patterns(delimiters)
         while True:
-            match = pattern.search(self._text, self._at)
-            half = len(self._text) if self._ended else self._half(marks)
-            if match is not None and match.start() < half:
-                self._pass(match.start(), show)
+            text, at = self._text, self._at
+            match = whole.search(text, at)
+            begin = len(text)  # of a partial delimiter
+            if not self._ended and (half := partial.search(text, max(at, begin - longest + 1))):
+                begin = half.start()
+            if match is not None and match.start() < begin:
+                self._read(match.start(), show)
                 if take:
-                    self._pass(match.end())
+                    self._read(match.end())
                 return match[0]
-            self._pass(half, show)
+            self._read(begin, show)
             if self._ended:
                 return ""
             yield
 
-    def _half(self, marks: tuple[str, ...]) -> int:
-        """Return where the text ends with the beginning of a mark, the first such place."""
-        longest = 0
-        rest = len(self._text) - self._at
-        for mark in marks:
-            for size in range(min(len(mark) - 1, rest), longest, -1):
-                if self._text.endswith(mark[:size]):
-                    longest = size
-                    break
-        return len(self._text) - longest
-
-    def peek(self) -> Steps:
+    def peek(self) -> Reading[str]:
         """Return the next letter, "" at the end."""
         while self._at == len(self._text):
             if self._ended:
@@ -106,26 +108,26 @@ class Reader:
             yield
         return self._text[self._at]
 
-    def blank(self) -> Steps:
+    def skip_space(self) -> Reading[None]:
         """Read white space."""
         while (yield from self.peek()).isspace():
             match = _SPACE.match(self._text, self._at)
             assert match is not None
-            self._pass(match.end())
+            self._read(match.end())
 
-    def over(self, mark: str) -> Steps:
-        """Read `mark` if it comes next; return whether it did."""
-        while not self._ended and len(self._text) - self._at < len(mark):
-            if not mark.startswith(self._text[self._at :]):
+    def skip(self, expected: str) -> Reading[bool]:
+        """Read `expected` if it comes next; return whether it did."""
+        while not self._ended and len(self._text) - self._at < len(expected):
+            if not expected.startswith(self._text[self._at :]):
                 return False
             yield
-        if not mark or not self._text.startswith(mark, self._at):
+        if not expected or not self._text.startswith(expected, self._at):
             return False
-        self._pass(self._at + len(mark))
+        self._read(self._at + len(expected))
         return True
 
-    def value(self, show: Show) -> Steps:
-        """Show a JSON value as it is written; return whether it is whole."""
+    def json_value(self, show: Show) -> Reading[bool]:
+        """Show a JSON value as it is written; return whether it is complete."""
         letter = yield from self.peek()
         if letter == '"':
             return (yield from self._string(show))
@@ -137,38 +139,49 @@ class Reader:
                 yield from self._string(show)
             elif letter in "{}[]":
                 depth += 1 if letter in "{[" else -1
-                self._pass(self._at + 1, show)
+                self._read(self._at + 1, show)
                 if not depth:
                     return True
             else:
-                yield from self._run(_BETWEEN, show)
+                yield from self._run(_IN_JSON, show)
             letter = yield from self.peek()
         return False
 
-    def _string(self, show: Show) -> Steps:
-        self._pass(self._at + 1, show)
+    def _string(self, show: Show) -> Reading[bool]:
+        self._read(self._at + 1, show)
         while letter := (yield from self.peek()):
             if letter == '"':
-                self._pass(self._at + 1, show)
+                self._read(self._at + 1, show)
                 return True
             if letter == "\\":
-                self._pass(self._at + 1, show)
+                self._read(self._at + 1, show)
                 if (yield from self.peek()):
-                    self._pass(self._at + 1, show)
+                    self._read(self._at + 1, show)
             else:
-                yield from self._run(_STRING, show)
+                yield from self._run(_IN_STRING, show)
         return False
 
-    def _run(self, letters: re.Pattern[str], show: Show) -> Steps:
-        """Show what `letters` matches; return whether that is anything."""
-        found = False
+    def _run(self, letters: re.Pattern[str], show: Show) -> Reading[bool]:
+        """Show what `letters` matches; return whether there is any."""
+        matched = False
         while (yield from self.peek()) and (match := letters.match(self._text, self._at)):
-            self._pass(match.end(), show)
-            found = True
-        return found
+            self._read(match.end(), show)
+            matched = True
+        return matched
 
 
 @lru_cache(maxsize=256)
-def _any_of(marks: tuple[str, ...]) -> re.Pattern[str]:
-    """Return a pattern of `marks`, the longest first."""
-    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)")
+def _patterns(delimiters: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str], int]:
+    """Return patterns of a delimiter and of a partial one at the end, and the longest's length."""
+    ordered = sorted(delimiters, key=len, reverse=True)
+    whole = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+    partial = re.compile(rf"(?:{'|'.join(map(_beginning, ordered)) or '(?!)'})\Z")
+    return whole, partial, max(map(len, delimiters), default=0)
+
+
+def _beginning(delimiter: str) -> str:
+    """Return a pattern of one letter or more of a delimiter's beginning, but not of all of it."""
+    pattern = ""
+    for letter in reversed(delimiter[1:-1]):
+        pattern = f"(?:{re.escape(letter)}{pattern})?"
+    return re.escape(delimiter[0]) + pattern if len(delimiter) > 1 else "(?!)"

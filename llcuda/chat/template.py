@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
-from llcuda.chat.formats import Syntax, detect
+from llcuda.chat.formats import ChatSyntax, detect
 from llcuda.chat.jinja_sandbox import Program
 from llcuda.chat.messages import check_messages, check_tools, plain
 from llcuda.chat.prompt import ControlTexts, Prompt
@@ -175,7 +175,7 @@ class ChatTemplate:
         return not self._program.names.isdisjoint({"tools", "functions", "available_tools"})
 
     @cached_property
-    def syntax(self) -> Syntax:
+    def syntax(self) -> ChatSyntax:
         """How the model marks reasoning and calls, by the template and by what it makes of some."""
         shown = [self.source]
         for reasoning in (False, True):
@@ -187,7 +187,7 @@ class ChatTemplate:
     @cached_property
     def shown_tokens(self) -> frozenset[int]:
         """The control tokens that `syntax` has to see."""
-        marks = "\0".join(self.syntax.marks)
+        marks = "\0".join(self.syntax.delimiters)
         return frozenset(token for text, token in self._controls.items() if text and text in marks)
 
     @cached_property

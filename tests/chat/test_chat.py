@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from llcuda import Engine, InferenceEngine, Model
+from llcuda.chat.constraint import chat_guide
+from llcuda.chat.formats import detect
 from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import count_pieces
 from llcuda.chat.template import ChatTemplate, template_names
@@ -242,31 +244,50 @@ def test_a_call_flows_and_goes_back_into_the_conversation(engine: Engine) -> Non
     assert "<tool_response>\n7\n</tool_response>" in text
 
 
-def test_arguments_follow_their_schema_where_a_call_begins(engine: Engine, model: Model) -> None:
-    """With tool_choice="auto" the text is free, up to the mark of a call, and behind it."""
-    from llcuda.chat.constraint import guide_of
-    from llcuda.chat.formats import detect
-
-    guide = guide_of(
+def tools_guide(model: Model) -> Any:
+    """The guide of an answer that may call `add`."""
+    guide = chat_guide(
         model,
-        detect(HERMES),
+        detect(f"{HERMES}<think></think>"),
         "",
         tools=[ADD],
         tool_choice="auto",
         response_format=None,
-        shown=frozenset(),
+        shown_tokens=frozenset(),
     )
     assert guide is not None
-    text = 'Well. <tool_call>\n{"name": "add", "arguments": {"x": '
+    return guide
+
+
+def accept(model: Model, guide: Any, text: str) -> set[int] | None:
+    """Give the guide the tokens of a text, and return the tokens that it allows then."""
     for token in model.tokenize(text, add_special=False):
         guide.accept(token)
     mask = guide.mask()
-    allowed = [t for t in range(model.vocab_size) if mask[t // 32] >> (t % 32) & 1]
-    assert allowed
-    assert all(model.piece(t).strip().isdigit() or not model.piece(t).strip() for t in allowed)
-    for token in model.tokenize("7}}\n</tool_call>", add_special=False):
-        guide.accept(token)
-    assert guide.mask() is None
+    if mask is None:
+        return None
+    return {t for t in range(model.vocab_size) if mask[t // 32] >> (t % 32) & 1}
+
+
+def test_arguments_follow_their_schema_where_a_call_begins(model: Model) -> None:
+    """With tool_choice="auto" the text is free, up to the delimiter of a call, and behind it."""
+    guide = tools_guide(model)
+    for text in ("Well. ", ""):
+        assert accept(model, guide, text) is None
+        allowed = accept(model, guide, '<tool_call>\n{"name": "add", "arguments": {"x": ')
+        assert allowed
+        assert all(model.piece(t).strip().isdigit() or not model.piece(t).strip() for t in allowed)
+        assert accept(model, guide, "7}}\n</tool_call>") is None
+
+
+def test_what_is_no_call_stays_free(model: Model) -> None:
+    """A delimiter in the reasoning is no call, and one of reasoning is content behind content."""
+    guide = tools_guide(model)
+    assert accept(model, guide, "<think>I write <tool_call>\n{ and then") is None
+    assert accept(model, guide, " nothing.</think>Well. <tool_call>")
+    assert accept(model, guide, '\n{"name": "add", "arguments": {"x": 1}}\n</tool_call>') is None
+    assert accept(model, guide, "Now <think> is content, and not reasoning. ") is None
+    assert accept(model, guide, "<tool_call>")
 
 
 def test_a_format_restricts_the_content(engine: Engine) -> None:
@@ -282,11 +303,17 @@ def test_a_format_restricts_the_content(engine: Engine) -> None:
 
 def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model) -> None:
     """The prompt opens it, the model ends it, and only then the format holds."""
-    from llcuda.chat.constraint import ChatGuide
-    from llcuda.structured import compiler as structured
-
-    form = structured.compile(model, {"type": "choice", "choices": ["yes", "no"]})
-    guide = ChatGuide(model, form.guide, ("</think>",), "", frozenset(), "<think>\n")
+    form = {"type": "choice", "choices": ["yes", "no"]}
+    guide = chat_guide(
+        model,
+        detect("<think></think>"),
+        "<think>Before.</think>Well.<think>\n",
+        tools=(),
+        tool_choice="auto",
+        response_format=form,
+        shown_tokens=frozenset(),
+    )
+    assert guide is not None
     mask = guide.mask()
     for token in model.eog_tokens:
         assert not mask[token // 32] >> (token % 32) & 1
@@ -295,10 +322,7 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
     mask = guide.mask()
     allowed = {model.piece(t) for t in range(model.vocab_size) if mask[t // 32] >> (t % 32) & 1}
     assert {"y", "n"} <= allowed <= {"y", "ye", "yes", "n", "no"}
-    chat = engine.chat(
-        [USER], response_format={"type": "choice", "choices": ["yes", "no"]},
-        template=THINKING, max_tokens=12,
-    )  # fmt: skip
+    chat = engine.chat([USER], response_format=form, template=THINKING, max_tokens=12)
     done = chat.result(60)
     assert (done.message["content"], done.finish_reason) == ("", "length")
     assert done.message["reasoning_content"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda.chat.formats import CALLS, Syntax, detect
+from llcuda.chat.formats import TOOL_CALLS, ChatSyntax, detect
 from llcuda.chat.parser import ChatParser
 from llcuda.chat.template import ChatTemplate
 from tests.conftest import VENDOR_MODELS
@@ -23,12 +23,12 @@ SCHEMA = {
 TOOLS = {"weather": SCHEMA, "time": {"type": "object", "properties": {}}}
 PARIS = ("weather", {"city": "Paris", "days": 2})
 TIME: tuple[str, dict[str, Any]] = ("time", {})
-THINK = Syntax(reasoning=(("<think>", "</think>"),))
+THINK = ChatSyntax(reasoning=(("<think>", "</think>"),))
 HERMES = detect("<think></think><tool_call></tool_call>")
 Split = tuple[str, str, list[tuple[str, str]]]
 
 
-def split(syntax: Syntax, pieces: list[str], prompt: str = "", tools: Any = TOOLS) -> Split:
+def split(syntax: ChatSyntax, pieces: list[str], prompt: str = "", tools: Any = TOOLS) -> Split:
     """Content, reasoning, and each call's name and arguments, as the deltas add them up."""
     parser = ChatParser(syntax, prompt, tools)
     content = reasoning = ""
@@ -44,7 +44,7 @@ def split(syntax: Syntax, pieces: list[str], prompt: str = "", tools: Any = TOOL
     return content, reasoning, [(name, arguments) for name, arguments in calls]
 
 
-def syntax_of(name: str) -> Syntax:
+def syntax_of(name: str) -> ChatSyntax:
     """What is found in one of the templates beside llama.cpp's source."""
     [path] = (VENDOR_MODELS / "templates").glob(f"{name}*.jinja")
     return ChatTemplate(path.read_text(), bos="<s>", eos="</s>").syntax
@@ -232,7 +232,7 @@ def test_calls_of_every_kind_are_found(name: str) -> None:
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_text_before_a_call_is_content(name: str) -> None:
     """So it is for all but those where a call must begin the text."""
-    if not (calls := syntax_of(name).calls) or not calls.begin or name == "muse-glimmer":
+    if not (calls := syntax_of(name).tool_calls) or not calls.begin or name == "muse-glimmer":
         return
     content, _, found = split(syntax_of(name), [f"I look it up.\n\n{''.join(WRITTEN[name])}"])
     assert (content, len(found)) == ("I look it up.", 2)
@@ -250,8 +250,8 @@ def test_without_tools_nothing_is_a_call(name: str) -> None:
 
 def test_every_row_of_calls_is_tried() -> None:
     """Each notation in the table is that of one of the texts above."""
-    tried = {syntax_of(name).calls for name in WRITTEN}
-    assert {row.begin for row in CALLS} == {calls.begin for calls in tried if calls}
+    tried = {syntax_of(name).tool_calls for name in WRITTEN}
+    assert {row.begin for row in TOOL_CALLS} == {calls.begin for calls in tried if calls}
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ SYNTAXES = [
     st.lists(st.integers(0, 200), max_size=12),
 )
 def test_any_cut_gives_the_same_split(
-    syntax: Syntax, prompt: str, fragments: list[str], cuts: list[int]
+    syntax: ChatSyntax, prompt: str, fragments: list[str], cuts: list[int]
 ) -> None:
     """One piece, one letter at a time, or pieces of any length."""
     text = "".join(fragments)
