@@ -50,7 +50,7 @@ def chat_guide(
     demanded = bool(tools) and tool_choice not in ("auto", "none")
     if form is not None and tools:
         raise ArgumentError(
-            "response_format: with tools expected tool_choice='none', or no tools",
+            "response_format: expected none with tools, unless tool_choice is 'none'",
             parameter="response_format",
         )
     if tools and calls is not None and calls.body:
@@ -60,9 +60,10 @@ def chat_guide(
             return ToolCallGuide(model, form.guide, syntax, prompt, shown_tokens)
     elif demanded:
         raise UnsupportedError(
-            f"tool_choice={tool_choice!r}: this model does not write calls as JSON, so that they "
-            "cannot be demanded; use tool_choice='auto'",
+            f"tool_choice={tool_choice!r}: expected 'auto' or 'none', because this model does not "
+            "write calls as JSON, and none can be demanded",
             parameter="tool_choice",
+            remedy="use tool_choice='auto'",
         )
     if form is None:
         return None

@@ -1,7 +1,7 @@
-"""Chat templates are programs from model files: rendered in a sandbox, within bounds.
+"""Renders chat templates, which are programs from model files, in a sandbox and within limits.
 
-The functions and filters are those that Hugging Face templates expect. What a template may not do
-(reach into Python, loop without end, fill the memory) ends its rendering with an ArgumentError.
+Functions and filters are those that Hugging Face's templates expect. A template that reaches into
+Python, loops without end or fills the memory ends with an ArgumentError.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from jinja2.utils import Namespace
 from llcuda.errors import ArgumentError
 
 TIME_LIMIT = 10.0  # seconds that one rendering may take
-TEXT_LIMIT = 2**26  # characters of all texts that it makes, in between too, beside 256 x the input
+TEXT_LIMIT = 2**26  # characters of all texts, intermediate ones too, plus 256 x the input's
 SOURCE_LIMIT = 2**21  # characters of a template
-# Filters that make much of little and that no chat template needs.
+# Filters that multiply their input, and that no chat template needs.
 _LEFT_OUT = ("batch", "slice", "urlize", "wordwrap", "xmlattr")
 _PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs"}
 _SPLITTING = {"split", "rsplit", "splitlines"}
 
 
 class _Spent(threading.local):
-    """What the rendering on this thread may still use."""
+    """The budget that the rendering on this thread has left."""
 
     deadline = float("inf")
     characters = TEXT_LIMIT
     macros: Mapping[str, int] = {}
 
     def begin(self, size: int = 0, seconds: float | None = None) -> None:
-        """Start anew. size: characters of what is rendered."""
+        """Start a rendering of `size` characters, with a limit of `seconds`; None is 10."""
         self.deadline = time.perf_counter() + (TIME_LIMIT if seconds is None else seconds)
         self.characters = TEXT_LIMIT + 256 * size
 
     def charge(self, characters: int) -> None:
-        """Count text that is about to be made, and look at the clock."""
+        """Count text before it is made, and check the time."""
         self.characters -= characters
         if self.characters < 0:
             raise SecurityError("it makes too much text")
@@ -58,12 +58,23 @@ _spent = _Spent()
 
 
 class Program:
-    """A compiled chat template. Raises ArgumentError for one that is no Jinja template."""
+    """A compiled chat template.
+
+    Args:
+        source: The text of the template, up to 2,097,152 characters.
+
+    Raises:
+        ArgumentError: The text is too long, or is not a Jinja template.
+
+    Attributes:
+        strings: The string constants of the template.
+        names: The variables that it reads or sets.
+    """
 
     def __init__(self, source: str) -> None:
         if len(source) > SOURCE_LIMIT:
             raise ArgumentError(
-                f"the chat template has {len(source)} characters, at most {SOURCE_LIMIT} are read"
+                f"the chat template has {len(source)} characters; expected at most {SOURCE_LIMIT}"
             )
         environment = _Environment()
         _spent.begin()
@@ -86,9 +97,15 @@ class Program:
     def render(
         self, variables: Mapping[str, Any], size: int = 0, seconds: float | None = None
     ) -> str:
-        """Return the text. size: characters in `variables`. seconds: that it may take, None = 10.
+        """Return the text of the template.
 
-        Raises ArgumentError with what the template raises, or does too much of.
+        Args:
+            variables: The variables of the template, as plain data.
+            size: Characters in `variables`.
+            seconds: Limit of the time; None is 10 seconds.
+
+        Raises:
+            ArgumentError: The template raises an error, or exceeds a limit.
         """
         _spent.begin(size, seconds)
         _spent.macros = self._macros
@@ -110,12 +127,12 @@ class Program:
 
 
 def _literal(node: nodes.Node) -> int:
-    """Return how many characters of the template itself one pass through `node` may put out."""
+    """Return how many characters of the template one pass through `node` may emit."""
     return 1 + sum(len(data.data) for data in node.find_all(nodes.TemplateData))
 
 
 def _bound(node: nodes.Node) -> None:
-    """Have each loop and each `~` below `node` counted."""
+    """Make each loop and each `~` below `node` count its text."""
     for child in node.iter_child_nodes():
         _bound(child)
     if isinstance(node, nodes.For):
@@ -147,19 +164,19 @@ def _concat(context: Context, parts: list[Any]) -> str:
 
 
 class _Generation(Extension):
-    """{% generation %} marks what training learns from; here it means nothing."""
+    """Accepts {% generation %}, which marks text for training and has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012 - the base class has it so
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """Return the block's body as it is."""
+        """Return the body of the block."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body).set_lineno(line)
 
 
 class _Namespace(Namespace):
-    """{% set ns.x = … %}; names of Python's own are refused."""
+    """The object of `{% set ns.x = ... %}`; it refuses names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, values = args[0], dict(*args[1:], **kwargs)
@@ -199,7 +216,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Write JSON as transformers has it: letters stay letters, and HTML is not escaped."""
+    """Return JSON as transformers writes it: letters stay letters, and HTML is not escaped."""
     if len(indent if isinstance(indent, str) else " " * min(indent or 0, 65)) > 64:
         raise SecurityError("it asks for JSON with an indent of more than 64 columns")
     text = json.dumps(
@@ -252,13 +269,13 @@ def _list(value: Iterable[Any]) -> list[Any]:
 
 
 def _range(*args: int) -> range:
-    found = safe_range(*args)
-    _spent.charge(8 * len(found))
-    return found
+    numbers = safe_range(*args)
+    _spent.charge(8 * len(numbers))
+    return numbers
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja as transformers sets it up, with text counted where it grows."""
+    """Jinja with the settings of transformers, which counts text that grows."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -293,7 +310,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute what may be much larger than its operands only where it is not."""
+        """Refuse an operation whose result would be much larger than its operands."""
         whole = isinstance(left, int) and isinstance(right, int)
         if operator == "%" and isinstance(left, str):
             _check_widths(left)
@@ -312,14 +329,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Return the sandbox's `format` of a text, none for one with wide fields."""
-        made = super().wrap_str_format(value)
-        if made is not None:
+        """Return the sandbox's `format` of a string; refuse one with wide fields."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
             _check_widths(value.__self__)
-        return made
+        return wrapped
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        """Call a macro, a function or a text's method; counted, and refused where it bursts."""
+        """Call a macro, a function or a method of a string; refuse what exceeds the limits."""
         called, given = args[2], args[3:]
         if isinstance(called, Macro):
             _spent.charge(_spent.macros.get(called.name, 1))
@@ -347,13 +364,13 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_widths(form: str) -> None:
-    """Refuse a format that pads to more than 9,999 places, or to as many as it is given."""
+    """Refuse a format that pads to more than 9,999 places, or to a variable width."""
     if re.search(r"\d{5}|%[^%a-zA-Z]*\*|\{[^{}]*:[^{}]*\{", form):
         raise SecurityError("it uses a format with a width of more than 9,999")
 
 
 def _check_method(owner: str, name: str, given: tuple[Any, ...]) -> None:
-    """Count what a text's method is about to make."""
+    """Count the result of a string's method before it is made."""
     if name == "replace" and all(isinstance(value, str) for value in given[:2]):
         old, new = (*given[:2], "", "")[:2]
         _spent.charge(len(owner) + owner.count(old) * len(new))

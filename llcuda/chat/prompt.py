@@ -1,7 +1,8 @@
 """A rendered conversation as tokens, in which only the template makes control tokens.
 
-A model ends turns and begins others by control tokens. A message that holds the text of one must
-not, so that text is broken by a letter that stands nowhere else, and tokenized in two parts.
+Control tokens end turns and begin others, and a message must not do that. The text of a control
+token within a message is therefore split by a letter that stands nowhere else, and tokenized in two
+parts.
 """
 
 from __future__ import annotations
@@ -13,22 +14,32 @@ from typing import Any
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
 
-# Not written differently in JSON, which templates make of messages; then letters of no language.
+# Letters that JSON leaves as they are, which templates make of messages; then those of no language.
 _BREAKERS = ("\x7f", *map(chr, range(0xFDD0, 0xFDF0)), *map(chr, range(0xF0000, 0xF0400)))
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text of a conversation, and its tokens."""
+    """The text of a conversation, and its tokens.
+
+    Attributes:
+        text: The rendered conversation, with control tokens by their texts.
+        tokens: Its tokens, with BOS first for a model that wants it.
+    """
 
     text: str
     tokens: list[int]
 
     @classmethod
     def of(cls, model: Model, text: str, breaker: str = "") -> Prompt:
-        """Tokenize a rendered conversation. breaker: what no control token may go across.
+        """Tokenize a rendered conversation.
 
         A model that wants BOS before each text gets one, whether the template writes it or not.
+
+        Args:
+            model: The model whose vocabulary is used.
+            text: The rendered conversation.
+            breaker: The letter that splits the texts of control tokens; it is removed.
         """
         tokens: list[int] = []
         for part in text.split(breaker) if breaker else [text]:
@@ -46,66 +57,77 @@ class ControlTexts:
         lengths: dict[str, set[int]] = {}
         for text in self._texts:
             lengths.setdefault(text[0], set()).add(len(text))
-        self._lengths = {letter: sorted(found) for letter, found in lengths.items()}
+        self._lengths = {letter: sorted(sizes) for letter, sizes in lengths.items()}
 
-    def places(self, text: str, known: Collection[str] = ()) -> list[int]:
-        """Return where control tokens stand in `text`, but for those in `known`."""
-        found = []
+    def find(self, text: str, allowed: Collection[str] = ()) -> list[int]:
+        """Return the places of control tokens in `text`, without those in `allowed`."""
+        places = []
         for letter, lengths in self._lengths.items():
             at = text.find(letter)
             while at >= 0:
                 words = (text[at : at + length] for length in lengths)
-                if any(word in self._texts and word not in known for word in words):
-                    found.append(at)
+                if any(word in self._texts and word not in allowed for word in words):
+                    places.append(at)
                 at = text.find(letter, at + 1)
-        return sorted(found)
+        return sorted(places)
 
-    def break_up(self, given: list[Any], source: str, known: Collection[str]) -> str:
-        """Break every control token in plain data, in place; return what breaks them, "" if none.
+    def break_up(self, data: list[Any], source: str, allowed: Collection[str]) -> str:
+        """Split the text of every control token in plain data, in place.
 
-        given: the messages, then anything. source: the template's text, which cannot have that
-        letter. known: what an assistant's message may hold, as templates take its reasoning out.
+        Args:
+            data: The messages, then other values.
+            source: The text of the template.
+            allowed: Control tokens that an assistant's message may hold: the delimiters of
+                reasoning, which templates take out.
+
+        Returns:
+            The letter that splits them, which is not in the data nor in `source`; "" when there is
+            no control token.
+
+        Raises:
+            ArgumentError: The data hold every letter that is kept for this.
         """
-        if not any(self._holds(value) for value in given):
+        if not any(self._holds(value) for value in data):
             return ""
-        texts = [source, *_texts(given)]
+        texts = [source, *_texts(data)]
         breaker = next((b for b in _BREAKERS if not any(b in text for text in texts)), "")
         if not breaker:
             raise ArgumentError(
-                "messages: they hold every letter that is kept for marking", parameter="messages"
+                f"messages: expected a text without one of the {len(_BREAKERS)} letters that split "
+                "control tokens",
+                parameter="messages",
             )
-        for message in given[0]:
+        for message in data[0]:
             parts = message.get("content")
             if isinstance(parts, list):  # a template may write one behind the other
                 whole = "".join(part["text"] for part in parts)
-                places, begin = self.places(whole), 0
+                places, begin = self.find(whole), 0
                 for part in parts:
                     end = begin + len(part["text"])
                     inside = [place - begin for place in places if begin <= place < end]
                     part["text"] = _broken(part["text"], inside, breaker)
                     begin = end
-            allowed = known if message["role"] == "assistant" else ()
-            self._break(message, breaker, allowed)
-        for value in given[1:]:
+            self._break(message, breaker, allowed if message["role"] == "assistant" else ())
+        for value in data[1:]:
             self._break(value, breaker, ())
         return breaker
 
     def _holds(self, value: Any) -> bool:
         if isinstance(value, dict):
             parts = value.get("content")
-            if isinstance(parts, list) and self.places("".join(_texts(parts))):
+            if isinstance(parts, list) and self.find("".join(_texts(parts))):
                 return True
-        return any(self.places(text) for text in _texts(value))
+        return any(self.find(text) for text in _texts(value))
 
-    def _break(self, value: Any, breaker: str, known: Collection[str]) -> None:
+    def _break(self, value: Any, breaker: str, allowed: Collection[str]) -> None:
         pairs = value.items() if isinstance(value, dict) else ()
         for key, item in [*pairs] or [*enumerate(value if isinstance(value, list) else ())]:
             if isinstance(item, str):
-                value[key] = _broken(item, self.places(item, known), breaker)
+                value[key] = _broken(item, self.find(item, allowed), breaker)
             else:
-                self._break(item, breaker, known)
-            if isinstance(key, str) and self.places(key):
-                value[_broken(key, self.places(key), breaker)] = value.pop(key)
+                self._break(item, breaker, allowed)
+            if isinstance(key, str) and (places := self.find(key)):
+                value[_broken(key, places, breaker)] = value.pop(key)
 
 
 def _broken(text: str, places: list[int], breaker: str) -> str:

@@ -325,7 +325,7 @@ def start(
         )
     if reserved := RESERVED.intersection(template_variables or ()):
         raise ArgumentError(
-            f"template_variables: {min(reserved)!r} is not for the caller",
+            f"template_variables: {min(reserved)!r} is set by llcuda",
             parameter="template_variables",
         )
     functions = check_tools(tools) if tools is not None else []
@@ -347,7 +347,7 @@ def start(
     if guide is not None:
         if parameters.get("guide") is not None:
             raise ArgumentError(
-                "guide: with tools or response_format there is one already", parameter="guide"
+                "guide: expected none with tools or response_format", parameter="guide"
             )
         parameters["guide"] = guide
     parameters.setdefault("max_tokens", max(1, ctx_size - len(prompt.tokens)))
@@ -381,4 +381,6 @@ def _check_tool_choice(choice: Any, names: Sequence[str]) -> None:
             parameter="tool_choice",
         )
     elif choice == "required" and not names:
-        raise ArgumentError("tool_choice='required': there are no tools", parameter="tool_choice")
+        raise ArgumentError(
+            "tool_choice='required': expected at least one tool", parameter="tool_choice"
+        )

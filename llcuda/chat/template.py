@@ -1,9 +1,9 @@
-"""Chat templates: a model's own program that makes a prompt of a conversation.
+"""Chat templates: the program of a model that makes a prompt of a conversation.
 
     template = ChatTemplate.of(model)
     print(template.render([{"role": "user", "content": "Hello"}]))
 
-Messages and tools have OpenAI's shapes, and are brought into those that the template reads.
+Messages and tools have OpenAI's shapes. They are converted to the shapes that the template reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from llcuda.chat.formats import ChatSyntax, detect
 from llcuda.chat.jinja_sandbox import Program
-from llcuda.chat.messages import check_messages, check_tools, plain
+from llcuda.chat.messages import check_messages, check_tools, plain_data
 from llcuda.chat.prompt import ControlTexts, Prompt
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
@@ -27,7 +27,7 @@ from llcuda.native.model import Model
 KEY = "tokenizer.chat_template"
 DEFAULT = "default"
 PROBE_SECONDS = 2.0  # 1 ms is usual
-MOST_KEPT = 64  # templates of a model
+MAX_TEMPLATES = 64  # that are kept of a model
 _OWN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 _USER: dict[str, Any] = {"role": "user", "content": "probe_user"}
 _TOOL: dict[str, Any] = {
@@ -55,9 +55,17 @@ def template_names(model: Model) -> list[str]:
 class ChatTemplate:
     """A Jinja template, compiled in a sandbox; any number of threads may render with it.
 
-    source: its text. bos, eos: what it may put before and after texts. controls: the model's
-    control tokens by their texts.
-    Raises ArgumentError for a text that is no template.
+    Args:
+        source: The text of the template.
+        bos: The text of the token that begins a text.
+        eos: The text of the token that ends a text.
+        controls: The model's control tokens by their texts.
+
+    Raises:
+        ArgumentError: The text is not a template.
+
+    Attributes:
+        source: The text of the template.
     """
 
     def __init__(
@@ -65,7 +73,7 @@ class ChatTemplate:
     ) -> None:
         if not isinstance(source, str):
             raise ArgumentError(
-                f"template: expected a text, not {type(source).__name__}", parameter="template"
+                f"template: expected a string, not {type(source).__name__}", parameter="template"
             )
         self.source = source
         self._fixed = {"bos_token": bos, "eos_token": eos}
@@ -75,23 +83,29 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, model: Model, name: str | None = None) -> ChatTemplate:
-        """Return the model's template of that name; None = the main one.
+        """Return a template of a model; it is compiled once.
 
-        name: also the text of a template, which is used in place of the model's.
-        Raises ArgumentError for a model without one, and for an unknown name.
+        Args:
+            model: The model.
+            name: The name of one of its templates, None for the main one, or the text of another
+                template.
+
+        Raises:
+            ArgumentError: The model has no template, none of this name, or the text is not a
+                template.
         """
-        kept = _templates.setdefault(model, {})
-        if name not in kept:
-            if len(kept) >= MOST_KEPT:
-                kept.clear()
+        templates = _templates.setdefault(model, {})
+        if name not in templates:
+            if len(templates) >= MAX_TEMPLATES:
+                templates.clear()
             unknown = int(model.metadata.get("tokenizer.ggml.unknown_token_id", -1))
-            kept[name] = cls(
+            templates[name] = cls(
                 _source(model, name),
-                bos=_text(model, model.bos),
-                eos=_text(model, model.eos),
-                controls={_text(model, unknown): unknown, **model.control_tokens},
+                bos=_token_text(model, model.bos),
+                eos=_token_text(model, model.eos),
+                controls={_token_text(model, unknown): unknown, **model.control_tokens},
             )
-        return kept[name]
+        return templates[name]
 
     def render(
         self,
@@ -100,13 +114,16 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """Return the prompt's text.
+        """Return the text of the prompt.
 
-        messages: {"role", "content", ...} each. tools: OpenAI's definitions, or Python functions.
-        add_generation_prompt: end where the model's answer begins. variables: what else the
-            template knows, e.g. enable_thinking=False.
-        Raises ArgumentError for messages and tools of other shapes, and with what the template
-        raises.
+        Args:
+            messages: Objects with "role" and "content", in OpenAI's shapes.
+            tools: OpenAI's definitions of tools, or Python functions.
+            add_generation_prompt: End the prompt with the beginning of an answer.
+            **variables: Further variables of the template, such as enable_thinking=False.
+
+        Raises:
+            ArgumentError: Messages or tools have other shapes, or the template raises an error.
         """
         given = check_messages(messages, self._program.strings)
         checked = None if tools is None else check_tools(tools)
@@ -120,16 +137,17 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> Prompt:
-        """Return what `render` returns with its tokens; only the template makes control tokens.
+        """Return the text of the prompt with its tokens; see `render`.
 
-        What looks like one in a message, a tool or a variable becomes tokens of ordinary text.
+        Only the template makes control tokens: the text of one in a message, a tool or a variable
+        becomes tokens of ordinary text.
         """
         given = check_messages(messages, self._program.strings)
         checked = None if tools is None else check_tools(tools)
-        whole = [given, checked, plain(variables, "template_variables")]
-        known = [mark for pair in self.syntax.reasoning for mark in pair]
-        breaker = self._texts.break_up(whole, self.source, known)
-        text = self._render(given, checked, add_generation_prompt, whole[2])
+        data = [given, checked, plain_data(variables, "template_variables")]
+        reasoning = [delimiter for pair in self.syntax.reasoning for delimiter in pair]
+        breaker = self._texts.break_up(data, self.source, reasoning)
+        text = self._render(given, checked, add_generation_prompt, data[2])
         return Prompt.of(model, text, breaker)
 
     def _render(
@@ -142,7 +160,7 @@ class ChatTemplate:
         reserved = _OWN & variables.keys()
         if reserved:
             raise ArgumentError(
-                f"template_variables: {min(reserved)!r} is not for the caller",
+                f"template_variables: {min(reserved)!r} is set by llcuda",
                 parameter="template_variables",
             )
         if tools and not self.takes_tools:
@@ -151,23 +169,23 @@ class ChatTemplate:
             )
         values = {
             "documents": None,
-            **self._old_names(tools),
-            **plain(variables, "template_variables"),
+            **self._legacy_variables(tools),
+            **plain_data(variables, "template_variables"),
             **self._fixed,
-            "messages": self._adapted(messages),
+            "messages": self._adapt(messages),
             "tools": tools,
             "add_generation_prompt": bool(add_generation_prompt),
         }
         return self._program.render(values, _size(values))
 
-    def _old_names(self, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
-        """Return what firefunction's template wants for tools."""
+    def _legacy_variables(self, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """Return the variables by which firefunction's template reads tools."""
         if "functions" not in self._program.names:
             return {}
         today = datetime.now().strftime("%B %d %Y %H:%M:%S GMT")
         return {"functions": json.dumps(tools or [], indent=4), "datetime": today}
 
-    # --- what the template can read ---
+    # --- properties of the template, seen from probes ---
 
     @property
     def takes_tools(self) -> bool:
@@ -176,38 +194,38 @@ class ChatTemplate:
 
     @cached_property
     def syntax(self) -> ChatSyntax:
-        """How the model marks reasoning and calls, by the template and by what it makes of some."""
-        shown = [self.source]
+        """The delimiters of the model, by the template and by the texts that it renders."""
+        texts = [self.source]
         for reasoning in (False, True):
             extra = {"reasoning_content": "probe_why", "thinking": "probe_why"} if reasoning else {}
-            for content, arguments in self._shapes(None):
-                shown.append(self._try([_USER, {**_call(content, arguments), **extra}]) or "")
-        return detect("\n".join(shown))
+            for content, arguments in self._call_variants(None):
+                texts.append(self._probe([_USER, {**_call(content, arguments), **extra}]) or "")
+        return detect("\n".join(texts))
 
     @cached_property
     def shown_tokens(self) -> frozenset[int]:
-        """The control tokens that `syntax` has to see."""
-        marks = "\0".join(self.syntax.delimiters)
-        return frozenset(token for text, token in self._controls.items() if text and text in marks)
+        """The control tokens that are part of a delimiter, and therefore of an answer's text."""
+        delimiters = "\0".join(self.syntax.delimiters)
+        return frozenset(t for text, t in self._controls.items() if text and text in delimiters)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """The control token that ends an answer, where the model's file may not name it."""
+        """The control token that ends an answer, which the model's file may not name."""
         rest = self.turn_end.lstrip()
-        found = max((t for t in self._controls if t and rest.startswith(t)), key=len, default="")
-        return frozenset({self._controls[found]} - self.shown_tokens if found else ())
+        text = max((t for t in self._controls if t and rest.startswith(t)), key=len, default="")
+        return frozenset({self._controls[text]} - self.shown_tokens if text else ())
 
     @cached_property
     def turn_end(self) -> str:
-        """What stands behind an answer in a conversation that goes on."""
+        """The text behind an answer in a conversation that goes on."""
         answer = {"role": "assistant", "content": "probe_answer"}
-        text = self._try([_USER, answer, {"role": "user", "content": "probe_more"}], None) or ""
+        text = self._probe([_USER, answer, {"role": "user", "content": "probe_more"}], None) or ""
         return text.partition("probe_answer")[2].partition("probe_more")[0]
 
-    def _try(self, messages: list[Any], tools: Any = (_TOOL,)) -> str | None:
-        """Render a probe; None where the template refuses it."""
+    def _probe(self, messages: list[Any], tools: Any = (_TOOL,)) -> str | None:
+        """Render a probe; None if the template refuses it."""
         values = {
-            **self._old_names([_TOOL]),
+            **self._legacy_variables([_TOOL]),
             **self._fixed,
             "documents": None,
             "messages": deepcopy(messages),
@@ -219,46 +237,47 @@ class ChatTemplate:
         except ArgumentError:
             return None
 
-    def _shapes(self, content: str | None) -> list[tuple[str | None, Any]]:
-        """Return the contents and arguments of a call to try: those given first, then others."""
+    def _call_variants(self, content: str | None) -> list[tuple[str | None, Any]]:
+        """Return contents and arguments of a call to probe, the given content first."""
         others = (content, "" if content is None else None)
         return [(c, a) for a in (_OBJECT, json.dumps(_OBJECT)) for c in others]
 
     @cached_property
     def _call_shapes(self) -> dict[str | None, tuple[str | None, bool]]:
-        """For an empty content: what to give in its place, and whether arguments are a text."""
-        found: dict[str | None, tuple[str | None, bool]] = {}
+        """For each empty content: its replacement, and whether arguments are a string."""
+        shapes: dict[str | None, tuple[str | None, bool]] = {}
         for content in ("", None):
-            for shape, arguments in self._shapes(content):
-                text = self._try([_USER, _call(shape, arguments)]) or ""
+            for shape, arguments in self._call_variants(content):
+                text = self._probe([_USER, _call(shape, arguments)]) or ""
                 written = "probe_key" in text.rpartition("probe_user")[2]
                 quoted = r"\"probe_key" in text or "'probe_key'" in text
                 if written and not quoted and "None" not in text.rpartition("probe_user")[2]:
-                    found[content] = (shape, isinstance(arguments, str))
+                    shapes[content] = (shape, isinstance(arguments, str))
                     break
             else:
-                found[content] = ("", False)
-        return found
+                shapes[content] = ("", False)
+        return shapes
 
     @cached_property
     def _reads_parts(self) -> tuple[bool, bool]:
-        """Whether content may be a text, and whether it may be a list of parts."""
+        """Whether content may be a string, and whether it may be a list of parts."""
         parts = [{"type": "text", "text": "probe_part"}]
-        text = self._try([{"role": "user", "content": parts}], None) or ""
+        text = self._probe([{"role": "user", "content": parts}], None) or ""
         listed = "probe_part" in text and "'text'" not in text and '"text"' not in text
-        plain_text = "probe_user" in (self._try([_USER], None) or "")
-        return plain_text or not listed, listed
+        text = self._probe([_USER], None) or ""
+        return "probe_user" in text or not listed, listed
 
     @cached_property
     def _wants_short_ids(self) -> bool:
-        """Whether ids of calls must be nine letters and digits, as Mistral has them."""
-        long = self._try([_USER, _call("", _OBJECT, "call_0123456789")])
-        return long is None and self._try([_USER, _call("", _OBJECT)]) is not None
+        """Whether ids of calls must be nine letters and digits, as Mistral's templates demand."""
+        long = self._probe([_USER, _call("", _OBJECT, "call_0123456789")])
+        return long is None and self._probe([_USER, _call("", _OBJECT)]) is not None
 
-    def _adapted(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the messages in the shapes that the template reads."""
-        names: dict[str, str] = {}
-        found = []
+    # --- messages in the shapes that the template reads ---
+
+    def _adapt(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        names: dict[str, str] = {}  # of functions, by the id of a call
+        adapted = []
         for i, given in enumerate(messages):
             message = dict(given)
             if message["role"] == "developer" and "developer" not in self.source:
@@ -272,8 +291,8 @@ class ChatTemplate:
                 message["content"] = "\n".join(part["text"] for part in content)
             elif isinstance(content, str) and not self._reads_parts[0]:
                 message["content"] = [{"type": "text", "text": content}]
-            found.append(message)
-        return found
+            adapted.append(message)
+        return adapted
 
     def _adapt_calls(self, message: dict[str, Any], where: str, names: dict[str, str]) -> None:
         content = message["content"]
@@ -299,25 +318,25 @@ class ChatTemplate:
                 message.setdefault("name", names[identity])
 
     def _short(self, identity: str) -> str:
-        """Return a call's id as the template takes it."""
+        """Return the id of a call as the template takes it."""
         if not self._wants_short_ids or (len(identity) == 9 and identity.isalnum()):
             return identity
         return f"{zlib.crc32(identity.encode()) % 10**9:09d}"
 
 
 def _arguments(given: str | dict[str, Any], as_text: bool, where: str) -> Any:
-    """Return a call's arguments as a text or as an object."""
+    """Return the arguments of a call as JSON in a string, or as an object."""
     if isinstance(given, dict):
         return json.dumps(given, ensure_ascii=False) if as_text else given
     if as_text:
         return given
     try:
-        found = json.loads(given)
+        arguments = json.loads(given)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        arguments = None
+    if not isinstance(arguments, dict):
         raise ArgumentError(f"{where}: expected a JSON object, not {given[:80]!r}", parameter=where)
-    return found
+    return arguments
 
 
 def _call(content: str | None, arguments: Any, identity: str = "probe0123") -> dict[str, Any]:
@@ -327,7 +346,7 @@ def _call(content: str | None, arguments: Any, identity: str = "probe0123") -> d
 
 
 def _size(value: Any) -> int:
-    """Return about how many characters plain data has."""
+    """Return about how many characters plain data have."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -336,10 +355,11 @@ def _size(value: Any) -> int:
 
 
 def _source(model: Model, name: str | None) -> str:
-    """Return the text of a model's template, or the one that `name` is."""
+    """Return the text of a model's template, or `name` when it is the text of a template."""
     if name is not None and not isinstance(name, str):
         raise ArgumentError(
-            f"template: expected a name or a text, not {type(name).__name__}", parameter="template"
+            f"template: expected a name or the text of a template, not {type(name).__name__}",
+            parameter="template",
         )
     if name is not None and ("{%" in name or "{{" in name):
         return name
@@ -350,8 +370,8 @@ def _source(model: Model, name: str | None) -> str:
         return source
     if name is None and not names:
         raise ArgumentError(
-            f"{model.path.name} has no chat template: give template=, a Jinja template as text, "
-            "or use infer() with a prompt of your own"
+            f"{model.path.name} has no chat template",
+            remedy="give template=, a Jinja template as text, or use infer() with your own prompt",
         )
     raise ArgumentError(
         f"template={name!r}: {model.path.name} has {', '.join(names) or 'none'}",
@@ -359,7 +379,7 @@ def _source(model: Model, name: str | None) -> str:
     )
 
 
-def _text(model: Model, token: int | None) -> str:
+def _token_text(model: Model, token: int | None) -> str:
     if token is None or not 0 <= token < model.vocab_size:
         return ""
     return model.piece_bytes(token, special=True).decode(errors="replace")

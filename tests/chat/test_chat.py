@@ -297,7 +297,7 @@ def test_a_format_restricts_the_content(engine: Engine) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     done = engine.chat([USER], response_format=form, max_tokens=80).result(60)
     assert json.loads(str(done))["x"] <= 9
-    with pytest.raises(ArgumentError, match="response_format: with tools"):
+    with pytest.raises(ArgumentError, match="response_format: expected none with tools"):
         engine.chat([USER], response_format=form, tools=[ADD], template=HERMES)
 
 
@@ -336,7 +336,7 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
         ({"tools": [ADD]}, "tools: this model's chat template has no place"),
         ({"tools": "add"}, "tools: expected a list"),
         ({"tools": [ADD], "tool_choice": "maybe", "template": HERMES}, "tool_choice='maybe'"),
-        ({"tool_choice": "required"}, "there are no tools"),
+        ({"tool_choice": "required"}, "expected at least one tool"),
         ({"tools": [ADD], "template": HERMES, "tool_choice":
           {"type": "function", "function": {"name": "sub"}}}, "a function that is in tools"),
         ({"template": "no such"}, "template='no such': demo.gguf has default"),
@@ -346,7 +346,7 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
         ({"template": "{{ 'x' * 9999999999 }}"}, "too much text"),
         ({"template": "{{ messages[0].content.nothing.at.all }}"}, "chat template"),
         ({"template_variables": [1]}, "template_variables"),
-        ({"template_variables": {"messages": []}}, "'messages' is not for the caller"),
+        ({"template_variables": {"messages": []}}, "'messages' is set by llcuda"),
         ({"template_variables": {"x": object()}}, "template_variables.x: expected JSON data"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"messages": [{"role": "user", "content": "word " * 900}]}, "prompt and answer may have"),
@@ -433,7 +433,7 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
         Model(path) as plain,
         Engine(plain, ctx_size=64, threads=1) as engine,
     ):
-        with pytest.raises(ArgumentError, match=r"plain.gguf has no chat template: give template="):
+        with pytest.raises(ArgumentError, match=r"plain.gguf has no chat template; give template="):
             engine.chat([USER])
         assert engine.chat([USER], template="{{ messages[0].content }}", max_tokens=2).result(60)
 

@@ -38,11 +38,11 @@ def nested(depth: int) -> Any:
         ([USER, {"content": "Hi"}], r"messages\[1\].role=None: expected one of system"),
         ([{"role": "wizard", "content": "Hi"}], r"role='wizard'"),
         ([{"role": ["user"], "content": "Hi"}], r"messages\[0\].role"),
-        ([{"role": "user"}], r"messages\[0\].content: expected a text or a list"),
+        ([{"role": "user"}], r"messages\[0\].content: expected a string or a list"),
         ([{"role": "user", "content": None}], r"messages\[0\].content"),
         ([{"role": "assistant", "content": None}], r"messages\[0\].content"),
-        ([{"role": "user", "content": 7}], r"content: expected a text, not int"),
-        ([{"role": "user", "content": {"text": "Hi"}}], r"content: expected a text, not dict"),
+        ([{"role": "user", "content": 7}], r"content: expected a string, not int"),
+        ([{"role": "user", "content": {"text": "Hi"}}], r"content: expected a string, not dict"),
         ([{"role": "user", "content": ["Hi"]}], r"content\[0\].type=None"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "'image_url'"),
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], r"content\[0\].text"),
@@ -50,7 +50,7 @@ def nested(depth: int) -> Any:
         ([{"role": "user", "content": "Hi", "na\udfffme": "x"}], "half of a surrogate pair"),
         ([{"role": "user", "content": "Hi", "extra": object()}], "extra: expected JSON data"),
         ([{"role": "user", "content": "Hi", "extra": nested(99)}], "nested more than 64"),
-        ([{"role": "user", "content": "Hi", 5: "x"}], "texts as keys"),
+        ([{"role": "user", "content": "Hi", 5: "x"}], "strings as keys"),
         ([{"role": "user", "content": b"Hi"}], "expected JSON data, not bytes"),
         ([{"role": "user", "content": "Hi", "name": 5}], r"messages\[0\].name"),
         ([{**CALLING, "reasoning_content": ["x"]}], "reasoning_content"),
@@ -89,7 +89,7 @@ def f(x: int) -> None:
         ([{"name": "f", "parameters": {"properties": []}}], "properties: expected an object"),
         ([{"name": "f", "parameters": {"properties": {"a": "int"}}}], "properties.a"),
         ([{"name": "f", "parameters": {"required": "a"}}], "required: expected a list"),
-        ([f, f], "'f' is there twice"),
+        ([f, f], "several have the name 'f'"),
         ([int], r"tools\[0\]"),
         ([lambda x: x], "has no type hint"),
     ],
@@ -278,7 +278,7 @@ def test_variables_reach_the_template() -> None:
     qwen = template("Qwen-Qwen3")
     assert "<think>\n\n</think>" in qwen.render([USER], enable_thinking=False)
     assert "<think>" not in qwen.render([USER])
-    with pytest.raises(ArgumentError, match="'bos_token' is not for the caller"):
+    with pytest.raises(ArgumentError, match="'bos_token' is set by llcuda"):
         qwen.render([USER], bos_token="x")
     with pytest.raises(ArgumentError, match="half of a surrogate"):
         qwen.render([USER], note="\ud800")
