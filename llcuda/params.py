@@ -1,8 +1,8 @@
 """The settings of a model, a context and a sampler, as frozen dataclasses.
 
-Checked when they are made: a wrong value is an ArgumentError that names it, an unknown
-keyword a TypeError. Nothing here loads the library. The defaults' names are llama.cpp's where it
-has them; where the meaning differs, the docstring says so.
+Values are checked when an object is made: a wrong value is an ArgumentError that names the
+parameter, an unknown keyword a TypeError. Nothing here loads the library. Names and defaults are
+llama.cpp's unless a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -85,15 +85,21 @@ def check_flags(params: Any, names: str) -> None:
 class ModelParams:
     """How a model file is loaded.
 
-    gpu_layers: layers on the GPU; None or a number beyond the model's layers = all, 0 = none.
-    split_mode: over several GPUs: "none", "layer" (layers and KV), "row" or "tensor".
-    main_gpu: the GPU to use with split_mode "none".
-    tensor_split: share of each GPU, in any unit; None = by free memory.
-    devices: names of the devices to use, as `llcuda doctor` lists them; None = all GPUs.
-    mmap: map the file instead of reading it. mlock: keep it in RAM.
-    check_tensors: look for NaN and other invalid values in the weights.
-    vocab_only: only the tokenizer; such a model has no context.
-    overrides: metadata keys to set to another int, float, bool or str.
+    Attributes:
+        gpu_layers: Layers on the GPU; None or a number beyond the model's layers = all, 0 = none.
+        split_mode: How several GPUs share the model: "none", "layer" (layers and their KV cells),
+            "row" or "tensor".
+        main_gpu: Index of the GPU that is used with split_mode="none".
+        tensor_split: Share of each GPU, in any unit; None = by free memory.
+        devices: Names of the devices to use, as `llcuda doctor` lists them; None = all GPUs.
+        mmap: Map the file into memory instead of reading it.
+        mlock: Keep the file in RAM.
+        check_tensors: Look for NaN and other invalid values in the weights.
+        vocab_only: Load the tokenizer only; such a model has no context.
+        overrides: Metadata keys to replace, each with an int, float, bool or str.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed.
     """
 
     gpu_layers: int | None = None
@@ -139,29 +145,50 @@ class ModelParams:
 class ContextParams:
     """The size and the arithmetic of a context.
 
-    ctx_size: tokens of each sequence; None = the model's training context, at most 4,096. The KV
-        cache has ctx_size x sequences cells, rounded up by llama.cpp to 256; with unified_kv any
-        sequence may take more than its share.
-    sequences: independent texts in one context, 1 to 256.
-    batch_size: most tokens of one llama_decode call; `Context.decode` splits longer prompts.
-    ubatch_size: most tokens computed at once.
-    outputs_max: most rows of logits of one call; 0 = batch_size. A small number saves GPU memory
-        (a row has 4 bytes for each vocabulary entry).
-    unified_kv: one KV buffer for all sequences: any sequence may use free cells, and parts of a
-        sequence can be copied. False: a buffer for each, faster for unrelated texts.
-    threads, threads_batch: processors for one token and for prompts; None = all that are allowed,
-        but one for models below 32 MiB. On a busy machine give fewer: a thread that has to wait
-        for its processor stops all others.
-    flash_attention: None = where the device has it.
-    type_k, type_v: type of the KV cells, e.g. "f16", "q8_0" (a quantised V needs flash attention).
-    rope_scaling ("none", "linear", "yarn", "longrope"), rope_freq_base, rope_freq_scale, yarn_*,
-        yarn_orig_ctx: None = from the model.
-    embeddings: compute embeddings; pooling: None = from the model, or "none", "mean", "cls",
-        "last", "rank"; attention: None = from the model, or "causal", "non_causal".
-    swa_full: sliding-window layers keep the whole text, so that it can be rolled back.
-    device_logits: logits stay on the device that computed them: sampling begins there, and a row is
-        copied when it is asked for. Only those of the last micro-batch of a decode can be had.
-    offload_kqv: KV cache and attention on the GPU. op_offload: big prompts of CPU layers on it too.
+    Attributes:
+        ctx_size: Tokens of each sequence; None = the model's training context, at most 4,096. The
+            KV cache has ctx_size x sequences cells, which llama.cpp rounds up to a multiple of
+            256.
+        sequences: Independent sequences in one context, 1 to 256.
+        batch_size: Largest number of tokens of one `llama_decode` call; `Context.decode` splits
+            longer prompts.
+        ubatch_size: Largest number of tokens computed at once.
+        outputs_max: Largest number of rows of logits of one call; 0 = batch_size. A row has
+            4 bytes for each vocabulary entry, so a small number saves memory of the GPU.
+        unified_kv: Whether all sequences share one KV buffer. Then any sequence may use free cells,
+            and a part of a sequence can be copied. A buffer for each sequence is faster for
+            unrelated sequences.
+        threads: Processors that compute one token of each sequence; None = all that the process
+            may use, but one for models below 32 MiB. Give fewer on a busy machine: a thread that
+            waits for its processor stops all others.
+        threads_batch: Processors that compute prompts; None = `threads`.
+        flash_attention: Whether attention is computed by flash attention; None = where the device
+            has it.
+        type_k: Type of the keys in the KV cache, e.g. "f16" or "q8_0".
+        type_v: Type of the values; a quantised type needs flash attention.
+        rope_scaling: "none", "linear", "yarn" or "longrope"; None = as the model's file says.
+        rope_freq_base: Base frequency of RoPE; None = the model's.
+        rope_freq_scale: Scale of RoPE's frequency; None = the model's.
+        yarn_ext_factor: Mix of extrapolation in YaRN (Peng et al., arXiv:2309.00071); None = the
+            model's. The other `yarn_` fields are YaRN's as well.
+        yarn_attn_factor: Scale of the attention's magnitude.
+        yarn_beta_fast: Rotations over the original context above which a dimension is kept.
+        yarn_beta_slow: Rotations over the original context below which a dimension is interpolated.
+        yarn_orig_ctx: Tokens of the original context.
+        embeddings: Whether embeddings are computed.
+        pooling: How a sequence's embedding is made of its tokens': "none", "mean", "cls", "last" or
+            "rank"; None = as the model's file says.
+        attention: "causal" or "non_causal"; None = as the model's file says.
+        swa_full: Whether layers with sliding-window attention keep the whole sequence, so that it
+            can be rolled back.
+        device_logits: Whether logits stay on the device that computed them. Sampling begins there,
+            and a row is copied when it is asked for. Only rows of a decode's last micro-batch can
+            be read.
+        offload_kqv: Whether the KV cache and attention are on the GPU.
+        op_offload: Whether the GPU computes large prompts of layers on the CPU.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed, or two contradict each other.
     """
 
     ctx_size: int | None = None
@@ -239,20 +266,49 @@ class ContextParams:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen; the steps run in the order of this list.
+    """How the next token is chosen; the steps run in the order of the attributes.
 
-    logit_bias: token -> number added to its logit; -inf forbids the token.
-    grammar, grammar_root: GBNF text and its start rule (grammars/README.md of llama.cpp).
-    repeat_penalty, frequency_penalty, presence_penalty over the last penalty_last_n tokens.
-    dry_multiplier (0 = off), dry_base, dry_allowed_length, dry_last_n, dry_breakers: DRY.
-    top_n_sigma (<= 0 off); top_k (0 = off); typical_p (1 = off); top_p (1 = off); min_p (0 = off);
-    xtc_probability (0 = off), xtc_threshold.
-    temperature: 0 = greedy, always the most probable token. dynatemp_range, dynatemp_exponent:
-        temperature by entropy, temperature +- range.
-    mirostat: 0 off, 1 or 2; mirostat_tau, mirostat_eta. It takes the place of the filters.
-    adaptive_target (< 0 off), adaptive_decay: adaptive-p.
-    seed: None = drawn at random, readable as `Sampler.seed`. min_keep: what typical_p, top_p, min_p
-        and XTC leave at least.
+    Attributes:
+        logit_bias: Token -> number added to its logit; -inf forbids the token.
+        grammar: GBNF grammar that the text follows (llama.cpp, grammars/README.md).
+        grammar_root: Start rule of the grammar.
+        repeat_penalty: Divides the logits of repeated tokens; 1 = off. Keskar et al.,
+            arXiv:1909.05858.
+        frequency_penalty: Subtracted for each time that a token came; 0 = off. OpenAI's formula.
+        presence_penalty: Subtracted once if a token came; 0 = off. OpenAI's formula.
+        penalty_last_n: Tokens that the three penalties look back on.
+        dry_multiplier: Strength of DRY, which makes the continuation of a repetition less likely;
+            0 = off. A continuation of a repetition of n tokens loses
+            dry_multiplier x dry_base^(n - dry_allowed_length).
+        dry_base: See dry_multiplier.
+        dry_allowed_length: Longest repetition without a penalty.
+        dry_last_n: Tokens that DRY looks back on.
+        dry_breakers: Texts that no repetition goes beyond.
+        top_n_sigma: Keep logits within so many standard deviations of the best; 0 or less = off.
+            Tang et al., arXiv:2411.07641.
+        top_k: Keep so many of the highest logits; 0 = off. Fan et al., arXiv:1805.04833.
+        typical_p: Keep the locally typical tokens with this probability; 1 = off. Meister et al.,
+            arXiv:2202.00666.
+        top_p: Keep the smallest set of tokens with this probability; 1 = off. Holtzman et al.,
+            arXiv:1904.09751.
+        min_p: Keep tokens with at least min_p times the best probability; 0 = off. Nguyen et al.,
+            arXiv:2407.01082.
+        xtc_probability: Chance that XTC excludes the top choices; 0 = off.
+        xtc_threshold: Probability from which a token is a top choice; the least of them stays.
+        temperature: Divides the logits; 0 = always the most probable token.
+        dynatemp_range: Temperature +- this by the entropy of the distribution; 0 = off.
+        dynatemp_exponent: Exponent of the entropy.
+        mirostat: 0 = off, 1 or 2 = Mirostat in place of the filters. Basu et al.,
+            arXiv:2007.14966.
+        mirostat_tau: Mirostat's target of surprise, in bits.
+        mirostat_eta: Mirostat's learning rate.
+        adaptive_target: Probability near which adaptive-p chooses; below 0 = off.
+        adaptive_decay: Decay of adaptive-p's mean, 0 to 0.99.
+        seed: Seed of the random numbers; None = at random, readable as `Sampler.seed`.
+        min_keep: Tokens that typical_p, top_p, min_p and XTC leave at least.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -286,44 +342,62 @@ class SamplingParams:
     min_keep: int = 1
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("repeat_penalty", 1e-6, 1e6),
-            ("frequency_penalty", -1e6, 1e6),
-            ("presence_penalty", -1e6, 1e6),
-            ("dry_multiplier", 0, 1e6),
-            ("dry_base", 0, 1e6),
-            ("top_n_sigma", -1e6, 1e6),
-            ("typical_p", 0, 1),
-            ("top_p", 0, 1),
-            ("min_p", 0, 1),
-            ("xtc_probability", 0, 1),
-            ("xtc_threshold", 0, 1),
-            ("temperature", 0, 1e6),
-            ("dynatemp_range", 0, 1e6),
-            ("dynatemp_exponent", 0, 1e6),
-            ("mirostat_tau", 0, 1e6),
-            ("mirostat_eta", 0, 1e6),
-            ("adaptive_target", -1, 1),
-            ("adaptive_decay", 0, 0.99),
-        ):
-            check_number(name, getattr(self, name), "number", low, high)
-        for name, low, high in (
-            ("penalty_last_n", 0, 2**20),
-            ("dry_allowed_length", 0, INT32_MAX),
-            ("dry_last_n", 0, 2**20),
-            ("top_k", 0, INT32_MAX),
-            ("mirostat", 0, 2),
-            ("min_keep", 0, INT32_MAX),
-        ):
-            check_number(name, getattr(self, name), "int", low, high)
-        if self.seed is not None:
-            check_number("seed", self.seed, "int", 0, MAX_SEED)
-        if not isinstance(self.logit_bias, Mapping):
-            raise wrong_value("logit_bias", self.logit_bias, "expected token -> number")
-        for token, bias in self.logit_bias.items():
-            check_number("logit_bias", token, "int", 0, INT32_MAX)
-            check_number(f"logit_bias[{token}]", bias, "number", -math.inf)
-        check_texts("dry_breakers", self.dry_breakers)
-        if self.grammar is not None and not isinstance(self.grammar, str):
-            raise wrong_value("grammar", self.grammar, "expected a text")
-        _check_text("grammar_root", self.grammar_root)
+        for item in fields(self):
+            check_sampling(item.name, getattr(self, item.name))
+
+
+_SAMPLING_BOUNDS: dict[str, tuple[str, float, float]] = {
+    "repeat_penalty": ("number", 1e-6, 1e6),
+    "frequency_penalty": ("number", -1e6, 1e6),
+    "presence_penalty": ("number", -1e6, 1e6),
+    "penalty_last_n": ("int", 0, 2**20),
+    "dry_multiplier": ("number", 0, 1e6),
+    "dry_base": ("number", 0, 1e6),
+    "dry_allowed_length": ("int", 0, INT32_MAX),
+    "dry_last_n": ("int", 0, 2**20),
+    "top_n_sigma": ("number", -1e6, 1e6),
+    "top_k": ("int", 0, INT32_MAX),
+    "typical_p": ("number", 0, 1),
+    "top_p": ("number", 0, 1),
+    "min_p": ("number", 0, 1),
+    "xtc_probability": ("number", 0, 1),
+    "xtc_threshold": ("number", 0, 1),
+    "temperature": ("number", 0, 1e6),
+    "dynatemp_range": ("number", 0, 1e6),
+    "dynatemp_exponent": ("number", 0, 1e6),
+    "mirostat": ("int", 0, 2),
+    "mirostat_tau": ("number", 0, 1e6),
+    "mirostat_eta": ("number", 0, 1e6),
+    "adaptive_target": ("number", -1, 1),
+    "adaptive_decay": ("number", 0, 0.99),
+    "min_keep": ("int", 0, INT32_MAX),
+}
+
+
+def check_sampling(name: str, value: Any, parameter: str | None = None) -> None:
+    """Raise ArgumentError unless a field of SamplingParams may have this value.
+
+    Args:
+        name: The field.
+        value: Its value.
+        parameter: What the caller calls it; None = as the field.
+    """
+    parameter = parameter or name
+    if name in _SAMPLING_BOUNDS:
+        check_number(parameter, value, *_SAMPLING_BOUNDS[name])
+    elif name == "seed":
+        if value is not None:
+            check_number(parameter, value, "int", 0, MAX_SEED)
+    elif name == "logit_bias":
+        if not isinstance(value, Mapping):
+            raise wrong_value(parameter, value, "expected token -> number")
+        for token, bias in value.items():
+            check_number(parameter, token, "int", 0, INT32_MAX)
+            check_number(f"{parameter}[{token}]", bias, "number", -math.inf)
+    elif name == "dry_breakers":
+        check_texts(parameter, value)
+    elif name == "grammar":
+        if not isinstance(value, str | None):
+            raise wrong_value(parameter, value, "expected a text")
+    else:
+        _check_text(parameter, value)

@@ -1,12 +1,13 @@
-"""The steps of an explicit sampler chain: every sampler of llama.cpp, and one's own in Python.
+"""The steps of an explicit sampler chain: every sampler of llama.cpp, and steps in Python.
 
 ::
 
     Sampler(chain=[steps.TopK(40), steps.Temperature(0.7), steps.Distribution(seed=1)])
 
-Each step sees the candidates that the one before left. The last one must choose: Greedy,
+Each step sees the candidates that the step before it left. The last step must choose: Greedy,
 Distribution, Mirostat, MirostatV2, AdaptiveP, or a Python step that returns a token. Values are
-checked when a step is made (ArgumentError). Plain data; `llcuda.native.chain` builds the C objects.
+checked when a step is made (ArgumentError). Steps are plain data; `llcuda.native.chain` makes the C
+objects.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llcuda.errors import ArgumentError
-from llcuda.params import SamplingParams, check_texts
+from llcuda.params import check_sampling, check_texts, wrong_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +29,18 @@ MAX_PATTERN = 4096  # bytes; the compiler of regular expressions recurses
 
 
 class Step:
-    """Base of all steps. `chooses`: whether it may end a chain."""
+    """Base of all steps.
+
+    Attributes:
+        chooses: Whether the step may end a chain.
+    """
 
     chooses = False
 
-    def _check(self, **values: Any) -> None:
-        SamplingParams(**values)  # the same bounds as the parameters of the same name
+    def _check(self, **fields: str) -> None:
+        """Check fields by the bounds of the SamplingParams field that is named for each."""
+        for field, name in fields.items():
+            check_sampling(name, getattr(self, field), field)
 
 
 @dataclass(frozen=True)
@@ -45,71 +52,105 @@ class Greedy(Step):
 
 @dataclass(frozen=True)
 class Distribution(Step):
-    """Draw a candidate by probability. seed: None = the sampler's (`Sampler.seed`)."""
+    """Draw a candidate by its probability.
+
+    Attributes:
+        seed: Seed of the random numbers; None = the sampler's, `Sampler.seed`.
+    """
 
     seed: int | None = None
     chooses = True
 
     def __post_init__(self) -> None:
-        self._check(seed=self.seed)
+        self._check(seed="seed")
 
 
 @dataclass(frozen=True)
 class TopK(Step):
-    """Keep the k highest logits (0 = all). Fan et al., arXiv:1805.04833."""
+    """Keep the highest logits. Fan et al., arXiv:1805.04833.
+
+    Attributes:
+        k: Candidates to keep; 0 = all.
+    """
 
     k: int
 
     def __post_init__(self) -> None:
-        self._check(top_k=self.k)
+        self._check(k="top_k")
 
 
 @dataclass(frozen=True)
 class TopP(Step):
-    """Keep the smallest set with probability p (nucleus). Holtzman et al., arXiv:1904.09751."""
+    """Keep the smallest set with a probability (nucleus). Holtzman et al., arXiv:1904.09751.
+
+    Attributes:
+        p: Probability of the set; 1 = off.
+        min_keep: Candidates that stay at least.
+    """
 
     p: float
     min_keep: int = 1
 
     def __post_init__(self) -> None:
-        self._check(top_p=self.p, min_keep=self.min_keep)
+        self._check(p="top_p", min_keep="min_keep")
 
 
 @dataclass(frozen=True)
 class MinP(Step):
-    """Keep what has at least p times the best candidate's probability."""
+    """Keep candidates by their ratio to the best. Nguyen et al., arXiv:2407.01082.
+
+    Attributes:
+        p: Smallest ratio of a candidate's probability to the best one's; 0 = off.
+        min_keep: Candidates that stay at least.
+    """
 
     p: float
     min_keep: int = 1
 
     def __post_init__(self) -> None:
-        self._check(min_p=self.p, min_keep=self.min_keep)
+        self._check(p="min_p", min_keep="min_keep")
 
 
 @dataclass(frozen=True)
 class Typical(Step):
-    """Locally typical sampling. Meister et al., arXiv:2202.00666."""
+    """Keep the locally typical candidates. Meister et al., arXiv:2202.00666.
+
+    Attributes:
+        p: Probability of the set; 1 = off.
+        min_keep: Candidates that stay at least.
+    """
 
     p: float
     min_keep: int = 1
 
     def __post_init__(self) -> None:
-        self._check(typical_p=self.p, min_keep=self.min_keep)
+        self._check(p="typical_p", min_keep="min_keep")
 
 
 @dataclass(frozen=True)
 class TopNSigma(Step):
-    """Keep logits within n standard deviations of the best (<= 0: off). arXiv:2411.07641."""
+    """Keep logits near the best one. Tang et al., arXiv:2411.07641.
+
+    Attributes:
+        n: Standard deviations below the best logit; 0 or less = off.
+    """
 
     n: float
 
     def __post_init__(self) -> None:
-        self._check(top_n_sigma=self.n)
+        self._check(n="top_n_sigma")
 
 
 @dataclass(frozen=True)
 class XTC(Step):
-    """Exclude top choices above `threshold`, all but the least of them, at `probability`."""
+    """Exclude the top choices at times, except the least probable of them.
+
+    Attributes:
+        probability: Chance that they are excluded; 0 = off.
+        threshold: Probability from which a candidate is a top choice.
+        min_keep: Candidates that stay at least.
+        seed: Seed of the chance; None = the sampler's.
+    """
 
     probability: float
     threshold: float = 0.1
@@ -118,16 +159,22 @@ class XTC(Step):
 
     def __post_init__(self) -> None:
         self._check(
-            xtc_probability=self.probability,
-            xtc_threshold=self.threshold,
-            min_keep=self.min_keep,
-            seed=self.seed,
+            probability="xtc_probability",
+            threshold="xtc_threshold",
+            min_keep="min_keep",
+            seed="seed",
         )
 
 
 @dataclass(frozen=True)
 class Temperature(Step):
-    """Divide the logits; 0 leaves only the best. With spread: by entropy, +- spread."""
+    """Divide the logits.
+
+    Attributes:
+        temperature: The divisor; 0 leaves only the best candidate.
+        spread: The temperature varies by so much to both sides, by the entropy; 0 = off.
+        exponent: Exponent of the normalised entropy.
+    """
 
     temperature: float
     spread: float = 0.0
@@ -135,15 +182,20 @@ class Temperature(Step):
 
     def __post_init__(self) -> None:
         self._check(
-            temperature=self.temperature,
-            dynatemp_range=self.spread,
-            dynatemp_exponent=self.exponent,
+            temperature="temperature", spread="dynatemp_range", exponent="dynatemp_exponent"
         )
 
 
 @dataclass(frozen=True)
 class Mirostat(Step):
-    """Mirostat 1 (`m` tokens in its estimate). Basu et al., arXiv:2007.14966. Chooses."""
+    """Choose by Mirostat 1. Basu et al., arXiv:2007.14966.
+
+    Attributes:
+        tau: Target of surprise, in bits.
+        eta: Learning rate.
+        m: Candidates from which the exponent of Zipf's law is estimated.
+        seed: Seed of the random numbers; None = the sampler's.
+    """
 
     tau: float = 5.0
     eta: float = 0.1
@@ -152,12 +204,18 @@ class Mirostat(Step):
     chooses = True
 
     def __post_init__(self) -> None:
-        self._check(mirostat_tau=self.tau, mirostat_eta=self.eta, seed=self.seed, min_keep=self.m)
+        self._check(tau="mirostat_tau", eta="mirostat_eta", m="min_keep", seed="seed")
 
 
 @dataclass(frozen=True)
 class MirostatV2(Step):
-    """Mirostat 2. Basu et al., arXiv:2007.14966. Chooses."""
+    """Choose by Mirostat 2. Basu et al., arXiv:2007.14966.
+
+    Attributes:
+        tau: Target of surprise, in bits.
+        eta: Learning rate.
+        seed: Seed of the random numbers; None = the sampler's.
+    """
 
     tau: float = 5.0
     eta: float = 0.1
@@ -165,14 +223,19 @@ class MirostatV2(Step):
     chooses = True
 
     def __post_init__(self) -> None:
-        self._check(mirostat_tau=self.tau, mirostat_eta=self.eta, seed=self.seed)
+        self._check(tau="mirostat_tau", eta="mirostat_eta", seed="seed")
 
 
 @dataclass(frozen=True)
 class AdaptiveP(Step):
-    """Choose near a target probability that adapts (target < 0: off).
+    """Choose near a target probability, which adapts to what was chosen.
 
-    A clone keeps what it adapted to, but draws from the seed anew.
+    A clone keeps what the step adapted to, but draws from the seed anew.
+
+    Attributes:
+        target: The probability; below 0 = off.
+        decay: Decay of the mean of chosen probabilities, 0 to 0.99.
+        seed: Seed of the random numbers; None = the sampler's.
     """
 
     target: float
@@ -181,12 +244,19 @@ class AdaptiveP(Step):
     chooses = True
 
     def __post_init__(self) -> None:
-        self._check(adaptive_target=self.target, adaptive_decay=self.decay, seed=self.seed)
+        self._check(target="adaptive_target", decay="adaptive_decay", seed="seed")
 
 
 @dataclass(frozen=True)
 class Penalties(Step):
-    """Make the last `last_n` accepted tokens less likely."""
+    """Make the last accepted tokens less likely.
+
+    Attributes:
+        last_n: Tokens to look back on.
+        repeat: Divides the logits of repeated tokens; 1 = off.
+        frequency: Subtracted for each time that a token came; 0 = off.
+        presence: Subtracted once if a token came; 0 = off.
+    """
 
     last_n: int = 64
     repeat: float = 1.0
@@ -195,16 +265,26 @@ class Penalties(Step):
 
     def __post_init__(self) -> None:
         self._check(
-            penalty_last_n=self.last_n,
-            repeat_penalty=self.repeat,
-            frequency_penalty=self.frequency,
-            presence_penalty=self.presence,
+            last_n="penalty_last_n",
+            repeat="repeat_penalty",
+            frequency="frequency_penalty",
+            presence="presence_penalty",
         )
 
 
 @dataclass(frozen=True)
 class DRY(Step):
-    """Make the continuation of a repetition less likely."""
+    """Make the continuation of a repetition less likely.
+
+    A continuation of a repetition of n tokens loses multiplier x base^(n - allowed_length).
+
+    Attributes:
+        multiplier: Strength; 0 = off.
+        base: Base of the power.
+        allowed_length: Longest repetition without a penalty.
+        last_n: Tokens to look back on.
+        breakers: Texts that no repetition goes beyond.
+    """
 
     multiplier: float
     base: float = 1.75
@@ -214,31 +294,42 @@ class DRY(Step):
 
     def __post_init__(self) -> None:
         self._check(
-            dry_multiplier=self.multiplier,
-            dry_base=self.base,
-            dry_allowed_length=self.allowed_length,
-            dry_last_n=self.last_n,
-            dry_breakers=self.breakers,
+            multiplier="dry_multiplier",
+            base="dry_base",
+            allowed_length="dry_allowed_length",
+            last_n="dry_last_n",
+            breakers="dry_breakers",
         )
 
 
 @dataclass(frozen=True)
 class LogitBias(Step):
-    """Add a number to the logits of tokens; -inf forbids them."""
+    """Add a number to the logits of tokens.
+
+    Attributes:
+        bias: Token -> number; -inf forbids the token.
+    """
 
     bias: Mapping[int, float]
 
     def __post_init__(self) -> None:
-        self._check(logit_bias=self.bias)
+        self._check(bias="logit_bias")
 
 
 @dataclass(frozen=True)
 class Grammar(Step):
     r"""Forbid what a GBNF grammar does not allow; the text must be accepted from its start.
 
-    patterns, tokens: a lazy grammar, which begins at the first match of a pattern (an ECMAScript
-    regular expression; at its first group) or at one of the tokens. Every pattern is looked for in
-    the whole text again after each token: r"(#)" is fast, r"[\s\S]*?(#)" takes seconds.
+    A lazy grammar, one with `patterns` or `tokens`, begins at the first match. Every pattern is
+    searched in the whole text again after each token: r"(#)" is fast, r"[\s\S]*?(#)" takes
+    seconds.
+
+    Attributes:
+        grammar: The grammar (llama.cpp, grammars/README.md).
+        root: Its start rule.
+        patterns: Regular expressions (ECMAScript) at whose match, or first group, a lazy grammar
+            begins.
+        tokens: Tokens at which a lazy grammar begins.
     """
 
     grammar: str
@@ -248,10 +339,10 @@ class Grammar(Step):
 
     def __post_init__(self) -> None:
         if self.grammar is None:
-            raise ArgumentError("grammar=None: expected a text", parameter="grammar")
-        self._check(grammar=self.grammar, grammar_root=self.root)
+            raise wrong_value("grammar", self.grammar, "expected a text")
+        self._check(grammar="grammar", root="grammar_root")
         check_texts("patterns", self.patterns, MAX_PATTERN)
-        self._check(logit_bias=dict.fromkeys(self.tokens, 0.0))
+        check_sampling("logit_bias", dict.fromkeys(self.tokens, 0.0), "tokens")
 
 
 @dataclass(frozen=True)
@@ -263,11 +354,14 @@ class Infill(Step):
 class Python(Step):
     """A step written in Python.
 
-    apply: gets the candidates as a structured numpy array, fields id (int32), logit (float32) and
-        p (float32); may change logits in place. Returns None, or an int: choose this token, or an
-        array: the candidates to keep (a mask or indices).
-    accept: called with each chosen token. reset: called by Sampler.reset().
-    What apply raises reaches the caller of `Sampler.sample` unchanged.
+    What `apply` raises reaches the caller of `Sampler.sample` unchanged.
+
+    Attributes:
+        apply: Gets the candidates as a structured numpy array with the fields id (int32), logit
+            (float32) and p (float32), and may change logits in place. Returns None, an int, which
+            chooses that token, or the candidates to keep, as an array of indices or a mask.
+        accept: Called with each chosen token.
+        reset: Called by `Sampler.reset`.
     """
 
     apply: Callable[[npt.NDArray[np.void]], int | npt.NDArray[Any] | None]
@@ -278,27 +372,33 @@ class Python(Step):
     def __post_init__(self) -> None:
         for name in ("apply", "accept", "reset"):
             if not callable(getattr(self, name)):
-                raise ArgumentError(
-                    f"{name}={getattr(self, name)!r}: expected a function", parameter=name
-                )
+                raise wrong_value(name, getattr(self, name), "expected a function")
 
     def run(self, buffer: Any, selected: int) -> tuple[int, int]:
-        """Apply to C's candidates; return (index of the choice or -1, how many are kept)."""
+        """Apply the step to candidates of C.
+
+        Args:
+            buffer: Memory of the candidates.
+            selected: Index of the candidate that is chosen so far, -1 = none.
+
+        Returns:
+            The index of the chosen candidate or -1, and how many candidates are kept.
+        """
         import numpy as np
 
         dtype = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         memory = np.frombuffer(buffer, dtype)
-        candidates = memory.copy()  # apply may keep hold of it, C's memory goes
+        candidates = memory.copy()  # apply may keep it, while the memory of C goes
         result = self.apply(candidates)
         for field in ("logit", "p"):
             memory[field] = candidates[field]
         if result is None:
             return selected, len(memory)
         if isinstance(result, int | np.integer) and not isinstance(result, bool):
-            (found,) = np.nonzero(memory["id"] == result)
-            if not len(found):
-                raise ArgumentError(f"the step chose token {result}, which is no candidate")
-            return int(found[0]), len(memory)
+            (matches,) = np.nonzero(memory["id"] == result)
+            if not len(matches):
+                raise ArgumentError(f"the step chose token {result}, which is not a candidate")
+            return int(matches[0]), len(memory)
         kept = _kept(result, len(memory))
         memory[: len(kept)] = memory[kept]
         return -1, len(kept)

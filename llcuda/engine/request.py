@@ -41,20 +41,28 @@ OVERFLOWS = ("error", "truncate", "shift")
 
 @dataclass(frozen=True, slots=True)
 class RequestParams:
-    """What ends a request, and what it reports. Sampling is SamplingParams' part.
+    """What ends a request and what it reports; SamplingParams say how tokens are chosen.
 
-    max_tokens: at most so many are sampled; 0 only with echo, to score a text.
-    stop: texts, or one, that end it; neither they nor what follows is shown.
-    stop_tokens: tokens that end it. ignore_eos: go on after the model's end.
-    shown_tokens: control tokens whose text is part of the result; others have no text.
-    logprobs: None, or how many alternatives to report for each token besides the chosen one.
-    echo: report log-probabilities of the prompt's tokens too.
-    timeout: seconds from submission; then it ends with what there is, finish reason "timeout".
-    overflow: a prompt that does not fit, or a text that reaches the context's end: "error" (the
-        prompt) and end (the text), "truncate" (drop the prompt's beginning), "shift" (drop the
-        older half after `keep` tokens, and go on).
-    keep: tokens of the prompt's beginning that "truncate" and "shift" leave.
-    guide: restricts every token, see `llcuda.guide`; one for each request.
+    Attributes:
+        max_tokens: Largest number of tokens to sample; 0 only with `echo`, to score a text.
+        stop: Text, or texts, that end the request; neither they nor what follows is shown.
+        stop_tokens: Tokens that end the request.
+        shown_tokens: Control tokens whose text is part of the result; others have no text.
+        ignore_eos: Whether to go on after the model's end of text.
+        logprobs: Alternatives to report for each token beside the chosen one; None = no
+            log-probabilities.
+        echo: Whether to report log-probabilities of the prompt's tokens too.
+        timeout: Seconds from submission; then the request ends with what there is, finish reason
+            "timeout".
+        overflow: What happens to a prompt that does not fit, and to a text that reaches the end of
+            the context. "error": the prompt is refused, the text ends. "truncate": the prompt
+            loses its beginning. "shift": the older half after `keep` tokens is dropped, and the
+            text goes on.
+        keep: Tokens of the prompt's beginning that "truncate" and "shift" leave.
+        guide: Restricts every token; see `llcuda.guide`. Each request needs its own.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed.
     """
 
     max_tokens: int = 128
