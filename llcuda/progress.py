@@ -1,4 +1,4 @@
-"""How far the loading of a model is, on stderr, and whether anybody would see it there."""
+"""A progress bar on stderr, and whether anybody would see it there."""
 
 from __future__ import annotations
 
@@ -6,43 +6,47 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-WIDTH = 30
-LONGEST_TEXT = 40  # so that the line fits into 80 columns
+BAR_WIDTH = 30  # characters
+MAX_LABEL = 40  # characters, so that the line fits into 80 columns
 
 
-def seen() -> bool:
-    """Whether a bar on stderr is seen: in a terminal, and below a notebook's cell."""
+def is_visible() -> bool:
+    """Return whether a bar on stderr is visible: in a terminal and below a notebook's cell."""
     return sys.stderr is not None and (sys.stderr.isatty() or in_notebook())
 
 
 def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel; IPython in a terminal is none."""
+    """Return whether this process is the kernel of a notebook; IPython in a terminal is not."""
     python = sys.modules.get("IPython") if "ipykernel" in sys.modules else None
     shell = python.get_ipython() if python is not None else None
     return shell is not None and "IPKernelApp" in shell.config
 
 
 @contextlib.contextmanager
-def bar(text: str) -> Iterator[Callable[[float], None]]:
-    """Yield a function that draws 0.0 to 1.0 in one line, gone at the end; nothing unless `seen`.
+def progress_bar(label: str) -> Iterator[Callable[[float], None]]:
+    """Yield a function that draws a share from 0.0 to 1.0 as a bar, unless it is not visible.
 
-    A carriage return is all that it asks of what shows it: notebooks have that without widgets.
+    The bar is one line, which is erased at the end. It needs only carriage returns, which
+    notebooks show without widgets.
+
+    Args:
+        label: The text before the bar; only its last 40 characters are shown.
     """
-    stream, shown = sys.stderr, -1
-    visible, text = seen(), text[-LONGEST_TEXT:]
+    stream, shown_percent = sys.stderr, -1
+    visible, label = is_visible(), label[-MAX_LABEL:]
 
-    def draw(fraction: float) -> None:
-        nonlocal shown
-        percent = int(fraction * 100)
-        if visible and percent != shown:
-            shown = percent
-            full = "#" * (percent * WIDTH // 100)
-            stream.write(f"\r{text} [{full:<{WIDTH}}] {percent:3} %")
+    def draw(share: float) -> None:
+        nonlocal shown_percent
+        percent = int(share * 100)
+        if visible and percent != shown_percent:
+            shown_percent = percent
+            filled = "#" * (percent * BAR_WIDTH // 100)
+            stream.write(f"\r{label} [{filled:<{BAR_WIDTH}}] {percent:3} %")
             stream.flush()
 
     try:
         yield draw
     finally:
-        if shown >= 0:
-            stream.write(f"\r{'':{len(text) + WIDTH + 9}}\r")
+        if shown_percent >= 0:
+            stream.write(f"\r{'':{len(label) + BAR_WIDTH + 9}}\r")
             stream.flush()

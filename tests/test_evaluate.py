@@ -276,7 +276,7 @@ def test_absurd_values(
 
 def test_targets_of_matrices(matrix: ImportanceMatrix, tmp_path: Path) -> None:
     """A folder is no target, a missing file no matrix, a model is none."""
-    with pytest.raises(ArgumentError, match="folder that exists"):
+    with pytest.raises(ArgumentError, match="is a folder; expected the name of a file"):
         matrix.save(tmp_path)
     with pytest.raises(ModelNotFoundError):
         ImportanceMatrix.load(tmp_path / "none.gguf")

@@ -548,8 +548,8 @@ def test_a_notebook_shows_how_far_loading_is(before: str, verbose: bool, drawn: 
 def test_a_terminal_of_ipython_is_no_notebook() -> None:
     """Whether a bar is seen there, the terminal says."""
     result = run(
-        f"{NOTEBOOK}\nfrom llcuda import progress\nfirst = progress.seen()\n"
-        "shell.config.clear()\nprint(first, progress.seen())\n"
-        "sys.stderr = None\nprint(progress.seen())"
+        f"{NOTEBOOK}\nfrom llcuda.progress import is_visible\nfirst = is_visible()\n"
+        "shell.config.clear()\nprint(first, is_visible())\n"
+        "sys.stderr = None\nprint(is_visible())"
     )
     assert result.stdout.split() == ["True", "False", "False"]

@@ -57,13 +57,13 @@ def chat(
     ] = None,
 ) -> None:
     """Talk with a model. /help says what there is besides."""
-    from llcuda import progress
     from llcuda.chat.template import ChatTemplate
     from llcuda.cli.chat_commands import Conversation
     from llcuda.engine.request import request_params
     from llcuda.hub import registry as hub
     from llcuda.inference import InferenceEngine
     from llcuda.native.estimate import read_facts
+    from llcuda.progress import is_visible
 
     asked = {
         "temperature": temperature,
@@ -77,7 +77,7 @@ def chat(
     parameters = {name: value for name, value in asked.items() if value is not None}
     request_params(parameters)
     template = _template(chat_template)
-    path = hub.resolve(model, progress=progress.seen())
+    path = hub.resolve(model, progress=is_visible())
     size = ctx_size or min(MOST_CONTEXT, read_facts(path).train_ctx_size or MOST_CONTEXT)
     given: dict[str, Any] = {} if threads is None else {"threads": threads}
     with InferenceEngine() as engine:

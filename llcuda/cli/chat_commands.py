@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llcuda.chat.messages import check_messages
 from llcuda.engine.request import request_params
 from llcuda.errors import ArgumentError
-from llcuda.files import check_target, written
+from llcuda.files import atomic_write, check_target
 from llcuda.keywords import SamplingKeywords
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Conversation:
         if path.exists() and path != self._file:
             raise ArgumentError(f"{path} is there already; give another name")
         document = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
-        with written(path) as part:
+        with atomic_write(path) as part:
             part.write_text(document + "\n", encoding="utf-8")
         self._file = path
         return f"{len(self.messages)} messages in {path}"

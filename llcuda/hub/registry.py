@@ -1,8 +1,7 @@
-"""From what a user names to a local file: short names, Hugging Face files, paths.
+"""Names of models to local files: short names, files on the Hugging Face Hub, paths.
 
-The cache, tokens, `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are huggingface_hub's business; it
-is imported at the first name that needs it. A named file that is in the cache is used without
-asking the network; `refresh=True` asks for a newer one. Nothing here loads a model.
+A file that is named exactly and is in the cache is used without asking the network;
+`refresh=True` asks for a newer version. Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -11,31 +10,45 @@ import difflib
 import functools
 import os
 import re
-import shutil
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llcuda.demo import DEMO_NAME, demo_model
-from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.errors import ArgumentError, ModelNotFoundError
 from llcuda.files import data_file
-from llcuda.hub.download import download, held
+from llcuda.hub.repository import (
+    REPOSITORY_ID,
+    HubUnreachableError,
+    RemoteFile,
+    Repository,
+    parse_remote_name,
+    path_exists,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-ASK_TIMEOUT = 10.0  # seconds; huggingface_hub's own default for metadata
-_REPO = r"[\w.-]+/[\w.-]+"
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-_NO_MODEL = re.compile(r"(^|[-./_])(mmproj|imatrix)[-._]", re.IGNORECASE)
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_NOT_A_MODEL = re.compile(r"(^|[-./_])(mmproj|imatrix)[-._]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryEntry:
-    """A model with a short name. gigabytes: 10^9 bytes; parameters: 10^9; context: tokens."""
+    """A model with a short name.
+
+    Attributes:
+        name: The short name.
+        repo: The repository on the hub, `owner/name`.
+        file: The file in the repository.
+        quantization: The type of the weights, e.g. "Q4_K_M".
+        gigabytes: The size of the file in units of 10^9 bytes.
+        parameters: The number of weights in units of 10^9.
+        context: The tokens of context that the model was trained with.
+        license: The name of the model's license.
+    """
 
     name: str
     repo: str
@@ -47,43 +60,34 @@ class RegistryEntry:
     license: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file on the hub, in the version that is there now. size: bytes."""
-
-    repo: str
-    file: str
-    commit: str
-    size: int
-
-
-class _UnreachableError(ModelNotFoundError):
-    """The hub does not answer, or must not be asked."""
-
-
 @functools.cache
 def registry() -> Mapping[str, RegistryEntry]:
-    """Return the models with a short name, by that name (`gemma-3-1b-Q4_K_M`)."""
+    """Return the models with a short name, by that name (e.g. "gemma-3-1b-Q4_K_M")."""
     text = data_file("registry.toml").read_text(encoding="utf-8")
     return {
-        f"{model}-{tag}": RegistryEntry(
-            name=f"{model}-{tag}",
+        f"{model}-{quantization}": RegistryEntry(
+            name=f"{model}-{quantization}",
             repo=facts["repo"],
             file=file,
-            quantization=tag,
+            quantization=quantization,
             gigabytes=gigabytes,
             parameters=facts["parameters"],
             context=facts["context"],
             license=facts["license"],
         )
         for model, facts in tomllib.loads(text).items()
-        for tag, (file, gigabytes) in facts["files"].items()
+        for quantization, (file, gigabytes) in facts["files"].items()
     }
 
 
 def listing() -> list[tuple[RegistryEntry, Path | None]]:
-    """Return each short name's entry, with its path in the cache or None. Asks no network."""
-    return [(entry, _cached(entry.repo, [entry.file])) for entry in registry().values()]
+    """Return each model with a short name, and its path in the cache or None.
+
+    Does not ask the network.
+    """
+    return [
+        (entry, Repository(entry.repo).cached_path([entry.file])) for entry in registry().values()
+    ]
 
 
 def resolve(
@@ -93,40 +97,75 @@ def resolve(
     progress: bool = True,
     refresh: bool = False,
 ) -> Path:
-    """Return the local path of a model, downloading what is not there yet.
+    """Return the local path of a model, downloading its files if they are missing.
 
-    name: a short name (in any case), "demo", a path, or a file on the Hugging Face Hub:
-        `repo/id:file.gguf`, `repo/id:Q4_K_M` (the file with that quantisation), `repo/id` with
-        `filename` (or alone, where it holds one model), `hf:` and `hf://repo/id/file.gguf`.
-    filename: the file in the repository or folder that `name` names.
-    progress: a bar on stderr while downloading, in a terminal and in a notebook.
-    refresh: ask the hub for a newer version of a file that is in the cache.
+    All parts of a split model are downloaded; the path is that of the first part.
 
-    Of a split model all parts are fetched; the path is the first part's. Raises
-    ModelNotFoundError for what does not exist, or is not in the cache and cannot be reached,
-    ModelError for a download that fails, ArgumentError for names that contradict each other.
+    Args:
+        name: A short name (in any case), "demo", a path, or a file on the Hugging Face Hub:
+            `repo/id:file.gguf`, `repo/id:Q4_K_M` (the file with that quantization), `repo/id`
+            with `filename`, `repo/id` alone if the repository holds one model, or
+            `hf://repo/id/file.gguf`. `hf:` before a repository is allowed.
+        filename: The file in the repository or folder that `name` names.
+        progress: Whether to draw a bar on stderr, in a terminal and in a notebook.
+        refresh: Whether to ask the hub for a newer version of a file in the cache.
+
+    Returns:
+        The path of a GGUF file, in the Hugging Face cache if it was downloaded.
+
+    Raises:
+        ModelNotFoundError: The model does not exist, or the file is not in the cache and the hub
+            does not answer.
+        ModelError: A download fails, or the disk is too small.
+        ArgumentError: `name` and `filename` contradict each other.
     """
-    found = _named(name, filename)
-    return found if isinstance(found, Path) else _fetch(*found, progress, refresh)
+    source = _parse(name, filename)
+    return source if isinstance(source, Path) else _fetch(*source, progress, refresh)
 
 
 def find(name: str | os.PathLike[str], filename: str | None = None) -> Path | list[RemoteFile]:
-    """Return the path that `resolve` would return without a download, else what it would fetch.
+    """Return a model's local path, or the files on the hub that `resolve` would download.
 
-    Of a split model these are all parts, the first one first. Raises what `resolve` raises.
+    Args:
+        name: The model, as `resolve` takes it.
+        filename: The file in the repository or folder that `name` names.
+
+    Returns:
+        The path of a file that is on this machine; else all parts of the model, the first first.
+
+    Raises:
+        ModelNotFoundError: As `resolve` raises it.
+        ModelError: As `resolve` raises it.
+        ArgumentError: As `resolve` raises it.
     """
-    found = _named(name, filename)
-    if isinstance(found, Path):
-        return found
-    located = _locate(*found, refresh=False)
-    if isinstance(located, Path):
-        return located
-    info, parts = located
-    return [RemoteFile(found[0], part.rfilename, info.sha or "", part.size or 0) for part in parts]
+    source = _parse(name, filename)
+    if isinstance(source, Path):
+        return source
+    location = _locate(*source, refresh=False)
+    if isinstance(location, Path):
+        return location
+    info, parts = location
+    return [RemoteFile(source[0], part.rfilename, info.sha or "", part.size or 0) for part in parts]
 
 
-def _named(name: str | os.PathLike[str], filename: str | None) -> Path | tuple[str, str | None]:
-    """Return the path that a name is, or the repository and the file in it."""
+def pull(name: str, filename: str | None = None, *, progress: bool = True) -> Path:
+    """Download the newest version of a model into the cache and return its path.
+
+    Args:
+        name: The model, as `resolve` takes it.
+        filename: The file in the repository that `name` names.
+        progress: Whether to draw a bar on stderr, in a terminal and in a notebook.
+
+    Raises:
+        ModelNotFoundError: As `resolve` raises it.
+        ModelError: As `resolve` raises it.
+        ArgumentError: As `resolve` raises it.
+    """
+    return resolve(name, filename, progress=progress, refresh=True)
+
+
+def _parse(name: str | os.PathLike[str], filename: str | None) -> Path | tuple[str, str | None]:
+    """Return the path that a name is, or the repository and the file or quantization in it."""
     text = os.fspath(name)
     if not text:
         raise ArgumentError("the name of the model is empty")
@@ -134,56 +173,32 @@ def _named(name: str | os.PathLike[str], filename: str | None) -> Path | tuple[s
         entry = next((e for e in registry().values() if e.name.lower() == text.lower()), None)
         if text == DEMO_NAME or entry:
             if filename is not None:
-                raise ArgumentError(f"{text!r} names a file; filename={filename!r} is too much")
+                raise ArgumentError(
+                    f"filename={filename!r}: {text!r} names a file already; leave it out"
+                )
             return (entry.repo, entry.file) if entry else demo_model()
-        if remote := _remote(text, filename):
+        if remote := parse_remote_name(text, filename):
             return remote
     return _local(text, filename)
 
 
-def pull(name: str, filename: str | None = None, *, progress: bool = True) -> Path:
-    """Fetch the newest version of a model into the cache and return its path; see `resolve`."""
-    return resolve(name, filename, progress=progress, refresh=True)
-
-
-def _remote(text: str, filename: str | None) -> tuple[str, str | None] | None:
-    """Return the repository that `text` names and the file or quantisation; None for a path."""
-    prefix = re.match(r"hf:(//)?", text, re.IGNORECASE)
-    if prefix:
-        match = re.fullmatch(rf"({_REPO})(?:[:/](.+))?", text[prefix.end() :])
-        if not match:
-            raise ArgumentError(f"{text!r}: expected hf://repo/id/file.gguf or hf:repo/id:Q4_K_M")
-    else:
-        match = re.fullmatch(rf"({_REPO})(?::(.+))?", text)
-        looks_local = text.startswith("./") or (text.lower().endswith(".gguf") and ":" not in text)
-        if not match or looks_local or _exists(Path(text)):
-            return None
-    repo, inside = match.groups()
-    if inside and filename and inside != filename:
-        raise ArgumentError(f"{text!r} names {inside!r}, but filename={filename!r}")
-    file = inside or filename
-    if file and (file.startswith("/") or "\\" in file or ".." in file.split("/")):
-        raise ArgumentError(f"{file!r}: expected the name of a file in the repository {repo}")
-    return repo, file
-
-
 def _local(text: str, filename: str | None) -> Path:
-    """Return the path `text`, or of `filename` in it; for a split model the first part's."""
+    """Return the path `text`, or of `filename` in it; for a split model that of the first part."""
     path = Path(text).expanduser() if text.startswith("~/") else Path(text)
-    if not _exists(path):
+    if not path_exists(path):
         raise _unknown(text, path)
     if filename is not None:
         if not path.is_dir():
-            raise ArgumentError(f"{text!r} is a file; filename={filename!r} is too much")
+            raise ArgumentError(f"filename={filename!r}: {text!r} is a file already; leave it out")
         path = path / filename
-        if not _exists(path):
+        if not path_exists(path):
             raise _unknown(str(path), path)
     if path.is_dir():
         if (path / "config.json").is_file():
             raise ModelNotFoundError(
                 f"{path} is a Hugging Face checkpoint; `llcuda convert {path}` makes a model file"
             )
-        raise ModelNotFoundError(f"{path} is a folder{_names(f.name for f in path.iterdir())}")
+        raise ModelNotFoundError(f"{path} is a folder{_list(f.name for f in path.iterdir())}")
     parts = [path.with_name(part) for part in _parts(path.name)]
     missing = [part for part in parts if not part.is_file()]
     if missing:
@@ -192,40 +207,36 @@ def _local(text: str, filename: str | None) -> Path:
 
 
 def _unknown(text: str, path: Path) -> ModelNotFoundError:
-    """Return the error for a name that is no model: what is like it, and what is expected."""
+    """Return the error for a name that is not a model's: similar names, and which are expected."""
     if "/" in text or text.lower().endswith(".gguf"):
-        beside = [file.name for file in path.parent.glob("*.gguf")] if _exists(path.parent) else []
-        hub = f"; on the Hugging Face Hub: hf://{text}" if re.match(rf"{_REPO}/", text) else ""
-        return ModelNotFoundError(f"no such file: {path}{_near(path.name, beside)}{hub}")
+        siblings = path.parent.glob("*.gguf") if path_exists(path.parent) else ()
+        similar = _similar(path.name, [file.name for file in siblings])
+        on_hub = re.match(rf"{REPOSITORY_ID}/", text)
+        hub = f"; on the Hugging Face Hub: hf://{text}" if on_hub else ""
+        return ModelNotFoundError(f"no such file: {path}{similar}{hub}")
     return ModelNotFoundError(
-        f"no model is called {text!r}{_near(text, registry())}; expected a name that `llcuda list`"
-        f" shows, {DEMO_NAME}, the path of a .gguf file, repo/id:file.gguf or repo/id:Q4_K_M"
+        f"no model is called {text!r}{_similar(text, registry())}; expected a name that"
+        f" `llcuda list` shows, {DEMO_NAME}, the path of a .gguf file, repo/id:file.gguf or"
+        " repo/id:Q4_K_M"
     )
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    """Return " (did you mean ...?)" with the names that are like `name`, or nothing."""
-    known = {other.lower(): other for other in names}
-    near = difflib.get_close_matches(name.lower(), known, n=4)
-    return f" (did you mean {', '.join(known[key] for key in near)}?)" if near else ""
+def _similar(name: str, names: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" with the names that are similar, or nothing."""
+    by_lower = {other.lower(): other for other in names}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=4)
+    return f" (did you mean {', '.join(by_lower[m] for m in matches)}?)" if matches else ""
 
 
-def _names(files: Iterable[str]) -> str:
+def _list(files: Iterable[str]) -> str:
     """Return the .gguf files among `files`, as the end of a message."""
     names = sorted(file for file in files if file.lower().endswith(".gguf"))
     return ", with these models:\n  " + "\n  ".join(names) if names else " without a .gguf file"
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long, or behind a closed folder
-        return False
-
-
 def _parts(file: str) -> list[str]:
     """Return the names of all parts of a split model, or the one file."""
-    match = _SPLIT.search(file)
+    match = _PART.search(file)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         return [file]
     stem, end = file[: match.start(1)], file[match.end(1) :]
@@ -233,32 +244,27 @@ def _parts(file: str) -> list[str]:
 
 
 def _fetch(repo: str, file: str | None, progress: bool, refresh: bool) -> Path:
-    """Return the path in the cache of a file, or of the file with a quantisation."""
-    found = _locate(repo, file, refresh)
-    if isinstance(found, Path):
-        return found
-    info, parts = found
-    lacking = [part for part in parts if not _cached(repo, [part.rfilename], info.sha)]
-    _check_room(repo, sum(_bytes_to_come(repo, part) for part in lacking))
-    paths = []
-    for part in (part.rfilename for part in parts):
-        with explained(f"{repo}:{part}", ModelError):
-            paths.append(download(repo, part, info.sha, progress=progress))
-    return paths[0]
+    """Return the path in the cache of a file, or of the file with a quantization."""
+    location = _locate(repo, file, refresh)
+    if isinstance(location, Path):
+        return location
+    info, parts = location
+    return Repository(repo).download(parts, info.sha, progress=progress)[0]
 
 
 def _locate(
     repo: str, file: str | None, refresh: bool
 ) -> Path | tuple[ModelInfo, list[RepoSibling]]:
-    """Return the path in the cache, or what the hub says of the repository and the file's parts."""
-    named = file if file and file.lower().endswith(".gguf") else None
-    if named and not refresh and (path := _cached(repo, _parts(named))):
+    """Return the path in the cache, or the repository's newest version and the file's parts."""
+    repository = Repository(repo)
+    exact = file if file and file.lower().endswith(".gguf") else None
+    if exact and not refresh and (path := repository.cached_path(_parts(exact))):
         return path
     try:
-        info = _ask(repo, file)
-    except _UnreachableError:
-        files = [] if named or refresh else _cached_files(repo)
-        path = _cached(repo, _parts(_select(repo, files, file))) if files else None
+        info = repository.ask(file)
+    except HubUnreachableError:
+        files = [] if exact or refresh else repository.cached_files()
+        path = repository.cached_path(_parts(_select(repo, files, file))) if files else None
         if path is None:
             raise
         return path
@@ -270,99 +276,22 @@ def _locate(
 
 
 def _select(repo: str, files: list[str], wanted: str | None) -> str:
-    """Return which of a repository's files a name, a quantisation or nothing means."""
+    """Return which of a repository's files a name, a quantization or nothing means."""
     if wanted in files:
         return str(wanted)
     if wanted and wanted.lower().endswith(".gguf"):
-        near = _near(wanted, files)
-        raise ModelNotFoundError(f"{repo} has no {wanted}{near}\n{repo} is{_names(files)}")
-    models = [f for f in files if f.lower().endswith(".gguf") and not _NO_MODEL.search(f)]
-    if wanted:
-        # "UD-Q4_K_M" is a quantisation of its own, meant where there is no plain Q4_K_M.
-        tag = re.compile(rf"(?:^|[-._/])(UD-)?{re.escape(wanted)}(?=[-./])", re.IGNORECASE)
-        found = {file: match for file in models if (match := tag.search(file))}
-        models = [file for file, match in found.items() if not match[1]] or list(found)
-    firsts = sorted({_parts(file)[0] for file in models})
-    if len(firsts) != 1:
-        which = f" {wanted}" if wanted else ""
-        count = f"{len(firsts)}{which} models: name one" if firsts else f"no{which} model"
-        raise ModelNotFoundError(f"{repo} has {count}\n{repo} is{_names(files)}")
-    return firsts[0]
-
-
-def _cached(repo: str, files: list[str], revision: str | None = None) -> Path | None:
-    """Return the first file's path if all of them are in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    with explained(repo, ModelError):
-        paths = [try_to_load_from_cache(repo, file, revision=revision) for file in files]
-    return Path(str(paths[0])) if all(isinstance(path, str) for path in paths) else None
-
-
-def _cached_files(repo: str) -> list[str]:
-    """Return the names of a repository's files that are in the cache, of its last version."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
-    try:
-        repos = scan_cache_dir().repos
-    except CacheNotFound:
-        return []
-    return [
-        file.file_path.relative_to(revision.snapshot_path).as_posix()
-        for cached in repos
-        if cached.repo_id == repo and cached.repo_type == "model"
-        for revision in cached.revisions
-        if "main" in revision.refs
-        for file in revision.files
-    ]
-
-
-def _ask(repo: str, file: str | None) -> ModelInfo:
-    """Return what the hub says about a repository: its files, their sizes, its version."""
-    from huggingface_hub import HfApi
-
-    with explained(f"{repo}:{file}" if file else repo, _UnreachableError):
-        return HfApi().model_info(repo, files_metadata=True, timeout=ASK_TIMEOUT)
-
-
-def _bytes_to_come(repo: str, file: RepoSibling) -> int:
-    """Return the size of a file without what an earlier download left of it."""
-    left = held(repo, file.lfs.sha256) if file.lfs else 0
-    return max(0, (file.size or 0) - left)
-
-
-def _check_room(repo: str, needed: int) -> None:
-    """Raise ModelError if the disk of the cache has fewer than `needed` bytes free."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE).absolute()
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-    if needed > free:
-        raise ModelError(
-            f"{repo}: {needed / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free for {folder};"
-            " set HF_HOME to a folder on another disk"
+        raise ModelNotFoundError(
+            f"{repo} has no {wanted}{_similar(wanted, files)}\n{repo} is{_list(files)}"
         )
-
-
-@contextmanager
-def explained(what: str, failure: type[ModelError]) -> Iterator[None]:
-    """Turn what huggingface_hub raises into llcuda's errors; `failure` where it has no meaning."""
-    from huggingface_hub import constants, errors
-
-    login = "log in with `hf auth login`, or set HF_TOKEN"
-    page = f"{constants.ENDPOINT}/{what.split(':')[0]}"
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise ModelError(f"{what} is gated: accept its terms at {page} and {login}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelNotFoundError(f"there is no {page}; if it is private, {login}") from error
-    except errors.HFValidationError as error:
-        raise ArgumentError(f"{what}: {error}") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise _UnreachableError(
-            f"{what} is not in the cache, and HF_HUB_OFFLINE forbids to download it"
-        ) from error
-    except Exception as error:  # of httpx, of hf_xet, of the file system: they share no base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise failure(f"cannot download {what} from {constants.ENDPOINT}: {reason}") from error
+    models = [f for f in files if f.lower().endswith(".gguf") and not _NOT_A_MODEL.search(f)]
+    if wanted:
+        # "UD-Q4_K_M" is a quantization of its own. It is meant if there is no plain Q4_K_M.
+        tag = re.compile(rf"(?:^|[-._/])(UD-)?{re.escape(wanted)}(?=[-./])", re.IGNORECASE)
+        matches = {file: match for file in models if (match := tag.search(file))}
+        models = [file for file, match in matches.items() if not match[1]] or list(matches)
+    first_parts = sorted({_parts(file)[0] for file in models})
+    if len(first_parts) != 1:
+        what = f" {wanted}" if wanted else ""
+        count = f"{len(first_parts)}{what} models: name one" if first_parts else f"no{what} model"
+        raise ModelNotFoundError(f"{repo} has {count}\n{repo} is{_list(files)}")
+    return first_parts[0]

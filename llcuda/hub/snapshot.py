@@ -1,4 +1,4 @@
-"""The files of a repository on the Hugging Face Hub, as a folder: what a checkpoint needs."""
+"""The files of a checkpoint in a repository on the Hugging Face Hub, downloaded as a folder."""
 
 from __future__ import annotations
 
@@ -6,40 +6,47 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llcuda.errors import ModelError, ModelNotFoundError
-from llcuda.hub import registry as hub
-from llcuda.hub.download import download
+from llcuda.hub.repository import HubUnreachableError, Repository, parse_remote_name
+
+CONFIGURATIONS = ("config.json", "adapter_config.json")  # of a checkpoint and of an adapter
 
 
-def repository(name: str) -> str | None:
-    """Return the repository on the hub that `name` means (`repo/id`, `hf:repo/id`), or None."""
-    remote = hub._remote(name, None)
+def parse_repository(name: str) -> str | None:
+    """Return the repository that a name means (`repo/id`, `hf:repo/id`), or None."""
+    remote = parse_remote_name(name)
     return remote[0] if remote and remote[1] is None else None
 
 
-def fetch(repo: str, wanted: Callable[[str], bool], *, progress: bool = True) -> Path:
-    """Return the folder of a repository's newest version, with the wanted files of it downloaded.
+def download_folder(repo: str, wanted: Callable[[str], bool], *, progress: bool = True) -> Path:
+    """Return the folder with the wanted files of a repository's newest version.
 
-    wanted: tells by its name whether a file is one of them; only those at the top are asked about.
-    Where the hub cannot be reached, it is the folder of what was downloaded before.
-    Raises as `resolve` does.
+    Without an answer of the hub it is the folder of the files that were downloaded before.
+
+    Args:
+        repo: The repository, `owner/name`.
+        wanted: Returns whether a file is wanted by its name; files in subfolders never are.
+        progress: Whether to draw a bar on stderr, in a terminal and in a notebook.
+
+    Raises:
+        ModelNotFoundError: The repository does not exist or has none of the wanted files, or the
+            hub does not answer and nothing is in the cache.
+        ModelError: A transfer fails, or the disk is too small.
     """
+    repository = Repository(repo)
     try:
-        info = hub._ask(repo, None)
-    except hub._UnreachableError:
-        known = hub._cached(repo, ["config.json"]) or hub._cached(repo, ["adapter_config.json"])
-        if known is None:
-            raise
-        return known.parent
-    names = [file for file in info.siblings or () if "/" not in file.rfilename]
-    chosen = [file for file in names if wanted(file.rfilename)]
+        info = repository.ask()
+    except HubUnreachableError:
+        for configuration in CONFIGURATIONS:
+            if path := repository.cached_path([configuration]):
+                return path.parent
+        raise
+    top_level = [file for file in info.siblings or () if "/" not in file.rfilename]
+    chosen = [file for file in top_level if wanted(file.rfilename)]
     if not chosen:
-        raise ModelNotFoundError(f"{repo} has none of the files that a checkpoint consists of")
-    lacking = [file for file in chosen if not hub._cached(repo, [file.rfilename], info.sha)]
-    hub._check_room(repo, sum(hub._bytes_to_come(repo, file) for file in lacking))
-    for file in lacking:
-        with hub.explained(f"{repo}:{file.rfilename}", ModelError):
-            download(repo, file.rfilename, info.sha, progress=progress)
-    path = hub._cached(repo, [chosen[0].rfilename], info.sha)
+        raise ModelNotFoundError(f"{repo} has no files of a checkpoint")
+    missing = [file for file in chosen if not repository.cached_path([file.rfilename], info.sha)]
+    repository.download(missing, info.sha, progress=progress)
+    path = repository.cached_path([chosen[0].rfilename], info.sha)
     if path is None:
         raise ModelError(f"{repo} was changed while it was downloaded; try again")
     return path.parent

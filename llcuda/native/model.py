@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self, Unpack
 
-from llcuda import progress as progress_bar
 from llcuda.demo import resolve
 from llcuda.errors import (
     ArgumentError,
@@ -21,6 +20,7 @@ from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.vocabulary import Vocabulary
 from llcuda.params import ModelParams
+from llcuda.progress import progress_bar
 
 Progress = Callable[[float], bool | None]
 
@@ -75,9 +75,9 @@ class Model(Vocabulary):
         checkpoint changes. quantization: see `llcuda.quantize`. progress: of both, each from 0.0 to
         1.0; parameters: as of Model. Raises what they raise.
         """
-        from llcuda.conversion.convert import cached
+        from llcuda.conversion.convert import convert_cached
 
-        path = cached(source, quantization, base=base, progress=progress)
+        path = convert_cached(source, quantization, base=base, progress=progress)
         return cls(path, progress=progress, **parameters)
 
     def _read_facts(self, pointer: Any) -> None:
@@ -106,7 +106,7 @@ class Model(Vocabulary):
                     parameter="progress",
                 )
             if progress is True:
-                progress = stack.enter_context(progress_bar.bar(f"Loading {self.path.name}"))
+                progress = stack.enter_context(progress_bar(f"Loading {self.path.name}"))
             keep: list[Any] = []
             params = self._c_params(progress if callable(progress) else None, keep)
             pointer = self._lib.llcuda_model_load(os.fsencode(self.path), params)

@@ -1,4 +1,4 @@
-"""llcuda.download: a download goes on in the next process, and only the file itself is accepted."""
+"""llcuda.hub.download: downloads continue in the next process, and only the file is accepted."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_damaged_half_starts_anew(ask: Asker, left: bytes) -> None:
 def test_only_the_rest_must_have_room(ask: Asker) -> None:
     """The disk needs room for what is still to come."""
     size = interrupt(ask)
-    free = "hub.shutil.disk_usage = lambda path: type('', (), {{'free': {}}})"
+    free = "import shutil; shutil.disk_usage = lambda path: type('', (), {{'free': {}}})"
     message, _ = ask.error(NAME, prepare=free.format(SIZE - size - 1))
     assert "GB to download" in message
     assert ask.path(NAME, prepare=free.format(SIZE - size)).read_bytes() == MODEL
@@ -179,7 +179,7 @@ def test_offline_keeps_the_half(ask: Asker) -> None:
         (MODEL[:-1], f"should be of size {SIZE} but has size {SIZE - 1}"),
         (MODEL + b"more", f"should be of size {SIZE} but has size {SIZE + 4}"),
         (b"<html>", "but has size 6"),
-        (OTHER, f"the SHA-256 of what came is not {etag(MODEL)}, which the hub names"),
+        (OTHER, f"the SHA-256 of the transfer is not {etag(MODEL)}, which the hub names"),
     ],
 )
 def test_a_false_body_is_no_model(ask: Asker, body: bytes, reason: str) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from llcuda import demo_model
+from llcuda import demo_model, hub
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
-from llcuda.hub import registry as hub
+from llcuda.hub.registry import registry
+from llcuda.hub.repository import REPOSITORY_ID
 from tests.support.hub_server import Asker, Hub
 
 SMALL_CHUNKS = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 100"
@@ -63,14 +64,14 @@ def ask(server: Hub, tmp_path: Path) -> Asker:
 
 def test_registry_is_complete_and_well_formed() -> None:
     """At least 21 names; each has a GGUF file of a repository that fits its name."""
-    entries = hub.registry()
+    entries = registry()
     assert len(entries) >= 21
     assert len({name.lower() for name in entries}) == len(entries)
     for name, entry in entries.items():
         assert re.fullmatch(r"[a-z0-9.-]+-Q[45]_K_M", name)
         assert name == entry.name
         assert name.endswith(entry.quantization)
-        assert re.fullmatch(hub._REPO, entry.repo)
+        assert re.fullmatch(REPOSITORY_ID, entry.repo)
         tag = "q4" if "Phi-3-mini" in entry.file else entry.quantization.lower()
         assert entry.file.lower().endswith(f"{tag}.gguf")
         size = re.search(r"-(\d+(?:\.\d+)?b)-", name)
@@ -92,12 +93,12 @@ def test_registry_is_complete_and_well_formed() -> None:
 )
 def test_registry_has_every_promised_model(family: str) -> None:
     """Each in Q4_K_M."""
-    assert f"{family}-Q4_K_M" in hub.registry()
+    assert f"{family}-Q4_K_M" in registry()
 
 
 def test_the_contracts_name_is_the_contracts_file() -> None:
     """The name that users already write."""
-    entry = hub.registry()["gemma-3-1b-Q4_K_M"]
+    entry = registry()["gemma-3-1b-Q4_K_M"]
     assert (entry.repo, entry.file) == (GEMMA, GEMMA_FILE)
 
 
@@ -310,7 +311,7 @@ def test_listing_says_what_is_in_the_cache(ask: Asker) -> None:
     path = ask.path("gemma-3-1b-Q4_K_M")
     ask.server.requests.clear()
     (answer,) = ask.calls(("listing", [], {}))
-    assert answer["value"].count("RegistryEntry(") == len(hub.registry())
+    assert answer["value"].count("RegistryEntry(") == len(registry())
     assert answer["value"].count("Path(") == 1
     assert str(path) in answer["value"]
     assert ask.server.requests == []
@@ -322,7 +323,7 @@ def test_list_in_a_pipe_cuts_no_name(ask: Asker) -> None:
     output, errors = process.communicate(timeout=60)
     header, *lines = output.splitlines()
     assert (process.returncode, errors, header.split()[0]) == (0, "", "Name")
-    assert [line.split()[0] for line in lines] == list(hub.registry())
+    assert [line.split()[0] for line in lines] == list(registry())
     assert output.isascii()
     assert "\x1b" not in output
 
@@ -426,8 +427,8 @@ def test_a_name_that_the_hub_forbids(ask: Asker) -> None:
 def test_a_full_disk(ask: Asker) -> None:
     """The message says what is needed, what there is, and where."""
     prepare = (
-        "from types import SimpleNamespace\n"
-        "hub.shutil.disk_usage = lambda path: SimpleNamespace(free=2000)"
+        "import shutil\nfrom types import SimpleNamespace\n"
+        "shutil.disk_usage = lambda path: SimpleNamespace(free=2000)"
     )
     message, kinds = ask.error("gemma-3-1b-Q4_K_M", prepare=prepare)
     folder = ask.home / "hub"

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 ASK = """
 import json, sys, time
-from llcuda.hub import registry as hub
+from llcuda import hub
 from llcuda.errors import LlcudaError
 
 time.sleep = lambda seconds: None  # huggingface_hub waits before it tries again

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import DecodeError, ModelError
-from llcuda.files import check_target, written
+from llcuda.files import atomic_write, check_target
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.gguf import mapped as gguf
@@ -72,7 +72,7 @@ class ImportanceMatrix:
             kept += [text, *pointers]
             rows.append((text, *pointers, arrays[0].size, arrays[1].size))
         datasets = [ffi.new("char[]", dataset.encode()) for dataset in self.datasets]
-        with written(into) as part:
+        with atomic_write(into) as part:
             status = lib.llcuda_imatrix_write(
                 os.fsencode(part), ffi.new("struct llcuda_imatrix_entry[]", rows), len(rows),
                 ffi.new("char *[]", datasets), len(datasets), self.chunks, self.chunk_size,

@@ -11,7 +11,7 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import LoadCancelledError, ModelError
-from llcuda.files import check_target, written
+from llcuda.files import atomic_write, check_target
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, parts
 from llcuda.native.quantization.check import check_matrix, check_weights
@@ -60,7 +60,7 @@ def quantize(
     free = shutil.disk_usage(into.parent).free
     if plan.nbytes > free:
         raise ModelError(f"{into} needs {plan.nbytes:,} bytes, the disk has {free:,} left")
-    with written(into) as part:
+    with atomic_write(into) as part:
         _write(job, part, plan, bool(requantize), progress)
     return into
 
