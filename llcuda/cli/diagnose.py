@@ -1,25 +1,48 @@
-"""What was built, what loads, what is missing, and the command that mends it.
-
-`diagnose()` collects plain data; printing it is the command line's business.
-"""
+"""`llcuda doctor`: the build, the backends and GPUs, the problems and their remedies."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from llcuda import device
+import typer
+
 from llcuda.demo import demo_model
 from llcuda.errors import LlcudaError
-from llcuda.native.cuda_build import REBUILD, WITH_CUDA, CudaBuild, Remark
+
+if TYPE_CHECKING:
+    from llcuda.native.cuda_build import CudaBuild, Remark
+
+app = typer.Typer()
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what was built, which backends and devices load, and how to mend what is missing."""
+    report = diagnose()
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        _print_report(report)
+    if not report.usable:
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is missing. what: one sentence; mend: the command, or what to do."""
+    """Something that is missing.
+
+    Attributes:
+        what: The problem in one sentence.
+        mend: The command that solves it, or what to do.
+        fatal: Whether models cannot be loaded.
+    """
 
     what: str
     mend: str
@@ -28,10 +51,16 @@ class Problem:
 
 @dataclass
 class Report:
-    """What `llcuda doctor` found. backends: file -> "loaded" or why not.
+    """The result of `diagnose`.
 
-    built_with: what CUDA code there is. gpus: "GPU 0" -> what the driver says of it; "first run" ->
-    what it has to wait for. driver: whether CUDA's library is here.
+    Attributes:
+        versions: Versions by package.
+        built_with: The folder of the libraries and the CUDA code in them.
+        gpus: Descriptions by "GPU 0" and so on; at "first run" how long the first run waits.
+        backends: "loaded", or the reason why not, by file.
+        devices: The devices that compute.
+        driver: Whether CUDA's driver library loads.
+        problems: What is missing.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
@@ -53,41 +82,47 @@ class Report:
 
 
 def diagnose() -> Report:
-    """Load the library and its backends, and look around. Never raises for what is missing."""
-    report = Report(versions=_versions(), driver=_driver_loads())
+    """Load the library and its backends, and report problems instead of raising them."""
+    from llcuda.native.cuda_build import REBUILD
+
+    report = Report(versions=_versions(), driver=driver_loads())
     if not demo_model().is_file():
         report.problems.append(Problem(f"the demo model {demo_model()} is missing", REBUILD))
     try:
         from llcuda.native import library
 
-        facts = library.versions()
+        library_versions = library.versions()
         report.backends = dict(library.backends())
         report.devices = [asdict(item) for item in library.devices()]
     except (LlcudaError, ImportError) as error:
         report.problems.append(Problem(str(error), REBUILD, True))
         return report
-    folder, build = facts.pop("folder"), library.cuda_build()
-    report.versions.update(facts)
+    folder, build = library_versions.pop("folder"), library.cuda_build()
+    report.versions.update(library_versions)
     report.built_with = {"libraries": folder, "CUDA": str(build or "off")}
     report.problems += [
         Problem(remark.what, remark.mend)
-        for remark in _look_at_gpus(report, build, library.why_no_gpu())
+        for remark in _check_gpus(report, build, library.why_no_gpu())
     ]
     return report
 
 
 def _versions() -> dict[str, str]:
-    found = {"llcuda": version("llcuda"), "python": platform.python_version()}
-    found["platform"] = platform.platform()
+    versions = {
+        "llcuda": version("llcuda"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for package in ("numpy", "cffi"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            versions[package] = "missing"
+    return versions
 
 
-def _driver_loads() -> bool:
+def driver_loads() -> bool:
+    """Return whether CUDA's driver library loads."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -95,29 +130,69 @@ def _driver_loads() -> bool:
     return True
 
 
-def _look_at_gpus(report: Report, build: CudaBuild | None, idle: Remark | None) -> list[Remark]:
-    """Describe the GPUs; return why one that is here, or was built for, is not used.
+def _check_gpus(report: Report, build: CudaBuild | None, no_gpu: Remark | None) -> list[Remark]:
+    """Describe the GPUs in the report, and return why one that is expected is not used.
 
-    idle: why the CUDA backend has none.
+    Args:
+        report: The report to complete.
+        build: The CUDA code in the library; None without any.
+        no_gpu: Why the CUDA backend has no GPU.
     """
-    found = device.survey()
+    from llcuda import device
+    from llcuda.native.cuda_build import WITH_CUDA, Remark
+
+    survey = device.survey()
     problems = []
-    for number, gpu in enumerate(found.gpus):
-        runs = f"driver {gpu['driver_version']}, which runs CUDA {found.version}"
+    for number, gpu in enumerate(survey.gpus):
+        runs = f"driver {gpu['driver_version']}, which runs CUDA {survey.version}"
         has = f"compute capability {gpu['compute_capability']}"
         report.gpus[f"GPU {number}"] = f"{gpu['name']}, {has}, {runs}"
-        wrong = device.problem(gpu, found.version, build)
-        wait = device.first_run(gpu, build)
-        if wrong is not None:
-            problems.append(wrong)
-        elif wait is not None:
-            report.gpus["first run"] = str(wait)
+        problem = device.problem(gpu, survey.version, build)
+        first_run = device.first_run(gpu, build)
+        if problem is not None:
+            problems.append(problem)
+        elif first_run is not None:
+            report.gpus["first run"] = str(first_run)
     used = any(item["kind"] == "gpu" for item in report.devices)
     if problems or used:
         return problems
     if build is None:
         what = "an NVIDIA driver is here, but llcuda was built without CUDA"
         return [Remark(what, WITH_CUDA)] if report.driver else []
-    if report.driver and not found.gpus:
-        return [found.reason]
-    return [idle] if idle is not None else []
+    if report.driver and not survey.gpus:
+        return [survey.reason]
+    return [no_gpu] if no_gpu is not None else []
+
+
+def _print_report(report: Report) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in {**report.versions, **report.built_with, **report.gpus}.items():
+        facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
+    console.print(facts)
+    for title, rows in (
+        ("Backends", [(name, state) for name, state in report.backends.items()]),
+        (
+            "Devices",
+            [
+                (d["name"], f"{d['kind']}: {d['description']}, {d['total_memory'] / 2**30:.1f} GiB")
+                for d in report.devices
+            ],
+        ),
+    ):
+        if rows:
+            table = Table("Name", "State", title=title, title_justify="left", box=None)
+            for row in rows:
+                table.add_row(*(escape(cell) for cell in row))
+            console.print(table)
+    for problem in report.problems:
+        colour = "red" if problem.fatal else "yellow"
+        console.print(
+            f"[{colour}]missing:[/] {escape(problem.what)}\n  mend: {escape(problem.mend)}"
+        )
+    if not report.problems:
+        console.print("[green]all is well[/]")

@@ -1,44 +1,55 @@
-"""The commands that work on files; cli.py takes them in."""
+"""`llcuda list`, `llcuda pull` and `llcuda convert`: models on this machine and on the hub."""
 
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from llcuda.cli.console import stdout_console
+
 app = typer.Typer()
 
 
-@app.command()
-def inspect(
-    file: Annotated[str, typer.Argument(help="GGUF file, short name, or repo/id:file.gguf.")],
-    ctx_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of context to count memory for.")
-    ] = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors.")] = False,
-    validate: Annotated[bool, typer.Option("--validate", help="Read all weights.")] = False,
+@app.command("list")
+def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show what a GGUF file holds and what it needs here; one on the hub is not downloaded."""
-    from rich.console import Console
+    """Show the models with a short name, and which of them are in the cache."""
+    from rich.table import Table
 
-    from llcuda.cli import inspect as gguf_inspect
+    from llcuda.hub.registry import listing
 
-    document = gguf_inspect.inspect(file, ctx_size=ctx_size, validate=validate)
+    models = listing()
     if as_json:
-        print(json.dumps(document))
-    else:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-        gguf_inspect.show(console, document, tensors=tensors)
-    if document["problems"]:
-        raise typer.Exit(1)
+        rows = [{**asdict(entry), "path": str(path) if path else None} for entry, path in models]
+        print(json.dumps(rows))
+        return
+    columns = ("Name", "Size", "Parameters", "Context", "License", "Here")
+    table = Table(*columns, box=None, pad_edge=False)
+    for entry, path in models:
+        facts = (f"{entry.gigabytes:.2f} GB", f"{entry.parameters:g} B", f"{entry.context:,}")
+        table.add_row(entry.name, *facts, entry.license, "yes" if path else "")
+    stdout_console(pipe_width=80).print(table)  # 80 columns hold every row uncut
 
 
-@app.command("convert")
-def convert_(
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="Short name, repo/id:file.gguf or repo/id:Q4_K_M.")],
+    filename: Annotated[str | None, typer.Argument(help="The file, after repo/id.")] = None,
+    silent: Annotated[bool, typer.Option("--silent", help="No progress bar.")] = False,
+) -> None:
+    """Download a model, or its newer version, and print its path."""
+    from llcuda.hub.registry import pull as pull_model
+
+    print(pull_model(name, filename, progress=not silent))
+
+
+@app.command()
+def convert(
     source: Annotated[str, typer.Argument(help="Folder, or repo/id: a checkpoint or adapter.")],
     target: Annotated[
         Path | None, typer.Argument(help="File or folder; default: NAME-TYPE.gguf here.")
@@ -54,12 +65,13 @@ def convert_(
         bool, typer.Option("--merge", help="Merge an adapter into its base model.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the quantisation; default: every processor.")
+        int | None, typer.Option(min=1, help="Of the quantization; default: every processor.")
     ] = None,
 ) -> None:
     """Make a GGUF file of a Hugging Face checkpoint or a LoRA adapter."""
-    from llcuda.conversion.convert import convert
+    from llcuda.conversion.convert import convert as convert_checkpoint
 
-    print(
-        convert(source, target, file_type, base=base, merge=merge, threads=threads, progress=True)
+    path = convert_checkpoint(
+        source, target, file_type, base=base, merge=merge, threads=threads, progress=True
     )
+    print(path)

@@ -1,52 +1,79 @@
-"""What `llcuda inspect` says of a GGUF file, here or on the hub: one document, and its tables."""
+"""`llcuda inspect`: a GGUF file, here or on the hub, as one document or as tables."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+import typer
 
-from llcuda.engine.autofit import fit
-from llcuda.engine.config import EngineConfig
+from llcuda.cli.console import stdout_console
 from llcuda.errors import ArgumentError, LlcudaError
-from llcuda.gguf_parser import GGUFReader
-from llcuda.hub import registry as hub
-from llcuda.hub.gguf_header import headers
-from llcuda.native.estimate import memory_needed
-from llcuda.native.gguf.metadata import Texts
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-SHOWN = 3  # elements of an array
-LONGEST = 60  # characters of a value in a table
+app = typer.Typer()
+
+SHOWN_ELEMENTS = 3  # of an array
+MAX_CELL = 60  # characters of a value in a table
 
 
-def inspect(name: str, *, ctx_size: int | None = None, validate: bool = False) -> dict[str, Any]:
-    """Return what a file holds and what it takes of this machine, as JSON has it.
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="GGUF file, short name, or repo/id:file.gguf.")],
+    ctx_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of context to count memory for.")
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors.")] = False,
+    validate: Annotated[bool, typer.Option("--validate", help="Read all weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show what a GGUF file holds and what it needs here; one on the hub is not downloaded."""
+    document = describe(file, ctx_size=ctx_size, validate=validate)
+    if as_json:
+        print(json.dumps(document))
+    else:
+        _show(stdout_console(), document, tensors=tensors)
+    if document["problems"]:
+        raise typer.Exit(1)
 
-    name: as `hub.resolve` knows them; a file on the hub that is not in the cache is not downloaded.
-    ctx_size: tokens of the context that memory is counted for; None = as `load_model` chooses.
-    validate: read all weights, and list what is wrong with them.
 
-    Raises what `hub.resolve` and `GGUFReader` raise; that memory cannot be estimated is said in the
-    document.
+def describe(name: str, *, ctx_size: int | None = None, validate: bool = False) -> dict[str, Any]:
+    """Return a file's contents and the memory it needs on this machine, ready for JSON.
+
+    Where memory cannot be estimated, the document holds the error.
+
+    Args:
+        name: The file, as `llcuda.hub.resolve` takes it. A file on the hub that is not in the
+            cache is not downloaded.
+        ctx_size: Tokens of context to count memory for; None is what `load_model` chooses.
+        validate: Whether to read all weights and list the problems.
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        GGUFError: The file is not a GGUF file.
+        ArgumentError: `validate` is set for a file that is not downloaded.
     """
-    with _file(name) as (path, downloaded), GGUFReader(path) as reader:
+    from llcuda.gguf_parser import GGUFReader
+
+    with _open(name) as (path, downloaded), GGUFReader(path) as reader:
         if validate and not downloaded:
-            raise ArgumentError(f"to validate {name}, download it: llcuda pull {name}")
+            raise ArgumentError(
+                f"--validate: {name} is not downloaded; download it by `llcuda pull {name}`"
+            )
         return {
             "source": name,
             "path": str(path) if downloaded else None,
             "summary": asdict(reader.summary()),
-            "metadata": {key: _plain(value) for key, value in reader.metadata.items()},
+            "metadata": {key: _json_value(value) for key, value in reader.metadata.items()},
             "tensors": [
                 {"name": info.name, "shape": info.shape, "type": info.ggml_type.name}
                 | {"offset": info.offset, "nbytes": info.nbytes}
@@ -58,33 +85,44 @@ def inspect(name: str, *, ctx_size: int | None = None, validate: bool = False) -
 
 
 @contextmanager
-def _file(name: str) -> Iterator[tuple[Path, bool]]:
-    """Yield a path, and whether all of the file is there."""
-    found = hub.find(name)
-    if isinstance(found, Path):
-        yield found, True
+def _open(name: str) -> Iterator[tuple[Path, bool]]:
+    """Yield a path, and whether the whole file is there."""
+    from llcuda.hub.gguf_header import header_files
+    from llcuda.hub.registry import find
+
+    location = find(name)
+    if isinstance(location, Path):
+        yield location, True
         return
-    with headers(found) as path:
+    with header_files(location) as path:
         yield path, False
 
 
 def _memory(path: Path, ctx_size: int | None) -> dict[str, Any]:
     """Return where `load_model` would put the model, what it takes there, and whether it fits."""
+    from llcuda.engine.autofit import fit
+    from llcuda.engine.config import EngineConfig
+    from llcuda.native.estimate import memory_needed
+
     config = EngineConfig() if ctx_size is None else EngineConfig.from_kwargs(ctx_size=ctx_size)
     try:
         fitted = fit(config, path, automatic_ctx_size=ctx_size is None)
         size = fitted.config.engine.ctx_size
-        found = memory_needed(path, model=fitted.config.model, ctx_size=size)
+        needs = memory_needed(path, model=fitted.config.model, ctx_size=size)
     except LlcudaError as error:
         return {"error": str(error)}
-    devices = [{**asdict(d), "needed": d.needed, "fits": d.needed <= d.free} for d in found]
+    devices = [{**asdict(d), "needed": d.needed, "fits": d.needed <= d.free} for d in needs]
     return {"ctx_size": size, "gpu_layers": fitted.gpu_layers, "devices": devices}
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of the metadata as JSON has it; of arrays how many elements and the first."""
+def _json_value(value: Any) -> Any:
+    """Return a metadata value for JSON; an array as its length and its first elements."""
+    import numpy as np
+
+    from llcuda.native.gguf.metadata import Texts
+
     if isinstance(value, (Texts, np.ndarray)):
-        first = [_plain(item) for item in (value[:SHOWN] if len(value) else [])]
+        first = [_json_value(item) for item in (value[:SHOWN_ELEMENTS] if len(value) else [])]
         return {"count": len(value), "first": first}
     if isinstance(value, np.generic):
         value = value.item()
@@ -94,8 +132,8 @@ def _plain(value: Any) -> Any:
 # --- tables ---
 
 
-def show(console: Console, document: dict[str, Any], *, tensors: bool = False) -> None:
-    """Print the document: what it is, its metadata, where it goes in this machine's memory."""
+def _show(console: Console, document: dict[str, Any], *, tensors: bool) -> None:
+    """Print the document as tables."""
     from rich.table import Table
 
     summary = document["summary"]
@@ -119,7 +157,7 @@ def show(console: Console, document: dict[str, Any], *, tensors: bool = False) -
         console.print("", table)
     _show_memory(console, document["memory"])
     for problem in document["problems"] or ():
-        console.print("[red]wrong:[/]", _cell(problem, longest=1000))
+        console.print("[red]wrong:[/]", _cell(problem, max_length=1000))
     if document["problems"] == []:
         console.print("[green]all values are numbers, and nothing else is wrong[/]")
 
@@ -127,7 +165,7 @@ def show(console: Console, document: dict[str, Any], *, tensors: bool = False) -
 def _show_memory(console: Console, memory: dict[str, Any]) -> None:
     if "error" in memory:
         reason = "; ".join(memory["error"].splitlines())
-        console.print("", _cell(f"memory cannot be estimated: {reason}", longest=1000))
+        console.print("", _cell(f"memory cannot be estimated: {reason}", max_length=1000))
         return
     layers = memory["gpu_layers"]
     place = f"{layers} layers on GPUs" if layers else "on the CPU"
@@ -146,16 +184,16 @@ def _table(*columns: str) -> Table:
     return Table(*columns, box=None, pad_edge=False)
 
 
-def _cell(value: Any, longest: int = LONGEST) -> Text:
-    """Return what a file says so that it cannot drive the terminal, and in one line."""
+def _cell(value: Any, max_length: int = MAX_CELL) -> Text:
+    """Return a value of the file in one line, without characters that control the terminal."""
     from rich.text import Text
 
     if isinstance(value, dict):
         first = ", ".join(map(str, value["first"]))
-        value = f"{value['count']:,}: {first}{', ...' if value['count'] > SHOWN else ''}"
+        value = f"{value['count']:,}: {first}{', ...' if value['count'] > SHOWN_ELEMENTS else ''}"
     text = f"{value:.7g}" if isinstance(value, float) else str(value)
     text = text if text.isprintable() else ascii(text)[1:-1]
-    return Text(text if len(text) <= longest else f"{text[: longest - 3]}...")
+    return Text(text if len(text) <= max_length else f"{text[: max_length - 3]}...")
 
 
 def _size(nbytes: int) -> str:

@@ -1,4 +1,4 @@
-"""The commands that quantise models and say how good they are; cli.py takes them in."""
+"""`llcuda quantize`, `imatrix` and `perplexity`: smaller model files, and their quality."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llcuda.cli.console import stdout_console
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Default: every process
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-@app.command("quantize")
-def quantize_(
+@app.command()
+def quantize(
     source: Source,
     target: Annotated[Path, typer.Argument(help="File to write.")],
     file_type: Annotated[str, typer.Argument(metavar="TYPE", help="E.g. Q4_K_M, Q8_0, IQ2_XXS.")],
@@ -40,7 +41,7 @@ def quantize_(
         typer.Option(metavar="NAME=TYPE", help="Of single tensors; NAME is a regular expression."),
     ] = None,
     requantize: Annotated[
-        bool, typer.Option("--requantize", help="Also from weights that are quantised already.")
+        bool, typer.Option("--requantize", help="Also from weights that are quantized already.")
     ] = False,
     threads: Threads = None,
     dry_run: Annotated[
@@ -49,19 +50,20 @@ def quantize_(
     as_json: AsJson = False,
 ) -> None:
     """Write a model with other types of weights. Ctrl-C ends it after the tensor at hand."""
-    from llcuda import progress
-    from llcuda.hub import registry as hub
-    from llcuda.native.quantization.quantize import quantize, quantize_plan
+    from llcuda.hub.registry import resolve
+    from llcuda.native.quantization.quantize import quantize as quantize_model
+    from llcuda.native.quantization.quantize import quantize_plan
+    from llcuda.progress import progress_bar
 
-    path = hub.resolve(source, progress=not as_json)
+    path = resolve(source, progress=not as_json)
     types = dict(_name_and_type(option) for option in tensor_type or [])
     if dry_run:
         plan = quantize_plan(path, file_type, imatrix=imatrix, tensor_types=types)
         print(json.dumps(_plan_document(plan))) if as_json else _show_plan(plan)
         return
     started = time.perf_counter()
-    with progress.bar(f"Quantising {path.name}") as draw:
-        quantize(
+    with progress_bar(f"Quantizing {path.name}") as draw:
+        quantize_model(
             path,
             target,
             file_type,
@@ -79,8 +81,8 @@ def quantize_(
         print(f"{target}: {nbytes / 1e6:,.1f} MB, in {seconds:.1f} s")
 
 
-@app.command("imatrix")
-def imatrix_(
+@app.command()
+def imatrix(
     model: Source,
     text: Annotated[Path, typer.Argument(help="Text file; - is stdin.")],
     target: Annotated[Path, typer.Argument(help="File to write.")],
@@ -94,15 +96,15 @@ def imatrix_(
     as_json: AsJson = False,
 ) -> None:
     """Measure on a text which weights matter, for `llcuda quantize --imatrix`."""
-    from llcuda import evaluate as quality
-    from llcuda import progress
+    from llcuda.evaluate import importance_matrix
     from llcuda.files import check_target
-    from llcuda.hub import registry as hub
+    from llcuda.hub.registry import resolve
+    from llcuda.progress import progress_bar
 
     check_target(target, text)
-    path = hub.resolve(model, progress=not as_json)
-    with progress.bar(f"Reading {text.name}") as draw:
-        matrix = quality.importance_matrix(
+    path = resolve(model, progress=not as_json)
+    with progress_bar(f"Reading {text.name}") as draw:
+        matrix = importance_matrix(
             path,
             _read(text),
             chunk=chunk,
@@ -121,12 +123,12 @@ def imatrix_(
         print(f"{target}: {facts['tensors']} tensors, {matrix.chunks} chunks of {chunk} tokens")
 
 
-@app.command("perplexity")
-def perplexity_(
+@app.command()
+def perplexity(
     model: Source,
     file: Annotated[Path, typer.Option("--file", "-f", help="Text; - is stdin.")],
     reference: Annotated[
-        str | None, typer.Option(help="A model to compare with, e.g. this one before quantising.")
+        str | None, typer.Option(help="A model to compare with, e.g. this one before quantizing.")
     ] = None,
     chunk: Chunk = 512,
     chunks: Chunks = None,
@@ -134,10 +136,11 @@ def perplexity_(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well a model foresees a text, and how far it is from a reference."""
-    from llcuda import evaluate as quality
-    from llcuda import progress
-    from llcuda.hub import registry as hub
+    """Measure how well a model predicts a text, and how far it is from a reference."""
+    from llcuda.evaluate import Divergence, divergence
+    from llcuda.evaluate import perplexity as measure_perplexity
+    from llcuda.hub.registry import resolve
+    from llcuda.progress import progress_bar
 
     text = _read(file)
     settings: dict[str, Any] = {
@@ -146,17 +149,18 @@ def perplexity_(
         "gpu_layers": gpu_layers,
         "threads": threads,
     }
-    path = hub.resolve(model, progress=not as_json)
-    other = hub.resolve(reference, progress=not as_json) if reference else None
-    with progress.bar(f"Reading {file.name}") as draw:
-        if other is None:
-            result = quality.perplexity(path, text, progress=draw, **settings)
+    path = resolve(model, progress=not as_json)
+    reference_path = resolve(reference, progress=not as_json) if reference else None
+    result: Perplexity | Divergence
+    with progress_bar(f"Reading {file.name}") as draw:
+        if reference_path is None:
+            result = measure_perplexity(path, text, progress=draw, **settings)
         else:
-            compared = quality.divergence(path, other, text, progress=draw, **settings)
+            result = divergence(path, reference_path, text, progress=draw, **settings)
     if as_json:
-        print(json.dumps(asdict(compared if other else result)))
-    elif other:
-        _show_divergence(compared)
+        print(json.dumps(asdict(result)))
+    elif isinstance(result, Divergence):
+        _show_divergence(result)
     else:
         print(f"perplexity {_with_error(result.value, result.error)}, {_scope(result)}")
 
@@ -169,7 +173,7 @@ def _name_and_type(option: str) -> tuple[str, str]:
 
 
 def _read(path: Path) -> bytes:
-    """Return a text; without the last line's end, as llama.cpp's tools read it."""
+    """Return a text without the newline at its end, as llama.cpp's tools read it."""
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
@@ -187,27 +191,29 @@ def _plan_document(plan: QuantizePlan) -> dict[str, object]:
 
 
 def _show_plan(plan: QuantizePlan) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("Tensor", "Shape", "Type", "MB", "New type", "MB", box=None, pad_edge=False)
-    for t in plan.tensors:
-        sizes = (f"{n / 1e6:,.2f}" for n in (t.old_nbytes, t.nbytes))
-        shape = " x ".join(map(str, t.shape))
-        table.add_row(t.name, shape, t.old_type.name, next(sizes), t.new_type.name, next(sizes))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
+    for tensor in plan.tensors:
+        table.add_row(
+            tensor.name,
+            " x ".join(map(str, tensor.shape)),
+            tensor.old_type.name,
+            f"{tensor.old_nbytes / 1e6:,.2f}",
+            tensor.new_type.name,
+            f"{tensor.nbytes / 1e6:,.2f}",
+        )
+    stdout_console().print(table)
     print(
         f"in all {plan.old_nbytes / 1e6:,.1f} MB, as {plan.file_type} {plan.nbytes / 1e6:,.1f} MB"
     )
-    if needing := plan.needs_matrix:
-        print(f"{len(needing)} tensors need an importance matrix (--imatrix)")
-    if again := plan.requantizes:
-        print(f"{len(again)} tensors are quantised already (--requantize)")
+    if plan.needs_matrix:
+        print(f"{len(plan.needs_matrix)} tensors need an importance matrix (--imatrix)")
+    if plan.requantizes:
+        print(f"{len(plan.requantizes)} tensors are quantized already (--requantize)")
 
 
 def _show_divergence(result: Divergence) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -222,7 +228,7 @@ def _show_divergence(result: Divergence) -> None:
         ("difference of p, RMS", f"{result.delta_p:.4f}"),
     ):
         table.add_row(name, f"{value} %" if name.startswith("same") else value)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 80).print(table)
+    stdout_console(pipe_width=80).print(table)
     print(_scope(result.perplexity))
 
 

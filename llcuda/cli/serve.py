@@ -1,4 +1,4 @@
-"""`llcuda serve`; cli.py takes it in."""
+"""`llcuda serve`: an OpenAI-compatible server."""
 
 from __future__ import annotations
 

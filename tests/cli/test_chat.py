@@ -73,7 +73,7 @@ REFUSED = [
     ("/set temperature NaN", "temperature=nan"),
     ("/set stop [1]", "stop: expected texts"),
     ("/save", "give the name of a file"),
-    ("/save /no/such/folder/x", "in a folder that exists"),
+    ("/save /no/such/folder/x", "does not exist; make it first"),
     ("/load /no/such/file", "cannot read /no/such/file: No such file"),
     ("/load /dev", "cannot read /dev"),
     ("/load /etc/hostname", "is no JSON document"),
@@ -104,10 +104,10 @@ def test_bytes_that_are_no_text() -> None:
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (("--temperature", "-1"), 2, "temperature=-1"),
+        (("--temperature", "-1"), 2, "--temperature -1"),
         (("--chat-template", "nonsense"), 2, "nonsense"),
         (("--ctx-size", "0"), 2, "--ctx-size"),
-        (("--max-tokens", "0"), 2, "max_tokens=0"),
+        (("--max-tokens", "0"), 2, "--max-tokens 0"),
     ],
 )
 def test_wrong_options(options: tuple[str, ...], status: int, said: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import llcuda
 from llcuda import Engine, Model
-from llcuda.cli import main as cli
+from llcuda.cli.run import place_layers, stream_text
 from llcuda.engine import autofit
 from llcuda.errors import DecodeAbortedError
 from llcuda.native import library
@@ -154,7 +154,7 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
     with Model("demo", gpu_layers=0) as model, Engine(model, threads=1, **sizes) as engine:
         request = engine.submit(list(range(300, 400)) * 300)
         press.start()
-        assert cli._stream(engine, request, silent=True) == ("", "interrupted")
+        assert stream_text(engine, request, silent=True) == ("", "interrupted")
         with pytest.raises(DecodeAbortedError):
             request.result(0)
         assert engine.submit("One day", max_tokens=2).result(60).tokens
@@ -163,14 +163,14 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
 def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As asked, else by load_model's rules, which keep off a GPU that is too old."""
     path = llcuda.demo_model()
-    assert cli._model_params(path, 3, ctx_size=256, most=300).gpu_layers == 3
+    assert place_layers(path, 3, ctx_size=256, max_tokens=300).gpu_layers == 3
     monkeypatch.setattr(library, "devices", list)
-    assert cli._model_params(path, None, ctx_size=256, most=300).gpu_layers is None
+    assert place_layers(path, None, ctx_size=256, max_tokens=300).gpu_layers is None
     old = dict.fromkeys(("platform", "gpu_name", "compute_capability", "reason"), "old")
     monkeypatch.setattr(autofit, "check_gpu_compatibility", lambda: {"compatible": 0, **old})
     monkeypatch.setattr(library, "devices", lambda: [SimpleNamespace(kind="gpu")])
     for ctx_size in (256, None):
-        assert cli._model_params(path, None, ctx_size, most=2**40).gpu_layers == 0
+        assert place_layers(path, None, ctx_size, max_tokens=2**40).gpu_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -178,19 +178,19 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["run", "-m", "/no/such.gguf", "x"], 1, "no such file: /no/such.gguf"),
         (["run", "-m", "/etc/hostname", "x"], 1, "no GGUF file"),
-        (["run", "--temperature", "-1", "x"], 2, "temperature=-1.0"),
-        (["run", "--temperature", "nan", "x"], 2, "temperature=nan"),
-        (["run", "--top-k", "-5", "x"], 2, "top_k=-5"),
+        (["run", "--temperature", "-1", "x"], 2, "--temperature -1.0: expected"),
+        (["run", "--temperature", "nan", "x"], 2, "--temperature nan: expected"),
+        (["run", "--top-k", "-5", "x"], 2, "--top-k -5: expected"),
         (["run", "-n", "0", "x"], 2, "--max-tokens"),
-        (["run", "-n", "99999999999", "x"], 2, "max_tokens=99999999999"),
-        (["run", "--seed", "-1", "x"], 2, "seed=-1"),
-        (["run", "--threads", "1000", "x"], 2, "threads=1000"),
+        (["run", "-n", "99999999999", "x"], 2, "--max-tokens 99999999999: expected"),
+        (["run", "--seed", "-1", "x"], 2, "--seed -1: expected"),
+        (["run", "--threads", "1000", "x"], 2, "--threads 1000: expected"),
         (["run", "--ctx-size", "4", "a b c d e f g h i j k l m n o p"], 2, "the context holds"),
         (["run"], 2, "stdin is empty"),
-        (["run", ""], 2, "the prompt is empty"),
+        (["run", ""], 2, "PROMPT is empty"),
         (["run", "--grammar", "/no/such.gbnf", "x"], 2, "does not exist"),
         (["run", "--json-schema", "/no/such.json", "x"], 2, "does not exist"),
-        (["run", "--json-schema", __file__, "x"], 2, "is no JSON"),
+        (["run", "--json-schema", __file__, "x"], 2, "is not JSON"),
         (["run", "--regex", "(", "x"], 2, "unclosed group"),
         (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "not both"),
         (["nonsense"], 2, "No such command"),

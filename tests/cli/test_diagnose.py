@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llcuda import device
-from llcuda.cli import diagnose as doctor
+from llcuda.cli import diagnose
 from llcuda.errors import LibraryError
 from llcuda.native import library
 from llcuda.native.cuda_build import Remark, no_gpu, parse
@@ -16,7 +16,7 @@ from llcuda.native.cuda_build import Remark, no_gpu, parse
 
 def test_a_good_build_has_no_problem() -> None:
     """On a machine without a GPU a CPU build is whole: library, backend, device, demo model."""
-    report = doctor.diagnose()
+    report = diagnose.diagnose()
     assert report.usable
     assert [p for p in report.problems if not report.driver] == []
     assert any(device["kind"] == "cpu" for device in report.devices)
@@ -30,7 +30,7 @@ def test_json_is_one_document() -> None:
     result = subprocess.run(command, capture_output=True, check=True)
     document = json.loads(result.stdout)
     assert document["usable"] is True
-    assert document["versions"]["llcuda"] == doctor.diagnose().versions["llcuda"]
+    assert document["versions"]["llcuda"] == diagnose.diagnose().versions["llcuda"]
 
 
 def test_missing_library_is_fatal_and_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_missing_library_is_fatal_and_names_the_command(monkeypatch: pytest.Monk
         raise LibraryError("llcuda's native library cannot be loaded")
 
     monkeypatch.setattr(library, "versions", refuse)
-    report = doctor.diagnose()
+    report = diagnose.diagnose()
     assert not report.usable
     (problem,) = report.problems
     assert "pip install" in problem.mend
@@ -61,15 +61,15 @@ def report_of(
     driver: bool = True,
     survey: device.Survey | None = None,
     idle: Remark | None = IDLE,
-) -> doctor.Report:
+) -> diagnose.Report:
     """Diagnose a machine without a GPU as one with this driver and this build ("12.4 75")."""
     monkeypatch.setattr(library, "cuda_build", lambda: made and parse(*made.split()))
     monkeypatch.setattr(library, "why_no_gpu", lambda: idle)
     monkeypatch.setattr(device, "survey", lambda: survey or device.Survey("12.4", [GPU]))
-    monkeypatch.setattr(doctor, "_driver_loads", lambda: driver)
+    monkeypatch.setattr(diagnose, "driver_loads", lambda: driver)
     devices = [item for item in library.devices() if item.kind == "cpu"]
     monkeypatch.setattr(library, "devices", lambda: devices)
-    return doctor.diagnose()
+    return diagnose.diagnose()
 
 
 def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+"""`llcuda bench`: measures a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llcuda.cli.console import INTERRUPTED, show_status, stdout_console
+from llcuda.errors import ArgumentError
+
+app = typer.Typer()
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(help="GGUF file, short name or repo/id; default: demo.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Sizes of a known model, random weights, no download.")
+    ] = None,
+    file_type: Annotated[
+        str | None, typer.Option("--type", help="Of the shape's weights; default: Q4_K_M.")
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of startup, prefill, decode, parallel, sampling, depth, kv, layers, memory;"
+            " or all. Default: without depth, kv and layers."
+        ),
+    ] = None,
+    prefill: Annotated[str | None, typer.Option(help="Prompts' tokens, e.g. 128,512.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="Texts at once, e.g. 1,4,16,64.")] = None,
+    depth: Annotated[str | None, typer.Option(help="Texts' tokens, e.g. 0,4096,16384.")] = None,
+    kv_types: Annotated[str | None, typer.Option(help="E.g. f16,q8_0,q4_0.")] = None,
+    layers: Annotated[str | None, typer.Option(help="On the GPU, e.g. 0,13,27.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less, and less exactly.")] = False,
+    compare: Annotated[Path | None, typer.Option(help="JSON of an earlier run.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the document.")] = False,
+) -> None:
+    """Measure a model: tables, and one JSON document as the last line. Ctrl-C ends it early."""
+    from llcuda.bench.plot import check_plot, draw_plot
+    from llcuda.bench.report import compare_documents, read_document, show_comparison, show_part
+    from llcuda.bench.run import TABLES, Bench, BenchParams
+    from llcuda.bench.synthetic import make_synthetic_model
+    from llcuda.hub.registry import resolve
+
+    params = BenchParams(
+        tables=_names(measure, TABLES),
+        prefill=_numbers("--prefill", prefill),
+        parallel=_numbers("--parallel", parallel),
+        depth=_numbers("--depth", depth),
+        kv_types=_names(kv_types),
+        layers=_numbers("--layers", layers),
+        gpu_layers=gpu_layers,
+        threads=threads,
+        quick=quick,
+    )
+    if shape and model:
+        raise ArgumentError("MODEL and --shape: give one of them, not both")
+    if file_type and not shape:
+        raise ArgumentError("--type is for --shape: the type of a model file is fixed")
+    earlier = read_document(compare) if compare else None
+    if plot:
+        check_plot(plot)
+    if shape:
+        path = make_synthetic_model(shape, file_type or "Q4_K_M", progress=show_status)
+    else:
+        path = resolve(model or "demo", progress=not as_json)
+    console = stdout_console(quiet=as_json)
+
+    def show(name: str, content: Any) -> None:
+        show_status("")
+        show_part(console, name, content)
+
+    runner = Bench(path, params, on_part=show, on_status=show_status)
+    document = runner.document
+    try:
+        runner.run()
+    except KeyboardInterrupt:
+        document["interrupted"] = True
+    finally:
+        show_status("")
+    if earlier:
+        document["compared"] = compare_documents(document, earlier)
+        show_comparison(console, document["compared"], document, earlier)
+    if plot and "interrupted" not in document:
+        draw_plot(document, plot)
+    print(json.dumps(document, ensure_ascii=False))
+    if "interrupted" in document:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _names(text: str | None, all_names: Iterable[str] = ()) -> tuple[str, ...] | None:
+    """Return the names in a list with commas; "all" means `all_names`, if there are any."""
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(","))
+    return tuple(all_names) if all_names and names == ("all",) else names
+
+
+def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Return the numbers in a list with commas."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentError(
+            f"{option} {text}: expected whole numbers with commas between, e.g. 1,4,16"
+        ) from None
