@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llcuda
-from llcuda.bench import synthetic as shapes
+from llcuda.bench.synthetic import make_synthetic_model
 
 TURNS = 15
 PROMPT = list(range(300, 316))
@@ -29,7 +29,7 @@ def main() -> None:
     """Compare on each model and print."""
     llama_cpp_python.prepare()
     given = [Path(name) for name in sys.argv[1:]]
-    models = given or [llcuda.demo_model(), shapes.make("gemma-3-1b", "Q4_K_M")]
+    models = given or [llcuda.demo_model(), make_synthetic_model("gemma-3-1b", "Q4_K_M")]
     table = Table(
         "model", "threads", "llcuda", "llama-cpp-python", "ratio", title="tokens/s, median"
     )

@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llcuda
-from llcuda.bench import synthetic as shapes
+from llcuda.bench.synthetic import SHAPES, make_synthetic_model
 from llcuda.files import cache_folder
 
 CHILD = Path(__file__).resolve().parent / "peers" / "child.py"
@@ -65,7 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rows", default="1,4,16,64", help="texts at once, as 1,4,16,64")
     parser.add_argument("--peers", default=DEFAULT, help=f"default: {DEFAULT}")
-    parser.add_argument("--shape", default="gemma-3-1b", choices=list(shapes.SHAPES))
+    parser.add_argument("--shape", default="gemma-3-1b", choices=list(SHAPES))
     parser.add_argument(
         "--lengths", default=",".join(map(str, LENGTHS)), help="tokens of the four answers"
     )
@@ -97,7 +97,7 @@ def setup_for(peer: str, options: argparse.Namespace) -> Setup:
     longest = max(PROMPT_SIZES) + max(options.lengths)
     return Setup(
         gguf=folder / f"{shape}-{variant}.gguf" if name in LOAD_GGUF else Path(),
-        shape=dataclasses.asdict(shapes.SHAPES[shape]),
+        shape=dataclasses.asdict(SHAPES[shape]),
         folder=folder / shape,
         variant=variant,
         rows=max(options.rows),
@@ -116,7 +116,7 @@ def prepare(peer: str, options: argparse.Namespace) -> str:
         # In a process that ends: its memory, on the GPU too, is given back.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                pool.submit(shapes.make, options.shape, setup.variant).result()
+                pool.submit(make_synthetic_model, options.shape, setup.variant).result()
             except llcuda.LlcudaError as error:
                 return str(error)
     return run_child(peer, "prepare", setup, options)[1]

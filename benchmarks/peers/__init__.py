@@ -34,9 +34,15 @@ class Text:
 class Setup:
     """What a peer loads, and for what.
 
-    gguf: the model's file. shape: the fields of llcuda.shapes.Shape. folder: where `prepare` may
-    write the same shapes in other formats. variant: what stands after the colon of a peer's name.
-    rows: the largest number of texts at once. context: tokens of each text, prompt included.
+    Attributes:
+        gguf: The model's file.
+        shape: The fields of llcuda.bench.synthetic.ModelShape.
+        folder: Where `prepare` may write the same shapes in other formats.
+        variant: The part of a peer's name after the colon.
+        rows: The largest number of texts at once.
+        context: Tokens of each text, its prompt included.
+        threads: Threads of the CPU.
+        gpu: Whether there is a GPU.
     """
 
     gguf: Path

@@ -1,1 +1,1 @@
-"""`llcuda bench`: what is measured, how, and how it is reported."""
+"""The measurements, synthetic models and reports of `llcuda bench`."""

@@ -1,7 +1,8 @@
-"""What `llcuda bench` measures: one function for each table.
+"""The measurements of `llcuda bench`: one function for each table.
 
-A table is a list of rows. A row says what was measured (`rows`, `chain`, `depth` ...), and its
-figures or, in `error`, why there are none. Figures are medians, ratios those of the turns' ratios.
+A table is a list of rows. A row has what was measured (`rows`, `chain`, `depth` ...) and its
+figures, or in `error` why there are none. Figures are medians; ratios are medians of the ratios of
+the turns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from llcuda.bench.loops import CELLS, PROMPT, USUAL, Loop, Pace, Served, Subject, prompt
+from llcuda.bench.loops import (
+    CTX_SIZE,
+    DEFAULT_SAMPLING,
+    PROMPT_TOKENS,
+    Budget,
+    DecodeLoop,
+    RequestLoop,
+    Subject,
+    make_prompt,
+)
 from llcuda.errors import LlcudaError
 from llcuda.native.estimate import memory_needed
 from llcuda.native.gguf.check import parts
@@ -28,15 +38,15 @@ from llcuda.params import ContextParams, ModelParams
 Row = dict[str, Any]
 
 CHAINS: Mapping[str, Mapping[str, Any]] = {
-    "top_k 40, top_p 0.9, temperature 0.7": USUAL,
+    "top_k 40, top_p 0.9, temperature 0.7": DEFAULT_SAMPLING,
     "greedy": {"temperature": 0.0},
-    "no top_k": {**USUAL, "top_k": 0},
-    "penalties": {**USUAL, "repeat_penalty": 1.1, "presence_penalty": 0.2},
+    "no top_k": {**DEFAULT_SAMPLING, "top_k": 0},
+    "penalties": {**DEFAULT_SAMPLING, "repeat_penalty": 1.1, "presence_penalty": 0.2},
 }
 OWN_PARAMETERS = "own parameters for each row"
 
-# Process start to first token, in a process of its own; the marks are on one clock with ours.
-FIRST_TOKEN = """
+# Runs in a process of its own, whose clock is also this process's.
+FIRST_TOKEN_PROGRAM = """
 import json, sys, time
 marks = [time.perf_counter()]
 sys.path.insert(0, sys.argv[1])
@@ -59,16 +69,15 @@ print(json.dumps(marks))
 PHASES = ("Python", "llcuda and its libraries", "model", "context", "16 tokens of prompt, sampling")
 
 
-def startup(path: Path, placed: ModelParams, threads: int | None, turns: int) -> list[Row]:
-    """Seconds from the start of a process to its first token, by phases."""
+def startup(path: Path, params: ModelParams, threads: int | None, turns: int) -> list[Row]:
+    """Return the seconds from the start of a process to its first token, by phase."""
     folder = str(Path(__file__).parents[2])
-    asked = json.dumps([str(path), placed.gpu_layers, placed.devices, threads])
+    arguments = json.dumps([str(path), params.gpu_layers, params.devices, threads])
     seconds = []
     for _ in range(turns):
         started = time.perf_counter()
-        child = subprocess.run(
-            [sys.executable, "-P", "-c", FIRST_TOKEN, folder, asked], capture_output=True, text=True
-        )
+        command = [sys.executable, "-P", "-c", FIRST_TOKEN_PROGRAM, folder, arguments]
+        child = subprocess.run(command, capture_output=True, text=True)
         if child.returncode:
             reason = child.stderr.strip().rpartition("\n")[2]
             return [{"phase": "process start to first token", "error": reason}]
@@ -78,21 +87,21 @@ def startup(path: Path, placed: ModelParams, threads: int | None, turns: int) ->
         {"phase": phase, "seconds": statistics.median(column)}
         for phase, column in zip(PHASES, zip(*seconds, strict=True), strict=True)
     ]
-    whole = statistics.median(sum(phases) for phases in seconds)
-    return [*rows, {"phase": "process start to first token", "seconds": whole}]
+    total = statistics.median(sum(phases) for phases in seconds)
+    return [*rows, {"phase": "process start to first token", "seconds": total}]
 
 
 def prefill(subject: Subject, lengths: Sequence[int]) -> Iterator[Row]:
-    """Tokens per second of prompts."""
+    """Yield the tokens per second of prompts of some lengths."""
     for length in lengths:
         yield attempt({"tokens": length}, lambda length=length: _prefill(subject, length))  # type: ignore[misc]
 
 
 def _prefill(subject: Subject, length: int) -> Row:
-    loop = subject.loop(1, ctx_size=length + 1, batch_size=max(length, PROMPT))
-    tokens = prompt(subject.model, length)
+    loop = subject.decode_loop(1, ctx_size=length + 1, batch_size=max(length, PROMPT_TOKENS))
+    tokens = make_prompt(subject.model, length)
 
-    def once() -> float:
+    def measure() -> float:
         loop.context.memory.clear(data=False)
         started = time.perf_counter()
         loop.context.decode(tokens)
@@ -100,50 +109,56 @@ def _prefill(subject: Subject, length: int) -> Row:
         return time.perf_counter() - started
 
     with loop:
-        seconds = subject.pace.repeat(once)
+        seconds = subject.budget.repeat(measure)
     return {"tokens_per_second": length / seconds, "seconds": seconds}
 
 
 def decode(subject: Subject, bandwidth: float | None) -> Iterator[Row]:
-    """Tokens per second of one text without sampling. bandwidth: of the memory, bytes a second."""
+    """Yield the tokens per second of one sequence without sampling.
+
+    Args:
+        subject: The model to measure.
+        bandwidth: The bandwidth of the GPU's memory in bytes per second, if it is known.
+    """
     names = {"copied": "copied to the host", "left": "left on the device"}
-
-    def measure() -> dict[str, list[float]]:
-        with ExitStack() as stack:
-            return subject.pace.compare(subject.bare_loops(stack, 1))
-
+    with ExitStack() as stack:
+        turns = subject.budget.compare(subject.decode_loops(stack, 1))
     size = bytes_per_token(subject.model)
-    for name, seconds in measure().items():
-        found = rate(1, seconds)
-        row = {"logits": names[name], "tokens_per_second": found, "milliseconds": 1e3 / found}
-        yield {**row, "bandwidth_share": size and bandwidth and found * size / bandwidth}
+    for name, seconds in turns.items():
+        tokens_per_second = rate(1, seconds)
+        yield {
+            "logits": names[name],
+            "tokens_per_second": tokens_per_second,
+            "milliseconds": 1e3 / tokens_per_second,
+            "bandwidth_share": size and bandwidth and tokens_per_second * size / bandwidth,
+        }
 
 
 def parallel(subject: Subject, counts: Sequence[int]) -> Iterator[Row]:
-    """Tokens per second of the engine, with sampling, against the loops without."""
+    """Yield the tokens per second of the engine, which samples, and of the decode loops."""
 
     def measure(rows: int) -> Row:
         with ExitStack() as stack:
-            served = stack.enter_context(Served(subject.model, rows, subject.threads))
-            wholes: list[float] = []
+            requests = stack.enter_context(RequestLoop(subject.model, rows, subject.threads))
+            total_rates: list[float] = []
 
-            def turn(steps: int) -> float:
-                seconds = served.turn(steps)
-                wholes.append(served.whole_rate)
+            def engine_loop(steps: int) -> float:
+                seconds = requests.run(steps)
+                total_rates.append(requests.total_rate)
                 return seconds
 
-            loops = {**subject.bare_loops(stack, rows), "engine": turn}
-            turns = subject.pace.compare(loops)
-        found = {f"{name}_tokens_per_second": rate(rows, turns[name]) for name in turns}
+            loops = {**subject.decode_loops(stack, rows), "engine": engine_loop}
+            turns = subject.budget.compare(loops)
+        rates = {f"{name}_tokens_per_second": rate(rows, turns[name]) for name in turns}
         ratios = {f"over_{name}": over(turns, "engine", name) for name in ("copied", "left")}
-        return {**found, **ratios, "whole_tokens_per_second": statistics.median(wholes[1:])}
+        return {**rates, **ratios, "whole_tokens_per_second": statistics.median(total_rates[1:])}
 
     for rows in counts:
         yield attempt({"rows": rows}, lambda rows=rows: measure(rows))  # type: ignore[misc]
 
 
 def sampling(subject: Subject, counts: Sequence[int]) -> Iterator[Row]:
-    """Tokens per second of the engine with each chain, against the loops without sampling."""
+    """Yield the tokens per second of the engine with each chain, and of the decode loops."""
     for rows in counts:
         try:
             yield from _sampling(subject, rows)
@@ -159,11 +174,11 @@ def _sampling(subject: Subject, rows: int) -> Iterator[Row]:
             for i in range(64)
         ]
     with ExitStack() as stack:
-        served = stack.enter_context(Served(subject.model, rows, subject.threads))
-        loops = subject.bare_loops(stack, rows)
+        requests = stack.enter_context(RequestLoop(subject.model, rows, subject.threads))
+        loops = subject.decode_loops(stack, rows)
         for name, parameters in chains.items():
-            loops[name] = lambda steps, parameters=parameters: served.turn(steps, parameters)  # type: ignore[misc]
-        turns = subject.pace.compare(loops)
+            loops[name] = lambda steps, parameters=parameters: requests.run(steps, parameters)  # type: ignore[misc]
+        turns = subject.budget.compare(loops)
     for name in chains:
         yield {
             "rows": rows,
@@ -176,21 +191,21 @@ def _sampling(subject: Subject, rows: int) -> Iterator[Row]:
 
 
 def depth(subject: Subject, depths: Sequence[int]) -> Iterator[Row]:
-    """Tokens per second of one text of a length, with flash attention and without."""
+    """Yield the tokens per second of one sequence of a length, by flash attention."""
     for length in depths:
-        kinds = {"on": {"flash_attention": True}, "off": {"flash_attention": False}}
-        for name, row in _at_depth(subject, length, kinds).items():
+        variants = {"on": {"flash_attention": True}, "off": {"flash_attention": False}}
+        for name, row in _at_depth(subject, length, variants).items():
             yield {"depth": length, "flash_attention": name, **row}
 
 
 def kv(subject: Subject, types: Sequence[str], length: int) -> Iterator[Row]:
-    """Tokens per second and bytes of the cache of one text with each type of KV cells."""
-    kinds: dict[str, dict[str, Any]] = {
+    """Yield the tokens per second and the cache's bytes of one sequence, by type of KV cells."""
+    variants: dict[str, dict[str, Any]] = {
         name: {"type_k": name, "type_v": name, "flash_attention": True} for name in types
     }
-    for name, row in _at_depth(subject, length, kinds).items():
+    for name, row in _at_depth(subject, length, variants).items():
         if "error" not in row:
-            context = ContextParams(ctx_size=CELLS + length, **kinds[name])
+            context = ContextParams(ctx_size=CTX_SIZE + length, **variants[name])
             model = subject.model
             needed = memory_needed(model.path, model=model.params, context=context)
             row["kv_bytes"] = sum(device.kv for device in needed)
@@ -198,36 +213,36 @@ def kv(subject: Subject, types: Sequence[str], length: int) -> Iterator[Row]:
 
 
 def _at_depth(
-    subject: Subject, length: int, kinds: Mapping[str, Mapping[str, Any]]
+    subject: Subject, length: int, variants: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Row]:
-    """Decode one text of `length` tokens with each kind of context, turn by turn."""
-    found: dict[str, Row] = {}
+    """Decode one sequence of `length` tokens with each variant of a context, in turns."""
+    rows: dict[str, Row] = {}
     with ExitStack() as stack:
-        loops: dict[str, Loop] = {}
-        for name, parameters in kinds.items():
+        loops: dict[str, DecodeLoop] = {}
+        for name, parameters in variants.items():
             try:
-                loop = subject.loop(1, depth=length, device_logits=subject.gpu, **parameters)
+                loop = subject.decode_loop(1, depth=length, device_logits=subject.gpu, **parameters)
                 loops[name] = stack.enter_context(loop)
-                loop.turn(1)
+                loop.run(1)
             except LlcudaError as error:
                 loops.pop(name, None)
-                found[name] = {"error": first_line(error)}
-        turns = subject.pace.compare({name: loop.turn for name, loop in loops.items()})
+                rows[name] = {"error": first_line(error)}
+        turns = subject.budget.compare({name: loop.run for name, loop in loops.items()})
         for name, loop in loops.items():
-            found[name] = {"tokens_per_second": rate(1, turns[name])}
+            rows[name] = {"tokens_per_second": rate(1, turns[name])}
             if length:
-                found[name]["prefill_tokens_per_second"] = length / loop.prefill_seconds
-    return {name: found[name] for name in kinds}
+                rows[name]["prefill_tokens_per_second"] = length / loop.prefill_seconds
+    return {name: rows[name] for name in variants}
 
 
-def layers(path: Path, counts: Sequence[int], threads: int | None, pace: Pace) -> Iterator[Row]:
-    """Tokens per second of one text with so many layers on the GPUs."""
+def layers(path: Path, counts: Sequence[int], threads: int | None, budget: Budget) -> Iterator[Row]:
+    """Yield the tokens per second of one sequence, by the number of layers on GPUs."""
 
     def measure(count: int) -> Row:
         with Model(path, gpu_layers=count) as model:
-            subject = Subject(model, count > model.layer_count, threads, pace)
-            with subject.loop(1, device_logits=subject.gpu) as loop:
-                seconds = pace.compare({"one": loop.turn})["one"]
+            subject = Subject(model, count > model.layer_count, threads, budget)
+            with subject.decode_loop(1, device_logits=subject.gpu) as loop:
+                (seconds,) = budget.compare({"decode": loop.run}).values()
         return {"tokens_per_second": rate(1, seconds), "load_seconds": model.load_seconds}
 
     for count in counts:
@@ -235,9 +250,10 @@ def layers(path: Path, counts: Sequence[int], threads: int | None, pace: Pace) -
 
 
 def bytes_per_token(model: Model) -> int | None:
-    """Bytes of weights that a token reads; None where it chooses among experts.
+    """Return the bytes of weights that one token reads; None for a mixture of experts.
 
-    All but the embedding, of which it reads a row, unless that is the output matrix too.
+    A token reads all weights but the embedding, of which it reads one row, unless the embedding is
+    also the output matrix.
     """
     architecture = model.metadata.get("general.architecture", "")
     if model.metadata.get(f"{architecture}.expert_count", "0") != "0":
@@ -250,24 +266,24 @@ def bytes_per_token(model: Model) -> int | None:
 
 
 def rate(rows: int, seconds: Sequence[float]) -> float:
-    """Tokens per second of steps with so many rows."""
+    """Return the tokens per second of steps with `rows` rows."""
     return rows / statistics.median(seconds)
 
 
 def over(turns: Mapping[str, Sequence[float]], name: str, base: str) -> float | None:
-    """Return how many times as fast `name` is as `base`; None where one was not measured."""
+    """Return the speed of `name` over that of `base`; None if one was not measured."""
     if name not in turns or base not in turns:
         return None
     return statistics.median(b / a for a, b in zip(turns[name], turns[base], strict=True))
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without llama.cpp's log."""
+    """Return the message of an error without llama.cpp's log."""
     return str(error).partition("\n")[0]
 
 
 def attempt(row: Row, measure: Callable[[], Row]) -> Row:
-    """Return `row` with what is measured, or with why it cannot be."""
+    """Return `row` with the measured figures, or with the error."""
     try:
         return {**row, **measure()}
     except LlcudaError as error:

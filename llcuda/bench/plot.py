@@ -1,16 +1,16 @@
-"""The picture of what `llcuda bench` measured."""
+"""The plot of the tables that `llcuda bench` measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llcuda.bench.report import FIGURES, TITLES, Document, Row
 from llcuda.errors import ArgumentError, LlcudaError
 
-PLOTTED = {  # table: x, what is drawn over it
+PLOTTED = {  # table: x, the figures over it
     "parallel": (
         "rows",
         ("engine_tokens_per_second", "left_tokens_per_second", "copied_tokens_per_second"),
@@ -23,16 +23,24 @@ PLOTTED = {  # table: x, what is drawn over it
 }
 
 
-def check(path: Path) -> None:
-    """Raise for a plot that could not be written at the end: its name, its folder, matplotlib."""
+def check_plot(path: Path) -> None:
+    """Raise unless a plot can be written to a path.
+
+    Args:
+        path: The picture to write, .png or .svg.
+
+    Raises:
+        ArgumentError: The name has another ending, or its folder does not exist.
+        LlcudaError: matplotlib is missing.
+    """
     if path.suffix.lower() not in (".png", ".svg"):
         raise ArgumentError(f"--plot {path}: expected a name that ends in .png or .svg")
     if not path.parent.is_dir():
-        raise ArgumentError(f"--plot {path}: there is no folder {path.parent}")
-    _matplotlib()
+        raise ArgumentError(f"--plot {path}: there is no folder {path.parent}; make it first")
+    _figure_class()
 
 
-def _matplotlib() -> Any:
+def _figure_class() -> Any:
     try:
         from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -40,22 +48,22 @@ def _matplotlib() -> Any:
     return Figure
 
 
-def draw(document: Document, path: Path) -> None:
-    """Draw each table that was measured into one picture."""
-    drawn = {
+def draw_plot(document: Document, path: Path) -> None:
+    """Draw the tables of a document into one picture."""
+    tables = {
         name: _series(name, rows)
         for name, rows in document["tables"].items()
         if name in PLOTTED and any("error" not in row for row in rows)
     }
-    columns = min(2, max(1, len(drawn)))
-    lines = math.ceil(len(drawn) / columns) or 1
-    figure = _matplotlib()(figsize=(7 * columns, 4.5 * lines), layout="constrained")
-    for place, (name, series) in enumerate(drawn.items(), 1):
+    columns = min(2, max(1, len(tables)))
+    lines = math.ceil(len(tables) / columns) or 1
+    figure = _figure_class()(figsize=(7 * columns, 4.5 * lines), layout="constrained")
+    for place, (name, series) in enumerate(tables.items(), 1):
         axes = figure.add_subplot(lines, columns, place)
         x, _ = PLOTTED[name]
-        words = any(isinstance(value, str) for _, xs, _ in series for value in xs)
+        named = any(isinstance(value, str) for _, xs, _ in series for value in xs)
         for i, (label, xs, ys) in enumerate(series):
-            if words:
+            if named:
                 height = 0.8 / len(series)
                 axes.barh([n + i * height for n in range(len(xs))], ys, height, label=label)
                 axes.set_yticks(range(len(xs)), xs)
@@ -64,10 +72,10 @@ def draw(document: Document, path: Path) -> None:
         if name == "parallel":
             axes.set_xscale("log", base=2)
             axes.set_xticks(series[0][1], series[0][1])
-        if not words:
+        if not named:
             axes.set_ylim(bottom=0)
-        (axes.set_xlabel if words else axes.set_ylabel)("tokens per second")
-        if not words:
+        (axes.set_xlabel if named else axes.set_ylabel)("tokens per second")
+        if not named:
             axes.set_xlabel(x.replace("_", " "))
         axes.set_title(TITLES[name], fontsize="medium")
         if len(series) > 1:
@@ -79,18 +87,14 @@ def draw(document: Document, path: Path) -> None:
 def _series(name: str, rows: Sequence[Row]) -> list[tuple[str, list[Any], list[float]]]:
     """Return the lines of a table's plot: label, x and y."""
     x, figures = PLOTTED[name]
-    found: dict[str, tuple[list[Any], list[float]]] = {}
-    for row, figure in _pairs(rows, figures):
-        others = [f"{k} {v}" for k, v in row.items() if k not in (*FIGURES, x)]
-        label = ", ".join([*others, *([FIGURES[figure][0]] if len(figures) > 1 else [])])
-        xs, ys = found.setdefault(label, ([], []))
-        xs.append(row[x])
-        ys.append(row[figure])
-    return [(label, xs, ys) for label, (xs, ys) in found.items()]
-
-
-def _pairs(rows: Sequence[Row], figures: Sequence[str]) -> Iterator[tuple[Row, str]]:
+    series: dict[str, tuple[list[Any], list[float]]] = {}
     for figure in figures:
         for row in rows:
-            if figure in row:
-                yield row, figure
+            if figure not in row:
+                continue
+            others = [f"{k} {v}" for k, v in row.items() if k not in (*FIGURES, x)]
+            label = ", ".join([*others, *([FIGURES[figure][0]] if len(figures) > 1 else [])])
+            xs, ys = series.setdefault(label, ([], []))
+            xs.append(row[x])
+            ys.append(row[figure])
+    return [(label, xs, ys) for label, (xs, ys) in series.items()]

@@ -1,4 +1,4 @@
-"""What `llcuda bench` shows: its tables, and the comparison with an earlier run."""
+"""The output of `llcuda bench`: its tables, and the comparison with an earlier run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _bytes(value: float) -> str:
     return f"{value / 2**20:,.0f} MiB"
 
 
-# How the figures are headed and written; every other key says what was measured.
+# The heading and the format of each figure. All other keys say what was measured.
 FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("time", _seconds),
     "load_seconds": ("load", _seconds),
@@ -63,8 +63,8 @@ FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def show(console: Console, name: str, content: Any) -> None:
-    """Print a part of the document, as it comes from a Bench."""
+def show_part(console: Console, name: str, content: Any) -> None:
+    """Print a part of the document, as Bench passes it to `on_part`."""
     if name == "header":
         _show_header(console, content)
     elif name == "model":
@@ -98,7 +98,7 @@ def _show_header(console: Console, document: Document) -> None:
 
 
 def _show_model(console: Console, model: Row) -> None:
-    """Print what the model is, and where its layers are."""
+    """Print the model's description and the place of its layers."""
     name = Path(model["file"]).name
     where = f"{model['threads']} thread{'s'[: model['threads'] - 1]}"
     if model["gpu_layers"]:
@@ -111,7 +111,7 @@ def _show_model(console: Console, model: Row) -> None:
 
 
 def _show_table(console: Console, name: str, rows: Sequence[Row]) -> None:
-    """Print a table; a column is there when a row has something in it."""
+    """Print a table with the columns that any row has."""
     from rich.table import Table
     from rich.text import Text
 
@@ -137,7 +137,14 @@ def _cell(key: str, value: Any) -> str:
 
 
 def read_document(path: Path) -> Document:
-    """Return the document of an earlier run: the last line of what it printed; ArgumentError."""
+    """Return the document of an earlier run.
+
+    Args:
+        path: A file with the output of the run, whose last line is the document.
+
+    Raises:
+        ArgumentError: The file cannot be read, or it is not such an output.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8").strip().rpartition("\n")[2])
         if document["format"] != FORMAT or not isinstance(document["tables"], dict):
@@ -146,12 +153,12 @@ def read_document(path: Path) -> Document:
     except OSError as error:
         raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ArgumentError(f"{path} is no document of llcuda bench") from None
+        raise ArgumentError(f"{path} is not a document of llcuda bench") from None
     return document  # type: ignore[no-any-return]
 
 
-def compare(now: Document, before: Document) -> list[dict[str, Any]]:
-    """Return what both runs measured, with the ratio of now to before."""
+def compare_documents(now: Document, before: Document) -> list[dict[str, Any]]:
+    """Return the figures that both runs measured, with the ratio of now to before."""
     earlier = _figures(before)
     return [
         {
@@ -164,29 +171,29 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
 
 
 def _figures(document: Document) -> Figures:
-    """Return the figures of all tables: rates, times and bytes, but no ratios."""
-    found: Figures = {}
+    """Return the figures of all tables, without the ratios."""
+    figures: Figures = {}
     for table, rows in document["tables"].items():
         for row in rows:
-            of = ", ".join(f"{k} {v}" for k, v in row.items() if k not in FIGURES)
+            measured = ", ".join(f"{k} {v}" for k, v in row.items() if k not in FIGURES)
             for key, value in row.items():
                 if (
                     key in FIGURES
                     and not key.startswith("over_")
                     and isinstance(value, int | float)
                 ):
-                    found[table, of, key] = value
-    return found
+                    figures[table, measured, key] = value
+    return figures
 
 
 def show_comparison(console: Console, rows: Sequence[Row], now: Document, before: Document) -> None:
-    """Print the ratios, and what else differs between the runs."""
+    """Print the ratios of two runs, and in what else they differ."""
     from rich.table import Table
 
-    for what, key in (("device", "name"), ("model", "description"), ("build", "llama.cpp")):
-        was, is_ = before.get(what, {}).get(key), now.get(what, {}).get(key)
-        if was != is_:
-            console.print(f"another {what}: before {was}, now {is_}", markup=False)
+    for part, key in (("device", "name"), ("model", "description"), ("build", "llama.cpp")):
+        old, new = before.get(part, {}).get(key), now.get(part, {}).get(key)
+        if old != new:
+            console.print(f"another {part}: before {old}, now {new}", markup=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("", "of", "figure", "before", "now", "ratio"):
         right = heading in ("before", "now", "ratio")

@@ -1,34 +1,34 @@
-"""`llcuda bench`: which measurements on which model, and the document that they end in.
+"""A run of `llcuda bench`: which tables it measures, and the document with the results.
 
-Prints nothing: each part of the document goes to a callback as soon as it is there.
+It prints nothing. Each part of the document goes to a callback as soon as it is measured.
 """
 
 from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llcuda import device
 from llcuda.bench import measure
-from llcuda.bench.loops import Pace, Subject, prompt
+from llcuda.bench.loops import Budget, Subject, make_prompt
 from llcuda.bench.measure import Row
 from llcuda.engine.autofit import fit
 from llcuda.engine.config import EngineConfig
-from llcuda.errors import ArgumentError, LlcudaError
+from llcuda.errors import LlcudaError
 from llcuda.native import library
 from llcuda.native.context import SMALL_MODEL, Context
 from llcuda.native.cuda_build import CudaBuild, parse
 from llcuda.native.estimate import read_facts
 from llcuda.native.model import Model
-from llcuda.params import KV_TYPES, ModelParams, check_number, default_threads
+from llcuda.params import KV_TYPES, ModelParams, check_number, default_threads, wrong_value
 
 FORMAT = 1  # of the document
-# Each with the option that lists what to measure, if there is one.
-TABLES = {
+# The tables, each with the field of BenchParams that lists what to measure, if there is one.
+TABLES: Mapping[str, str | None] = {
     "startup": None,
     "prefill": "prefill",
     "decode": None,
@@ -39,22 +39,33 @@ TABLES = {
     "layers": "layers",
     "memory": None,
 }
-USUAL_TABLES = ("startup", "prefill", "decode", "parallel", "sampling", "memory")
+DEFAULT_TABLES = ("startup", "prefill", "decode", "parallel", "sampling", "memory")
 QUICK_TABLES = ("startup", "prefill", "decode", "parallel")
-MOST_SAMPLED, MOST_SAMPLED_ON_CPU = 64, 4  # rows with which the sampling chains are compared
-ON_GPU = Pace(turns=5, seconds=0.5, steps=(16, 128))
-ON_CPU = Pace(turns=3, seconds=0.5, steps=(4, 64))
-QUICK = Pace(turns=3, seconds=0.1, steps=(4, 32))
+MAX_SAMPLED_ROWS, MAX_SAMPLED_ROWS_ON_CPU = 64, 4  # of the table "sampling"
+GPU_BUDGET = Budget(turns=5, seconds=0.5, steps=(16, 128))
+CPU_BUDGET = Budget(turns=3, seconds=0.5, steps=(4, 64))
+QUICK_BUDGET = Budget(turns=3, seconds=0.1, steps=(4, 32))
 
 
 @dataclass(frozen=True, slots=True)
 class BenchParams:
     """What to measure.
 
-    tables: names of TABLES; None = the usual ones, and those whose list is given.
-    prefill: tokens of prompts; parallel: texts at once; depth: tokens in the cache; kv_types: types
-        of its cells; layers: how many on the GPUs. None = what suits the processor.
-    gpu_layers, threads: as for a model and a context. quick: fewer tables and turns.
+    A list that is None has a default that suits the processor.
+
+    Attributes:
+        tables: Names of TABLES; None is the default ones and those whose list is given.
+        prefill: Tokens of prompts.
+        parallel: Sequences in a batch.
+        depth: Tokens in the cache.
+        kv_types: Types of the KV cells.
+        layers: Numbers of layers on GPUs.
+        gpu_layers: Layers on GPUs in all other tables; None is as many as fit.
+        threads: Threads of the CPU; None is llcuda's default.
+        quick: Whether to measure fewer tables in fewer turns.
+
+    Raises:
+        ArgumentError: A table or a type is unknown, or a number is out of range.
     """
 
     tables: Sequence[str] | None = None
@@ -70,7 +81,7 @@ class BenchParams:
     def __post_init__(self) -> None:
         for name in self.tables or ():
             if name not in TABLES:
-                raise ArgumentError(f"measure {name!r}: expected some of {', '.join(TABLES)}")
+                raise wrong_value("measure", name, f"expected some of {', '.join(TABLES)}")
         for name, low, high in (
             ("prefill", 1, 2**20), ("parallel", 1, 256), ("depth", 0, 2**20), ("layers", 0, 2**16),
         ):  # fmt: skip
@@ -78,33 +89,41 @@ class BenchParams:
                 check_number(name, number, "int", low, high)
         for name in self.kv_types or ():
             if name not in KV_TYPES:
-                raise ArgumentError(f"kv_types {name!r}: expected some of {', '.join(KV_TYPES)}")
-        for table, option in TABLES.items():
-            given = option and getattr(self, option) is not None
+                raise wrong_value("kv_types", name, f"expected some of {', '.join(KV_TYPES)}")
+        for table, listed in TABLES.items():
+            given = listed and getattr(self, listed)
             if given and self.tables is not None and table not in self.tables:
-                raise ArgumentError(f"{option} is given, but {table} is not to be measured")
+                rule = f"the table {table} is not to be measured"
+                raise wrong_value(str(listed), given, rule, "add it to measure")
         if self.gpu_layers is not None and "layers" in self.chosen:
-            raise ArgumentError("layers measures several numbers of layers: gpu_layers is too much")
+            rule = "the table layers measures several numbers of layers"
+            raise wrong_value("gpu_layers", self.gpu_layers, rule, "leave one of them out")
 
     @property
     def chosen(self) -> list[str]:
         """The tables to measure, in the order of TABLES."""
         if self.tables is not None:
             return [table for table in TABLES if table in self.tables]
-        usual = QUICK_TABLES if self.quick else USUAL_TABLES
+        defaults = QUICK_TABLES if self.quick else DEFAULT_TABLES
         return [
             table
-            for table, option in TABLES.items()
-            if table in usual or (option and getattr(self, option) is not None)
+            for table, listed in TABLES.items()
+            if table in defaults or (listed and getattr(self, listed) is not None)
         ]
 
 
 class Bench:
-    """Measures the model of a file; `document` holds what there is so far.
+    """Measures a model.
 
-    on_part: called with "header" and the document when it says where this runs, with "model" and
-        what it is, and with each table's name and rows.
-    on_status: called with what is being measured.
+    Args:
+        path: The model's file.
+        params: What to measure.
+        on_part: Called with a name and a content: "header" and the document once it describes the
+            machine, "model" and the model's description, and each table's name and rows.
+        on_status: Called with the measurement that begins.
+
+    Attributes:
+        document: The results so far.
     """
 
     def __init__(
@@ -121,42 +140,46 @@ class Bench:
         self.document: dict[str, Any] = {"format": FORMAT, "tables": {}, "clocks": {}}
 
     def run(self) -> dict[str, Any]:
-        """Measure everything and return the document; what cannot be measured says why in it."""
+        """Measure everything and return the document.
+
+        A measurement that fails has a row with its error.
+        """
         params, chosen = self._params, self._params.chosen
         self._read_memory("before llcuda")
-        placed = self._place()
-        gpu = bool(placed.gpu_layers)
-        pace = QUICK if params.quick else ON_GPU if gpu else ON_CPU
-        self.document |= describe(placed)
+        model_params = self._place_layers()
+        gpu = bool(model_params.gpu_layers)
+        budget = QUICK_BUDGET if params.quick else GPU_BUDGET if gpu else CPU_BUDGET
+        self.document |= describe_machine(model_params)
         self._on_part("header", self.document)
         if "startup" in chosen:
             self._on_status("startup")
             turns = 1 if params.quick else 3
-            self._table("startup", measure.startup(self._path, placed, params.threads, turns))
+            rows = measure.startup(self._path, model_params, params.threads, turns)
+            self._collect("startup", rows)
         self._read_memory("libraries loaded")
-        with Model(self._path, params=placed) as model:
+        with Model(self._path, params=model_params) as model:
             self.document["model"] = describe_model(model, params.threads)
             self._on_part("model", self.document["model"])
             self._read_memory("model loaded")
-            subject = Subject(model, gpu, params.threads, pace)
+            subject = Subject(model, gpu, params.threads, budget)
             for table in ("prefill", "decode", "parallel", "sampling", "depth", "kv"):
                 if table in chosen:
                     self._on_status(table)
-                    self._table(table, self._rows(table, subject))
+                    self._collect(table, self._rows(table, subject))
             if "memory" in chosen and gpu:
                 with Context(model, ctx_size=2048, threads=params.threads) as context:
-                    context.decode(prompt(model, 512))
+                    context.decode(make_prompt(model, 512))
                     context.synchronize()
                     self._read_memory("and a context of 2,048 tokens")
         self._read_memory("closed")
         if "memory" in chosen and (gpu or params.tables):
-            self._table("memory", self._readings if gpu else [_no_gpu("state", "GPU memory")])
+            self._collect("memory", self._readings if gpu else [_no_gpu("state", "GPU memory")])
         if "layers" in chosen:
-            self._table("layers", self._layer_rows(gpu, pace))
+            self._collect("layers", self._layer_rows(gpu, budget))
         return self.document
 
-    def _place(self) -> ModelParams:
-        """Return where the layers go: on the GPUs as many as fit beside a context of 2,048."""
+    def _place_layers(self) -> ModelParams:
+        """Return parameters with as many layers on GPUs as fit beside the default context."""
         config = EngineConfig.from_kwargs(gpu_layers=self._params.gpu_layers)
         return fit(config, self._path, automatic_ctx_size=True).config.model
 
@@ -164,66 +187,65 @@ class Bench:
         params, gpu, quick = self._params, subject.gpu, self._params.quick
         parallel = params.parallel or ((1, 4) if quick else (1, 4, 16, 64) if gpu else (1, 4, 16))
         if table == "prefill":
-            usual = (128,) if quick else (128, 512, 2048) if gpu else (128, 512)
-            return measure.prefill(subject, params.prefill or usual)
+            lengths = (128,) if quick else (128, 512, 2048) if gpu else (128, 512)
+            return measure.prefill(subject, params.prefill or lengths)
         if table == "decode":
-            speed = device.gpu_speed() if gpu and _gpus() == 1 else None
+            speed = device.gpu_speed() if gpu and _gpu_count() == 1 else None
             if speed:
                 self.document["bandwidth"] = _bandwidth(speed, subject.model)
             return measure.decode(subject, speed and speed["memory_bandwidth"])
         if table == "parallel":
             return measure.parallel(subject, parallel)
         if table == "sampling":
-            limit = MOST_SAMPLED if gpu else MOST_SAMPLED_ON_CPU
+            limit = MAX_SAMPLED_ROWS if gpu else MAX_SAMPLED_ROWS_ON_CPU
             most = max((n for n in parallel if n <= limit), default=limit)
             return measure.sampling(subject, sorted({1, most}))
-        deep = 4096 if gpu else 512
         if table == "depth":
             return measure.depth(subject, params.depth or ((0, 4096, 16384) if gpu else (0, 512)))
-        return measure.kv(subject, params.kv_types or ("f16", "q8_0", "q4_0"), deep)
+        length = 4096 if gpu else 512
+        return measure.kv(subject, params.kv_types or ("f16", "q8_0", "q4_0"), length)
 
-    def _layer_rows(self, gpu: bool, pace: Pace) -> Iterable[Row]:
+    def _layer_rows(self, gpu: bool, budget: Budget) -> Iterable[Row]:
         if not gpu:
             return [_no_gpu("gpu_layers", "layers on the GPU")]
         self._on_status("layers")
-        every = read_facts(self._path).layers + 1
-        usual = sorted({every * part // 4 for part in range(5)})
-        counts = self._params.layers or usual
-        return measure.layers(self._path, counts, self._params.threads, pace)
+        all_layers = read_facts(self._path).layers + 1
+        quarters = sorted({all_layers * quarter // 4 for quarter in range(5)})
+        counts = self._params.layers or quarters
+        return measure.layers(self._path, counts, self._params.threads, budget)
 
-    def _table(self, name: str, rows: Iterable[Row]) -> None:
-        """Take a table's rows as they come, so that an interrupted run keeps those it has."""
-        kept = self.document["tables"][name] = []
+    def _collect(self, name: str, rows: Iterable[Row]) -> None:
+        """Add a table's rows one by one, so that an interrupted run keeps those it has."""
+        table = self.document["tables"][name] = []
         try:
             for row in rows:
-                found = {key: _rounded(value) for key, value in row.items() if value is not None}
-                kept.append(found)
+                table.append({k: _rounded(value) for k, value in row.items() if value is not None})
                 self._on_status(f"{name} {next(iter(row.values()))}")
         except LlcudaError as error:
-            kept.append({"error": measure.first_line(error)})
+            table.append({"error": measure.first_line(error)})
         speed = device.gpu_speed()
         if speed:
             self.document["clocks"][name] = [speed["clock"], speed["memory_clock"]]
-        self._on_part(name, kept)
+        self._on_part(name, table)
 
     def _read_memory(self, state: str) -> None:
-        """Note what is taken of the first GPU, by everyone who uses it."""
-        found = device.detect_cuda()["gpus"]
-        total = found[0]["memory"] if found else None
+        """Add a reading of the first GPU's memory in use, by all processes."""
+        gpus = device.detect_cuda()["gpus"]
+        total = gpus[0]["memory"] if gpus else None
         if total is not None:
-            taken = total - (device.free_memory() or 0)
-            self._readings.append({"state": state, "gpu_bytes": taken})
+            used = total - (device.free_memory() or 0)
+            self._readings.append({"state": state, "gpu_bytes": used})
 
 
-def describe(placed: ModelParams) -> dict[str, Any]:
-    """Return what is known of the machine and the build."""
+def describe_machine(params: ModelParams) -> dict[str, Any]:
+    """Return the part of the document on the machine and the build."""
     import llcuda
 
-    found, versions, features = device.detect_cuda(), library.versions(), library.features()
+    cuda, versions, features = device.detect_cuda(), library.versions(), library.features()
     cpu = next((d.description for d in library.devices() if d.kind == "cpu"), "")
-    gpu = found["gpus"][0] if found["gpus"] and placed.gpu_layers else None
+    gpu = cuda["gpus"][0] if cuda["gpus"] and params.gpu_layers else None
     build = library.cuda_build() or CudaBuild()
-    if not build.machine:  # built for "native": the backend itself says what that was
+    if not build.machine:  # built for "native", which only the backend can tell
         numbers = features.get("CUDA", {}).get("ARCHS", "").split(",")
         build = parse("", ",".join(number[:-1] for number in numbers))
     ptx = gpu and build.runs_as_ptx(device.capability(gpu))
@@ -232,7 +254,7 @@ def describe(placed: ModelParams) -> dict[str, Any]:
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": {
             "name": gpu["name"] if gpu else cpu,
-            "gpus": _gpus() if gpu else 0,
+            "gpus": _gpu_count() if gpu else 0,
             **({**gpu, **(device.gpu_speed() or {})} if gpu else {}),
             "cpu": cpu,
             "platform": platform.platform(),
@@ -247,7 +269,7 @@ def describe(placed: ModelParams) -> dict[str, Any]:
 
 
 def describe_model(model: Model, threads: int | None) -> dict[str, Any]:
-    """Return what is known of the model."""
+    """Return the part of the document on the model."""
     return {
         "file": str(model.path),
         "description": model.description,
@@ -268,7 +290,7 @@ def _bandwidth(speed: device.GpuSpeed, model: Model) -> dict[str, Any]:
     }
 
 
-def _gpus() -> int:
+def _gpu_count() -> int:
     return sum(d.kind == "gpu" for d in library.devices())
 
 
@@ -278,23 +300,3 @@ def _no_gpu(key: str, what: str) -> Row:
 
 def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def names(text: str | None, known: Iterable[str] = ()) -> tuple[str, ...] | None:
-    """Return the names of a list with commas; "all" means the `known` ones."""
-    if text is None:
-        return None
-    found = tuple(part.strip() for part in text.split(","))
-    return tuple(known) if known and found == ("all",) else found
-
-
-def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
-    """Return the whole numbers of a list with commas, as an option has it; ArgumentError."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ArgumentError(
-            f"--{option} {text}: expected whole numbers with commas between, e.g. 1,4,16"
-        ) from None

@@ -13,20 +13,20 @@ import pytest
 
 import llcuda
 from llcuda import Context, Model, device
-from llcuda.bench import plot as bench_plot
-from llcuda.bench import report as bench_output
-from llcuda.bench import run as bench
-from llcuda.bench import synthetic as shapes
-from llcuda.bench.loops import Pace, Subject
+from llcuda.bench import measure, run, synthetic
+from llcuda.bench.loops import Budget, Subject
 from llcuda.bench.measure import bytes_per_token
-from llcuda.bench.run import Bench, BenchParams
-from llcuda.cli import main as cli
+from llcuda.bench.plot import check_plot, draw_plot
+from llcuda.bench.report import compare_documents, read_document
+from llcuda.bench.run import DEFAULT_TABLES, QUICK_TABLES, TABLES, Bench, BenchParams
+from llcuda.bench.synthetic import SHAPES, file_size, make_synthetic_model, write_header
+from llcuda.cli.main import main
 from llcuda.errors import ArgumentError, ContextError, LlcudaError, ModelError
 from llcuda.native import library
 from llcuda.native.estimate import memory_needed
 from llcuda.native.quantization.quantize import tensor_size
 
-FAST = Pace(turns=1, seconds=0.01, steps=(2, 4))
+FAST = Budget(turns=1, seconds=0.01, steps=(2, 4))
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure as little as possible."""
-    for name in ("ON_CPU", "QUICK"):
-        monkeypatch.setattr(bench, name, FAST)
+    for name in ("CPU_BUDGET", "QUICK_BUDGET"):
+        monkeypatch.setattr(run, name, FAST)
 
 
-def run(params: BenchParams, path: Path | None = None) -> dict[str, Any]:
+def measured(params: BenchParams, path: Path | None = None) -> dict[str, Any]:
     """Measure, by default the demo model; the parts come as the document has them."""
     shown: dict[str, Any] = {}
     runner = Bench(
@@ -61,8 +61,8 @@ def run(params: BenchParams, path: Path | None = None) -> dict[str, Any]:
 
 def test_a_shape_is_written_quantised_and_decoded(cache: Path) -> None:
     """Its vocabulary gives every text back, its sizes are the shape's, nothing else is left."""
-    path = shapes.make("tiny", "q4_k_m")
-    shape = shapes.SHAPES["tiny"]
+    path = make_synthetic_model("tiny", "q4_k_m")
+    shape = SHAPES["tiny"]
     with Model(path) as model, Context(model, ctx_size=64) as context:
         assert (shape.vocabulary, shape.layers) == (model.vocab_size, model.layer_count)
         assert "Q4_K - Medium" in model.description
@@ -77,22 +77,22 @@ def test_a_shape_is_written_quantised_and_decoded(cache: Path) -> None:
 
 def test_a_shape_is_written_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file in the cache is taken; its F16 form, if that is there, is the source of others."""
-    plain = shapes.make("tiny", "F16")
-    monkeypatch.setattr(shapes, "_write_whole", lambda *arguments: pytest.fail("written again"))
-    assert plain == shapes.make("TINY", "f16")
-    assert shapes.make("tiny", "BF16").is_file()
+    plain = make_synthetic_model("tiny", "F16")
+    monkeypatch.setattr(synthetic, "write_header", lambda *arguments: pytest.fail("written again"))
+    assert plain == make_synthetic_model("TINY", "f16")
+    assert make_synthetic_model("tiny", "BF16").is_file()
     assert 2 == len(list(cache.iterdir()))
 
 
-@pytest.mark.parametrize("name", shapes.SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_llama_cpp_takes_each_shape(name: str, tmp_path: Path) -> None:
     """Its loader finds every tensor that the architecture needs, in the right dimensions."""
-    shape = dataclasses.replace(shapes.SHAPES[name], vocabulary=512)
+    shape = dataclasses.replace(SHAPES[name], vocabulary=512)
     path = tmp_path / "m.gguf"
-    shapes._write_header(shape, path)
-    os.truncate(path, path.stat().st_size + 64 + shapes._size(shape))  # weights: a hole of zeros
+    write_header(shape, path)
+    os.truncate(path, path.stat().st_size + 64 + file_size(shape))  # weights: a hole of zeros
     (needed,) = memory_needed(path, gpu_layers=0, ctx_size=64)
-    assert needed.model == pytest.approx(shapes._size(shape), rel=0.02)
+    assert needed.model == pytest.approx(file_size(shape), rel=0.02)
 
 
 def test_a_killed_writer_leaves_nothing_to_be_taken(
@@ -105,18 +105,18 @@ def test_a_killed_writer_leaves_nothing_to_be_taken(
         path.write_text("half")
     os.utime(old, (0, 0))
     with monkeypatch.context() as patched:
-        patched.setattr(shapes, "_write_weights", lambda *arguments: 1 / 0)
+        patched.setattr(synthetic, "write_weights", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            shapes.make("tiny", "Q8_0")
+            make_synthetic_model("tiny", "Q8_0")
     assert [new] == list(cache.iterdir())
-    assert shapes.make("tiny", "Q8_0").stat().st_size > 10**6
+    assert make_synthetic_model("tiny", "Q8_0").stat().st_size > 10**6
 
 
 def test_a_full_disk_is_said_before_writing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be written is compared with what is free."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3_000_000))
-    with pytest.raises(ModelError, match=r"4 MB to write, 3 MB free .*XDG_CACHE_HOME"):
-        shapes.make("tiny", "Q8_0")
+    with pytest.raises(ModelError, match=r"4 MB to write, 3 MB free; .*XDG_CACHE_HOME"):
+        make_synthetic_model("tiny", "Q8_0")
     assert [] == list(cache.iterdir())
 
 
@@ -124,14 +124,14 @@ def test_shapes_need_the_gguf_package(cache: Path, monkeypatch: pytest.MonkeyPat
     """Without it the error names the extra that brings it."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(LlcudaError, match=r"pip install 'llcuda\[bench\]'"):
-        shapes.make("tiny")
+        make_synthetic_model("tiny")
 
 
 @pytest.mark.parametrize(("name", "file_type"), [("gemma-9", "Q4_K_M"), ("tiny", "Q9")])
 def test_unknown_shapes_and_types(name: str, file_type: str, cache: Path) -> None:
     """An unknown name is an error that lists the known ones."""
     with pytest.raises(ArgumentError, match="expected one of"):
-        shapes.make(name, file_type)
+        make_synthetic_model(name, file_type)
 
 
 # --- measurements ---
@@ -140,14 +140,14 @@ def test_unknown_shapes_and_types(name: str, file_type: str, cache: Path) -> Non
 @pytest.mark.usefixtures("fast")
 def test_every_table_is_measured() -> None:
     """Each has its rows; rates are positive; what needs a GPU says so; the document is JSON."""
-    document = run(
+    document = measured(
         BenchParams(
-            tables=tuple(bench.TABLES), prefill=(8, 16), parallel=(1, 3), depth=(0, 32),
+            tables=tuple(TABLES), prefill=(8, 16), parallel=(1, 3), depth=(0, 32),
             kv_types=("f16", "q8_0"), quick=True,
         )
     )  # fmt: skip
     tables = document["tables"]
-    assert list(bench.TABLES) == sorted(tables, key=list(bench.TABLES).index)
+    assert list(TABLES) == sorted(tables, key=list(TABLES).index)
     for name, rows in tables.items():
         if name not in ("layers", "memory"):
             assert [] == [row for row in rows if "error" in row], name
@@ -167,7 +167,7 @@ def test_every_table_is_measured() -> None:
 @pytest.mark.usefixtures("fast")
 def test_ratios_are_of_the_same_turns() -> None:
     """The engine's speed over the bare loop's is about the quotient of both columns."""
-    (row,) = run(BenchParams(tables=("parallel",), parallel=(2,)))["tables"]["parallel"]
+    (row,) = measured(BenchParams(tables=("parallel",), parallel=(2,)))["tables"]["parallel"]
     quotient = row["engine_tokens_per_second"] / row["copied_tokens_per_second"]
     assert row["over_copied"] == pytest.approx(quotient, rel=1e-3)
 
@@ -175,43 +175,43 @@ def test_ratios_are_of_the_same_turns() -> None:
 @pytest.mark.usefixtures("fast")
 def test_what_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A context that cannot be made costs its row, and no other."""
-    made = Subject.loop
+    decode_loop = Subject.decode_loop
 
     def loop(self: Subject, rows: int, **parameters: Any) -> Any:
         if rows == 2:
             raise ContextError("too large\nand llama.cpp's log")
-        return made(self, rows, **parameters)
+        return decode_loop(self, rows, **parameters)
 
-    monkeypatch.setattr(Subject, "loop", loop)
-    rows = run(BenchParams(tables=("parallel",), parallel=(1, 2, 3)))["tables"]["parallel"]
+    monkeypatch.setattr(Subject, "decode_loop", loop)
+    rows = measured(BenchParams(tables=("parallel",), parallel=(1, 2, 3)))["tables"]["parallel"]
     assert [None, "too large", None] == [row.get("error") for row in rows]
 
 
 @pytest.mark.usefixtures("fast")
 def test_recurrent_models_are_measured(model_files: dict[str, Path]) -> None:
     """A memory that cannot be cut is filled anew each turn."""
-    rows = run(BenchParams(tables=("decode", "parallel"), parallel=(2,)), model_files["mamba"])
+    rows = measured(BenchParams(tables=("decode", "parallel"), parallel=(2,)), model_files["mamba"])
     assert [[], []] == [[r for r in table if "error" in r] for table in rows["tables"].values()]
 
 
-def test_pace() -> None:
+def test_budget() -> None:
     """The slowest loop decides how many steps a turn has; a slow call is not repeated."""
     asked: list[int] = []
 
     def loop(seconds: float) -> Any:
         return lambda steps: asked.append(steps) or seconds
 
-    turns = Pace(turns=2, seconds=1, steps=(2, 50)).compare({"a": loop(0.1), "b": loop(0.001)})
+    turns = Budget(turns=2, seconds=1, steps=(2, 50)).compare({"a": loop(0.1), "b": loop(0.001)})
     assert {"a": [0.1, 0.1], "b": [0.001, 0.001]} == turns
     assert [2, 2, 10, 10, 10, 10] == asked
     calls = [5.0, 0.1, 0.2, 0.3, 0.2]
-    assert 5.0 == Pace(turns=3, seconds=1, steps=(1, 1)).repeat(lambda: calls.pop(0))
-    assert 0.2 == Pace(turns=3, seconds=1, steps=(1, 1)).repeat(lambda: calls.pop(0))
+    assert 5.0 == Budget(turns=3, seconds=1, steps=(1, 1)).repeat(lambda: calls.pop(0))
+    assert 0.2 == Budget(turns=3, seconds=1, steps=(1, 1)).repeat(lambda: calls.pop(0))
 
 
 def test_bytes_that_a_token_reads(cache: Path, model_files: dict[str, Path]) -> None:
     """All weights, but of an embedding that is not the output matrix only a row."""
-    with Model(shapes.make("tiny", "Q8_0")) as tied, Model(model_files["llama"]) as untied:
+    with Model(make_synthetic_model("tiny", "Q8_0")) as tied, Model(model_files["llama"]) as untied:
         assert tied.size == bytes_per_token(tied)
         embedding = tensor_size(untied.path, "token_embd.weight")
         assert tensor_size(untied.path, "output.weight") > 0
@@ -226,9 +226,9 @@ def test_features_are_the_backends() -> None:
 @pytest.mark.parametrize(
     ("chosen", "tables"),
     [
-        ({}, bench.USUAL_TABLES),
-        ({"quick": True}, bench.QUICK_TABLES),
-        ({"quick": True, "depth": (1,)}, (*bench.QUICK_TABLES, "depth")),
+        ({}, DEFAULT_TABLES),
+        ({"quick": True}, QUICK_TABLES),
+        ({"quick": True, "depth": (1,)}, (*QUICK_TABLES, "depth")),
         ({"tables": ("kv", "decode")}, ("decode", "kv")),
     ],
 )
@@ -300,11 +300,11 @@ def test_two_runs_are_compared(printed: str, tmp_path: Path) -> None:
     """What a run printed is read again; ratios are now over before, of what both measured."""
     earlier = tmp_path / "before.txt"
     earlier.write_text(printed)
-    before = bench_output.read_document(earlier)
+    before = read_document(earlier)
     now = json.loads(json.dumps(before))
     now["tables"]["prefill"][0]["tokens_per_second"] *= 2
     now["tables"]["parallel"] = [{"rows": 1, "engine_tokens_per_second": 5.0}]
-    compared = bench_output.compare(now, before)
+    compared = compare_documents(now, before)
     rows = {(row["table"], row["figure"]): row["ratio"] for row in compared}
     assert rows["prefill", "tokens_per_second"] == pytest.approx(2)
     assert rows["decode", "tokens_per_second"] == 1
@@ -315,11 +315,11 @@ def test_two_runs_are_compared(printed: str, tmp_path: Path) -> None:
     "text", ["", "no JSON", "[1]", '{"format": 1}', '{"format": 2, "tables": {}}']
 )
 def test_other_files_are_not_compared(text: str, tmp_path: Path) -> None:
-    """A file that is no document is an error that names it."""
+    """A file that is not a document is an error that names it."""
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ArgumentError, match=r"other\.json is no document"):
-        bench_output.read_document(path)
+    with pytest.raises(ArgumentError, match=r"other\.json is not a document"):
+        read_document(path)
 
 
 def test_a_plot_is_drawn(printed: str, tmp_path: Path) -> None:
@@ -332,8 +332,8 @@ def test_a_plot_is_drawn(printed: str, tmp_path: Path) -> None:
     ]
     document["tables"]["sampling"] = [{"rows": 1, "chain": "greedy", "tokens_per_second": 5.0}]
     for name, begin in (("a.svg", b"<?xml"), ("a.png", b"\x89PNG")):
-        bench_plot.check(tmp_path / name)
-        bench_plot.draw(document, tmp_path / name)
+        check_plot(tmp_path / name)
+        draw_plot(document, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(begin)
 
 
@@ -342,7 +342,7 @@ def test_a_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(LlcudaError, match=r"pip install 'llcuda\[plot\]'"):
-        bench_plot.check(tmp_path / "a.png")
+        check_plot(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -350,13 +350,13 @@ def test_a_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (["demo", "--shape", "tiny"], "not both"),
         (["--type", "Q8_0"], "--type is for --shape"),
-        (["--shape", "gemma-9"], "expected one of gemma-3-1b"),
+        (["--shape", "gemma-9"], "--shape 'gemma-9': expected one of gemma-3-1b"),
         (["--parallel", "1,x"], "whole numbers with commas"),
-        (["--parallel", "300"], "from 1 to 256"),
+        (["--parallel", "300"], "--parallel 300: expected a whole number from 1 to 256"),
         (["--measure", "speed"], "expected some of startup"),
         (["--measure", "decode", "--depth", "5"], "depth is not to be measured"),
         (["--kv-types", "f3"], "expected some of f32"),
-        (["--layers", "1", "--gpu-layers", "1"], "too much"),
+        (["--layers", "1", "--gpu-layers", "1"], "several numbers of layers"),
         (["--plot", "a.pdf"], ".png or .svg"),
         (["--plot", "nowhere/a.png"], "no folder nowhere"),
         (["--compare", "none.json"], "No such file"),
@@ -369,9 +369,9 @@ def test_bad_input(
 ) -> None:  # fmt: skip
     """One sentence, and nothing is measured."""
     monkeypatch.setattr(sys, "argv", ["llcuda", "bench", *arguments])
-    monkeypatch.setattr(bench.Bench, "run", lambda self: pytest.fail("measured"))
+    monkeypatch.setattr(Bench, "run", lambda self: pytest.fail("measured"))
     with pytest.raises(SystemExit):
-        cli.main()
+        main()
     assert says in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -384,10 +384,10 @@ def test_ctrl_c_keeps_what_there_is(
         yield {"tokens": 1, "tokens_per_second": 2.0}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.measure, "prefill", rows)
+    monkeypatch.setattr(measure, "prefill", rows)
     monkeypatch.setattr(sys, "argv", ["llcuda", "bench", "--measure", "prefill", "--json"])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main()
     assert 130 == stopped.value.code
     document = json.loads(capsys.readouterr().out)
     assert document["interrupted"]

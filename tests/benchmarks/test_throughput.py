@@ -27,9 +27,9 @@ def model(request: pytest.FixtureRequest) -> Iterator[Model]:
     if layers and not any(device.kind == "gpu" for device in library.devices()):
         pytest.skip("no GPU")
     if name != "demo":
-        from llcuda.bench import synthetic as shapes
+        from llcuda.bench.synthetic import make_synthetic_model
 
-        name = shapes.make(name)
+        name = make_synthetic_model(name)
     with Model(name, gpu_layers=layers) as loaded:
         yield loaded
 
