@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints and LoRA adapters to GGUF files, by llama.cpp's converter."""
+"""Conversion of Hugging Face checkpoints and LoRA adapters to GGUF files."""
 
 from __future__ import annotations
 

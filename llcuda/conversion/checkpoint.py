@@ -1,7 +1,7 @@
 """A Hugging Face checkpoint's folder, read and checked before anything is computed.
 
-Only JSON and the headers of safetensors files are read. What a file names must lie in the folder
-itself: an index that points elsewhere is refused.
+Only JSON and the headers of safetensors files are read. A file that names another must name one in
+the same folder: an index that points elsewhere is refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "t
 QUANTIZATIONS = (
     "bitsandbytes", "bitnet", "compressed-tensors", "fp8", "gptq", "modelopt", "mxfp4",
 )  # fmt: skip
-LARGEST_JSON = 100_000_000  # bytes; safetensors' own limit for a header
-MOST_DIMENSIONS = 8
+MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
+MAX_DIMENSIONS = 8
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
     "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
@@ -32,7 +32,12 @@ _PART = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What the header of a safetensors file says of a tensor."""
+    """A tensor in the header of a safetensors file.
+
+    Attributes:
+        dtype: The type as safetensors names it, e.g. "BF16".
+        shape: The dimensions, outermost first.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +50,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder with a model's configuration, its tokenizer and the headers of its weights."""
+    """A folder with a model's configuration, its tokenizer and the headers of its weights.
+
+    Attributes:
+        folder: The folder.
+        config: The content of config.json.
+        weights: The safetensors files.
+        tensors: The tensors of all files by name.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -54,7 +66,7 @@ class Checkpoint:
 
     @property
     def weight_count(self) -> int:
-        """The number of weights; two for each byte that bitsandbytes packed."""
+        """The number of weights; a byte that bitsandbytes packed holds two."""
         return sum(
             info.numel * (2 if f"{name}.absmax" in self.tensors else 1)
             for name, info in self.tensors.items()
@@ -68,35 +80,49 @@ class Checkpoint:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a model's weights, or says where they should be."""
+    """Return whether a folder holds a model's weights or their index."""
     return (folder / INDEX).is_file() or any(folder.glob("model*.safetensors"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; ModelNotFoundError or ModelError where there is none."""
+    """Return the object in a JSON file.
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        ModelError: It is too large, or not a JSON object.
+    """
     if not path.is_file():
         raise ModelNotFoundError(f"{path.parent} has no {path.name}")
-    if path.stat().st_size > LARGEST_JSON:
-        raise ModelError(f"{path} is too large for what it should be")
+    if path.stat().st_size > MAX_JSON:
+        raise ModelError(f"{path}: has more than {MAX_JSON:,} bytes, too many for JSON")
     return _object(path.read_bytes(), str(path))
 
 
 def read_config(folder: Path, architectures: frozenset[str]) -> dict[str, Any]:
-    """Return config.json; ModelError for an architecture or a quantisation that is not known."""
+    """Return the content of config.json.
+
+    Args:
+        folder: The checkpoint's folder.
+        architectures: The architectures that can be converted.
+
+    Raises:
+        ModelNotFoundError: There is no config.json.
+        ModelError: The architecture or the quantization is unknown.
+    """
     path = folder / "config.json"
     config = read_json(path)
-    found = _architectures(config)
-    if not found:
+    named = _architectures(config)
+    if not named:
         raise ModelError(f"{path} names no architecture")
-    if not architectures & found:
+    if not architectures & named:
         raise ModelError(
-            f"{path}: {' and '.join(sorted(found))} is no model that this llama.cpp converts"
+            f"{path}: {' and '.join(sorted(named))} is not a model that this llama.cpp converts"
         )
     settings = _quantization(config)
     method = settings.get("quant_method")
     if method is not None and method not in QUANTIZATIONS:
         raise ModelError(
-            f"{path}: quantised by {method!r}; expected one of {', '.join(QUANTIZATIONS)},"
+            f"{path}: quantized by {method!r}; expected one of {', '.join(QUANTIZATIONS)},"
             " or weights in 16 or 32 bits"
         )
     if method == "bitsandbytes" and (settings.get("load_in_8bit") or settings.get("_load_in_8bit")):
@@ -105,22 +131,29 @@ def read_config(folder: Path, architectures: frozenset[str]) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path, architectures: frozenset[str]) -> Checkpoint:
-    """Return what a folder holds; see `read_config` and `check_tokenizer` for what is refused.
+    """Read a checkpoint's folder.
 
-    Raises ModelNotFoundError for missing files, ModelError for broken or contradictory ones.
+    Args:
+        folder: The checkpoint's folder.
+        architectures: The architectures that can be converted.
+
+    Raises:
+        ModelNotFoundError: A file is missing.
+        ModelError: A file is broken, files contradict each other, or the model cannot be
+            converted.
     """
     config = read_config(folder, architectures)
     check_tokenizer(folder)
-    weights, promised = _weights(folder)
+    weights, indexed = _weights(folder)
     tensors: dict[str, TensorInfo] = {}
     for path in weights:
         header = read_header(path)
-        if twice := tensors.keys() & header.keys():
-            raise ModelError(f"{min(twice)} is in two files of {folder}")
+        if duplicates := tensors.keys() & header.keys():
+            raise ModelError(f"{min(duplicates)} is in two files of {folder}")
         tensors |= header
-    if promised is not None and promised ^ tensors.keys():
-        name = min(promised ^ tensors.keys())
-        where = "in no file" if name in promised else "not in the index"
+    if indexed is not None and indexed ^ tensors.keys():
+        name = min(indexed ^ tensors.keys())
+        where = "in no file" if name in indexed else "not in the index"
         raise ModelError(f"{folder / INDEX} and the files beside it differ: {name} is {where}")
     if not tensors:
         raise ModelError(f"{folder} has no tensors")
@@ -129,7 +162,7 @@ def read_checkpoint(folder: Path, architectures: frozenset[str]) -> Checkpoint:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise ModelNotFoundError without any file of a tokenizer."""
+    """Raise ModelNotFoundError if a folder has no tokenizer."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ModelNotFoundError(
             f"{folder} has no tokenizer: save it there with tokenizer.save_pretrained()"
@@ -137,48 +170,60 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of a safetensors file; ModelError for a truncated or hostile one."""
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        ModelError: The file is truncated or hostile.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(LARGEST_JSON, size - 8):
+        if not 2 <= length <= min(MAX_JSON, size - 8):
             file.seek(0)
             if file.read(7) == b"version":
                 raise ModelError(f"{path} is a pointer of Git LFS, not the file: git lfs pull")
-            raise ModelError(f"{path} is no safetensors file, or it is truncated")
+            raise ModelError(f"{path} is not a safetensors file, or it is truncated")
         header = _object(file.read(length), str(path))
     header.pop("__metadata__", None)
-    end, found = 0, {}
+    end, tensors = 0, {}
     ranges: list[tuple[int, int, str]] = []
     for name, facts in header.items():
         info, start, stop = _tensor(path, name, facts)
-        found[name] = info
+        tensors[name] = info
         ranges.append((start, stop, name))
     for start, stop, name in sorted(ranges):
         if start < end or stop > size - 8 - length:
             reason = "overlaps another" if start < end else "lies beyond the end: truncated?"
             raise ModelError(f"{path}: the tensor {name} {reason}")
         end = stop
-    return found
+    return tensors
 
 
 def plain_names(names: Iterable[Any], source: Path) -> list[str]:
-    """Return the names, each once; ModelError for one that is not a file's in the folder itself."""
-    found = dict.fromkeys(names)
-    for name in found:
+    """Return the names that a file has for others in its folder, each once.
+
+    Args:
+        names: The names, of any type.
+        source: The file that has them.
+
+    Raises:
+        ModelError: A name is not that of a file in the folder itself.
+    """
+    unique = dict.fromkeys(names)
+    for name in unique:
         if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-            raise ModelError(f"{source} names {name!r}, which is no file in its folder")
-    return list(found)
+            raise ModelError(f"{source} names {name!r}, which is not a file in its folder")
+    return list(unique)
 
 
 def _weights(folder: Path) -> tuple[tuple[Path, ...], set[str] | None]:
-    """Return the files of weights, and the tensors that the index promises, if there is one."""
-    promised: set[str] | None = None
+    """Return the files of weights, and the tensors in their index, if there is one."""
+    indexed: set[str] | None = None
     if (folder / INDEX).is_file():
-        places = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(places, dict) or not places:
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{folder / INDEX} has no weight_map")
-        promised, names = set(places), plain_names(places.values(), folder / INDEX)
+        indexed, names = set(weight_map), plain_names(weight_map.values(), folder / INDEX)
     else:
         names = sorted(path.name for path in folder.glob("model*.safetensors"))
         if match := next(filter(None, map(_PART.fullmatch, names)), None):
@@ -191,62 +236,65 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], set[str] | None]:
     if missing:
         more = f" and {len(missing) - 1} more of {len(names)}" if len(missing) > 1 else ""
         raise ModelNotFoundError(f"{folder} lacks {missing[0]}{more}")
-    return tuple(folder / name for name in sorted(names)), promised
+    return tuple(folder / name for name in sorted(names)), indexed
 
 
 def _check_packed(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise ModelError for weights of bitsandbytes that are not 4 bits with their state."""
+    """Raise ModelError for weights of bitsandbytes without 4 bits or without their state."""
     for name, info in tensors.items():
         if name.endswith(".SCB"):
             raise ModelError(_EIGHT_BITS.format(folder))
         state = f"{name}.quant_state.bitsandbytes__"
         if f"{name}.absmax" in tensors and not any(state + q in tensors for q in ("nf4", "fp4")):
-            raise ModelError(f"{folder}: {name} is packed, but how is not said in the checkpoint")
+            raise ModelError(f"{folder}: {name} is packed, but its quantization state is missing")
         column = len(info.shape) == 2 and info.shape[1] == 1
         if info.dtype == "U8" and column and f"{name}.absmax" not in tensors:
             raise ModelError(f"{folder}: {name} is packed, but its scales are missing")
 
 
 def _tensor(path: Path, name: str, facts: Any) -> tuple[TensorInfo, int, int]:
-    """Return a tensor's facts, and where its bytes begin and end."""
+    """Return a tensor of a header, and where its bytes begin and end."""
     try:
         dtype, shape = facts["dtype"], tuple(facts["shape"])
         start, stop = facts["data_offsets"]
-        whole = len(shape) <= MOST_DIMENSIONS and all(
+        whole = len(shape) <= MAX_DIMENSIONS and all(
             type(number) is int and number >= 0 for number in (*shape, start, stop)
         )
         if whole and stop - start == math.prod(shape) * ITEM_BYTES[dtype]:
             return TensorInfo(dtype, shape), start, stop
     except (KeyError, TypeError, ValueError):
         pass
-    raise ModelError(f"{path}: what is said of the tensor {name} makes no sense")
+    raise ModelError(f"{path}: the tensor {name} has a contradictory header")
 
 
 def _object(content: bytes, source: str) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{source} is no JSON: {error}") from None
+        raise ModelError(f"{source} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{source} holds no JSON object")
+        raise ModelError(f"{source} is not a JSON object")
     return value
 
 
 def _architectures(config: Mapping[str, Any]) -> set[str]:
-    """Return the names of classes by which the converter looks for a model."""
-    inner = config.get("text_config")
-    found = [source.get("architectures") for source in (config, inner) if isinstance(source, dict)]
-    return {str(names[0]) for names in found if isinstance(names, list) and names}
+    """Return the class names by which the converter looks for a model."""
+    named = [part.get("architectures") for part in _config_parts(config)]
+    return {str(names[0]) for names in named if isinstance(names, list) and names}
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = [part.get("quantization_config") for part in _config_parts(config)]
+    return next((part for part in settings if isinstance(part, dict)), {})
+
+
+def _config_parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a configuration and, for a model that also takes images, that of its text model."""
     inner = config.get("text_config")
-    sources = [source for source in (config, inner) if isinstance(source, dict)]
-    settings = [source.get("quantization_config") for source in sources]
-    return next((found for found in settings if isinstance(found, dict)), {})
+    return [config, inner] if isinstance(inner, dict) else [config]
 
 
 _EIGHT_BITS = (
-    "{} is quantised by bitsandbytes to 8 bits; expected its 4 bits (NF4, FP4), or weights in 16 or"
+    "{} is quantized by bitsandbytes to 8 bits; expected its 4 bits (NF4, FP4), or weights in 16 or"
     " 32 bits"
 )

@@ -1,9 +1,9 @@
-"""What `llcuda.conversion` starts as a process of its own: llcuda's use of llama.cpp's converter.
+"""The process in which `llcuda.conversion.runner` runs llama.cpp's converter.
 
-The converter's scripts run as they are. The class that they choose for a model is extended before
-they see it: its tensors come dequantised from 4 bits and with a LoRA adapter merged into them, each
-computed when it is written. The job is a line of JSON on stdin; when stdin ends, so does this
-process, because its parent has.
+The converter's scripts run unchanged. The class that they choose for a model is extended before
+they see it: its tensors are dequantized from 4 bits and have a LoRA adapter merged into them, each
+computed when it is written. The job is one line of JSON on stdin. When stdin ends, the parent has
+ended, and this process ends too.
 """
 
 from __future__ import annotations
@@ -19,33 +19,44 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llcuda.conversion import lora
 from llcuda.conversion.checkpoint import read_json
-from llcuda.conversion.chunks import in_parts
-from llcuda.conversion.sentencepiece import complete
+from llcuda.conversion.chunks import split_large
+from llcuda.conversion.lora import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    common_name,
+    lora_pairs,
+    lora_scale,
+    replaced_weights,
+)
+from llcuda.conversion.sentencepiece import complete_tokenizer
 from llcuda.errors import ModelError
 from llcuda.nf4 import QuantState
 
-PACKED = ".quant_state.bitsandbytes__"
-IN_PARTS = ("token_embd.weight", "output.weight")  # one row a token, in every model
-EXACT = 1e-9  # a relative difference that is rounding
+QUANT_STATE = ".quant_state.bitsandbytes__"
+SPLIT_TENSORS = ("token_embd.weight", "output.weight")  # one row for each token, in every model
+ROUNDING = 1e-9  # the largest relative difference that counts as none
 
-Loader = Callable[[], Any]
+Loader = Callable[[], Any]  # returns a tensor
 
 
 class LastError(logging.Handler):
-    """Keeps the last error that the converter logged: its message before it exits with 1."""
+    """Keeps the last error that the converter logged, because it then exits with 1.
+
+    Attributes:
+        message: The message of that error, or "".
+    """
 
     message = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
+        """Keep the message of an error."""
         if record.levelno >= logging.ERROR:
             self.message = record.getMessage()
 
 
 def main() -> None:
-    """Run one job; why it failed is written to the job's `report`."""
+    """Run one job; after a failure, write the reason to the file `report` of the job."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     errors = LastError()
@@ -64,8 +75,8 @@ def main() -> None:
 
 def _report(job: dict[str, Any], message: str, missing: str | None = None) -> None:
     lines = message.strip().splitlines()
-    answer = {"message": lines[0] if lines else message, "missing": missing}
-    Path(job["report"]).write_text(json.dumps(answer))
+    failure = {"message": lines[0] if lines else message, "missing": missing}
+    Path(job["report"]).write_text(json.dumps(failure))
 
 
 def _end_with_parent() -> None:
@@ -80,20 +91,27 @@ def _run(job: dict[str, Any]) -> None:
     import conversion
 
     if not job["merge"]:
-        _rescale(Path(job["adapter"]))
+        _rescale_pairs(Path(job["adapter"]))
         script, options = "convert_lora_to_gguf.py", ["--base", job["folder"], job["adapter"]]
     else:
-        complete(Path(job["folder"]))
-        find = conversion.get_model_class
-        change = Path(job["adapter"]) if job["adapter"] else None
-        conversion.get_model_class = lambda name, mmproj=False: extended(find(name, mmproj), change)
+        complete_tokenizer(Path(job["folder"]))
+        get_model_class = conversion.get_model_class
+        adapter = Path(job["adapter"]) if job["adapter"] else None
+        conversion.get_model_class = lambda name, mmproj=False: extended(
+            get_model_class(name, mmproj), adapter
+        )
         script, options = "convert_hf_to_gguf.py", ["--model-name", job["name"], job["folder"]]
     sys.argv = [script, "--outfile", job["target"], "--outtype", job["type"], *options]
     runpy.run_path(str(Path(job["converter"]) / script), run_name="__main__")
 
 
 def extended(model_class: Any, adapter: Path | None) -> Any:
-    """Return the converter's class for a model, with other tensors than those of the files."""
+    """Return a subclass of the converter's class for a model that changes the tensors it reads.
+
+    Args:
+        model_class: The converter's class.
+        adapter: The folder of an adapter to merge, or None.
+    """
 
     class Extended(model_class):  # type: ignore[misc]
         model_arch = model_class.model_arch
@@ -101,81 +119,80 @@ def extended(model_class: Any, adapter: Path | None) -> Any:
 
         @classmethod
         def filter_tensors(cls, item: tuple[str, Loader]) -> tuple[str, Loader] | None:
-            """Choose and name a tensor; not before the parts of a weight are put together."""
+            """Choose and name a tensor, but only after the parts of a weight are combined."""
             return item if cls.indexing else super().filter_tensors(item)
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Loader]:
-            """Return what makes each tensor, by name."""
+            """Return the loader of each tensor by name."""
             type(self).indexing = True
-            tensors = unpacked(super().index_tensors(remote_hf_model_id=remote_hf_model_id))
+            tensors = dequantized(super().index_tensors(remote_hf_model_id=remote_hf_model_id))
             type(self).indexing = False
             if adapter is not None:
                 tensors = merged(tensors, adapter)
             return dict(filter(None, map(self.filter_tensors, tensors.items())))
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
-            """Yield what becomes of a tensor, the embedding and the output matrix in parts."""
+            """Yield the converted tensors, the embedding and the output matrix in parts."""
             for new_name, tensor in super().modify_tensors(data_torch, name, bid):
-                whole = new_name not in IN_PARTS
-                yield new_name, tensor if whole else in_parts(tensor)
+                yield new_name, split_large(tensor) if new_name in SPLIT_TENSORS else tensor
 
     return Extended
 
 
-def unpacked(tensors: dict[str, Loader]) -> dict[str, Loader]:
+def dequantized(tensors: dict[str, Loader]) -> dict[str, Loader]:
     """Return the tensors, those of 4 bits in the type that they had before bitsandbytes."""
-    packed = {name.partition(PACKED)[0] for name in tensors if PACKED in name}
+    packed = {name.partition(QUANT_STATE)[0] for name in tensors if QUANT_STATE in name}
     groups: dict[str, dict[str, Loader]] = {name: {} for name in packed}
-    found: dict[str, Loader] = {}
+    result: dict[str, Loader] = {}
     for name, load in tensors.items():
-        weight = next((stem for stem in _stems(name) if stem in packed), None)
+        weight = next((prefix for prefix in _prefixes(name) if prefix in packed), None)
         if weight is None:
-            found[name] = load
+            result[name] = load
         else:
             groups[weight][name] = load
-            found[weight] = partial(_dequantized, weight, groups[weight])
-    return found
+            result[weight] = partial(_dequantized, weight, groups[weight])
+    return result
 
 
 def merged(tensors: dict[str, Loader], adapter: Path) -> dict[str, Loader]:
-    """Return the tensors with the change that an adapter makes to them."""
+    """Return the tensors with an adapter merged into them."""
     import gguf
     from conversion import LazyTorchTensor
 
-    config = read_json(adapter / lora.CONFIG)
-    with gguf.utility.SafetensorsLocal(adapter / lora.WEIGHTS) as parts:
+    config = read_json(adapter / ADAPTER_CONFIG)
+    with gguf.utility.SafetensorsLocal(adapter / ADAPTER_WEIGHTS) as parts:
         loaders = {
             name: partial(LazyTorchTensor.from_local_tensor, part) for name, part in parts.items()
         }
-    names = {lora.common_name(name): name for name in tensors}
-    found = dict(tensors)
-    for target, name in lora.others(loaders).items():
-        common = lora.common_name(target)
+    names = {common_name(name): name for name in tensors}
+    result = dict(tensors)
+    for weight, name in replaced_weights(loaders).items():
+        common = common_name(weight)
         if common not in names and common != "lm_head.weight":
-            raise ModelError(f"the adapter changes {target}, which the model does not have")
-        found[names.get(common, target)] = loaders[name]
-    for target, pair in lora.pairs(loaders).items():
-        own = names[lora.common_name(target)]
+            raise ModelError(f"the adapter changes {weight}, which the model does not have")
+        result[names.get(common, weight)] = loaders[name]
+    for weight, pair in lora_pairs(loaders).items():
+        base_name = names[common_name(weight)]
         a, b = loaders[pair.a], loaders[pair.b]
-        factor = lora.scale(config, target, parts[pair.b].shape[1])
-        turned = pair.embedding or bool(config.get("fan_in_fan_out"))
-        found[own] = partial(_changed, found[own], a, b, factor, turned)
-    return found
+        factor = lora_scale(config, weight, parts[pair.b].shape[1])
+        transposed = pair.embedding or bool(config.get("fan_in_fan_out"))
+        result[base_name] = partial(_with_pair, result[base_name], a, b, factor, transposed)
+    return result
 
 
-def _stems(name: str) -> Iterator[str]:
-    """Yield a name, and what is left of it without its last parts."""
+def _prefixes(name: str) -> Iterator[str]:
+    """Yield a dotted name, then the same without its last part, and so on."""
     while name:
         yield name
         name = name.rpartition(".")[0]
 
 
 def _dequantized(name: str, group: dict[str, Loader]) -> Any:
-    """Return the lazy tensor of a weight of 4 bits."""
+    """Return the lazy tensor of a weight that bitsandbytes packed in 4 bits."""
     import torch
     from conversion import LazyTorchTensor
 
-    (state,) = (load for key, load in group.items() if PACKED in key)
+    (state,) = (load for key, load in group.items() if QUANT_STATE in key)
     facts = json.loads(_array(LazyTorchTensor.to_eager(state())).tobytes())
     dtype = getattr(torch, facts["dtype"])
 
@@ -189,37 +206,37 @@ def _dequantized(name: str, group: dict[str, Loader]) -> Any:
 
 
 def _array(tensor: Any) -> Any:
-    """Return a tensor as numpy has it; the bytes of a type that numpy lacks."""
+    """Return a tensor as a numpy array, as bytes if numpy does not have its type."""
     import torch
 
-    known = tensor.dtype in (torch.uint8, torch.float32)
-    return (tensor if known else tensor.contiguous().view(torch.uint8)).numpy()
+    has_type = tensor.dtype in (torch.uint8, torch.float32)
+    return (tensor if has_type else tensor.contiguous().view(torch.uint8)).numpy()
 
 
-def _changed(load: Loader, a: Loader, b: Loader, factor: float, turned: bool) -> Any:
+def _with_pair(load: Loader, a: Loader, b: Loader, factor: float, transposed: bool) -> Any:
     """Return the lazy tensor W + factor * B @ A, computed in float32 and rounded to W's type."""
     from conversion import LazyTorchTensor
 
     def compute(weight: Any, a: Any, b: Any) -> Any:
         change = b.float() @ a.float()
         change *= factor
-        return (change.T if turned else change).add_(weight).to(weight.dtype)
+        return (change.T if transposed else change).add_(weight).to(weight.dtype)
 
     weight = load()
     meta = LazyTorchTensor.eager_to_meta(weight._meta)
     return LazyTorchTensor(meta=meta, args=(weight, a(), b()), func=compute)
 
 
-def _rescale(folder: Path) -> None:
-    """Give an adapter's pairs the scale that llama.cpp computes, lora_alpha / rank, for all."""
+def _rescale_pairs(folder: Path) -> None:
+    """Scale an adapter's pairs for llama.cpp, which multiplies all of them by lora_alpha / rank."""
     from safetensors.torch import load_file, save_file
 
-    config, path = read_json(folder / lora.CONFIG), folder / lora.WEIGHTS
+    config, path = read_json(folder / ADAPTER_CONFIG), folder / ADAPTER_WEIGHTS
     tensors, changed = load_file(path), False
-    for target, pair in lora.pairs(tensors).items():
+    for weight, pair in lora_pairs(tensors).items():
         rank = tensors[pair.b].shape[1]
-        ratio = lora.scale(config, target, rank) * rank / config["lora_alpha"]
-        if abs(ratio - 1) > EXACT:
+        ratio = lora_scale(config, weight, rank) * rank / config["lora_alpha"]
+        if abs(ratio - 1) > ROUNDING:
             tensors[pair.b] = (tensors[pair.b].float() * ratio).to(tensors[pair.b].dtype)
             changed = True
     if changed:

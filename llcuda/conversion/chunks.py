@@ -1,9 +1,9 @@
-"""A large matrix on its way through llama.cpp's converter, some rows at a time.
+"""Large matrices converted some rows at a time, to save memory in llama.cpp's converter.
 
-The converter computes one tensor at a time: of a small model with many tokens that is a third of
-the weights, in float32 and once more in what they become. A tensor waits there as a chain of
-functions over the file's bytes. Where each of these gives a row for a row, some rows go through the
-chain after others.
+The converter computes one whole tensor at a time, in float32 and in the new type. The embedding of
+a small model with many tokens is a third of the weights. In the converter a tensor is a chain of
+functions over the file's bytes. If each function maps rows to rows, this module sends the rows
+through the chain in chunks.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import math
 from functools import partial
 from typing import Any
 
-PART = 2**26  # bytes of float32 that are computed at once
+CHUNK_BYTES = 2**26  # of float32, computed at once
 
 
-def in_parts(tensor: Any) -> Any:
-    """Return the same matrix, computed in parts where it is large and that can be done."""
+def split_large(tensor: Any) -> Any:
+    """Return the same tensor, computed in chunks if it is a large matrix that allows it."""
     import gguf
     from gguf.lazy import LazyBase
 
-    shape = tensor.shape  # to ask a lazy tensor for numel() would compute it
-    if not isinstance(tensor, LazyBase) or len(shape) != 2 or 4 * math.prod(shape) <= PART:
+    shape = tensor.shape  # numel() of a lazy tensor would compute it
+    if not isinstance(tensor, LazyBase) or len(shape) != 2 or 4 * math.prod(shape) <= CHUNK_BYTES:
         return tensor
     steps: list[Any] = []
     leaf: Any = tensor
@@ -33,22 +33,22 @@ def in_parts(tensor: Any) -> Any:
     if load is None or any(isinstance(item, (LazyBase, list, tuple)) for item in others):
         return tensor
     rows, columns = shape
-    count = max(1, PART // (4 * columns))
+    count = max(1, CHUNK_BYTES // (4 * columns))
     bounds = [(start, min(start + count, rows)) for start in range(0, rows, count)]
 
-    def through(part: Any) -> Any:
+    def apply_steps(chunk: Any) -> Any:
         for step in reversed(steps):
-            part = step._func(part, *step._args[1:], **step._kwargs)
-        return part
+            chunk = step._func(chunk, *step._args[1:], **step._kwargs)
+        return chunk
 
     for start, stop in (bounds[0], bounds[-1]):
-        if tuple(through(leaf._meta[start:stop]).shape) != (stop - start, columns):
+        if tuple(apply_steps(leaf._meta[start:stop]).shape) != (stop - start, columns):
             return tensor
 
     def compute(start: int, stop: int) -> Any:
-        return through(load(*leaf._args, **leaf._kwargs)[start:stop]).numpy()
+        return apply_steps(load(*leaf._args, **leaf._kwargs)[start:stop]).numpy()
 
-    parts = [partial(compute, *pair) for pair in bounds]
-    # newer than PyPI's gguf, which mypy looks at
+    chunks = [partial(compute, *pair) for pair in bounds]
+    # PyPI's gguf, which mypy reads, is older and does not have this class.
     chunked = gguf.LazyChunkedTensor  # type: ignore[attr-defined]
-    return chunked(parts, (rows, columns), compute(0, 1).dtype)
+    return chunked(chunks, (rows, columns), compute(0, 1).dtype)

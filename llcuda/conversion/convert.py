@@ -1,6 +1,7 @@
-"""From a Hugging Face checkpoint, or a LoRA adapter, to a GGUF file, by llama.cpp's own converter.
+"""Hugging Face checkpoints and LoRA adapters to GGUF files, by llama.cpp's own converter.
 
-What is asked, where it comes from, and where it goes; `llcuda.converter` runs the converter.
+This module finds and checks the source and writes the result; `llcuda.conversion.runner` runs the
+converter.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from llcuda import progress as progress_bar
-from llcuda.conversion import lora
-from llcuda.conversion import runner as converter
 from llcuda.conversion.checkpoint import (
     INDEX,
     check_tokenizer,
@@ -25,21 +23,38 @@ from llcuda.conversion.checkpoint import (
     read_config,
     read_json,
 )
-from llcuda.conversion.runner import Source
+from llcuda.conversion.lora import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_base,
+    is_adapter,
+    read_adapter,
+    replaced_weights,
+)
+from llcuda.conversion.runner import (
+    LINKED_SUFFIXES,
+    Source,
+    architectures,
+    check_packages,
+    converter_version,
+    run_converter,
+)
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
-from llcuda.files import cache_folder, check_room, check_target, sweep
-from llcuda.hub import snapshot as hub_folder
+from llcuda.files import cache_folder, check_free_space, check_target, remove_abandoned
+from llcuda.hub.snapshot import download_folder, parse_repository
 from llcuda.native.estimate import check_loads
 from llcuda.native.quantization.file_types import check_file_type
 from llcuda.native.quantization.quantize import quantize
+from llcuda.params import wrong_value
+from llcuda.progress import progress_bar
 
-DIRECT = ("F32", "F16", "BF16")  # what the converter writes for us; other types are made from it
-ADAPTER_TYPES = (*DIRECT, "Q8_0")
-CONVERTING = 0.5  # of the time, where a quantisation follows
-LARGE = 2**20  # bytes of a file whose checksum is worth remembering
-QUANTIZED = 8.5 / 8  # bytes a weight of Q8_0, the largest of the other types
-BLOB = 64  # hexadecimal digits of a SHA-256, the name of a large file in the Hugging Face cache
-ADVICE = "name a target on another disk, or set XDG_CACHE_HOME to a folder there"
+CONVERTER_TYPES = ("F32", "F16", "BF16")  # written by the converter; all others are made from them
+ADAPTER_TYPES = (*CONVERTER_TYPES, "Q8_0")
+CONVERSION_SHARE = 0.5  # of the time, if a quantization follows
+LARGE_FILE = 2**20  # bytes; the checksums of larger files are kept
+MAX_BYTES_PER_WEIGHT = 8.5 / 8  # of a quantized type, which is Q8_0's
+SHA256_DIGITS = 64  # the length of a large file's name in the Hugging Face cache
+REMEDY = "name a target on another disk, or set XDG_CACHE_HOME to a folder there"
 
 Progress = Callable[[float], bool | None]
 
@@ -54,31 +69,46 @@ def convert(
     threads: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Path:
-    """Write a Hugging Face checkpoint as a GGUF file and return its path.
+    """Write a Hugging Face checkpoint or a LoRA adapter as a GGUF file.
 
-    source: a folder, or a repository on the Hugging Face Hub: safetensors with their config.json
-        and tokenizer, in 16 or 32 bits or quantised by bitsandbytes to 4 (NF4, FP4); or a LoRA
-        adapter of PEFT, which becomes an adapter for `Adapter`, or with merge=True a model.
-    target: a file, or a folder that exists; by default NAME-TYPE.gguf here.
-    file_type: see `llcuda.quantize`; Q4_K_M for a model, F32 (or F16, BF16, Q8_0) for an adapter.
-    base: the base model of an adapter, a folder or a repository; by default what the adapter names.
-    threads: of the quantisation, None = every processor.
-    progress: called with 0.0 to 1.0; False stops. True draws a bar on stderr.
+    No code of the checkpoint is executed, and its weights are never in memory all at once.
 
-    Nothing that the checkpoint brings is executed, and the whole of its weights is never in memory.
-    Raises ModelNotFoundError for missing files, ModelError for what cannot be converted,
-    ArgumentError, LoadCancelledError, LlcudaError without the packages of llcuda[convert].
+    Args:
+        source: A folder or a repository on the Hugging Face Hub. It holds safetensors with
+            config.json and a tokenizer, in 16 or 32 bits or quantized by bitsandbytes to 4 bits
+            (NF4, FP4), or a LoRA adapter of PEFT.
+        target: The file to write, or a folder that exists; None is NAME-TYPE.gguf in the current
+            folder.
+        file_type: The type of the weights; see `llcuda.quantize`. None is Q4_K_M for a model and
+            F32 for an adapter, which also has F16, BF16 and Q8_0.
+        base: The base model of an adapter, a folder or a repository; None is the one that the
+            adapter names.
+        merge: Whether to merge an adapter into its base model. Without, the result is an adapter
+            for `llcuda.Adapter`.
+        threads: Threads of the quantization; None is every processor.
+        progress: Called with the share that is done, 0.0 to 1.0; False stops the conversion. True
+            draws a bar on stderr.
+
+    Returns:
+        The path of the GGUF file, which appears when it is complete.
+
+    Raises:
+        ModelNotFoundError: The source, or one of its files, does not exist.
+        ModelError: The source cannot be converted, or the file cannot be written.
+        ArgumentError: An argument does not fit the source.
+        LoadCancelledError: `progress` returned False.
+        LlcudaError: A package of llcuda[convert] is missing.
     """
-    found = _open(source, base, merge)
-    if merge and found.adapter is None:
-        raise ArgumentError(f"{source} is a model; merge=True goes with an adapter")
-    file_type = _check_type(found, file_type)
-    path = _target(found, target, file_type)
-    converter.check_packages()
-    return _write(found, path, file_type, threads, progress)
+    opened = _open(source, base, merge)
+    if merge and opened.adapter is None:
+        raise wrong_value("merge", merge, f"goes with an adapter, but {source} is a model")
+    file_type = _check_type(opened, file_type)
+    path = _target_path(opened, target, file_type)
+    check_packages()
+    return _write(opened, path, file_type, threads, progress)
 
 
-def cached(
+def convert_cached(
     source: str | os.PathLike[str],
     file_type: str,
     *,
@@ -87,193 +117,213 @@ def cached(
 ) -> Path:
     """Return the GGUF file of a checkpoint, or of an adapter merged into its base model.
 
-    It is kept in $XDG_CACHE_HOME/llcuda/checkpoints, by default ~/.cache/llcuda/checkpoints, under
-    a name that depends on the content of the checkpoint's files. Raises as `convert` does.
+    The file is kept in $XDG_CACHE_HOME/llcuda/checkpoints, by default
+    ~/.cache/llcuda/checkpoints, under a name that depends on the content of the source's files.
+
+    Args:
+        source: The checkpoint or adapter, as `convert` takes it.
+        file_type: The type of the weights.
+        base: The base model of an adapter.
+        progress: As `convert` takes it.
+
+    Raises:
+        ModelNotFoundError: As `convert` raises it.
+        ModelError: As `convert` raises it.
+        ArgumentError: As `convert` raises it.
+        LoadCancelledError: As `convert` raises it.
+        LlcudaError: As `convert` raises it.
     """
-    found = _open(source, base, merge=True)
-    file_type = _check_type(found, file_type)
+    opened = _open(source, base, merge=True)
+    file_type = _check_type(opened, file_type)
     folder = cache_folder("checkpoints")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        path = folder / f"{found.name}-{file_type}-{_digest(found, file_type)[:16]}.gguf"
+        remove_abandoned(folder)
+        digest = source_digest(opened, file_type)
+        path = folder / f"{opened.name}-{file_type}-{digest[:16]}.gguf"
     except OSError as error:
         raise ModelError(f"cannot write in {folder}: {error.strerror}") from None
     if path.is_file():
         return path
-    converter.check_packages()
-    return _write(found, path, file_type, None, progress)
+    check_packages()
+    return _write(opened, path, file_type, None, progress)
 
 
-# --- what is asked ---
+# --- the source ---
 
 
 def _open(
     source: str | os.PathLike[str], base: str | os.PathLike[str] | None, merge: bool
 ) -> Source:
-    """Return what `source` names, fetched and checked."""
-    folder, name = _folder(source, weights=True)
-    known = converter.architectures()
-    if not lora.is_adapter(folder):
+    """Return the checkpoint or adapter that `source` names, downloaded and checked."""
+    folder, name = _source_folder(source, weights=True)
+    known = architectures()
+    if not is_adapter(folder):
         if base is not None:
-            raise ArgumentError(f"{source} is a model; base={str(base)!r} goes with an adapter")
+            raise wrong_value("base", str(base), f"goes with an adapter, but {source} is a model")
         checkpoint = read_checkpoint(folder, known)
         return Source(name, folder, checkpoint.config, checkpoint, None)
-    adapter = lora.read_adapter(folder)
-    of = base or adapter.base
-    if not of:
-        raise ArgumentError(f"{source} does not say what its base model is: name it with base=")
+    adapter = read_adapter(folder)
+    base = base or adapter.base
+    if not base:
+        raise ArgumentError(
+            f"{source} does not say what its base model is: name it with base=", parameter="base"
+        )
     try:
-        below, _ = _folder(of, weights=merge)
+        base_folder, _ = _source_folder(base, weights=merge)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{source}, base model: {error}; see base=") from error
-    config = read_config(below, known)
-    if not merge and lora.others(adapter.tensors):
+    config = read_config(base_folder, known)
+    if not merge and replaced_weights(adapter.tensors):
         raise ModelError(f"{source} replaces whole weights, which an adapter cannot: see merge=")
-    if not merge and not has_weights(below):
-        return Source(name, below, config, None, adapter)
-    checkpoint = read_checkpoint(below, known)
-    lora.check_fit(adapter, checkpoint)
-    return Source(name, below, config, checkpoint if merge else None, adapter)
+    if not merge and not has_weights(base_folder):
+        return Source(name, base_folder, config, None, adapter)
+    checkpoint = read_checkpoint(base_folder, known)
+    check_base(adapter, checkpoint)
+    return Source(name, base_folder, config, checkpoint if merge else None, adapter)
 
 
-def _folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Path, str]:
-    """Return a checkpoint's folder and its name, downloading what is not there yet."""
+def _source_folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Path, str]:
+    """Return a checkpoint's folder and name, downloading the files that are missing."""
     text = os.fspath(source)
     path = Path(text).expanduser()
     if text and path.is_dir():
         return path, path.resolve().name or "model"
-    repo = hub_folder.repository(text) if isinstance(source, str) and text else None
+    repo = parse_repository(text) if isinstance(source, str) and text else None
     if repo is None or path.exists():
         raise ModelNotFoundError(f"no such folder: {text!r}; expected one, or repo/id on the hub")
-    folder = hub_folder.fetch(repo, lambda file: file.endswith(converter.LINKED))
-    adapter = (folder / lora.CONFIG).is_file()
-    if not adapter:  # what cannot be converted is not downloaded
-        read_config(folder, converter.architectures())
+    folder = download_folder(repo, lambda file: file.endswith(LINKED_SUFFIXES))
+    if not (folder / ADAPTER_CONFIG).is_file():  # refuse before the weights are downloaded
+        read_config(folder, architectures())
         check_tokenizer(folder)
     if weights:
-        converter.check_packages()
+        check_packages()
         index = folder / INDEX
-        places = read_json(index).get("weight_map") if index.is_file() else None
-        names = plain_names(places.values(), index) if isinstance(places, dict) else None
-        hub_folder.fetch(repo, lambda file: _is_weights(file, names))
+        weight_map = read_json(index).get("weight_map") if index.is_file() else None
+        names = plain_names(weight_map.values(), index) if isinstance(weight_map, dict) else None
+        download_folder(repo, lambda file: _is_weights(file, names))
     return folder, repo.partition("/")[2]
 
 
 def _is_weights(file: str, indexed: list[str] | None) -> bool:
-    """Whether a repository's file holds weights; indexed: those that an index names."""
-    if file == lora.WEIGHTS or indexed is not None:
-        return file == lora.WEIGHTS or file in (indexed or ())
+    """Return whether a repository's file holds weights, by its index if there is one."""
+    if file == ADAPTER_WEIGHTS:
+        return True
+    if indexed is not None:
+        return file in indexed
     return file.startswith("model") and file.endswith(".safetensors")
 
 
-def _check_type(found: Source, file_type: str | None) -> str:
-    if found.checkpoint is not None:
+def _check_type(source: Source, file_type: str | None) -> str:
+    if source.checkpoint is not None:
         return check_file_type(file_type or "Q4_K_M")
     return check_file_type(file_type or "F32", ADAPTER_TYPES)
 
 
-def _target(found: Source, target: str | os.PathLike[str] | None, file_type: str) -> Path:
-    name = f"{found.name}-{file_type}.gguf"
+def _target_path(source: Source, target: str | os.PathLike[str] | None, file_type: str) -> Path:
+    name = f"{source.name}-{file_type}.gguf"
     path = Path(target or name).expanduser()
     path = path / name if path.is_dir() else path
-    check_target(path, *_files(found))
+    check_target(path, *_source_files(source))
     return path
 
 
-def _files(found: Source) -> list[Path]:
-    """Return the files that the source is read from."""
-    folders = {found.base, found.adapter.folder} if found.adapter else {found.base}
+def _source_files(source: Source) -> list[Path]:
+    folders = {source.base, source.adapter.folder} if source.adapter else {source.base}
     return [
         path
         for folder in sorted(folders)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name.endswith((*converter.LINKED, ".safetensors"))
+        if path.is_file() and path.name.endswith((*LINKED_SUFFIXES, ".safetensors"))
     ]
 
 
-def _digest(found: Source, file_type: str) -> str:
-    """Return a SHA-256 over what the file is made from and how."""
-    made = [[path.name, _content(path)] for path in _files(found)]
-    return hashlib.sha256(json.dumps([converter.version(), file_type, made]).encode()).hexdigest()
+def source_digest(source: Source, file_type: str) -> str:
+    """Return a SHA-256 over the content of the source's files, the converter and the type."""
+    files = [[path.name, file_digest(path)] for path in _source_files(source)]
+    key = json.dumps([converter_version(), file_type, files])
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _content(path: Path) -> str:
-    """Return the SHA-256 of a file; a large one's is remembered until something touches it."""
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; that of a large file is kept until the file changes."""
     path = path.resolve()
-    if path.parent.name == "blobs" and len(path.name) == BLOB:  # the Hugging Face cache
+    if path.parent.name == "blobs" and len(path.name) == SHA256_DIGITS:  # Hugging Face cache
         return path.name
-    facts = path.stat()
-    if facts.st_size < LARGE:
+    status = path.stat()
+    if status.st_size < LARGE_FILE:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    state = (str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    key = hashlib.sha256(json.dumps([*state, facts.st_ctime_ns]).encode()).hexdigest()
-    known = cache_folder("checkpoints") / f"{key}.sha256"
-    if known.is_file():
-        return known.read_text()
+    state = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    key = hashlib.sha256(json.dumps([*state, status.st_ctime_ns]).encode()).hexdigest()
+    kept = cache_folder("checkpoints") / f"{key}.sha256"
+    if kept.is_file():
+        return kept.read_text()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    part = known.with_name(f".{key}.{os.getpid()}.part")
-    part.write_text(digest)
-    part.replace(known)
+    partial = kept.with_name(f".{key}.{os.getpid()}.part")
+    partial.write_text(digest)
+    partial.replace(kept)
     return digest
 
 
-# --- what is written ---
+# --- the result ---
 
 
 def _write(
-    found: Source,
+    source: Source,
     target: Path,
     file_type: str,
     threads: int | None,
     progress: Progress | bool | None,
 ) -> Path:
-    """Write the target, which appears when it is whole."""
-    part = target.with_name(f".convert.{os.getpid()}.{threading.get_ident()}.part")
+    """Write the target, which appears when it is complete."""
+    partial = target.with_name(f".convert.{os.getpid()}.{threading.get_ident()}.part")
     with contextlib.ExitStack() as stack:
-        stack.callback(part.unlink, missing_ok=True)
+        stack.callback(partial.unlink, missing_ok=True)
         if progress is True:
-            progress = stack.enter_context(progress_bar.bar(f"Converting {found.name}"))
+            progress = stack.enter_context(progress_bar(f"Converting {source.name}"))
         report = progress if callable(progress) else lambda share: None
         try:
-            _make(found, part, target, file_type, threads, report)
+            if source.checkpoint is None:
+                run_converter(source, partial, file_type, 0, report)
+                partial.replace(target)
+            else:
+                _write_model(source, partial, target, file_type, threads, report)
         except OSError as error:
             raise ModelError(f"cannot write {target}: {error.strerror}") from error
     return target
 
 
-def _make(
-    found: Source,
-    part: Path,
+def _write_model(
+    source: Source,
+    partial: Path,
     target: Path,
     file_type: str,
     threads: int | None,
     report: Progress,
 ) -> None:
-    if found.checkpoint is None:
-        converter.run(found, part, file_type, 0, report)
-        part.replace(target)
-        return
-    plain = "F32" if found.checkpoint.full_precision else "auto"
-    wanted = file_type if file_type in DIRECT else plain
-    size = found.checkpoint.weight_count * (4 if wanted == "F32" else 2)
-    direct = file_type in DIRECT
-    more = 0 if direct else int(found.checkpoint.weight_count * QUANTIZED)
-    check_room(target.parent, size + more, ADVICE)
-    share = 1.0 if direct else CONVERTING
-    converter.run(found, part, wanted, size, lambda done: report(done * share))
+    """Convert a model to `partial` in 16 or 32 bits and, for another type, quantize that."""
+    checkpoint = source.checkpoint
+    assert checkpoint is not None
+    direct = file_type in CONVERTER_TYPES
+    unquantized = "F32" if checkpoint.full_precision else "auto"
+    partial_type = file_type if direct else unquantized
+    size = checkpoint.weight_count * (4 if partial_type == "F32" else 2)
+    quantized_size = 0 if direct else int(checkpoint.weight_count * MAX_BYTES_PER_WEIGHT)
+    check_free_space(target.parent, size + quantized_size, REMEDY)
+    share = 1.0 if direct else CONVERSION_SHARE
+    run_converter(source, partial, partial_type, size, lambda done: report(done * share))
     try:
-        check_loads(part)
+        check_loads(partial)
     except ModelError as error:
         reason = str(error).rpartition("error loading model: ")[2].partition("\n")[0]
         raise ModelError(
-            f"{found.name}: config.json and the weights do not fit: {reason}"
+            f"{source.name}: config.json and the weights do not fit: {reason}"
         ) from error
     if direct:
-        part.replace(target)
+        partial.replace(target)
     else:
         quantize(
-            part, target, file_type, threads=threads,
+            partial, target, file_type, threads=threads,
             progress=lambda done: report(share + done * (1 - share)),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A LoRA adapter as PEFT saves it: its folder, read and checked, and what it changes."""
+"""A LoRA adapter as PEFT saves it: its folder, read and checked, and the weights it changes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from typing import Any
 from llcuda.conversion.checkpoint import Checkpoint, TensorInfo, has_weights, read_header, read_json
 from llcuda.errors import ModelError, ModelNotFoundError
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-_NAME = re.compile(r"\.lora_(?:(A|B)\.weight|embedding_(A|B))$")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LORA_TENSOR = re.compile(r"\.lora_(?:(A|B)\.weight|embedding_(A|B))$")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraFolder:
-    """What a folder with a LoRA adapter says. tensors: by their names in the file."""
+    """A folder with a LoRA adapter.
+
+    Attributes:
+        folder: The folder.
+        config: The adapter's configuration.
+        tensors: The adapter's tensors by their names in the file.
+    """
 
     folder: Path
     config: Mapping[str, Any] = field(repr=False)
@@ -27,13 +33,19 @@ class LoraFolder:
 
     @property
     def base(self) -> str:
-        """The base model that the adapter names: a folder or a repository, or nothing."""
+        """The base model that the adapter names, a folder or a repository, or ""."""
         return str(self.config.get("base_model_name_or_path") or "")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """The names of the two tensors that change one weight. embedding: of a table of vectors."""
+class LoraPair:
+    """The two tensors that change one weight.
+
+    Attributes:
+        a: The name of the first factor's tensor.
+        b: The name of the second factor's tensor.
+        embedding: Whether the weight is a table of vectors.
+    """
 
     a: str
     b: str
@@ -41,13 +53,18 @@ class Pair:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no model of its own."""
-    return (folder / CONFIG).is_file() and not has_weights(folder)
+    """Return whether a folder holds an adapter without a model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not has_weights(folder)
 
 
 def read_adapter(folder: Path) -> LoraFolder:
-    """Return what an adapter's folder holds; ModelError for what is no plain LoRA."""
-    config = read_json(folder / CONFIG)
+    """Read an adapter's folder.
+
+    Raises:
+        ModelNotFoundError: A file is missing.
+        ModelError: The adapter is not a plain LoRA, or a file is broken.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{folder} is an adapter of type {kind}; expected LORA")
@@ -56,53 +73,65 @@ def read_adapter(folder: Path) -> LoraFolder:
             raise ModelError(f"{folder}: a LoRA with {name} is not supported; merge it with PEFT")
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or not alpha:
-        raise ModelError(f"{folder / CONFIG}: lora_alpha is {alpha!r}")
-    if not (folder / WEIGHTS).is_file():
-        raise ModelNotFoundError(f"{folder} has no {WEIGHTS}")
-    tensors = read_header(folder / WEIGHTS)
-    if not pairs(tensors):
-        raise ModelError(f"{folder / WEIGHTS} has no LoRA tensors")
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: lora_alpha is {alpha!r}")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelNotFoundError(f"{folder} has no {ADAPTER_WEIGHTS}")
+    tensors = read_header(folder / ADAPTER_WEIGHTS)
+    if not lora_pairs(tensors):
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS} has no LoRA tensors")
     return LoraFolder(folder, config, tensors)
 
 
-def pairs(names: Iterable[str]) -> dict[str, Pair]:
-    """Return the pairs by the name of the weight that each changes; ModelError for half a pair."""
-    found: dict[str, dict[str, str]] = {}
+def lora_pairs(names: Iterable[str]) -> dict[str, LoraPair]:
+    """Return the pairs among an adapter's tensors by the name of the weight that each changes.
+
+    Raises:
+        ModelError: One half of a pair is missing.
+    """
+    factors: dict[str, dict[str, str]] = {}
     for name in names:
-        if match := _NAME.search(name):
-            found.setdefault(target_of(name), {})[match[1] or match[2]] = name
-    for target, parts in found.items():
-        if len(parts) != 2:
-            raise ModelError(f"the adapter has half a pair for {target}")
+        if match := _LORA_TENSOR.search(name):
+            factors.setdefault(weight_name(name), {})[match[1] or match[2]] = name
+    for weight, pair in factors.items():
+        if len(pair) != 2:
+            raise ModelError(f"the adapter has half a pair for {weight}")
     return {
-        target: Pair(parts["A"], parts["B"], parts["A"].endswith("embedding_A"))
-        for target, parts in found.items()
+        weight: LoraPair(pair["A"], pair["B"], pair["A"].endswith("embedding_A"))
+        for weight, pair in factors.items()
     }
 
 
-def others(names: Iterable[str]) -> dict[str, str]:
-    """Return what replaces a weight as a whole: the weight's name -> the adapter's."""
-    return {target_of(name): name for name in names if not _NAME.search(name)}
+def replaced_weights(names: Iterable[str]) -> dict[str, str]:
+    """Return the adapter's tensors that replace a whole weight, by the name of the weight."""
+    return {weight_name(name): name for name in names if not _LORA_TENSOR.search(name)}
 
 
-def target_of(name: str) -> str:
-    """Return the name of the weight that a tensor of an adapter belongs to."""
-    match = _NAME.search(name)
+def weight_name(name: str) -> str:
+    """Return the name of the weight that an adapter's tensor changes."""
+    match = _LORA_TENSOR.search(name)
     stem = name[: match.start()] + ".weight" if match else name
     return stem.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def common_name(name: str) -> str:
-    """Return a weight's name without what models of text and images put before it.
+    """Return a weight's name without the prefix of a model that also takes images.
 
-    Old and new versions of transformers put it in different places.
+    Versions of transformers put that prefix in different places.
     """
     return name.replace("language_model.", "")
 
 
-def scale(config: Mapping[str, Any], target: str, rank: int) -> float:
-    """Return the factor of B @ A for a weight, as PEFT has it: alpha / rank, or / sqrt(rank)."""
-    module = target.removesuffix(".weight")
+def lora_scale(config: Mapping[str, Any], weight: str, rank: int) -> float:
+    """Return the factor of B @ A for a weight, as PEFT computes it.
+
+    It is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+
+    Args:
+        config: The adapter's configuration.
+        weight: The name of the weight.
+        rank: The rank of the pair.
+    """
+    module = weight.removesuffix(".weight")
     alpha = float(config["lora_alpha"])
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
@@ -111,21 +140,23 @@ def scale(config: Mapping[str, Any], target: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def check_fit(adapter: LoraFolder, base: Checkpoint) -> None:
-    """Raise ModelError for an adapter of another base model, by the names and shapes."""
+def check_base(adapter: LoraFolder, base: Checkpoint) -> None:
+    """Raise ModelError if the names or shapes of an adapter do not fit a base model."""
     names = {common_name(name): name for name in base.tensors}
-    for target, pair in pairs(adapter.tensors).items():
-        own = names.get(common_name(target))
-        if own is None:
-            raise ModelError(f"{adapter.folder} is no adapter of {base.folder}, without {target}")
-        if f"{own}.absmax" in base.tensors:  # packed: the quant state knows the shape
-            continue
-        weight = base.tensors[own]
-        a, b = adapter.tensors[pair.a].shape, adapter.tensors[pair.b].shape
-        turned = pair.embedding or bool(adapter.config.get("fan_in_fan_out"))
-        made = (*b[:1], *a[1:]) if len(a) == len(b) == 2 and a[0] == b[1] else None
-        if made is None or weight.shape != (made[::-1] if turned else made):
+    for weight, pair in lora_pairs(adapter.tensors).items():
+        base_name = names.get(common_name(weight))
+        if base_name is None:
             raise ModelError(
-                f"{adapter.folder} is no adapter of {base.folder}: {target} is"
-                f" {list(weight.shape)}, its change {list(b)} x {list(a)}"
+                f"{adapter.folder} is not an adapter of {base.folder}, which has no {weight}"
+            )
+        if f"{base_name}.absmax" in base.tensors:  # packed: its quantization state has the shape
+            continue
+        shape = base.tensors[base_name].shape
+        a, b = adapter.tensors[pair.a].shape, adapter.tensors[pair.b].shape
+        transposed = pair.embedding or bool(adapter.config.get("fan_in_fan_out"))
+        product = (*b[:1], *a[1:]) if len(a) == len(b) == 2 and a[0] == b[1] else None
+        if product is None or shape != (product[::-1] if transposed else product):
+            raise ModelError(
+                f"{adapter.folder} is not an adapter of {base.folder}: {weight} is"
+                f" {list(shape)}, its change {list(b)} x {list(a)}"
             )

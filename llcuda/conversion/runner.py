@@ -1,9 +1,8 @@
-"""llama.cpp's converter, a Python program that comes with the package and needs torch.
+"""Runs llama.cpp's converter, a Python program that comes with the package and needs torch.
 
-It runs as a process of its own. What it imports, changes and logs stays there; its memory is the
-system's again when it ends, and a converter that does not end can be stopped. It sees a folder of
-links to the files of a checkpoint, without code and with a configuration that names none, and no
-network: nothing that a checkpoint brings is executed.
+It runs in a process of its own: its imports and logs stay there, its memory is freed when it ends,
+and it can be stopped. It sees a folder of links to the files of a checkpoint, without code and with
+a configuration that names no code, and no network. Nothing that a checkpoint brings is executed.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from llcuda.conversion import lora
 from llcuda.conversion.checkpoint import TOKENIZERS, Checkpoint, plain_names, read_json
+from llcuda.conversion.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraFolder, replaced_weights
 from llcuda.errors import LibraryError, LlcudaError, LoadCancelledError, ModelError
 from llcuda.native.library import installation
 
 MODULES = ("torch", "transformers", "safetensors", "sentencepiece", "yaml", "requests", "tqdm")
-LINKED = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt")  # no code, and no weights
-STEP = 0.1  # seconds between two looks at how far it is
+LINKED_SUFFIXES = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt")  # no code or weights
+POLL_SECONDS = 0.1  # between two reports of the progress
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 _TOKENIZER = re.compile(r"(tokenizer.*|special_tokens_map|added_tokens|merges|chat_template)\.\w+")
 
@@ -41,87 +40,99 @@ logger = logging.getLogger("llcuda.converter")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is converted.
+    """A checkpoint or an adapter to convert.
 
-    base: the folder with the model's configuration, `config`, and tokenizer. checkpoint: its
-    weights, None for an adapter alone. adapter: alone, or merged into the checkpoint.
+    Attributes:
+        name: The name of the model in the result.
+        base: The folder with the model's configuration and tokenizer.
+        config: The content of config.json in `base`.
+        checkpoint: The weights; None for an adapter alone.
+        adapter: The adapter to convert, or to merge into the checkpoint; None for a model.
     """
 
     name: str
     base: Path
     config: Mapping[str, Any]
     checkpoint: Checkpoint | None
-    adapter: lora.LoraFolder | None
+    adapter: LoraFolder | None
 
 
 def check_packages() -> None:
-    """Raise LlcudaError when a package that the converter imports is absent."""
+    """Raise LlcudaError if a package that the converter imports is missing."""
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        raise _lacking(missing[0])
+        raise _missing_package(missing[0])
 
 
-def version() -> str:
-    """Return what the content of a converted file depends on, besides the checkpoint."""
+def converter_version() -> str:
+    """Return the versions that the content of a converted file depends on."""
     return f"{package_version('llcuda')} {installation()[1]}"
 
 
 @functools.cache
 def architectures() -> frozenset[str]:
     """Return the names of the transformers classes whose checkpoints can be converted."""
-    source = (_folder() / "conversion" / "__init__.py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
+    code = (converter_folder() / "conversion" / "__init__.py").read_text(encoding="utf-8")
+    for node in ast.parse(code).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP":
             return frozenset(ast.literal_eval(ast.unparse(node.value) if node.value else "{}"))
     raise LibraryError("this llama.cpp's converter does not say which models it knows")
 
 
-def run(
+def run_converter(
     source: Source,
     target: Path,
     file_type: str,
     size: int,
     progress: Callable[[float], bool | None],
 ) -> None:
-    """Write `target`, of about `size` bytes; raise what went wrong.
+    """Write a GGUF file, which after an error may be incomplete.
 
-    file_type: "F32", "F16", "BF16", "Q8_0", or "auto" for the checkpoint's own 16 bits.
-    progress: False stops (LoadCancelledError). The target is left to the caller, whole or not.
+    Args:
+        source: The checkpoint or adapter.
+        target: The file to write.
+        file_type: "F32", "F16", "BF16", "Q8_0", or "auto" for the checkpoint's own 16 bits.
+        size: The size of the file in bytes, about; 0 is unknown.
+        progress: Called with the share that is written, 0.0 to 1.0; False stops the converter.
+
+    Raises:
+        LoadCancelledError: `progress` returned False.
+        ModelError: The converter fails.
+        LlcudaError: A package of llcuda[convert] is missing.
     """
-    with tempfile.TemporaryDirectory(prefix="llcuda-convert-") as place:
-        folder = Path(place)
-        order = {
-            "converter": str(_folder()),
+    with tempfile.TemporaryDirectory(prefix="llcuda-convert-") as temporary:
+        folder = Path(temporary)
+        job = {
+            "converter": str(converter_folder()),
             "target": str(target.absolute()),
             "type": file_type.lower(),
             "name": source.name,
-            "folder": str(_stage_model(source, folder / "model")),
+            "folder": str(stage_model(source, folder / "model")),
             "adapter": str(_stage_adapter(source, folder / "adapter")) if source.adapter else None,
             "merge": source.checkpoint is not None,
             "report": str(folder / "report.json"),
         }
-        started = functools.partial(_share, target, size)
         try:
-            code = _wait(order, folder / "log", lambda: progress(started()))
+            code = _run_job(job, folder / "log", lambda: progress(_share(target, size)))
         finally:
             for line in (folder / "log").read_text(errors="replace").splitlines():
                 logger.debug("%s", line)
         report = folder / "report.json"
-        answer = json.loads(report.read_text()) if report.is_file() else {}
+        failure = json.loads(report.read_text()) if report.is_file() else {}
     if code == 0:
         return
-    if answer.get("missing"):
-        raise _lacking(answer["missing"])
-    reason = answer.get("message") or f"the process ended with {code}"
+    if failure.get("missing"):
+        raise _missing_package(failure["missing"])
+    reason = failure.get("message") or f"the process ended with {code}"
     if code < 0:
         reason = f"the process was ended by signal {-code}; was there too little memory?"
     if "pre-tokenizer was not recognized" in reason:
-        reason = "its tokenizer is none that this llama.cpp knows"
+        reason = "this llama.cpp does not know its tokenizer"
     raise ModelError(f"cannot convert {source.name}: {reason}")
 
 
-def _wait(order: Mapping[str, Any], log: Path, look: Callable[[], bool | None]) -> int:
-    """Start the process and return its exit code; what is raised here ends it."""
+def _run_job(job: Mapping[str, Any], log: Path, report: Callable[[], bool | None]) -> int:
+    """Run the process and return its exit code; an exception in `report` ends the process."""
     command = [sys.executable, "-P", "-m", "llcuda.conversion.child"]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -130,18 +141,18 @@ def _wait(order: Mapping[str, Any], log: Path, look: Callable[[], bool | None]) 
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+            start_new_session=True,  # Ctrl-C reaches this process, which then ends the other
         )
-    with process, contextlib.suppress(BrokenPipeError):  # its end is found by waiting for it
+    with process, contextlib.suppress(BrokenPipeError):  # its exit code says why it ended
         try:
             assert process.stdin is not None
-            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STEP)
-                if look() is False:
-                    raise LoadCancelledError(f"converting {order['name']} was stopped")
+                    process.wait(POLL_SECONDS)
+                if report() is False:
+                    raise LoadCancelledError(f"converting {job['name']} was stopped")
         finally:
             process.kill()
     return process.returncode
@@ -155,28 +166,28 @@ def _share(target: Path, size: int) -> float:
 # --- the folder of links ---
 
 
-def _stage_model(source: Source, folder: Path) -> Path:
-    """Fill and return the folder that the converter sees as the model's."""
+def stage_model(source: Source, folder: Path) -> Path:
+    """Fill and return a folder inside `folder` that the converter sees as the model's."""
     folder = folder / source.name
     folder.mkdir(parents=True)
-    merging = source.adapter if source.checkpoint else None
-    tokenizer = source.base
-    if merging and any((merging.folder / name).is_file() for name in TOKENIZERS):
-        tokenizer = merging.folder  # with the tokens that were added while it was trained
+    merged_adapter = source.adapter if source.checkpoint else None
+    tokenizer_folder = source.base
+    if merged_adapter and any((merged_adapter.folder / name).is_file() for name in TOKENIZERS):
+        tokenizer_folder = merged_adapter.folder  # with the tokens that were added in training
     for path in sorted(source.base.iterdir()):
-        if not _of_tokenizer(path.name):
+        if not _is_tokenizer(path.name):
             _link(path, folder)
-    for path in sorted(tokenizer.iterdir()):
-        if _of_tokenizer(path.name):
+    for path in sorted(tokenizer_folder.iterdir()):
+        if _is_tokenizer(path.name):
             _link(path, folder)
     config = _without_code(source.config)
     for part in (config, config.get("text_config")):
         settings = part.get("quantization_config") if isinstance(part, dict) else None
         if isinstance(settings, dict) and settings.get("quant_method") == "bitsandbytes":
             del part["quantization_config"]
-    rows = _rows(merging)
-    if rows is not None:
-        config["vocab_size"] = rows
+    vocabulary_size = _vocabulary_size(merged_adapter)
+    if vocabulary_size is not None:
+        config["vocab_size"] = vocabulary_size
     _write_json(folder / "config.json", config)
     _link_modules(source.base, folder)
     for path in source.checkpoint.weights if source.checkpoint else ():
@@ -189,18 +200,18 @@ def _stage_adapter(source: Source, folder: Path) -> Path:
     assert source.adapter is not None
     folder = folder / source.name
     folder.mkdir(parents=True)
-    _write_json(folder / lora.CONFIG, _without_code(source.adapter.config))
-    (folder / lora.WEIGHTS).symlink_to((source.adapter.folder / lora.WEIGHTS).resolve())
+    _write_json(folder / ADAPTER_CONFIG, _without_code(source.adapter.config))
+    (folder / ADAPTER_WEIGHTS).symlink_to((source.adapter.folder / ADAPTER_WEIGHTS).resolve())
     return folder
 
 
-def _of_tokenizer(name: str) -> bool:
+def _is_tokenizer(name: str) -> bool:
     return name in TOKENIZERS or bool(_TOKENIZER.fullmatch(name))
 
 
 def _link(path: Path, folder: Path) -> None:
-    """Link a file that the converter reads; a configuration is copied without what names code."""
-    if not path.is_file() or not path.name.endswith(LINKED):
+    """Link a file that the converter reads, or copy a configuration without the names of code."""
+    if not path.is_file() or not path.name.endswith(LINKED_SUFFIXES):
         return
     if path.name.endswith("config.json"):
         _write_json(folder / path.name, _without_code(read_json(path)))
@@ -209,30 +220,32 @@ def _link(path: Path, folder: Path) -> None:
 
 
 def _link_modules(base: Path, folder: Path) -> None:
-    """Link the configurations of what an embedding model puts behind its layers, e.g. pooling."""
+    """Link the configurations of an embedding model's modules after its layers, e.g. pooling."""
     path = base / "modules.json"
     if not path.is_file():
         return
     try:
-        places = [module["path"] for module in json.loads(path.read_bytes())]
+        names = [module["path"] for module in json.loads(path.read_bytes())]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise ModelError(f"{path} is no list of modules") from None
-    for name in plain_names(filter(None, places), path):
+        raise ModelError(f"{path} is not a list of modules") from None
+    for name in plain_names(filter(None, names), path):
         if (base / name / "config.json").is_file():
             (folder / name).mkdir()
             _link(base / name / "config.json", folder / name)
 
 
-def _rows(adapter: lora.LoraFolder | None) -> int | None:
-    """Return the size of the vocabulary that an adapter brings, if it replaces the embedding."""
-    for target, name in lora.others(adapter.tensors).items() if adapter else ():
-        if target.endswith("embed_tokens.weight"):
-            return adapter.tensors[name].shape[0] if adapter else None
+def _vocabulary_size(adapter: LoraFolder | None) -> int | None:
+    """Return the number of tokens of an adapter that replaces the embedding; else None."""
+    if adapter is None:
+        return None
+    for weight, name in replaced_weights(adapter.tensors).items():
+        if weight.endswith("embed_tokens.weight"):
+            return adapter.tensors[name].shape[0]
     return None
 
 
 def _without_code(value: Any) -> Any:
-    """Return a configuration without `auto_map`, which names classes to be imported."""
+    """Return a configuration without `auto_map`, which names classes to import."""
     if isinstance(value, Mapping):
         return {key: _without_code(item) for key, item in value.items() if key != "auto_map"}
     return [_without_code(item) for item in value] if isinstance(value, list) else value
@@ -242,14 +255,15 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def _folder() -> Path:
+def converter_folder() -> Path:
+    """Return the folder of llama.cpp's converter in the package."""
     folder = installation()[0] / "converter"
     if not folder.is_dir():
         raise LibraryError(f"{folder} is missing: install llcuda again")
     return folder
 
 
-def _lacking(module: str) -> LlcudaError:
+def _missing_package(module: str) -> LlcudaError:
     return LlcudaError(
         f"converting needs the Python package {module}: pip install 'llcuda[convert]'"
     )

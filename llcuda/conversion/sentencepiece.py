@@ -1,7 +1,8 @@
-"""What transformers leaves out of a tokenizer's folder, and llama.cpp's converter reads.
+"""The files of a SentencePiece tokenizer that transformers omits and llama.cpp's converter reads.
 
-transformers 5 saves a SentencePiece tokenizer (Gemma, Llama 2, Phi 3, Mistral) as tokenizer.json
-alone. Its merges say in which order pieces are joined; SentencePiece says the same by scores.
+transformers 5 saves a SentencePiece tokenizer (Gemma, Llama 2, Phi 3, Mistral) only as
+tokenizer.json, whose merges give the order in which pieces are joined. SentencePiece gives that
+order by scores.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def complete(folder: Path) -> None:
-    """Write tokenizer.model where tokenizer.json is SentencePiece's, and name its added tokens."""
+def complete_tokenizer(folder: Path) -> None:
+    """Write tokenizer.model and the added tokens if tokenizer.json is of a SentencePiece model."""
     if not (folder / "tokenizer.json").is_file():
         return
     content = read_json(folder / "tokenizer.json")
@@ -27,7 +28,7 @@ def complete(folder: Path) -> None:
         return
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
-    unknown = _text(model.get("unk_token") or config.get("unk_token"))
+    unknown = _token_text(model.get("unk_token") or config.get("unk_token"))
     if not (folder / "tokenizer.model").is_file() and unknown in model.get("vocab", {}):
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(content, unknown))
     config.setdefault(
@@ -41,7 +42,15 @@ def complete(folder: Path) -> None:
 
 
 def sentencepiece_model(content: dict[str, Any], unknown: str) -> bytes:
-    """Return the SentencePiece model that a tokenizer.json with byte fallback was made from."""
+    """Return the SentencePiece model that a tokenizer.json with byte fallback was made from.
+
+    Args:
+        content: The content of tokenizer.json.
+        unknown: The text of the token for unknown characters.
+
+    Returns:
+        The content of tokenizer.model.
+    """
     from sentencepiece import sentencepiece_model_pb2 as protocol
 
     model = content["model"]
@@ -55,23 +64,23 @@ def sentencepiece_model(content: dict[str, Any], unknown: str) -> bytes:
     ranks: dict[str, int] = {}
     for rank, pair in enumerate(merges):
         ranks.setdefault("".join(pair), rank)
-    written = protocol.ModelProto()
+    proto = protocol.ModelProto()
     for number in range(max(tokens) + 1):
         text = tokens.get(number, f"[PAD{number}]")
         score = -float(ranks.get(text, len(merges))) if kinds.get(number) == NORMAL else 0.0
-        written.pieces.add(piece=text, score=score, type=kinds.get(number, UNUSED))
-    written.trainer_spec.model_type = protocol.TrainerSpec.BPE
-    written.trainer_spec.byte_fallback = True
-    written.trainer_spec.vocab_size = len(written.pieces)
-    written.normalizer_spec.name = "identity"
-    written.normalizer_spec.add_dummy_prefix = _adds_space(content)
-    written.normalizer_spec.remove_extra_whitespaces = False
-    found: bytes = written.SerializeToString()
-    return found
+        proto.pieces.add(piece=text, score=score, type=kinds.get(number, UNUSED))
+    proto.trainer_spec.model_type = protocol.TrainerSpec.BPE
+    proto.trainer_spec.byte_fallback = True
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = _adds_space(content)
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    serialized: bytes = proto.SerializeToString()
+    return serialized
 
 
-def _text(token: Any) -> str:
-    """Return a special token of a configuration: its text, or an object that holds it."""
+def _token_text(token: Any) -> str:
+    """Return the text of a special token in a configuration, which is a text or an object."""
     return str(token.get("content")) if isinstance(token, dict) else str(token)
 
 
@@ -82,9 +91,9 @@ def _kind(text: str, unknown: str) -> int:
 
 
 def _adds_space(content: dict[str, Any]) -> bool:
-    """Whether a space is put before a text: by a normalizer, or by Metaspace."""
+    """Return whether the tokenizer puts a space before a text, by a normalizer or Metaspace."""
     steps = [content.get("normalizer") or {}, content.get("pre_tokenizer") or {}]
-    for step in steps:  # grows while it is read: a Sequence holds others
+    for step in steps:  # the list grows while it is read, because a Sequence holds steps
         steps += step.get("normalizers", []) + step.get("pretokenizers", [])
     return any(
         step.get("type") == "Prepend"

@@ -15,10 +15,16 @@ from typing import Any
 import pytest
 
 from llcuda import convert
-from llcuda.conversion import convert as conversion
-from llcuda.conversion import lora
-from llcuda.conversion import runner as converter
 from llcuda.conversion.checkpoint import ITEM_BYTES, Checkpoint, read_checkpoint, read_header
+from llcuda.conversion.convert import file_digest, source_digest
+from llcuda.conversion.lora import lora_scale, read_adapter
+from llcuda.conversion.runner import (
+    Source,
+    architectures,
+    converter_folder,
+    run_converter,
+    stage_model,
+)
 from llcuda.errors import ArgumentError, LlcudaError, ModelError, ModelNotFoundError
 from tests.support.hub_server import Hub
 
@@ -73,7 +79,7 @@ def adapter(tmp_path: Path, folder: Path) -> Path:
 
 
 def read(folder: Path) -> Checkpoint:
-    return read_checkpoint(folder, converter.architectures())
+    return read_checkpoint(folder, architectures())
 
 
 def config(**changes: Any) -> Callable[[Path], Any]:
@@ -117,16 +123,16 @@ PACKED: Shapes = {
 NEARLY_2_63 = 2**63 - 1
 BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no config": (removed("config.json"), ModelNotFoundError, "has no config.json"),
-    "config no JSON": (written("config.json", "{"), ModelError, "is no JSON"),
-    "config a list": (written("config.json", "[]"), ModelError, "no JSON object"),
-    "config too deep": (written("config.json", "[" * 100_000), ModelError, "is no JSON"),
-    "config no UTF-8": (written("config.json", b"\xff{}"), ModelError, "is no JSON"),
+    "config no JSON": (written("config.json", "{"), ModelError, "is not JSON"),
+    "config a list": (written("config.json", "[]"), ModelError, "not a JSON object"),
+    "config too deep": (written("config.json", "[" * 100_000), ModelError, "is not JSON"),
+    "config no UTF-8": (written("config.json", b"\xff{}"), ModelError, "is not JSON"),
     "no architecture": (config(architectures=None), ModelError, "names no architecture"),
     "unknown architecture": (
-        config(architectures=["BarForCausalLM"]), ModelError, "BarForCausalLM is no model that",
+        config(architectures=["BarForCausalLM"]), ModelError, "BarForCausalLM is not a model that",
     ),
-    "unknown quantisation": (
-        quantized(quant_method="foo"), ModelError, "quantised by 'foo'; expected one of bitsand",
+    "unknown quantization": (
+        quantized(quant_method="foo"), ModelError, "quantized by 'foo'; expected one of bitsand",
     ),
     "8 bits": (
         quantized(quant_method="bitsandbytes", load_in_8bit=True), ModelError, "to 8 bits",
@@ -159,11 +165,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         written(INDEX, json.dumps({"weight_map": {"b": "model.safetensors"}})), ModelError,
         "differ",
     ),
-    "out of the folder": (indexed("../other.safetensors"), ModelError, "no file in its folder"),
-    "anywhere": (indexed("/etc/passwd"), ModelError, "names '/etc/passwd', which is no file in"),
-    "the folder above": (indexed(".."), ModelError, "no file in its folder"),
-    "not a name": (indexed(7), ModelError, "names 7, which is no file in its folder"),
-    "a null": (indexed("a\0b"), ModelError, "no file in its folder"),
+    "out of the folder": (indexed("../other.safetensors"), ModelError, "not a file in its folder"),
+    "anywhere": (indexed("/etc/passwd"), ModelError, "names '/etc/passwd', which is not a file in"),
+    "the folder above": (indexed(".."), ModelError, "not a file in its folder"),
+    "not a name": (indexed(7), ModelError, "names 7, which is not a file in its folder"),
+    "a null": (indexed("a\0b"), ModelError, "not a file in its folder"),
     "modules elsewhere": (
         written("modules.json", '[{"path": "../../x"}]'), ModelError, "names '../../x'",
     ),
@@ -171,13 +177,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid 1"),
         ModelError, "pointer of Git LFS",
     ),
-    "empty": (written("model.safetensors", b""), ModelError, "no safetensors file"),
+    "empty": (written("model.safetensors", b""), ModelError, "not a safetensors file"),
     "a length of 2^63": (
         written("model.safetensors", struct.pack("<Q", 2**63) + b"{}"), ModelError, "truncated",
     ),
     "no tensors": (weights({}), ModelError, "has no tensors"),
     "unpacked": (
-        weights({name: PACKED[name] for name in list(PACKED)[:3]}), ModelError, "how is not said",
+        weights({name: PACKED[name] for name in list(PACKED)[:3]}), ModelError,
+        "quantization state is missing",
     ),
     "without scales": (weights({"a.weight": PACKED["a.weight"]}), ModelError, "scales are missing"),
 }  # fmt: skip
@@ -190,16 +197,16 @@ def test_bad_checkpoint(name: str, folder: Path, tmp_path: Path) -> None:
     change(folder)
     with pytest.raises(kind, match=message.replace("(", "\\(")) as caught:
         if name == "modules elsewhere":
-            converter.run(source(folder), tmp_path / "out.gguf", "F16", 1, lambda share: None)
+            run_converter(source(folder), tmp_path / "out.gguf", "F16", 1, lambda share: None)
         convert(folder, tmp_path / "out.gguf")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.gguf").exists()
 
 
-def source(folder: Path, change: Path | None = None) -> converter.Source:
+def source(folder: Path, change: Path | None = None) -> Source:
     """Return what is converted, for a function that takes this."""
-    made, merged = read(folder), lora.read_adapter(change) if change else None
-    return converter.Source(folder.name, folder, made.config, made, merged)
+    made, merged = read(folder), read_adapter(change) if change else None
+    return Source(folder.name, folder, made.config, made, merged)
 
 
 def test_counts_weights(folder: Path) -> None:
@@ -286,8 +293,8 @@ Q_PROJ = next(iter(LORA)).rpartition(".lora_A")[0]
     [
         ({}, "no LoRA tensors"),
         ({f"{Q_PROJ}.lora_A.weight": ("F32", (2, 4))}, "half a pair"),
-        ({**LORA, f"{Q_PROJ}.lora_A.weight": ("F32", (2, 5))}, "is no adapter of .*mine"),
-        ({**LORA, f"{Q_PROJ}.lora_B.weight": ("F32", (6, 3))}, "is no adapter of .*mine"),
+        ({**LORA, f"{Q_PROJ}.lora_A.weight": ("F32", (2, 5))}, "is not an adapter of .*mine"),
+        ({**LORA, f"{Q_PROJ}.lora_B.weight": ("F32", (6, 3))}, "is not an adapter of .*mine"),
         ({name.replace("0", "7"): facts for name, facts in LORA.items()}, "layers.7"),
         ({**LORA, "base_model.model.lm_head.weight": ("F32", (8, 4))}, "see merge="),
     ],
@@ -302,9 +309,9 @@ def test_adapter_of_another_model(shapes: Shapes, message: str, adapter: Path) -
 def test_scale_of_a_pair() -> None:
     """The scale is PEFT's, with rsLoRA and with other values for some layers."""
     settings = {"lora_alpha": 6, "alpha_pattern": {"k_proj": 2, "layers.1.*": 3}}
-    assert 6 / 4 == lora.scale(settings, "model.layers.0.q_proj.weight", 4)
-    assert 2 / 4 == lora.scale(settings, "model.layers.0.k_proj.weight", 4)
-    assert 3 / 2 == lora.scale({**settings, "use_rslora": True}, "layers.1.q_proj.weight", 4)
+    assert 6 / 4 == lora_scale(settings, "model.layers.0.q_proj.weight", 4)
+    assert 2 / 4 == lora_scale(settings, "model.layers.0.k_proj.weight", 4)
+    assert 3 / 2 == lora_scale({**settings, "use_rslora": True}, "layers.1.q_proj.weight", 4)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +319,7 @@ def test_scale_of_a_pair() -> None:
     [
         (["/no/such"], {}, ModelNotFoundError, "no such folder: '/no/such'"),
         ([""], {}, ModelNotFoundError, "no such folder"),
-        (["FOLDER", "/no/such/out.gguf"], {}, ArgumentError, "in a folder that exists"),
+        (["FOLDER", "/no/such/out.gguf"], {}, ArgumentError, "the folder /no/such does not exist"),
         (["FOLDER", "FOLDER/model.safetensors"], {}, ArgumentError, "is the source itself"),
         (["ADAPTER", "ADAPTER/adapter_config.json"], {}, ArgumentError, "is the source itself"),
         (["ADAPTER", "FOLDER/config.json"], {"base": "FOLDER"}, ArgumentError, "is the source"),
@@ -345,7 +352,7 @@ def test_bad_arguments(
 
 def test_says_which_package_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torch the error names the extra that brings it."""
-    monkeypatch.setattr(converter, "MODULES", ("json", "no_such_package"))
+    monkeypatch.setattr("llcuda.conversion.runner.MODULES", ("json", "no_such_package"))
     with pytest.raises(LlcudaError, match=r"no_such_package: pip install 'llcuda\[convert\]'"):
         convert(folder)
 
@@ -355,20 +362,20 @@ def test_key_changes_with_content(
 ) -> None:
     """The cache's key is of the content: a copy has the same, a changed byte another."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(conversion, "LARGE", 100)
+    monkeypatch.setattr("llcuda.conversion.convert.LARGE_FILE", 100)
     (tmp_path / "llcuda" / "checkpoints").mkdir(parents=True)
-    key = conversion._digest(source(folder), "Q8_0")
-    assert key == conversion._digest(source(folder), "Q8_0")
-    assert key != conversion._digest(source(folder), "Q4_K_M")
+    key = source_digest(source(folder), "Q8_0")
+    assert key == source_digest(source(folder), "Q8_0")
+    assert key != source_digest(source(folder), "Q4_K_M")
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    assert key == conversion._digest(source(copy), "Q8_0")
+    assert key == source_digest(source(copy), "Q8_0")
     content = bytearray((copy / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "model.safetensors").write_bytes(content)
-    assert key != conversion._digest(source(copy), "Q8_0")
+    assert key != source_digest(source(copy), "Q8_0")
 
 
 def test_key_of_a_downloaded_file(tmp_path: Path) -> None:
@@ -378,7 +385,7 @@ def test_key_of_a_downloaded_file(tmp_path: Path) -> None:
     blob.parent.mkdir()
     blob.write_bytes(b"y")
     (tmp_path / "model.safetensors").symlink_to(blob)
-    assert digest == conversion._content(tmp_path / "model.safetensors")
+    assert digest == file_digest(tmp_path / "model.safetensors")
 
 
 def test_code_does_not_reach_the_converter(folder: Path, adapter: Path, tmp_path: Path) -> None:
@@ -388,7 +395,7 @@ def test_code_does_not_reach_the_converter(folder: Path, adapter: Path, tmp_path
     for name in ("code.py", "extra.bin", "other.safetensors"):
         (folder / name).write_text("raise SystemExit")
     (folder / "tokenizer_config.json").write_text(json.dumps(remote))
-    stage = converter._stage_model(source(folder), tmp_path / "stage")
+    stage = stage_model(source(folder), tmp_path / "stage")
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} == {
         path.name for path in stage.iterdir()
     }
@@ -396,10 +403,10 @@ def test_code_does_not_reach_the_converter(folder: Path, adapter: Path, tmp_path
         assert "auto_map" not in path.read_text()
 
 
-def test_packed_checkpoint_loses_its_quantisation(folder: Path, tmp_path: Path) -> None:
+def test_packed_checkpoint_loses_its_quantization(folder: Path, tmp_path: Path) -> None:
     """The converter, which does not know bitsandbytes, is not told of it."""
     quantized(quant_method="bitsandbytes", load_in_4bit=True)(folder)
-    stage = converter._stage_model(source(folder), tmp_path / "stage")
+    stage = stage_model(source(folder), tmp_path / "stage")
     assert "quantization_config" not in json.loads((stage / "config.json").read_text())
 
 
@@ -409,7 +416,7 @@ def test_merging_takes_the_adapters_tokenizer(folder: Path, adapter: Path, tmp_p
     (folder / "chat_template.jinja").write_text("of the base")
     shapes: Shapes = {**LORA, "base_model.model.model.embed_tokens.weight": ("F16", (9, 4))}
     (adapter / "adapter_model.safetensors").write_bytes(safetensors(shapes))
-    stage = converter._stage_model(source(folder, adapter), tmp_path / "stage")
+    stage = stage_model(source(folder, adapter), tmp_path / "stage")
     assert '{"added": 1}' == (stage / "tokenizer.json").read_text()
     assert not (stage / "chat_template.jinja").exists()
     assert 9 == json.loads((stage / "config.json").read_text())["vocab_size"]
@@ -417,11 +424,11 @@ def test_merging_takes_the_adapters_tokenizer(folder: Path, adapter: Path, tmp_p
 
 def test_llama_cpps_converter_is_in_the_package() -> None:
     """It comes with its licences, and knows the models that Unsloth trains."""
-    place = converter._folder()
+    place = converter_folder()
     for name in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "LICENSE", "gguf-py/LICENSE"):
         assert (place / name).is_file()
     known = {"Gemma3ForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-    assert known | {"Phi3ForCausalLM", "MistralForCausalLM"} <= converter.architectures()
+    assert known | {"Phi3ForCausalLM", "MistralForCausalLM"} <= architectures()
 
 
 def test_command_line(folder: Path) -> None:
@@ -444,6 +451,6 @@ def test_refuses_on_the_hub_before_the_weights_come(tmp_path: Path) -> None:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=60, env=environment
         )
-        assert "BarForCausalLM is no model" in result.stderr
+        assert "BarForCausalLM is not a model" in result.stderr
         assert "config.json" in hub.sent
         assert not {"model.safetensors", "code.py"} & set(hub.sent)

@@ -22,8 +22,13 @@ import gguf  # noqa: E402
 import psutil  # noqa: E402
 
 from llcuda import Adapter, Context, Model, Sampler, convert  # noqa: E402
-from llcuda.conversion import runner as converter  # noqa: E402
 from llcuda.conversion.checkpoint import read_checkpoint  # noqa: E402
+from llcuda.conversion.runner import (  # noqa: E402
+    Source,
+    architectures,
+    converter_folder,
+    run_converter,
+)
 from llcuda.errors import ArgumentError, LoadCancelledError, ModelError  # noqa: E402
 from llcuda.gguf_parser import GGUFReader  # noqa: E402
 from llcuda.unsloth import attach, save_pretrained_llcuda  # noqa: E402
@@ -434,19 +439,19 @@ def test_converts_from_the_hub(checkpoint: Make, tmp_path: Path) -> None:
 def test_large_embeddings_in_parts(checkpoint: Make, tmp_path: Path) -> None:
     """An embedding that is written in parts is bit for bit the one that is written at once."""
     names = ["--outtype", "q8_0", "--outfile", str(tmp_path / "right.gguf")]
-    script = converter._folder() / "convert_hf_to_gguf.py"
+    script = converter_folder() / "convert_hf_to_gguf.py"
     subprocess.run([sys.executable, script, checkpoint("llama3"), *names], check=True)
-    converter.run(source(checkpoint("llama3")), tmp_path / "parts.gguf", "Q8_0", 1, lambda _: None)
+    run_converter(source(checkpoint("llama3")), tmp_path / "parts.gguf", "Q8_0", 1, lambda _: None)
     right, found = (GGUFReader(tmp_path / f"{name}.gguf") for name in ("right", "parts"))
     with right, found:
         for name in right.tensors:
             assert right.get_tensor_data(name) == found.get_tensor_data(name)
 
 
-def source(folder: Path) -> converter.Source:
+def source(folder: Path) -> Source:
     """Return what is converted, for the converter."""
-    read = read_checkpoint(folder, converter.architectures())
-    return converter.Source(folder.name, folder, read.config, read, None)
+    read = read_checkpoint(folder, architectures())
+    return Source(folder.name, folder, read.config, read, None)
 
 
 def test_unknown_tokenizer(checkpoint: Make, tmp_path: Path) -> None:
@@ -455,7 +460,7 @@ def test_unknown_tokenizer(checkpoint: Make, tmp_path: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     del content["model"]["merges"][1000:]
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=r"its tokenizer is none that this llama\.cpp knows"):
+    with pytest.raises(ModelError, match=r"this llama\.cpp does not know its tokenizer"):
         convert(folder, tmp_path)
     assert [folder] == list(tmp_path.iterdir())
 
@@ -478,7 +483,7 @@ def test_a_killed_converter_is_an_error(
     def popen(command: list[str], **options: Any) -> Any:
         return start([command[0], "-c", "import os; os.kill(os.getpid(), 9)"], **options)
 
-    monkeypatch.setattr(converter.subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     with pytest.raises(ModelError, match="signal 9; was there too little memory"):
         convert(checkpoint("llama"), tmp_path)
 
