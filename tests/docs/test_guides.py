@@ -75,3 +75,8 @@ def test_no_block_is_left_out() -> None:
             known |= WITH_TORCH
         for block in blocks(document):
             assert block.language in known, block
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads one screen."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
