@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llcuda
-from llcuda.structured import compiler as structured
+from llcuda import structured
 
 ITEM = {
     "type": "object",

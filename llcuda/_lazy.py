@@ -1,24 +1,29 @@
-"""Lazy names of a package: importing the package costs nothing."""
+"""Lazy names of a package, so that importing the package costs nothing, and deprecated names."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
 def lazy(
-    package: str, homes: Mapping[str, str]
+    package: str, homes: Mapping[str, str], renamed: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for a package.
 
     Args:
-        package: the package's dotted name.
-        homes: the module that defines each public name.
+        package: Dotted name of the package.
+        homes: Module that defines each public name.
+        renamed: New name of each deprecated one; deprecated names are not listed.
     """
 
     def get(name: str) -> Any:
+        if renamed and name in renamed:
+            _warn(package, name, renamed[name])
+            name = renamed[name]
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(homes[name]), name)
@@ -26,3 +31,27 @@ def lazy(
         return value
 
     return get, lambda: sorted(homes)
+
+
+def deprecated(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a module, which gives what was renamed by its old name.
+
+    Args:
+        module: Dotted name of the module.
+        renamed: New name, in the same module, of each deprecated one.
+    """
+
+    def get(name: str) -> Any:
+        if name not in renamed:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        _warn(module, name, renamed[name])
+        return getattr(sys.modules[module], renamed[name])
+
+    return get
+
+
+def _warn(module: str, old: str, new: str) -> None:
+    """Warn whoever asked a `__getattr__`, two calls above, for a deprecated name."""
+    warnings.warn(
+        f"{module}.{old} is deprecated: use {module}.{new}", DeprecationWarning, stacklevel=3
+    )

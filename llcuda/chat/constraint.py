@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from llcuda import structured
 from llcuda.chat.formats import ChatSyntax, ToolCallFormat
 from llcuda.chat.parser import ChatParser
 from llcuda.chat.stream_reader import Reading, StreamReader, nothing
 from llcuda.errors import ArgumentError, SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model
-from llcuda.structured import compiler as structured
 
 _PLAIN = {"type", "properties", "required", "title", "description", "$defs", "$schema"}
 
@@ -45,7 +45,7 @@ def chat_guide(
         ArgumentError: The tools or the format cannot be honoured.
         UnsupportedError: A call is demanded of a model that does not write calls as JSON.
     """
-    form = structured.wanted(model, response_format)
+    form = structured.compile_response_format(model, response_format)
     calls = syntax.tool_calls
     demanded = bool(tools) and tool_choice not in ("auto", "none")
     if form is not None and tools:

@@ -46,7 +46,7 @@ from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
 from llcuda.params import ContextParams, SamplingParams, check_number, wrong_value
-from llcuda.structured import compiler as structured
+from llcuda.structured import compile_response_format
 
 logger = logging.getLogger("llcuda.engine")
 
@@ -210,7 +210,7 @@ class Engine(EmbedsTexts):
                 raise ArgumentError(
                     "give response_format= or guide=, not both", parameter="response_format"
                 )
-            form = structured.wanted(self.model, response_format)
+            form = compile_response_format(self.model, response_format)
         tokens, dropped = self._prompt_tokens(prompt, params)
         requests: list[Request] = []
         cancel, check = partial(_cancel, self._desk, self._worker), self._desk.check_reader

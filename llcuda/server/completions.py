@@ -16,7 +16,7 @@ from llcuda.server.errors import ApiError, translate
 from llcuda.server.models import Loaded
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
 from llcuda.server.sse import Output, Pace
-from llcuda.structured import compiler as structured
+from llcuda.structured import compile_response_format
 
 LONG_TEXT = 2000  # characters; what is longer is tokenized beside the event loop
 
@@ -48,7 +48,7 @@ def check_deadline(made: Sequence[Completion]) -> None:
 def check_format(engine: Engine, form: dict[str, Any] | None) -> None:
     """Compile a response_format, which is kept, so that its errors name it."""
     try:
-        structured.wanted(engine.model, form)
+        compile_response_format(engine.model, form)
     except (ArgumentError, UnsupportedError) as error:
         named = error.parameter == "response_format"
         message = error.problem if named else f"response_format: {error.problem}"

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING
 from llcuda._lazy import lazy
 
 if TYPE_CHECKING:
-    from llcuda.structured.compiler import Format as Format
+    from llcuda.structured.compiler import CompiledGrammar as CompiledGrammar
     from llcuda.structured.compiler import TextGuide as TextGuide
     from llcuda.structured.compiler import compile as compile  # noqa: A004 - as that of re
+    from llcuda.structured.compiler import compile_response_format as compile_response_format
     from llcuda.structured.compiler import guide as guide
-    from llcuda.structured.compiler import tool_format as tool_format
-    from llcuda.structured.compiler import wanted as wanted
+    from llcuda.structured.grammar import tool_format as tool_format
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "Format": "llcuda.structured.compiler",
+        "CompiledGrammar": "llcuda.structured.compiler",
         "TextGuide": "llcuda.structured.compiler",
         "compile": "llcuda.structured.compiler",
+        "compile_response_format": "llcuda.structured.compiler",
         "guide": "llcuda.structured.compiler",
-        "tool_format": "llcuda.structured.compiler",
-        "wanted": "llcuda.structured.compiler",
+        "tool_format": "llcuda.structured.grammar",
     },
+    renamed={"Format": "CompiledGrammar", "wanted": "compile_response_format"},
 )

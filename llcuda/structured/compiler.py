@@ -1,11 +1,11 @@
-"""Structured output: JSON schemas, regular expressions and grammars as guides, by llguidance.
+"""Compiled grammars of structured output, and the guides that follow them, by llguidance.
 
-    format = structured.compile(model, {"type": "regex", "regex": "[0-9]+ apples"})
-    engine.submit(prompt, guide=format.guide())
+    grammar = structured.compile(model, {"type": "regex", "regex": "[0-9]+ apples"})
+    engine.submit(prompt, guide=grammar.guide())
     engine.submit(prompt, response_format={"type": "json_object"})  # the same in one step
 
-What cannot be honoured is an ArgumentError here, before the first token; nothing is left out. A
-text ends where its format ends; one that max_tokens cuts off is a beginning of one that fits.
+A format that cannot be honoured is an ArgumentError before the first token. A text ends where its
+grammar ends; one that `max_tokens` cuts off is the beginning of a text that follows the grammar.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
-from llcuda.structured import grammar as structured_grammar
-from llcuda.structured.grammar import tool_format as tool_format
+from llcuda.structured.grammar import grammar_source
 from llcuda.structured.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -32,170 +31,229 @@ if TYPE_CHECKING:
     from llcuda.native.model import Model
 
 T = TypeVar("T")
-MAX_FORMATS = 64  # kept of each model
-MAX_LANES = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # compilations that texts share
-STACK_BYTES = 256 << 20  # of the thread that compiles, which recurses; touched as far as it is used
+MAX_GRAMMARS = 64  # kept for each model
+MAX_COMPILATIONS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # of one grammar
+MAX_LEXER_STATES = 50_000  # of one compilation: 100 MB
 MAX_FORCED = 8192  # tokens that a beginning may force; longer ones never end
+STACK_BYTES = 256 << 20  # of the thread that compiles, which recurses; touched as far as it is used
 
 
 def compile(  # noqa: A001 - as that of re
     model: Model, response_format: Any = None, *, schema: Any = None, compact: bool = False
-) -> Format:
-    """Return a format that gives guides for any number of texts of `model`; those are kept.
+) -> CompiledGrammar:
+    """Compile a format for any number of texts of a model.
 
-    response_format: a Pydantic model's class, or a dict:
-        {"type": "json_object"}; {"type": "json_schema", "json_schema": {"schema": ...}};
-        {"type": "regex", "regex": ...}, of the whole text, in Rust's dialect;
-        {"type": "choice", "choices": [...]}, one of these texts;
-        {"type": "lark" or "gbnf", "grammar": ...}; what `tool_format` returns; or a Format.
-    schema: a JSON schema in its place. compact: JSON without whitespace.
-    The first call for a model reads its vocabulary: 1 s for 262,144 tokens.
-    Raises ArgumentError (GrammarError) for what cannot be honoured, and UnsupportedError for a
-    model without a token that ends a text.
+    The last 64 grammars of a model are kept, so that compiling one again costs nothing. The first
+    call for a model reads its vocabulary.
+
+    Args:
+        model: The model whose tokens are restricted.
+        response_format: A CompiledGrammar of this model, the class of a Pydantic model, or a dict:
+
+            - `{"type": "json_object"}`: any JSON object;
+            - `{"type": "json_schema", "json_schema": {"schema": ...}}`;
+            - `{"type": "regex", "regex": ...}`: a regular expression in Rust's dialect, which the
+              whole text matches;
+            - `{"type": "choice", "choices": [...]}`: one of these texts;
+            - `{"type": "lark", "grammar": ...}` or `{"type": "gbnf", "grammar": ...}`;
+            - what `tool_format` returns.
+        schema: A JSON schema, in place of `response_format`.
+        compact: Whether JSON has no whitespace.
+
+    Returns:
+        The grammar; its `guide()` restricts one text.
+
+    Raises:
+        ArgumentError: The format is unknown, or cannot be honoured to the letter.
+        GrammarError: The grammar cannot be read, or allows no text; an ArgumentError, too.
+        UnsupportedError: The model has no token that ends a text.
     """
     if schema is not None:
         if response_format is not None:
-            raise ArgumentError("give response_format or schema=, not both")
+            raise ArgumentError(
+                "response_format: give it or schema=, not both", parameter="response_format"
+            )
         response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
-    if isinstance(response_format, Format):
+    if isinstance(response_format, CompiledGrammar):
         if not response_format.is_of(model):
             raise ArgumentError(
-                "response_format: this Format was compiled for another model",
+                "response_format: it was compiled for another model",
                 parameter="response_format",
+                remedy="compile it for this one",
             )
         return response_format
-    source = structured_grammar.source(response_format, model, compact)
-    return _compiler(model).format(model, source)
+    try:
+        source = grammar_source(response_format, model, compact)
+    except ArgumentError as error:
+        error.parameter = error.parameter or "response_format"
+        raise
+    return _compiler_of(model).compile(model, source)
 
 
 def guide(model: Model, response_format: Any = None, **parameters: Any) -> TextGuide:
-    """Return a guide for one text; see `compile`."""
+    """Compile a format and return a guide for one text.
+
+    Args:
+        model: The model whose tokens are restricted.
+        response_format: See `compile`.
+        **parameters: `schema` and `compact` of `compile`.
+
+    Returns:
+        A guide: `Engine.submit(prompt, guide=...)` takes it.
+
+    Raises:
+        ArgumentError: See `compile`.
+    """
     return compile(model, response_format, **parameters).guide()
 
 
-def wanted(model: Model, response_format: Any) -> Format | None:
-    """Return what is asked for by OpenAI's parameter: None for None and {"type": "text"}."""
+def compile_response_format(model: Model, response_format: Any) -> CompiledGrammar | None:
+    """Compile the parameter `response_format` of OpenAI's API, which may restrict nothing.
+
+    Args:
+        model: The model whose tokens are restricted.
+        response_format: See `compile`; None and `{"type": "text"}` restrict nothing.
+
+    Returns:
+        The grammar, or None.
+
+    Raises:
+        ArgumentError: See `compile`.
+    """
     if response_format is None or response_format == {"type": "text"}:
         return None
     return compile(model, response_format)
 
 
-class Format:
-    """A compiled format; any number of texts may follow it, in any thread."""
+class CompiledGrammar:
+    """A compiled format, which any number of texts may follow, in any thread; see `compile`.
+
+    Attributes:
+        source: The grammar as llguidance gets it.
+    """
 
     def __init__(self, model: Model, tokenizer: LLTokenizer, source: str) -> None:
         self.source = source
-        self._model = weakref.ref(model)  # which keeps its formats
+        self._model = weakref.ref(model)  # which keeps its grammars
         self._tokenizer = tokenizer
-        self._words = (model.vocab_size + 31) // 32
-        self._ends = model.eog_tokens
-        self._lanes = [_Lane(self)]
-        self._lanes_lock = threading.Lock()
+        self._mask_words = (model.vocab_size + 31) // 32
+        self._end_tokens = model.eog_tokens
+        self._compilations = [_Compilation(self)]
+        self._lock = threading.Lock()
 
     def is_of(self, model: Model) -> bool:
-        """Whether it was compiled for `model`."""
+        """Whether the grammar was compiled for `model`."""
         return self._model() is model
 
+    def guide(self) -> TextGuide:
+        """Return a guide for one text."""
+        with self._lock:
+            compilation = min(self._compilations, key=lambda shared: len(shared.guides))
+            if compilation.guides and len(self._compilations) < MAX_COMPILATIONS:
+                compilation = _Compilation(self)
+                self._compilations.append(compilation)
+            guide = TextGuide(self, compilation)
+            compilation.guides.add(guide)
+        return guide
+
     def _compile(self) -> LLMatcher:
-        """Return the grammar at its beginning. Raises GrammarError for one that allows no text."""
+        """Return a matcher at the beginning of a text."""
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(  # what hostile formats may cost; an error where it is passed
+        limits = LLParserLimits(  # what hostile grammars may cost; an error where it is passed
             initial_lexer_fuel=1_000_000,  # 20 ms of compiling
             step_lexer_fuel=200_000,  # 15 ms of a mask
             step_max_items=50_000,
             max_items_in_row=2_000,
-            max_lexer_states=50_000,  # 100 MB
+            max_lexer_states=MAX_LEXER_STATES,
             max_grammar_size=500_000,
             verbose_errors=False,
         )
         start = LLMatcher(self._tokenizer, self.source, log_level=0, limits=limits)
         if start.is_error():
-            raise GrammarError(_message(start), parameter="response_format")
+            raise _refused(_message(start))
         trial = start.deep_copy()
         mask = np.frombuffer(trial.compute_bitmask(), np.uint8)
         allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
-        if trial.is_error() or set(allowed.tolist()) <= self._ends:
-            raise GrammarError(
-                "response_format: no text satisfies it, or only the empty one",
-                parameter="response_format",
-            )
+        if trial.is_error() or set(allowed.tolist()) <= self._end_tokens:
+            raise _refused("no text satisfies it, or only the empty one")
         if len(trial.compute_ff_tokens()) > MAX_FORCED:
-            raise GrammarError(
-                "response_format: no text that satisfies it ever ends", parameter="response_format"
-            )
+            raise _refused("no text that satisfies it ever ends")
         return start
 
-    def guide(self) -> TextGuide:
-        """Return a guide for one text."""
-        with self._lanes_lock:
-            lane = min(self._lanes, key=lambda lane: len(lane.guides))
-            if lane.guides and len(self._lanes) < MAX_LANES:
-                lane = _Lane(self)
-                self._lanes.append(lane)
-            found = TextGuide(self, lane)
-            lane.guides.add(found)
-        return found
-
     def __repr__(self) -> str:
-        return f"<llcuda.structured.Format {self.source:.80}>"
+        return f"<llcuda.structured.CompiledGrammar {self.source:.80}>"
 
 
-class _Lane:
-    """A compiled grammar of one's own: texts that share it wait for each other, others do not."""
+class _Compilation:
+    """A compiled copy of a grammar: guides that share it wait for each other, others do not."""
 
-    def __init__(self, followed: Format) -> None:
+    def __init__(self, grammar: CompiledGrammar) -> None:
         # Copies of a matcher share what they learn of the grammar, behind a lock of Rust's. Whoever
         # holds that may wait for the GIL, hence one more lock, which is waited for without it.
         self.lock = threading.Lock()
         self.guides: weakref.WeakSet[TextGuide] = weakref.WeakSet()
-        self.start = _with_stack(followed._compile)
+        self.start = _with_stack(grammar._compile)
 
 
 class TextGuide:
-    """Follows one text; see `llcuda.guide`. Raises SamplingError where a limit is passed."""
+    """A guide of `llcuda.guide.Guide` that makes one text follow a CompiledGrammar.
 
-    def __init__(self, followed: Format, lane: _Lane) -> None:
-        self._format, self._lane = followed, lane
-        with lane.lock:
-            self._matcher = lane.start.deep_copy()
+    Its methods raise SamplingError where the text leaves the grammar, or passes a limit.
+    """
+
+    def __init__(self, grammar: CompiledGrammar, compilation: _Compilation) -> None:
+        self._grammar, self._compilation = grammar, compilation
+        with compilation.lock:
+            self._matcher = compilation.start.deep_copy()
         self._accepted: list[int] = []
-        self._mask = np.zeros(followed._words, np.uint32)
+        self._mask = np.zeros(grammar._mask_words, np.uint32)
 
     @staticmethod
     def masks(guides: Sequence[TextGuide]) -> list[Any]:
-        """Return each guide's mask, or what it raises; those of several lanes at the same time."""
-        lanes: dict[_Lane, list[int]] = {}
-        for i, one in enumerate(guides):
-            lanes.setdefault(one._lane, []).append(i)
-        found: list[Any] = [None] * len(guides)
+        """Compute the masks of several guides at the same time.
+
+        Args:
+            guides: Guides of any grammars.
+
+        Returns:
+            Each guide's mask, or the exception that it raises.
+        """
+        by_compilation: dict[_Compilation, list[int]] = {}
+        for i, guide in enumerate(guides):
+            by_compilation.setdefault(guide._compilation, []).append(i)
+        masks: list[Any] = [None] * len(guides)
 
         def fill(places: Sequence[int]) -> None:
             for i in places:
                 try:
-                    found[i] = guides[i].mask()
+                    masks[i] = guides[i].mask()
                 except Exception as error:
-                    found[i] = error
+                    masks[i] = error
 
-        own, *others = lanes.values()
-        waiting = [_threads().submit(fill, places) for places in others]
+        own, *others = by_compilation.values()
+        tasks = [_threads().submit(fill, places) for places in others]
         fill(own)
-        for task in waiting:
+        for task in tasks:
             task.result()
-        return found
+        return masks
 
     def forced(self) -> list[int]:
         """Return the tokens that come next without a choice; at the end one that ends a text."""
-        with self._lane.lock:
+        with self._compilation.lock:
             if self._matcher.is_stopped():
                 self._check("ends a text")
-                return [min(self._format._ends)]
+                return [min(self._grammar._end_tokens)]
             return self._matcher.compute_ff_tokens()
 
     def mask(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
-        """Return the tokens that may come next; the array is written again by the next call."""
+        """Return the tokens that may come next, as bits; the next call overwrites the array.
+
+        Returns:
+            uint32, `((vocab_size + 31) // 32,)`; bit i % 32 of word i // 32 is token i's.
+        """
         mask = self._mask
-        with self._lane.lock:
+        with self._compilation.lock:
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             if self._matcher.is_error():
                 self._start_again()
@@ -204,64 +262,75 @@ class TextGuide:
         return mask
 
     def accept(self, token: int) -> None:
-        """Go on behind `token`."""
-        with self._lane.lock:
+        """Go on behind a token.
+
+        Args:
+            token: The token that was sampled, or forced.
+        """
+        with self._compilation.lock:
             self._accepted.append(token)
             if not self._matcher.consume_token(token):
                 self._start_again()
 
     def _start_again(self) -> None:
-        """Follow the text anew: what copies share grows with every text, up to a limit."""
-        self._lane.start = _with_stack(self._format._compile)
-        self._matcher = self._lane.start.deep_copy()
+        """Compile anew and replay the text: what copies share grows up to a limit."""
+        self._compilation.start = _with_stack(self._grammar._compile)
+        self._matcher = self._compilation.start.deep_copy()
         self._matcher.consume_tokens(self._accepted)
         self._check(f"accepts {len(self._accepted)} tokens")
 
-    def _check(self, what: str) -> None:
+    def _check(self, action: str) -> None:
         if self._matcher.is_error():
-            raise SamplingError(f"the guide fails where it {what}: {_message(self._matcher)}")
+            raise SamplingError(
+                f"response_format: the guide fails where it {action}: {_message(self._matcher)}",
+                parameter="response_format",
+            )
 
 
 @cache
 def _threads() -> ThreadPoolExecutor:
     """Return the threads that compute masks beside the engine's."""
-    return ThreadPoolExecutor(max(1, MAX_LANES - 1), thread_name_prefix="llcuda-mask")
+    return ThreadPoolExecutor(max(1, MAX_COMPILATIONS - 1), thread_name_prefix="llcuda-mask")
+
+
+def _refused(problem: str) -> GrammarError:
+    return GrammarError(f"response_format: {problem}", parameter="response_format")
 
 
 def _message(matcher: LLMatcher) -> str:
-    """Return what is wrong, without the state that follows."""
+    """Return a matcher's error without the state that follows in it."""
     text = matcher.get_error().partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()
     if text.startswith("panic"):
         text = "it is too large"
     lines = [line[:200] for line in text.splitlines()[:8]]
-    return "response_format: " + ("\n".join(lines) or "it cannot be followed")
+    return "\n".join(lines) or "it cannot be followed"
 
 
 class _Compiler:
-    """A model's tokenizer, and the formats that were used last. Knows the model weakly."""
+    """The tokenizer of a model, and its grammars that were used last. Does not keep the model."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._formats: OrderedDict[str, Format] = OrderedDict()
+        self._grammars: OrderedDict[str, CompiledGrammar] = OrderedDict()
 
-    def format(self, model: Model, source: str) -> Format:
-        """Return the format of a grammar, compiled once."""
+    def compile(self, model: Model, source: str) -> CompiledGrammar:
+        """Return the compiled grammar, which is compiled once."""
         with self._lock:
-            if source not in self._formats:
+            if source not in self._grammars:
                 self._tokenizer = self._tokenizer or tokenizer_of(model)
-                self._formats[source] = Format(model, self._tokenizer, source)
-            self._formats.move_to_end(source)
-            while len(self._formats) > MAX_FORMATS:
-                self._formats.popitem(last=False)
-            return self._formats[source]
+                self._grammars[source] = CompiledGrammar(model, self._tokenizer, source)
+            self._grammars.move_to_end(source)
+            while len(self._grammars) > MAX_GRAMMARS:
+                self._grammars.popitem(last=False)
+            return self._grammars[source]
 
 
 _compilers: weakref.WeakKeyDictionary[Model, _Compiler] = weakref.WeakKeyDictionary()
 _compilers_lock = threading.Lock()
 
 
-def _compiler(model: Model) -> _Compiler:
+def _compiler_of(model: Model) -> _Compiler:
     with _compilers_lock:
         return _compilers.setdefault(model, _Compiler())
 
@@ -271,12 +340,12 @@ _stack_lock = threading.Lock()
 
 def _with_stack(call: Callable[[], T]) -> T:
     """Call on a thread with a large stack: llguidance recurses, and would end the process."""
-    outcome: list[T] = []
+    results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append(call())
+            results.append(call())
         except BaseException as error:
             errors.append(error)
 
@@ -290,4 +359,4 @@ def _with_stack(call: Callable[[], T]) -> T:
     thread.join()
     if errors:
         raise errors[0]
-    return outcome[0]
+    return results[0]

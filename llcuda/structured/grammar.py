@@ -1,7 +1,4 @@
-"""Formats of structured output as grammars for llguidance, each form checked.
-
-`source` gives the grammar's text, by which compiled formats are kept, too.
-"""
+"""Translation of response formats to grammars for llguidance."""
 
 from __future__ import annotations
 
@@ -14,37 +11,43 @@ from llcuda.errors import ArgumentError
 from llcuda.structured.gbnf import to_lark
 from llcuda.structured.json_schema import MAX_BYTES, prepare
 
-# A space, or line breaks and what indents the next line: models that may write any number do.
+# A space, or line breaks and an indentation; without a bound models write blanks for ever.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})"
 _ANY_TEXT = "(?s:.)*"
 
 
-class Named(Protocol):
-    """What grammars of tools need of a model."""
+class HasPieces(Protocol):
+    """A model, as far as grammars of tool calls need it."""
 
     def pieces(self) -> tuple[list[bytes], list[int]]:
-        """Return the texts of all tokens, and those that are names of control tokens."""
+        """Return the texts of all tokens, and the control tokens among them."""
 
 
-def source(response_format: Any, model: Named, compact: bool) -> str:
-    """Return the grammar of a format. Raises ArgumentError for what is none."""
+def grammar_source(response_format: Any, model: HasPieces, compact: bool) -> str:
+    """Translate a response format; the text also tells compiled grammars apart.
+
+    Args:
+        response_format: See `llcuda.structured.compile`.
+        model: Where the control tokens are looked up that tool calls name.
+        compact: Whether JSON has no whitespace.
+
+    Returns:
+        A grammar in llguidance's Lark, or its JSON with several grammars.
+
+    Raises:
+        ArgumentError: The format is unknown, or cannot be honoured.
+    """
     if isinstance(response_format, type) and hasattr(response_format, "model_json_schema"):
         return _json(response_format.model_json_schema(), compact)
     if not isinstance(response_format, Mapping):
-        what = type(response_format).__name__
-        raise ArgumentError(f"response_format must be a dict or a Pydantic model, not {what}")
+        given = type(response_format).__name__
+        raise _refused(f"expected a dict or the class of a Pydantic model, not {given}")
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise ArgumentError(
-            f"response_format: type {kind!r} is not one of {', '.join(_FIELDS)}",
-            parameter="response_format",
-        )
-    fields, given = _FIELDS[kind], response_format.keys() - {"type"}
-    if given != fields:
-        raise ArgumentError(
-            f"response_format: type {kind!r} has the fields {sorted(fields)}, not {sorted(given)}",
-            parameter="response_format",
-        )
+        raise _refused(f"type {kind!r} is not one of {', '.join(_FIELDS)}")
+    expected, fields = _FIELDS[kind], response_format.keys() - {"type"}
+    if fields != expected:
+        raise _refused(f"type {kind!r} has the fields {sorted(expected)}, not {sorted(fields)}")
     if kind == "json_object":
         return _json({"type": "object"}, compact)
     if kind == "json_schema":
@@ -72,23 +75,19 @@ _FIELDS: dict[str, set[str]] = {
 }
 
 
+def _refused(problem: str) -> ArgumentError:
+    return ArgumentError(f"response_format: {problem}", parameter="response_format")
+
+
 def _text(kind: str, text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise ArgumentError(
-            f"response_format: expected a text that is no blank for type {kind!r}",
-            parameter="response_format",
-        )
+        raise _refused(f"type {kind!r} needs a text that is not blank")
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise ArgumentError(
-            f"response_format: this is no text: {error}", parameter="response_format"
-        ) from None
+        raise _refused(f"the text cannot be encoded as UTF-8: {error}") from None
     if size > MAX_BYTES:
-        raise ArgumentError(
-            f"response_format: {size} bytes, at most {MAX_BYTES} are allowed",
-            parameter="response_format",
-        )
+        raise _refused(f"it has {size} bytes; at most {MAX_BYTES} are allowed")
     return text
 
 
@@ -96,19 +95,13 @@ def _regex(text: str) -> str:
     return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", text).replace("\n", "\\n") + "/"
 
 
-def _schema_of(given: Any) -> Any:
-    if not isinstance(given, Mapping) or "schema" not in given:
-        raise ArgumentError(
-            "response_format: json_schema must be a dict with the field schema",
-            parameter="response_format",
-        )
-    unknown = given.keys() - {"schema", "name", "description", "strict"}
+def _schema_of(json_schema: Any) -> Any:
+    if not isinstance(json_schema, Mapping) or "schema" not in json_schema:
+        raise _refused("json_schema must be a dict with the field schema")
+    unknown = json_schema.keys() - {"schema", "name", "description", "strict"}
     if unknown:
-        raise ArgumentError(
-            f"response_format: json_schema has no field {', '.join(map(repr, unknown))}",
-            parameter="response_format",
-        )
-    return given["schema"]
+        raise _refused(f"json_schema has no field {', '.join(map(repr, unknown))}")
+    return json_schema["schema"]
 
 
 def _json(schema: Any, compact: bool) -> str:
@@ -122,15 +115,10 @@ def _with_spaces(schema: Any, compact: bool) -> dict[str, Any]:
 
 def _choice(choices: Any) -> str:
     if isinstance(choices, str | bytes) or not isinstance(choices, Sequence) or not choices:
-        raise ArgumentError(
-            "response_format: choices must be a list of texts", parameter="response_format"
-        )
+        raise _refused("choices must be a list of texts")
     for choice in choices:
         if not isinstance(choice, str) or not choice:
-            raise ArgumentError(
-                f"response_format: choices: expected texts, not {choice!r}",
-                parameter="response_format",
-            )
+            raise _refused(f"choices: expected texts that are not empty, not {choice!r}")
     text = " | ".join(_literal(choice) for choice in choices)
     return _text("choice", f"start: CHOICE\nCHOICE: {text}")
 
@@ -150,20 +138,33 @@ def tool_format(
     trigger: str = "",
     parallel: bool = True,
 ) -> dict[str, Any]:
-    """Return the response_format of texts whose tool calls follow the tools' schemas.
+    """Return the response_format of texts whose tool calls follow the schemas of the tools.
 
-    tools, tool_choice: OpenAI's; "auto" allows any text until a call begins, "required" and a
-    function's name begin with one. around: the text before and behind a function's arguments, by
-    its name, control tokens in it by theirs. trigger: what all these begin with, after which a text
-    is a call; "" where an object that begins the text is one. parallel: whether several may come.
-    Raises ArgumentError.
+    Args:
+        tools: Tools in OpenAI's form: `{"type": "function", "function": {"name": ...}}`.
+        tool_choice: OpenAI's: "auto" allows any text until a call begins; "required", or a tool to
+            call, makes the text begin with a call.
+        around: Returns the text before and behind the arguments of the function that it is given
+            by name; control tokens stand in it by their names.
+        trigger: What each call begins with; after it a text is a call. "": a text that begins with
+            an object is a call.
+        parallel: Whether a text may have several calls.
+
+    Returns:
+        A dict for `response_format`.
+
+    Raises:
+        ArgumentError: A tool has no name, `tool_choice` names none of them, or a call does not
+            begin with `trigger`.
     """
     named = {_function(tool)["name"]: _function(tool) for tool in tools}
     required = tool_choice != "auto"
     if isinstance(tool_choice, Mapping):
         name = _function(tool_choice)["name"]
         if name not in named:
-            raise ArgumentError(f"tool_choice: there is no tool {name!r}", parameter="tool_choice")
+            raise ArgumentError(
+                f"tool_choice={name!r}: expected one of {', '.join(named)}", parameter="tool_choice"
+            )
         named, parallel = {name: named[name]}, False
     elif tool_choice not in ("auto", "required"):
         raise ArgumentError(
@@ -176,7 +177,10 @@ def tool_format(
     for name, function in named.items():
         before, after = around(name)
         if not before.startswith(trigger):
-            raise ArgumentError(f"a call of {name!r} does not begin with {trigger!r}")
+            raise ArgumentError(
+                f"trigger={trigger!r}: a call of {name!r} does not begin with it",
+                parameter="trigger",
+            )
         parameters = function.get("parameters") or {"type": "object", "properties": {}}
         calls.append({"before": before, "schema": parameters, "after": after})
     return {
@@ -191,31 +195,35 @@ def tool_format(
 def _function(tool: Any) -> Mapping[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ArgumentError(f"expected a tool of type function with a name, not {tool!r:.200}")
+        raise ArgumentError(
+            f"tools: expected tools of type function with a name, not {tool!r:.200}",
+            parameter="tools",
+        )
     return function
 
 
-def _tools(given: Mapping[str, Any], model: Named, compact: bool) -> str:
+def _tools(tool_format: Mapping[str, Any], model: HasPieces, compact: bool) -> str:
     pieces, tokens = model.pieces()
     names = {pieces[token].decode(errors="replace"): token for token in tokens if pieces[token]}
-    trigger, required = given["trigger"], given["required"]
+    trigger, required = tool_format["trigger"], tool_format["required"]
     lines, grammars = [], []
-    lead = 0 if required else len(trigger)
-    for i, call in enumerate(given["calls"]):
-        before, after = (_parts(text, names) for text in (call["before"][lead:], call["after"]))
+    triggered = 0 if required else len(trigger)
+    for i, call in enumerate(tool_format["calls"]):
+        before = _parts(call["before"][triggered:], names)
+        after = _parts(call["after"], names)
         head = "" if required or not trigger else "trigger "
         lines.append(f"call_{i}: {head}{before} @schema_{i} {after}")
         schema = _with_spaces(call["schema"], compact)
         grammars.append({"name": f"schema_{i}", "json_schema": schema})
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(grammars))))
     if required:
-        start = "call (BREAK? call)*" if given["parallel"] else "call"
+        start = "call (BREAK? call)*" if tool_format["parallel"] else "call"
         lines.append("BREAK: /[ \\n]{1,2}/")
     elif not trigger:
         start = 'call | OTHER | ""'
         lines.append(f"OTHER: /[^{{\\s]{_ANY_TEXT}/")
     else:
-        start = "call* TEXT" if given["parallel"] else "call | TEXT"
+        start = "call* TEXT" if tool_format["parallel"] else "call | TEXT"
         mark = _parts(trigger, names)
         special = mark.startswith("<[")
         lines.append(f"trigger{'' if special else '[lazy]'}: TEXT {mark}")
@@ -225,10 +233,10 @@ def _tools(given: Mapping[str, Any], model: Named, compact: bool) -> str:
 
 
 def _parts(text: str, names: Mapping[str, int]) -> str:
-    """Return a text in Lark, with its control tokens as such."""
-    found = sorted((name for name in names if name in text), key=len, reverse=True)
-    pattern = "|".join(map(re.escape, found))
-    parts = re.split(f"({pattern})", text) if found else [text]
+    """Translate a text, with the control tokens in it as such."""
+    present = sorted((name for name in names if name in text), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, present))
+    parts = re.split(f"({pattern})", text) if present else [text]
     return " ".join(
         f"<[{names[part]}]>" if part in names else _literal(part) for part in parts if part
     )

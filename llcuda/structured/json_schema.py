@@ -1,6 +1,6 @@
-"""What a JSON schema must be told before llguidance compiles it, and what it would not notice.
+"""Preparation of JSON schemas for llguidance, and checks of what it would not notice.
 
-Plain data: a copy of the schema comes back, which allows no text that the schema does not.
+The prepared schema is a copy, which allows no text that the schema does not.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from llcuda.errors import ArgumentError
 
 MAX_BYTES = 1 << 18
 MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compiler recurses
-MAX_MULTIPLE = 100_000  # it makes a state of each remainder
-MAX_ROUNDS = 200
+MAX_MULTIPLE = 100_000  # llguidance makes a state of each remainder
+MAX_ROUNDS = 200  # of looking for schemas that a finite text satisfies
 
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
@@ -31,12 +31,23 @@ _DATE = (
 
 
 def prepare(schema: Any) -> dict[str, Any]:
-    """Return a copy of `schema`. Raises ArgumentError for what is none, or cannot be honoured."""
+    """Prepare a schema.
+
+    Args:
+        schema: A JSON schema; draft 2020-12, as far as llguidance knows it.
+
+    Returns:
+        A copy that llguidance understands as the schema is meant.
+
+    Raises:
+        ArgumentError: This is not a JSON schema, it cannot be honoured, or no finite text satisfies
+            it.
+    """
     prepared = _copy(schema)
     for count, node in enumerate(_schemas(prepared)):
         if count == MAX_SCHEMAS:
-            raise ArgumentError(f"the JSON schema has more than {MAX_SCHEMAS} schemas in it")
-        _prepare_one(node)
+            raise ArgumentError(f"the JSON schema contains more than {MAX_SCHEMAS} schemas")
+        _prepare_node(node)
     if not _has_texts(prepared):
         raise ArgumentError("nothing finite satisfies the JSON schema: it needs false, or itself")
     return prepared
@@ -51,26 +62,28 @@ def _copy(schema: Any) -> dict[str, Any]:
     except RecursionError:
         raise ArgumentError("the JSON schema is nested too deeply") from None
     except (TypeError, ValueError) as error:
-        raise ArgumentError(f"the JSON schema is no JSON: {error}") from None
+        raise ArgumentError(f"the JSON schema is not JSON: {error}") from None
     if size > MAX_BYTES:
-        raise ArgumentError(f"the JSON schema has {size} bytes, at most {MAX_BYTES} are allowed")
+        raise ArgumentError(f"the JSON schema has {size} bytes; at most {MAX_BYTES} are allowed")
     copy: dict[str, Any] = json.loads(text)
     if "x-guidance" in copy:
-        raise ArgumentError("x-guidance is no keyword of JSON schemas; give compact=True instead")
+        raise ArgumentError(
+            "x-guidance is not a keyword of JSON schemas", remedy="give compact=True instead"
+        )
     return copy
 
 
 def _schemas(root: Any) -> Iterator[dict[str, Any]]:
     """Return every schema that is an object: `root`, and those in it."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
+    unvisited = [root]
+    while unvisited:
+        node = unvisited.pop()
         if isinstance(node, dict):
             yield node
-            waiting += _below(node)
+            unvisited += _inner(node)
 
 
-def _below(node: dict[str, Any]) -> Iterator[Any]:
+def _inner(node: dict[str, Any]) -> Iterator[Any]:
     for key in _IN_MAPPINGS:
         if isinstance(inner := node.get(key), dict):
             yield from inner.values()
@@ -81,7 +94,7 @@ def _below(node: dict[str, Any]) -> Iterator[Any]:
         yield node.get(key)
 
 
-def _prepare_one(node: dict[str, Any]) -> None:
+def _prepare_node(node: dict[str, Any]) -> None:
     if node.get("uniqueItems") is False:
         del node["uniqueItems"]
     least, required = node.get("minProperties"), node.get("required")
@@ -90,11 +103,12 @@ def _prepare_one(node: dict[str, Any]) -> None:
     ):
         # One name twice is one property, which a grammar cannot see.
         raise ArgumentError(
-            f"minProperties: {least} is more than the required properties, which cannot be honoured"
+            f"minProperties={least}: at most 1, or the number of required properties, can be "
+            "honoured; require more of them"
         )
     multiple = node.get("multipleOf")
     if _is_number(multiple) and _digits(multiple) > MAX_MULTIPLE:
-        raise ArgumentError(f"multipleOf: {multiple} has too many digits to be honoured")
+        raise ArgumentError(f"multipleOf={multiple}: a number of fewer digits can be honoured")
     if node.get("type") != "integer":
         _exclude_whole_bounds(node)
     if node.get("format") in ("date", "date-time"):
@@ -131,7 +145,7 @@ def _digits(number: float) -> int:
     return int(abs(value).scaleb(max(0, -exponent if isinstance(exponent, int) else 0)))
 
 
-# --- whether there is a text ---
+# --- whether a finite text satisfies a schema ---
 
 
 def _has_texts(root: dict[str, Any]) -> bool:
@@ -158,8 +172,8 @@ def _ends(node: dict[str, Any], root: dict[str, Any], unproven: set[int]) -> boo
     if isinstance(reference, str) and not known(_target(reference, root)):
         return False
     for key, enough in (("anyOf", any), ("oneOf", any), ("allOf", all)):
-        inner = node.get(key)
-        if isinstance(inner, list) and not enough(known(one) for one in inner):
+        schemas = node.get(key)
+        if isinstance(schemas, list) and not enough(map(known, schemas)):
             return False
     kind = node.get("type")
     names = [kind] if isinstance(kind, str) else kind
@@ -190,18 +204,18 @@ def _array_ends(node: dict[str, Any], known: Callable[[Any], bool]) -> bool:
     others = node.get("additionalItems", True) if isinstance(items, list) else items
     if not isinstance(least, int) or not isinstance(first, list):
         return True
-    return all(known(one) for one in first[:least]) and (least <= len(first) or known(others))
+    return all(map(known, first[:least])) and (least <= len(first) or known(others))
 
 
 def _target(reference: str, root: dict[str, Any]) -> Any:
-    """Return what a local reference names; True for others, which llguidance judges."""
+    """Return the schema that a local reference names; True for others, which llguidance judges."""
     if reference != "#" and not reference.startswith("#/"):
         return True
-    found: Any = root
+    target: Any = root
     for part in reference.split("/")[1:]:
         name = unquote(part).replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list):
-            found = found[int(name)] if name.isdigit() and int(name) < len(found) else True
+        if isinstance(target, list):
+            target = target[int(name)] if name.isdigit() and int(name) < len(target) else True
         else:
-            found = found.get(name, True) if isinstance(found, dict) else True
-    return found
+            target = target.get(name, True) if isinstance(target, dict) else True
+    return target

@@ -1,4 +1,4 @@
-"""A model's vocabulary as llguidance wants it."""
+"""A model's tokenizer for llguidance."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ if TYPE_CHECKING:
 
     from llcuda.native.model import Model
 
-_BEFORE = b"\n"  # seldom joined with what follows, where a tokenizer puts a space in front
+_BEFORE = b"\n"  # seldom one token with what follows, where a tokenizer puts a space in front
 
 
 def tokenizer_of(model: Model) -> LLTokenizer:
-    """Return the tokenizer, made anew: 1 s for 262,144 tokens.
+    """Return a new tokenizer, which reads the whole vocabulary.
 
-    Raises UnsupportedError for a model without a token that ends a text.
+    Raises:
+        UnsupportedError: The model has no token that ends a text.
     """
     from llguidance import LLTokenizer, TokenizerWrapper
 
     ends = sorted(model.eog_tokens)
     if not ends:
-        raise UnsupportedError(f"{model.path.name} has no token that ends a text")
+        raise UnsupportedError(
+            f"model={model.path.name!r}: structured output needs a model with a token that ends a "
+            "text"
+        )
     return LLTokenizer(TokenizerWrapper(_Vocabulary(model, ends[0])), eos_token=ends)
 
 
 class _Vocabulary:
-    """What TokenizerWrapper reads. Refers to the model weakly: it is kept as long as the model."""
+    """The vocabulary as TokenizerWrapper reads it. Refers to the model weakly, which keeps it."""
 
     def __init__(self, model: Model, end: int) -> None:
         self.tokens, self.special_token_ids = model.pieces()
@@ -39,9 +43,9 @@ class _Vocabulary:
         self._model = weakref.ref(model)
 
     def __call__(self, text: Any) -> list[int]:
-        """Return the tokens of a text in the middle of another; none where that cannot be told.
+        """Return the tokens of a text in the middle of another; none where they are not certain.
 
-        Must not raise: it is called from Rust, which would panic.
+        It does not raise: Rust calls it, and would panic.
         """
         model = self._model()
         raw = text if isinstance(text, bytes) else str(text).encode(errors="replace")
@@ -49,7 +53,7 @@ class _Vocabulary:
             for before in (b"", _BEFORE) if model is not None else ():
                 tokens = model.tokenize(before + raw, add_special=False)  # type: ignore[union-attr]
                 pieces = [self.tokens[token] for token in tokens]
-                # What stands in front is the text before, and a space that was put there.
+                # In front are the text before, and a space that the tokenizer puts there.
                 while pieces and len(b"".join(pieces)) > len(raw):
                     del pieces[0]
                 if b"".join(pieces) == raw:
