@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import pytest
 
-from llcuda import demo_model
+from llcuda import demo_model, gguf_parser
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
@@ -24,10 +24,17 @@ from llcuda.errors import (
     ModelError,
     UnsupportedError,
 )
-from llcuda.gguf_parser import GGUFReader
+from llcuda.gguf_parser import (
+    GGML_BLOCK_SIZE,
+    GGML_TYPE_SIZE,
+    GGMLType,
+    GGUFReader,
+    GGUFTensorInfo,
+    GGUFValueType,
+    inspect_gguf,
+)
 from llcuda.gguf_writer import RawTensor, write_gguf
 from llcuda.native import library
-from llcuda.native.gguf.types import GGMLType, ValueType
 from tests.conftest import VENDOR_MODELS
 
 # The gguf package takes a block of Q8_1 for 40 bytes; ggml has 36.
@@ -37,19 +44,19 @@ PAGE = 4096
 GIB = 2**30
 
 
-VALUES: Mapping[str, tuple[Any, ValueType]] = {
-    "text": ("ä", ValueType.STRING),
-    "empty text": ("", ValueType.STRING),
-    "truth": (True, ValueType.BOOL),
-    "small": (1, ValueType.UINT32),
-    "negative": (-1, ValueType.INT32),
-    "large": (2**63, ValueType.UINT64),
-    "large and negative": (-(2**40), ValueType.INT64),
-    "real": (0.5, ValueType.FLOAT32),
-    "numpy's": (np.float64(0.1), ValueType.FLOAT64),
-    "array": (np.arange(3, dtype=np.int8), ValueType.INT8),
-    "truths": ([True, False], ValueType.BOOL),
-    "mixed signs": ([-1, 2**31], ValueType.INT64),
+VALUES: Mapping[str, tuple[Any, GGUFValueType]] = {
+    "text": ("ä", GGUFValueType.STRING),
+    "empty text": ("", GGUFValueType.STRING),
+    "truth": (True, GGUFValueType.BOOL),
+    "small": (1, GGUFValueType.UINT32),
+    "negative": (-1, GGUFValueType.INT32),
+    "large": (2**63, GGUFValueType.UINT64),
+    "large and negative": (-(2**40), GGUFValueType.INT64),
+    "real": (0.5, GGUFValueType.FLOAT32),
+    "numpy's": (np.float64(0.1), GGUFValueType.FLOAT64),
+    "array": (np.arange(3, dtype=np.int8), GGUFValueType.INT8),
+    "truths": ([True, False], GGUFValueType.BOOL),
+    "mixed signs": ([-1, 2**31], GGUFValueType.INT64),
 }
 
 
@@ -89,6 +96,76 @@ def test_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
     assert (None, None) == (reader.file, reader.mmap)
     assert view.readonly and np.array_equal(np.frombuffer(view, np.float32), values)
     reader.close()
+
+
+def test_a_description_of_a_tensor() -> None:
+    """It can be made without a file: five values in this order, by name too."""
+    info = GGUFTensorInfo("model.embed", 2, [4096, 512], GGMLType.F16, 1024)
+    assert info == GGUFTensorInfo(
+        name="model.embed", n_dims=2, shape=[4096, 512], ggml_type=GGMLType.F16, offset=1024
+    )
+    assert (4096 * 512, 4096 * 512 * 2, None) == (info.numel, info.nbytes, info.path)
+    assert "GGUFTensorInfo('model.embed', 4096x512, F16)" == repr(info)
+    quantized = GGUFTensorInfo("q", 2, [1024, 1024], GGMLType.Q4_0, 0)
+    assert 1024 * 1024 // 32 * 18 == quantized.nbytes
+
+
+def test_sizes_of_types() -> None:
+    """Mappings with all types; values and bytes of a block."""
+    assert (1, 4, 32, 18, 256, 144) == (
+        GGML_BLOCK_SIZE[GGMLType.F32],
+        GGML_TYPE_SIZE[GGMLType.F32],
+        GGML_BLOCK_SIZE[GGMLType.Q4_0],
+        GGML_TYPE_SIZE[GGMLType.Q4_0],
+        GGML_BLOCK_SIZE[GGMLType.Q4_K],
+        GGML_TYPE_SIZE[GGMLType.Q4_K],
+    )
+    for sizes in (GGML_BLOCK_SIZE, GGML_TYPE_SIZE):
+        assert [*sizes] == [*GGMLType] and GGMLType.BF16 in sizes
+        assert (None, 5) == (sizes.get(4), sizes.get("F32", 5))  # type: ignore[call-overload]
+        with pytest.raises(KeyError):
+            sizes[99]  # type: ignore[index]
+
+
+def test_a_reader_and_its_methods() -> None:
+    """Names of tensors as a list, values with a default, and a repr that says what the file is."""
+    with GGUFReader(demo_model()) as reader:
+        assert [*reader.tensors] == reader.list_tensors()
+        assert "llcuda demo" == reader.get_metadata_value("general.name")
+        assert (None, 7) == (
+            reader.get_metadata_value("no.such.key"),
+            reader.get_metadata_value("no.such.key", 7),
+        )
+        info = reader.tensors["output_norm.weight"]
+        assert demo_model() == info.path
+    expected = "GGUFReader('demo.gguf', name='llcuda demo', architecture='llama', tensors=74)"
+    assert expected == repr(reader)
+
+
+def test_inspect_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints what a file is; what a file says cannot drive the terminal."""
+    inspect_gguf(str(demo_model()))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{demo_model()}: GGUF version 3, 1 file(s)" == lines[0]
+    assert "  general.name: llcuda demo" in lines
+    assert any(line.startswith("  tokenizer.ggml.tokens: array of ") for line in lines)
+    assert any(line.startswith("Tensors: 74 (") for line in lines)
+    assert "  blk.0.attn_k.weight: [128, 256] Q8_0" in lines
+    assert "  ... and 64 more" == lines[-1]
+    metadata = {"general.architecture": "x", "bell\a": "\x1b[2J" + "y" * 100}
+    inspect_gguf(write_gguf(tmp_path / "odd.gguf", metadata, {}))
+    printed = capsys.readouterr().out
+    assert r"bell\x07: \x1b[2Jyyy" in printed and "yyy..." in printed and "\x1b" not in printed
+    assert printed.endswith("Tensors: 0\n")
+    with pytest.raises(FileNotFoundError, match="GGUF file not found"):
+        inspect_gguf(tmp_path / "missing.gguf")
+
+
+def test_old_names() -> None:
+    """They go on working for one release, with a warning."""
+    with pytest.warns(DeprecationWarning, match="use llcuda.gguf_parser.GGUFTensorInfo"):
+        assert gguf_parser.TensorInfo is GGUFTensorInfo
+    assert not hasattr(gguf_parser, "no_such_name")
 
 
 def test_closed_readers_say_so() -> None:
@@ -147,7 +224,7 @@ def test_types_are_those_of_ggml() -> None:
     known = {n: name for n, name in known.items() if not name.startswith(("DEPRECATED", "TYPE_"))}
     assert known == {kind.value: kind.name for kind in GGMLType}
     assert {kind.name: kind.value for kind in gguf.GGUFValueType} == {
-        kind.name: kind.value for kind in ValueType
+        kind.name: kind.value for kind in GGUFValueType
     }
 
 

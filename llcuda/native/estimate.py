@@ -13,7 +13,7 @@ from llcuda.native import callbacks, library
 from llcuda.native.context import Context
 from llcuda.native.gguf.mapped import MappedFile
 from llcuda.native.gguf.metadata import Metadata
-from llcuda.native.gguf.types import ValueType
+from llcuda.native.gguf.types import GGUFValueType
 from llcuda.native.model import Model
 from llcuda.native.oom import available_memory
 from llcuda.params import ContextParams, ModelParams
@@ -68,7 +68,7 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts:
 
     def number(key: str) -> int:
         """The value where it has the type that llama.cpp reads it as."""
-        known = key in metadata and metadata.type(key) == ValueType.UINT32
+        known = key in metadata and metadata.type(key) == GGUFValueType.UINT32
         return metadata[key] if known and metadata.count(key) is None else 0
 
     tokens = "tokenizer.ggml.tokens"

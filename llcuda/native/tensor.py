@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llcuda.errors import OutOfMemoryError, TensorError, UnsupportedError
 from llcuda.native import library
+from llcuda.native.gguf.types import GGML_BLOCK_SIZE, GGML_TYPE_SIZE, GGMLType
 from llcuda.native.oom import MIB, available_memory
 from llcuda.params import default_threads
 
@@ -177,13 +178,6 @@ def stream(device: int) -> int:
 
 
 @functools.cache
-def block(number: int) -> tuple[int, int]:
-    """Return how many values a block of a ggml type has, and its bytes."""
-    _, lib = library.load()
-    return int(lib.ggml_blck_size(number)), int(lib.ggml_type_size(number))
-
-
-@functools.cache
 def constant(name: str) -> int:
     """Return a constant of the binding."""
     _, lib = library.load()
@@ -193,7 +187,7 @@ def constant(name: str) -> int:
 def to_float(number: int, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
     """Return the values of rows of a ggml type."""
     ffi, lib = library.load()
-    size, nbytes = block(number)
+    size, nbytes = GGML_BLOCK_SIZE[GGMLType(number)], GGML_TYPE_SIZE[GGMLType(number)]
     count = rows.size // (columns // size * nbytes)
     values = np.empty((count, columns), np.float32)
     pointer = ffi.cast("float *", ffi.from_buffer(values))
@@ -211,7 +205,7 @@ def from_float(
     """
     ffi, lib = library.load()
     count, columns = values.shape
-    size, nbytes = block(number)
+    size, nbytes = GGML_BLOCK_SIZE[GGMLType(number)], GGML_TYPE_SIZE[GGMLType(number)]
     rows = np.empty(count * (columns // size) * nbytes, np.uint8)
     weights = ffi.NULL if importance is None else ffi.from_buffer(importance)
     status = lib.llcuda_rows_from_float(

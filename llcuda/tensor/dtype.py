@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import numpy as np
 from llcuda.errors import ArgumentError
 from llcuda.native import library
 from llcuda.native import tensor as native
-from llcuda.native.gguf.types import GGMLType
+from llcuda.native.gguf.types import GGML_BLOCK_SIZE, GGML_TYPE_SIZE, GGMLType
 
 
 class DType(Enum):
@@ -58,10 +59,11 @@ class DType(Enum):
         self.is_float = label in ("F32", "F16", "BF16")
         self.is_quantized = not self.is_float and label not in ("I32", "I64", "U8")
 
-    @property
+    @cached_property
     def block(self) -> tuple[int, int]:
         """How many values a block has, and its bytes; a block of one value but for ggml's types."""
-        return native.block(self.number)
+        kind = GGMLType(self.number)
+        return GGML_BLOCK_SIZE[kind], GGML_TYPE_SIZE[kind]
 
     def __repr__(self) -> str:
         return f"DType.{self.name}"

@@ -23,7 +23,10 @@ from llcuda.native.gguf.check import check_file
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A key and its value: `size` bytes at `value`. type: a ValueType, of an array's elements."""
+    """A key and its value: `size` bytes at `value`.
+
+    type: a GGUFValueType; for an array that of its elements.
+    """
 
     key: str
     value: int

@@ -9,7 +9,7 @@ import numpy as np
 
 from llcuda.errors import ClosedError
 from llcuda.native.gguf import mapped as gguf
-from llcuda.native.gguf.types import NUMPY_VALUES, ValueType
+from llcuda.native.gguf.types import NUMPY_VALUES, GGUFValueType
 
 LOSSLESS = "surrogateescape"  # a token may be any bytes
 AT_ONCE = 2**16  # bytes of a text that is read at once: more than any template has
@@ -79,9 +79,9 @@ class Metadata(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"<{len(self)} keys: {', '.join(self)}>"
 
-    def type(self, key: str) -> ValueType:
+    def type(self, key: str) -> GGUFValueType:
         """Return the type of a value; of an array's elements."""
-        return ValueType(self._pairs[key].type)
+        return GGUFValueType(self._pairs[key].type)
 
     def count(self, key: str) -> int | None:
         """Return how many elements an array has, without reading it; None for what is none."""
@@ -92,11 +92,11 @@ class Metadata(Mapping[str, Any]):
         mapping = self._file.mmap
         if mapping is None:
             raise ClosedError(f"{self._file.path} is closed, and {pair.key} was not read before")
-        if pair.type == ValueType.STRING:
+        if pair.type == GGUFValueType.STRING:
             blob = gguf.copy(mapping, pair.value, pair.size)
             return Texts(blob, pair.count) if pair.array else blob.decode(errors=LOSSLESS)
-        values = gguf.array(mapping, pair.value, pair.count, NUMPY_VALUES[ValueType(pair.type)])
-        if pair.type == ValueType.BOOL:
+        values = gguf.array(mapping, pair.value, pair.count, NUMPY_VALUES[GGUFValueType(pair.type)])
+        if pair.type == GGUFValueType.BOOL:
             values = values != 0
         values.flags.writeable = False
         return values if pair.array else values[0].item()

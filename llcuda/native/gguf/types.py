@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from functools import cached_property
+
+from llcuda.native import library
 
 
-class ValueType(IntEnum):
+class GGUFValueType(IntEnum):
     """What a metadata value is."""
 
     UINT8 = 0
@@ -63,19 +67,44 @@ class GGMLType(IntEnum):
     Q2_0 = 42
 
 
+class _Sizes(Mapping[GGMLType, int]):
+    """A number for each type, asked from ggml at the first use."""
+
+    def __init__(self, function: str) -> None:
+        self._function = function
+
+    @cached_property
+    def _sizes(self) -> dict[GGMLType, int]:
+        _, lib = library.load()
+        return {kind: int(getattr(lib, self._function)(kind)) for kind in GGMLType}
+
+    def __getitem__(self, kind: GGMLType) -> int:
+        return self._sizes[kind]
+
+    def __iter__(self) -> Iterator[GGMLType]:
+        return iter(GGMLType)
+
+    def __len__(self) -> int:
+        return len(GGMLType)
+
+
+GGML_BLOCK_SIZE: Mapping[GGMLType, int] = _Sizes("ggml_blck_size")  # values of a block
+GGML_TYPE_SIZE: Mapping[GGMLType, int] = _Sizes("ggml_type_size")  # bytes of a block
+
+
 # numpy's names of the types that it has.
 NUMPY_VALUES = {
-    ValueType.UINT8: "u1",
-    ValueType.INT8: "i1",
-    ValueType.UINT16: "u2",
-    ValueType.INT16: "i2",
-    ValueType.UINT32: "u4",
-    ValueType.INT32: "i4",
-    ValueType.FLOAT32: "f4",
-    ValueType.BOOL: "i1",
-    ValueType.UINT64: "u8",
-    ValueType.INT64: "i8",
-    ValueType.FLOAT64: "f8",
+    GGUFValueType.UINT8: "u1",
+    GGUFValueType.INT8: "i1",
+    GGUFValueType.UINT16: "u2",
+    GGUFValueType.INT16: "i2",
+    GGUFValueType.UINT32: "u4",
+    GGUFValueType.INT32: "i4",
+    GGUFValueType.FLOAT32: "f4",
+    GGUFValueType.BOOL: "i1",
+    GGUFValueType.UINT64: "u8",
+    GGUFValueType.INT64: "i8",
+    GGUFValueType.FLOAT64: "f8",
 }
 NUMPY_WHOLE = {
     GGMLType.I8: "i1",
