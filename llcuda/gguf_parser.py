@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mmap import mmap as memory_map
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from numpy.typing import NDArray
 
@@ -45,7 +45,8 @@ __all__ = [
 SHOWN_TENSORS = 10  # by inspect_gguf
 SHOWN_CHARACTERS = 60  # of a value
 
-__getattr__ = deprecated(__name__, {"TensorInfo": "GGUFTensorInfo"})
+if not TYPE_CHECKING:  # a checker would take every name for one of this module
+    __getattr__ = deprecated(__name__, {"TensorInfo": "GGUFTensorInfo"})
 
 
 @dataclass(frozen=True, slots=True, repr=False)

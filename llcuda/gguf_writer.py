@@ -69,7 +69,7 @@ def write_gguf(
         import gguf
     except ImportError as error:
         raise LlcudaError(
-            "writing a GGUF file needs the gguf package", remedy="pip install 'gguf>=0.17'"
+            "writing a GGUF file needs the gguf package; pip install 'gguf>=0.17'"
         ) from error
     target = Path(path)
     with written(target) as part:

@@ -282,8 +282,7 @@ class TextGuide:
     def _check(self, action: str) -> None:
         if self._matcher.is_error():
             raise SamplingError(
-                f"response_format: the guide fails where it {action}: {_message(self._matcher)}",
-                parameter="response_format",
+                f"response_format: the guide fails where it {action}: {_message(self._matcher)}"
             )
 
 

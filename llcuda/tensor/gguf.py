@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from llcuda.demo import resolve
 from llcuda.errors import ArgumentError, UnsupportedError
-from llcuda.gguf_parser import GGUFReader, TensorInfo
+from llcuda.gguf_parser import GGUFReader, GGUFTensorInfo
 from llcuda.native import tensor as native
 from llcuda.tensor.dtype import FROM_GGML, Device
 from llcuda.tensor.graph import Node, empty, leaf, memory_of
@@ -27,7 +27,7 @@ def load(
         return {name: _load(reader, reader.tensors[name], device) for name in wanted}
 
 
-def _load(reader: GGUFReader, info: TensorInfo, device: Device) -> Node:
+def _load(reader: GGUFReader, info: GGUFTensorInfo, device: Device) -> Node:
     dtype = FROM_GGML.get(info.ggml_type)
     if dtype is None:
         raise UnsupportedError(f"{info.name} is {info.ggml_type.name}, which tensors cannot be")
