@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llcuda.errors import ArgumentError, LlcudaError
-from llcuda.files import written
+from llcuda.files import atomic_write
 from llcuda.native.gguf.metadata import LOSSLESS, Metadata, Texts
 from llcuda.native.gguf.types import NUMPY_VALUES, GGMLType, GGUFValueType
 
@@ -62,7 +62,7 @@ def write_gguf(
 
     Raises:
         ArgumentError: GGUF has no type for a value, or a name or shape is not allowed.
-        ModelError: The file cannot be written.
+        ModelError: The file cannot be atomic_write.
         LlcudaError: The gguf package is not installed.
     """
     try:
@@ -72,7 +72,7 @@ def write_gguf(
             "writing a GGUF file needs the gguf package; pip install 'gguf>=0.17'"
         ) from error
     target = Path(path)
-    with written(target) as part:
+    with atomic_write(target) as part:
         writer = gguf.GGUFWriter(part, str(metadata.get("general.architecture", "")))
         try:
             for key in metadata:
