@@ -2,12 +2,12 @@
 
 `python benchmarks/patches.py MODEL [--rows 1,4,16,64,256] [--turns 7] [--other FOLDER]`
 times the loop of `decode_batch` without sampling (logits left on the device, where there is a GPU),
-a prompt of 512 tokens and the making of the context. Each combination is a process of its own with
-the patches' switches (build/patches) set, and they take turns; a figure is the median of the turns,
-"drift" the slowest turn without patches over the fastest. --other: a folder with another build of
-the package llcuda, such as one with LLCUDA_PATCHES=OFF, which is measured too.
-Then the logits of the last step are compared with those without patches: the largest difference
-and the divergence (KL) of the distributions. Prints a table, then one JSON line.
+a prompt of 512 tokens, and the making of the context, with the host memory that it takes. Each
+combination is a process of its own with the switches of patches (build/patches) set, and they take
+turns; a figure is the median of the turns, "drift" the slowest turn over the fastest. --other: a
+folder with another build of the package llcuda, such as one with LLCUDA_PATCHES=OFF.
+The logits of the last step are compared with those without patches: the largest difference, and the
+divergence (KL) of the distributions. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -27,75 +28,67 @@ from typing import Any
 
 import numpy as np
 
+from llcuda import Context, Model
+from llcuda.bench.loops import DecodeLoop, make_prompt
+from llcuda.native import library
+
 PATCHES = Path(__file__).resolve().parents[1] / "build" / "patches"
-PROMPT, CELLS, PREFILL = 16, 256, 512  # tokens
-COMPARED = 8  # rows whose logits are compared
+PREFILL = 512  # tokens
+COMPARED_ROWS = 8  # whose logits are compared
 UNPATCHED = "none"
 
 
 class Subject:
-    """In a process of its own: a model, and a context that is made for each number of rows."""
+    """In a process of its own: a model, and a loop that is made for each number of rows."""
 
     def __init__(self, path: str, layers: int | None, threads: int | None) -> None:
-        from llcuda import Model
-        from llcuda.native import library
-
         gpu = any(device.kind == "gpu" for device in library.devices())
         self._layers = (99 if gpu else 0) if layers is None else layers
-        self.model = Model(path, gpu_layers=self._layers)
+        self._model = Model(path, gpu_layers=self._layers)
         self._threads = threads
-        self._context: Any = None
+        self._loop: DecodeLoop | None = None
         self._rows = 0
 
-    def open(self, rows: int) -> float:
-        """Make a context of so many sequences, each with a prompt; return the seconds it took."""
-        from llcuda import Context
-
-        if self._context:
-            self._context.close()
+    def open(self, rows: int) -> tuple[float, float]:
+        """Make a loop over so many sequences; return the seconds and MiB that its context took."""
+        if self._loop:
+            self._loop.context.close()
+        free = host_memory()
         started = time.perf_counter()
-        self._context = Context(
-            self.model, sequences=rows, ctx_size=CELLS, unified_kv=False, threads=self._threads,
-            batch_size=max(512, rows), outputs_max=max(rows, 1), device_logits=self._layers > 0,
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
+        self._loop = DecodeLoop(
+            self._model, rows, device_logits=self._layers > 0, threads=self._threads
+        )
         self._rows = rows
-        for seq in range(rows):
-            self._context.decode(self._tokens(PROMPT, seq), seq)
-        self._context.synchronize()
-        return seconds
+        return time.perf_counter() - started, free - host_memory()
 
-    def turn(self, steps: int) -> float:
-        """Return the median seconds of so many steps, after some that are not counted."""
-        for seq in range(self._rows):
-            self._context.memory.remove(seq, PROMPT)
-        tokens, marks = self._tokens(self._rows), []
-        for _ in range(steps + 9):
-            self._context.decode_batch(tokens, list(range(self._rows)))
-            self._context.synchronize()
-            marks.append(time.perf_counter())
-        gaps = np.diff(marks[8:])
-        return float(np.median(gaps))
+    def run(self, steps: int) -> float:
+        """Return the median seconds of a step."""
+        assert self._loop
+        return self._loop.run(steps)
 
     def logits(self, path: str) -> None:
         """Write the logits of the first rows of the last step to a file."""
-        np.save(path, [self._context.logits(i) for i in range(min(self._rows, COMPARED))])
+        assert self._loop
+        rows = range(min(self._rows, COMPARED_ROWS))
+        np.save(path, [self._loop.context.logits(row) for row in rows])
 
     def prefill(self) -> float:
         """Return the seconds that a prompt takes on a context of its own."""
-        from llcuda import Context
-
-        with Context(self.model, ctx_size=PREFILL, threads=self._threads) as context:
+        tokens = make_prompt(self._model, PREFILL)
+        with Context(self._model, ctx_size=PREFILL, threads=self._threads) as context:
             for _ in range(3):
                 context.memory.clear(data=False)
                 started = time.perf_counter()
-                context.decode(self._tokens(PREFILL))
+                context.decode(tokens)
                 context.synchronize()
                 seconds = time.perf_counter() - started
         return seconds
 
-    def _tokens(self, count: int, start: int = 0) -> list[int]:
-        return [(300 + start + i) % self.model.vocab_size for i in range(count)]
+
+def host_memory() -> float:
+    """Return how many MiB of the machine's memory are available."""
+    (line,) = re.findall(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(line) / 1024
 
 
 def serve(arguments: list[str]) -> None:
@@ -154,12 +147,12 @@ def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[d
     """Yield what each number of rows takes, with the seconds of each combination."""
     for rows in options.rows:
         made = {name: build.call("open", rows) for name, build in builds.items()}
-        slowest = max(build.call("turn", 8) for build in builds.values())
-        steps = max(8, min(128, CELLS - PROMPT - 9, int(options.seconds / slowest)))
+        slowest = max(build.call("run", 8) for build in builds.values())
+        steps = max(8, min(128, int(options.seconds / slowest)))
         turns: dict[str, list[float]] = {name: [] for name in builds}
         for _ in range(options.turns):
             for name, build in builds.items():
-                turns[name].append(build.call("turn", steps))
+                turns[name].append(build.call("run", steps))
         for name, difference in differences(builds).items():
             ratios = [b / a for a, b in zip(turns[name], turns[UNPATCHED], strict=True)]
             yield {
@@ -168,7 +161,8 @@ def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[d
                 "step": statistics.median(turns[name]),
                 "over": statistics.median(ratios),
                 "drift": max(turns[name]) / min(turns[name]),
-                "make": made[name],
+                "make": made[name][0],
+                "host": made[name][1],
                 **difference,
             }
     seconds = {name: [] for name in builds}
@@ -218,7 +212,7 @@ def main() -> None:
     results = []
     print(f"{options.model.name}, microseconds a step")
     print(f"{'rows':>14} {'patches':>15} {'step':>9} {'gain':>9} {'times':>6} {'drift':>6} "
-          f"{'make, s':>8} {'largest':>9} {'KL':>8}")  # fmt: skip
+          f"{'make, s':>8} {'MiB':>6} {'largest':>9} {'KL':>8}")  # fmt: skip
     base = 0.0
     for row in measure(options, builds):
         results.append(row)
@@ -226,7 +220,7 @@ def main() -> None:
         line = f"{row['rows']:>14} {row['patches']:>15} {1e6 * row['step']:9.1f} "
         line += f"{1e6 * (base - row['step']):9.1f}"
         if "over" in row:
-            line += f" {row['over']:6.3f} {row['drift']:6.3f} {row['make']:8.3f}"
+            line += f" {row['over']:6.3f} {row['drift']:6.3f} {row['make']:8.3f} {row['host']:6.0f}"
             line += f" {row['largest']:9.2g} {row['kl']:8.1g}"
         print(line, flush=True)
     for build in builds.values():

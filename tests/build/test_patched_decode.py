@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from llcuda.bench.synthetic import make_synthetic_model
+from llcuda.native import library
 from tests.support.programs import run
 
 # Decodes in every way and prints a digest of all logits, and the cells. Argument: a model's file.
@@ -58,3 +61,65 @@ def test_single_ubatch_changes_no_logit_and_no_cell(
     unpatched = run(DECODES, model_files[kind])
     assert 5 == len(patched.stdout.splitlines()), patched.stderr
     assert unpatched.stdout == patched.stdout
+
+
+# Writes the logits of 64 sequences, all in one step. Arguments: a model's file, layers on the GPU,
+# whether the logits stay on the device, and where to write.
+STEP = """
+import sys
+import numpy as np
+from llcuda import Context, Model
+
+path, layers, left, target = sys.argv[1:]
+with Model(path, gpu_layers=int(layers), devices=["CUDA0"] if int(layers) else ()) as model:
+    with Context(
+        model, sequences=64, ctx_size=64, unified_kv=False, outputs_max=64, threads=1,
+        device_logits=left == "left",
+    ) as context:
+        for seq in range(64):
+            context.decode([(300 + seq + i) % 1024 for i in range(8)], seq)
+        for step in range(3):
+            context.decode_batch([(7 * seq + step) % 1024 for seq in range(64)], list(range(64)))
+        np.save(target, [context.logits(i) for i in range(64)])
+"""
+
+
+@pytest.fixture(scope="module")
+def f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose matrices are F16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return make_synthetic_model("tiny", "F16")
+
+
+def step(model: Path, layers: int, logits: str = "copied") -> np.ndarray:
+    """Return what the program above computes."""
+    target = model.with_name("logits.npy")
+    result = run(STEP, model, layers, logits, target)
+    assert not result.returncode, result.stderr
+    return np.load(target).astype(np.float64)
+
+
+def test_output_buffer_changes_no_logit(f16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = 99 if gpu() else 0
+    patched = step(f16, layers, "left")
+    monkeypatch.setenv("LLCUDA_NO_OUTPUT_BUFFER", "1")
+    np.testing.assert_array_equal(step(f16, layers, "left"), patched)
+
+
+@pytest.mark.gpu
+def test_cublas_f32_is_at_least_as_exact(f16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the CPU, which adds in 32 bits; and the distributions stay what they were."""
+    if not gpu():
+        pytest.skip("needs a GPU")
+    expected, patched = step(f16, 0), step(f16, 99)
+    monkeypatch.setenv("LLCUDA_NO_CUBLAS_F32", "1")
+    unpatched = step(f16, 99)
+    assert np.abs(patched - expected).mean() <= 1.02 * np.abs(unpatched - expected).mean()
+    p, q = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (unpatched, patched))
+    assert (np.exp(p) * (p - q)).sum(axis=1).mean() < 1e-5
+
+
+def gpu() -> bool:
+    """Tell whether there is a GPU."""
+    return any(device.kind == "gpu" for device in library.devices())
