@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from llcuda import Engine, Model, Request
-from llcuda.engine.request import copy_of
+from llcuda.engine import request
 from llcuda.errors import (
     BatchError,
     ClosedError,
@@ -19,7 +18,7 @@ from llcuda.errors import (
     DecodeError,
     ModelNotFoundError,
 )
-from tests.support.engine import ENDLESS, eventually
+from tests.support.engine import ENDLESS, eventually, hold
 from tests.support.programs import run
 
 # --- errors ---
@@ -60,7 +59,7 @@ class UniqueError(Exception):
 )
 def test_an_exception_for_each_caller(error: BaseException) -> None:
     """The copy is of the same type, says the same, and has the first one as its cause."""
-    copy = copy_of(error)
+    copy = request._copy(error)
     assert (type(copy), str(copy), copy.args) == (type(error), str(error), error.args)
     assert copy is not error
     assert copy.__cause__ is error
@@ -70,7 +69,7 @@ def test_an_exception_for_each_caller(error: BaseException) -> None:
 def test_an_exception_that_cannot_be_copied() -> None:
     """It is raised itself."""
     error = UniqueError(key=1)
-    assert copy_of(error) is error
+    assert request._copy(error) is error
 
 
 def test_tracebacks_do_not_pile_up(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +80,9 @@ def test_tracebacks_do_not_pile_up(model: Model, monkeypatch: pytest.MonkeyPatch
             raise DecodeError("boom")
 
         monkeypatch.setattr(engine.context, "decode_batch", explode)
-        with engine.loop.hold():
-            requests = [engine.submit("Once", max_tokens=5) for _ in range(2)]
+        go_on = hold(engine)
+        requests = [engine.submit("Once", max_tokens=5) for _ in range(2)]
+        go_on()
         raised = []
         for one in requests * 5:
             with pytest.raises(DecodeError, match="boom") as caught:
@@ -110,8 +110,7 @@ def test_a_model_closed_under_the_engine(close: str) -> None:
     if close == "model":
         model.close()
     else:
-        with engine.loop.hold():
-            engine.context.close()
+        engine._desk.put(engine.context.close)  # between two steps
     for one in requests:
         with pytest.raises(ClosedError, match=r"the model or the context .* was closed"):
             one.result(10)
@@ -139,7 +138,6 @@ def test_a_model_closed_under_an_idle_engine() -> None:
 
 def test_closing_the_model_before_the_engine_frees_both() -> None:
     """With a shifted text in flight too."""
-    before = threading.active_count()
     model = Model("demo")
     engine = Engine(model, ctx_size=64, threads=1)
     running = engine.submit("Once", **ENDLESS)
@@ -149,7 +147,7 @@ def test_closing_the_model_before_the_engine_frees_both() -> None:
     engine.close()
     with pytest.raises(ClosedError):
         running.result(10)
-    assert threading.active_count() == before
+    assert not engine._thread.is_alive()
     assert engine.context.closed
 
 
@@ -210,18 +208,6 @@ def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
 
 FORK = """
 import asyncio, os, signal, sys, threading
-
-locks = []
-
-def noted(make):
-    def made():
-        lock = make()
-        if sys._getframe(1).f_globals["__name__"].startswith("llcuda"):
-            locks.append(lock)
-        return lock
-    return made
-
-threading.Lock, threading.RLock = noted(threading.Lock), noted(threading.RLock)
 import llcuda
 from llcuda.errors import LlcudaError
 
@@ -249,8 +235,7 @@ async def read():
         pass
 
 
-assert len(locks) > 4
-for lock in locks:
+for lock in (engine._lock, engine.metrics._lock, engine._engine._desk._lock, running._lock):
     hold(lock)
 for work in sys.argv[1:]:
     child = os.fork()
