@@ -52,13 +52,14 @@ PUBLIC = {
 
 
 def shown_by(module: ModuleType, name: str) -> set[str]:
-    """Return the paths of the reference that show a name: its own, or its module's."""
+    """Return the paths of the reference that show a name: its own, its class's or its module's."""
     value = getattr(module, name)
     paths = {f"{module.__name__}.{name}"}
     if isinstance(value, ModuleType):
         paths.add(value.__name__)
     elif hasattr(value, "__module__"):
         paths |= {value.__module__, f"{value.__module__}.{name}"}
+        paths.add(f"{module.__name__}.{getattr(value, '__name__', name)}")  # of an alias
     return {path.replace("llcuda.steps", "llcuda.samplers") for path in paths}
 
 
