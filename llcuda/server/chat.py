@@ -1,9 +1,9 @@
-"""/v1/chat/completions and /v1/responses: conversations, whole or as they are written."""
+"""Answers /v1/chat/completions and /v1/responses, whole or as events."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from llcuda.chat.parser import ChatDelta
@@ -17,31 +17,34 @@ from llcuda.server.completions import check_deadline, check_format, refuse_too_m
 from llcuda.server.errors import ApiError, translate
 from llcuda.server.models import Loaded
 from llcuda.server.protocol import ChatBody
-from llcuda.server.responses import Answer, ResponsesBody
+from llcuda.server.responses import ResponseBuilder, ResponsesBody
 from llcuda.server.sse import Output, Pace, translated
 
-THINKING = "enable_thinking"  # what templates call it that know on and off only
+THINKING = "enable_thinking"  # the variable of templates that know on and off only
 
 
 def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat[Completion]]:
-    """Queue every answer, all or none; seeds count up. Renders and tokenizes: takes a while."""
+    """Queue every answer of a request, all or none; seeds count up.
+
+    Renders and tokenizes, which may take long.
+    """
     engine, model, count = loaded.writer(), loaded.model, body.n or 1
     template = loaded.spec.parameters.get("template")
     refuse_too_many(engine, count, "n")
-    given = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
-    check_format(engine, given.get("response_format"))
-    most = body.most_tokens()
-    if most is not None:
-        given["max_tokens"] = most
-    given["logprobs"] = body.alternatives()
+    parameters = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
+    check_format(engine, parameters.get("response_format"))
+    max_tokens = body.most_tokens()
+    if max_tokens is not None:
+        parameters["max_tokens"] = max_tokens
+    parameters["logprobs"] = body.alternatives()
     variables = {**(body.chat_template_kwargs or {})}
     if body.reasoning_effort is not None:
         variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
     chats: list[Chat[Completion]] = []
     try:
         for i in range(count):
-            if "seed" in given and i:
-                given["seed"] = (given["seed"] + 1) % 2**32
+            if "seed" in parameters and i:
+                parameters["seed"] = (parameters["seed"] + 1) % 2**32
             chats.append(
                 engine.chat(
                     body.messages,
@@ -49,36 +52,35 @@ def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat[
                     tool_choice="auto" if body.tool_choice is None else body.tool_choice,
                     template=template,
                     template_variables=variables,
-                    **given,
+                    **parameters,
                 )
             )
     except BaseException as error:
         for chat in chats:
             chat.cancel()
-        named = isinstance(error, ArgumentError) and error.parameter == "response_format"
-        if named and body.response_format is None:
-            # The tools' schemas were made into a response_format.
+        wrong_format = isinstance(error, ArgumentError) and error.parameter == "response_format"
+        if wrong_format and body.response_format is None:  # it was made of the tools' schemas
             raise translate(error, {"response_format": "tools"}) from error
         raise
     return chats
 
 
 def _effort(template: str, effort: str) -> dict[str, Any]:
-    """Return the variables that tell a template how much to think; ApiError where none does."""
+    """Return the variables that tell a template how much the model is to reason."""
     if "reasoning_effort" in template:
         return {"reasoning_effort": effort}
     if THINKING in template:
         return {THINKING: effort not in ("none", "minimal")}
-    unknown = "reasoning_effort: this model's chat template does not know it"
-    raise ApiError(400, unknown, param="reasoning_effort", code="unsupported_parameter")
+    unsupported = "reasoning_effort: this model's chat template does not support it"
+    raise ApiError(400, unsupported, param="reasoning_effort", code="unsupported_parameter")
 
 
 async def _deltas(
     engine: Engine, chat: Chat[Completion], body: ChatBody
 ) -> AsyncIterator[tuple[ChatDelta, dict[str, Any] | None]]:
-    """Yield what has come and its log-probabilities, whenever an event may be written.
+    """Yield the deltas of an answer with their log-probabilities, as events may be written.
 
-    Calls after the first one are dropped where the client asks for one at a time.
+    Calls after the first one are dropped unless the client takes parallel calls.
     """
     pace, scores = Pace(), Scores(engine.model, chat.request.params.shown_tokens)
     more = True
@@ -93,10 +95,8 @@ async def _deltas(
         yield delta, logprobs
 
 
-async def _submitted(
-    loaded: Loaded, body: ChatBody, deadline: float | None
-) -> list[Chat[Completion]]:
-    """Queue beside the event loop; a client that leaves meanwhile takes its answers along."""
+async def _submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat[Completion]]:
+    """Queue beside the event loop; when the client disconnects meanwhile, cancel the answers."""
     work = asyncio.ensure_future(asyncio.to_thread(submit, loaded, body, deadline))
     try:
         return await asyncio.shield(work)
@@ -114,7 +114,7 @@ def _cancel_all(work: asyncio.Future[list[Chat[Completion]]]) -> None:
 async def chat(body: ChatBody, loaded: Loaded, output: Output, *, deadline: float | None) -> None:
     """Answer POST /v1/chat/completions."""
     engine, wants_usage = loaded.writer(), body.wants_usage()
-    chats = await _submitted(loaded, body, deadline)
+    chats = await _submit(loaded, body, deadline)
     fields = {"id": new_id("chatcmpl-"), "created": now(), "model": loaded.spec.name}
     try:
         if body.stream:
@@ -122,17 +122,19 @@ async def chat(body: ChatBody, loaded: Loaded, output: Output, *, deadline: floa
             await _stream(body, engine, chats, fields, wants_usage, output)
         else:
             fields["object"] = "chat.completion"
-            made = [await one for one in chats]
-            check_deadline([one.completion for one in made])
-            choices = [_choice(body, engine, i, chats[i], one) for i, one in enumerate(made)]
-            spent = _usage(made)
-            await output.json({**fields, "choices": choices, "usage": spent})
+            answers = [await chat for chat in chats]
+            check_deadline([answer.completion for answer in answers])
+            choices = [
+                _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
+                for index, answer in enumerate(answers)
+            ]
+            await output.json({**fields, "choices": choices, "usage": _usage(answers)})
     finally:
-        for one in chats:
-            one.cancel()
+        for chat in chats:
+            chat.cancel()
 
 
-def _usage(answers: list[ChatCompletion[Completion]]) -> dict[str, Any]:
+def _usage(answers: Sequence[ChatCompletion[Completion]]) -> dict[str, Any]:
     completions = [answer.completion for answer in answers]
     return usage(completions[:1], completions, sum(answer.reasoning_tokens for answer in answers))
 
@@ -141,22 +143,21 @@ def _choice(
     body: ChatBody,
     engine: Engine,
     index: int,
-    chat: Chat[Completion],
-    made: ChatCompletion[Completion],
+    answer: ChatCompletion[Completion],
+    shown_tokens: Collection[int],
 ) -> dict[str, Any]:
-    message = made.message
+    message, completion = answer.message, answer.completion
     if body.parallel_tool_calls is False and message.get("tool_calls"):
         message = {**message, "tool_calls": message["tool_calls"][:1]}
     logprobs = None
     if body.logprobs:
-        scores = Scores(engine.model, chat.request.params.shown_tokens)
-        taken = scores.take(made.completion.text, made.completion.logprobs or [])
-        logprobs = scores.as_chat(taken)
+        scores = Scores(engine.model, shown_tokens)
+        logprobs = scores.as_chat(scores.take(completion.text, completion.logprobs or []))
     return {
         "index": index,
         "message": {"refusal": None, **message},
         "logprobs": logprobs,
-        "finish_reason": finish_reason(made.finish_reason),
+        "finish_reason": finish_reason(answer.finish_reason),
     }
 
 
@@ -170,14 +171,14 @@ async def _stream(
 ) -> None:
     if wants_usage:
         fields = {**fields, "usage": None}
-    made: dict[int, ChatCompletion[Completion]] = {}
+    answers: dict[int, ChatCompletion[Completion]] = {}
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None, scores: Any = None) -> str:
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
         return event({**fields, "choices": [choice]})
 
     async def follow(index: int, chat: Chat[Completion]) -> None:
-        plain = Chunks(fields, index, '"delta":{"content":', '},"logprobs":')
+        contents = Chunks(fields, index, '"delta":{"content":', '},"logprobs":')
         events = chunk(index, {"role": "assistant", "content": ""}, None)
         async for delta, scores in _deltas(engine, chat, body):
             if delta.reasoning or delta.tool_calls:
@@ -190,20 +191,20 @@ async def _stream(
                     shown["tool_calls"] = delta.tool_calls
                 events += chunk(index, shown, None, scores)
             elif delta.content or scores:
-                events += plain.text(delta.content, scores)
+                events += contents.text(delta.content, scores)
             if events and delta:
                 await output.write(events)
                 events = ""
-        made[index] = completed = await chat
+        answers[index] = answer = await chat
         if not output.begun:
-            check_deadline([completed.completion])
-        await output.write(events + chunk(index, {}, finish_reason(completed.finish_reason)))
+            check_deadline([answer.completion])
+        await output.write(events + chunk(index, {}, finish_reason(answer.finish_reason)))
 
-    await together([follow(i, one) for i, one in enumerate(chats)])
+    await together([follow(index, chat) for index, chat in enumerate(chats)])
     ending = ""
     if wants_usage:
-        every = [made[i] for i in range(len(chats))]
-        ending = event({**fields, "choices": [], "usage": _usage(every)})
+        spent = _usage([answers[index] for index in range(len(chats))])
+        ending = event({**fields, "choices": [], "usage": spent})
     await output.end(ending + DONE)
 
 
@@ -211,44 +212,35 @@ async def respond(
     body: ResponsesBody, loaded: Loaded, output: Output, *, deadline: float | None
 ) -> None:
     """Answer POST /v1/responses."""
-    asked, engine = body.as_chat(), loaded.writer()
-    [chat] = await _submitted(loaded, asked, deadline)
-    answer = Answer(body, loaded.spec.name)
+    chat_body, engine = body.as_chat(), loaded.writer()
+    [chat] = await _submit(loaded, chat_body, deadline)
+    response = ResponseBuilder(body, loaded.spec.name)
     try:
-        if body.stream:
-            await _stream_response(asked, engine, chat, answer, output)
+        if not body.stream:
+            async for _ in _response_events(chat_body, engine, chat, response):
+                pass
+            await output.json(response.document)
+            return
+        await output.write(response.begin())
+        try:
+            async for events in _response_events(chat_body, engine, chat, response):
+                await output.write(events)
+        except Exception as error:
+            await output.end(response.failed(translated(error)))
         else:
-            await _write(asked, engine, chat, answer, None)
-            await output.json(answer.document)
+            await output.end()
     finally:
         chat.cancel()
 
 
-async def _stream_response(
-    asked: ChatBody, engine: Engine, chat: Chat[Completion], answer: Answer, output: Output
-) -> None:
-    await output.write(answer.begin())
-    try:
-        await _write(asked, engine, chat, answer, output)
-    except Exception as error:
-        await output.end(answer.failed(translated(error)))
-    else:
-        await output.end()
-
-
-async def _write(
-    asked: ChatBody, engine: Engine, chat: Chat[Completion], answer: Answer, output: Output | None
-) -> None:
-    """Read a chat into an answer, and write its events."""
-    write: Callable[[str], Any] | None = output.write if output else None
-    async for delta, scores in _deltas(engine, chat, asked):
-        content = scores["content"] if scores else []
-        events = answer.add(delta.content, delta.reasoning, delta.tool_calls, content)
-        if write and events:
-            await write(events)
-    made = await chat
-    check_deadline([made.completion])
-    complete = made.completion.finish_reason == "stop"
-    events = answer.end(_usage([made]), complete)
-    if write:
-        await write(events)
+async def _response_events(
+    body: ChatBody, engine: Engine, chat: Chat[Completion], response: ResponseBuilder
+) -> AsyncIterator[str]:
+    """Read an answer into a response, and yield the events of it."""
+    async for delta, scores in _deltas(engine, chat, body):
+        logprobs = scores["content"] if scores else []
+        if events := response.add(delta.content, delta.reasoning, delta.tool_calls, logprobs):
+            yield events
+    answer = await chat
+    check_deadline([answer.completion])
+    yield response.end(_usage([answer]), answer.completion.finish_reason == "stop")

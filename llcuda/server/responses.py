@@ -1,6 +1,6 @@
-"""/v1/responses in its basic form, as data: its requests are conversations, its answers items.
+"""/v1/responses in its basic form, as data: a request becomes a conversation, its answer items.
 
-Nothing is stored: what needs an earlier response is refused.
+Nothing is stored, so that requests which need an earlier response are refused.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from llcuda.server.protocol import Body, ChatBody, Choice, Labels, ModelBody, To
 
 
 class TextBody(Body):
-    """The form of the answer."""
+    """The format of the answer."""
 
     format: dict[str, Any] | None = None
     verbosity: Unsupported = None
 
 
 class ReasoningBody(Body):
-    """How much to think."""
+    """The effort of reasoning."""
 
     effort: str | None = None
     summary: Unsupported = None
@@ -30,7 +30,7 @@ class ReasoningBody(Body):
 
 
 class ResponsesStreamOptions(Body):
-    """Nothing to choose."""
+    """Options of a stream; none can be chosen."""
 
     include_obfuscation: Literal[False] | None = None
 
@@ -56,7 +56,7 @@ class ResponsesBody(ModelBody):
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    metadata: Labels | None = Field(None, description="Comes back with the answer.")
+    metadata: Labels | None = Field(None, description="Returned with the answer.")
     safety_identifier: str | None = Field(None, description="Has no effect.")
     prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
     conversation: Unsupported = None
@@ -65,18 +65,20 @@ class ResponsesBody(ModelBody):
     prompt: Unsupported = None
 
     def as_chat(self) -> ChatBody:
-        """Return the conversation that it means; ApiError for what has no meaning there."""
+        """Return the conversation of the request.
+
+        Raises:
+            ApiError: An item or a tool is not supported.
+        """
         messages: list[dict[str, Any]] = []
         if self.instructions:
             messages.append({"role": "system", "content": self.instructions})
         if isinstance(self.input, str):
             messages.append({"role": "user", "content": self.input})
         else:
-            _Items(messages).read(self.input)
+            _InputReader(messages).read(self.input)
         if not messages:
             raise ApiError(400, "input: expected at least one message", param="input")
-        form = self.text.format if self.text else None
-        scores = self.include is not None or self.top_logprobs is not None
         return ChatBody.model_construct(
             **{
                 name: getattr(self, name)
@@ -84,17 +86,17 @@ class ResponsesBody(ModelBody):
             },
             messages=messages,
             tools=[_tool(tool, i) for i, tool in enumerate(self.tools or ())] or None,
-            tool_choice=_choice(self.tool_choice),
+            tool_choice=_tool_choice(self.tool_choice),
             max_completion_tokens=self.max_output_tokens,
-            response_format=_format(form),
-            logprobs=bool(scores and self.include),
+            response_format=_response_format(self.text.format if self.text else None),
+            logprobs=bool(self.include),
             top_logprobs=self.top_logprobs if self.include else None,
             reasoning_effort=self.reasoning.effort if self.reasoning else None,
         )
 
 
-class _Items:
-    """Adds the items of an input to messages."""
+class _InputReader:
+    """Turns the items of an input into messages, which it appends to a list."""
 
     def __init__(self, messages: list[dict[str, Any]]) -> None:
         self._messages = messages
@@ -111,11 +113,11 @@ class _Items:
             }.get(kind if isinstance(kind, str) else "")
             if read is None:
                 where = f"input[{i}].type"
-                raise ApiError(400, f"{where}: {str(kind)[:100]!r} is not known here", param=where)
+                raise ApiError(400, f"{where}: {str(kind)[:100]!r} is not supported", param=where)
             try:
                 read(item)
             except (KeyError, TypeError, AttributeError) as error:
-                wrong = f"input[{i}]: not a whole {kind}: {error}"
+                wrong = f"input[{i}]: expected a complete {kind}: {error}"
                 raise ApiError(400, wrong, param=f"input[{i}]") from None
 
     def _message(self, item: dict[str, Any]) -> None:
@@ -129,7 +131,7 @@ class _Items:
 
     def _part(self, part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] not in ("input_text", "output_text", "text"):
-            raise TypeError(f"content of type {part['type']!r}: the model reads text")
+            raise TypeError(f"content of type {part['type']!r} is not supported, only text")
         return {"type": "text", "text": part["text"]}
 
     def _call(self, item: dict[str, Any]) -> None:
@@ -160,31 +162,40 @@ class _Items:
 def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
     if tool.get("type") != "function":
         where = f"tools[{index}].type"
-        wrong = f"{where}: {str(tool.get('type'))[:100]!r} is not known here, only function"
+        wrong = f"{where}: {str(tool.get('type'))[:100]!r} is not supported, only function"
         raise ApiError(400, wrong, param=where)
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 
-def _choice(choice: Choice | None) -> Choice | None:
+def _tool_choice(choice: Choice | None) -> Choice | None:
     if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
         return {"type": "function", "function": {"name": choice["name"]}}
     return choice
 
 
-def _format(form: dict[str, Any] | None) -> dict[str, Any] | None:
-    if form is not None and form.get("type") == "json_schema":
-        inner = {k: v for k, v in form.items() if k != "type"}
+def _response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a format as /v1/chat/completions has it."""
+    if given is not None and given.get("type") == "json_schema":
+        inner = {k: v for k, v in given.items() if k != "type"}
         return {"type": "json_schema", "json_schema": inner}
-    return form
+    return given
 
 
-class Answer:
-    """An answer being made: takes what comes, and says it in the events of the stream."""
+class ResponseBuilder:
+    """Builds a response from deltas, and returns the events of each.
+
+    Args:
+        body: The request.
+        model: The name of the model.
+
+    Attributes:
+        document: The response as it is now.
+    """
 
     def __init__(self, body: ResponsesBody, model: str) -> None:
         self._count = 0
         self._output: list[dict[str, Any]] = []
-        self._open: str | None = None  # what is written just now: an item's type
+        self._open: str | None = None  # the type of the unfinished item
         self._scores: list[dict[str, Any]] = []
         self.document: dict[str, Any] = {
             "id": new_id("resp_"),
@@ -221,7 +232,14 @@ class Answer:
     def add(
         self, content: str, reasoning: str, calls: list[dict[str, Any]], scores: list[Any]
     ) -> str:
-        """Return the events of what has come; calls: as OpenAI's chunks have them."""
+        """Return the events of a delta.
+
+        Args:
+            content: Further content.
+            reasoning: Further reasoning.
+            calls: Further calls, as in `ChatDelta.tool_calls`.
+            scores: The log-probabilities of the content, in OpenAI's form.
+        """
         events = ""
         if reasoning:
             events += self._opened("reasoning") + self._text("reasoning_text", reasoning)
@@ -244,7 +262,12 @@ class Answer:
         return events
 
     def end(self, usage: dict[str, Any], complete: bool) -> str:
-        """Return the last events; complete: whether the text ended by itself."""
+        """Return the last events.
+
+        Args:
+            usage: The usage, as /v1/chat/completions has it.
+            complete: Whether the model ended the answer, and no limit did.
+        """
         events = self._closed("completed" if complete else "incomplete")
         self.document["status"] = "completed" if complete else "incomplete"
         if not complete:
@@ -274,7 +297,7 @@ class Answer:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
 
     def _opened(self, kind: str, **fields: Any) -> str:
-        """Return the events that begin an item, unless it is the one that is written."""
+        """Return the events that begin an item, none if an item of this type is unfinished."""
         if self._open == kind and kind != "function_call":
             return ""
         events = self._closed()
@@ -305,7 +328,7 @@ class Answer:
         )
 
     def _closed(self, status: str = "completed") -> str:
-        """Return the events that end the item that is written."""
+        """Return the events that end the unfinished item."""
         kind, self._open = self._open, None
         if kind is None:
             return ""
