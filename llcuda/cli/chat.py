@@ -1,4 +1,4 @@
-"""`llcuda chat`; cli.py takes it in. Lines are edited by the standard library's readline."""
+"""The command `llcuda chat`; lines are edited by the standard library's readline."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from llcuda.inference import InferenceEngine
 
 app = typer.Typer()
-MOST_LINES = 2000  # of the history
-MOST_CONTEXT = 8192  # tokens, where the model allows it and none are asked for
+MAX_HISTORY = 2000  # lines
+DEFAULT_CONTEXT = 8192  # tokens, if the model was trained on as many
 HELP = {
-    "/help": "this list",
+    "/help": "show this list",
     "/regenerate": "answer the last question again",
-    "/exit": "leave; so does Ctrl-D",
+    "/exit": "leave, like Ctrl-D",
 }
-KEYS = "Ctrl-C stops an answer; a line that ends with \\ goes on in the next one"
+KEYS = "Ctrl-C stops an answer; a line that ends with \\ continues in the next one"
 
 
 @app.command()
@@ -43,12 +43,15 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="Default: 0.9.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Default: 0.")] = None,
     repeat_penalty: Annotated[float | None, typer.Option(help="Default: 1, off.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same answers again.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sampling, to repeat answers.")
+    ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", "-n", help="Of an answer; default: what fits.")
+        int | None,
+        typer.Option("--max-tokens", "-n", help="Of an answer; default: the context's rest."),
     ] = None,
     ctx_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of the conversation; default: 8,192 at most.")
+        int | None, typer.Option(min=1, help="Tokens of the conversation; default: up to 8,192.")
     ] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
@@ -56,7 +59,7 @@ def chat(
         str | None, typer.Option(help="A Jinja file, or the name of one of the model's templates.")
     ] = None,
 ) -> None:
-    """Talk with a model. /help says what there is besides."""
+    """Chat with a model; /help lists the commands."""
     from llcuda.chat.template import ChatTemplate
     from llcuda.cli.chat_commands import Conversation
     from llcuda.engine.request import request_params
@@ -65,7 +68,7 @@ def chat(
     from llcuda.native.estimate import read_facts
     from llcuda.progress import is_visible
 
-    asked = {
+    options = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -74,22 +77,28 @@ def chat(
         "seed": seed,
         "max_tokens": max_tokens,
     }
-    parameters = {name: value for name, value in asked.items() if value is not None}
+    parameters = {name: value for name, value in options.items() if value is not None}
     request_params(parameters)
     template = _template(chat_template)
     path = hub.resolve(model, progress=is_visible())
-    size = ctx_size or min(MOST_CONTEXT, read_facts(path).train_ctx_size or MOST_CONTEXT)
-    given: dict[str, Any] = {} if threads is None else {"threads": threads}
+    size = ctx_size or min(DEFAULT_CONTEXT, read_facts(path).train_ctx_size or DEFAULT_CONTEXT)
+    load_options: dict[str, Any] = {} if threads is None else {"threads": threads}
     with InferenceEngine() as engine:
-        engine.load_model(path, ctx_size=size, gpu_layers=gpu_layers, silent=True, **given)
+        engine.load_model(path, ctx_size=size, gpu_layers=gpu_layers, silent=True, **load_options)
         ChatTemplate.of(engine.model, template)
-        talk = Talk(engine, Conversation(system, parameters), template)
-        with _edited(["/help", "/regenerate", "/exit", *talk.conversation.commands()]):
-            talk.run()
+        repl = ChatREPL(engine, Conversation(system, parameters), template)
+        with _line_editing(["/help", "/regenerate", "/exit", *repl.conversation.commands()]):
+            repl.run()
 
 
-class Talk:
-    """Reads lines, obeys those that begin with /, and answers the others."""
+class ChatREPL:
+    """Reads lines, runs those that begin with / as commands, and answers the others.
+
+    Args:
+        engine: The engine, with a loaded model.
+        conversation: The messages and settings.
+        template: The name or the text of the chat template, None for the main one.
+    """
 
     def __init__(
         self, engine: InferenceEngine, conversation: Conversation, template: str | None
@@ -97,24 +106,24 @@ class Talk:
         self.conversation = conversation
         self._engine = engine
         self._template = template
-        self._seen = sys.stdin.isatty() and sys.stdout.isatty()
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
 
     def run(self) -> None:
-        """Go on until /exit or the end of the input."""
-        if self._seen:
+        """Run until /exit or the end of the input."""
+        if self._interactive:
             print(f"{self._engine.model.path.name}; /help for help, Ctrl-D to leave")
         while True:
             try:
                 text = self._read()
                 if text.strip() == "/exit":
                     return
-                self._do(text)
+                self._run_line(text)
             except EOFError:
-                if self._seen:
+                if self._interactive:
                     print()
                 return
             except KeyboardInterrupt:
-                if not self._seen:
+                if not self._interactive:
                     raise
                 print("\n(Ctrl-D leaves)")
             except LlcudaError as error:
@@ -122,13 +131,13 @@ class Talk:
 
     def _read(self) -> str:
         """Return the next message, of one line or of several."""
-        lines = [input("> " if self._seen else "")]
+        lines = [input("> " if self._interactive else "")]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
-            lines.append(input(". " if self._seen else ""))
+            lines.append(input(". " if self._interactive else ""))
         return "\n".join(lines)
 
-    def _do(self, text: str) -> None:
+    def _run_line(self, text: str) -> None:
         if not text.strip():
             return
         if not text.startswith("/"):
@@ -137,60 +146,62 @@ class Talk:
         name, _, rest = text.partition(" ")
         commands = self.conversation.commands()
         if name == "/help":
-            lines = {**{key: said for key, (said, _) in commands.items()}, **HELP}
-            print("\n".join(f"{key:<12} {lines[key]}" for key in sorted(lines)))
+            purposes = {**{key: purpose for key, (purpose, _) in commands.items()}, **HELP}
+            print("\n".join(f"{key:<12} {purposes[key]}" for key in sorted(purposes)))
             print(KEYS)
         elif name == "/regenerate":
-            self._answer(*self.conversation.asked())
+            self._answer(*self.conversation.last_question())
         elif name in commands:
             print(commands[name][1](rest.strip()))
         else:
-            raise ArgumentError(f"no command {name}; /help lists them")
+            raise ArgumentError(f"{name}: no such command; /help lists them")
 
     def _answer(self, before: list[dict[str, Any]], question: Any) -> None:
-        """Show the answer as it comes; what Ctrl-C leaves of it is part of the conversation.
+        """Show the answer as it comes; an answer that Ctrl-C stops stays in the conversation.
 
-        before: the messages before the question; those after them are replaced.
+        Args:
+            before: The messages before the question; later ones are replaced.
+            question: The content of the question.
         """
-        from llcuda.cli.markdown import screen
+        from llcuda.cli.markdown import answer_writer
 
-        talk = self.conversation
+        conversation = self.conversation
         messages = [*before, {"role": "user", "content": question}]
-        written = self._engine.chat(messages, template=self._template, **talk.parameters)
+        chat = self._engine.chat(messages, template=self._template, **conversation.parameters)
         begun = stopped = False
 
         def stop() -> None:
             nonlocal stopped
             stopped = True
-            written.cancel()
-            if not begun:  # a long prompt takes many seconds
+            chat.cancel()
+            if not begun:  # a step of a long prompt takes seconds
                 self._engine.engine.context.cancel()
 
         reason = ""
-        with _at_ctrl_c(stop), screen() as shown, contextlib.suppress(DecodeAbortedError):
-            for delta in written:
+        with _on_ctrl_c(stop), answer_writer() as writer, contextlib.suppress(DecodeAbortedError):
+            for delta in chat:
                 begun = True
-                shown.add(delta.content, delta.reasoning)
-            made = written.result()
-            reason = made.finish_reason
-            talk.messages = [*messages, made.message]
-            talk.last = made.completion
+                writer.add(delta.content, delta.reasoning)
+            answer = chat.result()
+            reason = answer.finish_reason
+            conversation.messages = [*messages, answer.message]
+            conversation.last = answer.completion
         if stopped:
             print("(stopped)", file=sys.stderr, flush=True)
-            if not self._seen:
+            if not self._interactive:
                 raise KeyboardInterrupt
         elif reason in ("length", "context", "timeout"):
             print(f"(ended: {reason})", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def _at_ctrl_c(work: Callable[[], None]) -> Iterator[None]:
-    """Have Ctrl-C call `work` in a thread of its own: no lock that is held here is torn apart."""
+def _on_ctrl_c(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` on Ctrl-C, in another thread: a lock that this one holds may be needed."""
     pressed: queue.SimpleQueue[bool] = queue.SimpleQueue()  # put() may interrupt put()
 
     def wait() -> None:
         if pressed.get():
-            work()
+            action()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -204,14 +215,14 @@ def _at_ctrl_c(work: Callable[[], None]) -> Iterator[None]:
 
 
 def _template(given: str | None) -> str | None:
-    """Return a template's text where a file is named, else the name."""
+    """Return the text of a template when `given` is a file, else `given`."""
     file = Path(given) if given else None
     return file.read_text(encoding="utf-8") if file and file.is_file() else given
 
 
 @contextlib.contextmanager
-def _edited(commands: list[str]) -> Iterator[None]:
-    """Let lines be edited, completed and found again, in a terminal, with a history that stays."""
+def _line_editing(commands: list[str]) -> Iterator[None]:
+    """In a terminal, edit and complete lines, and keep their history in a file."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
@@ -222,13 +233,13 @@ def _edited(commands: list[str]) -> Iterator[None]:
     from llcuda.files import state_folder
 
     def match(text: str, number: int) -> str | None:
-        found = [name for name in commands if text and name.startswith(text)]
-        return f"{found[number]} " if number < len(found) else None
+        matches = [name for name in commands if text and name.startswith(text)]
+        return f"{matches[number]} " if number < len(matches) else None
 
     readline.set_completer(match)
     readline.set_completer_delims(" ")
     readline.parse_and_bind("tab: complete")
-    readline.set_history_length(MOST_LINES)
+    readline.set_history_length(MAX_HISTORY)
     path = state_folder() / "chat_history"
     with contextlib.suppress(OSError):  # none yet
         readline.read_history_file(path)

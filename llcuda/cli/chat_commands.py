@@ -1,4 +1,4 @@
-"""What `llcuda chat` talks about: the messages, the settings, and the commands that change them."""
+"""The conversation of `llcuda chat`: messages, settings, and the commands that change them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llcuda.keywords import SamplingKeywords
 if TYPE_CHECKING:
     from llcuda.engine.outputs import Completion
 
-LARGEST = 64 * 2**20  # bytes of a conversation's file
+MAX_FILE_SIZE = 64 * 2**20  # bytes
 SETTINGS = sorted(
     {*SamplingKeywords.__annotations__, "max_tokens", "stop", "timeout"}
     - {"logit_bias", "dry_breakers", "grammar_root"}
@@ -24,9 +24,16 @@ SETTINGS = sorted(
 
 
 class Conversation:
-    """The messages so far, with the system prompt first where there is one.
+    """The messages so far, with the system prompt first if there is one.
 
-    parameters: keywords of `Engine.chat`. last: the last answer's Completion.
+    Args:
+        system: The system prompt.
+        parameters: Keywords of `Engine.chat`.
+
+    Attributes:
+        messages: The messages.
+        parameters: The keywords, as `/set` has changed them.
+        last: The completion of the last answer.
     """
 
     def __init__(self, system: str | None, parameters: dict[str, Any]) -> None:
@@ -38,32 +45,32 @@ class Conversation:
             self.set_system(system)
 
     def set_system(self, text: str) -> str:
-        """Change the system prompt; none removes it."""
-        others = [one for one in self.messages if one["role"] != "system"]
+        """Change the system prompt; an empty text removes it."""
+        others = [message for message in self.messages if message["role"] != "system"]
         self.messages = [{"role": "system", "content": text}, *others] if text else others
         return "system prompt set" if text else "no system prompt"
 
     def clear(self, rest: str) -> str:
-        """Forget the messages, but for the system prompt."""
-        _none(rest)
-        self.messages = [one for one in self.messages if one["role"] == "system"]
+        """Forget all messages except the system prompt."""
+        _refuse_arguments(rest)
+        self.messages = [message for message in self.messages if message["role"] == "system"]
         return "a new conversation"
 
-    def asked(self) -> tuple[list[dict[str, Any]], str]:
-        """Return the last question, and the messages before it."""
-        found = [i for i, one in enumerate(self.messages) if one["role"] == "user"]
-        if not found:
+    def last_question(self) -> tuple[list[dict[str, Any]], str]:
+        """Return the messages before the last question, and the question."""
+        places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not places:
             raise ArgumentError("there is no question yet")
-        return self.messages[: found[-1]], self.messages[found[-1]]["content"]
+        return self.messages[: places[-1]], self.messages[places[-1]]["content"]
 
     def set(self, rest: str) -> str:
-        """Change a setting, or show them all."""
+        """Change a setting, or show all."""
         name, _, value = rest.partition(" ")
         if not name:
-            shown = [f"{key} {json.dumps(given)}" for key, given in self.parameters.items()]
-            return "\n".join([*shown, f"/set NAME VALUE, of: {', '.join(SETTINGS)}"])
+            lines = [f"{key} {json.dumps(given)}" for key, given in self.parameters.items()]
+            return "\n".join([*lines, f"/set NAME VALUE; names: {', '.join(SETTINGS)}"])
         if name not in SETTINGS:
-            raise ArgumentError(f"no setting {name!r}; expected one of {', '.join(SETTINGS)}")
+            raise ArgumentError(f"{name!r}: no such setting; expected one of {', '.join(SETTINGS)}")
         others = {key: given for key, given in self.parameters.items() if key != name}
         if value.strip() in ("", "default"):
             self.parameters = others
@@ -77,11 +84,11 @@ class Conversation:
         return f"{name} {json.dumps(given)}"
 
     def save(self, rest: str) -> str:
-        """Write the conversation into a file; an older one of another origin stays."""
+        """Write the conversation into a file; only a file of this conversation is replaced."""
         path = _path(rest)
         check_target(path)
         if path.exists() and path != self._file:
-            raise ArgumentError(f"{path} is there already; give another name")
+            raise ArgumentError(f"{path} exists; give another name")
         document = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
         with atomic_write(path) as part:
             part.write_text(document + "\n", encoding="utf-8")
@@ -89,24 +96,24 @@ class Conversation:
         return f"{len(self.messages)} messages in {path}"
 
     def load(self, rest: str) -> str:
-        """Go on with a conversation that `save` wrote."""
+        """Continue a conversation that `save` wrote."""
         path = _path(rest)
         try:
-            if path.stat().st_size > LARGEST:
-                raise ArgumentError(f"{path} is larger than {LARGEST >> 20} MiB")
+            if path.stat().st_size > MAX_FILE_SIZE:
+                raise ArgumentError(f"{path} is larger than {MAX_FILE_SIZE >> 20} MiB")
             document = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, RecursionError):
-            raise ArgumentError(f"{path} is no JSON document") from None
-        found = document.get("messages") if isinstance(document, dict) else document
-        self.messages = check_messages(found)
+            raise ArgumentError(f"{path} is not a JSON document") from None
+        messages = document.get("messages") if isinstance(document, dict) else document
+        self.messages = check_messages(messages)
         self._file = path
         return f"{len(self.messages)} messages"
 
     def stats(self, rest: str) -> str:
-        """Return the last answer's counts and times."""
-        _none(rest)
+        """Return the counts and times of the last answer."""
+        _refuse_arguments(rest)
         last = self.last
         if last is None:
             return "no answer yet"
@@ -119,20 +126,20 @@ class Conversation:
         )
 
     def commands(self) -> dict[str, tuple[str, Callable[[str], str]]]:
-        """Return what each command is for, and what does it."""
+        """Return the purpose and the function of each command."""
         return {
             "/clear": ("forget the conversation, keep the system prompt", self.clear),
-            "/load": ("FILE: go on with a saved conversation", self.load),
+            "/load": ("FILE: continue a saved conversation", self.load),
             "/save": ("FILE: write the conversation, as JSON", self.save),
-            "/set": ("NAME VALUE: e.g. temperature 0.5; without them: show the settings", self.set),
-            "/stats": ("tokens and times of the last answer", self.stats),
-            "/system": ("TEXT: change the system prompt; without it: none", self.set_system),
+            "/set": ("NAME VALUE: change a setting; without arguments: show all", self.set),
+            "/stats": ("show tokens and times of the last answer", self.stats),
+            "/system": ("TEXT: change the system prompt; without TEXT: remove it", self.set_system),
         }
 
 
-def _none(rest: str) -> None:
+def _refuse_arguments(rest: str) -> None:
     if rest:
-        raise ArgumentError(f"{rest!r}: this command takes nothing")
+        raise ArgumentError(f"{rest!r}: this command takes no arguments")
 
 
 def _path(rest: str) -> Path:

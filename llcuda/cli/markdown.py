@@ -1,4 +1,4 @@
-"""Answers on stdout while they are written: markdown in a terminal, else the text as it is."""
+"""Writes answers to stdout as they come: as markdown in a terminal, else as plain text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-# All that moves a cursor, colours or renames: what a model writes does nothing to the terminal.
+# Control characters and escapes: the text of a model must not control the terminal.
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -16,10 +16,10 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-class Plain:
-    """Prints an answer as it comes, and no reasoning: for pipes and files."""
+class PlainWriter:
+    """Prints an answer as it comes, without reasoning, for pipes and files."""
 
-    def __enter__(self) -> Plain:
+    def __enter__(self) -> PlainWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -30,11 +30,11 @@ class Plain:
         print(content, end="", flush=True)
 
 
-class Markdown:
-    """Draws an answer's markdown; reasoning before it, dim.
+class MarkdownWriter:
+    """Draws the markdown of an answer, with its reasoning dimmed before it.
 
-    A paragraph, list or block of code that is complete is printed and stays; what is being written
-    is drawn anew with each piece, its end where it is longer than the terminal is high.
+    A complete paragraph, list or code block is printed once. The unfinished one is drawn again
+    with each piece; if it is higher than the terminal, its last lines are shown.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Markdown:
         self._console = Console(highlight=False)
         self._text = ""
         self._reasoning = ""
-        self._begun = False  # whether something stands above, with a line between
+        self._begun = False  # whether a block was printed, from which a line separates the next
         self._live = Live(
             console=self._console,
             refresh_per_second=12,
@@ -53,7 +53,7 @@ class Markdown:
             vertical_overflow="crop",
         )
 
-    def __enter__(self) -> Markdown:
+    def __enter__(self) -> MarkdownWriter:
         self._live.start()
         return self
 
@@ -69,7 +69,7 @@ class Markdown:
         if content:
             self._end_reasoning()
         self._text += printable(content)
-        end = complete(self._text)
+        end = complete_length(self._text)
         if end:
             whole, self._text = self._text[:end], self._text[end:]
             self._print(whole)
@@ -86,7 +86,7 @@ class Markdown:
             self._begun = True
 
     def _tail(self) -> Any:
-        """Return what is unfinished, as many of its last lines as there is room for."""
+        """Return the last lines of the unfinished block, as many as the terminal shows."""
         from rich.console import Group
         from rich.segment import Segment, Segments
         from rich.text import Text
@@ -99,32 +99,32 @@ class Markdown:
 
 
 def _rendered(text: str) -> Any:
-    from rich.markdown import Markdown as Rendered
+    from rich.markdown import Markdown
 
     # Addresses are shown, not hidden behind a word.
-    return Rendered(text, hyperlinks=False, code_theme="ansi_dark")
+    return Markdown(text, hyperlinks=False, code_theme="ansi_dark")
 
 
-def complete(text: str) -> int:
+def complete_length(text: str) -> int:
     """Return where the last complete block of a markdown text ends, 0 without one.
 
-    A block ends at an empty line outside a block of code, when the next line has begun, and that
-    is not indented: so it does not go on with a list.
+    A block ends at an empty line outside a code block, when the next line has begun and is not
+    indented, so that it does not continue a list.
     """
-    found = position = 0
+    end = position = 0
     fence = None
     empty = False
     for line in text.splitlines(keepends=True):
         mark = _FENCE.match(line)
         if fence is None and empty and line.strip() and not line[0].isspace():
-            found = position
+            end = position
         if mark and (fence is None or mark[1].startswith(fence)):
             fence = mark[1] if fence is None else None
         empty = fence is None and not line.strip()
         position += len(line)
-    return found
+    return end
 
 
-def screen() -> Markdown | Plain:
-    """Return where an answer goes: markdown where stdout is a terminal."""
-    return Markdown() if sys.stdout.isatty() else Plain()
+def answer_writer() -> MarkdownWriter | PlainWriter:
+    """Return the writer of an answer: markdown if stdout is a terminal."""
+    return MarkdownWriter() if sys.stdout.isatty() else PlainWriter()

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from llcuda.cli.chat_commands import Conversation
-from llcuda.cli.markdown import Markdown, complete, printable
+from llcuda.cli.markdown import MarkdownWriter, complete_length, printable
 from llcuda.errors import ArgumentError
 
 COMMAND = [sys.executable, "-m", "llcuda", "chat", "demo", "--threads", "1"]
@@ -67,8 +67,8 @@ def test_a_line_that_goes_on() -> None:
 
 
 REFUSED = [
-    ("/nonsense", "no command /nonsense; /help lists them"),
-    ("/set temprature 1", "no setting 'temprature'"),
+    ("/nonsense", "/nonsense: no such command; /help lists them"),
+    ("/set temprature 1", "'temprature': no such setting"),
     ("/set temperature -1", "temperature=-1: expected"),
     ("/set temperature NaN", "temperature=nan"),
     ("/set stop [1]", "stop: expected texts"),
@@ -76,9 +76,9 @@ REFUSED = [
     ("/save /no/such/folder/x", "does not exist; make it first"),
     ("/load /no/such/file", "cannot read /no/such/file: No such file"),
     ("/load /dev", "cannot read /dev"),
-    ("/load /etc/hostname", "is no JSON document"),
+    ("/load /etc/hostname", "is not a JSON document"),
     ("/regenerate", "there is no question yet"),
-    ("/clear all", "this command takes nothing"),
+    ("/clear all", "this command takes no arguments"),
     ("word " * 20_000, "tokens"),
 ]
 
@@ -132,7 +132,7 @@ def test_saving_overwrites_only_its_own_file(tmp_path: Path) -> None:
     """A file of another origin stays as it is; what was saved here may be saved again."""
     talk, other = Conversation("Be brief.", {}), tmp_path / "other.json"
     other.write_text("precious")
-    with pytest.raises(ArgumentError, match="is there already"):
+    with pytest.raises(ArgumentError, match=r"other\.json exists"):
         talk.save(str(other))
     assert other.read_text() == "precious"
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_broken_files_change_nothing(text: str, tmp_path: Path) -> None:
 )
 def test_complete(text: str, whole: str) -> None:
     """Blocks end at an empty line, but in code and where a list goes on."""
-    assert whole == text[: complete(text)]
+    assert whole == text[: complete_length(text)]
 
 
 def test_printable() -> None:
@@ -189,7 +189,7 @@ def test_printable() -> None:
 
 def test_markdown_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Letter by letter it is printed once, whole, without its marks."""
-    with Markdown() as shown:
+    with MarkdownWriter() as shown:
         shown.add("", "I think.\x1b[2J")
         for letter in "# Title\n\nSome **bold** text.\n\n1. one\n2. two\n\n```\na = 1\n```\n":
             shown.add(letter)
