@@ -6,13 +6,18 @@ ORACLES := .venv-oracles
 DOCS   := .venv-docs
 NATIVE := $(wildcard build/*.* build/cdef/* llcuda/native/shim/*) pyproject.toml vendor/llama.cpp.toml
 
-.PHONY: demo test lint docs oracles bench wheel wheel-cuda clean
+.PHONY: demo test real lint docs oracles bench wheel wheel-cuda clean
 
 demo: $(VENV)/installed
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest tests/ -v
+
+# MODELS: a folder with gemma-3-270m-q4_k_m.gguf and qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
+real: $(VENV)/installed
+	$(if $(MODELS),,$(error make real MODELS=FOLDER: a folder with the two models that the Makefile names))
+	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
