@@ -1,8 +1,8 @@
-"""How good a model file is: perplexity on a text, divergence from a reference, what matters in it.
+"""The quality of a model: perplexity on a text, divergence from a reference, importance matrices.
 
-The text is cut into chunks, each a text of its own that begins with BOS where the model wants one.
-As llama.cpp's tools do, only the second half of a chunk is scored: there every token has
-something to follow from.
+The text is split into chunks. Each is a text of its own, which begins with BOS if the model wants
+it. As in llama.cpp's tools, only the second half of a chunk is scored, where every token has
+context.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import ArgumentError, DecodeError, LoadCancelledError, UnsupportedError
+from llcuda.keywords import EvaluationKeywords
 from llcuda.native.context import Context
 from llcuda.native.divergence import compare
 from llcuda.native.model import Model
 from llcuda.native.quantization.imatrix import Collector, ImportanceMatrix
 from llcuda.params import check_number, default_threads
 
-CHUNK = 512  # tokens; figures of others are mostly of these
-LOGITS = 2**26  # numbers in memory at once: 256 MiB
-BATCH = 2048  # tokens
+DEFAULT_CHUNK = 512  # tokens; published figures mostly have this size
+MAX_LOGITS = 2**26  # values in memory at once, which take 256 MiB
+MAX_BATCH = 2048  # tokens
 PERCENTILES = (0.1, 1, 5, 10, 50, 90, 95, 99, 99.9)
 
 Source = Model | str | os.PathLike[str]
@@ -35,9 +36,14 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """exp of the mean of -log p, over `tokens` tokens of `chunks` chunks.
+    """The perplexity of a model on a text: exp of the mean of -log p over the scored tokens.
 
-    error: one standard error of the value, as if tokens were independent.
+    Attributes:
+        value: The perplexity.
+        error: One standard error of the value, as if tokens were independent.
+        tokens: The number of scored tokens.
+        chunks: The number of chunks.
+        chunk: The tokens of a chunk.
     """
 
     value: float
@@ -49,12 +55,23 @@ class Perplexity:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """How far a model's probabilities are from a reference's, which are p in sum p log(p / q).
+    """The Kullback-Leibler divergence of a model from a reference: sum p log(p / q).
 
-    mean, error: of the divergence of a token, in nats; percentiles: of its distribution, by
-    "0.1" to "99.9"; maximum. same_best: the share of tokens for which both find the same token
-    most probable; same_best_error. delta_p: root of the mean square of the difference in the
-    text's token's probability. log_ratio, log_ratio_error: of both perplexities.
+    p are the probabilities of the reference, q those of the model. Errors are one standard error,
+    as if tokens were independent.
+
+    Attributes:
+        perplexity: The perplexity of the model.
+        reference: The perplexity of the reference.
+        mean: The mean divergence of a token in nats.
+        error: The error of `mean`.
+        maximum: The largest divergence of a token.
+        percentiles: Percentiles of the divergence of a token, by "0.1" to "99.9".
+        same_best: The share of tokens at which both models find the same token most probable.
+        same_best_error: The error of `same_best`.
+        delta_p: The root mean square difference of the probability of the text's token.
+        log_ratio: The logarithm of the model's perplexity over the reference's.
+        log_ratio_error: The error of `log_ratio`.
     """
 
     perplexity: Perplexity
@@ -74,30 +91,39 @@ def perplexity(
     model: Source,
     text: str | bytes,
     *,
-    chunk: int = CHUNK,
+    chunk: int = DEFAULT_CHUNK,
     chunks: int | None = None,
     progress: Progress | None = None,
     gpu_layers: int | None = None,
-    **parameters: Any,
+    **parameters: Unpack[EvaluationKeywords],
 ) -> Perplexity:
-    """Return the perplexity of `model` on `text`.
+    """Return the perplexity of a model on a text.
 
-    model: a Model, or its file, loaded with `gpu_layers`. chunk: tokens; chunks: how many at most.
-    progress: called with the share that is done; False stops (LoadCancelledError).
-    parameters: further ones of Context, e.g. threads, type_k, flash_attention.
+    Args:
+        model: A Model, or the path of its file.
+        text: The text; bytes are UTF-8.
+        chunk: Tokens of a chunk.
+        chunks: Chunks to read at most; None is all.
+        progress: Called with the share that is done, 0.0 to 1.0; False stops.
+        gpu_layers: Layers on GPUs if `model` is a path; None is all.
+        **parameters: Further fields of ContextParams, e.g. `threads`, `type_k` or
+            `flash_attention`.
 
-    Raises ArgumentError for a text shorter than a chunk, UnsupportedError for a model that does
-    not continue texts.
+    Raises:
+        ArgumentError: The text is shorter than a chunk.
+        UnsupportedError: The model does not generate text.
+        LoadCancelledError: `progress` returned False.
+        DecodeError: The computation fails or gives values that are not numbers.
     """
     with ExitStack() as stack:
         loaded = _open(stack, model, gpu_layers)
-        parts = cut(loaded, text, chunk, chunks)
+        token_chunks = split_chunks(loaded, text, chunk, chunks)
         context = stack.enter_context(_context(loaded, chunk, parameters))
-        scores = []
-        for part in _counted(parts, progress):
-            for tokens, indices in _decode(part, chunk // 2, context):
-                scores += [value for value, _ in context.logprobs(tokens, indices)]
-    return _perplexity(np.array(scores), len(parts), chunk)
+        logprobs = []
+        for tokens in _with_progress(token_chunks, progress):
+            for targets, indices in _decode(tokens, chunk // 2, context):
+                logprobs += [logprob for logprob, _ in context.logprobs(targets, indices)]
+    return _perplexity(np.array(logprobs), len(token_chunks), chunk)
 
 
 def divergence(
@@ -105,48 +131,67 @@ def divergence(
     reference: Source,
     text: str | bytes,
     *,
-    chunk: int = CHUNK,
+    chunk: int = DEFAULT_CHUNK,
     chunks: int | None = None,
     progress: Progress | None = None,
     gpu_layers: int | None = None,
-    **parameters: Any,
+    **parameters: Unpack[EvaluationKeywords],
 ) -> Divergence:
-    """Return how far `model` is from `reference` on `text`, chunk by chunk in both at once.
+    """Return the divergence of a model from a reference on a text.
 
-    Parameters and errors as of `perplexity`; ArgumentError too for different vocabularies.
+    Both models are in memory at once and read the text chunk by chunk.
+
+    Args:
+        model: A Model, or the path of its file, e.g. a quantized one.
+        reference: The reference, e.g. the same model before quantization.
+        text: The text; bytes are UTF-8.
+        chunk: Tokens of a chunk.
+        chunks: Chunks to read at most; None is all.
+        progress: Called with the share that is done, 0.0 to 1.0; False stops.
+        gpu_layers: Layers on GPUs of a model given as a path; None is all.
+        **parameters: Further fields of ContextParams, e.g. `threads`, `type_k` or
+            `flash_attention`.
+
+    Raises:
+        ArgumentError: The text is shorter than a chunk, or the vocabularies differ.
+        UnsupportedError: A model does not generate text.
+        LoadCancelledError: `progress` returned False.
+        DecodeError: The computation fails or gives values that are not numbers.
     """
     with ExitStack() as stack:
-        ours, theirs = (_open(stack, source, gpu_layers) for source in (model, reference))
-        parts = cut(ours, text, chunk, chunks)
-        _check_vocabulary(ours, theirs, parts == cut(theirs, text, chunk, chunks))
+        loaded, loaded_reference = (
+            _open(stack, source, gpu_layers) for source in (model, reference)
+        )
+        token_chunks = split_chunks(loaded, text, chunk, chunks)
+        reference_chunks = split_chunks(loaded_reference, text, chunk, chunks)
+        _check_vocabulary(loaded, loaded_reference, token_chunks == reference_chunks)
         contexts = (
-            stack.enter_context(_context(ours, chunk, parameters)),
-            stack.enter_context(_context(theirs, chunk, parameters)),
+            stack.enter_context(_context(loaded, chunk, parameters)),
+            stack.enter_context(_context(loaded_reference, chunk, parameters)),
         )
         rows = np.concatenate(
             [
-                compare(contexts, tokens, indices)
-                for part in _counted(parts, progress)
-                for tokens, indices in _decode(part, chunk // 2, *contexts)
+                compare(contexts, targets, indices)
+                for tokens in _with_progress(token_chunks, progress)
+                for targets, indices in _decode(tokens, chunk // 2, *contexts)
             ]
         )
-    logprobs, bases, divergences = (
+    logprobs, reference_logprobs, divergences = (
         rows[name] for name in ("logprob", "reference_logprob", "divergence")
     )
-    same = float(rows["same_best"].mean())
     quantiles = np.percentile(divergences, PERCENTILES)
     return Divergence(
-        perplexity=_perplexity(logprobs, len(parts), chunk),
-        reference=_perplexity(bases, len(parts), chunk),
+        perplexity=_perplexity(logprobs, len(token_chunks), chunk),
+        reference=_perplexity(reference_logprobs, len(token_chunks), chunk),
         mean=float(divergences.mean()),
         error=_error(divergences),
         maximum=float(divergences.max()),
         percentiles={f"{p:g}": float(q) for p, q in zip(PERCENTILES, quantiles, strict=True)},
-        same_best=same,
+        same_best=float(rows["same_best"].mean()),
         same_best_error=_error(rows["same_best"].astype(float)),
-        delta_p=float(np.sqrt(np.mean((np.exp(logprobs) - np.exp(bases)) ** 2))),
-        log_ratio=float((bases - logprobs).mean()),
-        log_ratio_error=_error(bases - logprobs),
+        delta_p=float(np.sqrt(np.mean((np.exp(logprobs) - np.exp(reference_logprobs)) ** 2))),
+        log_ratio=float((reference_logprobs - logprobs).mean()),
+        log_ratio_error=_error(reference_logprobs - logprobs),
     )
 
 
@@ -154,24 +199,38 @@ def importance_matrix(
     model: Source,
     text: str | bytes,
     *,
-    chunk: int = CHUNK,
+    chunk: int = DEFAULT_CHUNK,
     chunks: int | None = None,
     output: bool = False,
     dataset: str = "",
     progress: Progress | None = None,
     gpu_layers: int | None = None,
-    **parameters: Any,
+    **parameters: Unpack[EvaluationKeywords],
 ) -> ImportanceMatrix:
-    """Return how much `model` uses each column of its weights on `text`.
+    """Return how much a model uses each column of its weights on a text.
 
-    output: also those of the output matrix. dataset: where the text is from, for the file.
-    Other parameters and errors as of `perplexity`. Some 100 chunks of what the model is used for
-    are enough.
+    `llcuda.quantize` takes the result as `imatrix`. About 100 chunks of typical text are enough.
+
+    Args:
+        model: A Model, or the path of its file.
+        text: The text; bytes are UTF-8.
+        chunk: Tokens of a chunk.
+        chunks: Chunks to read at most; None is all.
+        output: Whether to measure the output matrix too.
+        dataset: The source of the text, which the matrix's file names.
+        progress: Called with the share that is done, 0.0 to 1.0; False stops.
+        gpu_layers: Layers on GPUs if `model` is a path; None is all.
+        **parameters: Further fields of ContextParams, e.g. `threads`.
+
+    Raises:
+        ArgumentError: The text is shorter than a chunk.
+        UnsupportedError: The model does not generate text.
+        LoadCancelledError: `progress` returned False.
     """
     with ExitStack() as stack:
         loaded = _open(stack, model, gpu_layers)
-        parts = cut(loaded, text, chunk, chunks)
-        rows = min(chunk, BATCH, _most_rows(loaded))
+        token_chunks = split_chunks(loaded, text, chunk, chunks)
+        rows = min(chunk, MAX_BATCH, _max_rows(loaded))
         collector = Collector(
             loaded,
             output=output,
@@ -181,37 +240,49 @@ def importance_matrix(
             **_threads(parameters),
         )
         context = stack.enter_context(collector.context)
-        for part in _counted(parts, progress):
+        for tokens in _with_progress(token_chunks, progress):
             context.memory.clear()
             for begin in range(0, chunk, rows):
-                context.decode(part[begin : begin + rows], logits="all")
+                context.decode(tokens[begin : begin + rows], logits="all")
         entries = collector.entries()
-    return ImportanceMatrix(entries, (dataset,) if dataset else (), len(parts), chunk)
+    return ImportanceMatrix(entries, (dataset,) if dataset else (), len(token_chunks), chunk)
 
 
-def cut(
-    model: Model, text: str | bytes, chunk: int = CHUNK, chunks: int | None = None
+def split_chunks(
+    model: Model, text: str | bytes, chunk: int = DEFAULT_CHUNK, chunks: int | None = None
 ) -> list[list[int]]:
-    """Return the tokens of `text` in chunks, as they are decoded; what is left over is dropped."""
+    """Return the tokens of a text in chunks of equal size; an incomplete last one is dropped.
+
+    Args:
+        model: The model whose tokens they are.
+        text: The text; bytes are UTF-8.
+        chunk: Tokens of a chunk, at least 4.
+        chunks: Chunks at most; None is all.
+
+    Raises:
+        ArgumentError: The text is shorter than a chunk.
+        UnsupportedError: The model does not generate text.
+    """
     check_number("chunk", chunk, "int", 4)
     if chunks is not None:
         check_number("chunks", chunks, "int", 1)
     facts = model.metadata
     causal = facts.get(f"{facts.get('general.architecture')}.attention.causal", "true")
     if model.has_encoder or not model.has_decoder or causal == "false":
-        raise UnsupportedError(f"{model.path.name} does not continue texts token by token")
+        raise UnsupportedError(f"{model.path.name} does not generate text token by token")
     tokens = model.tokenize(text)
     if len(tokens) < chunk:
         raise ArgumentError(
             f"the text has {len(tokens)} tokens, a chunk {chunk}: give a longer text or a smaller "
-            "chunk"
+            "chunk",
+            parameter="text",
         )
     begins = range(0, len(tokens) - chunk + 1, chunk)
-    parts = [tokens[begin : begin + chunk] for begin in begins][:chunks]
+    token_chunks = [tokens[begin : begin + chunk] for begin in begins][:chunks]
     if model.adds_bos and model.bos is not None:
-        for part in parts:
-            part[0] = model.bos
-    return parts
+        for tokens in token_chunks:
+            tokens[0] = model.bos
+    return token_chunks
 
 
 def _open(stack: ExitStack, model: Source, gpu_layers: int | None) -> Model:
@@ -220,66 +291,77 @@ def _open(stack: ExitStack, model: Source, gpu_layers: int | None) -> Model:
     return stack.enter_context(Model(model, gpu_layers=gpu_layers))
 
 
-def _most_rows(model: Model) -> int:
-    """Return of how many tokens the logits fit into memory at once."""
-    return max(LOGITS // model.vocab_size, 1)
+def _max_rows(model: Model) -> int:
+    """Return the number of tokens whose logits fit into memory at once."""
+    return max(MAX_LOGITS // model.vocab_size, 1)
 
 
-def _counted(parts: Sequence[list[int]], progress: Progress | None) -> Iterator[list[int]]:
-    for i, part in enumerate(parts, 1):
-        yield part
-        if progress is not None and progress(i / len(parts)) is False:
-            raise LoadCancelledError("progress() stopped it")
+def _with_progress(
+    token_chunks: Sequence[list[int]], progress: Progress | None
+) -> Iterator[list[int]]:
+    for i, tokens in enumerate(token_chunks, 1):
+        yield tokens
+        if progress is not None and progress(i / len(token_chunks)) is False:
+            raise LoadCancelledError("progress() returned False")
 
 
-def _context(model: Model, chunk: int, parameters: dict[str, Any]) -> Context:
-    batch = min(chunk, BATCH)
-    outputs = min(batch, _most_rows(model))
-    return Context(
-        model, ctx_size=chunk, batch_size=batch, outputs_max=outputs, **_threads(parameters)
-    )
+def _context(model: Model, chunk: int, parameters: EvaluationKeywords) -> Context:
+    batch_size = min(chunk, MAX_BATCH)
+    defaults: dict[str, Any] = {
+        "ctx_size": chunk,
+        "batch_size": batch_size,
+        "outputs_max": min(batch_size, _max_rows(model)),
+    }
+    return Context(model, **defaults, **_threads(parameters))
 
 
-def _threads(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with all processors: batches use them, with small models too."""
+def _threads(parameters: EvaluationKeywords) -> dict[str, Any]:
+    """Return the parameters with every processor, because batches are large."""
     return {"threads_batch": parameters.get("threads") or default_threads(), **parameters}
 
 
-def _decode(part: list[int], first: int, *contexts: Context) -> Iterator[tuple[list[int], range]]:
+def _decode(tokens: list[int], first: int, *contexts: Context) -> Iterator[tuple[list[int], range]]:
     """Decode a chunk in all contexts, batch by batch.
 
-    Yields the tokens that follow from the rows after `first`, and these rows' indices.
+    Yields:
+        The tokens to score, which follow the rows from `first` on, and the indices of these rows.
     """
     for context in contexts:
         context.memory.clear()
     batch = contexts[0].params.batch_size
-    most = min(context.params.outputs_max for context in contexts)
-    begin, last = 0, len(part) - 1  # what follows the last token nobody knows
+    outputs_max = min(context.params.outputs_max for context in contexts)
+    begin, last = 0, len(tokens) - 1  # nothing follows the last token
     while begin <= last:
         start = max(first, begin)
-        end = min(begin + batch, len(part), start + most)
+        end = min(begin + batch, len(tokens), start + outputs_max)
         rows = range(start, min(end, last))
         for context in contexts:
             flags = [i in rows for i in range(begin, end)]
-            context.decode_batch(part[begin:end], [0] * (end - begin), logits=flags)
+            context.decode_batch(tokens[begin:end], [0] * (end - begin), logits=flags)
         if rows:
-            yield part[rows.start + 1 : rows.stop + 1], range(start - begin, rows.stop - begin)
+            yield tokens[rows.start + 1 : rows.stop + 1], range(start - begin, rows.stop - begin)
         begin = end
 
 
 def _check_vocabulary(model: Model, reference: Model, same_tokens: bool) -> None:
     sizes = model.vocab_size, reference.vocab_size
     if sizes[0] != sizes[1]:
-        raise ArgumentError(f"the vocabularies differ: {sizes[0]} tokens, {sizes[1]} the reference")
+        raise ArgumentError(
+            f"the vocabularies differ: the model has {sizes[0]} tokens, the reference {sizes[1]}",
+            parameter="reference",
+        )
     tokens = range(sizes[0])
     texts = (loaded.detokenize(tokens, special=True) for loaded in (model, reference))
     if not same_tokens or next(texts) != next(texts):
-        raise ArgumentError("the vocabularies differ: the reference has other words for its tokens")
+        raise ArgumentError(
+            "the vocabularies differ: the tokens of the reference stand for other text",
+            parameter="reference",
+        )
 
 
 def _perplexity(logprobs: Float64, chunks: int, chunk: int) -> Perplexity:
     if np.isnan(logprobs).any():
-        raise DecodeError("the model computes logits that are no numbers on this text")
+        raise DecodeError("the model computes logits that are not numbers on this text")
     value = float(np.exp(-logprobs.mean()))
     return Perplexity(value, _error(logprobs) * value, len(logprobs), chunks, chunk)
 

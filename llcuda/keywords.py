@@ -99,6 +99,16 @@ class LoadKeywords(_FurtherModel, _FurtherEngine, _FurtherContext, total=False):
     """The keywords of `InferenceEngine.load_model` beyond those in its signature."""
 
 
+class EmbedderKeywords(_FurtherContext, total=False):
+    """The keywords of `Embedder` beyond those in its signature."""
+
+    attention: str | None
+
+
+class EvaluationKeywords(_FurtherContext, total=False):
+    """The keywords of `perplexity`, `divergence` and `importance_matrix` for their contexts."""
+
+
 class PlanKeywords(ModelKeywords, ContextKeywords, total=False):
     """The keywords of `memory_needed`."""
 

@@ -1,6 +1,7 @@
 """Perplexity, divergence and importance matrices, against numpy over Context's own logits."""
 
 import contextlib
+import importlib
 import json
 import struct
 import subprocess
@@ -18,10 +19,10 @@ from llcuda import (
     Model,
     demo_model,
     divergence,
+    evaluate,
     importance_matrix,
     perplexity,
 )
-from llcuda import evaluate as quality
 from llcuda.errors import (
     ArgumentError,
     DecodeError,
@@ -66,7 +67,7 @@ def scored(path: Path) -> tuple[Rows, Rows]:
     """Return log p of every token at the scored places, and of the tokens that follow there."""
     rows, found = [], []
     with Model(path) as model, Context(model, ctx_size=CHUNK, threads=1) as context:
-        for part in quality.cut(model, TEXT, CHUNK):
+        for part in evaluate.split_chunks(model, TEXT, CHUNK):
             context.memory.clear()
             context.decode(part, logits="all")
             for i in range(CHUNK // 2, CHUNK - 1):
@@ -76,12 +77,12 @@ def scored(path: Path) -> tuple[Rows, Rows]:
     return logprobs, logprobs[np.arange(len(found)), found]
 
 
-@pytest.mark.parametrize("logits", [quality.LOGITS, 5 * models.VOCABULARY])
+@pytest.mark.parametrize("logits", [evaluate.MAX_LOGITS, 5 * models.VOCABULARY])
 def test_perplexity(
     logits: int, model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is exp of the mean of -log p in the chunks' second halves, in batches of any size."""
-    monkeypatch.setattr(quality, "LOGITS", logits)
+    monkeypatch.setattr(evaluate, "MAX_LOGITS", logits)
     result = perplexity(model_files["llama"], TEXT, chunk=CHUNK, threads=1)
     _, logprobs = scored(model_files["llama"])
     assert result.value == pytest.approx(np.exp(-logprobs.mean()), rel=1e-4)
@@ -120,7 +121,7 @@ def test_importance_matrix(model_files: dict[str, Path]) -> None:
     matrix = importance_matrix(model_files["llama"], TEXT, chunk=CHUNK, chunks=2, dataset="a")
     _, tensors = models.llama()
     with Model(model_files["llama"]) as model:
-        tokens = np.array(quality.cut(model, TEXT, CHUNK, 2)).ravel()
+        tokens = np.array(evaluate.split_chunks(model, TEXT, CHUNK, 2)).ravel()
     x = tensors["token_embd.weight"][tokens]
     x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5)
     expected = ((x * tensors["blk.0.attn_norm.weight"]) ** 2).sum(axis=0)
@@ -314,7 +315,7 @@ def test_bad_input(
 
 def test_models_that_do_not_continue_texts(bert: Model) -> None:
     """An encoder has no perplexity."""
-    with pytest.raises(UnsupportedError, match="does not continue texts"):
+    with pytest.raises(UnsupportedError, match="does not generate text token by token"):
         perplexity(bert, TEXT, chunk=CHUNK)
 
 
@@ -322,12 +323,12 @@ def test_vocabularies_that_differ(
     model: Model, demo: Model, model_files: dict[str, Path], tmp_path: Path
 ) -> None:
     """A reference with another vocabulary is refused, of another size or with other words."""
-    with pytest.raises(ArgumentError, match="the vocabularies differ: 288 tokens"):
+    with pytest.raises(ArgumentError, match="the vocabularies differ: the model has 288 tokens"):
         divergence(model, demo, TEXT, chunk=CHUNK)
     metadata, tensors = models.llama()
     metadata["tokenizer.ggml.tokens"][200] = "xyz"
     path = models.write(tmp_path / "other.gguf", metadata, tensors)
-    with pytest.raises(ArgumentError, match="other words"):
+    with pytest.raises(ArgumentError, match="stand for other text"):
         divergence(path, model, TEXT, chunk=CHUNK)
 
 
@@ -337,7 +338,7 @@ def test_logits_that_are_no_numbers(tmp_path: Path) -> None:
     tensors["output_norm.weight"][:] = np.nan
     path = models.write(tmp_path / "nan.gguf", metadata, tensors)
     for measure in (perplexity, lambda *a, **k: divergence(path, *a, **k)):
-        with pytest.raises(DecodeError, match="no numbers"):
+        with pytest.raises(DecodeError, match="not numbers"):
             measure(path, TEXT, chunk=CHUNK)  # type: ignore[operator]
     tensors["blk.0.attn_norm.weight"][:] = np.nan
     models.write(path, metadata, tensors)
@@ -403,3 +404,11 @@ def test_commands_say_what_is_wrong(arguments: tuple[str, ...], says: str) -> No
     done = command(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr.replace("\n", " ")
+
+
+def test_the_former_module_name() -> None:
+    """llcuda.quality still has the names, and says where they are now."""
+    sys.modules.pop("llcuda.quality", None)
+    with pytest.warns(DeprecationWarning, match=r"llcuda\.evaluate"):
+        quality = importlib.import_module("llcuda.quality")
+    assert quality.perplexity is perplexity

@@ -1,9 +1,9 @@
-"""Texts to vectors, and documents to scores: many texts in one batch, whatever their lengths.
+"""Embedding vectors of texts and scores of documents, many texts in one batch.
 
     with Model("bge-small-en-v1.5-q8_0.gguf") as model, Embedder(model) as embedder:
         vectors = embedder.embed(["a text", "another"])
 
-The tokens of several texts make a full batch: the longest texts first, the shortest in the gaps.
+A batch takes the longest texts first and fills its gaps with the shortest.
 """
 
 from __future__ import annotations
@@ -15,48 +15,70 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from llcuda.embeddings.rerank import Pairs
+from llcuda.embeddings.rerank import RerankPrompt
 from llcuda.errors import ArgumentError, DecodeError, ForkError, UnsupportedError
 from llcuda.gguf_parser import GGUFReader
+from llcuda.keywords import EmbedderKeywords, split_keywords
 from llcuda.native.callbacks import repeats_unsaid
 from llcuda.native.context import Context
 from llcuda.native.model import Model
-from llcuda.params import INT32_MAX, ContextParams, check_number, default_threads
+from llcuda.params import INT32_MAX, ContextParams, check_number, default_threads, wrong_value
 
 Float32 = npt.NDArray[np.float32]
 Text = str | Sequence[int]
 
 DEFAULT_CTX_SIZE = 2048
-MOST_TEXTS = 256  # sequences of one context
-CHOSEN = ("sequences", "ubatch_size", "outputs_max", "unified_kv", "embeddings", "device_logits")
+MAX_SEQUENCES = 256  # of one context
+RESERVED = ("sequences", "ubatch_size", "outputs_max", "unified_kv", "embeddings", "device_logits")
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """What was computed, a row for each text, and how many tokens each text had."""
+class EmbeddingResult:
+    """Vectors or scores, and the numbers of tokens they were computed from.
+
+    Attributes:
+        values: float32, a row for each text.
+        token_counts: The number of tokens of each text.
+    """
 
     values: Float32
-    tokens: tuple[int, ...]
+    token_counts: tuple[int, ...]
 
 
 class Embedder:
-    """Computes embeddings, or the scores of a classifier, with `model`; any thread may call it.
+    """Computes embeddings with a model, or the scores of a classifier.
 
-    pooling: how a text's vector comes from those of its tokens: "mean", "cls" (the first), "last",
-        or "rank" for a classifier's scores; None = as the model's file says.
-    ctx_size: most tokens of a text; None = as many as the model was trained on, at most 2,048.
-    batch_size: most tokens of several texts that are computed at once; a longer text goes alone.
-    parameters: further fields of ContextParams.
-    size: numbers of a vector, or classes. labels: the names of a classifier's classes.
+    An Embedder has a context of its own, so its model may generate text at the same time. Several
+    threads may call it; their calls alternate batch by batch.
 
-    A context of its own: a model may generate text meanwhile. Calls take turns, batch by batch.
-    Raises ArgumentError for a model whose file names no pooling, where none is given, and for
-    pooling="rank" without a classifier; UnsupportedError for encoder-decoder models.
+    Args:
+        model: The model.
+        pooling: How the vector of a text comes from those of its tokens: "mean", "cls" (the
+            first), "last", or "rank" for the scores of a classifier. None is the pooling that the
+            model's file names.
+        ctx_size: Tokens of a text at most. None is what the model was trained with, at most
+            2,048.
+        batch_size: Tokens of several texts that are computed at once at most. A longer text is
+            computed alone.
+        **parameters: Further fields of ContextParams, e.g. `threads` or `flash_attention`.
+
+    Attributes:
+        model: The model.
+        ctx_size: Tokens of a text at most.
+        batch_size: Tokens of several texts in one batch at most.
+        pooling: The pooling in use.
+        size: The numbers in a vector, or the classes of a classifier.
+        labels: The names of a classifier's classes; empty for embeddings.
+
+    Raises:
+        ArgumentError: The model's file names no pooling and none is given, or pooling="rank" is
+            given for a model without a classifier, or a parameter is out of range.
+        UnsupportedError: The model is an encoder-decoder model.
     """
 
     def __init__(
@@ -66,42 +88,42 @@ class Embedder:
         pooling: str | None = None,
         ctx_size: int | None = None,
         batch_size: int = 512,
-        **parameters: Any,
+        **parameters: Unpack[EmbedderKeywords],
     ) -> None:
-        for name in CHOSEN:
-            if name in parameters:
-                raise ArgumentError(
-                    f"{name}={parameters[name]!r}: an Embedder chooses that itself", parameter=name
-                )
+        context_params: dict[str, Any] = {**parameters}
+        for name in RESERVED:
+            if name in context_params:
+                raise wrong_value(name, context_params[name], "an Embedder chooses that itself")
+        split_keywords(context_params, ContextParams)
         if not isinstance(model, Model):
-            raise ArgumentError(f"model={model!r}: expected a Model", parameter="model")
+            raise wrong_value("model", model, "expected a Model")
         if model.has_encoder:
             raise UnsupportedError(f"{model.path.name}: encoder-decoder models are not supported")
         check_number("batch_size", batch_size, "int", 1, 2**20)
         self.model = model
-        self.ctx_size = _most_tokens(model, ctx_size)
+        self.ctx_size = _max_tokens(model, ctx_size)
         self.batch_size = batch_size
-        if parameters.get("threads") is None:
-            parameters.setdefault("threads_batch", default_threads())
-        parameters |= {"pooling": pooling, "embeddings": True}
-        self.pooling, self._splits = _kind(model, parameters)
+        if context_params.get("threads") is None:
+            context_params.setdefault("threads_batch", default_threads())
+        context_params |= {"pooling": pooling, "embeddings": True}
+        self.pooling, self._needs_last_token_only = _pooling(model, context_params)
         self.labels = model.labels if self.pooling == "rank" else []
         self.size = len(self.labels) or model.embedding_size
         # Every sequence of a recurrent model has a state, and takes part in each micro-batch.
-        several = not (model.is_recurrent or model.is_hybrid)
-        self._most_texts = min(MOST_TEXTS, batch_size) if several else 1
+        one_by_one = model.is_recurrent or model.is_hybrid
+        self._max_sequences = 1 if one_by_one else min(MAX_SEQUENCES, batch_size)
         longest = max(batch_size, self.ctx_size)
-        width = batch_size if self._splits else longest
+        width = batch_size if self._needs_last_token_only else longest
         self._context = Context(
             model,
-            ctx_size=-(-longest // self._most_texts),
-            sequences=self._most_texts,
+            ctx_size=-(-longest // self._max_sequences),
+            sequences=self._max_sequences,
             batch_size=width,
             ubatch_size=width,
-            outputs_max=self._most_texts if self._splits else 0,
-            **parameters,
+            outputs_max=self._max_sequences if self._needs_last_token_only else 0,
+            **context_params,
         )
-        self._pairs = Pairs(model, self.ctx_size)
+        self._rerank_prompt = RerankPrompt(model, self.ctx_size)
         self._lock = threading.Lock()
         self._process = os.getpid()
         _close_at_exit(self)
@@ -116,13 +138,23 @@ class Embedder:
         truncate: bool = False,
         dimensions: int | None = None,
     ) -> Float32:
-        """Return the vectors of `texts` in their order: float32, shape (len(texts), size).
+        """Return the vectors of texts.
 
-        texts: each a text, or its tokens, which are taken as they are.
-        normalize: divide each vector by its length. dimensions: only so many first numbers, for
-            models that were trained for that.
-        truncate: drop the end of a text with more than ctx_size tokens, which else is an error.
-        Raises ArgumentError, naming the text, before anything is computed; DecodeError.
+        Args:
+            texts: Texts, or lists of tokens, which are used unchanged.
+            normalize: Whether to divide each vector by its length.
+            truncate: Whether to drop the end of a text with more than `ctx_size` tokens. Without,
+                such a text is an error.
+            dimensions: How many of the first numbers of each vector to return, for a model that
+                was trained for that. None is all.
+
+        Returns:
+            float32, shape (len(texts), dimensions or size), in the order of the texts.
+
+        Raises:
+            ArgumentError: A text is empty or too long, found before anything is computed, or the
+                model gives scores.
+            DecodeError: The computation fails or gives values that are not numbers.
         """
         return self.embed_counted(
             texts, normalize=normalize, truncate=truncate, dimensions=dimensions
@@ -135,75 +167,99 @@ class Embedder:
         normalize: bool = True,
         truncate: bool = False,
         dimensions: int | None = None,
-    ) -> Counted:
-        """Return what `embed` returns, and how many tokens each text had."""
+    ) -> EmbeddingResult:
+        """Return the vectors of texts and the numbers of their tokens; see `embed`."""
         if self.pooling == "rank":
             raise ArgumentError(
-                f"{self.model.path.name} gives scores, no embeddings: use rerank() or classify()"
+                f"{self.model.path.name} gives scores, not embeddings",
+                remedy="use rerank() or classify()",
             )
         if dimensions is not None:
             check_number("dimensions", dimensions, "int", 1, self.size)
-        counted = self._run(self._tokens(texts, truncate))
-        vectors = counted.values[:, :dimensions]
-        return Counted(_unit(vectors) if normalize else vectors, counted.tokens)
+        result = self._compute(self._tokenize(texts, truncate))
+        vectors = result.values[:, :dimensions]
+        return EmbeddingResult(_unit(vectors) if normalize else vectors, result.token_counts)
 
     # --- scores ---
 
     def rerank(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> Float32:
-        """Return how well each document answers `query`: float32, shape (len(documents),).
+        """Return how well each document answers a query.
 
-        The scores are the model's own: higher is better, and their range is the model's matter (of
-        several classes the first, "yes", counts). Nothing in the texts is read as a control token.
-        truncate: drop the end of a document that does not fit into ctx_size tokens with the query.
-        Raises ArgumentError for a model that is no reranker.
+        Higher is better; the range of the scores depends on the model. Of several classes the
+        first, "yes", counts. Control tokens written in the texts are read as text.
+
+        Args:
+            query: The query.
+            documents: The documents.
+            truncate: Whether to drop the end of a document that does not fit into `ctx_size`
+                tokens with the query. Without, such a document is an error.
+
+        Returns:
+            float32, shape (len(documents),), in the order of the documents.
+
+        Raises:
+            ArgumentError: The model is not a reranker, or a document is too long.
+            DecodeError: The computation fails or gives values that are not numbers.
         """
         return self.rerank_counted(query, documents, truncate=truncate).values
 
     def rerank_counted(
         self, query: str, documents: Sequence[str], *, truncate: bool = False
-    ) -> Counted:
-        """Return what `rerank` returns, and how many tokens each pair had."""
+    ) -> EmbeddingResult:
+        """Return the scores of documents and the tokens of each with the query; see `rerank`."""
         self._check_classifier("rerank")
-        counted = self._run(self._pairs.tokens(query, documents, truncate))
-        return Counted(counted.values[:, 0].copy(), counted.tokens)
+        result = self._compute(self._rerank_prompt.tokenize(query, documents, truncate))
+        return EmbeddingResult(result.values[:, 0].copy(), result.token_counts)
 
     def classify(self, texts: Sequence[Text], *, truncate: bool = False) -> Float32:
-        """Return a classifier's scores: float32, shape (len(texts), len(labels))."""
-        self._check_classifier("classify")
-        return self._run(self._tokens(texts, truncate)).values
+        """Return a classifier's scores of texts.
 
-    def _check_classifier(self, what: str) -> None:
+        Args:
+            texts: Texts, or lists of tokens, which are used unchanged.
+            truncate: Whether to drop the end of a text with more than `ctx_size` tokens.
+
+        Returns:
+            float32, shape (len(texts), len(labels)).
+
+        Raises:
+            ArgumentError: The model is not a classifier, or a text is empty or too long.
+            DecodeError: The computation fails or gives values that are not numbers.
+        """
+        self._check_classifier("classify")
+        return self._compute(self._tokenize(texts, truncate)).values
+
+    def _check_classifier(self, method: str) -> None:
         if self.pooling != "rank":
             raise ArgumentError(
-                f"{what}() needs a rerank model or another classifier; {self.model.path.name} "
+                f"{method}() needs a rerank model or another classifier; {self.model.path.name} "
                 f"gives embeddings (pooling {self.pooling!r})"
             )
 
     # --- from tokens to rows ---
 
-    def _tokens(self, texts: Sequence[Text], truncate: bool) -> list[list[int]]:
-        """Return the tokens of each text; ArgumentError for one that has none, or too many."""
+    def _tokenize(self, texts: Sequence[Text], truncate: bool) -> list[list[int]]:
+        """Return the tokens of each text; raise ArgumentError for one with none or too many."""
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
             raise ArgumentError(
                 f"texts must be a list of texts, not {type(texts).__name__}", parameter="texts"
             )
-        found = []
+        sequences = []
         for i, text in enumerate(texts):
             try:
-                found.append(self._fitting(text, truncate))
+                sequences.append(self._tokenize_one(text, truncate))
             except ArgumentError as error:
                 raise ArgumentError(
                     f"texts[{i}]: {error.problem}", parameter=f"texts[{i}]", remedy=error.remedy
                 ) from error
-        return found
+        return sequences
 
-    def _fitting(self, text: Text, truncate: bool) -> list[int]:
+    def _tokenize_one(self, text: Text, truncate: bool) -> list[int]:
         if isinstance(text, str):
             tokens = self.model.tokenize(text)
         else:
             tokens = self.model.token_list(text, "text")
         if not tokens:
-            raise ArgumentError("is empty, and the model puts no token of its own around a text")
+            raise ArgumentError("is empty, and the model adds no tokens around a text")
         if len(tokens) > self.ctx_size:
             if not truncate:
                 raise ArgumentError(
@@ -211,55 +267,56 @@ class Embedder:
                     remedy="truncate=True drops its end, an Embedder with a larger ctx_size may "
                     "take it whole",
                 )
-            tokens = self._pairs.cut(tokens)
+            tokens = self._rerank_prompt.cut(tokens)
         return tokens
 
-    def _run(self, texts: list[list[int]]) -> Counted:
-        """Compute the row of each text, pack by pack."""
-        values = np.empty((len(texts), self.size), dtype=np.float32)
-        lengths = [len(tokens) for tokens in texts]
-        for pack in packs(lengths, self.batch_size, self._most_texts):
-            self._compute([texts[i] for i in pack], pack, values)
+    def _compute(self, sequences: list[list[int]]) -> EmbeddingResult:
+        """Compute the row of each sequence, batch by batch."""
+        values = np.empty((len(sequences), self.size), dtype=np.float32)
+        lengths = [len(tokens) for tokens in sequences]
+        for batch in pack_batches(lengths, self.batch_size, self._max_sequences):
+            self._compute_batch([sequences[i] for i in batch], batch, values)
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             raise DecodeError(
-                f"{self.model.path.name} computed no number for texts[{int(finite.argmin())}]: "
-                "its weights are damaged, or too large for the type they are computed in"
+                f"{self.model.path.name} computed values that are not numbers for "
+                f"texts[{int(finite.argmin())}]: its weights are damaged, or too large for the "
+                "type they are computed in"
             )
-        return Counted(values, tuple(lengths))
+        return EmbeddingResult(values, tuple(lengths))
 
-    def _compute(self, texts: list[list[int]], rows: list[int], values: Float32) -> None:
-        """Compute `texts` in one batch, and write their results to these rows of `values`."""
+    def _compute_batch(self, sequences: list[list[int]], rows: list[int], values: Float32) -> None:
+        """Compute sequences in one batch, and write the results to these rows of `values`."""
         if os.getpid() != self._process:
             raise ForkError("this Embedder was made before the fork of this process")
         with self._lock:
             context = self._context
             if context.remembers:
                 context.memory.clear(data=False)
-            if self._splits:
+            if self._needs_last_token_only:
                 context.set_embeddings(False)
-                self._decode_beginnings(texts)
+                self._decode_all_but_last(sequences)
                 context.set_embeddings(True)
-                texts = [tokens[-1:] for tokens in texts]
+                sequences = [tokens[-1:] for tokens in sequences]
             context.decode_batch(
-                [token for tokens in texts for token in tokens],
-                [seq for seq, tokens in enumerate(texts) for _ in tokens],
+                [token for tokens in sequences for token in tokens],
+                [seq for seq, tokens in enumerate(sequences) for _ in tokens],
             )
             for seq, row in enumerate(rows):
                 values[row] = context.sequence_embedding(seq)
 
-    def _decode_beginnings(self, texts: list[list[int]]) -> None:
-        """Compute all but the last token of each text, whose outputs nobody needs."""
-        if len(texts) == 1:
-            if len(texts[0]) > 1:  # of any length: split over several batches
-                self._context.decode(texts[0][:-1], logits="none")
+    def _decode_all_but_last(self, sequences: list[list[int]]) -> None:
+        """Compute all tokens but the last of each sequence, without outputs."""
+        if len(sequences) == 1:
+            if len(sequences[0]) > 1:  # decode() splits a long sequence into several batches
+                self._context.decode(sequences[0][:-1], logits="none")
             return
-        tokens = [token for tokens in texts for token in tokens[:-1]]
-        seqs = [seq for seq, tokens in enumerate(texts) for _ in tokens[:-1]]
+        tokens = [token for tokens in sequences for token in tokens[:-1]]
+        seqs = [seq for seq, tokens in enumerate(sequences) for _ in tokens[:-1]]
         if tokens:
             self._context.decode_batch(tokens, seqs, logits=[False] * len(tokens))
 
-    # --- life ---
+    # --- lifetime ---
 
     @property
     def closed(self) -> bool:
@@ -267,7 +324,7 @@ class Embedder:
         return self._context.closed
 
     def close(self) -> None:
-        """Free the memory when the batch that runs is done; calls that go on get ClosedError."""
+        """Free the memory after the running batch; calls that continue raise ClosedError."""
         if os.getpid() == self._process:
             with self._lock:
                 self._context.close()
@@ -283,10 +340,10 @@ _open: weakref.WeakSet[Embedder] = weakref.WeakSet()
 
 
 def _close_at_exit(embedder: Embedder) -> None:
-    """Have `embedder` closed before Python frees what a daemon thread may be computing with.
+    """Close an embedder at exit before Python frees the memory that a daemon thread computes with.
 
-    The C objects' finalizers hang on one exit function, registered with the first of them; exit
-    functions run in reverse, so ours, registered anew, comes before it.
+    The finalizers of the C objects run in one exit function, registered with the first object.
+    Exit functions run in reverse order, so `_close_all`, registered again here, runs before it.
     """
     _open.add(embedder)
     atexit.unregister(_close_all)
@@ -298,65 +355,71 @@ def _close_all() -> None:
         embedder.close()
 
 
-def packs(lengths: Sequence[int], most_tokens: int, most_texts: int) -> Iterator[list[int]]:
-    """Yield the indices of the texts of each batch: the longest, and what fits beside them.
+def pack_batches(
+    lengths: Sequence[int], max_tokens: int, max_sequences: int
+) -> Iterator[list[int]]:
+    """Yield the indices of the sequences in each batch, the longest first.
 
-    A text with more than `most_tokens` is a batch of its own.
+    Args:
+        lengths: The tokens of each sequence.
+        max_tokens: Tokens of a batch at most. A longer sequence has a batch of its own.
+        max_sequences: Sequences of a batch at most.
     """
-    left = deque(sorted(range(len(lengths)), key=lambda i: -lengths[i]))
-    while left:
-        pack = [left.popleft()]
-        room = most_tokens - lengths[pack[0]]
-        while left and len(pack) < most_texts and lengths[left[-1]] <= room:
-            i = left.popleft() if lengths[left[0]] <= room else left.pop()
-            pack.append(i)
+    remaining = deque(sorted(range(len(lengths)), key=lambda i: -lengths[i]))
+    while remaining:
+        batch = [remaining.popleft()]
+        room = max_tokens - lengths[batch[0]]
+        while remaining and len(batch) < max_sequences and lengths[remaining[-1]] <= room:
+            longest_fits = lengths[remaining[0]] <= room
+            i = remaining.popleft() if longest_fits else remaining.pop()
+            batch.append(i)
             room -= lengths[i]
-        yield pack
+        yield batch
 
 
-def _most_tokens(model: Model, ctx_size: int | None) -> int:
-    """Return the most tokens of a text; ArgumentError beyond a table of learned positions."""
+def _max_tokens(model: Model, ctx_size: int | None) -> int:
+    """Return the tokens of a text at most; the model may have a table of learned positions."""
     if ctx_size is None:
         return min(model.most_positions, model.train_ctx_size or DEFAULT_CTX_SIZE, DEFAULT_CTX_SIZE)
     check_number("ctx_size", ctx_size, "int", 1, INT32_MAX)
     if ctx_size > model.most_positions:
-        raise ArgumentError(
-            f"ctx_size={ctx_size}: {model.path.name} has positions for {model.most_positions} "
-            "tokens",
-            parameter="ctx_size",
-        )
+        rule = f"{model.path.name} has positions for {model.most_positions} tokens"
+        raise wrong_value("ctx_size", ctx_size, rule)
     return ctx_size
 
 
-def _kind(model: Model, parameters: dict[str, Any]) -> tuple[str, bool]:
-    """Return the pooling, and whether only a text's last token needs outputs.
+def _pooling(model: Model, parameters: dict[str, Any]) -> tuple[str, bool]:
+    """Return the pooling, and whether only the last token of a text needs outputs.
 
-    What llama.cpp makes of the model's file and of `parameters` a small context shows.
+    A small context tells, because llama.cpp decides by the model's file and `parameters`.
     """
     small = ContextParams(ctx_size=32, batch_size=32, ubatch_size=32, **parameters)
     with repeats_unsaid(), Context(model, params=small) as context:
-        pooling, splits = context.pooling, not context.whole_texts
-    name = model.path.name
-    if pooling == "none":
+        pooling, can_split = context.pooling, not context.whole_texts
+    if pooling == "none" and parameters["pooling"] is None:
         raise ArgumentError(
-            f"{name} names no pooling, so it was trained neither to embed nor to rerank: "
-            "pooling='mean' or 'last' (llcuda serve --pooling) has vectors of it all the same"
-            if parameters["pooling"] is None
-            else "pooling='none' gives a vector for each token: a Context with embeddings=True does"
+            f"{model.path.name} names no pooling, so it was trained neither to embed nor to "
+            "rerank: pooling='mean' or 'last' (llcuda serve --pooling) gives vectors all the same",
+            parameter="pooling",
         )
+    if pooling == "none":
+        rule = "gives a vector for each token"
+        raise wrong_value("pooling", pooling, rule, "use a Context with embeddings=True")
     if pooling == "rank":
-        _check_classifier(model)
+        _check_rank_head(model)
     architecture = model.metadata.get("general.architecture", "")
     by_mean = f"{architecture}.classifier.pooling_type" in model.metadata
-    return pooling, splits and (pooling == "last" or (pooling == "rank" and not by_mean))
+    return pooling, can_split and (pooling == "last" or (pooling == "rank" and not by_mean))
 
 
-def _check_classifier(model: Model) -> None:
-    """Raise ArgumentError for a file without a classifier, or with more classes than it has."""
+def _check_rank_head(model: Model) -> None:
+    """Raise ArgumentError for a file without a classifier, or with more classes than results."""
     with GGUFReader(model.path) as reader:
         layers = [name for name in reader.tensors if name.startswith("cls.")]
     if not layers:
-        raise ArgumentError(f"{model.path.name} has no classifier, so it gives no scores")
+        raise ArgumentError(
+            f"{model.path.name} has no classifier, so it gives no scores", parameter="pooling"
+        )
     if "cls.output.weight" not in layers and len(model.labels) > model.embedding_size:
         raise ArgumentError(
             f"{model.path.name} contradicts itself: {len(model.labels)} classes, and a classifier "
@@ -365,7 +428,7 @@ def _check_classifier(model: Model) -> None:
 
 
 def _unit(vectors: Float32) -> Float32:
-    """Return the vectors divided by their lengths; a vector of zeros stays one."""
+    """Return the vectors divided by their lengths; a vector of zeros stays zero."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     lengths[lengths == 0] = 1
     return np.asarray(vectors / lengths[:, None], dtype=np.float32)

@@ -1,7 +1,8 @@
-"""A query and a document as the tokens that a rerank model expects, and texts cut to fit.
+"""The tokens that a rerank model expects for a query and a document, cut to a limit.
 
-A model's file has a template for that, or else marks: BOS query EOS SEP document EOS, of which each
-model wants its own. Where the texts stand, control tokens written in them stay text.
+A model's file has a template for them, or the model separates them by special tokens: BOS query
+EOS SEP document EOS, of which each model uses some. Control tokens written in the query or in the
+document are read as text.
 """
 
 from __future__ import annotations
@@ -13,34 +14,49 @@ from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
 
 TEMPLATE = "tokenizer.chat_template.rerank"
-_PLACES = re.compile(r"\{(query|document)\}")
+_PLACEHOLDERS = re.compile(r"\{(query|document)\}")
 
 
-class Pairs:
-    """The shape of a model's texts; limit: most tokens of one."""
+class RerankPrompt:
+    """The form of a rerank model's prompts.
+
+    Args:
+        model: The model.
+        limit: Tokens of a prompt at most.
+    """
 
     def __init__(self, model: Model, limit: int) -> None:
         self._model = model
         self._limit = limit
-        # What the tokenizer puts around a text, at the beginning and at the end.
-        frame = model.tokenize("")
-        begins = len(frame) > 1 or model.adds_bos
-        self._opening, self._closing = (frame[:1], frame[1:]) if begins else ([], frame)
+        # The tokens that the tokenizer puts before and after a text.
+        added = model.tokenize("")
+        has_prefix = len(added) > 1 or model.adds_bos
+        self._prefix, self._suffix = (added[:1], added[1:]) if has_prefix else ([], added)
         end = model.sep if model.eos is None else model.eos
-        marks = ((end, model.adds_eos), (model.sep, model.adds_sep))
-        self._between = [token for token, adds in marks if adds and token is not None]
+        separators = ((end, model.adds_eos), (model.sep, model.adds_sep))
+        self._separator = [token for token, adds in separators if adds and token is not None]
         template = model.metadata.get(TEMPLATE)
-        self._parts = [] if template is None else _split(model, template)
+        self._template_parts = [] if template is None else _split_template(model, template)
 
     def cut(self, tokens: list[int]) -> list[int]:
-        """Return the first `limit` tokens, the last of them what closes a text, if one did."""
-        end = self._closing
+        """Return the first `limit` tokens, the last of them the suffix of a text, if it had one."""
+        end = self._suffix
         if not end or tokens[-len(end) :] != end or self._limit <= len(end):
             return tokens[: self._limit]
         return tokens[: self._limit - len(end)] + end
 
-    def tokens(self, query: str, documents: Sequence[str], truncate: bool) -> list[list[int]]:
-        """Return the tokens of `query` with each document; ArgumentError for too many of them."""
+    def tokenize(self, query: str, documents: Sequence[str], truncate: bool) -> list[list[int]]:
+        """Return the tokens of a query with each document.
+
+        Args:
+            query: The query.
+            documents: The documents.
+            truncate: Whether to drop the end of a document that is too long.
+
+        Raises:
+            ArgumentError: A document is too long, or the model's file does not say how a query
+                and a document are combined.
+        """
         if not isinstance(query, str):
             raise ArgumentError(f"query must be str, not {type(query).__name__}", parameter="query")
         if isinstance(documents, str | bytes) or not hasattr(documents, "__iter__"):
@@ -48,13 +64,13 @@ class Pairs:
             raise ArgumentError(
                 f"documents must be a list of texts, not {kind}", parameter="documents"
             )
-        if not self._parts and not self._between:
+        if not self._template_parts and not self._separator:
             raise ArgumentError(
-                f"{self._model.path.name} says neither by a template nor by a token how a query "
-                "and a document are put together"
+                f"{self._model.path.name} has neither a template nor a separator token that "
+                "combines a query and a document"
             )
-        make = self._by_template if self._parts else self._by_marks
-        found = []
+        combine = self._by_template if self._template_parts else self._by_separator
+        prompts = []
         for i, document in enumerate(documents):
             if not isinstance(document, str):
                 kind = type(document).__name__
@@ -62,37 +78,39 @@ class Pairs:
                     f"documents[{i}] must be str, not {kind}", parameter=f"documents[{i}]"
                 )
             try:
-                found.append(make(query, document, truncate))
+                prompts.append(combine(query, document, truncate))
             except ArgumentError as error:
                 raise ArgumentError(
                     f"documents[{i}]: {error.problem}",
                     parameter=f"documents[{i}]",
                     remedy=error.remedy,
                 ) from error
-        return found
+        return prompts
 
-    def _by_marks(self, query: str, document: str, truncate: bool) -> list[int]:
-        begin = [*self._opening, *self._model.tokenize(query, add_special=False), *self._between]
+    def _by_separator(self, query: str, document: str, truncate: bool) -> list[int]:
+        query_tokens = self._model.tokenize(query, add_special=False)
+        beginning = [*self._prefix, *query_tokens, *self._separator]
         tokens = self._model.tokenize(document, add_special=False)
-        room = self._limit - len(begin) - len(self._closing)
+        room = self._limit - len(beginning) - len(self._suffix)
         self._check_room(len(tokens), room, truncate)
-        return [*begin, *tokens[:room], *self._closing]
+        return [*beginning, *tokens[:room], *self._suffix]
 
     def _by_template(self, query: str, document: str, truncate: bool) -> list[int]:
-        tokens = self._filled(query, document)
+        tokens = self._fill_template(query, document)
         if len(tokens) <= self._limit:
             return tokens
-        words = self._model.tokenize(document, add_special=False)
-        room = len(words) + self._limit - len(tokens)
-        self._check_room(len(words), room, truncate)
-        while len(tokens) > self._limit:  # cut words may take more tokens than they did
-            tokens = self._filled(query, self._model.detokenize(words[: max(room, 0)]))
+        document_tokens = self._model.tokenize(document, add_special=False)
+        room = len(document_tokens) + self._limit - len(tokens)
+        self._check_room(len(document_tokens), room, truncate)
+        while len(tokens) > self._limit:  # the text of a cut document may have more tokens
+            cut_document = self._model.detokenize(document_tokens[: max(room, 0)])
+            tokens = self._fill_template(query, cut_document)
             self._check_room(0, room if len(tokens) > self._limit else 0, truncate)
             room -= 1
         return tokens
 
     def _check_room(self, count: int, room: int, truncate: bool) -> None:
-        """Raise ArgumentError where `count` tokens of a document find no room and stay uncut."""
+        """Raise ArgumentError if `count` tokens of a document do not fit and must not be cut."""
         if room < 0:
             raise ArgumentError(f"the query leaves no room: at most {self._limit} tokens fit")
         if count > room and not truncate:
@@ -101,24 +119,29 @@ class Pairs:
                 remedy="truncate=True drops its end",
             )
 
-    def _filled(self, query: str, document: str) -> list[int]:
-        """Return the template's tokens with both texts in their places."""
+    def _fill_template(self, query: str, document: str) -> list[int]:
+        """Return the tokens of the template with both texts in it."""
         texts = {"query": query, "document": document}
         tokens: list[int] = []
-        for part, control in self._parts:
-            text = part if control else _PLACES.sub(lambda found: texts[found[1]], part)
-            tokens += self._model.tokenize(text, add_special=False, parse_special=control)
+        for part, is_control in self._template_parts:
+            text = part
+            if not is_control:
+                text = _PLACEHOLDERS.sub(lambda match: texts[match[1]], part)
+            tokens += self._model.tokenize(text, add_special=False, parse_special=is_control)
         return tokens
 
 
-def _split(model: Model, template: str) -> list[tuple[str, bool]]:
+def _split_template(model: Model, template: str) -> list[tuple[str, bool]]:
     """Return the template's parts, and whether each is a control token.
 
-    Between two of them text is tokenized as a whole, so a query joins the words beside its place.
+    The text between two control tokens is one part, because it is tokenized as a whole: a query
+    joins the words beside its placeholder.
     """
-    used = model.tokenize(template, add_special=False, parse_special=True)
+    tokens = model.tokenize(template, add_special=False, parse_special=True)
     names = {
-        model.piece_bytes(token, special=True).decode() for token in used if model.is_control(token)
+        model.piece_bytes(token, special=True).decode()
+        for token in tokens
+        if model.is_control(token)
     }
     if not names:
         return [(template, False)]

@@ -20,11 +20,11 @@ async def embed(body: EmbeddingBody, loaded: Loaded, output: Output) -> None:
     def compute() -> tuple[list[Any], int]:
         embedder = loaded.embedder()
         _check_size(body, embedder)
-        counted = embedder.embed_counted(body.texts())
+        result = embedder.embed_counted(body.texts())
         if body.encoding_format == "base64":
-            rows = (vector.astype("<f4").tobytes() for vector in counted.values)
-            return [base64.b64encode(row).decode() for row in rows], sum(counted.tokens)
-        return counted.values.tolist(), sum(counted.tokens)
+            rows = (vector.astype("<f4").tobytes() for vector in result.values)
+            return [base64.b64encode(row).decode() for row in rows], sum(result.token_counts)
+        return result.values.tolist(), sum(result.token_counts)
 
     vectors, tokens = await asyncio.get_running_loop().run_in_executor(loaded.bench, compute)
     await output.json({
@@ -49,8 +49,8 @@ async def rerank(body: RerankBody, loaded: Loaded, output: Output) -> None:
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
 
     def compute() -> tuple[list[float], int]:
-        counted = loaded.embedder().rerank_counted(body.query, texts)
-        return counted.values.tolist(), sum(counted.tokens)
+        result = loaded.embedder().rerank_counted(body.query, texts)
+        return result.values.tolist(), sum(result.token_counts)
 
     scores, tokens = await asyncio.get_running_loop().run_in_executor(loaded.bench, compute)
     best = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import llcuda
 from llcuda import Context, Embedder, Engine, InferenceEngine, Model
-from llcuda.embeddings.embedder import packs
-from llcuda.embeddings.rerank import Pairs
+from llcuda.embeddings.embedder import pack_batches
+from llcuda.embeddings.rerank import RerankPrompt
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
@@ -96,7 +96,7 @@ class TestPacks:
         self, lengths: list[int], most_tokens: int, most_texts: int
     ) -> None:
         """No batch has too much, but for a text too long for any; no gap could be filled."""
-        found = list(packs(lengths, most_tokens, most_texts))
+        found = list(pack_batches(lengths, most_tokens, most_texts))
         assert list(range(len(lengths))) == sorted(i for pack in found for i in pack)
         for n, pack in enumerate(found):
             used = sum(lengths[i] for i in pack)
@@ -106,7 +106,7 @@ class TestPacks:
 
     def test_the_longest_first(self) -> None:
         """What does not fit beside it makes room for what does."""
-        assert [[1, 0, 4], [2, 3]] == list(packs([2, 60, 50, 40, 30], 100, 8))
+        assert [[1, 0, 4], [2, 3]] == list(pack_batches([2, 60, 50, 40, 30], 100, 8))
 
 
 KINDS = [
@@ -162,7 +162,7 @@ class TestVectors:
         tokens = embedder.model.tokenize("the fox")
         assert ["[CLS]", "the", "fox", "[SEP]"] == [models.WORDPIECES[token] for token in tokens]
         counted = embedder.embed_counted(["the fox", tokens, np.array(tokens), tokens[1:-1]])
-        assert (4, 4, 4, 2) == counted.tokens
+        assert (4, 4, 4, 2) == counted.token_counts
         np.testing.assert_allclose(counted.values[1], counted.values[0], rtol=0, atol=1e-6)
         np.testing.assert_allclose(counted.values[2], counted.values[0], rtol=0, atol=1e-6)
         both = embedder.embed(np.array([tokens, tokens]))
@@ -177,7 +177,7 @@ class TestVectors:
     def test_control_tokens_in_a_text_are_text(self, make: Make) -> None:
         """A text cannot end itself."""
         embedder = make("words")
-        assert embedder.embed_counted(["the [SEP]"]).tokens[0] > 4 - 1
+        assert embedder.embed_counted(["the [SEP]"]).token_counts[0] > 4 - 1
         assert 1 == embedder.model.tokenize("the [SEP] fox").count(3)
 
     def test_a_text_of_any_length_where_only_its_end_counts(self, make: Make) -> None:
@@ -186,7 +186,7 @@ class TestVectors:
         large = make("qwen3", batch_size=512)
         texts = ["the cat and the hat " * 20, "fox", "the sea " * 3, "on " * 30]
         np.testing.assert_allclose(small.embed(texts), large.embed(texts), rtol=0, atol=3e-3)
-        assert 80 < small.embed_counted(texts).tokens[0] < 400
+        assert 80 < small.embed_counted(texts).token_counts[0] < 400
 
     def test_a_long_text_beside_short_batches(self, make: Make) -> None:
         """An encoder's text is computed whole, also when it is longer than batch_size."""
@@ -206,7 +206,7 @@ class TestVectors:
             embedder.embed(["the cat and " * 10], truncate=True), embedder.embed([cut]), atol=1e-6
         )
         counted = embedder.embed_counted([long, [5] * 11, [5]], truncate=True)
-        assert (10, 10, 1) == counted.tokens
+        assert (10, 10, 1) == counted.token_counts
 
     def test_the_default_length(self, make: Make) -> None:
         """What the model was trained on."""
@@ -287,7 +287,7 @@ class TestBadInput:
         tensors["token_embd.weight"][models.WORDPIECES.index("cat")] = np.nan
         file = models.write(tmp_path / "nan.gguf", metadata, tensors)
         with Model(file) as model, Embedder(model, threads=1) as embedder:
-            with pytest.raises(DecodeError, match=r"no number for texts\[1\]"):
+            with pytest.raises(DecodeError, match=r"not numbers for texts\[1\]"):
                 embedder.embed(["fox", "the cat"])
             assert np.isfinite(embedder.embed(["fox"])).all()
 
@@ -328,12 +328,12 @@ class TestScores:
         expected = np.exp(logits[:, 0]) / np.exp(logits).sum(1)
         counted = embedder.rerank_counted("the fox?", self.DOCUMENTS)
         np.testing.assert_allclose(counted.values, expected, rtol=0, atol=3e-3)
-        assert tuple(map(len, tokens)) == counted.tokens
+        assert tuple(map(len, tokens)) == counted.token_counts
 
     def test_texts_cannot_change_the_template(self, make: Make) -> None:
         """Control tokens and places that are written in a text are text."""
-        pairs = make("qwen3-reranker")._pairs
-        (tokens,) = pairs.tokens("<|endoftext|> {document}", ["<|user|>{query}"], False)
+        prompt = RerankPrompt(make("qwen3-reranker").model, 1000)
+        (tokens,) = prompt.tokenize("<|endoftext|> {document}", ["<|user|>{query}"], False)
         control = [token for token in tokens if token >= models.BOS]
         assert [models.BOS + 2, models.EOS, models.BOS + 3] == control
         text = make("qwen3-reranker").model.detokenize(tokens, special=False)
@@ -364,7 +364,7 @@ class TestScores:
         with pytest.raises(ArgumentError, match=r"documents\[1\]: has \d+ tokens.*truncate=True"):
             embedder.rerank("fox", ["a", long])
         counted = embedder.rerank_counted("fox", ["a", long], truncate=True)
-        assert counted.tokens[0] < 40 - 5 < counted.tokens[1] <= 40
+        assert counted.token_counts[0] < 40 - 5 < counted.token_counts[1] <= 40
         for truncate in (False, True):
             with pytest.raises(ArgumentError, match="query leaves no room"):
                 embedder.rerank(long, ["a"], truncate=truncate)
@@ -404,7 +404,7 @@ class TestScores:
     def test_a_model_without_marks(self, tmp_path: Path) -> None:
         """Nothing says where the query ends."""
         file = written(tmp_path, models.qwen3(rerank=True), tokenizer__chat_template__rerank=None)
-        neither = pytest.raises(ArgumentError, match="neither by a template nor by a token")
+        neither = pytest.raises(ArgumentError, match="neither a template nor a separator token")
         with Model(file) as model, Embedder(model, threads=1) as embedder, neither:
             embedder.rerank("a", ["b"])
 
@@ -415,7 +415,7 @@ class TestScores:
     def test_marks_of_real_tokenizers(self, name: str, expected: list[int]) -> None:
         """As transformers puts a pair together for these."""
         with Model(VENDOR_MODELS / f"ggml-vocab-{name}.gguf", vocab_only=True) as model:
-            assert [expected] == Pairs(model, 100).tokens("hi", ["there"], False)
+            assert [expected] == RerankPrompt(model, 100).tokenize("hi", ["there"], False)
 
 
 class TestLife:

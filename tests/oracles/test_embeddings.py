@@ -182,7 +182,7 @@ def test_a_reranker_of_two_layers(tmp_path: Path) -> None:
     file = models.write(tmp_path / "reranker.gguf", metadata, tensors)
     with Model(file) as found, exact(found) as to:
         counted = to.rerank_counted("who ran?", documents)
-    assert tuple(pair["input_ids"].shape[1] for pair in pairs) == counted.tokens
+    assert tuple(pair["input_ids"].shape[1] for pair in pairs) == counted.token_counts
     print(f"BERT's scores: {np.abs(counted.values - expected).max():.1e}")
     np.testing.assert_allclose(counted.values, expected, rtol=0, atol=CLOSE)
 
@@ -207,6 +207,6 @@ def test_a_decoder_that_says_yes_or_no(tmp_path: Path) -> None:
             logits = model(torch.tensor([tokens])).logits[0, -1, answers]
         expected.append(float(logits.softmax(0)[0]))
         lengths.append(len(tokens))
-    assert tuple(lengths) == scores.tokens
+    assert tuple(lengths) == scores.token_counts
     print(f"yes: {np.abs(scores.values - expected).max():.1e}")
     np.testing.assert_allclose(scores.values, expected, rtol=0, atol=CLOSE)
