@@ -1,4 +1,4 @@
-"""The model that ships with the package: a demonstration and a test fixture, no assistant."""
+"""The demo model, which ships with the package for demonstrations and tests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ DEMO_NAME = "demo"
 
 
 def demo_model() -> Path:
-    """Return the path of the shipped model (a 5-million-parameter llama that tells stories)."""
+    """Return the path of the demo model, a llama of 5 million parameters that tells stories."""
     return data_file("demo.gguf")
 
 
 def resolve(path: str | Path) -> Path:
-    """Return `path` as a Path, the shipped model's for the name "demo"."""
+    """Return a path as a Path; the name "demo" is that of the demo model."""
     return demo_model() if path == DEMO_NAME else Path(path)

@@ -1,8 +1,8 @@
-"""Which GPUs there are, and whether llcuda runs on them, as the NVIDIA driver says (NVML).
+"""The GPUs of this machine, by the NVIDIA driver's NVML, and whether llcuda runs on them.
 
-Nothing here loads CUDA or raises for a missing driver: without one there simply is no GPU.
-Numbers in CUDA_VISIBLE_DEVICES are read in the driver's order (by PCI bus), which is also CUDA's
-with CUDA_DEVICE_ORDER=PCI_BUS_ID or where all GPUs are alike.
+CUDA is not loaded, and a missing driver raises nothing: it means that there is no GPU. Numbers in
+CUDA_VISIBLE_DEVICES are read in the driver's order (by PCI bus), which is also CUDA's order with
+CUDA_DEVICE_ORDER=PCI_BUS_ID or if all GPUs are of one kind.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from llcuda.errors import ArgumentError, LibraryError
 from llcuda.native import library
 from llcuda.native.cuda_build import WITH_CUDA, CudaBuild, Remark, cache_is_empty
 
-REQUIRED = (7, 5)  # Turing: the first with the int8 tensor cores that the kernels are built for
+REQUIRED_CAPABILITY = (7, 5)  # Turing, the first with int8 tensor cores, which the kernels use
 NO_GPU = Remark("the driver finds no GPU", "check nvidia-smi")
 logger = logging.getLogger("llcuda")
 
 
 class GpuInfo(TypedDict):
-    """One GPU. compute_capability: e.g. "7.5"; memory: bytes, None where it is the CPU's."""
+    """A GPU in the result of `detect_cuda`.
+
+    Attributes:
+        name: The name, e.g. "Tesla T4".
+        compute_capability: The compute capability, e.g. "7.5".
+        memory: The memory in bytes; None for a GPU that uses the CPU's memory.
+        driver_version: The version of the NVIDIA driver.
+    """
 
     name: str
     compute_capability: str
@@ -34,9 +41,13 @@ class GpuInfo(TypedDict):
 
 
 class CudaInfo(TypedDict):
-    """What `detect_cuda` found. version: the newest CUDA that the driver runs, e.g. "12.2".
+    """The result of `detect_cuda`.
 
-    reason: only without a GPU; why, and what to do.
+    Attributes:
+        available: Whether there is a GPU.
+        version: The newest CUDA version that the driver runs, e.g. "12.2"; None without a driver.
+        gpus: The GPUs in the order of CUDA.
+        reason: Why there is no GPU, and what to do; only if there is none.
     """
 
     available: bool
@@ -46,9 +57,15 @@ class CudaInfo(TypedDict):
 
 
 class Compatibility(TypedDict):
-    """Whether llcuda can use a GPU here. platform: "local", "colab" or "kaggle".
+    """The result of `check_gpu_compatibility`.
 
-    note: only where the first run has to wait; for what, and how long.
+    Attributes:
+        compatible: Whether llcuda can use a GPU.
+        platform: "local", "colab" or "kaggle".
+        gpu_name: The name of the GPU; None without one.
+        compute_capability: The compute capability of the GPU, e.g. "7.5"; None without one.
+        reason: Why llcuda can or cannot use a GPU.
+        note: What the first run waits for, and how long; only if it waits.
     """
 
     compatible: bool
@@ -60,10 +77,16 @@ class Compatibility(TypedDict):
 
 
 class GpuSpeed(TypedDict):
-    """How fast a GPU runs just now, and at most: clocks in MHz, memory_bandwidth in bytes a second.
+    """The result of `gpu_speed`; a value that the driver does not tell is None.
 
-    memory_bandwidth: the highest memory clock x bus width x 2 transfers, the memory's own limit.
-    None: the driver does not say.
+    Attributes:
+        clock: The current clock in MHz.
+        clock_limit: The highest clock in MHz.
+        memory_clock: The current clock of the memory in MHz.
+        memory_clock_limit: The highest clock of the memory in MHz.
+        memory_bus_bits: The width of the memory's bus in bits.
+        memory_bandwidth: The limit of the memory in bytes per second: its highest clock x bus
+            width x 2 transfers.
     """
 
     clock: int | None
@@ -76,7 +99,14 @@ class GpuSpeed(TypedDict):
 
 @dataclass
 class Survey:
-    """What NVML says. version: the newest CUDA that the driver runs; reason: why no GPU."""
+    """The answers of NVML.
+
+    Attributes:
+        version: The newest CUDA version that the driver runs; None without a driver.
+        gpus: The visible GPUs.
+        free: The free bytes of each GPU; None for a GPU that uses the CPU's memory.
+        reason: Why there is no GPU, if there is none.
+    """
 
     version: str | None = None
     gpus: list[GpuInfo] = field(default_factory=list)
@@ -85,35 +115,49 @@ class Survey:
 
 
 def detect_cuda() -> CudaInfo:
-    """Return the GPUs that CUDA programs may use here. Never raises."""
-    found = survey()
+    """Return the GPUs that CUDA programs can use, by NVIDIA's driver and CUDA_VISIBLE_DEVICES.
+
+    It never raises: without a driver, or without the package nvidia-ml-py, there is no GPU.
+
+    Returns:
+        A dict with `available`, `version` (the newest CUDA version that the driver runs, e.g.
+        "12.2", or None) and `gpus`, a list of dicts with `name`, `compute_capability` (e.g.
+        "7.5"), `memory` (bytes) and `driver_version`. Without a GPU also `reason`.
+    """
+    nvml = survey()
     info: CudaInfo = {
-        "available": bool(found.gpus),
-        "version": found.version,
-        "gpus": found.gpus,
+        "available": bool(nvml.gpus),
+        "version": nvml.version,
+        "gpus": nvml.gpus,
     }
-    if not found.gpus:
-        info["reason"] = str(found.reason)
+    if not nvml.gpus:
+        info["reason"] = str(nvml.reason)
     return info
 
 
 def check_gpu_compatibility() -> Compatibility:
-    """Return whether llcuda can use a GPU here, and why (not). Never raises.
+    """Return whether llcuda can use a GPU, and why or why not.
 
-    It needs compute capability 7.5, a driver that is not older than llcuda's CUDA, and a build with
-    CUDA; of several GPUs the first that can be used counts.
+    llcuda needs a GPU of compute capability 7.5 or higher, a driver that runs the CUDA version it
+    was built with, and a build with CUDA. Among several GPUs the first that fits counts. It never
+    raises.
+
+    Returns:
+        A dict with `compatible` (bool), `platform` ("local", "colab" or "kaggle"), `gpu_name` and
+        `compute_capability` (None without a GPU) and `reason`; also `note` if the first run waits
+        for the driver's compiler.
     """
-    found, build = survey(), _build()
-    judged = [(gpu, problem(gpu, found.version, build)) for gpu in found.gpus]
-    usable = [gpu for gpu, wrong in judged if wrong is None]
-    gpu = next(iter([*usable, *found.gpus]), None)
+    nvml, build = survey(), _cuda_build()
+    problems = [problem(gpu, nvml.version, build) for gpu in nvml.gpus]
+    usable = [gpu for gpu, remark in zip(nvml.gpus, problems, strict=True) if remark is None]
+    gpu = next(iter([*usable, *nvml.gpus]), None)
     if gpu is None:
-        reason = f"{found.reason}; the CPU is used"
+        reason = f"{nvml.reason}; the CPU is used"
     elif not usable:
-        reason = f"{judged[0][1]}; the CPU still works"
+        reason = f"{problems[0]}; the CPU still works"
     else:
         reason = f"{gpu['name']} has compute capability {gpu['compute_capability']}"
-    answer: Compatibility = {
+    compatibility: Compatibility = {
         "compatible": bool(usable),
         "platform": _platform(),
         "gpu_name": gpu and gpu["name"],
@@ -123,19 +167,22 @@ def check_gpu_compatibility() -> Compatibility:
     if usable:
         wait = first_run(usable[0], build)
         if wait is not None and cache_is_empty(os.environ):
-            answer["note"] = str(wait)
-        if capability(usable[0]) > REQUIRED:
-            _note_newer(reason, answer.get("note", ""))
-    return answer
+            compatibility["note"] = str(wait)
+        if capability(usable[0]) > REQUIRED_CAPABILITY:
+            log_newer_gpu(reason, compatibility.get("note", ""))
+    return compatibility
 
 
 def problem(gpu: GpuInfo, driver: str | None, build: CudaBuild | None) -> Remark | None:
     """Return why llcuda cannot use a GPU; None if it can.
 
-    driver: the newest CUDA that the driver runs. build: None = without CUDA.
+    Args:
+        gpu: The GPU.
+        driver: The newest CUDA version that the driver runs; None is unknown.
+        build: The CUDA code in the library; None without any.
     """
     has = f"{gpu['name']} has compute capability {gpu['compute_capability']}"
-    if capability(gpu) < REQUIRED:
+    if capability(gpu) < REQUIRED_CAPABILITY:
         return Remark(f"{has}, and GPU work needs 7.5 or higher", "take a newer GPU")
     if build is None:
         return Remark(f"{has}, but this llcuda was built without CUDA", WITH_CUDA)
@@ -143,28 +190,44 @@ def problem(gpu: GpuInfo, driver: str | None, build: CudaBuild | None) -> Remark
 
 
 def first_run(gpu: GpuInfo, build: CudaBuild | None) -> Remark | None:
-    """Return that the first run has to wait for the driver's compiler; None where it has not."""
+    """Return the remark that the first run waits for the driver's compiler; None if it does not.
+
+    Args:
+        gpu: The GPU.
+        build: The CUDA code in the library; None without any.
+    """
     return build.first_run(capability(gpu), os.environ) if build else None
 
 
-def _build() -> CudaBuild | None:
+def _cuda_build() -> CudaBuild | None:
     try:
         return library.cuda_build()
     except LibraryError:
-        return CudaBuild()  # said when a model is loaded; nothing of the GPU is known to be wrong
+        return CudaBuild()  # unknown; loading a model reports the library's error
 
 
 def free_memory(index: int = 0) -> int | None:
-    """Return the free bytes of GPU `index` of `detect_cuda`; None where they are the CPU's."""
-    found = survey()
-    if not 0 <= index < len(found.free):
-        why = f"there are {len(found.free)}" if found.free else found.reason
-        raise ArgumentError(f"no GPU {index}: {why}")
-    return found.free[index]
+    """Return the free memory of a GPU in bytes; None for a GPU that uses the CPU's memory.
+
+    Args:
+        index: The number of the GPU in the list of `detect_cuda`.
+
+    Raises:
+        ArgumentError: There is no such GPU.
+    """
+    nvml = survey()
+    if not 0 <= index < len(nvml.free):
+        reason = f"there are {len(nvml.free)}" if nvml.free else nvml.reason
+        raise ArgumentError(f"no GPU {index}: {reason}", parameter="index")
+    return nvml.free[index]
 
 
 def gpu_speed(index: int = 0) -> GpuSpeed | None:
-    """Return the clocks of GPU `index` of `detect_cuda`; None without a driver or such a GPU."""
+    """Return the clocks and the memory bandwidth of a GPU; None without a driver or such a GPU.
+
+    Args:
+        index: The number of the GPU in the list of `detect_cuda`.
+    """
     try:
         import pynvml as nvml  # type: ignore[import-untyped]  # nvidia-ml-py has no types
     except ImportError:
@@ -194,7 +257,7 @@ def gpu_speed(index: int = 0) -> GpuSpeed | None:
 
 
 def capability(gpu: GpuInfo) -> tuple[int, int]:
-    """Return a GPU's compute capability as numbers."""
+    """Return a GPU's compute capability as two numbers."""
     return _version(gpu["compute_capability"])
 
 
@@ -204,51 +267,51 @@ def _version(text: str) -> tuple[int, int]:
 
 
 @functools.cache
-def _note_newer(has: str, note: str) -> None:
-    """Log, once for a kind of GPU, that it is newer than the one that llcuda is tuned for."""
-    logger.info("%s; llcuda is tuned for 7.5", has)
+def log_newer_gpu(description: str, note: str) -> None:
+    """Log, once for each kind of GPU, that it is newer than the kind llcuda is tuned for."""
+    logger.info("%s; llcuda is tuned for 7.5", description)
     if note:
         logger.warning("%s", note)
 
 
 def _platform() -> str:
-    """Return the notebook service; Kaggle's images also carry Colab's variables."""
+    """Return the notebook service, Kaggle first, because its images also have Colab's variables."""
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "kaggle"
     return "colab" if os.environ.keys() & {"COLAB_RELEASE_TAG", "COLAB_GPU"} else "local"
 
 
 def survey() -> Survey:
-    """Return what the driver says now. Never raises."""
-    found = Survey()
+    """Return the current answers of the driver, without raising anything."""
+    result = Survey()
     try:
         import pynvml
     except ImportError:
-        found.reason = Remark("GPUs cannot be looked for", "pip install nvidia-ml-py")
-        return found
+        result.reason = Remark("GPUs cannot be detected", "pip install nvidia-ml-py")
+        return result
     try:
         with _session(pynvml):
             number = pynvml.nvmlSystemGetCudaDriverVersion()
-            found.version = f"{number // 1000}.{number % 1000 // 10}"
+            result.version = f"{number // 1000}.{number % 1000 // 10}"
             driver = str(pynvml.nvmlSystemGetDriverVersion())
             present = _present(pynvml)
             handles = _visible(pynvml, present)
             if present and not handles:
-                chosen, last = os.environ["CUDA_VISIBLE_DEVICES"], max(present)
-                found.reason = Remark(
-                    f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible",
+                variable, last = os.environ["CUDA_VISIBLE_DEVICES"], max(present)
+                result.reason = Remark(
+                    f"CUDA_VISIBLE_DEVICES={variable!r} leaves no GPU visible",
                     f"unset it, or name some of 0{f' to {last}' if last else ''}",
                 )
             for handle in handles:
                 gpu, free = _describe(pynvml, handle, driver)
-                found.gpus.append(gpu)
-                found.free.append(free)
+                result.gpus.append(gpu)
+                result.free.append(free)
     except pynvml.NVMLError as error:
         mend = "install the driver, or run where there is a GPU"
         if _platform() == "colab":
             mend = "choose a GPU in the menu, Runtime > Change runtime type"
-        found.reason = Remark(f"no NVIDIA driver answers ({error})", mend)
-    return found
+        result.reason = Remark(f"no NVIDIA driver answers ({error})", mend)
+    return result
 
 
 @contextmanager
@@ -261,27 +324,27 @@ def _session(nvml: Any) -> Iterator[None]:
 
 
 def _present(nvml: Any) -> dict[int, Any]:
-    """Return the handles of all GPUs that answer, by their number."""
+    """Return the handles of all GPUs that answer, by number."""
     handles = {}
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             handles[index] = nvml.nvmlDeviceGetHandleByIndex(index)
-        except nvml.NVMLError as error:  # lost, or not ours to use
+        except nvml.NVMLError as error:  # lost, or not permitted
             logger.warning("GPU %d does not answer: %s", index, error)
     return handles
 
 
 def _visible(nvml: Any, present: dict[int, Any]) -> list[Any]:
-    """Return the handles that CUDA_VISIBLE_DEVICES leaves, by CUDA's rules.
+    """Return the handles that CUDA_VISIBLE_DEVICES leaves visible.
 
-    The list ends before its first wrong entry; an entry that comes twice makes all of it void
-    (CUDA C++ Programming Guide, "CUDA Environment Variables").
+    The list ends before its first wrong entry, and a repeated entry makes it void (CUDA C++
+    Programming Guide, "CUDA Environment Variables").
     """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
         return list(present.values())
     handles: list[Any] = []
-    for word in chosen.split(","):
+    for word in variable.split(","):
         handle = _find(nvml, present, word.strip())
         if handle is None:
             break
@@ -292,7 +355,7 @@ def _visible(nvml: Any, present: dict[int, Any]) -> list[Any]:
 
 
 def _find(nvml: Any, present: dict[int, Any], word: str) -> Any:
-    """Return the handle that a number, or the beginning of one GPU's UUID, names; or None."""
+    """Return the handle that a number or the beginning of a UUID names, or None."""
     if word.isdecimal():
         return present.get(int(word))
     if word.startswith("MIG-"):
@@ -302,22 +365,22 @@ def _find(nvml: Any, present: dict[int, Any], word: str) -> Any:
             return None
     if not word.startswith("GPU-"):
         return None
-    found = [h for h in present.values() if str(nvml.nvmlDeviceGetUUID(h)).startswith(word)]
-    return found[0] if len(found) == 1 else None
+    matches = [h for h in present.values() if str(nvml.nvmlDeviceGetUUID(h)).startswith(word)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _describe(nvml: Any, handle: Any, driver: str) -> tuple[GpuInfo, int | None]:
-    """Return a GPU's facts and its free memory in bytes."""
+    """Return a GPU and its free memory in bytes."""
     try:
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    except nvml.NVMLError:  # a slice of a GPU (MIG) does not say; the whole one does
+    except nvml.NVMLError:  # only the whole GPU tells it for a slice (MIG)
         whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(whole)
     total = free = None
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = int(memory.total), int(memory.free)
-    except nvml.NVMLError_NotSupported:  # a GPU without memory of its own
+    except nvml.NVMLError_NotSupported:  # a GPU that uses the CPU's memory
         pass
     gpu: GpuInfo = {
         "name": str(nvml.nvmlDeviceGetName(handle)),

@@ -117,7 +117,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "kept").touch()
     monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path))
-    device._note_newer.cache_clear()
+    device.log_newer_gpu.cache_clear()
     build(monkeypatch, parse("12.2", "75,90"))
 
 
@@ -214,7 +214,7 @@ def test_the_first_gpu_that_will_do_counts(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without nvidia-ml-py there is no GPU, and the reason is what to install."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    none_because(None, "GPUs cannot be looked for: pip install nvidia-ml-py")
+    none_because(None, "GPUs cannot be detected: pip install nvidia-ml-py")
 
 
 def none_because(version: str | None, reason: str) -> None:
