@@ -169,7 +169,7 @@ def soaked(path: Path, minutes: float) -> dict[str, Any]:
         time.sleep(2)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             lines = answer.read().decode().splitlines()
-        names = ("llcuda_requests_running", "llcuda_requests_waiting", "llcuda_http_active")
+        names = ("llcuda_num_requests_running", "llcuda_num_requests_waiting", "llcuda_http_active")
         found["left"] = [line for line in lines if line.startswith(names)]
         found["before"], found["after"] = before, held(process)
     return found

@@ -28,7 +28,7 @@ from llcuda.engine.config import CTX_SIZE, LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine, check_hooks
 from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
-from llcuda.engine.outputs import Completion, InferResult
+from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
 from llcuda.hub import registry as hub
@@ -278,7 +278,7 @@ class InferenceEngine(EmbedsTexts):
         stop: Iterable[str] | None = None,
         stop_sequences: Iterable[str] | None = None,
         **keywords: Unpack[InferKeywords],
-    ) -> InferResult:
+    ) -> Completion:
         """Continue a prompt as it is, without a chat template.
 
         Args:
@@ -312,7 +312,7 @@ class InferenceEngine(EmbedsTexts):
 
     def infer_n(
         self, prompt: str, n: int, **keywords: Unpack[GenerateKeywords]
-    ) -> list[InferResult]:
+    ) -> list[Completion]:
         """Continue one prompt in several ways at once; it is computed once.
 
         Args:
@@ -327,7 +327,7 @@ class InferenceEngine(EmbedsTexts):
 
     def batch_infer(
         self, prompts: Sequence[str], max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
-    ) -> list[InferResult]:
+    ) -> list[Completion]:
         """Continue several prompts, up to n_parallel at once, each as a request of its own.
 
         Args:
@@ -388,7 +388,7 @@ class InferenceEngine(EmbedsTexts):
 
     async def ainfer(
         self, prompt: str, max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
-    ) -> InferResult:
+    ) -> Completion:
         """Continue a prompt in a coroutine; cancelling the task cancels the request.
 
         Args:
@@ -396,7 +396,7 @@ class InferenceEngine(EmbedsTexts):
             max_tokens: Largest number of tokens to sample.
             **keywords: The keywords of `infer`.
         """
-        return _result(await self.submit(prompt, max_tokens=max_tokens, **keywords))
+        return await self.submit(prompt, max_tokens=max_tokens, **keywords)
 
     def submit(self, prompt: str | Sequence[int], **keywords: Unpack[GenerateKeywords]) -> Request:
         """Queue a request and return its handle; see `Engine.submit`.
@@ -450,18 +450,9 @@ def quick_infer(
         return engine.infer(prompt, **keywords).text
 
 
-def _result(completion: Completion) -> InferResult:
-    return InferResult(
-        text=completion.text,
-        tokens_generated=len(completion.tokens),
-        latency_ms=completion.latency_seconds * 1000,
-        completion=completion,
-    )
-
-
-def _results(requests: Sequence[Request]) -> list[InferResult]:
+def _results(requests: Sequence[Request]) -> list[Completion]:
     try:
-        return [_result(request.result()) for request in requests]
+        return [request.result() for request in requests]
     finally:
         for request in requests:
             request.cancel()  # nothing when it is done; else Ctrl-C or an alarm came between

@@ -392,7 +392,7 @@ def test_hooks_and_prometheus() -> None:
         engine.load_model("demo", silent=True, on_request=seen.append)
         engine.infer("One day", max_tokens=2)
         assert [record.generated_tokens for record in seen] == [2]
-        assert "llcuda_requests_total" in engine.metrics.prometheus_text()
+        assert "llcuda_request_success_total" in engine.metrics.prometheus_text()
 
 
 # --- what goes on beside it ---

@@ -120,7 +120,7 @@ class Conversation:
         first = last.queue_seconds + last.prefill_seconds
         rate = max(0, len(last.tokens) - 1) / last.decode_seconds if last.decode_seconds else 0.0
         return (
-            f"prompt {last.prompt_tokens} tokens, {last.reused_tokens} of them reused; "
+            f"prompt {last.prompt_tokens} tokens, {last.cached_tokens} of them cached; "
             f"first token after {first:.2f} s; {len(last.tokens)} tokens, {rate:.1f} a second; "
             f"{last.finish_reason}; seed {last.seed}"
         )

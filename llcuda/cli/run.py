@@ -195,6 +195,6 @@ def _document(engine: Engine, request: Request, text: str, reason: str) -> dict[
         "tokens_generated": len(request.tokens),
         "prompt_tokens": request.prompt_tokens,
         "finish_reason": reason,
-        "seed": request.sampler.seed,
+        "seed": request.seed,
         "timings": engine.context.timings.as_dict(),
     }

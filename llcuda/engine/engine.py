@@ -1,18 +1,15 @@
-"""The engine: one worker thread decodes for every caller, in one batch.
+"""Engine: continuous batching for any number of threads and coroutines.
 
-`submit` returns a Request at once; the worker's `step` plans, decodes, samples and delivers.
-Requests join and leave at any step, each with its own sampling parameters.
+`submit` returns a Request at once. `EngineLoop.step` schedules, runs and processes all requests in
+one batch; they join and leave at any step, each with its own sampling parameters.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Unpack
 
 from llcuda.chat.session import Chat
@@ -20,16 +17,13 @@ from llcuda.chat.session import start as start_chat
 from llcuda.embeddings.cache import SHARED, Embedders, EmbedsTexts
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.config import EngineConfig, EngineParams
-from llcuda.engine.loop import Desk
-from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
-from llcuda.engine.model_runner import Worker
+from llcuda.engine.loop import EngineLoop
+from llcuda.engine.metrics import EngineLoad, Metrics, Reporter, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion
-from llcuda.engine.reporter import Reporter
 from llcuda.engine.request import Request, RequestParams, request_params
-from llcuda.engine.scheduler import Job
+from llcuda.engine.sequence import Sequence as _Sequence
 from llcuda.errors import (
     ArgumentError,
-    ConcurrencyError,
     ContextLengthError,
     LlcudaError,
     NoTextError,
@@ -113,21 +107,16 @@ class Engine(EmbedsTexts):
             )
         shared = {name: getattr(self.context.params, name) for name in SHARED}
         self._embedders = Embedders(model, params.ctx_size, params.batch_size, True, shared)
-        self._desk = Desk(params.queue_size, params.n_parallel)
-        self._worker = Worker(
+        self.loop = EngineLoop(
             self.context,
-            params.n_parallel,
-            params.batch_size,
-            params.speculation,
-            self._desk.left,
-            Reporter(self.metrics, on_step, on_request),
+            parallel=params.n_parallel,
+            chunk_size=params.batch_size,
+            queue_size=params.queue_size,
+            speculation=params.speculation,
+            reporter=Reporter(self.metrics, on_step, on_request),
         )
-        self._thread = threading.Thread(
-            target=self._desk.run, args=(self._worker,), name="llcuda-engine", daemon=True
-        )
-        self._thread.start()
-        _stop_at_exit(self._desk, self._thread)
-        weakref.finalize(self, _shut, self._desk, self._thread).atexit = False
+        self.loop.start()
+        weakref.finalize(self, self.loop.close).atexit = False
 
     # --- for callers ---
 
@@ -212,21 +201,32 @@ class Engine(EmbedsTexts):
                 )
             form = compile_response_format(self.model, response_format)
         tokens, dropped = self._prompt_tokens(prompt, params)
-        requests: list[Request] = []
-        cancel, check = partial(_cancel, self._desk, self._worker), self._desk.check_reader
+        sequences: list[_Sequence] = []
         for i in range(n):
             sampler = self._sampler(sampling, params, i)
-            # Scores of the prompt need its logits: then nothing is reused.
-            job = Job(tokens, requests[0].job if requests else None, fresh=params.echo)
-            own = params if form is None else replace(params, guide=form.guide())
-            requests.append(Request(job, own, sampler, cancel, check, dropped))
+            request = Request(
+                params if form is None else replace(params, guide=form.guide()),
+                self.loop,
+                prompt_tokens=len(tokens),
+                dropped_tokens=dropped,
+                seed=sampler.seed,
+            )
+            sequences.append(
+                _Sequence(
+                    request,
+                    tokens,
+                    sampler,
+                    shares_prompt_with=sequences[0] if sequences else None,
+                    skip_prefix_cache=params.echo,  # the prompt's scores need its logits
+                )
+            )
         try:
-            self._desk.submit([partial(self._worker.accept, request) for request in requests])
+            self.loop.submit(sequences)
         except LlcudaError:
-            for request in requests:
-                request.sampler.close()
+            for sequence in sequences:
+                sequence.sampler.close()
             raise
-        return requests
+        return [sequence.request for sequence in sequences]
 
     def _prompt_tokens(
         self, prompt: str | Sequence[int], params: RequestParams
@@ -289,22 +289,24 @@ class Engine(EmbedsTexts):
         """Return the Embedder on this model; see `EmbedsTexts`."""
         return self._embedders.embedder(pooling)
 
+    def load(self) -> EngineLoad:
+        """Return how many requests run and wait, and how full the KV cache is."""
+        return self.loop.load()
+
     @property
     def closed(self) -> bool:
-        """Whether close() was called, or the worker failed."""
-        return self._desk.closed is not None
+        """Whether close() was called, or the engine's thread failed."""
+        return self.loop.closed is not None
 
     def close(self, drain: bool = False) -> None:
-        """Stop the worker and free the context; again does nothing.
+        """Stop the engine's thread and free the context; again does nothing.
 
         drain: finish the requests first (another close() cuts that short); otherwise their
-        readers get ClosedError. Raises ConcurrencyError in a hook: it runs on the worker's thread.
+        readers get ClosedError. Raises ConcurrencyError in a hook: it runs on the engine's thread.
         """
-        if threading.current_thread() is self._thread:
-            raise ConcurrencyError("the engine cannot be closed from one of its hooks")
+        self.loop.check_closer()
         self._embedders.close()
-        self._desk.close(drain)
-        self._thread.join()
+        self.loop.close(drain)
 
     def __enter__(self) -> Engine:
         return self
@@ -339,34 +341,3 @@ def _on_gpu(model: Model) -> bool:
     wanted = p.gpu_layers != 0 and p.devices != () and p.split_mode != "tensor"
     wanted = wanted and not (model.is_recurrent or model.is_hybrid)
     return wanted and any(device.kind == "gpu" for device in library.devices())
-
-
-def _cancel(desk: Desk, worker: Worker, request: Request) -> None:
-    desk.put(partial(worker.cancel, request))
-
-
-def _shut(desk: Desk, thread: threading.Thread) -> None:
-    """Stop the worker; it frees the context itself. In a forked child nothing runs to stop."""
-    desk.close()
-    if thread is not threading.current_thread():
-        thread.join()
-
-
-_running: list[tuple[Desk, threading.Thread]] = []
-
-
-def _stop_at_exit(desk: Desk, thread: threading.Thread) -> None:
-    """Have the worker stopped before Python frees what it works on.
-
-    The C objects' finalizers hang on one exit function, which was registered with the first of
-    them, the model's; exit functions run in reverse, so ours comes first.
-    """
-    atexit.unregister(_shut_all)
-    atexit.register(_shut_all)
-    _running[:] = [pair for pair in _running if pair[1].is_alive()]
-    _running.append((desk, thread))
-
-
-def _shut_all() -> None:
-    for desk, thread in _running:
-        _shut(desk, thread)

@@ -1,96 +1,240 @@
-"""Between the callers' threads and the worker's: an inbox, the count of who is in, the end.
+"""EngineLoop: the engine's thread, the messages to it, and its step.
 
-The worker's thread refers to the desk, not to the engine: an engine that nobody holds any more
-is collected, and closes as it goes.
+The thread refers to the loop, not to the engine: an engine that nobody holds any more is
+collected, and closes as it goes.
 """
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
+from llcuda.engine.metrics import EngineLoad, Reporter
+from llcuda.engine.model_runner import Batch, DraftBatch, ModelRunner
+from llcuda.engine.output_processor import OutputProcessor
+from llcuda.engine.request import Request
+from llcuda.engine.scheduler import CacheChange, CopyPrefix, Move, Scheduler, SchedulerOutput
+from llcuda.engine.sequence import Sequence
 from llcuda.errors import (
     ClosedError,
     ConcurrencyError,
     DecodeError,
     ForkError,
     LlcudaError,
+    NoRoomError,
     QueueFullError,
+    UnsupportedError,
 )
-
-if TYPE_CHECKING:
-    from llcuda.engine.model_runner import Worker
+from llcuda.native.context import Context
 
 logger = logging.getLogger("llcuda.engine")
+now = time.perf_counter
 _this_thread = threading.local()
 
 
 def in_hook() -> bool:
-    """Whether this is the thread of an engine's worker, which calls the hooks too."""
-    return hasattr(_this_thread, "desk")
+    """Whether this is the thread of an engine, which calls the hooks too."""
+    return hasattr(_this_thread, "loop")
 
 
-class Desk:
-    """Commands for the worker, in order.
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Queue sequences."""
 
-    queue_size, parallel: as many requests may be unfinished as both together.
+    sequences: list[Sequence]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a request with what it has."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Stop when every request has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Wait between two steps.
+
+    Attributes:
+        reached: Set when the loop waits.
+        released: Ends the wait.
+        seconds: The time after which it ends anyway.
     """
 
-    def __init__(self, queue_size: int, parallel: int) -> None:
-        self._queue_size = queue_size
-        self._parallel = parallel
+    seconds: float
+    reached: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+
+
+Message = Submit | Cancel | Drain | Stop | Hold
+
+
+class EngineLoop:
+    """Runs the steps of an engine on a thread of its own.
+
+    Args:
+        context: The context, which belongs to the thread from now on.
+        parallel: The number of sequences that run at once.
+        chunk_size: The number of prompt tokens that one step may compute.
+        queue_size: The number of requests that may wait beside those that run.
+        speculation: Tokens to propose for each sequence and step.
+        reporter: Is told of each step and of each request that ends.
+
+    Attributes:
+        closed: Why nothing more can be submitted; None while the engine is open.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        parallel: int,
+        chunk_size: int,
+        queue_size: int,
+        speculation: int,
+        reporter: Reporter,
+    ) -> None:
+        model, params = context.model, context.params
+        can_truncate = not (model.is_recurrent or model.is_hybrid)
+        self._context = context
+        self._scheduler = Scheduler(
+            params.sequences,
+            parallel,
+            chunk_size,
+            can_truncate=can_truncate,
+            can_copy_prefix=can_truncate,
+            contiguous_slots=can_truncate and params.device_logits and not params.unified_kv,
+            defer_last_prompt_token=params.device_logits,
+            uncached_chunk_size=min(
+                chunk_size, params.ubatch_size, params.outputs_max or chunk_size
+            ),
+        )
+        self._runner = ModelRunner(context, speculation)
+        self._processor = OutputProcessor(self._scheduler, self._runner, reporter, self._ended)
+        self._queue_size, self._parallel = queue_size, parallel
         self._process = os.getpid()
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unfinished = 0
         self._draining = False
         self.closed: LlcudaError | None = None
+        self._thread = threading.Thread(target=self._run, name="llcuda-engine", daemon=True)
 
-    # --- for callers ---
+    # --- for callers, on any thread ---
 
-    def put(self, command: Callable[[], None]) -> None:
-        """Have the worker's thread call `command` between two steps."""
-        self._inbox.put(command)
+    def start(self) -> None:
+        """Start the thread; it is stopped before Python exits."""
+        self._thread.start()
+        _stop_at_exit(self)
 
-    def submit(self, commands: list[Callable[[], None]]) -> None:
-        """Queue requests, all or none. Raises QueueFullError, ForkError, or why it is closed."""
+    def submit(self, sequences: list[Sequence]) -> None:
+        """Queue sequences, all or none.
+
+        Raises:
+            QueueFullError: There is no room for all of them.
+            ForkError: This is a forked child.
+            LlcudaError: The reason why the engine is closed.
+        """
         self._check_process()
         with self._lock:
             if self.closed is not None:
                 raise type(self.closed)(*self.closed.args) from self.closed.__cause__
-            if self._unfinished + len(commands) > self._queue_size + self._parallel:
+            if self._unfinished + len(sequences) > self._queue_size + self._parallel:
                 raise QueueFullError(
-                    f"{len(commands)} more requests, {self._unfinished} are unfinished: expected "
+                    f"{len(sequences)} more requests, {self._unfinished} are unfinished: expected "
                     f"at most {self._queue_size + self._parallel} in all, n_parallel="
                     f"{self._parallel} that run and queue_size={self._queue_size} that wait"
                 )
-            self._unfinished += len(commands)
-            for command in commands:
-                self._inbox.put(command)
+            self._unfinished += len(sequences)
+            self._messages.put(Submit(sequences))
+
+    def cancel(self, request: Request) -> None:
+        """End a request with what it has, between two steps."""
+        self._messages.put(Cancel(request))
 
     def check_reader(self) -> None:
-        """Raise where waiting for a request would never end: in a forked child, and in a hook."""
+        """Check that waiting for a request can end.
+
+        Raises:
+            ForkError: This is a forked child.
+            ConcurrencyError: This is a hook.
+        """
         self._check_process()
-        if getattr(_this_thread, "desk", None) is self:
+        if getattr(_this_thread, "loop", None) is self:
             raise ConcurrencyError(
                 "a hook cannot wait for a request: it runs on the thread that computes it"
             )
 
-    def close(self, drain: bool = False) -> None:
-        """Refuse further requests; stop the worker now, or when what it has is done.
+    def load(self) -> EngineLoad:
+        """Return how busy the engine is at this moment."""
+        slots = self._scheduler.slots
+        running = sum(slot.sequence is not None for slot in slots)
+        return EngineLoad(
+            running=running,
+            waiting=max(0, self._unfinished - running),
+            cells_used=sum(len(slot.tokens) for slot in slots),
+            cells=len(slots) * self._context.ctx_size,
+        )
 
-        Does nothing in a forked child: no worker is there, and the lock may be held for ever.
+    @contextmanager
+    def hold(self, seconds: float = 10) -> Iterator[None]:
+        """Hold the loop between two steps for as long as the block runs.
+
+        A seam for tests and for tools that look at the context: requests that are submitted in the
+        block start in one step.
+
+        Args:
+            seconds: The time after which the loop goes on in any case.
+        """
+        hold = Hold(seconds)
+        self._messages.put(hold)
+        hold.reached.wait(seconds)
+        try:
+            yield
+        finally:
+            hold.released.set()
+
+    def check_closer(self) -> None:
+        """Check that the engine can be closed from here.
+
+        Raises:
+            ConcurrencyError: This is a hook.
+        """
+        if threading.current_thread() is self._thread:
+            raise ConcurrencyError("the engine cannot be closed from one of its hooks")
+
+    def close(self, drain: bool = False) -> None:
+        """Refuse further requests, stop, and wait for the end, unless on the loop's own thread.
+
+        In a forked child it does nothing: no thread is there, and the lock may be held for ever.
+
+        Args:
+            drain: Finish the requests first; another close() cuts that short.
         """
         if os.getpid() != self._process:
             return
         with self._lock:
             self.closed = self.closed or ClosedError("the engine is closed")
-        self._inbox.put(self._drain if drain else self._stop)
+        self._messages.put(Drain() if drain else Stop())
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -99,46 +243,149 @@ class Desk:
                 "models after the fork, or start workers with multiprocessing's 'spawn'"
             )
 
-    # --- the worker's thread ---
+    # --- the thread ---
 
-    def left(self) -> None:
-        """Note that a request has ended."""
-        with self._lock:
-            self._unfinished -= 1
-
-    def run(self, worker: Worker) -> None:
+    def _run(self) -> None:
         """Step and obey until told to stop; then end every request and free the context."""
-        _this_thread.desk = self
+        _this_thread.loop = self
         try:
             while True:
-                while not self._inbox.empty() or not worker.busy:
-                    if self._draining and self._inbox.empty():
-                        self._stop()
-                    self._inbox.get()()
-                worker.step()
-        except _StopWork:
+                while not self._messages.empty() or not self._scheduler.busy:
+                    if self._draining and self._messages.empty():
+                        raise _StopLoop
+                    self._obey(self._messages.get())
+                self.step()
+        except _StopLoop:
             error: LlcudaError = ClosedError("the engine was closed before the request was done")
         except ClosedError as failure:
             error = ClosedError("the model or the context of this engine was closed under it")
             error.__cause__ = failure
         except BaseException as failure:
-            logger.exception("the engine's worker failed")
+            logger.exception("the engine's thread failed")
             error = DecodeError(f"the engine failed: {failure!r}")
             error.__cause__ = failure
         with self._lock:
             self.closed = self.closed or error
-        while not self._inbox.empty():  # submitted while it stopped
-            with contextlib.suppress(_StopWork):
-                self._inbox.get()()
-        worker.fail_all(error)
-        worker.context.close()
+        while not self._messages.empty():  # they came while it stopped
+            with suppress(_StopLoop):
+                self._obey(self._messages.get())
+        self._processor.fail_all(error)
+        self._runner.close_released()
+        self._context.close()
 
-    def _stop(self) -> None:
-        raise _StopWork
+    def _obey(self, message: Message) -> None:
+        match message:
+            case Submit():
+                for sequence in message.sequences:
+                    self._processor.add(sequence)
+            case Cancel():
+                self._processor.cancel(message.request)
+            case Hold():
+                message.reached.set()
+                message.released.wait(message.seconds)
+            case Drain():
+                self._draining = True
+            case Stop():
+                raise _StopLoop
 
-    def _drain(self) -> None:
-        self._draining = True
+    def _ended(self) -> None:
+        """Count a request that has ended."""
+        with self._lock:
+            self._unfinished -= 1
+
+    # --- the step ---
+
+    def step(self) -> None:
+        """Schedule, run, process: once."""
+        started = now()
+        scheduler, processor = self._scheduler, self._processor
+        processor.end_overdue()
+        scheduled = scheduler.schedule()
+        if scheduled is None:
+            return
+        if scheduled.changes and not self._change_cache(scheduled.changes):
+            return  # a prompt whose prefix could not be reused is scheduled again
+        if not scheduled.sequences:
+            return
+        size, seconds = 0, (0.0, 0.0, 0.0)
+        try:
+            began = now()
+            batch = self._launch(scheduled)
+            scheduler.computed(scheduled)
+            launched = now()
+            processor.deliver()  # the tokens of the step before, while a GPU computes this one
+            if scheduled.chunks is not None:
+                processor.echo(scheduled.chunks)
+            limits = processor.constrain(batch.sequences) if batch.is_guided else ()
+            delivered = now()
+            tokens = batch.sample(*limits)
+            sampled = now()
+            if tokens:
+                processor.process(batch, tokens, sampled)
+            size, sampling = batch.size, batch.sample_seconds
+            decoding = launched - began + sampled - delivered - sampling
+            seconds = decoding, sampling, delivered - launched + now() - sampled
+        except ClosedError:
+            raise  # the model or the context was closed: nothing can be computed any more
+        except Exception as error:
+            if not isinstance(error, DecodeError):
+                logger.exception("a step of the engine failed")
+            processor.fail_step(scheduled, error)
+        processor.report(scheduled, size, seconds, now() - started)
+        self._runner.close_released()
+
+    def _change_cache(self, changes: list[CacheChange]) -> bool:
+        """Change the KV cache as scheduled; False when a sequence has to start over.
+
+        A sequence that was to copy from the slot of a failed change starts over too.
+        """
+        failed: set[int] = set()
+        for change in changes:
+            try:
+                if isinstance(change, CopyPrefix) and change.source in failed:
+                    raise UnsupportedError("the cells to copy are not there")
+                self._runner.change(change)
+            except ClosedError:
+                raise
+            except LlcudaError as error:
+                if isinstance(change, Move):
+                    self._scheduler.undo_move(change)
+                    continue
+                failed.add(change.seq_id)
+                sequence = self._scheduler.requeue(change.seq_id)
+                if sequence.skip_prefix_cache:
+                    self._processor.fail(sequence, error)
+                sequence.skip_prefix_cache = True
+        return not failed
+
+    def _launch(self, scheduled: SchedulerOutput) -> Batch | DraftBatch:
+        """Decode a batch; when the KV cache is full, give up the cached prefixes and try again."""
+        try:
+            return self._runner.launch(scheduled)
+        except NoRoomError:
+            self._runner.clear(self._scheduler.evict_cached_prefixes())
+            return self._runner.launch(scheduled)
 
 
-class _StopWork(BaseException):
-    """Ends the worker's loop."""
+class _StopLoop(BaseException):
+    """Ends the thread's loop."""
+
+
+_running: list[EngineLoop] = []
+
+
+def _stop_at_exit(loop: EngineLoop) -> None:
+    """Have the thread stopped before Python frees what it works on.
+
+    The C objects' finalizers hang on one exit function, which was registered with the first of
+    them, the model's. Exit functions run in reverse, so this one comes first.
+    """
+    atexit.unregister(_shut_all)
+    atexit.register(_shut_all)
+    _running[:] = [other for other in _running if other._thread.is_alive()]
+    _running.append(loop)
+
+
+def _shut_all() -> None:
+    for loop in _running:
+        loop.close()

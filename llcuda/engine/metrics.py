@@ -1,23 +1,26 @@
-"""Counters, histograms and percentiles of an engine, in bounded memory.
+"""Metrics: counters, histograms and percentiles of an engine, in bounded memory.
 
 The engine records plain data; `snapshot()` and `prometheus_text()` show the same numbers. This
-module knows nothing of models, of the library, or of what a token is.
+module knows neither models nor the library.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import warnings
 import weakref
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+logger = logging.getLogger("llcuda.engine")
 PHASES = ("queue", "prefill", "decode", "sample", "detokenize")
 WINDOW = 4096
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -27,19 +30,27 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """What one request cost. Times are wall time as the request saw it, in seconds.
+    """The cost of one request. Times are wall time as the request saw it, in seconds.
 
-    prompt_tokens: of the whole prompt, reused_tokens: those of them that a kept prefix spared;
-    generated_tokens: without the end token; forced_tokens: those of them that were not sampled;
-    time_to_first_token_seconds: None if there was none; sample_seconds, detokenize_seconds: its
-    row's share of the steps' time; latency_seconds: from submission to the end; mean_rows: texts in
-    the decode steps that it took part in, 0 without any.
-    finish_reason: e.g. "stop", "length"; "error" for a request that failed, whose `error` is the
-    exception's type and text.
+    Attributes:
+        prompt_tokens: Tokens of the whole prompt.
+        cached_tokens: Tokens of the prompt that a cached prefix has spared.
+        generated_tokens: Tokens of the answer, without the end token.
+        forced_tokens: Generated tokens that were not sampled.
+        queue_seconds: From submission until a slot was free.
+        prefill_seconds: From then until the first token.
+        decode_seconds: From then until the end.
+        sample_seconds: The row's share of the time that the decode steps spent on sampling.
+        detokenize_seconds: The row's share of the time that they spent on delivering text.
+        time_to_first_token_seconds: From submission; None if there was no token.
+        latency_seconds: From submission until the end.
+        mean_rows: Rows in the decode steps that it took part in, 0 without any.
+        finish_reason: That of the completion, "error" for a request that failed.
+        error: Type and text of the exception of a request that failed.
     """
 
     prompt_tokens: int
-    reused_tokens: int
+    cached_tokens: int
     generated_tokens: int
     forced_tokens: int
     queue_seconds: float
@@ -53,14 +64,29 @@ class RequestRecord:
     finish_reason: str
     error: str | None = None
 
+    @property
+    def reused_tokens(self) -> int:
+        """The old name of `cached_tokens`; deprecated."""
+        warnings.warn(
+            "reused_tokens is now cached_tokens; the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.cached_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step of the engine did.
+    """The cost of one step of the engine. Times are in seconds.
 
-    phase: "prefill" or "decode"; rows: sequences in the batch; tokens: computed in all;
-    decode_seconds, sample_seconds: time in the library; deliver_seconds: until each token's text
-    was with its reader; seconds: the whole step, with planning and bookkeeping.
+    Attributes:
+        phase: "prefill" or "decode".
+        rows: Sequences in the batch.
+        tokens: Tokens of all of them.
+        decode_seconds: Time in llama.cpp's decode.
+        sample_seconds: Time in the samplers.
+        deliver_seconds: Time until the text of each token was with its reader.
+        seconds: The whole step, with scheduling and bookkeeping.
     """
 
     phase: str
@@ -72,8 +98,47 @@ class StepRecord:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """The requests and the KV cache of an engine at one moment.
+
+    Attributes:
+        running: Requests that have a slot.
+        waiting: Requests that have none yet.
+        cells_used: Tokens in the KV cache, those of cached prefixes included.
+        cells: Tokens that the KV cache has room for.
+    """
+
+    running: int
+    waiting: int
+    cells_used: int
+    cells: int
+
+
+@dataclass(slots=True)
+class StepSums:
+    """Running sums over the engine's decode steps, with the time of one row of each step.
+
+    The part of a request is the difference between its last and its first step, so that nothing is
+    added up for each row.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    sample_seconds: float = 0.0
+    deliver_seconds: float = 0.0
+
+    def mark(self) -> StepSums:
+        """Return a copy."""
+        return StepSums(self.steps, self.rows, self.sample_seconds, self.deliver_seconds)
+
+
 class Histogram:
-    """How many values fell at or below each bound, their sum and extremes; exact, of fixed size."""
+    """The number of values up to each bound, their sum and extremes; exact, of fixed size.
+
+    Args:
+        bounds: The upper bounds of the buckets, ascending.
+    """
 
     __slots__ = ("bounds", "count", "counts", "maximum", "minimum", "total")
 
@@ -93,7 +158,7 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """The mean, 0 before any value."""
+        """The mean; 0 before any value."""
         return self.total / self.count if self.count else 0.0
 
     def cumulative(self) -> list[tuple[str, float]]:
@@ -126,7 +191,7 @@ class _State:
         self.token = Histogram(TOKEN_SECONDS)
         self.queue = Histogram(SECONDS)
         self.rows = Histogram(ROWS)
-        self.prompt_tokens = self.reused_tokens = 0
+        self.prompt_tokens = self.cached_tokens = 0
         self.generated_tokens = self.forced_tokens = 0
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.steps: Counter[str] = Counter()
@@ -140,7 +205,10 @@ class _State:
 class Metrics:
     """The numbers of one engine; any thread may record and read.
 
-    Counts, means and extremes are exact; percentiles are those of the last `window` requests.
+    Counts, means and extremes are exact.
+
+    Args:
+        window: The number of last requests that percentiles are computed from.
     """
 
     def __init__(self, window: int = WINDOW) -> None:
@@ -161,7 +229,7 @@ class Metrics:
             if record.generated_tokens > 1:
                 state.token.add(record.decode_seconds / (record.generated_tokens - 1))
             state.prompt_tokens += record.prompt_tokens
-            state.reused_tokens += record.reused_tokens
+            state.cached_tokens += record.cached_tokens
             state.generated_tokens += record.generated_tokens
             state.forced_tokens += record.forced_tokens
             phases = state.phases
@@ -185,7 +253,11 @@ class Metrics:
             state.busy_seconds += record.seconds
 
     def record_error(self, kind: str) -> None:
-        """Count a request that failed, and nothing else of it; kind: the name of the exception."""
+        """Count a request that failed, and nothing else of it.
+
+        Args:
+            kind: The name of the exception's class.
+        """
         with self._lock:
             self._state.errors[kind] += 1
 
@@ -195,14 +267,21 @@ class Metrics:
             self._state = _State(self._window)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all numbers; every key is there, and is 0, before the first request.
+        """Return all numbers; every key is there from the start, with 0.
 
-        throughput: per second of summed latency; so tokens_per_sec is what one request sees.
-        latency: in milliseconds. aggregate: per second in which the engine computed (busy_seconds),
-        whatever number of requests ran at once. phases: seconds summed over requests, which overlap
-        in a batch. batch: of the steps; seconds of them in all, and in decoding, sampling and
-        delivery. reuse: of the prompts. finish_reasons, errors: how many of each; a request that
-        failed is counted there and nowhere else.
+        Returns:
+            A dict of dicts:
+
+            - throughput: Tokens and requests, and their rates per second of summed latency, which
+              is the speed that one request sees.
+            - latency: Milliseconds of the requests.
+            - aggregate: Rates per second in which the engine computed (busy_seconds), however many
+              requests ran at once.
+            - phases: Seconds summed over requests, which overlap in a batch.
+            - batch: Steps, and seconds in them: in all, and for decoding, sampling and delivery.
+            - reuse: Tokens of the prompts, and how many of them a cached prefix has spared.
+            - finish_reasons, errors: The number of each. A request that failed is counted in errors
+              and nowhere else.
         """
         with self._lock:
             state = self._state
@@ -244,8 +323,9 @@ class Metrics:
                 },
                 "reuse": {
                     "prompt_tokens": state.prompt_tokens,
-                    "reused_tokens": state.reused_tokens,
-                    "ratio": _rate(state.reused_tokens, state.prompt_tokens),
+                    "cached_tokens": state.cached_tokens,
+                    "reused_tokens": state.cached_tokens,  # the old name, for one release
+                    "ratio": _rate(state.cached_tokens, state.prompt_tokens),
                 },
                 "finish_reasons": dict(state.finish_reasons),
                 "errors": dict(state.errors),
@@ -256,7 +336,13 @@ class Metrics:
         return result
 
     def prometheus_text(self) -> str:
-        """Return the numbers in Prometheus' text format; needs the extra `server`."""
+        """Return the numbers in Prometheus' text format.
+
+        Names are those of vLLM, with the prefix `llcuda_`, where vLLM has the same number.
+
+        Raises:
+            ModuleNotFoundError: The extra `server` is not installed.
+        """
         return exposition(self.families())
 
     def families(self, **labels: str) -> list[Metric]:
@@ -283,17 +369,15 @@ class Metrics:
         with self._lock:
             state = self._state
             reasons, kinds = state.finish_reasons.items(), state.errors.items()
-            counter("requests", "Requests that ended.", "finish_reason", reasons)
+            counter("request_success", "Requests that ended.", "finished_reason", reasons)
             counter("errors", "Requests that failed.", "kind", kinds)
-            counter("tokens", "Tokens generated.", "", [("", state.generated_tokens)])
+            counter("generation_tokens", "Tokens generated.", "", [("", state.generated_tokens)])
             counter("forced_tokens", "Of these not sampled.", "", [("", state.forced_tokens)])
             counter("prompt_tokens", "Tokens of the prompts.", "", [("", state.prompt_tokens)])
-            counter(
-                "reused_tokens",
-                "Prompt tokens that a kept prefix spared.",
-                "",
-                [("", state.reused_tokens)],
-            )
+            queries = [("", state.prompt_tokens)]
+            counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", "", queries)
+            hits = [("", state.cached_tokens)]
+            counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.", "", hits)
             counter("steps", "Steps of the engine.", "phase", state.steps.items())
             counter("busy_seconds", "Time in steps.", "", [("", state.busy_seconds)])
             parts = {
@@ -303,10 +387,10 @@ class Metrics:
             }
             counter("step_seconds", "Time in parts of the steps.", "part", parts.items())
             counter("phase_seconds", "Time of requests.", "phase", state.phases.items())
-            histogram("request_seconds", "Latency of requests.", state.latency)
+            histogram("e2e_request_latency_seconds", "Latency of requests.", state.latency)
             histogram("time_to_first_token_seconds", "From submission.", state.first_token)
-            histogram("time_per_token_seconds", "After the first token.", state.token)
-            histogram("queue_seconds", "Time before a slot was free.", state.queue)
+            histogram("time_per_output_token_seconds", "After the first token.", state.token)
+            histogram("request_queue_time_seconds", "Time before a slot was free.", state.queue)
             histogram("batch_rows", "Sequences in a step.", state.rows)
         return families
 
@@ -328,6 +412,49 @@ def exposition(families: Iterable[Metric]) -> str:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector([*merged.values()]))
     return generate_latest(registry).decode()
+
+
+class Reporter:
+    """Records the work of one engine in its metrics, and calls the hooks.
+
+    Args:
+        metrics: The numbers to count in.
+        on_step: Called with the record of each step.
+        on_request: Called with the record of each request that ends.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        on_step: Callable[[StepRecord], None] | None = None,
+        on_request: Callable[[RequestRecord], None] | None = None,
+    ) -> None:
+        self._metrics, self._on_step, self._on_request = metrics, on_step, on_request
+
+    def step(self, record: StepRecord) -> None:
+        """Report a step."""
+        self._metrics.record_step(record)
+        if self._on_step is not None:
+            _call(self._on_step, record)
+
+    def finished(self, record: RequestRecord) -> None:
+        """Report a request that has its result."""
+        self._metrics.record_request(record)
+        if self._on_request is not None:
+            _call(self._on_request, record)
+
+    def failed(self, record: RequestRecord, error: BaseException) -> None:
+        """Report a request that ends with `error`."""
+        self._metrics.record_error(type(error).__name__)
+        if self._on_request is not None:
+            _call(self._on_request, record)
+
+
+def _call(hook: Callable[[Any], None], record: Any) -> None:
+    try:
+        hook(record)
+    except BaseException:  # sys.exit() in a hook does not stop the engine either
+        logger.exception("a hook of the engine raised")
 
 
 _all: weakref.WeakSet[Metrics] = weakref.WeakSet()

@@ -1,28 +1,19 @@
-"""The engine's step: plan, decode, sample, deliver.
+"""ModelRunner: decodes and samples the batches that the scheduler chose.
 
-Runs on one thread, the engine's. Knows the library through Context and BatchSampler, and decides
-nothing: that is the scheduler's part.
+It is the only part of the engine that uses the context, and it decides nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from llcuda.engine.output_processor import Delivery
-from llcuda.engine.reporter import Reporter, Spent
-from llcuda.engine.scheduler import Job, Plan, Scheduler
+from llcuda.engine.outputs import TokenLogprob
+from llcuda.engine.scheduler import CacheChange, Chunk, CopyPrefix, Move, SchedulerOutput
+from llcuda.engine.sequence import Sequence
 from llcuda.engine.speculation import StepCosts
-from llcuda.errors import (
-    ClosedError,
-    DecodeError,
-    LlcudaError,
-    NoRoomError,
-    UnsupportedError,
-)
-from llcuda.guide import Follower
 from llcuda.native.batch_sampler import BatchSampler
 from llcuda.native.context import Context
 
@@ -30,336 +21,288 @@ logger = logging.getLogger("llcuda.engine")
 now = time.perf_counter
 
 
-class Lineup:
-    """The running texts of decode steps, for as long as they stay the same.
+class Batch:
+    """The sequences of a decoded batch that get a token.
 
-    firsts: those whose first token comes next. quiet: how many tokens each can take before one of
-    them may end for want of room, while nothing but its token is asked of any; so many steps need
-    not look at each request.
-    """
+    Args:
+        context: The context that has decoded it.
+        sequences: The sequences.
+        rows: The row of each one's logits in the decoded batch; None = 0, 1, 2, ...
 
-    def __init__(self, context: Context, plan: Plan, quiet: bool) -> None:
-        self.plan = Plan([], plan.rows, decode=True)
-        self.jobs = jobs = [job for job, _, _ in plan.rows]
-        self.rows = BatchSampler(context, [job.request.sampler for job in jobs])
-        self.seqs = [job.seq for job in jobs]
-        self.tokens = [job.tokens[-1] for job in jobs]
-        self.firsts = [job for job in jobs if not job.request.times.first_token]
-        self.appends = [(job.request.tokens.append, job.tokens.append) for job in jobs]
-        self.quiet = 0
-        asked = [job.request.params for job in jobs]
-        self.guided = any(p.guide is not None for p in asked)
-        quiet = quiet and not self.guided
-        if quiet and all(p.logprobs is None and not p.stop_tokens for p in asked):
-            room = (p.max_tokens - len(j.request.tokens) for p, j in zip(asked, jobs, strict=True))
-            full = (context.ctx_size - len(job.tokens) for job in jobs)
-            self.quiet = min(*room, *full) - 1
-
-
-class Worker(Delivery):
-    """Computes requests on `context`, at most `parallel` at a time.
-
-    chunk: most prompt tokens of one step. speculation: most tokens guessed per step. on_leave:
-    called when a request has ended. reporter: is told of every step and request.
+    Attributes:
+        size: The number of sequences.
+        decodes: Whether the step counts as a decode step of these sequences.
+        is_guided: Whether a guide restricts the tokens of one of them.
+        awaiting_first_token: Whether one of them has no token yet.
     """
 
     def __init__(
-        self,
-        context: Context,
-        parallel: int,
-        chunk: int,
-        speculation: int,
-        on_leave: Callable[[], None],
-        reporter: Reporter,
+        self, context: Context, sequences: list[Sequence], rows: list[int] | None = None
     ) -> None:
-        model, params = context.model, context.params
-        can_trim = not (model.is_recurrent or model.is_hybrid)
-        if speculation and not can_trim:
+        self.sequences, self.rows, self.size = sequences, rows, len(sequences)
+        self._sampler = BatchSampler(context, [sequence.sampler for sequence in sequences])
+        self.decodes = rows is None or any(sequence.first_token_at for sequence in sequences)
+        self.is_guided = any(sequence.token_masks is not None for sequence in sequences)
+        self.awaiting_first_token = not all(sequence.first_token_at for sequence in sequences)
+
+    def sample(
+        self, masks: list[Any] | None = None, forced: list[int | None] | None = None
+    ) -> list[Any]:
+        """Return the next token of each sequence, or the exception that its sampler raised.
+
+        Args:
+            masks: The tokens allowed for each sequence; see `BatchSampler.sample`.
+            forced: The token that each one gets without sampling, if any.
+        """
+        return self._sampler.sample(self.rows, masks, forced) if self.size else []
+
+    @property
+    def sample_seconds(self) -> float:
+        """Seconds of the last `sample`, without the wait for the logits."""
+        return self._sampler.seconds
+
+
+class DecodeBatch(Batch):
+    """The batch of decode steps, for as long as its members stay.
+
+    Attributes:
+        seq_ids: The slot of each sequence.
+        tokens: The token that each computes next; None = look it up.
+        appends: The functions that append a token to `generated` and to `tokens` of each.
+        steps_without_checks: How many steps end no sequence for want of room, while nothing but
+            its token is asked of each; so many steps need not look at each sequence.
+    """
+
+    def __init__(self, context: Context, sequences: list[Sequence]) -> None:
+        super().__init__(context, sequences)
+        self.seq_ids: list[Any] = [sequence.seq_id for sequence in sequences]
+        self.tokens: list[Any] | None = None
+        self.appends = [(s.generated.append, s.tokens.append) for s in sequences]
+        self.steps_without_checks = 0
+        if (
+            context.params.device_logits
+            and not self.is_guided
+            and all(s.params.logprobs is None and not s.params.stop_tokens for s in sequences)
+        ):
+            room = [s.params.max_tokens - len(s.generated) for s in sequences]
+            cells = [context.ctx_size - len(s.tokens) for s in sequences]
+            self.steps_without_checks = min(*room, *cells) - 1
+
+    def sample(
+        self, masks: list[Any] | None = None, forced: list[int | None] | None = None
+    ) -> list[Any]:
+        """Return the next token of each sequence, as `Batch.sample`, and keep it to be decoded."""
+        self.tokens = tokens = self._sampler.sample(None, masks, forced)
+        return tokens
+
+    @property
+    def failed(self) -> int:
+        """How many tokens of the last `sample` are exceptions."""
+        return self._sampler.failed
+
+
+class DraftBatch:
+    """A decode step with proposed tokens, of which sampling confirms those that it would choose.
+
+    Args:
+        context: The context that has decoded each sequence's last token and its draft.
+        batch: The decode batch of the sequences.
+        drafts: The tokens proposed for each sequence.
+        cost: What a proposed token has cost, in tokens of plain steps.
+
+    Attributes:
+        sequences, rows: As those of `Batch`, with an entry for each sampled token.
+        confirmed: The proposed tokens of each sequence that were right.
+    """
+
+    decodes, is_guided, awaiting_first_token = True, False, False
+
+    def __init__(
+        self, context: Context, batch: DecodeBatch, drafts: list[list[int]], cost: float
+    ) -> None:
+        self._context, self._batch, self._drafts, self._cost = context, batch, drafts, cost
+        self.size = batch.size
+        self.sequences: list[Sequence] = []
+        self.rows: list[int] = []
+        self.confirmed: list[tuple[Sequence, list[int]]] = []
+        self.sample_seconds = 0.0
+
+    def sample(self, masks: None = None, forced: None = None) -> list[Any]:
+        """Return the tokens sampled for the sequences, and remove the cells of wrong drafts."""
+        started = now()
+        tokens: list[Any] = []
+        row = 0
+        for sequence, draft in zip(self._batch.sequences, self._drafts, strict=True):
+            sampled = self._sample_draft(sequence, row, draft)
+            right = len(sampled) - 1
+            tokens += sampled
+            self.sequences += [sequence] * len(sampled)
+            self.rows += range(row, row + len(sampled))
+            self.confirmed.append((sequence, draft[:right]))
+            row += 1 + len(draft)
+            assert sequence.drafter is not None
+            length = len(sequence.tokens) + len(sampled)
+            sequence.drafter.update(right, self._cost * len(draft), length)
+            if right < len(draft):
+                assert sequence.seq_id is not None
+                self._context.memory.remove(sequence.seq_id, sequence.computed_tokens + right)
+        self.sample_seconds = now() - started
+        return tokens
+
+    def _sample_draft(self, sequence: Sequence, row: int, draft: list[int]) -> list[Any]:
+        """Return a sample at each row, to the first one that the draft does not have."""
+        sampled: list[Any] = []
+        for proposed in [*draft, None]:
+            try:
+                token: Any = sequence.sampler.sample(self._context, row + len(sampled))
+            except Exception as error:
+                token = error
+            sampled.append(token)
+            if token != proposed:
+                break
+        return sampled
+
+
+class ModelRunner:
+    """Computes scheduled steps on a context.
+
+    Args:
+        context: The context, which only the engine's thread uses.
+        speculation: Tokens to propose for each sequence and step. It is off where the memory
+            cannot remove a wrong one.
+    """
+
+    def __init__(self, context: Context, speculation: int = 0) -> None:
+        model = context.model
+        if speculation and (model.is_recurrent or model.is_hybrid):
             logger.warning("speculation is off: %s cannot forget a wrong guess", model.path.name)
             speculation = 0
-        scheduler = Scheduler(
-            params.sequences,
-            parallel,
-            chunk,
-            trims=can_trim,
-            copies=can_trim,
-            dense=can_trim and params.device_logits and not params.unified_kv,
-            late=params.device_logits,
-            chunk_fresh=min(chunk, params.ubatch_size, params.outputs_max or chunk),
-        )
-        super().__init__(context, scheduler, speculation, on_leave, reporter)
+        self.context, self.model = context, model
+        self.speculation = speculation
+        self._batch: DecodeBatch | None = None
+        self._released: list[Any] = []
         self._step_costs = StepCosts()
-        self._lineup: Lineup | None = None
 
-    def step(self) -> None:
-        """Plan, decode, sample, deliver: once."""
-        if self._left:
-            self._close_samplers()
-        if self._with_deadline:
-            self._end_overdue()
-        started = now()
-        lineup = self._lineup
-        if lineup is not None and lineup.quiet > 0 and self._scheduler.decodes(len(lineup.jobs)):
-            plan = lineup.plan
-        elif (planned := self._scheduler.plan()) is not None:
-            plan = planned
-        else:
-            return
-        if (plan.changes and not self._change(plan.changes)) or not plan.rows:
-            return  # what could not be reused is computed from the start: plan again
-        spent = (0.0, 0.0, 0.0)
-        try:
-            spent = self._decode(plan) if plan.decode else self._prefill(plan)
-        except ClosedError:
-            raise  # the engine's model, or its context: nothing can be computed any more
-        except Exception as error:
-            if not isinstance(error, DecodeError):
-                logger.exception("a step of the engine failed")
-            self._drop(plan, error)
-        self._unreported = plan, now() - started, spent
-        if not self._undelivered:  # else beside the next step
-            self._deliver()
+    # --- a step ---
 
-    def _members_changed(self) -> None:
-        self._lineup = None
+    def launch(self, scheduled: SchedulerOutput) -> Batch | DraftBatch:
+        """Decode a scheduled batch; a GPU computes on when this returns.
 
-    def _change(self, changes: Sequence[tuple[Any, ...]]) -> bool:
-        """Make the changes of a plan, in order; False when one could not be made.
-
-        Its job goes back into the queue, to be computed from the start; so does one that was to
-        copy from the slot of such a change, whose memory is not what the plan took it for.
+        Returns:
+            The sequences to sample: of a prefill step those whose prompts are whole now.
         """
-        memory, undone = self.context.memory, set()
-        for kind, *arguments in changes:
-            if kind in ("move", "save"):
-                self._move(arguments[0], arguments[1], running=kind == "move")
-                continue
-            seq, keep = arguments[-2:]
-            try:
-                if kind == "copy":
-                    if arguments[0] in undone:
-                        raise UnsupportedError("what was to be copied is not there")
-                    memory.copy(arguments[0], seq)  # whole: split KV shares no part of a sequence
-                memory.remove(seq, keep)
-            except ClosedError:
-                raise
-            except LlcudaError as error:
-                undone.add(seq)
-                job = self._scheduler.return_slot(seq)
-                if job.fresh:
-                    self._fail(job.request, error)
-                job.fresh = True
-        return not undone
+        if scheduled.chunks is not None:
+            return self._prefill(scheduled.chunks)
+        batch = self._batch
+        if batch is None or batch.sequences is not scheduled.sequences:
+            batch = self._batch = DecodeBatch(self.context, scheduled.sequences)
+        if self.speculation and not batch.is_guided:
+            return self._decode_and_learn(batch)
+        self.context.decode_batch(batch.tokens or _last_tokens(batch.sequences), batch.seq_ids)
+        return batch
 
-    def _move(self, source: int, target: int, running: bool) -> None:
-        """Move a text to another sequence; where the memory cannot, it stays, or is forgotten."""
-        memory = self.context.memory
-        self._members_changed()
-        try:
-            memory.copy(source, target)
-        except UnsupportedError:
-            if running:
-                self._scheduler.move(target, source)
-            else:
-                self._scheduler.slots[target].keep(0)
-        else:
-            memory.remove(source)
-
-    def _prefill(self, plan: Plan) -> Spent:
-        """Compute a chunk of prompts; sample for the texts that are whole now."""
+    def _prefill(self, chunks: list[Chunk]) -> Batch:
         tokens: list[int] = []
-        seqs: list[int] = []
+        seq_ids: list[Any] = []
         flags: list[int] = []
-        ready: list[tuple[Job, int]] = []
-        for job, begin, end in plan.rows:
-            echo = job.request.params.echo
-            self._admit(job.request)
-            tokens += job.tokens[begin:end]
-            seqs += [job.seq] * (end - begin)
-            flags += [int(echo)] * (end - begin)
-            if end == len(job.tokens) and job.request.params.max_tokens:
+        whole: list[Sequence] = []
+        rows: list[int] = []
+        for sequence, begin, end in chunks:
+            params = sequence.params
+            tokens += sequence.tokens[begin:end]
+            seq_ids += [sequence.seq_id] * (end - begin)
+            flags += [int(params.echo)] * (end - begin)
+            if end == len(sequence.tokens) and params.max_tokens:
                 flags[-1] = 1
-                ready.append((job, len(tokens) - 1))
-        begun = now()
-        self._compute(tokens, seqs, flags)
-        self._scheduler.computed(plan.rows)
-        computed = now()
-        self._deliver()
-        row = 0
-        for job, begin, end in plan.rows:
-            if job.request.params.echo:
-                self._echo(job, begin, end, row)
-            row += end - begin
-        delivered = now()
-        if not ready:
-            return computed - begun, 0.0, delivered - computed
-        rows = BatchSampler(self.context, [job.request.sampler for job, _ in ready])
-        guided = any(job.request.params.guide is not None for job, _ in ready)
-        limits = self._restrict([job for job, _ in ready]) if guided else ()
-        chosen = rows.sample([index for _, index in ready], *limits)
-        sampled = now()
-        running = any(job.request.times.first_token for job, _ in ready)
-        if running:  # their last tokens are others now than those of the line-up
-            self._members_changed()
-        self._sum(len(ready), rows.seconds, running)
-        for (job, index), token in zip(ready, chosen, strict=True):
-            self._first(job.request, token, sampled, rows.seconds / len(ready))
-            if job.slot is not None:  # else a stop text has ended it meanwhile
-                self._take(job, token, index)
-        if not self._overlaps:
-            self._wake_readers([job for job, _ in ready])
-        waiting = sampled - delivered - rows.seconds
-        return computed - begun + waiting, rows.seconds, now() - sampled + delivered - computed
+                whole.append(sequence)
+                rows.append(len(tokens) - 1)
+        self.context.decode_batch(tokens, seq_ids, None, flags)  # type: ignore[arg-type]
+        if self._batch is not None:
+            self._batch.tokens = None  # running sequences may have taken part
+        return Batch(self.context, whole, rows)
 
-    def _decode(self, plan: Plan) -> Spent:
-        """Compute one token of each running text, and what is guessed to follow it."""
-        lineup = self._lineup
-        if lineup is None or (
-            plan is not lineup.plan and lineup.jobs != [job for job, _, _ in plan.rows]
-        ):
-            lineup = self._lineup = Lineup(self.context, plan, quiet=self._overlaps)
-            for job in lineup.firsts:
-                self._admit(job.request)
-        jobs = lineup.jobs
-        if self._speculation and not lineup.guided and self._step_costs.knows(len(jobs)):
-            drafts = [job.request.drafter.draft(job.tokens)[: self._room(job)] for job in jobs]
-            if any(drafts):
-                self._lineup = None  # its tokens are not those after the guesses
-                return self._decode_drafts(jobs, drafts)
-        begun = now()
-        self._compute(lineup.tokens, lineup.seqs, None)
-        self._scheduler.computed([(job, job.done, job.done + 1) for job in jobs])
-        computed = now()
-        self._deliver()
-        limits = self._restrict(jobs) if lineup.guided else ()
-        delivered = now()
-        chosen = lineup.rows.sample(None, *limits)
-        sampled = now()
-        sampling = lineup.rows.seconds
-        self._sum(len(jobs), sampling)
-        if self._speculation:
-            self._step_costs.learn(len(jobs), sampled - begun)
-        self._take_all(lineup, chosen, sampled)
-        waiting, delivering = sampled - delivered - sampling, now() - sampled
-        self._sums.deliver_seconds += (delivering + delivered - computed) / len(jobs)
-        return computed - begun + waiting, sampling, delivering + delivered - computed
-
-    def _restrict(self, jobs: Sequence[Job]) -> tuple[list[Any], list[int | None]]:
-        """Return what each text's guide allows next, or forces; a guide that fails ends its text.
-
-        A text that is to end now ends here; what its row gets is dropped.
-        """
-        masks: list[Any] = [None] * len(jobs)
-        forced: list[int | None] = [None] * len(jobs)
-        choosing = []
-        for i, job in enumerate(jobs):
-            request = job.request
-            if request.follower is None or job.slot is None:
-                continue
-            known = self._forced(job)
-            if job.slot is None:
-                continue
-            if known and self._is_end(request, known[0]):
-                self._finish(request, "stop")
-            elif known:
-                forced[i] = known[0]
-                request.forced_tokens += 1
-            else:
-                choosing.append(i)
-        found = Follower.masks([jobs[i].request.follower for i in choosing])
-        for i, mask in zip(choosing, found, strict=True):
-            if isinstance(mask, BaseException):
-                self._fail(jobs[i].request, mask)
-            else:
-                masks[i] = mask
-        return masks, forced
-
-    def _take_all(self, lineup: Lineup, chosen: list[Any], sampled: float) -> None:
-        """Add each text's token."""
-        if lineup.firsts:
-            for job, token in zip(lineup.jobs, chosen, strict=True):
-                self._first(job.request, token, sampled, lineup.rows.seconds / len(chosen))
-            lineup.firsts = []
-        lineup.quiet -= 1
-        if (
-            lineup is self._lineup
-            and lineup.quiet >= 0
-            and not lineup.rows.failed
-            and self._ends.isdisjoint(chosen)
-        ):
-            for (to_answer, to_text), token in zip(lineup.appends, chosen, strict=True):
-                to_answer(token)
-                to_text(token)
-            self._undelivered = lineup.jobs
-            lineup.tokens = chosen
-            return
-        for i, (job, token) in enumerate(zip(lineup.jobs, chosen, strict=True)):
-            if job.slot is not None:  # else a stop text has ended it meanwhile
-                self._take(job, token, i)
-        if not self._overlaps:
-            self._wake_readers(lineup.jobs)
-        lineup.tokens = [job.tokens[-1] for job in lineup.jobs]
-
-    def _sum(self, rows: int, sampling: float, decoding: bool = True) -> None:
-        """Add a step before its tokens are taken, so that a text's last one counts too."""
-        sums = self._sums
-        if decoding:
-            sums.steps += 1
-            sums.rows += rows
-        sums.sample_seconds += sampling / rows
-
-    def _room(self, job: Job) -> int:
-        left: int = job.request.params.max_tokens - len(job.request.tokens) - 1
-        return max(0, min(left, self._limit - len(job.tokens) - 1))
-
-    def _decode_drafts(self, jobs: Sequence[Job], drafts: Sequence[list[int]]) -> Spent:
-        """Compute the rows of guesses too; keep those that sampling confirms."""
-        tokens: list[int] = []
-        seqs: list[int] = []
-        for job, draft in zip(jobs, drafts, strict=True):
-            tokens += [job.tokens[-1], *draft]
-            seqs += [job.seq] * (1 + len(draft))
-        begun = now()
-        self._compute(tokens, seqs, None)
+    def _decode_and_learn(self, batch: DecodeBatch) -> DecodeBatch | DraftBatch:
+        """Decode with proposed tokens, if there are any; learn the time of a step without."""
+        sequences, costs = batch.sequences, self._step_costs
+        drafts = (
+            [self._draft(sequence) for sequence in sequences] if costs.knows(batch.size) else []
+        )
+        proposed = sum(map(len, drafts))
+        tokens, seq_ids = batch.tokens or _last_tokens(sequences), batch.seq_ids
+        if proposed:
+            batch.tokens = None
+            pairs = list(zip(tokens, seq_ids, drafts, strict=True))
+            tokens = [token for last, _, draft in pairs for token in (last, *draft)]
+            seq_ids = [seq_id for _, seq_id, draft in pairs for _ in range(1 + len(draft))]
+        began = now()
+        self.context.decode_batch(tokens, seq_ids)
         self.context.synchronize()
-        decoding = now() - begun
-        self._sum(len(jobs), 0.0)
-        sampling, row, entered = 0.0, 0, now()
-        cost = self._step_costs.extra(len(jobs), decoding) / (len(tokens) - len(jobs))
-        for job, draft in zip(jobs, drafts, strict=True):
-            begin = job.done
-            seq = job.seq
-            right = 0
-            while True:
-                started = now()
-                try:
-                    token: Any = job.request.sampler.sample(self.context, row + right)
-                except Exception as error:
-                    token = error
-                sampling += now() - started
-                confirmed = right < len(draft) and token == draft[right]
-                self._scheduler.computed([(job, job.done, job.done + 1)])
-                self._take(job, token, row + right)
-                if not confirmed or job.slot is None:
-                    break
-                right += 1
-            row += 1 + len(draft)
-            job.request.drafter.judge(right, cost * len(draft), len(job.tokens))
-            if right < len(draft) or job.slot is None:
-                self.context.memory.remove(seq, begin + 1 + right)
-        self._wake_readers(jobs)
-        delivering = now() - entered - sampling
-        self._sums.sample_seconds += sampling / len(jobs)
-        self._sums.deliver_seconds += delivering / len(jobs)
-        return decoding, sampling, delivering
+        seconds = now() - began
+        if proposed:
+            return DraftBatch(
+                self.context, batch, drafts, costs.extra(batch.size, seconds) / proposed
+            )
+        costs.learn(batch.size, seconds)
+        return batch
 
-    def _compute(self, tokens: list[int], seqs: list[int], flags: list[int] | None) -> None:
-        """Decode; when the cache is full, give up the kept texts and try once more."""
-        try:
-            self.context.decode_batch(tokens, seqs, None, flags)  # type: ignore[arg-type]
-        except NoRoomError:
-            for slot in self._scheduler.slots:
-                if slot.job is None and (slot.tokens or slot.stale):
-                    self.context.memory.remove(slot.seq)
-                    slot.tokens.clear()
-            self.context.decode_batch(tokens, seqs, None, flags)  # type: ignore[arg-type]
+    def _draft(self, sequence: Sequence) -> list[int]:
+        """Return the tokens proposed for a sequence, as far as it has room for them."""
+        assert sequence.drafter is not None
+        left = sequence.params.max_tokens - len(sequence.generated)
+        cells = self.context.ctx_size - len(sequence.tokens)
+        return sequence.drafter.propose(sequence.tokens)[: max(0, min(left, cells) - 1)]
+
+    def logprobs(self, tokens: list[int], rows: Iterable[int], top: int) -> list[TokenLogprob]:
+        """Return the log-probability of each token at its row, with the `top` most probable."""
+        scores = self.context.logprobs(tokens, [*rows], top)
+        return [
+            TokenLogprob(token, value, best)
+            for token, (value, best) in zip(tokens, scores, strict=True)
+        ]
+
+    def release(self, sequence: Sequence) -> None:
+        """Let go of a sequence that ends; a step that runs may still use its sampler."""
+        self._released.append(sequence.sampler)
+        if sequence.seq_id is not None:
+            self._batch = None
+
+    def close_released(self) -> None:
+        """Free the samplers of ended sequences, which hold the model."""
+        for sampler in self._released:
+            sampler.close()
+        self._released.clear()
+
+    # --- the KV cache ---
+
+    def change(self, change: CacheChange) -> None:
+        """Change the KV cache as scheduled.
+
+        Raises:
+            UnsupportedError: The memory cannot do that.
+        """
+        memory = self.context.memory
+        if isinstance(change, Move):
+            memory.copy(change.source, change.seq_id)
+            memory.remove(change.source)
+            return
+        if isinstance(change, CopyPrefix):  # whole: a split KV cache shares no part of a sequence
+            memory.copy(change.source, change.seq_id)
+        memory.remove(change.seq_id, change.length)
+
+    def clear(self, seq_ids: Iterable[int]) -> None:
+        """Remove all cells of these slots."""
+        for seq_id in seq_ids:
+            self.context.memory.remove(seq_id)
+
+    def shift(self, seq_id: int, begin: int, end: int) -> None:
+        """Remove the cells from `begin` to `end`, and close the gap.
+
+        Raises:
+            UnsupportedError: The memory cannot do that.
+        """
+        self.context.memory.remove(seq_id, begin, end)
+        self.context.memory.shift(begin - end, seq_id, end)
+
+
+def _last_tokens(sequences: list[Sequence]) -> list[int]:
+    return [sequence.tokens[-1] for sequence in sequences]

@@ -1,318 +1,407 @@
-"""From sampled tokens to results: texts, stops, ends, and who is told.
-
-The half of the engine's worker that knows requests; `worker` computes.
-"""
+"""OutputProcessor: from sampled tokens to text, stops, ends, and the readers that wait for them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from itertools import count
 from typing import Any
 
-from llcuda.engine.outputs import StepSums, TokenLogprob
-from llcuda.engine.reporter import Reporter, Spent
-from llcuda.engine.request import Request, RequestParams, wake
-from llcuda.engine.scheduler import Job, Plan, Scheduler
+from llcuda.engine.metrics import Reporter, StepRecord, StepSums
+from llcuda.engine.model_runner import Batch, DecodeBatch, DraftBatch, ModelRunner
+from llcuda.engine.request import Request, wake
+from llcuda.engine.scheduler import Chunk, Scheduler, SchedulerOutput
+from llcuda.engine.sequence import Sequence
 from llcuda.engine.speculation import Drafter
+from llcuda.engine.token_masks import TokenMaskState, token_masks
 from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
-from llcuda.guide import Follower
-from llcuda.native.context import Context
 
 now = time.perf_counter
-JUMP_TEXTS = 8  # with more texts at once forced tokens are not computed ahead
-JUMP_TOKENS = 1  # forced tokens for each text at once that make a chunk worth its step
+JUMP_SEQUENCES = 8  # with more sequences at once forced tokens are not computed ahead
+JUMP_TOKENS = 1  # forced tokens for each sequence at once that make a chunk worth its step
 
 
-class Delivery:
-    """The requests in an engine. overlaps: tokens are delivered while the next step computes."""
+class OutputProcessor:
+    """Takes the tokens of each step, and ends the requests.
+
+    On a GPU the text of a token is delivered while the next step computes.
+
+    Args:
+        scheduler: Is told which sequences end, and which have tokens to compute ahead.
+        runner: Computes log-probabilities, and shifts the cells of a full sequence.
+        reporter: Is told of each step and of each request that ends.
+        on_end: Called for each request that ends, before its readers wake.
+    """
 
     def __init__(
         self,
-        context: Context,
         scheduler: Scheduler,
-        speculation: int,
-        on_leave: Callable[[], None],
+        runner: ModelRunner,
         reporter: Reporter,
+        on_end: Callable[[], None],
     ) -> None:
-        self.context = context
-        self.model = context.model
-        self.requests: set[Request] = set()
-        self._left: list[Any] = []  # samplers of requests that ended in the last step
         self._scheduler = scheduler
-        self._speculation = speculation
-        self._on_leave = on_leave
+        self._runner = runner
         self._reporter = reporter
-        self._limit = context.ctx_size
-        self._overlaps = context.params.device_logits
-        self._undelivered: list[Job] = []
-        self._unreported: tuple[Plan, float, Spent] | None = None
-        self._ends = self.model.eog_tokens
-        self._with_deadline: set[Request] = set()
+        self._on_end = on_end
+        self._model = runner.model
+        self._end_tokens = runner.model.eog_tokens
+        self._ctx_size = runner.context.ctx_size
+        self._overlaps = runner.context.params.device_logits
+        self._unfinished: dict[Request, Sequence] = {}
+        self._with_deadline: set[Sequence] = set()
+        self._undelivered: list[Sequence] = []
+        self._unreported: tuple[SchedulerOutput, tuple[float, float, float], float] | None = None
         self._sums = StepSums()
 
-    @property
-    def busy(self) -> bool:
-        """Whether there is anything to compute."""
-        return self._scheduler.busy
+    # --- requests ---
 
-    def accept(self, request: Request) -> None:
-        """Take a request into the queue."""
-        guide = request.params.guide
-        taken = guide is not None and any(r.params.guide is guide for r in self.requests)
-        self.requests.add(request)
-        if taken:
-            self._fail(request, ArgumentError("this guide follows another text at present"))
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence that was submitted."""
+        guide = sequence.params.guide
+        in_use = guide is not None and any(
+            other.params.guide is guide for other in self._unfinished.values()
+        )
+        self._unfinished[sequence.request] = sequence
+        if in_use:
+            self.fail(sequence, ArgumentError("this guide follows another text at present"))
             return
-        if request.params.timeout is not None:
-            self._with_deadline.add(request)
+        if sequence.params.timeout is not None:
+            self._with_deadline.add(sequence)
         if guide is not None:
-            request.follower = Follower(guide, self.model.vocab_size)
-        if self._speculation:
-            request.drafter = Drafter(self._speculation)
-        self._scheduler.add(request.job)
+            sequence.token_masks = TokenMaskState(guide, self._model.vocab_size)
+        if self._runner.speculation:
+            sequence.drafter = Drafter(self._runner.speculation)
+        self._scheduler.add(sequence)
 
     def cancel(self, request: Request) -> None:
         """End a request with what it has; nothing when it has ended."""
-        self._deliver()
-        self._finish(request, "cancelled")
+        self.deliver()
+        if sequence := self._unfinished.get(request):
+            self._finish(sequence, "cancelled")
+
+    def end_overdue(self) -> None:
+        """End the requests whose time is over."""
+        if not self._with_deadline:
+            return
+        self.deliver()
+        for sequence in list(self._with_deadline):
+            if now() - sequence.submitted_at >= sequence.params.timeout:  # type: ignore[operator]
+                self._finish(sequence, "timeout")
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with an exception."""
         self._undelivered.clear()
-        for request in list(self.requests):
-            self._fail(request, error)
-        self._close_samplers()
+        for sequence in list(self._unfinished.values()):
+            self.fail(sequence, error)
 
-    def _admit(self, request: Request) -> None:
-        """Note that a request waits no longer."""
-        if not request.times.admitted:
-            request.times.admitted = now()
+    # --- a step ---
 
-    def _first(self, request: Request, token: Any, sampled: float, sampling: float) -> None:
-        """Note a text's first token; what was spent on sampling it is its own."""
-        if not request.times.first_token and not isinstance(token, Exception):
-            request.times.first_token, request.since = sampled, self._sums.mark()
-            request.since.sample_seconds -= sampling
-
-    # --- tokens ---
-
-    def _take(self, job: Job, token: Any, index: int) -> None:
-        """Add a token to its request, and what is forced to follow; end it where it ends."""
-        request: Request = job.request
-        params = request.params
-        if not self._add(job, token):
-            return
-        if params.logprobs is not None:
-            request.logprobs.append(self._logprob(token, index, params.logprobs))
-        last = self._is_last(job)
-        forced = self._look_ahead(job, last) if request.follower is not None else ()
-        if job.slot is None:
-            return
-        if self._overlaps and not last and not forced:
-            self._undelivered.append(job)
-        elif self._show(job, forced) and forced:
-            self._run_ahead(job, forced)
-
-    def _add(self, job: Job, token: Any) -> bool:
-        """Add a token; False when the request has ended with it."""
-        request: Request = job.request
-        if isinstance(token, BaseException):
-            self._fail(request, token)
-            return False
-        if self._is_end(request, token):
-            self._finish(request, "stop")
-            return False
-        if request.follower is not None:
-            try:
-                request.follower.accept(token)
-            except BaseException as error:  # sys.exit() in a guide ends its text only
-                self._fail(request, error)
-                return False
-        request.tokens.append(token)
-        job.tokens.append(token)
-        return True
-
-    def _is_end(self, request: Request, token: int) -> bool:
-        return token in self._ends or token in request.params.stop_tokens
-
-    def _is_last(self, job: Job) -> bool:
-        """Whether a text has no room for another token."""
-        full = len(job.tokens) >= self._limit
-        return full or len(job.request.tokens) >= job.request.params.max_tokens
-
-    def _last_piece(self, request: Request) -> bytes:
-        token = request.tokens[-1]
-        return self.model.piece_bytes(token, token in request.params.shown_tokens)
-
-    def _show(self, job: Job, forced: Sequence[int] = ()) -> bool:
-        """Deliver the last token, and what `forced` follows; False when the request has ended."""
-        request: Request = job.request
-        if request.deliver(self._last_piece(request)):
-            self._finish(request, "stop", stopped=True)
-        elif forced and self._is_end(request, forced[0]):
-            self._finish(request, "stop")
-        elif len(request.tokens) >= request.params.max_tokens:
-            self._finish(request, "length")
-        elif len(job.tokens) >= self._limit and not self._shift(job, request.params):
-            self._finish(request, "context")
-        return job.slot is not None
-
-    # --- forced tokens ---
-
-    def _forced(self, job: Job) -> Sequence[int]:
-        """Return the tokens that come next without a choice; a guide that fails ends its text."""
-        try:
-            return job.request.follower.forced()  # type: ignore[no-any-return]
-        except BaseException as error:  # sys.exit() in a guide ends its text only
-            self._fail(job.request, error)
-            return ()
-
-    def _look_ahead(self, job: Job, last: bool) -> Sequence[int]:
-        """Return forced tokens when they are to be taken at once, or when the first is an end.
-
-        As a chunk they cost each other text a step, and spare this one a step each. Otherwise the
-        guide is asked while the next step computes.
-        """
-        texts = len(self._scheduler.running)
-        if texts > JUMP_TEXTS and not last:
-            return ()
-        forced = self._forced(job)
-        if not forced or self._is_end(job.request, forced[0]):
-            return forced
-        params = job.request.params
-        full = len(job.tokens) + len(forced) >= self._limit
-        worth = len(forced) >= JUMP_TOKENS * texts
-        scored = params.logprobs is not None or params.echo or job.fresh
-        return forced if worth and not (last or full or scored) else ()
-
-    def _run_ahead(self, job: Job, forced: Sequence[int]) -> None:
-        """Add forced tokens to a text, and have them computed as one chunk."""
-        request: Request = job.request
-        while forced and len(job.tokens) + 1 < self._limit:
-            try:
-                request.sampler.accept(forced[0], self.model)
-            except LlcudaError as error:
-                self._fail(request, error)
-                return
-            if not self._add(job, forced[0]):
-                return
-            request.forced_tokens += 1
-            forced = self._forced(job)
-            if job.slot is None or not self._show(job, forced):
-                return
-        self._scheduler.extend(job)
-        self._members_changed()
-
-    def _deliver(self) -> None:
+    def deliver(self) -> None:
         """Deliver the tokens of the step before, and report it."""
         if self._unreported is not None:
-            report, self._unreported = self._unreported, None
-            self._reporter.step(*report)
+            (scheduled, seconds, whole), self._unreported = self._unreported, None
+            phase, rows = scheduled.phase, len(scheduled.sequences)
+            record = StepRecord(phase, rows, scheduled.token_count, *seconds, whole)
+            self._reporter.step(record)
         if not self._undelivered:
             return
-        jobs, self._undelivered = self._undelivered, []
-        for job in jobs:
-            request: Request = job.request
-            if request.deliver(self._last_piece(request)):
-                self._finish(request, "stop", stopped=True)
-        self._wake_readers(jobs)
+        sequences, self._undelivered = self._undelivered, []
+        for sequence in sequences:
+            if sequence.deliver(self._last_piece(sequence)):
+                self._finish(sequence, "stop", stopped=True)
+        _wake_readers(sequences)
 
-    def _shift(self, job: Job, params: RequestParams) -> bool:
-        """Drop the older half of a full text, if asked for; the positions close up."""
-        if params.overflow != "shift" or job.slot is None:
-            return False
-        request: Request = job.request
-        keep = min(max(params.keep, int(self.model.adds_bos)), self._limit // 2)
-        drop = (job.done - keep) // 2
-        memory, seq = self.context.memory, job.slot.seq
-        try:
-            memory.remove(seq, keep, keep + drop)
-            memory.shift(-drop, seq, keep + drop)
-        except UnsupportedError as error:
-            self._fail(request, error)
-            return True
-        del job.tokens[keep : keep + drop], job.slot.tokens[keep : keep + drop]
-        job.done -= drop
-        job.prompt_size = min(job.prompt_size, job.done)
-        request.shifted_keep = keep
-        if request.drafter is not None:  # what it knows of are places in the whole text
-            request.drafter = Drafter(self._speculation)
-        return True
-
-    def _logprob(self, token: int, index: int, n: int) -> TokenLogprob:
-        [(value, top)] = self.context.logprobs([token], [index], n)
-        return TokenLogprob(token, value, top)
-
-    def _echo(self, job: Job, begin: int, end: int, row: int) -> None:
-        """Report the prompt's own tokens: each by the logits of the one before.
+    def echo(self, chunks: list[Chunk]) -> None:
+        """Report the log-probabilities of prompts, each token's by the logits of the one before.
 
         A request that asks for no more than that has ended.
         """
-        request: Request = job.request
-        tokens = job.tokens[begin + 1 : min(end + 1, job.prompt_size)]
-        indices = range(row, row + len(tokens))
-        found = self.context.logprobs(tokens, indices, request.params.logprobs or 0)
-        for token, (value, top) in zip(tokens, found, strict=True):
-            request.prompt_logprobs.append(TokenLogprob(token, value, top))
-        if end == job.prompt_size and not request.params.max_tokens:
-            self._finish(request, "length")
+        row = 0
+        for sequence, begin, end in chunks:
+            if sequence.params.echo:
+                tokens = sequence.tokens[begin + 1 : min(end + 1, sequence.prefill_size)]
+                rows, top = range(row, row + len(tokens)), sequence.params.logprobs or 0
+                sequence.prompt_logprobs += self._runner.logprobs(tokens, rows, top)
+                if end == sequence.prefill_size and not sequence.params.max_tokens:
+                    self._finish(sequence, "length")
+            row += end - begin
+
+    def constrain(self, sequences: list[Sequence]) -> tuple[list[Any], list[int | None]]:
+        """Return the mask of each sequence, and the token that its guide forces.
+
+        A guide that fails ends its request, as does a forced end. Their rows are sampled in vain.
+        """
+        masks: list[Any] = [None] * len(sequences)
+        forced_tokens: list[int | None] = [None] * len(sequences)
+        choosing: list[tuple[int, TokenMaskState]] = []
+        for i, sequence in enumerate(sequences):
+            if sequence.token_masks is None or sequence.ended:
+                continue
+            forced = self._forced(sequence)
+            if sequence.ended:
+                continue
+            if not forced:
+                choosing.append((i, sequence.token_masks))
+            elif self._is_end(sequence, forced[0]):
+                self._finish(sequence, "stop")
+            else:
+                forced_tokens[i] = forced[0]
+                sequence.forced_tokens += 1
+        answers = token_masks([state for _, state in choosing])
+        for (i, _), mask in zip(choosing, answers, strict=True):
+            if isinstance(mask, BaseException):
+                self.fail(sequences[i], mask)
+            else:
+                masks[i] = mask
+        return masks, forced_tokens
+
+    def process(self, batch: Batch | DraftBatch, tokens: list[Any], sampled_at: float) -> None:
+        """Take the sampled tokens of a step.
+
+        Args:
+            batch: The sampled batch.
+            tokens: For each of its sequences the token, or the exception of its sampler.
+            sampled_at: `time.perf_counter()` of the sampling.
+        """
+        sums, sample_seconds = self._sums, batch.sample_seconds / batch.size
+        if batch.decodes:
+            sums.steps += 1
+            sums.rows += batch.size
+        sums.sample_seconds += sample_seconds
+        if batch.awaiting_first_token:
+            self._note_first_tokens(batch, tokens, sampled_at, sample_seconds)
+        if isinstance(batch, DecodeBatch) and batch.steps_without_checks > 0:
+            batch.steps_without_checks -= 1
+            if (
+                (step := self._scheduler.decode_step) is not None
+                and step.sequences is batch.sequences  # nobody has left meanwhile
+                and not batch.failed
+                and self._end_tokens.isdisjoint(tokens)
+            ):
+                for (append_generated, append), token in zip(batch.appends, tokens, strict=True):
+                    append_generated(token)
+                    append(token)
+                self._undelivered = batch.sequences
+                return
+        elif isinstance(batch, DraftBatch):
+            for sequence, draft in batch.confirmed:
+                self._scheduler.computed_draft(sequence, draft)
+        rows = batch.rows or count()
+        for sequence, token, row in zip(batch.sequences, tokens, rows, strict=False):
+            if not sequence.ended:  # a stop text may have ended it meanwhile
+                self._take(sequence, token, row)
+        if not self._overlaps:
+            _wake_readers(batch.sequences)
+
+    def report(
+        self,
+        scheduled: SchedulerOutput,
+        size: int,
+        seconds: tuple[float, float, float],
+        whole: float,
+    ) -> None:
+        """Report a step, beside the next one where that delivers the tokens of this one.
+
+        Args:
+            scheduled: The step.
+            size: The number of sequences that got a token.
+            seconds: The time of decoding, of sampling and of delivery.
+            whole: Seconds of the whole step.
+        """
+        if size:
+            self._sums.deliver_seconds += seconds[2] / size
+        self._unreported = scheduled, seconds, whole
+        if not self._undelivered:
+            self.deliver()
+
+    def fail_step(self, scheduled: SchedulerOutput, error: Exception) -> None:
+        """Fail the requests of a step that could not be computed; the others go on."""
+        self.deliver()
+        for sequence in scheduled.sequences:
+            self._scheduler.invalidate(sequence)
+            self.fail(sequence, error)
+
+    # --- tokens ---
+
+    def _note_first_tokens(
+        self,
+        batch: Batch | DraftBatch,
+        tokens: list[Any],
+        sampled_at: float,
+        sample_seconds: float,
+    ) -> None:
+        batch.awaiting_first_token = False
+        for sequence, token in zip(batch.sequences, tokens, strict=True):
+            if not sequence.first_token_at and not isinstance(token, Exception):
+                sequence.note_first_token(sampled_at, self._sums, sample_seconds)
+
+    def _take(self, sequence: Sequence, token: Any, row: int) -> None:
+        """Add a token, and the tokens that are forced to follow; end the request where it ends."""
+        params = sequence.params
+        if not self._append(sequence, token):
+            return
+        if params.logprobs is not None:
+            sequence.logprobs += self._runner.logprobs([token], [row], params.logprobs)
+        last = self._is_last(sequence)
+        forced = self._forced_ahead(sequence, last) if sequence.token_masks is not None else ()
+        if sequence.ended:
+            return
+        if self._overlaps and not last and not forced:
+            self._undelivered.append(sequence)
+        elif self._show(sequence, forced) and forced:
+            self._run_ahead(sequence, forced)
+
+    def _append(self, sequence: Sequence, token: Any) -> bool:
+        """Append a token; False when the request has ended with it."""
+        if isinstance(token, BaseException):
+            self.fail(sequence, token)
+            return False
+        if self._is_end(sequence, token):
+            self._finish(sequence, "stop")
+            return False
+        if sequence.token_masks is not None:
+            try:
+                sequence.token_masks.accept(token)
+            except BaseException as error:  # sys.exit() in a guide ends its request only
+                self.fail(sequence, error)
+                return False
+        sequence.generated.append(token)
+        sequence.tokens.append(token)
+        return True
+
+    def _is_end(self, sequence: Sequence, token: int) -> bool:
+        return token in self._end_tokens or token in sequence.params.stop_tokens
+
+    def _is_last(self, sequence: Sequence) -> bool:
+        """Whether there is no room for another token."""
+        full = len(sequence.tokens) >= self._ctx_size
+        return full or len(sequence.generated) >= sequence.params.max_tokens
+
+    def _last_piece(self, sequence: Sequence) -> bytes:
+        token = sequence.tokens[-1]
+        return self._model.piece_bytes(token, token in sequence.params.shown_tokens)
+
+    def _show(self, sequence: Sequence, forced: Items[int] = ()) -> bool:
+        """Deliver the last token; False when the request has ended.
+
+        Args:
+            sequence: The sequence.
+            forced: The tokens that are forced to follow.
+        """
+        params = sequence.params
+        if sequence.deliver(self._last_piece(sequence)):
+            self._finish(sequence, "stop", stopped=True)
+        elif forced and self._is_end(sequence, forced[0]):
+            self._finish(sequence, "stop")
+        elif len(sequence.generated) >= params.max_tokens:
+            self._finish(sequence, "length")
+        elif len(sequence.tokens) >= self._ctx_size:
+            if params.overflow == "shift":
+                self._shift(sequence)
+            else:
+                self._finish(sequence, "context")
+        return not sequence.ended
+
+    def _shift(self, sequence: Sequence) -> None:
+        """Drop the older half of a full sequence; the positions close up."""
+        assert sequence.seq_id is not None
+        keep = max(sequence.params.keep, int(self._model.adds_bos))
+        begin = min(keep, self._ctx_size // 2)
+        end = begin + (sequence.computed_tokens - begin) // 2
+        try:
+            self._runner.shift(sequence.seq_id, begin, end)
+        except UnsupportedError as error:
+            self.fail(sequence, error)
+            return
+        self._scheduler.shift(sequence, begin, end)
+        if sequence.drafter is not None:  # it knows places in the whole text
+            sequence.drafter = Drafter(self._runner.speculation)
+
+    # --- forced tokens ---
+
+    def _forced(self, sequence: Sequence) -> Items[int]:
+        """Return the tokens that come next without a choice; a failing guide ends its request."""
+        assert sequence.token_masks is not None
+        try:
+            return sequence.token_masks.forced()
+        except BaseException as error:  # sys.exit() in a guide ends its request only
+            self.fail(sequence, error)
+            return ()
+
+    def _forced_ahead(self, sequence: Sequence, last: bool) -> Items[int]:
+        """Return forced tokens when they are to be taken at once, or when the first is an end.
+
+        As a chunk they cost each other sequence a step, and spare this one a step each. Otherwise
+        the guide is asked while the next step computes.
+        """
+        running = len(self._scheduler.running)
+        if running > JUMP_SEQUENCES and not last:
+            return ()
+        forced = self._forced(sequence)
+        if not forced or self._is_end(sequence, forced[0]):
+            return forced
+        params = sequence.params
+        full = len(sequence.tokens) + len(forced) >= self._ctx_size
+        worth = len(forced) >= JUMP_TOKENS * running
+        scored = params.logprobs is not None or params.echo or sequence.skip_prefix_cache
+        return forced if worth and not (last or full or scored) else ()
+
+    def _run_ahead(self, sequence: Sequence, forced: Items[int]) -> None:
+        """Append forced tokens, and have them computed as one chunk."""
+        while forced and len(sequence.tokens) + 1 < self._ctx_size:
+            try:
+                sequence.sampler.accept(forced[0], self._model)
+            except LlcudaError as error:
+                self.fail(sequence, error)
+                return
+            if not self._append(sequence, forced[0]):
+                return
+            sequence.forced_tokens += 1
+            forced = self._forced(sequence)
+            if sequence.ended or not self._show(sequence, forced):
+                return
+        self._scheduler.extend(sequence)
 
     # --- ends ---
 
-    def _wake_readers(self, jobs: Sequence[Job]) -> None:
-        readers = [waiter for job in jobs for waiter in job.request.take_readers()]
-        if readers:
-            wake(readers)
+    def _finish(self, sequence: Sequence, reason: str, stopped: bool = False) -> None:
+        """End a request with a result.
 
-    def _end_overdue(self) -> None:
-        self._deliver()
-        for request in list(self._with_deadline):
-            timeout = request.params.timeout
-            if timeout is not None and now() - request.times.submitted >= timeout:
-                self._finish(request, "timeout")
+        Args:
+            sequence: The sequence.
+            reason: The finish reason.
+            stopped: Whether a stop text has come, so that nothing after it is shown.
+        """
+        if not self._end(sequence):
+            return
+        if not stopped:
+            sequence.flush()
+        finished_at = now()
+        completion = sequence.completion(reason, finished_at)
+        self._reporter.finished(sequence.record(self._sums, reason, finished_at))
+        sequence.request.settle(completion)
 
-    def _leave(self, request: Request) -> bool:
-        """Take a request out of everything here; False when it has left before."""
-        if request not in self.requests:
+    def fail(self, sequence: Sequence, error: BaseException) -> None:
+        """End a request with an exception."""
+        if not self._end(sequence):
+            return
+        self._reporter.failed(sequence.record(self._sums, "error", now(), error), error)
+        sequence.request.settle(error)
+
+    def _end(self, sequence: Sequence) -> bool:
+        """Take a sequence out of the engine; False when it has ended before."""
+        if self._unfinished.pop(sequence.request, None) is None:
             return False
-        self.requests.discard(request)
-        self._left.append(request.sampler)
-        self._with_deadline.discard(request)
-        self._on_leave()
-        slot = request.job.slot
-        self._scheduler.finish(request.job)
-        if slot is not None:
-            self._members_changed()
-            if request.shifted_keep is not None:
-                # What follows the kept tokens was computed with what was dropped.
-                slot.keep(request.shifted_keep)
+        self._with_deadline.discard(sequence)
+        self._runner.release(sequence)
+        self._scheduler.finish(sequence)
+        self._on_end()
         return True
 
-    def _close_samplers(self) -> None:
-        """Free the samplers of ended requests, which hold the model; not while a step uses them."""
-        for sampler in self._left:
-            sampler.close()
-        self._left.clear()
 
-    def _members_changed(self) -> None:
-        """Called when a text leaves its slot."""
-
-    def _finish(self, request: Request, reason: str, stopped: bool = False) -> None:
-        if self._leave(request):
-            request.complete(reason, stopped)
-            self._reporter.finished(request.record(self._sums))
-            request.end()
-
-    def _fail(self, request: Request, error: BaseException) -> None:
-        if self._leave(request):
-            request.fail(error)
-            self._reporter.failed(request.record(self._sums), error)
-            request.end()
-
-    def _drop(self, plan: Plan, error: Exception) -> None:
-        """Fail the requests of a step that could not be computed; the others go on."""
-        self._deliver()
-        for job, _, _ in plan.rows:
-            if job.slot is not None:
-                job.slot.keep(0)
-            self._fail(job.request, error)
+def _wake_readers(sequences: list[Sequence]) -> None:
+    readers = [waiter for sequence in sequences for waiter in sequence.request.take_readers()]
+    if readers:
+        wake(readers)

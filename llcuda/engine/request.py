@@ -1,15 +1,10 @@
-"""A request to the engine: what was asked, and how its result reaches the caller.
-
-The worker thread writes, any thread or coroutine reads: by result(), as an iterator of text, by
-await, or as an async iterator. No request has a thread of its own.
-"""
+"""Request: the caller's handle for a generation, and the parameters that it is asked with."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -18,18 +13,14 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from llcuda.engine.detokenizer import StopFinder, Utf8Decoder
-from llcuda.engine.metrics import RequestRecord
-from llcuda.engine.outputs import Completion, StepSums, Times, TokenLogprob
-from llcuda.engine.scheduler import Job
+from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.errors import ArgumentError
-from llcuda.guide import Follower, Guide
+from llcuda.guide import Guide
 from llcuda.keywords import split_keywords
 from llcuda.params import SamplingParams, check_flags, check_number
 
@@ -135,68 +126,64 @@ _END = object()
 Waiter = tuple["asyncio.AbstractEventLoop", "asyncio.Future[None]"]
 
 
+class RequestOwner(Protocol):
+    """The part of an engine that its requests call, from any thread."""
+
+    def cancel(self, request: Request) -> None:
+        """End the request between two steps."""
+
+    def check_reader(self) -> None:
+        """Raise where waiting for a request would never end."""
+
+
 class Request:
-    """A handle on one text being generated; made by `Engine.submit`.
+    """A handle for one running generation request; made by `Engine.submit`.
 
     ::
 
         request.result()              # waits, returns a Completion
         for text in request: ...      # text as it comes
-        await request                 # the same in a coroutine; cancelling the task cancels it
+        await request                 # result() for coroutines; cancelling the task cancels it
         async for text in request: ...
 
-    Only one reader may iterate; one that leaves its loop early cancels the request. Errors of this
-    request are raised to whoever reads it. Waiting for it in a forked child is a ForkError, in a
-    hook a ConcurrencyError.
+    Only one reader may iterate; a reader that leaves its loop early cancels the request. A reader
+    gets the exception of a request that failed. Waiting in a forked child is a ForkError, in a
+    hook of the engine a ConcurrencyError. A request has no thread of its own.
+
+    Attributes:
+        params: The request's parameters.
+        prompt_tokens: Tokens of the prompt.
+        dropped_tokens: Tokens of the prompt that overflow="truncate" or "shift" left out.
+        seed: The seed of its sampler.
+        tokens: The generated tokens so far.
+        logprobs: The log-probabilities of these tokens so far, if asked for.
+        prompt_logprobs: The log-probabilities of the prompt's tokens so far, if asked for.
     """
 
     def __init__(
         self,
-        job: Job,
         params: RequestParams,
-        sampler: Any,
-        cancel: Callable[[Request], None],
-        check_reader: Callable[[], None],
-        dropped_tokens: int,
+        owner: RequestOwner,
+        *,
+        prompt_tokens: int,
+        dropped_tokens: int = 0,
+        seed: int = 0,
     ) -> None:
         self.params = params
-        self.sampler = sampler
-        self.times = Times()
+        self.prompt_tokens, self.dropped_tokens, self.seed = prompt_tokens, dropped_tokens, seed
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
-        self.job, job.request = job, self
-        self.prompt_tokens, self.dropped_tokens = job.prompt_size, dropped_tokens
-        self.drafter: Any = None
-        self.follower: Follower | None = None  # of its guide
-        self.forced_tokens = 0
-        self.shifted_keep: int | None = None  # set once the older half was dropped
-        self.since: StepSums | None = None  # the engine's sums when its first token was sampled
-        self._cancel = cancel
-        self._check_reader = check_reader
-        self._decoder = Utf8Decoder()
-        self._stops = StopFinder(params.stop) if params.stop else None
-        self._texts: list[str] = []
+        self._owner = owner
         self._stream: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.emit: Callable[[str], None] = self._stream.put
         self._done = threading.Event()
-        self._completion: Completion | None = None
-        self._error: BaseException | None = None
+        self._outcome: Completion | BaseException | None = None
         self._readers: list[Waiter] = []  # wait for more text
         self._waiters: list[Waiter] = []  # wait for the end
         self._lock = threading.Lock()
 
-    # --- written by the worker ---
-
-    def deliver(self, piece: bytes) -> bool:
-        """Add a token's bytes; return whether a stop text has ended the request."""
-        text = self._decoder.decode(piece)
-        stopped = False
-        if self._stops is not None:
-            text, stopped = self._stops.decode(text)
-        if text:
-            self._texts.append(text)
-            self._stream.put(text)
-        return stopped
+    # --- for the engine's thread, with `emit` ---
 
     def take_readers(self) -> list[Waiter]:
         """Return the coroutines that wait for more text, if there are any."""
@@ -206,62 +193,16 @@ class Request:
             readers, self._readers = self._readers, []
         return readers
 
-    def complete(self, reason: str, stopped: bool = False) -> None:
-        """Settle the request; what was held back for a stop text is shown unless one was found."""
-        if not stopped:
-            rest = self._decoder.flush()
-            if self._stops is not None:
-                rest = self._stops.flush(rest)
-            if rest:
-                self._texts.append(rest)
-                self._stream.put(rest)
-        self.times.finished = time.perf_counter()
-        self._completion = Completion(
-            text="".join(self._texts),
-            tokens=self.tokens,
-            finish_reason=reason,
-            prompt_tokens=self.prompt_tokens,
-            dropped_tokens=self.dropped_tokens,
-            reused_tokens=self.job.reused,
-            seed=self.sampler.seed,
-            forced_tokens=self.forced_tokens,
-            logprobs=self.logprobs if self.params.logprobs is not None else None,
-            prompt_logprobs=self.prompt_logprobs if self.params.echo else None,
-            **self.times.phases(),
-        )
-
-    def fail(self, error: BaseException) -> None:
-        """Settle the request with an exception, which its readers get."""
-        self.times.finished = time.perf_counter()
-        self._error = error
-
-    def record(self, sums: StepSums) -> RequestRecord:
-        """Return what a settled request cost. `sums`: the engine's, of all its decode steps."""
-        since = self.since or sums
-        first, error, steps = self.times.first_token, self._error, sums.steps - since.steps
-        return RequestRecord(
-            prompt_tokens=self.prompt_tokens,
-            reused_tokens=self.job.reused,
-            generated_tokens=len(self.tokens),
-            forced_tokens=self.forced_tokens,
-            sample_seconds=sums.sample_seconds - since.sample_seconds,
-            detokenize_seconds=sums.deliver_seconds - since.deliver_seconds,
-            mean_rows=(sums.rows - since.rows) / steps if steps else 0.0,
-            time_to_first_token_seconds=first - self.times.submitted if first else None,
-            finish_reason=self._completion.finish_reason if self._completion else "error",
-            error=f"{type(error).__name__}: {error}" if error is not None else None,
-            **self.times.phases(),
-        )
-
-    def end(self) -> None:
-        """Wake everybody who waits for what it was settled with."""
+    def settle(self, outcome: Completion | BaseException) -> None:
+        """End the request with a result or an exception, and wake everybody who waits for it."""
+        self._outcome = outcome
         self._stream.put(_END)
         self._done.set()
         with self._lock:
             waiters, self._waiters = self._waiters, []
         wake(waiters + self.take_readers())
 
-    # --- read by the caller ---
+    # --- for the caller ---
 
     @property
     def done(self) -> bool:
@@ -269,39 +210,47 @@ class Request:
         return self._done.is_set()
 
     def cancel(self) -> None:
-        """End the request as soon as the step that runs is over; finish reason "cancelled"."""
+        """End the request as soon as the running step is over; finish reason "cancelled"."""
         if not self.done:
-            self._cancel(self)
+            self._owner.cancel(self)
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end and return the Completion; TimeoutError after `timeout` seconds."""
+        """Wait for the end and return the result.
+
+        Args:
+            timeout: Seconds to wait; None waits without a limit.
+
+        Raises:
+            TimeoutError: There is no result yet; the request goes on.
+        """
         if not self.done:
-            self._check_reader()
+            self._owner.check_reader()
             if not self._done.wait(timeout):
                 raise TimeoutError(f"no result after {timeout} s; the request goes on")
-        return self._outcome()
+        return self._completion()
 
-    def _outcome(self) -> Completion:
-        if self._error is not None:
-            raise _copy(self._error)
-        assert self._completion is not None
-        return self._completion
+    def _completion(self) -> Completion:
+        outcome = self._outcome
+        if isinstance(outcome, BaseException):
+            raise copy_of(outcome)
+        assert outcome is not None
+        return outcome
 
     def __iter__(self) -> Iterator[str]:
         try:
             while True:
                 if self._stream.empty():
-                    self._check_reader()
+                    self._owner.check_reader()
                 text = self._stream.get()
                 if text is _END:
                     break
                 yield text
         finally:
-            self._left()
-        self._outcome()
+            self._reader_left()
+        self._completion()
 
-    def _left(self) -> None:
-        """A reader leaves: cancel what is unfinished, and let a second reader end at once."""
+    def _reader_left(self) -> None:
+        """Cancel an unfinished request; let a second reader of a finished one end at once."""
         if self.done:
             self._stream.put(_END)
         else:
@@ -310,39 +259,42 @@ class Request:
     def take(self) -> str:
         """Return all text that has come and was not read, "" if there is none; never waits.
 
-        Of an iterator or `more` it takes the text away: use one of them.
+        Do not mix it with an iterator: each piece of text goes to one reader.
         """
         texts = []
         with contextlib.suppress(queue.Empty):
             while (text := self._stream.get_nowait()) is not _END:
                 texts.append(text)
-            self._stream.put(_END)  # for those who ask again
+            self._stream.put(_END)  # for the next call
         return "".join(texts)
 
     async def more(self) -> str:
-        """Wait for text, and return all that has come; "" at the end. Raises this request's error.
+        """Wait for text and return all that has come; "" at the end.
 
-        For who writes it on: `async for` goes round once for each piece. Cancelling the task
-        cancels the request, leaving off does not.
+        A forwarder needs fewer turns with it than with `async for`, which has one for each piece.
+        Cancelling the task cancels the request; not calling it again does not.
+
+        Raises:
+            Exception: The exception of a request that failed.
         """
         while not (text := self.take()):
             if self.done and self._stream.qsize() <= 1:
-                self._outcome()
+                self._completion()
                 return ""
             await self._wait_for(lambda: not self._stream.empty(), readers=True)
         return text
 
     async def _wait_for(self, ready: Callable[[], bool], readers: bool) -> None:
         """Wait for more text or for the end; cancelling the task cancels the request."""
-        import asyncio  # 14 ms, for those who await
+        import asyncio  # 14 ms, paid by those who await
 
-        self._check_reader()
+        self._owner.check_reader()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:
             (self._readers if readers else self._waiters).append((loop, future))
         if ready():
-            return  # it came between the caller's look and now
+            return  # it came since the caller looked
         try:
             await future
         except asyncio.CancelledError:
@@ -355,7 +307,7 @@ class Request:
     async def _wait(self) -> Completion:
         while not self.done:
             await self._wait_for(self._done.is_set, readers=False)
-        return self._outcome()
+        return self._completion()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -369,11 +321,11 @@ class Request:
                     break
                 yield text
         finally:
-            self._left()
-        self._outcome()
+            self._reader_left()
+        self._completion()
 
 
-def wake(waiters: Sequence[Waiter]) -> None:
+def wake(waiters: Iterable[Waiter]) -> None:
     """Resolve the futures of `waiters`, with one call for each event loop."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for loop, future in waiters:
@@ -383,23 +335,24 @@ def wake(waiters: Sequence[Waiter]) -> None:
             loop.call_soon_threadsafe(_resolve, futures)
 
 
-def _resolve(futures: Sequence[asyncio.Future[None]]) -> None:
+def _resolve(futures: Iterable[asyncio.Future[None]]) -> None:
     for future in futures:
         if not future.done():
             future.set_result(None)
 
 
-def _copy(error: BaseException) -> BaseException:
+def copy_of(error: BaseException) -> BaseException:
     """Return an exception like `error`, caused by it: several callers must not raise one object.
 
-    A constructor written in Python is not called: it may want other arguments.
+    A constructor written in Python is not called, as it may want other arguments. Returns `error`
+    itself where it cannot be made again.
     """
     kind = type(error)
     try:
-        own = isinstance(kind.__init__, FunctionType)
-        copy = kind.__new__(kind, *error.args) if own else kind(*error.args)
+        foreign = isinstance(kind.__init__, FunctionType)
+        copy = kind.__new__(kind, *error.args) if foreign else kind(*error.args)
         copy.__dict__.update(error.__dict__)
-    except Exception:  # of a kind that cannot be made again
+    except Exception:
         return error
     copy.__cause__ = error
     return copy

@@ -1,80 +1,41 @@
-"""What to compute next. Plain Python over plain data: knows nothing of llama.cpp.
+"""Scheduler: which sequences the next step computes, and where they lie in the KV cache.
 
-Two queues and four verbs: `add` a job, `plan` the next step, `computed` what the step did, `finish`
-a job. A slot is one sequence of the KV cache; a free slot keeps its text, so that a prompt that
-begins alike computes only the rest. Prefill steps and decode steps alternate: a long prompt
-delays running texts by one chunk at a time, and decode steps keep the same rows in the same
-order, which is what graph reuse needs. Running texts lie in neighbouring slots: llama.cpp
-computes the rows of a split KV cache in one batch only as far as their sequences have no gap.
+Plain Python over plain data: it knows nothing of llama.cpp. A slot is one sequence of the KV
+cache. A free slot keeps its tokens as a cached prefix, so that a prompt that begins alike computes
+only the rest. Prefill steps and decode steps alternate: a long prompt delays running sequences by
+one chunk at a time, and decode steps keep the same rows in the same order, as graph reuse needs.
+Running sequences lie in contiguous slots: llama.cpp computes the rows of a split KV cache in one
+batch only as far as their slots have no gap.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-WORTH_COPYING = 64  # tokens; a copy moves a whole sequence's cells
+from llcuda.engine.sequence import Sequence, now
 
-
-class Job:
-    """A text to compute: the scheduler's part of a request.
-
-    tokens: prompt and what was sampled. prompt_size: how many of them are computed in chunks: the
-    prompt, and after `extend` all that there were then. done: how many are in the KV cache. reused:
-    how many of the prompt were there before. after: a job whose prefill this one waits for, because
-    it shares its prompt. fresh: compute the whole prompt.
-    """
-
-    __slots__ = (
-        "after",
-        "done",
-        "ended",
-        "fresh",
-        "prompt_size",
-        "request",
-        "reused",
-        "slot",
-        "tokens",
-    )
-
-    def __init__(
-        self, tokens: Sequence[int], after: Job | None = None, fresh: bool = False
-    ) -> None:
-        self.tokens = list(tokens)
-        self.prompt_size = len(self.tokens)
-        self.done = 0
-        self.reused = 0
-        self.ended = False
-        self.slot: Slot | None = None
-        self.request: Any = None
-        self.after = after
-        self.fresh = fresh
-
-    @property
-    def seq(self) -> int:
-        """The sequence that holds the text; only while it has a slot."""
-        assert self.slot is not None
-        return self.slot.seq
-
-    @property
-    def prefilled(self) -> bool:
-        """Whether the whole prompt is in the KV cache."""
-        return self.done >= self.prompt_size
+WORTH_COPYING = 64  # tokens; a copy moves the cells of a whole sequence
 
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """A sequence of the KV cache. tokens: what it holds; job: who uses it, None = kept text.
+    """One sequence of the KV cache.
 
-    stale: it holds more than these tokens, which is to be forgotten before it is used again.
+    Attributes:
+        seq_id: Its number in the KV cache.
+        tokens: The tokens in its cells.
+        sequence: The sequence that uses it; None for a free slot, whose tokens are a cached prefix.
+        last_used: When it became free, on the scheduler's clock.
+        stale: Whether its cells hold more than `tokens`, to be removed before the next use.
     """
 
-    seq: int
+    seq_id: int
     tokens: list[int] = field(default_factory=list)
-    job: Job | None = None
-    used: int = 0
+    sequence: Sequence | None = None
+    last_used: int = 0
     stale: bool = False
 
     def keep(self, count: int) -> None:
@@ -83,259 +44,415 @@ class Slot:
         self.stale = True
 
 
-@dataclass(slots=True)
-class Plan:
-    """One step. First the memory changes, then one batch of `rows` (job, begin, end).
+class Truncate(NamedTuple):
+    """Remove the cells of a slot beyond its first `length` ones."""
 
-    changes, in this order: ("trim", seq, keep) forgets what is beyond `keep` tokens; ("copy",
-    source, target, count) shares the first `count` cells, which an earlier change may have put
-    there; ("move", source, target) takes a running text to a free slot, ("save", source, target) a
-    kept one. decode: every row is the
-    last token of a running text.
+    seq_id: int
+    length: int
+
+
+class CopyPrefix(NamedTuple):
+    """Copy the first `length` cells of slot `source`; an earlier change may have put them there."""
+
+    source: int
+    seq_id: int
+    length: int
+
+
+class Move(NamedTuple):
+    """Move the cells of slot `source` to slot `seq_id`: a running sequence, or a cached prefix."""
+
+    source: int
+    seq_id: int
+    running: bool
+
+
+CacheChange = Truncate | CopyPrefix | Move
+
+
+class Chunk(NamedTuple):
+    """Tokens `begin` to `end` of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step: first the changes of the KV cache in their order, then one batch.
+
+    Attributes:
+        changes: Changes of the KV cache.
+        sequences: The sequences of the batch; for decode steps the same list object as long as
+            the members stay.
+        chunks: The tokens of each in a prefill step; None for a decode step, which computes the
+            last token of each.
     """
 
-    changes: list[tuple[Any, ...]]
-    rows: list[tuple[Job, int, int]]
-    decode: bool
+    changes: list[CacheChange]
+    sequences: list[Sequence]
+    chunks: list[Chunk] | None = None
+
+    @property
+    def phase(self) -> str:
+        """The phase as a StepRecord has it."""
+        return "decode" if self.chunks is None else "prefill"
+
+    @property
+    def token_count(self) -> int:
+        """The tokens of the batch."""
+        if self.chunks is None:
+            return len(self.sequences)
+        return sum(chunk.end - chunk.begin for chunk in self.chunks)
 
 
 class Scheduler:
-    """Shares `slots` sequences of `ctx_size` tokens among jobs, `parallel` of them at a time.
+    """Shares the slots of a KV cache among sequences.
 
-    chunk: most prompt tokens of one step. trims: whether the memory can forget the end of a text
-    (recurrent state cannot); copies: whether part of a sequence can be shared with another;
-    dense: whether running texts are to lie in neighbouring slots. late: of several prompts in one
-    step none is computed to its last token, which joins the decode steps instead; a fresh one is
-    alone in its step, with at most `chunk_fresh` tokens; and the rows of a decode step have no gap.
+    `add` queues a sequence, `schedule` chooses the next step, `computed` notes that it was
+    computed, `finish` takes a sequence out.
+
+    Args:
+        slots: Sequences of the KV cache.
+        parallel: The number of sequences that may run at once.
+        chunk_size: The number of prompt tokens that one step may compute.
+        can_truncate: Whether the memory can remove the end of a sequence; recurrent state cannot.
+        can_copy_prefix: Whether the memory can copy part of a sequence to another one.
+        contiguous_slots: Whether running sequences are moved together where a gap is.
+        defer_last_prompt_token: Whether the last tokens of several prompts of one step join the
+            decode steps instead, and the rows of a decode step have no gap. A prompt with
+            skip_prefix_cache is alone in its step then.
+        uncached_chunk_size: The chunk size of prompts with skip_prefix_cache; None = chunk_size.
+
+    Attributes:
+        slots: The slots, by seq_id.
+        waiting: Sequences without a slot, in the order of submission.
+        prefilling: Sequences whose prompt is not computed yet.
+        running: Sequences that decode, by slot.
+        decode_step: The decode step that is scheduled again as long as its members stay.
     """
 
     def __init__(
         self,
         slots: int,
         parallel: int,
-        chunk: int,
-        trims: bool = True,
-        copies: bool = True,
-        dense: bool = False,
-        late: bool = False,
-        chunk_fresh: int | None = None,
+        chunk_size: int,
+        *,
+        can_truncate: bool = True,
+        can_copy_prefix: bool = True,
+        contiguous_slots: bool = False,
+        defer_last_prompt_token: bool = False,
+        uncached_chunk_size: int | None = None,
     ) -> None:
-        self.slots = [Slot(seq) for seq in range(slots)]
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []  # by slot; prompt whole in the cache
-        self.prefilling: list[Job] = []
+        self.slots = [Slot(seq_id) for seq_id in range(slots)]
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.decode_step: SchedulerOutput | None = None
         self._parallel = parallel
-        self._chunk = chunk
-        self._trims = trims
-        self._copies = copies
-        self._dense = dense
-        self._late = late
-        self._chunk_fresh = chunk_fresh or chunk
+        self._chunk_size = chunk_size
+        self._can_truncate = can_truncate
+        self._can_copy_prefix = can_copy_prefix
+        self._contiguous_slots = contiguous_slots
+        self._defer_last_prompt_token = defer_last_prompt_token
+        self._uncached_chunk_size = uncached_chunk_size or chunk_size
         self._clock = 0
         self._decoded_last = True
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to compute."""
-        return bool(self.waiting or self.running or self.prefilling)
+        return bool(self.running or self.waiting or self.prefilling)
 
-    def decodes(self, texts: int) -> bool:
-        """Whether the next plan decodes so many texts, and nothing else is to be done."""
-        return not (self.waiting or self.prefilling) and len(self.running) == texts
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        self.waiting.append(sequence)
 
-    def add(self, job: Job) -> None:
-        """Queue a job."""
-        self.waiting.append(job)
-
-    def plan(self) -> Plan | None:
-        """Return the next step, None when nothing can be computed."""
+    def schedule(self) -> SchedulerOutput | None:
+        """Return the next step; None when nothing can be computed."""
+        if (
+            self.decode_step is not None
+            and not self.prefilling
+            and (not self.waiting or len(self.running) >= self._parallel)
+        ):
+            self._decoded_last = True
+            return self.decode_step
         changes = self._admit() if self.waiting else []
         if self.prefilling and (self._decoded_last or not self.running):
             self._decoded_last = False
-            return Plan(changes, self._prefill_rows(), decode=False)
-        self._decoded_last = True
+            return _prefill_step(changes, self._prefill_chunks())
         if not self.running:
-            return Plan(changes, [], decode=False) if changes else None
-        if self._dense and self.running[-1].seq - self.running[0].seq >= len(self.running):
-            changes += self._close_ranks()
-        first, last = self.running[0].seq, self.running[-1].seq
-        between = [job for job in self.prefilling if first < job.seq < last] if self._late else []
-        jobs = sorted(self.running + between, key=lambda job: job.seq) if between else self.running
-        # What is still computed between running texts takes part with one token of its prompt.
-        rows = [(job, job.done, job.done + 1) for job in jobs]
-        return Plan(changes, rows, decode=not between)
+            return SchedulerOutput(changes, []) if changes else None
+        if self._contiguous_slots and _has_gap(self.running):
+            if changes:
+                return SchedulerOutput(changes, [])  # they may fail: nothing moves before
+            changes = self._close_gaps()
+        self._decoded_last = True
+        between = self._prefilling_between() if self._defer_last_prompt_token else []
+        if between:
+            # They take part with one token of their prompts, so that the rows have no gap.
+            members = sorted(self.running + between, key=_by_slot)
+            chunks = [Chunk(s, s.computed_tokens, s.computed_tokens + 1) for s in members]
+            return _prefill_step(changes, chunks)
+        if self.decode_step is None:
+            self.decode_step = SchedulerOutput([], list(self.running))
+        return replace(self.decode_step, changes=changes) if changes else self.decode_step
 
-    def _close_ranks(self) -> list[tuple[Any, ...]]:
-        """Move running texts, from the end with the wider gap, into the free slots between them."""
-        changes: list[tuple[Any, ...]] = []
-        while True:
-            seqs = [job.seq for job in self.running]
-            holes = [slot.seq for slot in self.slots[seqs[0] : seqs[-1]] if slot.job is None]
-            if not holes:
-                return changes
-            source = seqs[0] if seqs[1] - seqs[0] > seqs[-1] - seqs[-2] else seqs[-1]
-            target = holes[-1] if source == seqs[0] else holes[0]
-            changes += self._save(
-                self.slots[target], [*self.slots[: seqs[0]], *self.slots[seqs[-1] :]]
-            )
-            changes.append(("move", source, target))
-            self.move(source, target)
+    def computed(self, scheduled: SchedulerOutput) -> None:
+        """Note that the tokens of a step are in the KV cache."""
+        if scheduled.chunks is None:
+            slots = self.slots
+            for sequence in scheduled.sequences:
+                count = sequence.computed_tokens
+                slots[sequence.seq_id].tokens.append(sequence.tokens[count])  # type: ignore[index]
+                sequence.computed_tokens = count + 1
+            return
+        for sequence, begin, end in scheduled.chunks:
+            self._slot(sequence).tokens += sequence.tokens[begin:end]
+            sequence.computed_tokens = end
+        self._begin_decoding()
 
-    def _save(self, slot: Slot, others: Sequence[Slot]) -> list[tuple[Any, ...]]:
-        """Bring a kept text to the free one of `others` that was used longest ago, if before it."""
-        spares = [other for other in others if other.job is None]
-        spare = min(spares, key=lambda other: (bool(other.tokens), other.used), default=None)
-        if not slot.tokens or spare is None or (spare.tokens and spare.used > slot.used):
-            return []
-        spare.tokens, spare.used, spare.stale = slot.tokens, slot.used, slot.stale
-        slot.tokens = []
-        return [("save", slot.seq, spare.seq)]
+    def computed_draft(self, sequence: Sequence, draft: list[int]) -> None:
+        """Note that the next tokens of a running sequence are in the KV cache already."""
+        self._slot(sequence).tokens += draft
+        sequence.computed_tokens += len(draft)
 
-    def move(self, source: int, target: int) -> None:
-        """Take the running text of slot `source` to the free slot `target`; `source` is empty."""
-        here, there = self.slots[source], self.slots[target]
-        job = here.job
-        assert job is not None
-        assert there.job is None
-        there.tokens, there.job, there.stale = here.tokens, job, here.stale
-        here.tokens, here.job, here.stale = [], None, False
-        job.slot = there
-        self.running.sort(key=lambda job: job.seq)
+    def extend(self, sequence: Sequence) -> None:
+        """Compute all tokens that a running sequence was given since as a chunk, like a prompt."""
+        self.running.remove(sequence)
+        self.decode_step = None
+        sequence.prefill_size = len(sequence.tokens)
+        self.prefilling.append(sequence)
 
-    def _prefill_rows(self) -> list[tuple[Job, int, int]]:
+    def shift(self, sequence: Sequence, begin: int, end: int) -> None:
+        """Drop the tokens from `begin` to `end` of a running sequence, whose cells are gone.
+
+        The later cells were computed with the dropped ones: no other sequence may reuse them.
+        """
+        del sequence.tokens[begin:end], self._slot(sequence).tokens[begin:end]
+        sequence.computed_tokens -= end - begin
+        sequence.prefill_size = min(sequence.prefill_size, sequence.computed_tokens)
+        sequence.valid_prefix = begin
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a sequence out; its slot keeps the tokens as a cached prefix."""
+        sequence.ended = True
+        if sequence.seq_id is None:
+            if sequence in self.waiting:
+                self.waiting.remove(sequence)
+            return
+        slot = self._slot(sequence)
+        if sequence.valid_prefix is not None:
+            slot.keep(sequence.valid_prefix)
+        self._clock += 1
+        slot.last_used = self._clock
+        self._release(slot, sequence)
+
+    def _release(self, slot: Slot, sequence: Sequence) -> None:
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self.decode_step = None
+        else:
+            self.prefilling.remove(sequence)
+        slot.sequence = sequence.seq_id = None
+
+    def _slot(self, sequence: Sequence) -> Slot:
+        assert sequence.seq_id is not None
+        return self.slots[sequence.seq_id]
+
+    # --- when the KV cache cannot do what was scheduled ---
+
+    def requeue(self, seq_id: int) -> Sequence:
+        """Put the sequence of a slot at the queue's head; no cell of the slot counts any more."""
+        slot = self.slots[seq_id]
+        sequence = slot.sequence
+        assert sequence is not None
+        self._release(slot, sequence)
+        self.waiting.appendleft(sequence)
+        slot.keep(0)
+        sequence.computed_tokens = sequence.cached_tokens = 0
+        return sequence
+
+    def undo_move(self, move: Move) -> None:
+        """Note that the cells could not be moved: a sequence stays, a cached prefix is lost."""
+        if move.running:
+            self._move_running(move.seq_id, move.source)
+        self.slots[move.seq_id].keep(0)
+
+    def invalidate(self, sequence: Sequence) -> None:
+        """Note that a step has failed: the cells of a sequence cannot be reused."""
+        if sequence.seq_id is not None:
+            self._slot(sequence).keep(0)
+
+    def evict_cached_prefixes(self) -> list[int]:
+        """Forget all cached prefixes, and return the slots whose cells are to be removed."""
+        evicted = [slot for slot in self.slots if slot.sequence is None]
+        evicted = [slot for slot in evicted if slot.tokens or slot.stale]
+        for slot in evicted:
+            slot.tokens, slot.stale = [], False
+        return [slot.seq_id for slot in evicted]
+
+    # --- prefill ---
+
+    def _prefill_chunks(self) -> list[Chunk]:
         """Share the chunk among the prompts, the shortest rest first, so that none waits long."""
-        rows, budget = [], self._chunk
-        jobs = sorted(self.prefilling, key=lambda job: job.prompt_size - job.done)
-        if self._late and jobs[0].fresh:
-            jobs, budget = jobs[:1], self._chunk_fresh
-        elif self._late:
-            jobs = [job for job in jobs if not job.fresh]
-        late = self._late and len(jobs) > 1
-        for i, job in enumerate(jobs):
-            whole = job.prompt_size - late
-            end = min(whole, job.done + max(1, budget // (len(jobs) - i)))
-            if end > job.done and budget:
-                rows.append((job, job.done, end))
-                budget -= end - job.done
-        return rows
+        chunks, budget = [], self._chunk_size
+        sequences = sorted(self.prefilling, key=lambda s: s.prefill_size - s.computed_tokens)
+        if self._defer_last_prompt_token and sequences[0].skip_prefix_cache:
+            sequences, budget = sequences[:1], self._uncached_chunk_size
+        elif self._defer_last_prompt_token:
+            sequences = [s for s in sequences if not s.skip_prefix_cache]
+        deferred = self._defer_last_prompt_token and len(sequences) > 1
+        for i, sequence in enumerate(sequences):
+            begin = sequence.computed_tokens
+            share = max(1, budget // (len(sequences) - i))
+            end = min(sequence.prefill_size - deferred, begin + share)
+            if end > begin and budget:
+                chunks.append(Chunk(sequence, begin, end))
+                budget -= end - begin
+        return chunks
 
-    def _ready(self, job: Job) -> bool:
-        """Whether a job's next token is a decode step's row."""
-        return job.done >= job.prompt_size - (self._late and not job.fresh)
+    def _prefilling_between(self) -> list[Sequence]:
+        """Return the sequences that are still prefilled between running ones."""
+        first, last = self.running[0].seq_id, self.running[-1].seq_id
+        return [s for s in self.prefilling if first < s.seq_id < last]  # type: ignore[operator]
+
+    def _ready(self, sequence: Sequence) -> bool:
+        """Whether the next token of a sequence is a decode step's row."""
+        deferred = self._defer_last_prompt_token and not sequence.skip_prefix_cache
+        return sequence.computed_tokens >= sequence.prefill_size - deferred
 
     def _begin_decoding(self) -> None:
-        """Take the jobs that are ready among the running ones."""
-        arrived = [job for job in self.prefilling if self._ready(job)]
+        """Let prefilled sequences run."""
+        arrived = [sequence for sequence in self.prefilling if self._ready(sequence)]
         if arrived:
-            self.running += arrived
-            self.running.sort(key=lambda job: job.seq)
-            self.prefilling = [job for job in self.prefilling if not self._ready(job)]
+            self.running = sorted(self.running + arrived, key=_by_slot)
+            self.decode_step = None
+            self.prefilling = [s for s in self.prefilling if not self._ready(s)]
 
-    def extend(self, job: Job) -> None:
-        """Compute what a running text has more than its last token as a chunk, like a prompt."""
-        self.running.remove(job)
-        job.prompt_size = len(job.tokens)
-        self.prefilling.append(job)
+    # --- gaps ---
 
-    def return_slot(self, seq: int) -> Job:
-        """Put the job of a slot back at the queue's head: the slot holds none of its tokens."""
-        slot = self.slots[seq]
-        job = slot.job
-        assert job is not None
-        (self.running if job in self.running else self.prefilling).remove(job)
-        self.waiting.appendleft(job)
-        slot.keep(0)
-        slot.job = job.slot = None
-        job.done = job.reused = 0
-        return job
+    def _close_gaps(self) -> list[CacheChange]:
+        """Move running sequences, from the end with the wider gap, into the free slots between."""
+        changes: list[CacheChange] = []
+        while True:
+            ids: list[int] = [s.seq_id for s in self.running]  # type: ignore[misc]
+            gaps = [s.seq_id for s in self.slots[ids[0] : ids[-1]] if s.sequence is None]
+            if not gaps:
+                return changes
+            source = ids[0] if ids[1] - ids[0] > ids[-1] - ids[-2] else ids[-1]
+            target = gaps[-1] if source == ids[0] else gaps[0]
+            outside = [*self.slots[: ids[0]], *self.slots[ids[-1] :]]
+            changes += self._save_prefix(self.slots[target], outside)
+            changes.append(Move(source, target, running=True))
+            self._move_running(source, target)
 
-    def computed(self, rows: Sequence[tuple[Job, int, int]]) -> None:
-        """Note that the rows of a step are in the KV cache."""
-        for job, begin, end in rows:
-            job.done = end
-            assert job.slot is not None
-            job.slot.tokens += job.tokens[begin:end]
-        if self.prefilling:
-            self._begin_decoding()
+    def _save_prefix(self, slot: Slot, others: Iterable[Slot]) -> list[CacheChange]:
+        """Move a cached prefix to the least recently used free slot, if that is the older one."""
+        spares = [other for other in others if other.sequence is None]
+        spare = min(spares, key=_by_use, default=None)
+        if not slot.tokens or spare is None or (spare.tokens and spare.last_used > slot.last_used):
+            return []
+        spare.tokens, spare.last_used, spare.stale = slot.tokens, slot.last_used, slot.stale
+        slot.tokens = []
+        return [Move(slot.seq_id, spare.seq_id, running=False)]
 
-    def finish(self, job: Job) -> None:
-        """Take a job out, wherever it is; its slot keeps what it holds."""
-        job.ended = True
-        if job.slot is None:
-            if job in self.waiting:
-                self.waiting.remove(job)
-            return
-        queue = self.running if job in self.running else self.prefilling
-        queue.remove(job)
-        self._clock += 1
-        job.slot.used = self._clock
-        job.slot.job = None
-        job.slot = None
+    def _move_running(self, source: int, target: int) -> None:
+        """Take the running sequence of slot `source` to the free slot `target`."""
+        here, there = self.slots[source], self.slots[target]
+        sequence = here.sequence
+        assert sequence is not None
+        assert there.sequence is None
+        there.tokens, there.sequence, there.stale = here.tokens, sequence, here.stale
+        here.tokens, here.sequence, here.stale = [], None, False
+        sequence.seq_id = target
+        self.running.sort(key=_by_slot)
+        self.decode_step = None
 
-    # --- admission and prefix reuse ---
+    # --- admission and the prefix cache ---
 
-    def _admit(self) -> list[tuple[Any, ...]]:
-        """Give waiting jobs slots, in order; return the memory changes that this needs."""
-        changes: list[tuple[Any, ...]] = []
+    def _admit(self) -> list[CacheChange]:
+        """Give waiting sequences slots, in order; return the changes that this needs."""
+        changes: list[CacheChange] = []
         room = self._parallel - len(self.running) - len(self.prefilling)
-        for job in [job for job in self.waiting if not self._waits(job)][: max(room, 0)]:
-            self.waiting.remove(job)
-            slot, count, source = self._choose(job)
+        admitted = [s for s in self.waiting if not _in_prefill(s.shares_prompt_with)]
+        for sequence in admitted[: max(room, 0)]:
+            self.waiting.remove(sequence)
+            slot, count, source = self._choose_slot(sequence)
             if source is not None:
-                changes.append(("copy", source.seq, slot.seq, count))
+                changes.append(CopyPrefix(source.seq_id, slot.seq_id, count))
                 slot.tokens = source.tokens[:count]
             elif slot.stale or len(slot.tokens) > count:
-                changes.append(("trim", slot.seq, count))
+                changes.append(Truncate(slot.seq_id, count))
                 del slot.tokens[count:]
             slot.stale = False
-            slot.job, job.slot = job, slot
-            job.done = job.reused = count
-            self.prefilling.append(job)
-        self._begin_decoding()  # what is in the cache but for its last token, if that comes late
+            slot.sequence, sequence.seq_id = sequence, slot.seq_id
+            sequence.computed_tokens = sequence.cached_tokens = count
+            sequence.admitted_at = sequence.admitted_at or now()
+            self.prefilling.append(sequence)
+        self._begin_decoding()  # prompts that are cached but for a last token that is deferred
         return changes
 
-    def _waits(self, job: Job) -> bool:
-        """Whether another computes this job's prompt just now."""
-        after = job.after
-        return after is not None and not after.prefilled and not after.ended
+    def _choose_slot(self, sequence: Sequence) -> tuple[Slot, int, Slot | None]:
+        """Return a free slot, how much of the prompt it will hold, and the slot to copy it from.
 
-    def _choose(self, job: Job) -> tuple[Slot, int, Slot | None]:
-        """Return the free slot to use, how much of the prompt it will hold, and from where.
-
-        A kept text is used up only when that is most of it, or when no other slot is free;
-        otherwise its beginning is copied to the slot that was used longest ago.
+        A cached prefix is used up only when most of it is reused, or when no other slot is free.
+        Otherwise its beginning is copied to the least recently used slot.
         """
-        free = [slot for slot in self.slots if slot.job is None]
-        count, best = self._best(job, self.slots)
-        in_place, kept = self._best(job, free)
+        free = [slot for slot in self.slots if slot.sequence is None]
+        count, best = self._longest_prefix(sequence, self.slots)
+        count_in_place, in_place = self._longest_prefix(sequence, free)
         if (
-            kept is not None
-            and in_place == count
-            and (2 * count >= len(kept.tokens) or len(free) == 1)
+            in_place is not None
+            and count_in_place == count
+            and (2 * count >= len(in_place.tokens) or len(free) == 1)
         ):
-            return kept, count, None
-        oldest = min(free, key=lambda slot: (bool(slot.tokens), slot.used))
-        worth = count >= WORTH_COPYING or job.after is not None
-        if self._copies and best is not None and best is not oldest and worth:
+            return in_place, count, None
+        oldest = min(free, key=_by_use)
+        worth_copying = count >= WORTH_COPYING or sequence.shares_prompt_with is not None
+        if self._can_copy_prefix and best is not None and best is not oldest and worth_copying:
             return oldest, count, best
-        return oldest, self._best(job, [oldest])[0], None
+        return oldest, self._longest_prefix(sequence, [oldest])[0], None
 
-    def _best(self, job: Job, slots: Sequence[Slot]) -> tuple[int, Slot | None]:
-        """Return the longest usable common prefix, and whose it is.
+    def _longest_prefix(self, sequence: Sequence, slots: Iterable[Slot]) -> tuple[int, Slot | None]:
+        """Return the length of the longest usable prefix, and its slot.
 
         The last prompt token is always computed: its logits choose the first new token.
         """
-        best: tuple[int, Slot | None] = (0, None)
-        for slot in () if job.fresh else slots:
-            count = common_prefix(slot.tokens, job.tokens, job.prompt_size - 1)
-            if not self._trims and (slot.stale or count < len(slot.tokens)):
+        longest: tuple[int, Slot | None] = (0, None)
+        for slot in () if sequence.skip_prefix_cache else slots:
+            count = common_prefix(slot.tokens, sequence.tokens, sequence.prefill_size - 1)
+            if not self._can_truncate and (slot.stale or count < len(slot.tokens)):
                 continue
-            if count > best[0]:
-                best = (count, slot)
-        return best
+            if count > longest[0]:
+                longest = (count, slot)
+        return longest
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+def _prefill_step(changes: list[CacheChange], chunks: list[Chunk]) -> SchedulerOutput:
+    return SchedulerOutput(changes, [chunk.sequence for chunk in chunks], chunks)
+
+
+def _by_slot(sequence: Sequence) -> int:
+    return sequence.seq_id  # type: ignore[return-value]
+
+
+def _by_use(slot: Slot) -> tuple[bool, int]:
+    """Order slots: empty ones first, then by their last use."""
+    return bool(slot.tokens), slot.last_used
+
+
+def _has_gap(running: list[Sequence]) -> bool:
+    return _by_slot(running[-1]) - _by_slot(running[0]) >= len(running)
+
+
+def _in_prefill(leader: Sequence | None) -> bool:
+    """Whether the prompt that a sequence shares is still computed by the first to have it."""
+    return leader is not None and not leader.prefilled and not leader.ended
+
+
+def common_prefix(a: list[int], b: list[int], limit: int) -> int:
     """Return how many of the first `limit` entries are equal; by halves, not one by one."""
     low, high = 0, min(len(a), len(b), limit)
     if a[:high] == b[:high]:

@@ -48,7 +48,7 @@ def usage(
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": sum(one.reused_tokens for one in prompts)},
+        "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in prompts)},
     }
     if reasoning is not None:
         spent["completion_tokens_details"] = {"reasoning_tokens": reasoning}

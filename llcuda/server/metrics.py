@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from llcuda.engine.engine import Engine
 from llcuda.engine.metrics import exposition
 from llcuda.server.middleware import Traffic
 from llcuda.server.models import Models
@@ -19,10 +18,10 @@ def metrics_text(models: Models, traffic: Traffic) -> str:
 
 def _of_models(models: Models) -> Iterator[Metric]:
     gauges = {
-        "requests_running": "Texts in the batch.",
-        "requests_waiting": "Requests in the queue.",
-        "kv_tokens": "Tokens in the KV cache, those of kept texts too.",
-        "kv_cells": "Tokens that the KV cache has room for.",
+        "num_requests_running": "Requests in the batch.",
+        "num_requests_waiting": "Requests in the queue.",
+        "kv_cache_usage": "Part of the KV cache that is in use, cached prefixes included.",
+        "kv_cache_cells": "Tokens that the KV cache has room for.",
     }
     families = {
         name: GaugeMetricFamily(f"llcuda_{name}", text, labels=["model"])
@@ -31,22 +30,12 @@ def _of_models(models: Models) -> Iterator[Metric]:
     for name, loaded in models.loaded.items():
         if loaded.engine is not None:
             yield from loaded.engine.metrics.families(model=name)
-            for gauge, value in _occupancy(loaded.engine).items():
-                families[gauge].add_metric([name], value)
+            load = loaded.engine.load()
+            usage = load.cells_used / load.cells
+            values = (load.running, load.waiting, usage, load.cells)
+            for family, value in zip(families.values(), values, strict=True):
+                family.add_metric([name], value)
     yield from families.values()
-
-
-def _occupancy(engine: Engine) -> dict[str, int]:
-    """Return what an engine is busy with, as its worker's lists have it just now."""
-    worker = engine._worker
-    slots = worker._scheduler.slots
-    running = sum(slot.job is not None for slot in slots)
-    return {
-        "requests_running": running,
-        "requests_waiting": max(0, len(worker.requests) - running),
-        "kv_tokens": sum(len(slot.tokens) for slot in slots),
-        "kv_cells": len(slots) * engine.params.ctx_size,
-    }
 
 
 def _of_server(models: Models, traffic: Traffic) -> Iterator[Metric]:

@@ -59,6 +59,6 @@ def test_prefill_at_once(benchmark: Any, model: Model, rows: int) -> None:
             count += 1
             prompts = [[(count * rows + i) % 500 + 300, *(words * 20)[:200]] for i in range(rows)]
             requests = [engine.submit(prompt, max_tokens=1) for prompt in prompts]
-            return sum(request.result(60).reused_tokens for request in requests)
+            return sum(request.result(60).cached_tokens for request in requests)
 
         assert benchmark(run) < rows * 200

@@ -91,7 +91,7 @@ def test_each_turn_begins_with_the_tokens_of_the_one_before(model: Model) -> Non
             done = engine.chat(messages, seed=3, max_tokens=200).result(60)
             prompt = ChatTemplate.of(model).prompt(model, messages).tokens
             assert prompt[: len(before)] == before
-            assert done.completion.reused_tokens == len(before)
+            assert done.completion.cached_tokens == len(before)
             before = prompt + done.completion.tokens
             messages.append(done.message)
         assert len(before) > 100

@@ -8,7 +8,6 @@ import pytest
 
 from llcuda import Engine, Model
 from llcuda.engine.speculation import NGRAM, Drafter
-from tests.support.engine import hold
 
 WORDS = """Once upon a time there was little fox named Tom who lived in the forest and liked to play
 with his friend owl One day they found red ball"""
@@ -49,12 +48,11 @@ def test_without_flash_attention_results_are_exact() -> None:
                 alone.append(engine.submit(prompt, **parameters).result(60))
         with Engine(model, n_parallel=6, cache_size=256 * 12, **sizes) as engine:
             engine.submit(kept, max_tokens=1).result(60)
-            go_on = hold(engine)
-            requests = [
-                engine.submit(prompt, **parameters)
-                for prompt, parameters in zip(prompts, asked, strict=True)
-            ]
-            go_on()
+            with engine.loop.hold():
+                requests = [
+                    engine.submit(prompt, **parameters)
+                    for prompt, parameters in zip(prompts, asked, strict=True)
+                ]
             together = [request.result(60) for request in requests]
             snapshot = engine.metrics.snapshot()
     for one, other in zip(together, alone, strict=True):
@@ -65,7 +63,7 @@ def test_without_flash_attention_results_are_exact() -> None:
 
 def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right and wrong ones, by turns with steps that guess nothing."""
-    monkeypatch.setattr(Drafter, "judge", lambda *arguments: None)
+    monkeypatch.setattr(Drafter, "update", lambda *arguments: None)
     asked: dict[str, Any] = {
         "grammar": 'root ::= (" Tom had a ball." | " Mia saw the owl and the fox." | [a-z ]+) root',
         "max_tokens": 150,
@@ -88,16 +86,16 @@ def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch)
 def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are what followed the last tokens before, in the text as it is now."""
     guesses: list[tuple[list[int], list[int]]] = []
-    draft = Drafter.draft
+    propose = Drafter.propose
 
     def watch(self: Drafter, tokens: list[int]) -> list[int]:
-        found = draft(self, tokens)
+        found = propose(self, tokens)
         if found:
             guesses.append((list(tokens), found))
         return found
 
-    monkeypatch.setattr(Drafter, "draft", watch)
-    monkeypatch.setattr(Drafter, "judge", lambda *arguments: None)
+    monkeypatch.setattr(Drafter, "propose", watch)
+    monkeypatch.setattr(Drafter, "update", lambda *arguments: None)
     asked: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "overflow": "shift"}
     with Engine(model, ctx_size=64, threads=1, speculation=4) as engine:
         grammar = 'root ::= " Tom had a ball." root'

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from llcuda import Engine, Model, Request
-from llcuda.engine import request
+from llcuda.engine.request import copy_of
 from llcuda.errors import (
     BatchError,
     ClosedError,
@@ -18,7 +19,7 @@ from llcuda.errors import (
     DecodeError,
     ModelNotFoundError,
 )
-from tests.support.engine import ENDLESS, eventually, hold
+from tests.support.engine import ENDLESS, eventually
 from tests.support.programs import run
 
 # --- errors ---
@@ -59,7 +60,7 @@ class UniqueError(Exception):
 )
 def test_an_exception_for_each_caller(error: BaseException) -> None:
     """The copy is of the same type, says the same, and has the first one as its cause."""
-    copy = request._copy(error)
+    copy = copy_of(error)
     assert (type(copy), str(copy), copy.args) == (type(error), str(error), error.args)
     assert copy is not error
     assert copy.__cause__ is error
@@ -69,7 +70,7 @@ def test_an_exception_for_each_caller(error: BaseException) -> None:
 def test_an_exception_that_cannot_be_copied() -> None:
     """It is raised itself."""
     error = UniqueError(key=1)
-    assert request._copy(error) is error
+    assert copy_of(error) is error
 
 
 def test_tracebacks_do_not_pile_up(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +81,8 @@ def test_tracebacks_do_not_pile_up(model: Model, monkeypatch: pytest.MonkeyPatch
             raise DecodeError("boom")
 
         monkeypatch.setattr(engine.context, "decode_batch", explode)
-        go_on = hold(engine)
-        requests = [engine.submit("Once", max_tokens=5) for _ in range(2)]
-        go_on()
+        with engine.loop.hold():
+            requests = [engine.submit("Once", max_tokens=5) for _ in range(2)]
         raised = []
         for one in requests * 5:
             with pytest.raises(DecodeError, match="boom") as caught:
@@ -110,7 +110,8 @@ def test_a_model_closed_under_the_engine(close: str) -> None:
     if close == "model":
         model.close()
     else:
-        engine._desk.put(engine.context.close)  # between two steps
+        with engine.loop.hold():
+            engine.context.close()
     for one in requests:
         with pytest.raises(ClosedError, match=r"the model or the context .* was closed"):
             one.result(10)
@@ -138,6 +139,7 @@ def test_a_model_closed_under_an_idle_engine() -> None:
 
 def test_closing_the_model_before_the_engine_frees_both() -> None:
     """With a shifted text in flight too."""
+    before = threading.active_count()
     model = Model("demo")
     engine = Engine(model, ctx_size=64, threads=1)
     running = engine.submit("Once", **ENDLESS)
@@ -147,7 +149,7 @@ def test_closing_the_model_before_the_engine_frees_both() -> None:
     engine.close()
     with pytest.raises(ClosedError):
         running.result(10)
-    assert not engine._thread.is_alive()
+    assert threading.active_count() == before
     assert engine.context.closed
 
 
@@ -208,6 +210,18 @@ def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
 
 FORK = """
 import asyncio, os, signal, sys, threading
+
+locks = []
+
+def noted(make):
+    def made():
+        lock = make()
+        if sys._getframe(1).f_globals["__name__"].startswith("llcuda"):
+            locks.append(lock)
+        return lock
+    return made
+
+threading.Lock, threading.RLock = noted(threading.Lock), noted(threading.RLock)
 import llcuda
 from llcuda.errors import LlcudaError
 
@@ -235,7 +249,8 @@ async def read():
         pass
 
 
-for lock in (engine._lock, engine.metrics._lock, engine._engine._desk._lock, running._lock):
+assert len(locks) > 4
+for lock in locks:
     hold(lock)
 for work in sys.argv[1:]:
     child = os.fork()

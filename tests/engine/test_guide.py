@@ -264,7 +264,7 @@ def test_forced_tokens_draw_nothing(
     """Computed at once or one by one: the same random numbers and penalties, the same text."""
     found = []
     for most in (0, 8):
-        monkeypatch.setattr("llcuda.engine.output_processor.JUMP_TEXTS", most)
+        monkeypatch.setattr("llcuda.engine.output_processor.JUMP_SEQUENCES", most)
         with Engine(model, n_parallel=texts, ctx_size=256, flash_attention=False) as engine:
             requests = [
                 engine.submit(

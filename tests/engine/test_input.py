@@ -13,7 +13,7 @@ from llcuda.errors import (
     ArgumentError,
     QueueFullError,
 )
-from tests.support.engine import ENDLESS, hold
+from tests.support.engine import ENDLESS
 
 # --- bad input ---
 
@@ -186,12 +186,11 @@ def test_what_the_queue_counts(model: Model) -> None:
     sizes: dict[str, Any] = {"n_parallel": 3, "queue_size": 2, "ctx_size": 128, "threads": 1}
     with Engine(model, **sizes) as engine:
         for _ in range(3):
-            go_on = hold(engine)
-            requests = engine.submit_n("Once", 4, max_tokens=3)
-            requests.append(engine.submit("One day", max_tokens=3))
-            with pytest.raises(QueueFullError, match=r"1 more .*, 5 are .* at most 5 in all"):
-                engine.submit("One day")
-            go_on()
+            with engine.loop.hold():
+                requests = engine.submit_n("Once", 4, max_tokens=3)
+                requests.append(engine.submit("One day", max_tokens=3))
+                with pytest.raises(QueueFullError, match=r"1 more .*, 5 are .* at most 5 in all"):
+                    engine.submit("One day")
             for one in requests:
                 one.result(10)
         with pytest.raises(QueueFullError, match=r"6 more .* n_parallel=3 .* queue_size=2"):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from llcuda.engine.metrics import PHASES, SECONDS, Histogram, Metrics, RequestRe
 
 REQUEST = RequestRecord(
     prompt_tokens=10,
-    reused_tokens=4,
+    cached_tokens=4,
     generated_tokens=20,
     forced_tokens=5,
     queue_seconds=0.1,
@@ -46,7 +48,7 @@ KEYS = {
         *{"steps", "prefill_steps", "decode_steps", "mean_rows", "mean_tokens"},
         *{"decode_seconds", "sample_seconds", "deliver_seconds", "seconds"},
     },
-    "reuse": {"prompt_tokens", "reused_tokens", "ratio"},
+    "reuse": {"prompt_tokens", "cached_tokens", "reused_tokens", "ratio"},
     "finish_reasons": set(),
     "errors": set(),
 }
@@ -109,7 +111,12 @@ def test_throughput_counts_over_summed_latency_and_aggregate_over_busy_time() ->
         "seconds": 0.5,
     }
     assert snapshot["phases"]["queue_seconds"] == 0.2
-    assert snapshot["reuse"] == {"prompt_tokens": 20, "reused_tokens": 8, "ratio": 0.4}
+    assert snapshot["reuse"] == {
+        "prompt_tokens": 20,
+        "cached_tokens": 8,
+        "reused_tokens": 8,
+        "ratio": 0.4,
+    }
 
 
 @given(latencies)
@@ -135,9 +142,15 @@ def test_histogram_equals_counting(values: list[float]) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """Ten thousand requests keep as many latencies as the window has."""
-    metrics = metrics_of([1.0] * 10_000, window=50)
-    assert len(metrics._state.latencies) == 50
+    """Ten thousand requests keep the latencies of the window, and nothing else."""
+    tracemalloc.start()
+    try:
+        metrics = metrics_of([float(i) for i in range(10_000)], window=50)
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 16_384  # 50 latencies are 1,200 bytes, all of them 240,000
     assert metrics.snapshot()["latency"]["sample_count"] == 10_000
 
 
@@ -206,22 +219,23 @@ def test_prometheus_text_has_the_snapshots_numbers() -> None:
     metrics.record_error("DecodeError")
     found = samples(metrics)
     expected = {
-        'llcuda_requests_total{finish_reason="stop"}': 3.0,
+        'llcuda_request_success_total{finished_reason="stop"}': 3.0,
         'llcuda_errors_total{kind="DecodeError"}': 1.0,
-        "llcuda_tokens_total": 40.0,
+        "llcuda_generation_tokens_total": 40.0,
         "llcuda_prompt_tokens_total": 30.0,
-        "llcuda_reused_tokens_total": 12.0,
+        "llcuda_prefix_cache_queries_total": 30.0,
+        "llcuda_prefix_cache_hits_total": 12.0,
         'llcuda_steps_total{phase="decode"}': 1.0,
         "llcuda_busy_seconds_total": 0.3,
         'llcuda_step_seconds_total{part="decode"}': 0.2,
         'llcuda_step_seconds_total{part="sample"}': 0.05,
         'llcuda_step_seconds_total{part="deliver"}': 0.02,
-        'llcuda_request_seconds_bucket{le="0.25"}': 1.0,
-        'llcuda_request_seconds_bucket{le="+Inf"}': 3.0,
-        "llcuda_request_seconds_sum": 8.2,
-        "llcuda_request_seconds_count": 3.0,
+        'llcuda_e2e_request_latency_seconds_bucket{le="0.25"}': 1.0,
+        'llcuda_e2e_request_latency_seconds_bucket{le="+Inf"}': 3.0,
+        "llcuda_e2e_request_latency_seconds_sum": 8.2,
+        "llcuda_e2e_request_latency_seconds_count": 3.0,
         "llcuda_time_to_first_token_seconds_count": 2.0,
-        'llcuda_queue_seconds_bucket{le="0.1"}': 3.0,
+        'llcuda_request_queue_time_seconds_bucket{le="0.1"}': 3.0,
         'llcuda_batch_rows_bucket{le="2.0"}': 0.0,
         'llcuda_batch_rows_bucket{le="4.0"}': 1.0,
     }
@@ -232,9 +246,9 @@ def test_prometheus_text_has_the_snapshots_numbers() -> None:
 def test_prometheus_text_of_two_engines_and_of_none() -> None:
     """Engines share no registry; before any request the text has zeros."""
     one, other = metrics_of([1.0]), Metrics()
-    assert samples(one)["llcuda_tokens_total"] == 20.0
-    assert samples(other)["llcuda_tokens_total"] == 0.0
-    assert samples(other)["llcuda_request_seconds_count"] == 0.0
+    assert samples(one)["llcuda_generation_tokens_total"] == 20.0
+    assert samples(other)["llcuda_generation_tokens_total"] == 0.0
+    assert samples(other)["llcuda_e2e_request_latency_seconds_count"] == 0.0
 
 
 def test_prometheus_text_without_the_library_names_the_extra(

@@ -14,7 +14,7 @@ from llcuda.errors import (
     DecodeError,
     QueueFullError,
 )
-from tests.support.engine import ENDLESS, eventually, hold
+from tests.support.engine import ENDLESS, eventually
 
 # --- reports ---
 
@@ -59,9 +59,8 @@ def test_a_request_knows_how_full_its_steps_were(model: Model) -> None:
     seen: list[Any] = []
     with Engine(model, n_parallel=4, ctx_size=256, threads=1, on_request=seen.append) as engine:
         for lengths in ([9], [9] * 4, [1], [21, 11]):
-            go_on = hold(engine)
-            requests = [engine.submit("Once", max_tokens=n, ignore_eos=True) for n in lengths]
-            go_on()
+            with engine.loop.hold():
+                requests = [engine.submit("Once", max_tokens=n, ignore_eos=True) for n in lengths]
             for one in requests:
                 one.result(10)
     # The first token comes from the prompt's step: 11 tokens are 10 decode steps.
@@ -116,9 +115,8 @@ def test_nothing_is_copied_from_an_emptied_slot(model_files: dict[str, Path]) ->
     with Model(model_files["gemma3"]) as gemma:
         with Engine(gemma, n_parallel=3, cache_size=2048, **sizes) as engine:
             engine.submit(text, **asked).result(10)
-            go_on = hold(engine)
-            requests = [engine.submit(prompt, **asked) for prompt in prompts]
-            go_on()
+            with engine.loop.hold():
+                requests = [engine.submit(prompt, **asked) for prompt in prompts]
             shared = [one.result(10) for one in requests]
         fresh = []
         for prompt in prompts:
@@ -145,12 +143,12 @@ def test_a_memory_that_fails_for_once(model: Model, monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(engine.context.memory, "remove", fail)
         again = engine.submit(range(20, 80), **asked).result(10)
-        assert (again.tokens, again.reused_tokens) == (first.tokens, 0)
+        assert (again.tokens, again.cached_tokens) == (first.tokens, 0)
         left = 2
         with pytest.raises(ConcurrencyError):
             engine.submit(range(20, 80), **asked).result(10)
         last = engine.submit(range(20, 80), **asked).result(10)
-        assert (last.tokens, last.reused_tokens) == (first.tokens, 0)
+        assert (last.tokens, last.cached_tokens) == (first.tokens, 0)
 
 
 # --- what is let go of ---

@@ -1,12 +1,48 @@
 """The scheduler on plain data: a dictionary plays the KV cache, numbers play the tokens."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda.engine.scheduler import Job, Plan, Scheduler, common_prefix
+from llcuda import RequestParams
+from llcuda.engine.request import Request
+from llcuda.engine.scheduler import (
+    Chunk,
+    CopyPrefix,
+    Move,
+    Scheduler,
+    SchedulerOutput,
+    Truncate,
+    common_prefix,
+)
+from llcuda.engine.sequence import Sequence
+
+
+class Nobody:
+    """Owns requests that nobody waits for."""
+
+    def cancel(self, request: Request) -> None:
+        """Nothing."""
+
+    def check_reader(self) -> None:
+        """Nothing."""
+
+
+def new_sequence(tokens: Iterable[int], shares_prompt_with: Sequence | None = None) -> Sequence:
+    """Return a sequence to schedule."""
+    prompt = list(tokens)
+    request = Request(RequestParams(), Nobody(), prompt_tokens=len(prompt))
+    return Sequence(request, prompt, shares_prompt_with=shares_prompt_with)
+
+
+def chunks_of(scheduled: SchedulerOutput) -> list[Chunk]:
+    """Return the tokens of each sequence in a step that was not computed yet."""
+    if scheduled.chunks is not None:
+        return scheduled.chunks
+    return [Chunk(s, s.computed_tokens, s.computed_tokens + 1) for s in scheduled.sequences]
 
 
 class FakeCache:
@@ -15,58 +51,62 @@ class FakeCache:
     def __init__(self) -> None:
         self.cells: dict[int, list[int]] = defaultdict(list)
 
-    def apply(self, plan: Plan) -> None:
+    def apply(self, scheduled: SchedulerOutput) -> None:
         """Do what a step does to the cache."""
-        for kind, *arguments in plan.changes:
-            if kind == "copy":
-                source, target, count = arguments
-                assert len(self.cells[source]) >= count
-                self.cells[target] = self.cells[source][:count]
-            elif kind in ("move", "save"):
-                source, target = arguments
-                self.cells[target] = self.cells.pop(source, [])
+        for change in scheduled.changes:
+            if isinstance(change, CopyPrefix):
+                assert len(self.cells[change.source]) >= change.length
+                self.cells[change.seq_id] = self.cells[change.source][: change.length]
+            elif isinstance(change, Move):
+                self.cells[change.seq_id] = self.cells.pop(change.source, [])
             else:
-                seq, keep = arguments
-                assert len(self.cells[seq]) >= keep
-                del self.cells[seq][keep:]
-        seqs = [job.slot.seq for job, _, _ in plan.rows if job.slot]
-        assert len(seqs) == len(set(seqs)) == len(plan.rows)
-        for job, begin, end in plan.rows:
-            assert job.slot
-            assert end > begin == len(self.cells[job.slot.seq])
-            self.cells[job.slot.seq] += job.tokens[begin:end]
-            assert self.cells[job.slot.seq] == job.tokens[:end]
+                assert len(self.cells[change.seq_id]) >= change.length
+                del self.cells[change.seq_id][change.length :]
+        seq_ids = [s.seq_id for s in scheduled.sequences]
+        assert None not in seq_ids
+        assert len(seq_ids) == len(set(seq_ids)) == len(chunks_of(scheduled))
+        assert scheduled.token_count == sum(end - at for _, at, end in chunks_of(scheduled))
+        for sequence, begin, end in chunks_of(scheduled):
+            assert sequence.seq_id is not None
+            assert end > begin == len(self.cells[sequence.seq_id])
+            self.cells[sequence.seq_id] += sequence.tokens[begin:end]
+            assert self.cells[sequence.seq_id] == sequence.tokens[:end]
 
 
 def run(
-    scheduler: Scheduler, lengths: dict[Job, int], cache: FakeCache | None = None
-) -> list[Plan]:
-    """Run until every job has its number of tokens; a token is the count of those before it.
+    scheduler: Scheduler,
+    lengths: dict[Sequence, int],
+    cache: FakeCache | None = None,
+    contiguous: bool = False,
+) -> list[SchedulerOutput]:
+    """Run until every sequence has its number of tokens; a token is the count of those before it.
 
-    Running texts must lie in neighbouring slots, where that is asked for.
+    contiguous: whether running sequences must lie in neighbouring slots.
     """
     cache = cache or FakeCache()
-    plans: list[Plan] = []
+    steps: list[SchedulerOutput] = []
     while scheduler.busy:
-        assert len(plans) < 10_000
-        plan = scheduler.plan()
-        assert plan is not None
-        plans.append(plan)
-        cache.apply(plan)
-        if plan.decode and scheduler._dense:
-            seqs = [job.seq for job, _, _ in plan.rows]
-            assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
-        scheduler.computed(plan.rows)
-        for job, _, end in plan.rows:
-            if end < len(job.tokens):
+        assert len(steps) < 10_000
+        scheduled = scheduler.schedule()
+        assert scheduled is not None
+        steps.append(scheduled)
+        cache.apply(scheduled)
+        if contiguous and scheduled.phase == "decode" and scheduled.sequences:
+            seq_ids = [s.seq_id for s in scheduled.sequences]
+            first = seq_ids[0]
+            assert first is not None
+            assert seq_ids == list(range(first, first + len(seq_ids)))
+        scheduler.computed(scheduled)
+        for sequence in scheduled.sequences:
+            if sequence.computed_tokens < len(sequence.tokens):
                 continue
-            job.tokens.append(1000 + len(job.tokens))
-            if len(job.tokens) - job.prompt_size >= lengths[job]:
-                scheduler.finish(job)
-    return plans
+            sequence.tokens.append(1000 + len(sequence.tokens))
+            if len(sequence.tokens) - sequence.prefill_size >= lengths[sequence]:
+                scheduler.finish(sequence)
+    return steps
 
 
-jobs = st.lists(
+prompts = st.lists(
     st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 12)),
     min_size=1,
     max_size=20,
@@ -74,199 +114,215 @@ jobs = st.lists(
 
 
 @given(
-    jobs, st.integers(1, 4), st.integers(0, 3), st.integers(1, 16), st.booleans(), st.booleans(),
+    prompts, st.integers(1, 4), st.integers(0, 3), st.integers(1, 16), st.booleans(), st.booleans(),
     st.booleans(),
 )  # fmt: skip
-def test_every_job_is_computed_whole(
-    given_jobs: list[tuple[list[int], int]],
+def test_every_sequence_is_computed_whole(
+    given_prompts: list[tuple[list[int], int]],
     parallel: int,
     kept: int,
-    chunk: int,
-    trims: bool,
-    copies: bool,
+    chunk_size: int,
+    can_truncate: bool,
+    can_copy_prefix: bool,
     late: bool,
 ) -> None:
-    """Whatever comes, each job's cells hold its own text, and it ends."""
-    scheduler = Scheduler(parallel + kept, parallel, chunk, trims, copies, late, late)
-    lengths = {Job(prompt): length for prompt, length in given_jobs}
-    for job in lengths:
-        scheduler.add(job)
-    plans = run(scheduler, lengths)
-    assert all(len(job.tokens) == job.prompt_size + n for job, n in lengths.items())
-    assert all(len(plan.rows) <= parallel for plan in plans)
-    most = max(chunk, parallel)  # a row each, where prompts lie between running texts
-    assert all(sum(end - begin for _, begin, end in p.rows) <= most for p in plans if not p.decode)
+    """Whatever comes, each sequence's cells hold its own tokens, and it ends."""
+    scheduler = Scheduler(
+        parallel + kept,
+        parallel,
+        chunk_size,
+        can_truncate=can_truncate,
+        can_copy_prefix=can_copy_prefix,
+        contiguous_slots=late,
+        defer_last_prompt_token=late,
+    )
+    lengths = {new_sequence(prompt): length for prompt, length in given_prompts}
+    for sequence in lengths:
+        scheduler.add(sequence)
+    steps = run(scheduler, lengths, contiguous=late)
+    assert all(len(s.tokens) == s.prefill_size + n for s, n in lengths.items())
+    assert all(len(step.sequences) <= parallel for step in steps)
+    most = max(chunk_size, parallel)  # a row each, where prompts lie between running sequences
+    assert all(step.token_count <= most for step in steps if step.phase == "prefill")
 
 
 def test_a_long_prompt_delays_running_texts_by_one_chunk() -> None:
     """Between two chunks of a prompt every running text gets its token."""
-    scheduler = Scheduler(2, 2, chunk=10)
-    short, long = Job([1, 2]), Job(range(50))
+    scheduler = Scheduler(2, 2, chunk_size=10)
+    short, long = new_sequence([1, 2]), new_sequence(range(50))
     scheduler.add(short)
-    first = scheduler.plan()
+    first = scheduler.schedule()
     assert first
-    scheduler.computed(first.rows)
+    scheduler.computed(first)
     short.tokens.append(7)
     scheduler.add(long)
-    kinds = []
+    phases = []
     while not long.prefilled:
-        plan = scheduler.plan()
-        assert plan
-        kinds.append(plan.decode)
-        scheduler.computed(plan.rows)
-        if plan.decode:
+        scheduled = scheduler.schedule()
+        assert scheduled
+        phases.append(scheduled.phase)
+        scheduler.computed(scheduled)
+        if scheduled.phase == "decode":
             short.tokens.append(7)
-    assert kinds == [True, False] * 5
+    assert phases == ["decode", "prefill"] * 5
 
 
 def test_a_prompt_that_begins_alike_computes_only_the_rest() -> None:
     """A finished text is kept; the next prompt reuses its beginning, but not its own last token."""
-    scheduler, cache = Scheduler(2, 1, chunk=100), FakeCache()
-    first, second, third = Job([1, 2, 3, 4]), Job([1, 2, 3, 9]), Job([1, 2, 3, 4])
-    for job in (first, second, third):
-        scheduler.add(job)
-        run(scheduler, {job: 2}, cache)
-    assert [job.reused for job in (first, second, third)] == [0, 3, 3]
+    scheduler, cache = Scheduler(2, 1, chunk_size=100), FakeCache()
+    first, second, third = (
+        new_sequence([1, 2, 3, 4]),
+        new_sequence([1, 2, 3, 9]),
+        new_sequence([1, 2, 3, 4]),
+    )
+    for sequence in (first, second, third):
+        scheduler.add(sequence)
+        run(scheduler, {sequence: 2}, cache)
+    assert [sequence.cached_tokens for sequence in (first, second, third)] == [0, 3, 3]
 
 
 def test_the_least_recently_used_text_is_given_up() -> None:
     """Without a common beginning, the slot that was used longest ago is taken."""
-    scheduler, cache = Scheduler(2, 1, chunk=100), FakeCache()
+    scheduler, cache = Scheduler(2, 1, chunk_size=100), FakeCache()
     texts = [[1, 1, 1], [2, 2, 2], [1, 1, 1, 5], [3, 3, 3], [1, 1, 1, 6]]
     reused = []
     for text in texts:
-        job = Job(text)
-        scheduler.add(job)
-        run(scheduler, {job: 1}, cache)
-        reused.append(job.reused)
+        sequence = new_sequence(text)
+        scheduler.add(sequence)
+        run(scheduler, {sequence: 1}, cache)
+        reused.append(sequence.cached_tokens)
     assert reused == [0, 0, 3, 0, 3]
 
 
 def test_completions_of_one_prompt_share_its_prefill() -> None:
-    """Jobs after another wait for its prefill and copy it."""
-    scheduler = Scheduler(3, 3, chunk=4)
-    first = Job(range(10))
-    rest = [Job(range(10), after=first) for _ in range(2)]
-    for job in (first, *rest):
-        scheduler.add(job)
-    plans = run(scheduler, dict.fromkeys((first, *rest), 3))
-    assert [job.reused for job in rest] == [9, 9]
-    assert sum(end - begin for p in plans if not p.decode for _, begin, end in p.rows) == 12
+    """Those that share a prompt wait for its prefill and copy it."""
+    scheduler = Scheduler(3, 3, chunk_size=4)
+    first = new_sequence(range(10))
+    rest = [new_sequence(range(10), shares_prompt_with=first) for _ in range(2)]
+    for sequence in (first, *rest):
+        scheduler.add(sequence)
+    steps = run(scheduler, dict.fromkeys((first, *rest), 3))
+    assert [sequence.cached_tokens for sequence in rest] == [9, 9]
+    assert sum(step.token_count for step in steps if step.phase == "prefill") == 12
 
 
 def test_recurrent_memory_reuses_only_whole_texts() -> None:
     """What cannot be trimmed serves only a prompt that continues it."""
-    scheduler, cache = Scheduler(1, 1, chunk=100, trims=False, copies=False), FakeCache()
-    first = Job([1, 2, 3])
+    scheduler, cache = (
+        Scheduler(1, 1, chunk_size=100, can_truncate=False, can_copy_prefix=False),
+        FakeCache(),
+    )
+    first = new_sequence([1, 2, 3])
     scheduler.add(first)
     run(scheduler, {first: 1}, cache)
-    continued, other = Job([1, 2, 3, 4, 5]), Job([1, 2, 9])
-    for job, reused in ((continued, 3), (other, 0)):
-        scheduler.add(job)
-        run(scheduler, {job: 1}, cache)
-        assert job.reused == reused
+    continued, other = new_sequence([1, 2, 3, 4, 5]), new_sequence([1, 2, 9])
+    for sequence, reused in ((continued, 3), (other, 0)):
+        scheduler.add(sequence)
+        run(scheduler, {sequence: 1}, cache)
+        assert sequence.cached_tokens == reused
 
 
 def test_the_fewest_texts_move_where_one_ends() -> None:
     """A gap is closed by one move, at once, from the end that lies further off."""
-    scheduler, cache = Scheduler(5, 5, chunk=100, dense=True), FakeCache()
-    ends = {Job([i]): length for i, length in enumerate((30, 3, 30, 10, 30))}
-    for job in ends:
-        scheduler.add(job)
-    plans = run(scheduler, ends, cache)
-    changes = [change for plan in plans for change in plan.changes]
-    assert [change for change in changes if change[0] == "move"] == [("move", 0, 1), ("move", 4, 3)]
+    scheduler, cache = Scheduler(5, 5, chunk_size=100, contiguous_slots=True), FakeCache()
+    ends = {new_sequence([i]): length for i, length in enumerate((30, 3, 30, 10, 30))}
+    for sequence in ends:
+        scheduler.add(sequence)
+    steps = run(scheduler, ends, cache)
+    changes = [change for step in steps for change in step.changes]
+    moves = [change for change in changes if isinstance(change, Move) and change.running]
+    assert moves == [Move(0, 1, running=True), Move(4, 3, running=True)]
 
 
 def test_a_kept_text_makes_way_to_an_empty_slot() -> None:
     """What a move would overwrite is saved where there is room, and reused from there."""
-    scheduler, cache = Scheduler(5, 3, chunk=100, dense=True), FakeCache()
-    first, middle, last = Job([1]), Job(range(2, 30)), Job([2])
+    scheduler, cache = Scheduler(5, 3, chunk_size=100, contiguous_slots=True), FakeCache()
+    first, middle, last = new_sequence([1]), new_sequence(range(2, 30)), new_sequence([2])
     ends = {first: 20, middle: 2, last: 20}
-    for job in ends:
-        scheduler.add(job)
-    plans = run(scheduler, ends, cache)
-    changes = [change for plan in plans for change in plan.changes]
-    assert changes == [("save", 1, 3), ("move", 2, 1)]
-    again = Job(range(2, 31))
+    for sequence in ends:
+        scheduler.add(sequence)
+    steps = run(scheduler, ends, cache)
+    changes = [change for step in steps for change in step.changes]
+    assert changes == [Move(1, 3, running=False), Move(2, 1, running=True)]
+    again = new_sequence(range(2, 31))
     scheduler.add(again)
     run(scheduler, {again: 1}, cache)
-    assert again.reused == 28
+    assert again.cached_tokens == 28
 
 
 def test_texts_stay_where_gaps_do_not_matter() -> None:
-    """Without dense nothing moves."""
-    scheduler = Scheduler(3, 3, chunk=100)
-    ends = {Job([i]): length for i, length in enumerate((9, 2, 9))}
-    for job in ends:
-        scheduler.add(job)
+    """Without contiguous_slots nothing moves."""
+    scheduler = Scheduler(3, 3, chunk_size=100)
+    ends = {new_sequence([i]): length for i, length in enumerate((9, 2, 9))}
+    for sequence in ends:
+        scheduler.add(sequence)
     changes = []
     while scheduler.busy:
-        plan = scheduler.plan()
-        assert plan
-        changes += plan.changes
-        scheduler.computed(plan.rows)
-        for job in list(scheduler.running):
-            job.tokens.append(7)
-            if len(job.tokens) > ends[job]:
-                scheduler.finish(job)
+        scheduled = scheduler.schedule()
+        assert scheduled
+        changes += scheduled.changes
+        scheduler.computed(scheduled)
+        for sequence in list(scheduler.running):
+            sequence.tokens.append(7)
+            if len(sequence.tokens) > ends[sequence]:
+                scheduler.finish(sequence)
     assert changes == []
 
 
-@pytest.mark.parametrize("trims", [True, False])
-def test_what_a_slot_holds_beyond_its_tokens_is_forgotten_first(trims: bool) -> None:
-    """A slot cut to fewer tokens than its memory holds is trimmed before it is used again."""
-    scheduler = Scheduler(1, 1, chunk=100, trims=trims)
-    first = Job([1, 2, 3, 4])
+@pytest.mark.parametrize("can_truncate", [True, False])
+def test_cells_beyond_the_tokens_of_a_slot_are_removed_first(can_truncate: bool) -> None:
+    """A slot cut to fewer tokens than its memory holds is truncated before it is used again."""
+    scheduler = Scheduler(1, 1, chunk_size=100, can_truncate=can_truncate)
+    first = new_sequence([1, 2, 3, 4])
     scheduler.add(first)
     run(scheduler, {first: 1})
     scheduler.slots[0].keep(2)
     changes = []
     for _ in range(2):
-        again = Job([1, 2, 3, 4])
+        again = new_sequence([1, 2, 3, 4])
         scheduler.add(again)
-        plan = scheduler.plan()
-        assert plan
-        changes.append(plan.changes)
-        scheduler.computed(plan.rows)
+        scheduled = scheduler.schedule()
+        assert scheduled
+        changes.append(scheduled.changes)
+        scheduler.computed(scheduled)
         scheduler.finish(again)
     # A memory that cannot be cut is emptied; what it holds in the end is what was computed.
-    assert changes[0] == [("trim", 0, 2 if trims else 0)]
+    assert changes[0] == [Truncate(0, 2 if can_truncate else 0)]
     assert scheduler.slots[0].tokens == [1, 2, 3, 4]
     assert not scheduler.slots[0].stale
 
 
-def test_a_returned_slot_is_used_anew() -> None:
-    """Its job is the next one again, and what the slot held counts no more."""
-    scheduler = Scheduler(2, 1, chunk=100)
-    first = Job([1, 2, 3, 4])
+def test_a_requeued_sequence_is_computed_anew() -> None:
+    """It is the next one again, and the tokens of its slot count no more."""
+    scheduler = Scheduler(2, 1, chunk_size=100)
+    first = new_sequence([1, 2, 3, 4])
     scheduler.add(first)
     run(scheduler, {first: 1})
-    again, later = Job([1, 2, 3, 9]), Job([5])
+    again, later = new_sequence([1, 2, 3, 9]), new_sequence([5])
     scheduler.add(again)
     scheduler.add(later)
-    assert scheduler.plan()
-    assert again.slot
-    assert again.reused == 3
-    assert scheduler.return_slot(again.seq) is again
-    assert (again.slot, again.done, again.reused) == (None, 0, 0)
+    assert scheduler.schedule()
+    assert again.seq_id is not None
+    assert again.cached_tokens == 3
+    assert scheduler.requeue(again.seq_id) is again
+    assert (again.seq_id, again.computed_tokens, again.cached_tokens) == (None, 0, 0)
     assert list(scheduler.waiting) == [again, later]
-    plan = scheduler.plan()
-    assert plan
-    assert plan.rows == [(again, 0, 4)]
-    assert plan.changes == []  # the other slot was never used
+    scheduled = scheduler.schedule()
+    assert scheduled
+    assert scheduled.chunks == [Chunk(again, 0, 4)]
+    assert scheduled.changes == []  # the other slot was never used
     assert scheduler.slots[0].stale
 
 
-def test_finish_takes_a_job_out_of_any_queue() -> None:
-    """Waiting, prefilling or running: a finished job is gone and its slot free."""
-    scheduler = Scheduler(1, 1, chunk=2)
-    running, waiting = Job(range(5)), Job([1])
+def test_finish_takes_a_sequence_out_of_any_queue() -> None:
+    """Waiting, prefilling or running: a finished sequence is gone and its slot free."""
+    scheduler = Scheduler(1, 1, chunk_size=2)
+    running, waiting = new_sequence(range(5)), new_sequence([1])
     scheduler.add(running)
     scheduler.add(waiting)
-    plan = scheduler.plan()
-    assert plan
-    scheduler.computed(plan.rows)
+    scheduled = scheduler.schedule()
+    assert scheduled
+    scheduler.computed(scheduled)
     scheduler.finish(waiting)
     scheduler.finish(running)
     assert not scheduler.busy
@@ -294,29 +350,93 @@ def test_common_prefix_equals_counting(a: list[int], b: list[int]) -> None:
 @pytest.mark.parametrize("late", [False, True])
 def test_forced_tokens_are_a_chunk(late: bool) -> None:
     """A running text with more than one token to compute is computed like a prompt, and goes on."""
-    scheduler = Scheduler(2, 2, 8, dense=late, late=late)
-    first, second = Job([1, 2, 3]), Job([4, 5])
-    for job in (first, second):
-        scheduler.add(job)
+    scheduler = Scheduler(2, 2, 8, contiguous_slots=late, defer_last_prompt_token=late)
+    first, second = new_sequence([1, 2, 3]), new_sequence([4, 5])
+    for sequence in (first, second):
+        scheduler.add(sequence)
     cache = FakeCache()
 
-    def step() -> Plan:
-        plan = scheduler.plan()
-        assert plan is not None
-        cache.apply(plan)
-        scheduler.computed(plan.rows)
-        return plan
+    def step() -> list[Chunk]:
+        scheduled = scheduler.schedule()
+        assert scheduled is not None
+        cache.apply(scheduled)
+        chunks = chunks_of(scheduled)
+        scheduler.computed(scheduled)
+        return chunks
 
-    while not (first.done == len(first.tokens) and second.done == len(second.tokens)):
+    def computed(sequence: Sequence) -> bool:
+        return sequence.computed_tokens == len(sequence.tokens)
+
+    while not (computed(first) and computed(second)):
         step()
     first.tokens += [6, 7, 8, 9, 10]
     second.tokens.append(11)
     scheduler.extend(first)
     assert scheduler.running == [second]
-    sizes: dict[Job, int] = {}
-    while first.done < len(first.tokens) or second.done < len(second.tokens):
-        for job, begin, end in step().rows:
-            sizes.setdefault(job, end - begin)
+    sizes: dict[Sequence, int] = {}
+    while sizes.keys() != {first, second}:
+        for sequence, begin, end in step():
+            sizes.setdefault(sequence, end - begin)
+            if computed(sequence):
+                sequence.tokens.append(12)
     assert sizes == {first: 5, second: 1}
     assert scheduler.running == [first, second]
-    assert cache.cells[first.seq] == first.tokens
+    assert first.seq_id is not None
+    assert cache.cells[first.seq_id] == first.tokens[: first.computed_tokens]
+
+
+def test_a_decode_step_stays_the_same_while_its_members_stay() -> None:
+    """The same object, also beside a queue that has no room; another one when a member ends."""
+    scheduler = Scheduler(2, 2, chunk_size=100)
+    first, second, third = (new_sequence([i]) for i in range(3))
+    for sequence in (first, second, third):
+        scheduler.add(sequence)
+
+    def step() -> SchedulerOutput:
+        scheduled = scheduler.schedule()
+        assert scheduled
+        scheduler.computed(scheduled)
+        for sequence in scheduled.sequences:
+            sequence.tokens.append(7)
+        return scheduled
+
+    assert step().phase == "prefill"
+    steps = [step() for _ in range(3)]
+    assert [first, second] == steps[0].sequences
+    assert steps[0] is steps[1] is steps[2] is scheduler.decode_step
+    scheduler.finish(first)
+    assert scheduler.decode_step is None
+    assert step().sequences == [third]
+    assert set(step().sequences) == {second, third}
+
+
+def test_nothing_moves_before_a_cached_prefix_is_sure() -> None:
+    """A sequence that starts over, because its slot cannot be truncated, is where it was put."""
+    scheduler = Scheduler(3, 3, chunk_size=100, contiguous_slots=True, defer_last_prompt_token=True)
+    ends = {new_sequence([10 * i, 10 * i + 1, 10 * i + 2]): n for i, n in enumerate((9, 2, 9), 1)}
+    for sequence in ends:
+        scheduler.add(sequence)
+    first, middle, last = ends
+    while not middle.ended:
+        scheduled = scheduler.schedule()
+        assert scheduled
+        scheduler.computed(scheduled)
+        for sequence in scheduled.sequences:
+            if sequence.computed_tokens == len(sequence.tokens):
+                sequence.tokens.append(7)
+            if len(sequence.tokens) - 3 >= ends[sequence]:
+                scheduler.finish(sequence)
+    scheduler.finish(first)
+    again = new_sequence([10, 11, 12])
+    scheduler.add(again)
+    scheduled = scheduler.schedule()
+    assert scheduled
+    assert scheduled.changes == [Truncate(0, 2)]
+    assert scheduled.sequences == []
+    assert scheduler.requeue(0) is again
+    again.skip_prefix_cache = True
+    cache = FakeCache()
+    for slot in scheduler.slots:
+        cache.cells[slot.seq_id] = [*slot.tokens]
+    run(scheduler, {again: 2, last: 30}, cache, contiguous=True)
+    assert again.cached_tokens == 0

@@ -6,9 +6,9 @@ from llcuda.engine.speculation import LOSS, PAUSE, Drafter, StepCosts
 def test_a_repetition_is_proposed() -> None:
     """What followed the last three tokens before, at most `longest` of it."""
     drafter = Drafter(4)
-    assert drafter.draft([1, 2, 3, 4, 5, 6]) == []
-    assert drafter.draft([1, 2, 3, 4, 5, 6, 7, 1, 2, 3]) == [4, 5, 6, 7]
-    assert drafter.draft([1, 2]) == []
+    assert drafter.propose([1, 2, 3, 4, 5, 6]) == []
+    assert drafter.propose([1, 2, 3, 4, 5, 6, 7, 1, 2, 3]) == [4, 5, 6, 7]
+    assert drafter.propose([1, 2]) == []
 
 
 def test_losses_silence_and_silence_grows() -> None:
@@ -17,11 +17,11 @@ def test_losses_silence_and_silence_grows() -> None:
     text = [1, 2, 3] * 400
     at = 9
     for pause in (PAUSE, 2 * PAUSE):
-        assert drafter.draft(text[:at])
-        drafter.judge(right=0, cost=LOSS + 1, length=at)
-        assert drafter.draft(text[: at + pause - 1]) == []
+        assert drafter.propose(text[:at])
+        drafter.update(accepted=0, cost=LOSS + 1, length=at)
+        assert drafter.propose(text[: at + pause - 1]) == []
         at += pause
-        assert drafter.draft(text[:at])
+        assert drafter.propose(text[:at])
 
 
 def test_what_pays_goes_on() -> None:
@@ -29,10 +29,10 @@ def test_what_pays_goes_on() -> None:
     drafter = Drafter(2)
     text = [1, 2, 3] * 100
     for length in range(9, 200):
-        assert drafter.draft(text[:length])
-        drafter.judge(right=2, cost=1.5, length=length)
-    drafter.judge(right=0, cost=LOSS + 2, length=200)
-    assert drafter.draft(text[:201])
+        assert drafter.propose(text[:length])
+        drafter.update(accepted=2, cost=1.5, length=length)
+    drafter.update(accepted=0, cost=LOSS + 2, length=200)
+    assert drafter.propose(text[:201])
 
 
 def test_costs_are_learned_by_the_number_of_texts() -> None:

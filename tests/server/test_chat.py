@@ -330,7 +330,7 @@ def test_a_chat_that_is_left(server: Served) -> None:
     with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
-        assert eventually(lambda: len(server.engine._worker.requests) == 2)
+        assert eventually(lambda: server.unfinished() == 2)
     assert eventually(server.idle)
 
 

@@ -215,11 +215,11 @@ def test_health_metrics_and_document(server: Served) -> None:
     assert {"status": "ok"} == server.client.get("/health").json()
     text = server.client.get("/metrics").text
     for name in (
-        'llcuda_tokens_total{model="demo"}',
+        'llcuda_generation_tokens_total{model="demo"}',
         'llcuda_time_to_first_token_seconds_count{model="demo"}',
-        'llcuda_time_per_token_seconds_bucket{le="0.001",model="demo"}',
-        'llcuda_kv_tokens{model="demo"}',
-        'llcuda_requests_waiting{model="demo"}',
+        'llcuda_time_per_output_token_seconds_bucket{le="0.001",model="demo"}',
+        'llcuda_kv_cache_usage{model="demo"}',
+        'llcuda_num_requests_waiting{model="demo"}',
         "llcuda_http_requests_total",
     ):
         assert name in text

@@ -39,7 +39,7 @@ def test_a_client_that_leaves_frees_its_slot(server: Served, stream: bool, n: in
         assert stream
         lines = answer.iter_lines()
         next(lines)
-        assert eventually(lambda: len(server.engine._worker.requests) == n)
+        assert eventually(lambda: server.unfinished() == n)
         raise httpx.ReadTimeout("enough")
     assert eventually(server.idle)
     assert gone + 1 == server.service.traffic.gone
@@ -52,9 +52,9 @@ def test_a_client_that_leaves_the_queue(server: Served) -> None:
         for _ in range(6):  # four slots
             connection = server.connect(_completion(**LONG))
             stack.callback(connection.close)
-        assert eventually(lambda: len(server.engine._worker.requests) == 6)
+        assert eventually(lambda: server.unfinished() == 6)
         connection.close()
-        assert eventually(lambda: len(server.engine._worker.requests) == 5)
+        assert eventually(lambda: server.unfinished() == 5)
     assert eventually(server.idle)
 
 
@@ -73,7 +73,7 @@ def test_a_slow_reader_harms_no_other(server: Served) -> None:
     connection = server.connect(_completion(**asked))
     try:
         assert 200 == server.post("/v1/completions", prompt="b", max_tokens=20).status_code
-        assert eventually(lambda: not server.engine._worker.requests)
+        assert eventually(lambda: not server.unfinished())
     finally:
         connection.close()
     assert eventually(server.idle)

@@ -118,7 +118,7 @@ def test_a_full_queue(guarded: Served) -> None:
     with ThreadPoolExecutor() as pool:
         for _ in range(2):  # one runs, one waits, until the deadline
             pool.submit(guarded.post, "/v1/completions", **LONG)
-        assert eventually(lambda: len(guarded.engine._worker.requests) == 2)
+        assert eventually(lambda: guarded.unfinished() == 2)
         refused = guarded.post("/v1/completions", prompt="a", max_tokens=1)
         error = is_error(refused, 429)
         assert ("rate_limit_error", "1") == (error["type"], refused.headers["retry-after"])

@@ -52,9 +52,14 @@ class Served:
         connection.sendall(data)
         return connection
 
+    def unfinished(self) -> int:
+        """Return how many requests of the engine run or wait."""
+        load = self.engine.load()
+        return load.running + load.waiting
+
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not self.engine._worker.requests and not self.service.traffic.active
+        return not self.unfinished() and not self.service.traffic.active
 
 
 @contextmanager
