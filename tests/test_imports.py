@@ -28,7 +28,6 @@ ORDER = (
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 EXCEPTIONS = {
     ("native.model", "conversion.convert"),  # Model.from_pretrained delegates in one line
-    ("native.memory", "native.context"),  # pending: Memory is to take the handle
 }
 KNOW_NOTHING_OF_NATIVE = ("params", "samplers", "guide", "engine.scheduler", "engine.detokenizer")
 

@@ -20,11 +20,12 @@ from llcuda.engine.autofit import fit
 from llcuda.engine.config import EngineConfig
 from llcuda.errors import LlcudaError
 from llcuda.native import library
-from llcuda.native.context import SMALL_MODEL, Context
+from llcuda.native.c_params import threads_for
+from llcuda.native.context import Context
 from llcuda.native.cuda_build import CudaBuild, parse
 from llcuda.native.estimate import read_facts
 from llcuda.native.model import Model
-from llcuda.params import KV_TYPES, ModelParams, check_number, default_threads, wrong_value
+from llcuda.params import KV_TYPES, ModelParams, check_number, wrong_value
 
 FORMAT = 1  # of the document
 # The tables, each with the field of BenchParams that lists what to measure, if there is one.
@@ -277,7 +278,7 @@ def describe_model(model: Model, threads: int | None) -> dict[str, Any]:
         "parameters": model.parameter_count,
         "layers": model.layer_count,
         "gpu_layers": model.params.gpu_layers,
-        "threads": threads or (1 if model.size < SMALL_MODEL else default_threads()),
+        "threads": threads or threads_for(model.size),
         "load_seconds": model.load_seconds,
     }
 

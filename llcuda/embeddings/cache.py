@@ -37,7 +37,7 @@ class Embedders:
         parameters: Mapping[str, Any],
     ) -> None:
         self._model = model
-        self._ctx_size = min(ctx_size, model.most_positions)
+        self._ctx_size = min(ctx_size, model.max_positions)
         self._generates = generates
         self._settings: dict[str, Any] = {
             "batch_size": batch_size,

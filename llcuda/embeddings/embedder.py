@@ -24,7 +24,7 @@ from llcuda.embeddings.rerank import RerankPrompt
 from llcuda.errors import ArgumentError, DecodeError, ForkError, UnsupportedError
 from llcuda.gguf_parser import GGUFReader
 from llcuda.keywords import EmbedderKeywords, split_keywords
-from llcuda.native.callbacks import repeats_unsaid
+from llcuda.native.callbacks import without_repeated_warnings
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.params import INT32_MAX, ContextParams, check_number, default_threads, wrong_value
@@ -380,10 +380,10 @@ def pack_batches(
 def _max_tokens(model: Model, ctx_size: int | None) -> int:
     """Return the tokens of a text at most; the model may have a table of learned positions."""
     if ctx_size is None:
-        return min(model.most_positions, model.train_ctx_size or DEFAULT_CTX_SIZE, DEFAULT_CTX_SIZE)
+        return min(model.max_positions, model.train_ctx_size or DEFAULT_CTX_SIZE, DEFAULT_CTX_SIZE)
     check_number("ctx_size", ctx_size, "int", 1, INT32_MAX)
-    if ctx_size > model.most_positions:
-        rule = f"{model.path.name} has positions for {model.most_positions} tokens"
+    if ctx_size > model.max_positions:
+        rule = f"{model.path.name} has positions for {model.max_positions} tokens"
         raise wrong_value("ctx_size", ctx_size, rule)
     return ctx_size
 
@@ -394,7 +394,7 @@ def _pooling(model: Model, parameters: dict[str, Any]) -> tuple[str, bool]:
     A small context tells, because llama.cpp decides by the model's file and `parameters`.
     """
     small = ContextParams(ctx_size=32, batch_size=32, ubatch_size=32, **parameters)
-    with repeats_unsaid(), Context(model, params=small) as context:
+    with without_repeated_warnings(), Context(model, params=small) as context:
         pooling, can_split = context.pooling, not context.whole_texts
     if pooling == "none" and parameters["pooling"] is None:
         raise ArgumentError(

@@ -1,38 +1,65 @@
-"""LoRA adapters: a GGUF file applied to a model's weights while a context computes."""
+"""LoRA adapters: a GGUF file that a context applies to a model's weights while it computes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 from llcuda.errors import ArgumentError, ModelError
 from llcuda.native import library
 from llcuda.native.gguf.check import check_file, check_tensors
-from llcuda.native.model import Model, _metadata
+from llcuda.native.model import Model, read_metadata
+from llcuda.params import wrong_value
 
 
 class Adapter:
-    """A LoRA adapter of `model`, in memory as long as the model.
+    """A LoRA adapter of a model, in memory as long as the model.
 
-    `Context.set_adapters` applies and scales it. Raises ModelError when it does not fit the model.
+    `Context.set_adapters` applies and scales it.
+
+    Args:
+        model: The model that the adapter was trained on.
+        path: The adapter's GGUF file.
+
+    Attributes:
+        path (Path): The file.
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        ModelError: The file is not an adapter, or does not fit the model.
     """
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
         if not isinstance(model, Model):
-            raise ArgumentError(f"model={model!r}: expected a Model", parameter="model")
+            raise wrong_value("model", model, "expected a Model")
         self.path = Path(os.fspath(path))
         check_file(self.path)
-        self._ffi, self._lib = library.load()
+        ffi, lib = library.load()
         check_tensors(self.path)
-        self._owner = model._handle.owner  # llama.cpp frees an adapter with its model
-        self._pointer = self._lib.llcuda_adapter_load(self._owner.pointer, os.fsencode(self.path))
-        if self._pointer == self._ffi.NULL:
+        self._owner = model.handle.owner  # llama.cpp frees an adapter with its model
+        self._pointer = lib.llcuda_adapter_load(self._owner.pointer, os.fsencode(self.path))
+        if self._pointer == ffi.NULL:
             library.fail(ModelError, f"cannot load the adapter {self.path}")
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The adapter file's metadata, as text."""
-        values = _metadata(self._ffi, self._lib, "llama_adapter", self._pointer)
-        return MappingProxyType(values)
+        """The metadata of the adapter file as text."""
+        return read_metadata("llama_adapter", self._pointer)
+
+    def pointer_for(self, model: Model) -> Any:
+        """Return the llama_adapter_lora, for a context on a model.
+
+        For the rest of llcuda.native.
+
+        Args:
+            model: The model of the context.
+
+        Raises:
+            ArgumentError: The adapter was loaded for another model.
+        """
+        if self._owner is not model.handle.owner:
+            problem = f"adapters: {self.path} was loaded for another model"
+            raise ArgumentError(problem, parameter="adapters")
+        return self._pointer

@@ -1,4 +1,4 @@
-"""Sampling many rows at once: what the engine calls once per step."""
+"""Sampling many rows at once, as the engine does once a step."""
 
 from __future__ import annotations
 
@@ -15,28 +15,39 @@ from llcuda.native.sampler import Sampler
 
 
 class BatchSampler:
-    """A fixed set of samplers, one a row; built again only when the members change."""
+    """A fixed set of samplers, one for each row of a decode batch.
+
+    Args:
+        context: The context whose logits are sampled.
+        samplers: The sampler of each row.
+
+    Attributes:
+        samplers (list[Sampler]): The samplers.
+        failed (int): How many rows of the last `sample` are exceptions.
+
+    Raises:
+        ArgumentError: A sampler belongs to another model, or its chain does not fit this one.
+    """
 
     def __init__(self, context: Context, samplers: Sequence[Sampler]) -> None:
         self._ffi, self._lib = library.load()
         self._context = context
         self.samplers = list(samplers)
         for sampler in self.samplers:
-            if sampler._bound is None:
-                sampler._bind(context.model)
-        self._owners = [s._handle.owner for s in self.samplers]  # type: ignore[union-attr]
+            sampler.bind(context.model)
+        self._owners = [s.handle.owner for s in self.samplers]  # type: ignore[union-attr]
         ffi, n = self._ffi, len(self.samplers)
-        self._samplings = ffi.new("struct llcuda_sampling[]", [s._sampling[0] for s in samplers])
-        self._first = ffi.new("int32_t[]", list(range(n)))
+        self._samplings = ffi.new("struct llcuda_sampling[]", [s.sampling[0] for s in samplers])
+        self._first_rows = ffi.new("int32_t[]", list(range(n)))
         self._tokens = ffi.new("int32_t[]", n)
         self._statuses = ffi.new("int32_t[]", n)
         self._ns = ffi.new("int64_t *")
-        self._masked = self._forced = False
-        self.failed = 0  # rows of the last `sample` that are exceptions
+        self._has_masks = self._has_forced = False
+        self.failed = 0
 
     @property
     def seconds(self) -> float:
-        """What the last `sample` took, without waiting for the decode before it."""
+        """Wall clock of the last `sample`, without the wait for the decode before it."""
         return self._ns[0] * 1e-9  # type: ignore[no-any-return]
 
     def sample(
@@ -45,24 +56,32 @@ class BatchSampler:
         masks: Sequence[npt.NDArray[np.uint32] | None] | None = None,
         forced: Sequence[int | None] | None = None,
     ) -> list[int | Exception]:
-        """Return each row's token, or the exception that its chain raised.
+        """Choose a token for each row, and accept it.
 
-        indices: of the tokens in the last decode call, one for each sampler; None = 0, 1, 2, ...
-        masks: for each row None, or an array of (vocab_size + 31) // 32 words: bit i % 32 of word
-            i // 32 says whether token i is allowed.
-        forced: for each row None, or the token that it gets without being sampled; its chain is
-            told of it, and draws no random number.
+        Args:
+            indices: The index of each row's token in the last decode call; None is 0, 1, 2, ...
+            masks: For each row None, or (vocab_size + 31) // 32 words: bit i % 32 of word i // 32
+                says whether token i is allowed.
+            forced: For each row None, or the token that it gets. Its chain accepts the token, and
+                draws no random number.
+
+        Returns:
+            For each row its token, or the exception that its chain raised.
+
+        Raises:
+            ArgumentError: A mask has another shape.
+            DecodeError: The decode failed on the device.
         """
         n = len(self.samplers)
-        owner = self._context._handle.owner
-        if masks is not None or self._masked:
+        owner = self._context.handle.owner
+        if masks is not None or self._has_masks:
             kept = self._set_masks(masks)  # noqa: F841 - alive during the call
-        if forced is not None or self._forced:
+        if forced is not None or self._has_forced:
             for i, token in enumerate(forced or [None] * n):
                 self._samplings[i].forced = -1 if token is None else token
-            self._forced = forced is not None
+            self._has_forced = forced is not None
         failed = self.failed = self._lib.llcuda_sample_rows(
-            owner.pointer, n, indices or self._first, self._samplings, self._tokens,
+            owner.pointer, n, indices or self._first_rows, self._samplings, self._tokens,
             self._statuses, self._ns,
         )  # fmt: skip
         tokens: list[Any] = self._ffi.unpack(self._tokens, n)
@@ -83,10 +102,12 @@ class BatchSampler:
                 continue
             row = np.ascontiguousarray(mask, dtype=np.uint32)
             if row.shape != (words,):
-                raise ArgumentError(f"a mask of shape {row.shape}: expected ({words},)")
+                raise ArgumentError(
+                    f"masks: an array of shape {row.shape}, expected ({words},)", parameter="masks"
+                )
             kept.append(self._ffi.from_buffer("uint32_t[]", row))
             self._samplings[i].mask = kept[-1]
-        self._masked = bool(kept)
+        self._has_masks = bool(kept)
         return kept
 
     def _put_errors(self, tokens: list[Any]) -> None:

@@ -1,7 +1,7 @@
-"""The Python functions that C calls. None raises through C.
+"""The Python functions that C calls. None of them raises through C.
 
-What one raises is kept, C gets an error code, and the Python caller of the C function raises
-the exception again, unchanged, through `reraise`.
+An exception in a callback is kept, and C gets an error code. The Python caller of the C function
+raises the exception again, unchanged, through `reraise`.
 """
 
 from __future__ import annotations
@@ -18,41 +18,49 @@ logging.getLogger("llcuda").addHandler(logging.NullHandler())  # a library print
 # ggml's levels to Python's. llama.cpp's INFO is a page for each model: DEBUG here.
 LOG_LEVELS = {1: 5, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
-_kept = threading.local()
+_raised = threading.local()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def keep(kind: Any, error: BaseException, trace: Any) -> None:
-    """Keep what a callback raised, for the caller on this thread."""
-    _kept.error = error.with_traceback(trace)
+    """Keep the exception of a callback for the caller on this thread; cffi's onerror."""
+    _raised.error = error.with_traceback(trace)
 
 
 def reraise() -> None:
-    """Raise what the last callback on this thread raised, if it raised."""
-    error = getattr(_kept, "error", None)
+    """Raise the exception of the last callback on this thread, if it raised one.
+
+    Raises:
+        BaseException: That exception.
+    """
+    error = getattr(_raised, "error", None)
     if error is not None:
-        _kept.error = None
+        _raised.error = None
         raise error
 
 
 @contextlib.contextmanager
-def repeats_unsaid() -> Iterator[None]:
-    """Keep llama.cpp's warnings on this thread from the log: what comes next says them again."""
+def without_repeated_warnings() -> Iterator[None]:
+    """Keep llama.cpp's warnings on this thread out of the log: the next call repeats them."""
     thread = threading.get_ident()
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def is_new(record: logging.LogRecord) -> bool:
         return record.thread != thread or record.levelno < logging.WARNING
 
-    logger.addFilter(wanted)
+    logger.addFilter(is_new)
     try:
         yield
     finally:
-        logger.removeFilter(wanted)
+        logger.removeFilter(is_new)
 
 
 def define(ffi: Any) -> None:
-    """Give the binding its callbacks; each finds its object behind the C pointer."""
-    # What C holds of a Python step beyond the sampler that made it: handles of clones.
+    """Define the callbacks of the binding; each finds its object behind the C pointer.
+
+    Args:
+        ffi: cffi's ffi of the binding.
+    """
+    # Handles of cloned Python steps, which C holds beyond the sampler that cloned them.
     clones: set[Any] = set()
 
     callback: Callable[..., Callable[[_Function], _Function]] = ffi.def_extern

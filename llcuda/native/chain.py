@@ -12,9 +12,17 @@ from llcuda.native import library
 from llcuda.native.grammar_check import check_grammar
 from llcuda.params import SamplingParams
 
+MAX_SUPERSET = 2**20  # candidates; no vocabulary has more tokens
+MAX_CANDIDATES = 256  # LLCUDA_MOST_CANDIDATES of the shim: what a device returns of a row
+
 
 def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
-    """Return the chain that `params` describes, in the order of llama.cpp's own default."""
+    """Return the chain that parameters describe, in the order of llama.cpp's own default.
+
+    Args:
+        params: The parameters.
+        seed: The seed of every step that draws.
+    """
     p = params
     chain: list[steps.Step] = []
     if p.logit_bias:
@@ -58,20 +66,22 @@ def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
     return [*chain, steps.Distribution(seed)]
 
 
-MOST_BEST = 2**20  # beyond, the whole vocabulary is no more
-
-
 def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
-    """Return how many of the best logits decide what `chain` chooses, and which tokens besides.
+    """Return which logits can decide what a chain chooses.
 
-    (0, []) = all may matter. A TopK or Greedy keeps few, and the steps before it can only lower
-    some others, penalties those of the last tokens, a bias below 0 its own, or raise those that a
-    bias above 0 names.
+    A TopK or Greedy keeps few candidates. The steps before it can only lower some others: penalties
+    those of the last tokens, a bias below 0 its own; or raise those that a bias above 0 names.
+
+    Args:
+        chain: The steps.
+
+    Returns:
+        How many of the highest logits, and which tokens besides; (0, []) for all logits.
     """
     lowered, raised = 0, list[int]()
     for step in chain:
         if isinstance(step, steps.TopK) and step.k:
-            return (step.k + lowered, raised) if step.k < MOST_BEST else (0, [])
+            return (step.k + lowered, raised) if step.k < MAX_SUPERSET else (0, [])
         if isinstance(step, steps.Greedy):
             return 1 + lowered, raised
         if isinstance(step, steps.DRY) or (
@@ -87,32 +97,35 @@ def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
     return 0, []
 
 
-MOST_DRAWN = 256  # LLCUDA_MOST_CANDIDATES of the shim
+def draw_params(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
+    """Return what a device needs to choose as a chain does.
 
+    A device knows LogitBias, Penalties, TopK up to MAX_CANDIDATES, TopP, MinP, Temperature and
+    Distribution in this order, or Greedy after the first two.
 
-def draw_of(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
-    """Return what a device needs to choose as `chain` does, None when it cannot.
+    Args:
+        chain: The steps.
 
-    It knows LogitBias, Penalties, TopK up to MOST_DRAWN, TopP, MinP, Temperature and Distribution
-    in this order, or Greedy after the first two.
+    Returns:
+        The numbers of these steps by name; None if a device cannot do what the chain does.
     """
     kinds = (
         steps.LogitBias, steps.Penalties, steps.TopK, steps.TopP, steps.MinP, steps.Temperature,
         steps.Distribution,
     )  # fmt: skip
-    found: dict[type, Any] = {type(step): step for step in chain}
+    by_kind: dict[type, Any] = {type(step): step for step in chain}
     order = [type(step) for step in chain]
     if order[-1] is steps.Greedy:
-        found |= {steps.TopK: steps.TopK(1), steps.Distribution: steps.Distribution(0)}
+        by_kind |= {steps.TopK: steps.TopK(1), steps.Distribution: steps.Distribution(0)}
         order[-1:] = [steps.TopK, steps.Distribution]
-    if order != [kind for kind in kinds if kind in found]:
+    if order != [kind for kind in kinds if kind in by_kind]:
         return None
-    bias, penalties, top_k, top_p, min_p, temperature, end = (found.get(kind) for kind in kinds)
+    bias, penalties, top_k, top_p, min_p, temperature, end = (by_kind.get(kind) for kind in kinds)
     if end is None or any(getattr(step, "min_keep", 0) > 1 for step in (top_p, min_p)):
         return None
     if temperature and (temperature.temperature <= 0 or temperature.spread):
         return None
-    if top_k and top_k.k > MOST_DRAWN:
+    if top_k and top_k.k > MAX_CANDIDATES:
         return None
     return {
         "k": top_k.k if top_k else 0,
@@ -129,22 +142,35 @@ def draw_of(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
 
 
 def draw_seed() -> int:
-    """Return a random seed; llama.cpp's own "random" value, 2**32 - 1, is left out."""
+    """Return a random seed, never 2**32 - 1, which llama.cpp reads as "at random"."""
     return secrets.randbelow(2**32 - 1)
 
 
-def own_draw(pointer: Any) -> Any:
-    """Return a llcuda_draw that is freed with its last reference; MemoryError for null."""
+def owned_draw(pointer: Any) -> Any:
+    """Return a llcuda_draw that is freed with its last reference.
+
+    Args:
+        pointer: The llcuda_draw.
+
+    Raises:
+        MemoryError: The pointer is null.
+    """
     ffi, lib = library.load()
     if pointer == ffi.NULL:
         raise MemoryError("no memory for a sampler")
     return ffi.gc(pointer, lib.llcuda_draw_free)
 
 
-class Builder:
+class ChainBuilder:
     """Builds the C sampler of each step for one vocabulary.
 
-    `handles` afterwards holds what the C objects of Python steps refer to.
+    Args:
+        vocab: The llama_vocab.
+        vocab_size: Its number of tokens.
+        seed: The seed of every step that draws and has none of its own.
+
+    Attributes:
+        handles (list[Any]): What the C objects of Python steps refer to; must live as long.
     """
 
     def __init__(self, vocab: Any, vocab_size: int, seed: int) -> None:
@@ -155,30 +181,48 @@ class Builder:
         self.handles: list[Any] = []
 
     def build(self, chain: Sequence[steps.Step]) -> Any:
-        """Return a llama_sampler chain of `chain`; frees what it made when a step fails."""
+        """Return a llama_sampler chain, which the caller frees.
+
+        Args:
+            chain: The steps.
+
+        Raises:
+            ArgumentError: A token is outside the vocabulary.
+            GrammarError: A grammar does not parse.
+            SamplingError: llama.cpp cannot create a step.
+        """
         lib = self._lib
         pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         try:
             for step in chain:
-                made = _BUILD[type(step)](self, step)
-                if made == self._ffi.NULL:
-                    library.fail(SamplingError, f"llama.cpp cannot make {step}")
-                lib.llama_sampler_chain_add(pointer, made)
+                sampler = _BUILD[type(step)](self, step)
+                if sampler == self._ffi.NULL:
+                    library.fail(SamplingError, f"llama.cpp cannot create {step}")
+                lib.llama_sampler_chain_add(pointer, sampler)
         except BaseException:
             lib.llama_sampler_free(pointer)
             raise
         return pointer
 
-    def draw(self, chain: Sequence[steps.Step]) -> Any:
-        """Return what a device does instead of `chain`; None when it cannot."""
-        known = draw_of(chain)
-        if known is None:
+    def device_draw(self, chain: Sequence[steps.Step]) -> Any:
+        """Return the llcuda_draw with which a device chooses as a chain does.
+
+        Args:
+            chain: The steps.
+
+        Returns:
+            The llcuda_draw; None if a device cannot do what the chain does.
+
+        Raises:
+            ArgumentError: A token is outside the vocabulary.
+        """
+        k = draw_params(chain)
+        if k is None:
             return None
-        tokens = list(known["bias"])
+        tokens = list(k["bias"])
         for token in tokens:
             self._check_token(token)
-        k = known
-        return own_draw(
+        return owned_draw(
             self._lib.llcuda_draw_new(
                 k["k"], k["top_p"], k["min_p"], k["temperature"], self._seed_of(k["seed"]),
                 len(tokens), tokens, list(k["bias"].values()), k["last_n"], k["repeat"],
@@ -209,13 +253,13 @@ class Builder:
             self._check_token(token)
         texts = [ffi.new("char[]", pattern.encode()) for pattern in step.patterns]
         patterns = ffi.new("char *[]", texts)
-        made = lib.llcuda_grammar(
+        sampler = lib.llcuda_grammar(
             self._vocab, step.grammar.encode(), step.root.encode(), patterns, len(texts),
             list(step.tokens), len(step.tokens),
         )  # fmt: skip
-        if made == ffi.NULL:
+        if sampler == ffi.NULL:
             library.fail(GrammarError, f"the grammar (start rule {step.root!r}) does not parse")
-        return made
+        return sampler
 
     def _dry(self, step: steps.DRY) -> Any:
         texts = [self._ffi.new("char[]", breaker.encode()) for breaker in step.breakers]
@@ -234,7 +278,7 @@ class Builder:
         return getattr(self._lib, f"llama_sampler_init_{name}")(*arguments)
 
 
-_BUILD: dict[type[steps.Step], Callable[[Builder, Any], Any]] = {
+_BUILD: dict[type[steps.Step], Callable[[ChainBuilder, Any], Any]] = {
     steps.Greedy: lambda b, s: b._simple("greedy"),
     steps.Distribution: lambda b, s: b._simple("dist", b._seed_of(s.seed)),
     steps.TopK: lambda b, s: b._simple("top_k", s.k),
@@ -258,10 +302,10 @@ _BUILD: dict[type[steps.Step], Callable[[Builder, Any], Any]] = {
     steps.Penalties: lambda b, s: b._simple(
         "penalties", b._vocab_size, s.last_n, s.repeat, s.frequency, s.presence
     ),
-    steps.DRY: Builder._dry,
-    steps.LogitBias: Builder._logit_bias,
-    steps.Grammar: Builder._grammar,
+    steps.DRY: ChainBuilder._dry,
+    steps.LogitBias: ChainBuilder._logit_bias,
+    steps.Grammar: ChainBuilder._grammar,
     steps.Infill: lambda b, s: b._simple("infill", b._vocab),
-    steps.Python: Builder._python,
+    steps.Python: ChainBuilder._python,
 }
 STEPS = frozenset(_BUILD)

@@ -1,4 +1,4 @@
-"""A context: the KV memory of one or more sequences, and the decode that fills it."""
+"""A context: the KV memory of one or more sequences, the decode that fills it, its results."""
 
 from __future__ import annotations
 
@@ -17,33 +17,48 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.keywords import ContextKeywords, given_params
-from llcuda.native import callbacks, library
+from llcuda.native import library
 from llcuda.native.adapter import Adapter
+from llcuda.native.c_params import context_params
 from llcuda.native.kv_size import check_kv_size
 from llcuda.native.memory import Memory
 from llcuda.native.model import Model
-from llcuda.native.outputs import Float32, Outputs
-from llcuda.native.reports import Reports
-from llcuda.native.timings import DecodeEvent
-from llcuda.params import POOLINGS, ContextParams, check_number, default_threads
+from llcuda.native.timings import DecodeEvent, Timings
+from llcuda.params import POOLINGS, ContextParams, check_number, wrong_value
 
-SMALL_MODEL = 32 * 2**20  # bytes; below, threads wait for each other longer than they compute
+Float32 = npt.NDArray[np.float32]
+
 _OUTPUTS = {"none": 0, "last": 1, "all": 2}
-_SMALLEST_CTX = 256  # llama.cpp rounds a sequence's cells up to this
 
 
-class Context(Outputs, Reports):
-    """Computes logits of texts with `model`, and remembers the texts.
+class Context:
+    """Computes logits of sequences with a model, and remembers the sequences.
 
-    parameters: the fields of ContextParams, or `params=` with one.
-    hooks: functions called after each decode with a DecodeEvent; without any, no cost.
-    ctx_size: tokens of one sequence; cells: KV cells of all.
-    pooling: the one in use. remembers: whether a text can be continued, as by all but encoders.
-    whole_texts: whether a text cannot be split over several decodes, because its tokens see those
-        after them.
+    A context belongs to one thread at a time. Use it as a context manager, or call `close`.
 
-    Belongs to one thread at a time (ConcurrencyError). Raises ContextError when llama.cpp
-    cannot make it, with the reason from its log.
+    Args:
+        model: The model.
+        params: The parameters as one object.
+        **parameters: The fields of `ContextParams`, in place of `params`.
+
+    Attributes:
+        model (Model): The model.
+        params (ContextParams): The parameters in use.
+        hooks (list[Callable[[DecodeEvent], None]]): Functions that are called after each decode.
+            They make the decode wait for the device; without any it does not.
+        memory (Memory): The KV memory.
+        ctx_size (int): Tokens that each sequence can hold.
+        cells (int): KV cells of all sequences together.
+        pooling (str): The pooling in use: "none", "mean", "cls", "last" or "rank".
+        remembers (bool): Whether a sequence can be continued; not with encoders.
+        whole_texts (bool): Whether a text cannot be split over several decodes, because its tokens
+            see the tokens after them.
+
+    Raises:
+        ContextError: llama.cpp cannot create the context; the message has its reason.
+        OutOfMemoryError: There is too little memory.
+        ArgumentError: A parameter is not allowed.
+        ConcurrencyError: From every method, while another thread is inside the context.
     """
 
     def __init__(
@@ -58,75 +73,39 @@ class Context(Outputs, Reports):
         self.hooks: list[Callable[[DecodeEvent], None]] = []
         self._ffi, self._lib = library.load()
         if not isinstance(model, Model):
-            raise ArgumentError(f"model={model!r}: expected a Model", parameter="model")
-        owner = model._handle.owner
+            raise wrong_value("model", model, "expected a Model")
+        owner = model.handle.owner
         if model.params.vocab_only:
             raise ContextError("this model was loaded with vocab_only=True and has no weights")
         library.sync_log_level(self._lib)
-        c_params = self._c_params()
-        p = self.params
+        c_params, p = self.c_params(), self.params
         check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
-        if not model._probed:
-            with callbacks.repeats_unsaid():
-                status = self._lib.llcuda_probe(owner.pointer, c_params)
-            if status:
-                library.fail(ContextError, f"{model.path} contradicts itself")
-            model._probed = True
+        model.probe(c_params)
         pointer = self._lib.llcuda_context_new(
-            owner.pointer, c_params, model._positions, p.device_logits
+            owner.pointer, c_params, model.max_positions, p.device_logits
         )
         if pointer == self._ffi.NULL:
-            library.fail(ContextError, f"cannot create a context with {self.params}")
+            library.fail(ContextError, f"cannot create a context with {p}")
         free = self._lib.llcuda_context_free
-        self._handle = library.Handle("context", pointer, free, owner, model._handle)
+        # For the rest of llcuda.native.
+        self.handle = library.Handle("context", pointer, free, owner, model.handle)
         raw = self._lib.llcuda_context_raw(pointer)
         # With unified KV llama.cpp lets one sequence take every cell.
         self.cells: int = self._lib.llama_n_ctx(raw)
-        # llama.cpp rounds up; what was asked for is what a text may have.
-        self.ctx_size: int = self.params.ctx_size or self.cells // self.params.sequences
+        # llama.cpp rounds up; a sequence may have what was asked for.
+        self.ctx_size: int = p.ctx_size or self.cells // p.sequences
         pooling = self._lib.llama_pooling_type(raw)
         poolings = {getattr(self._lib, f"LLAMA_POOLING_TYPE_{p.upper()}"): p for p in POOLINGS}
         self.pooling: str = poolings.get(pooling, "unknown")
         self.remembers: bool = self._lib.llcuda_context_remembers(pointer)
         self.whole_texts: bool = self._lib.llcuda_context_whole(pointer)
-        self.memory = Memory(self)
+        self.memory = Memory(self.handle, model, p, self.cells)
         self._row = self._ffi.new("float **")
         self._adapters: list[Adapter] = []
 
-    def _c_params(self) -> Any:
-        lib, p = self._lib, self.params
-        c = lib.llama_context_default_params()
-        per_sequence = p.ctx_size or min(self.model.train_ctx_size or 4096, 4096)
-        c.n_ctx = min(max(per_sequence * p.sequences, _SMALLEST_CTX), 2**31 - 1)
-        c.n_seq_max = p.sequences
-        c.n_batch = p.batch_size
-        c.n_ubatch = min(p.ubatch_size, p.batch_size)
-        c.n_outputs_max = min(p.outputs_max, p.batch_size)
-        c.kv_unified = p.unified_kv
-        small = self.model.size < SMALL_MODEL
-        c.n_threads = p.threads or (1 if small else default_threads())
-        c.n_threads_batch = p.threads_batch or c.n_threads
-        flash = {None: "AUTO", True: "ENABLED", False: "DISABLED"}[p.flash_attention]
-        c.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
-        c.type_k = getattr(lib, f"GGML_TYPE_{p.type_k.upper()}")
-        c.type_v = getattr(lib, f"GGML_TYPE_{p.type_v.upper()}")
-        for field, prefix in (
-            ("rope_scaling", "LLAMA_ROPE_SCALING_TYPE_"),
-            ("pooling", "LLAMA_POOLING_TYPE_"),
-            ("attention", "LLAMA_ATTENTION_TYPE_"),
-        ):
-            if (choice := getattr(p, field)) is not None:
-                setattr(c, f"{field}_type", getattr(lib, prefix + choice.upper()))
-        for field in ("rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor",
-                      "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx"):  # fmt: skip
-            if (value := getattr(p, field)) is not None:
-                setattr(c, field, value)
-        c.embeddings = p.embeddings
-        c.swa_full = p.swa_full
-        c.offload_kqv = p.offload_kqv
-        c.op_offload = p.op_offload
-        c.no_perf = False
-        return c
+    def c_params(self) -> Any:
+        """Return the parameters as llama_context_params, for the rest of llcuda.native."""
+        return context_params(self.params, self.model.train_ctx_size, self.model.size)
 
     # --- decode ---
 
@@ -137,28 +116,37 @@ class Context(Outputs, Reports):
         pos: int | None = None,
         logits: str = "last",
     ) -> None:
-        """Compute `tokens` as the continuation of sequence `seq`.
+        """Compute tokens as the continuation of a sequence.
 
-        pos: position of the first; None = after the last one that the sequence holds.
-        logits: for which tokens to keep them: "last", "all" or "none".
-        More tokens than batch_size are split; should a part fail, the others are undone.
+        More tokens than batch_size are split; if a part fails, the parts before it are undone.
 
-        Raises BatchError (tokens, sequence or position that do not fit; too many tokens for
-        logits="all"), NoRoomError (KV cache full), DecodeError, KeyboardInterrupt (Ctrl-C).
+        Args:
+            tokens: The tokens.
+            seq: The sequence.
+            pos: The position of the first token; None is the one after the last that the
+                sequence holds.
+            logits: The tokens whose logits are computed: "last", "all" or "none".
+
+        Raises:
+            BatchError: Tokens, sequence or position do not fit, or logits="all" of more tokens
+                than outputs_max or batch_size.
+            NoRoomError: The KV cache is full; nothing was changed.
+            DecodeError: llama.cpp failed.
+            KeyboardInterrupt: Ctrl-C ended the decode.
         """
-        owner = self._handle.owner
+        owner = self.handle.owner
         try:
             if pos is None:
-                place = -1
-            elif (place := pos) < 0:
+                start = -1
+            elif (start := pos) < 0:
                 raise BatchError(f"pos={pos}: expected at least 0", parameter="pos")
             status = self._lib.llcuda_decode(
-                owner.pointer, tokens, len(tokens), seq, place, _OUTPUTS[logits]
+                owner.pointer, tokens, len(tokens), seq, start, _OUTPUTS[logits]
             )
         except (TypeError, OverflowError, KeyError):
             return self._decode_converted(tokens, seq, pos, logits)
         if status:
-            self._decode_failed(status, len(tokens), seq, pos, logits)
+            self._raise_decode_error(status, len(tokens), seq, pos, logits)
         if self.hooks:
             self._call_hooks()
         return None
@@ -170,26 +158,35 @@ class Context(Outputs, Reports):
         positions: Sequence[int] | None = None,
         logits: Sequence[bool] | None = None,
     ) -> None:
-        """Compute one token of each of several sequences, or more, in one batch.
+        """Compute rows of several sequences in one batch.
 
-        tokens, seqs, positions, logits: one entry a row; positions None = each sequence goes on
-        where it ends; logits None = for every row. At most batch_size rows.
-        Raises as `decode`.
+        Args:
+            tokens: The token of each row, at most batch_size.
+            seqs: The sequence of each row.
+            positions: The position of each row; None continues each sequence where it ends.
+            logits: Whether the logits of each row are computed; None computes all.
+
+        Raises:
+            BatchError: As `decode`, or the arguments differ in length.
+            NoRoomError: The KV cache is full; nothing was changed.
+            DecodeError: llama.cpp failed.
+            KeyboardInterrupt: Ctrl-C ended the decode.
         """
-        owner = self._handle.owner
+        owner = self.handle.owner
         try:
             tokens, seqs = _as_list(tokens), _as_list(seqs)
             n = len(tokens)
-            places = [-1] * n if positions is None else _as_list(positions)
+            starts = [-1] * n if positions is None else _as_list(positions)
             flags = [1] * n if logits is None else [bool(flag) for flag in logits]
-            if not n == len(seqs) == len(places) == len(flags):
+            if not n == len(seqs) == len(starts) == len(flags):
                 raise BatchError(
-                    f"{n} tokens, {len(seqs)} sequences, {len(places)} positions, "
-                    f"{len(flags)} logits"
+                    f"{n} tokens, {len(seqs)} sequences, {len(starts)} positions, "
+                    f"{len(flags)} logits: expected as many of each"
                 )
-            if positions is not None and n and min(places) < 0:
-                raise BatchError(f"positions must be at least 0, not {min(places)}")
-            status = self._lib.llcuda_decode_rows(owner.pointer, n, tokens, seqs, places, flags)
+            if positions is not None and n and min(starts) < 0:
+                problem = f"positions: {min(starts)} is below 0"
+                raise BatchError(problem, parameter="positions")
+            status = self._lib.llcuda_decode_rows(owner.pointer, n, tokens, seqs, starts, flags)
         except (TypeError, OverflowError) as error:
             raise BatchError(f"rows must be whole numbers: {error}") from None
         if status:
@@ -198,8 +195,17 @@ class Context(Outputs, Reports):
             self._call_hooks()
 
     def encode(self, tokens: Sequence[int]) -> None:
-        """Run the encoder of an encoder-decoder model over a whole input."""
-        owner = self._handle.owner
+        """Run the encoder of an encoder-decoder model.
+
+        Args:
+            tokens: The whole input.
+
+        Raises:
+            UnsupportedError: The model has no encoder.
+            BatchError: The tokens do not fit.
+            DecodeError: llama.cpp failed.
+        """
+        owner = self.handle.owner
         if not self.model.has_encoder:
             raise UnsupportedError("this model has no encoder; use decode()")
         try:
@@ -209,39 +215,36 @@ class Context(Outputs, Reports):
         library.check(status, lambda: f"{len(tokens)} tokens, {self._limits()}")
 
     def _decode_converted(self, tokens: Any, seq: int, pos: int | None, logits: str) -> None:
-        """Decode what is no list: an array, any iterable; or say what is wrong with it."""
+        """Decode an array or another iterable, or raise what is wrong with the arguments."""
         if logits not in _OUTPUTS:
-            raise ArgumentError(
-                f"logits={logits!r}: expected 'last', 'all' or 'none'", parameter="logits"
-            )
+            raise wrong_value("logits", logits, "expected 'last', 'all' or 'none'")
         if not _is_int32(seq) or (pos is not None and not _is_int32(pos)):
-            raise BatchError(
-                f"seq={seq!r}, pos={pos!r}: expected whole numbers below 2**31", parameter="seq"
-            )
+            problem = f"seq={seq!r}, pos={pos!r}: expected whole numbers below 2**31"
+            raise BatchError(problem, parameter="seq")
         array = np.asarray(None)
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             if not isinstance(tokens, str | bytes | bytearray):  # a text, by mistake
                 array = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-            raise BatchError(
-                f"tokens={tokens!r}: expected whole numbers in one dimension", parameter="tokens"
-            )
+            problem = f"tokens={tokens!r}: expected whole numbers in one dimension"
+            raise BatchError(problem, parameter="tokens")
         if len(array) and not 0 <= array.min() <= array.max() < self.model.vocab_size:
             raise BatchError(
                 f"tokens from {array.min()} to {array.max()}: "
-                f"expected 0 to {self.model.vocab_size - 1}"
+                f"expected 0 to {self.model.vocab_size - 1}",
+                parameter="tokens",
             )
         self.decode(array.tolist(), seq, pos, logits)
 
-    def _decode_failed(
+    def _raise_decode_error(
         self, status: int, n_tokens: int, seq: int, pos: int | None, logits: str
     ) -> None:
         def message() -> str:
             held = ""
             with contextlib.suppress(LlcudaError):  # an encoder remembers nothing
                 held = f" (it holds {self.n_past(seq)})"
-            asked = f"{n_tokens} tokens, seq={seq}{held}, pos={pos}, logits={logits!r}"
-            return f"{asked}; {self._limits()}"
+            call = f"{n_tokens} tokens, seq={seq}{held}, pos={pos}, logits={logits!r}"
+            return f"{call}; {self._limits()}"
 
         library.check(status, message)
 
@@ -254,22 +257,185 @@ class Context(Outputs, Reports):
         )
 
     def cancel(self) -> None:
-        """Abort the decode that runs in another thread (on a GPU: after its micro-batch)."""
-        self._lib.llcuda_context_cancel(self._handle.owner.pointer)
+        """Abort the decode that runs in another thread; a GPU finishes its micro-batch first."""
+        self._lib.llcuda_context_cancel(self.handle.owner.pointer)
+
+    def synchronize(self) -> None:
+        """Wait until the device has computed the last decode."""
+        owner = self.handle.owner
+        status = self._lib.llcuda_context_sync(owner.pointer)
+        if status:
+            library.check(status, lambda: "synchronize()")
+
+    @property
+    def samples_on_device(self) -> bool:
+        """Whether sampling begins on the device that computed the logits.
+
+        It needs device_logits=True and a device that can; known after the first decode.
+        """
+        return bool(self._lib.llcuda_context_reduces(self.handle.owner.pointer))
+
+    # --- results of the last decode ---
+
+    def logits(self, i: int = -1) -> Float32:
+        """Return the logits of one token of the last decode, without a copy.
+
+        Args:
+            i: The index of the token in that call; a negative index counts the computed rows from
+                the last one.
+
+        Returns:
+            A float32 array of shape (vocab_size,) on C's memory. It is valid until the next decode
+            or state load; copy it to keep it. A sampler sees what is written into it.
+
+        Raises:
+            NoOutputError: No logits were computed for the token.
+        """
+        return self._output("logits", i, self.model.vocab_size)
+
+    def embeddings(self, i: int = -1) -> Float32:
+        """Return the embedding of one token of the last decode, without a copy.
+
+        Args:
+            i: The index of the token, as in `logits`.
+
+        Returns:
+            A float32 array of shape (embedding_size,), valid as that of `logits`.
+
+        Raises:
+            NoOutputError: No embedding was computed; it needs embeddings=True.
+        """
+        return self._output("embeddings", i, self.model.embedding_size)
+
+    def sequence_embedding(self, seq: int = 0) -> Float32:
+        """Return the pooled embedding of a sequence, or the scores of a reranker.
+
+        Args:
+            seq: The sequence.
+
+        Returns:
+            A float32 array of shape (embedding_size,), or (classes,) with pooling="rank", valid as
+            that of `logits`.
+
+        Raises:
+            NoOutputError: No embedding was computed; it needs embeddings=True and a pooling.
+        """
+        owner = self.model.handle.owner
+        is_rank = self.pooling == "rank"
+        classes = self._lib.llama_model_n_cls_out
+        size = classes(owner.pointer) if is_rank else self.model.embedding_size
+        return self._output("embeddings_seq", seq, size)
+
+    def _output(self, name: str, i: int, size: int) -> Float32:
+        owner = self.handle.owner
+        try:
+            status = getattr(self._lib, f"llcuda_{name}")(owner.pointer, i, self._row)
+        except (TypeError, OverflowError):
+            parameter = "seq" if name == "embeddings_seq" else "i"
+            raise wrong_value(parameter, i, "expected a whole number") from None
+        if status:
+            library.check(status, lambda: f"{name} at {i}; {self.describe_outputs()}")
+        return np.asarray(_CRow(int(self._ffi.cast("uintptr_t", self._row[0])), size, owner))
+
+    def output_indices(self) -> list[int]:
+        """Return the indices, in the last decode call, of the tokens that have logits."""
+        owner = self.handle.owner
+        capacity = 8
+        while True:
+            indices = self._ffi.new("int32_t[]", capacity)
+            count = self._lib.llcuda_output_indices(owner.pointer, indices, capacity)
+            library.check(min(count, 0), lambda: "output_indices()")
+            if count <= capacity:
+                return list(self._ffi.unpack(indices, count)) if count else []
+            capacity = count
+
+    def describe_outputs(self) -> str:
+        """Return which tokens have logits, for the errors of llcuda.native."""
+        return f"the last decode has outputs for tokens {_shortened(self.output_indices())}"
+
+    def logprobs(
+        self, tokens: Sequence[int], indices: Sequence[int], n: int = 0
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """Return log-probabilities at several rows of the last decode.
+
+        Args:
+            tokens: The token to look up at each row.
+            indices: The index of each row, as in `logits`.
+            n: How many of the most probable tokens to return for each row.
+
+        Returns:
+            For each row the natural logarithm of the token's probability, and the n most probable
+            tokens with theirs, best first, of equals the lower token. NaN where the logits are NaN.
+
+        Raises:
+            NoOutputError: No logits were computed for a row.
+            ArgumentError: A token is outside the vocabulary, or the lengths differ.
+        """
+        owner = self.handle.owner
+        check_number("n", n, "int", 0)
+        n = min(int(n), self.model.vocab_size)
+        ffi = self._ffi
+        try:
+            tokens, indices = list(tokens), list(indices)
+            for token in tokens:
+                self.model.check_token(token)
+            if (rows := len(tokens)) != len(indices):
+                raise ArgumentError(f"{rows} tokens, {len(indices)} indices: expected as many")
+            values, top_values = ffi.new("double[]", rows), ffi.new("double[]", rows * n)
+            top_tokens = ffi.new("int32_t[]", rows * n)
+            status = self._lib.llcuda_logprobs(
+                owner.pointer, rows, indices, tokens, n, values, top_tokens, top_values
+            )
+        except (TypeError, OverflowError) as error:
+            raise ArgumentError(f"tokens and indices must be whole numbers: {error}") from None
+        if status:
+            library.check(
+                status, lambda: f"logits at {_shortened(indices)}; {self.describe_outputs()}"
+            )
+        pairs = zip(ffi.unpack(top_tokens, rows * n), ffi.unpack(top_values, rows * n), strict=True)
+        top = list(pairs)
+        return [(value, top[i * n : i * n + n]) for i, value in enumerate(ffi.unpack(values, rows))]
+
+    def top_logprobs(self, n: int, i: int = -1) -> list[tuple[int, float]]:
+        """Return the most probable tokens with their log-probabilities, best first.
+
+        Args:
+            n: How many tokens to return.
+            i: The index of the row, as in `logits`.
+        """
+        return self.logprobs([0], [i], n)[0][1]
+
+    def logprob(self, token: int, i: int = -1) -> float:
+        """Return the log-probability of a token.
+
+        Args:
+            token: The token.
+            i: The index of the row, as in `logits`.
+        """
+        return self.logprobs([token], [i])[0][0]
 
     def score(self, tokens: Sequence[int], seq: int = 0) -> Float32:
-        """Return log p(tokens[k] | tokens[:k]) for k = 1 ..., float32, shape (len(tokens) - 1,).
+        """Decode a text and return how probable the model finds it.
 
-        Decodes `tokens` as the continuation of `seq` (the perplexity of a text is
-        exp(-mean)). At most batch_size tokens at a time, so any length that fits the context;
-        should a part fail, the others are undone.
+        Decodes the tokens as the continuation of a sequence, at most batch_size at a time; if a
+        part fails, the parts before it are undone. The perplexity is exp(-mean(scores)).
+
+        Args:
+            tokens: The tokens of the text.
+            seq: The sequence.
+
+        Returns:
+            log p(tokens[k] | tokens[:k]) for k = 1 ..., float32, shape (len(tokens) - 1,).
+
+        Raises:
+            LlcudaError: As `decode`.
         """
-        begun = self.n_past(seq)
+        start = self.n_past(seq)
         try:
             return self._score(tokens, seq)
         except LlcudaError:
             with contextlib.suppress(LlcudaError):
-                self.memory.remove(seq, begun)
+                self.memory.remove(seq, start)
             raise
 
     def _score(self, tokens: Sequence[int], seq: int) -> Float32:
@@ -279,81 +445,194 @@ class Context(Outputs, Reports):
             part = tokens[begin : begin + step]
             self.decode(part, seq, logits="all")
             following = tokens[begin + 1 : begin + 1 + len(part)]
-            found = self.logprobs(following, range(len(following)))
-            scores[begin : begin + len(found)] = [value for value, _ in found]
+            logprobs = self.logprobs(following, range(len(following)))
+            scores[begin : begin + len(logprobs)] = [value for value, _ in logprobs]
         return scores
 
-    # --- the rest ---
+    # --- state ---
 
     def n_past(self, seq: int = 0) -> int:
-        """Return the position that the next token of `seq` gets."""
+        """Return the position of the next token of a sequence.
+
+        Args:
+            seq: The sequence.
+        """
         return self.memory.range(seq).stop
 
     def save_state(self, path: Any = None, seq: int | None = None) -> bytes:
-        """Return the state of `seq` (None = the whole context), and write it to `path` if given."""
-        return _write(path, self.memory.save(seq))
+        """Return the state of a sequence, or of the whole context, and write it to a file.
+
+        Args:
+            path: The file; None writes none.
+            seq: The sequence; None saves the whole context.
+
+        Returns:
+            The state, as `Memory.save` returns it.
+        """
+        state = self.memory.save(seq)
+        if path is not None:
+            with open(path, "wb") as file:  # noqa: PTH123 - takes file descriptors and PathLike too
+                file.write(state)
+        return state
 
     def load_state(self, state: Any, seq: int | None = None) -> None:
-        """Restore what save_state returned, or the file at the path that it wrote.
+        """Restore what `save_state` returned or wrote.
 
-        Raises StateError; see `Memory.load`.
+        Args:
+            state: The bytes, or the path of the file.
+            seq: The sequence to restore; None restores the whole context.
+
+        Raises:
+            StateError: The state does not fit, as in `Memory.load`.
         """
-        self.memory.load(_read(state), seq)
+        if not isinstance(state, bytes | bytearray | memoryview):
+            with open(state, "rb") as file:  # noqa: PTH123
+                state = file.read()
+        self.memory.load(bytes(state), seq)
+
+    # --- settings ---
 
     def set_adapters(self, adapters: Mapping[Adapter, float]) -> None:
-        """Apply these LoRA adapters with these scales from the next decode on, and no others."""
+        """Apply LoRA adapters from the next decode on, in place of those before.
+
+        Args:
+            adapters: The scale of each adapter.
+
+        Raises:
+            ArgumentError: An adapter was loaded for another model, or a scale is not a number.
+        """
         if not isinstance(adapters, Mapping):
-            raise ArgumentError(
-                f"adapters={adapters!r}: expected adapter -> scale", parameter="adapters"
-            )
-        chosen = list(adapters)
-        for adapter in chosen:
+            raise wrong_value("adapters", adapters, "expected a mapping of Adapter to scale")
+        for adapter in adapters:
             if not isinstance(adapter, Adapter):
-                raise ArgumentError(f"{adapter!r} is no Adapter")
-            if adapter._owner is not self.model._handle.owner:
-                raise ArgumentError(f"the adapter {adapter.path} was loaded for another model")
+                problem = f"adapters: {adapter!r} is not an Adapter"
+                raise ArgumentError(problem, parameter="adapters")
+        pointers = [adapter.pointer_for(self.model) for adapter in adapters]
         scales = list(adapters.values())
         for scale in scales:
             check_number("scale", scale, "number", -1e6, 1e6)
-        owner = self._handle.owner
-        pointers = [adapter._pointer for adapter in chosen]
-        status = self._lib.llcuda_set_adapters(owner.pointer, pointers, scales, len(chosen))
-        library.check(status, lambda: f"set_adapters with {len(chosen)} adapters")
-        self._adapters = chosen
+        owner = self.handle.owner
+        status = self._lib.llcuda_set_adapters(owner.pointer, pointers, scales, len(pointers))
+        library.check(status, lambda: f"set_adapters with {len(pointers)} adapters")
+        self._adapters = list(adapters)
 
     def set_embeddings(self, on: bool) -> None:
-        """Compute embeddings from the next decode on, of every token, or no longer.
+        """Turn the embeddings of every token on or off, from the next decode on.
 
-        Only for a context that was made with embeddings=True. A text's first part needs none: then
-        its tokens cost neither a row of output nor one of logits.
+        Only the last token of a text needs them: without, the tokens before it cost no row of
+        output.
+
+        Args:
+            on: Whether embeddings are computed.
+
+        Raises:
+            ArgumentError: The context was created without embeddings=True.
         """
         if not self.params.embeddings:
-            raise ArgumentError("set_embeddings() is for a context made with embeddings=True")
-        owner = self._handle.owner
+            raise ArgumentError("set_embeddings() is for a context with embeddings=True")
+        owner = self.handle.owner
         status = self._lib.llcuda_set_embeddings(owner.pointer, bool(on))
         library.check(status, lambda: f"set_embeddings({on})")
 
     def set_threads(self, threads: int, threads_batch: int | None = None) -> None:
-        """Use this many processors for single tokens, and for prompts (None = as many)."""
+        """Set how many processors compute.
+
+        Args:
+            threads: Processors for single tokens.
+            threads_batch: Processors for prompts; None is as many.
+
+        Raises:
+            ArgumentError: A number is outside 1 to 512.
+        """
         check_number("threads", threads, "int", 1, 512)
         ContextParams(threads_batch=threads_batch)  # checks
-        owner = self._handle.owner
+        owner = self.handle.owner
         status = self._lib.llcuda_set_threads(owner.pointer, threads, threads_batch or threads)
         library.check(status, lambda: f"set_threads({threads})")
 
+    # --- time ---
+
+    @property
+    def timings(self) -> Timings:
+        """Wall clock and counts of each phase since the last `reset_timings`."""
+        c, model = self._read_timings(reset=False), self.model
+        return Timings(
+            load_seconds=model.load_seconds,
+            tokenize_seconds=model.tokenizer_timings.tokenize_seconds,
+            prefill_seconds=c.prefill_ns * 1e-9,
+            decode_seconds=c.decode_ns * 1e-9,
+            sample_seconds=c.sample_ns * 1e-9,
+            detokenize_seconds=model.tokenizer_timings.detokenize_seconds,
+            tokenized_tokens=model.tokenizer_timings.tokenized_tokens,
+            prefill_tokens=c.prefill_tokens,
+            decode_tokens=c.decode_tokens,
+            sampled_tokens=c.sampled_tokens,
+            detokenized_tokens=model.tokenizer_timings.detokenized_tokens,
+            prefill_calls=c.prefill_calls,
+            decode_calls=c.decode_calls,
+            graphs_reused=c.graphs_reused,
+        )
+
+    @property
+    def llama_timings(self) -> dict[str, float]:
+        """llama.cpp's own performance counters since the last `reset_timings`.
+
+        t_p_eval_ms and n_p_eval are milliseconds and tokens of batches of several tokens, t_eval_ms
+        and n_eval those of single tokens, n_reused counts reused graphs.
+        """
+        c = self._read_timings(reset=False)
+        return {
+            "t_p_eval_ms": c.llama_prefill_ms,
+            "t_eval_ms": c.llama_decode_ms,
+            "n_p_eval": c.llama_prefill_tokens,
+            "n_eval": c.llama_decode_tokens,
+            "n_reused": c.graphs_reused,
+        }
+
+    def reset_timings(self) -> None:
+        """Set the times and counts of this context to 0; those of the model stay."""
+        self._read_timings(reset=True)
+
+    def _read_timings(self, reset: bool) -> Any:
+        owner = self.handle.owner
+        timings = self._ffi.new("struct llcuda_timings *")
+        status = self._lib.llcuda_context_timings(owner.pointer, timings, reset)
+        library.check(status, lambda: "timings")
+        return timings
+
+    def _call_hooks(self) -> None:
+        owner = self.handle.owner
+        self._lib.llcuda_context_sync(owner.pointer)
+        c_event = self._ffi.new("struct llcuda_event *")
+        self._lib.llcuda_context_event(owner.pointer, c_event)
+        event = DecodeEvent(
+            phase="decode" if c_event.decode else "prefill",
+            rows=c_event.rows,
+            outputs=c_event.outputs,
+            seconds=c_event.ns * 1e-9,
+        )
+        for hook in list(self.hooks):
+            hook(event)
+
+    # --- life ---
+
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._handle.closed
+        """Whether `close` was called."""
+        return self.handle.closed
 
     def close(self) -> None:
-        """Free the memory; again does nothing. ConcurrencyError while another thread is inside."""
-        if self._handle.closed:
+        """Free the context; calling it again does nothing.
+
+        Raises:
+            ConcurrencyError: Another thread is inside the context.
+        """
+        if self.handle.closed:
             return
-        owner = self._handle.held
+        owner = self.handle.held
         status = self._lib.llcuda_context_close(owner.pointer)
         library.check(status, lambda: "close()")
-        self._handle.close()
+        self.handle.close()
 
     def __enter__(self) -> Context:
         return self
@@ -366,24 +645,29 @@ class Context(Outputs, Reports):
         return f"<llcuda.Context on {self.model.path.name!r}: {state}>"
 
 
+class _CRow:
+    """C's memory as numpy takes it; the array that refers to it keeps the context's memory."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, address: int, size: int, owner: library.Owner) -> None:
+        self.owner = owner
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (size,),
+            "typestr": "<f4",
+            "version": 3,
+        }
+
+
+def _shortened(numbers: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, numbers[:8]))}{', ...' if len(numbers) > 8 else ''}]"
+
+
 def _as_list(row: Any) -> Any:
-    """What C takes as it is; an array as a list."""
+    """Return an array as a list; anything else as it is."""
     return row.tolist() if isinstance(row, np.ndarray) else row
 
 
 def _is_int32(value: Any) -> bool:
     return isinstance(value, int | np.integer) and bool(-(2**31) <= value < 2**31)
-
-
-def _write(path: Any, state: bytes) -> bytes:
-    if path is not None:
-        with open(path, "wb") as file:  # noqa: PTH123 - takes file descriptors and PathLike too
-            file.write(state)
-    return state
-
-
-def _read(state: Any) -> bytes:
-    if isinstance(state, bytes | bytearray | memoryview):
-        return bytes(state)
-    with open(state, "rb") as file:  # noqa: PTH123
-        return file.read()

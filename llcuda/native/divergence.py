@@ -1,4 +1,4 @@
-"""The rows of one context against those of another."""
+"""How far the logits of one context are from those of another."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import ArgumentError
-from llcuda.native import library
+from llcuda.native import layout, library
 from llcuda.native.context import Context
-
-ROW = np.dtype(
-    [
-        ("logprob", "f8"),
-        ("reference_logprob", "f8"),
-        ("divergence", "f8"),
-        ("same_best", "?"),
-    ],
-    align=True,
-)
 
 
 def compare(
     contexts: tuple[Context, Context], tokens: Sequence[int], indices: Sequence[int]
 ) -> npt.NDArray[np.void]:
-    """Return how far the first context's logits are from those of the second, the reference.
+    """Compare rows of the last decode of two contexts.
 
-    indices: of the last decode, as of Context.logits, the same in both. tokens: one for each.
-    A row of the result: log p of the token in both, the Kullback-Leibler divergence
-    sum p log(p / q) with p the reference's, whether both find the same token best. NaN where
-    logits are no numbers.
+    Args:
+        contexts: The context to judge, and the reference.
+        tokens: The token to look up at each row.
+        indices: The index of each row, as in `Context.logits`, the same in both contexts.
+
+    Returns:
+        A structured array, one element a row: `logprob` and `reference_logprob` of the token; the
+        Kullback-Leibler `divergence` sum p log(p / q), with p of the reference; `same_best`,
+        whether both find the same token most probable. NaN where logits are NaN.
+
+    Raises:
+        ArgumentError: `tokens` and `indices` differ in length.
+        NoOutputError: No logits were computed for a row.
     """
     ffi, lib = library.load()
     if len(tokens) != len(indices):
         raise ArgumentError(f"{len(tokens)} tokens, {len(indices)} indices: expected as many")
-    rows = np.empty(len(tokens), ROW)
+    rows = np.empty(len(tokens), layout.dtype("llcuda_comparison"))
+    owners = [context.handle.owner for context in contexts]
     status = lib.llcuda_compare(
-        *(context._handle.owner.pointer for context in contexts),
+        *(owner.pointer for owner in owners),
         len(rows),
         list(indices),
         list(tokens),

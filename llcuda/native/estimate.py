@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -10,25 +12,31 @@ from llcuda.demo import resolve
 from llcuda.errors import ContextError, UnsupportedError
 from llcuda.keywords import PlanKeywords, given_params, split_keywords
 from llcuda.native import callbacks, library
-from llcuda.native.context import Context
+from llcuda.native.c_params import context_params
+from llcuda.native.gguf.check import check_file
 from llcuda.native.gguf.mapped import MappedFile
 from llcuda.native.gguf.metadata import Metadata
 from llcuda.native.gguf.types import GGUFValueType
-from llcuda.native.model import Model
+from llcuda.native.model import load_model
 from llcuda.native.oom import available_memory
 from llcuda.params import ContextParams, ModelParams
 
-MOST_DEVICES = 64
-CELL_RECORD = 64  # bytes that llama.cpp notes for each KV cell, in the simulation too
+MAX_DEVICES = 64
+CELL_SIZE = 64  # bytes that llama.cpp notes for each KV cell, in the simulation too
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
     """What a model and a context take of one device, in bytes.
 
-    name, kind: of the device; "gpu", "igpu" or "cpu".
-    model: weights. kv: KV cells and recurrent states. compute: the buffers of a batch.
-    free, total: what the device has now.
+    Attributes:
+        name: The device's name.
+        kind: "gpu", "igpu" or "cpu".
+        model: Weights.
+        kv: KV cells and recurrent states.
+        compute: Buffers of a batch.
+        free: What is free on the device now.
+        total: What the device has.
     """
 
     name: str
@@ -47,7 +55,14 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a GGUF file says of its model: its architecture's name, and counts, 0 if it does not."""
+    """What the header of a model file says; 0 for a number that it does not say.
+
+    Attributes:
+        architecture: llama.cpp's name of the architecture.
+        tokens: Tokens of the vocabulary.
+        layers: Layers.
+        train_ctx_size: Tokens of the longest text that the model was trained on.
+    """
 
     architecture: str
     tokens: int
@@ -58,7 +73,12 @@ class FileFacts:
 def read_facts(path: str | os.PathLike[str]) -> FileFacts:
     """Return what the header of a model file says.
 
-    Raises ModelNotFoundError, GGUFError for what is no GGUF file, or is damaged.
+    Args:
+        path: The file, or "demo".
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        GGUFError: The file is not a GGUF file, or is damaged.
     """
     file = MappedFile(resolve(os.fspath(path)))
     metadata = Metadata(file)
@@ -67,7 +87,7 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts:
         architecture = ""
 
     def number(key: str) -> int:
-        """The value where it has the type that llama.cpp reads it as."""
+        """Return the value if it has the type that llama.cpp reads it as."""
         known = key in metadata and metadata.type(key) == GGUFValueType.UINT32
         return metadata[key] if known and metadata.count(key) is None else 0
 
@@ -89,15 +109,26 @@ def memory_needed(
     context: ContextParams | None = None,
     **keywords: Unpack[PlanKeywords],
 ) -> list[DeviceMemory]:
-    """Return what a model file and a context on it would take: the GPUs in use, then the CPU.
+    """Return what a model file and a context on it would take of each device.
 
-    keywords: the fields of ModelParams and ContextParams, or one object of each.
-    llama.cpp goes through all it allocates for them without doing it, so the answer is its own;
-    no weight is read. Not included: rows of logits (4 bytes for each vocabulary entry, on the CPU),
-    what CUDA takes for itself, and the tokenizer, which is not looked at.
+    llama.cpp goes through all that it would allocate without doing it, and reads no weight. The
+    answer leaves out rows of logits (4 bytes for each token of the vocabulary, on the CPU), what
+    CUDA takes for itself, and the tokenizer.
 
-    Raises what Model and Context raise for the same file and parameters, UnsupportedError for
-    split_mode="tensor"; only that memory is short is no error.
+    Args:
+        path: The file, or "demo".
+        model: How the model would be loaded.
+        context: How the context would be created.
+        **keywords: The fields of `ModelParams` and `ContextParams`, in place of these.
+
+    Returns:
+        The GPUs in use, then the CPU.
+
+    Raises:
+        ModelError: What `Model` raises for the file; not OutOfMemoryError.
+        ContextError: What `Context` raises for the parameters; not OutOfMemoryError.
+        UnsupportedError: split_mode="tensor".
+        ArgumentError: A parameter is not allowed.
     """
     of_model, of_context = split_keywords(keywords, ModelParams, ContextParams)
     return simulate(
@@ -111,71 +142,83 @@ def memory_needed(
 def simulate(
     path: str | os.PathLike[str], facts: FileFacts, model: ModelParams, context: ContextParams
 ) -> list[DeviceMemory]:
-    """`memory_needed`, with what `read_facts` found."""
+    """Return what `memory_needed` returns, for a file whose facts are known.
+
+    Args:
+        path: The file, or "demo".
+        facts: What `read_facts` returned for it.
+        model: How the model would be loaded.
+        context: How the context would be created.
+
+    Raises:
+        LlcudaError: As `memory_needed`.
+    """
     if model.split_mode == "tensor":
-        raise UnsupportedError('memory cannot be estimated for split_mode="tensor"')
-    with callbacks.repeats_unsaid(), _Outline(path, facts, model) as outline:
-        return _Plan(outline, context).memory_needed()
+        raise UnsupportedError('split_mode="tensor": the memory it takes cannot be estimated')
+    with callbacks.without_repeated_warnings(), _outline(path, facts, model) as pointer:
+        return _memory_needed(pointer, context)
 
 
 def check_loads(path: str | os.PathLike[str]) -> None:
-    """Raise ModelError unless a model file has the weights that its own numbers tell of."""
-    with callbacks.repeats_unsaid(), _Outline(path, read_facts(path), ModelParams(gpu_layers=0)):
+    """Check that a model file has the weights that its own numbers tell of.
+
+    Args:
+        path: The file, or "demo".
+
+    Raises:
+        ModelError: It has not.
+    """
+    facts, params = read_facts(path), ModelParams(gpu_layers=0)
+    with callbacks.without_repeated_warnings(), _outline(path, facts, params):
         pass
 
 
-class _Outline(Model):
-    """A model without its weights and its tokenizer: where they would lie, and how large they are.
+@contextlib.contextmanager
+def _outline(path: str | os.PathLike[str], facts: FileFacts, params: ModelParams) -> Iterator[Any]:
+    """Yield a llama_model without its weights and its tokenizer.
 
-    llama.cpp needs no token for that, only their count; a large vocabulary takes 0.7 s to load.
+    llama.cpp needs no token for an estimate, only their count; a large vocabulary takes long to
+    load.
     """
+    if params.vocab_only:
+        raise ContextError("vocab_only=True: without weights there is no context")
+    overrides = {**params.overrides, "tokenizer.ggml.model": "none"}
+    if facts.tokens:
+        architecture = overrides.get("general.architecture", facts.architecture)
+        overrides[f"{architecture}.vocab_size"] = facts.tokens
+    path = resolve(os.fspath(path))
+    check_file(path)
+    _, lib = library.load()
+    pointer, _ = load_model(path, replace(params, overrides=overrides), allocate=False)
+    try:
+        yield pointer
+    finally:
+        lib.llcuda_model_free(pointer)
 
-    def __init__(self, path: str | os.PathLike[str], facts: FileFacts, params: ModelParams) -> None:
-        if params.vocab_only:
-            raise ContextError("vocab_only=True: without weights there is no context")
-        overrides = {**params.overrides, "tokenizer.ggml.model": "none"}
-        if facts.tokens:
-            architecture = overrides.get("general.architecture", facts.architecture)
-            overrides[f"{architecture}.vocab_size"] = facts.tokens
-        super().__init__(path, params=replace(params, overrides=overrides))
 
-    def _c_params(self, progress: Any, keep: list[Any]) -> Any:
-        c = super()._c_params(progress, keep)
-        c.no_alloc = True
-        c.load_mode = self._lib.LLAMA_LOAD_MODE_NONE
-        return c
-
-
-class _Plan(Context):
-    """A context that is never made: its parameters on an outline."""
-
-    def __init__(self, outline: Model, params: ContextParams) -> None:
-        self.model, self.params = outline, params
-        self._ffi, self._lib = library.load()
-
-    def memory_needed(self) -> list[DeviceMemory]:
-        """Return what the context and its model would take on each device, the CPU last."""
-        ffi, lib = self._ffi, self._lib
-        owner, params = self.model._handle.owner, self._c_params()
-        if params.n_ctx * CELL_RECORD > available_memory():
-            raise ContextError(f"{params.n_ctx} KV cells: too many to count; choose fewer")
-        found = ffi.new("struct llcuda_device_memory[]", MOST_DEVICES)
-        count = lib.llcuda_memory_needed(owner.pointer, params, found, MOST_DEVICES)
-        if count < 0:
-            library.fail(ContextError, f"cannot create a context with {self.params}")
-        kinds = {
-            lib.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
-            lib.GGML_BACKEND_DEVICE_TYPE_IGPU: "igpu",
-        }
-        return [
-            DeviceMemory(
-                ffi.string(device.name).decode(errors="replace"),
-                kinds.get(device.type, "gpu"),
-                device.model,
-                device.context,
-                device.compute,
-                device.free if i < count - 1 else available_memory(),
-                device.total,
-            )
-            for i, device in enumerate(found[0:count])
-        ]
+def _memory_needed(pointer: Any, params: ContextParams) -> list[DeviceMemory]:
+    ffi, lib = library.load()
+    train_ctx_size = lib.llama_model_n_ctx_train(pointer)
+    c_params = context_params(params, train_ctx_size, lib.llama_model_size(pointer))
+    if c_params.n_ctx * CELL_SIZE > available_memory():
+        raise ContextError(f"{c_params.n_ctx} KV cells: too many to count; choose fewer")
+    devices = ffi.new("struct llcuda_device_memory[]", MAX_DEVICES)
+    count = lib.llcuda_memory_needed(pointer, c_params, devices, MAX_DEVICES)
+    if count < 0:
+        library.fail(ContextError, f"cannot create a context with {params}")
+    kinds = {
+        lib.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
+        lib.GGML_BACKEND_DEVICE_TYPE_IGPU: "igpu",
+    }
+    return [
+        DeviceMemory(
+            ffi.string(device.name).decode(errors="replace"),
+            kinds.get(device.type, "gpu"),
+            device.model,
+            device.context,
+            device.compute,
+            device.free if i < count - 1 else available_memory(),
+            device.total,
+        )
+        for i, device in enumerate(devices[0:count])
+    ]

@@ -1,8 +1,8 @@
-"""How much memory a context's KV cells take at least, against what this machine has.
+"""How much memory the KV cells of a context take at least, against what this machine has.
 
-llama.cpp fills the cells with zeros as it makes them: where there is not enough memory, Linux ends
-the process instead of returning an error. The size of a cell is what the model file says, which
-need not be true.
+llama.cpp fills the cells with zeros as it creates them: without enough memory, Linux ends the
+process instead of returning an error. The size of a cell is what the model file says, which need
+not be true.
 """
 
 from __future__ import annotations
@@ -20,38 +20,52 @@ _ELEMENT = {
     "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
 }  # fmt: skip
 
-MOST_OF_PARAMETERS = 4  # layers may differ; a plain transformer stays below 1
+MAX_SHARE_OF_PARAMETERS = 4  # layers may differ; a plain transformer stays below 1
+UNCHECKED = 2**28  # bytes that every machine has
 
 
 def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: bool) -> None:
-    """Raise OutOfMemoryError when the cells alone exceed the memory of the machine and its GPUs."""
+    """Check that the KV cells alone fit the memory of the machine and its GPUs.
+
+    Args:
+        model: The model.
+        cells: KV cells of all sequences.
+        type_k: The type of the keys, as in `ContextParams`.
+        type_v: The type of the values.
+        swa_full: Whether sliding-window layers keep all cells.
+
+    Raises:
+        OutOfMemoryError: The cells do not fit.
+        ContextError: The model file contradicts itself.
+    """
     if model.is_recurrent or model.is_hybrid:
         return
-    key, value = _cell(model)
+    owner = model.handle.owner
+    key, value = _cell(model, owner.pointer)
     # A cell's numbers are products with the rows of two matrices, which are parameters.
-    embedding = max(library.load()[1].llama_model_n_embd(model._handle.owner.pointer), 1)
-    if model.layer_count * (key + value) > MOST_OF_PARAMETERS * model.parameter_count / embedding:
+    embedding = max(library.load()[1].llama_model_n_embd(owner.pointer), 1)
+    limit = MAX_SHARE_OF_PARAMETERS * model.parameter_count / embedding
+    if model.layer_count * (key + value) > limit:
         raise ContextError(
             f"{model.path} contradicts itself: a KV cell of {model.layer_count} layers with "
             f"{key} + {value} numbers, but only {model.parameter_count} parameters"
         )
     layers = model.layer_count if swa_full or not model.sliding_window else 1
     needed = int(cells * layers * (key * _ELEMENT[type_k] + value * _ELEMENT[type_v]))
-    if needed < 2**28:
+    if needed < UNCHECKED:
         return
     gpus = sum(d.total_memory for d in library.devices() if d.kind != "cpu")
     present = available_memory() + gpus
     if needed > present:
         raise OutOfMemoryError(
             f"{cells} KV cells need at least {needed / 2**30:,.1f} GiB, and {present / 2**30:,.1f} "
-            "GiB are free: choose a smaller ctx_size, fewer sequences or a smaller KV type"
+            "GiB are free; choose a smaller ctx_size, fewer sequences or a smaller KV type"
         )
 
 
-def _cell(model: Model) -> tuple[int, int]:
-    """Return how many numbers a cell's key and value have in the first layer."""
+def _cell(model: Model, pointer: Any) -> tuple[int, int]:
+    """Return how many numbers the key and the value of a cell have in the first layer."""
     _, lib = library.load()
-    pointer: Any = model._handle.owner.pointer
     heads = lib.llama_model_n_head_kv(pointer)
     default = lib.llama_model_n_embd(pointer) // max(lib.llama_model_n_head(pointer), 1)
     metadata = model.metadata

@@ -35,7 +35,7 @@ from llcuda.errors import (
 )
 from llcuda.native import callbacks
 from llcuda.native.cuda_build import CudaBuild, Remark, no_gpu, parse
-from llcuda.native.oom import available_memory, shortage
+from llcuda.native.oom import available_memory, oom_message
 
 BUILD_COMMAND = "pip install --no-cache-dir ."
 CUDA_LIBRARY = "libggml-cuda.so"
@@ -259,8 +259,8 @@ def fail(kind: type[LlcudaError], message: str, lines: str | None = None) -> NoR
     lines = errors(ffi, lib) if lines is None else lines
     if "cuda" in lines.lower() and not lib.llcuda_gpus_answer():
         raise _lost(lines)
-    if short := shortage(lines, kind, _free_memory):
-        kind, message = OutOfMemoryError, f"{short} ({message})"
+    if reason := oom_message(lines, kind, _free_memory):
+        kind, message = OutOfMemoryError, f"{reason} ({message})"
     raise kind(f"{message}\n{lines}" if lines else message)
 
 

@@ -1,40 +1,85 @@
-"""A model file in memory: its tokenizer, its metadata, its adapters."""
+"""A model file in memory: its facts, its metadata, its tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, Unpack
+
+import numpy as np
 
 from llcuda.demo import resolve
 from llcuda.errors import (
     ArgumentError,
+    ContextError,
     LoadCancelledError,
     ModelError,
 )
 from llcuda.keywords import ModelKeywords, given_params
 from llcuda.native import callbacks, library
+from llcuda.native.c_params import model_params
 from llcuda.native.gguf.check import check_file, check_tensors
-from llcuda.native.vocabulary import Vocabulary
-from llcuda.params import ModelParams
+from llcuda.native.timings import TokenizerTimings
+from llcuda.params import INT32_MAX, ModelParams, check_number, wrong_value
 from llcuda.progress import progress_bar
 
 Progress = Callable[[float], bool | None]
 
+MAX_TEXT = 2**31 - 17  # bytes, that the tokens of the longest text fit into a C int
+_FAILED = -(2**31)  # what the shim's tokenizer functions answer where llama.cpp threw
 
-class Model(Vocabulary):
-    """A GGUF model; shared by any number of threads and contexts.
 
-    path: a GGUF file (of a split model the first), or "demo" for the model in the package.
-    progress: called with 0.0 to 1.0 while loading; False cancels (LoadCancelledError), an
-        exception cancels and is raised again. True draws a bar on stderr, in a terminal and in a
-        notebook.
-    parameters: the fields of ModelParams, or `params=` with one.
+class Model:
+    """A GGUF model: weights, metadata and tokenizer.
 
-    Raises ModelNotFoundError, ModelError for what is no loadable model, ArgumentError.
+    Any number of threads and contexts may share a model. Use it as a context manager, or call
+    `close`.
+
+    Args:
+        path: A GGUF file (the first one of a split model), or "demo" for the model in the package.
+        progress: Called with 0.0 to 1.0 while the file is loaded. False cancels the load, an
+            exception cancels it and is raised again. True draws a bar on stderr, in a terminal
+            and in a notebook.
+        params: The parameters as one object.
+        **parameters: The fields of `ModelParams`, in place of `params`.
+
+    Attributes:
+        path (Path): The file.
+        params (ModelParams): The parameters in use.
+        size (int): Bytes of the weights.
+        parameter_count (int): Number of weights.
+        description (str): Architecture, size and type, as llama.cpp words it.
+        train_ctx_size (int): Tokens of the longest text that the model was trained on.
+        max_positions (int): Tokens of the longest text that a table of learned positions allows;
+            2**31 - 1 without such a table.
+        embedding_size (int): Numbers of an embedding.
+        layer_count (int): Number of layers.
+        sliding_window (int): Tokens that sliding-window layers look back; 0 without such layers.
+        has_encoder (bool): Whether the model has an encoder.
+        has_decoder (bool): Whether the model has a decoder.
+        is_recurrent (bool): Whether every layer has a recurrent state in place of KV cells.
+        is_hybrid (bool): Whether some layers do.
+        vocab_size (int): Number of tokens.
+        bos (int | None): The token that begins a text.
+        eos (int | None): The token that ends a text.
+        eot (int | None): The token that ends a turn.
+        sep (int | None): The token between two texts.
+        adds_bos (bool): Whether `tokenize` puts BOS first.
+        adds_eos (bool): Whether EOS stands between two texts that are computed as one.
+        adds_sep (bool): Whether SEP does.
+        load_seconds (float): Wall clock of the load.
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        ModelError: The file cannot be loaded; the message has llama.cpp's reason.
+        LoadCancelledError: `progress` returned False.
+        ArgumentError: A parameter is not allowed.
     """
 
     def __init__(
@@ -49,15 +94,17 @@ class Model(Vocabulary):
         self.path = resolve(os.fspath(path))
         check_file(self.path)
         self._ffi, self._lib = library.load()
-        library.sync_log_level(self._lib)
         started = time.perf_counter()
-        self._positions = check_tensors(self.path)
-        self._probed = False  # the first context looks at what the model computes
-        pointer = self._load(progress)
-        self._handle = library.Handle("model", pointer, self._lib.llcuda_model_free)
+        pointer, positions = load_model(self.path, self.params, progress)
+        # handle, vocab and tokenizer_timings are for the rest of llcuda.native.
+        self.handle = library.Handle("model", pointer, self._lib.llcuda_model_free)
         self.load_seconds = time.perf_counter() - started
-        self._open_vocabulary(self._lib.llama_model_get_vocab(pointer))
+        self.max_positions = positions or INT32_MAX
+        self._probed = False
         self._read_facts(pointer)
+        self.vocab = self._lib.llama_model_get_vocab(pointer)
+        self._read_vocabulary()
+        self.tokenizer_timings = TokenizerTimings()
 
     @classmethod
     def from_pretrained(
@@ -71,14 +118,27 @@ class Model(Vocabulary):
     ) -> Self:
         """Load a Hugging Face checkpoint, or a LoRA adapter merged into its base model.
 
-        source, base: see `llcuda.convert`, whose result is kept in the cache until a file of the
-        checkpoint changes. quantization: see `llcuda.quantize`. progress: of both, each from 0.0 to
-        1.0; parameters: as of Model. Raises what they raise.
+        The converted file is cached until a file of the checkpoint changes.
+
+        Args:
+            source: A checkpoint, as for `llcuda.convert`.
+            quantization: The type of the weights, as for `llcuda.quantize`.
+            base: The base model of a LoRA adapter, as for `llcuda.convert`.
+            progress: Called with 0.0 to 1.0 during the conversion, and again during the load.
+            **parameters: The fields of `ModelParams`.
+
+        Returns:
+            The loaded model.
+
+        Raises:
+            LlcudaError: What `llcuda.convert`, `llcuda.quantize` and `Model` raise.
         """
         from llcuda.conversion.convert import convert_cached
 
         path = convert_cached(source, quantization, base=base, progress=progress)
         return cls(path, progress=progress, **parameters)
+
+    # --- facts ---
 
     def _read_facts(self, pointer: Any) -> None:
         lib = self._lib
@@ -92,97 +152,18 @@ class Model(Vocabulary):
         self.is_recurrent: bool = lib.llama_model_is_recurrent(pointer)
         self.is_hybrid: bool = lib.llama_model_is_hybrid(pointer)
         self.sliding_window: int = lib.llama_model_n_swa(pointer)
-        self.description: str = _text(
-            self._ffi, lambda buffer, n: lib.llama_model_desc(pointer, buffer, n)
-        )
-
-    # --- loading ---
-
-    def _load(self, progress: Progress | bool | None) -> Any:
-        with contextlib.ExitStack() as stack:
-            if not (progress is None or isinstance(progress, bool) or callable(progress)):
-                raise ArgumentError(
-                    f"progress={progress!r}: expected a function, True or None",
-                    parameter="progress",
-                )
-            if progress is True:
-                progress = stack.enter_context(progress_bar(f"Loading {self.path.name}"))
-            keep: list[Any] = []
-            params = self._c_params(progress if callable(progress) else None, keep)
-            pointer = self._lib.llcuda_model_load(os.fsencode(self.path), params)
-        wrong = [
-            line
-            for line in library.errors(self._ffi, self._lib, keep=True).splitlines()
-            if "Bad metadata override" in line
-        ]
-        if pointer == self._ffi.NULL:
-            callbacks.reraise()
-            if any(getattr(k, "cancelled", False) for k in keep):
-                raise LoadCancelledError(f"loading {self.path} was cancelled by progress()")
-            library.fail(ModelError, f"cannot load {self.path}")
-        if wrong:
-            self._lib.llcuda_model_free(pointer)
-            raise ArgumentError(
-                f"overrides: {wrong[0].partition('Warning: ')[2]}", parameter="overrides"
-            )
-        return pointer
-
-    def _c_params(self, progress: Progress | None, keep: list[Any]) -> Any:
-        """Translate ModelParams; `keep` holds the C memory that the result refers to."""
-        ffi, lib, params = self._ffi, self._lib, self.params
-        c = lib.llama_model_default_params()
-        c.n_gpu_layers = -1 if params.gpu_layers is None else params.gpu_layers
-        c.split_mode = getattr(lib, f"LLAMA_SPLIT_MODE_{params.split_mode.upper()}")
-        c.main_gpu = params.main_gpu
-        modes = {(False, False): "NONE", (True, False): "MMAP", (False, True): "MLOCK"}
-        mode = modes.get((params.mmap, params.mlock), "MMAP_MLOCK")
-        c.load_mode = getattr(lib, f"LLAMA_LOAD_MODE_{mode}")
-        c.check_tensors = params.check_tensors
-        c.vocab_only = params.vocab_only
-        if params.tensor_split is not None:
-            shares, most = list(params.tensor_split), lib.llama_max_devices()
-            if len(shares) > most:
-                raise ArgumentError(f"tensor_split has {len(shares)} shares, at most {most}")
-            c.tensor_split = split = ffi.new("float[]", shares + [0.0] * (most - len(shares)))
-            keep.append(split)
-        if params.devices is not None:
-            c.devices = devices = ffi.new("ggml_backend_dev_t[]", self._devices(params.devices))
-            keep.append(devices)
-        if params.overrides:
-            c.kv_overrides = overrides = _overrides(ffi, lib, params.overrides)
-            keep.append(overrides)
-        if progress is not None:
-            state = _LoadProgress(progress)
-            handle = ffi.new_handle(state)
-            c.progress_callback = lib.llcuda_on_progress
-            c.progress_callback_user_data = handle
-            keep += [state, handle]
-        return c
-
-    def _devices(self, names: Sequence[str]) -> list[Any]:
-        lib, ffi = self._lib, self._ffi
-        known = {}
-        for i in range(lib.ggml_backend_dev_count()):
-            device = lib.ggml_backend_dev_get(i)
-            known[ffi.string(lib.ggml_backend_dev_name(device)).decode()] = device
-        for name in names:
-            if name not in known:
-                raise ArgumentError(
-                    f"devices: {name!r} is not one of {', '.join(known)}", parameter="devices"
-                )
-        return [*(known[name] for name in names), ffi.NULL]
-
-    # --- facts ---
+        self.description: str = _text(lambda buffer, n: lib.llama_model_desc(pointer, buffer, n))
 
     @property
     def most_positions(self) -> int:
-        """Most tokens that a text may have, by a table of learned positions; else 2**31 - 1."""
-        return self._positions or 2**31 - 1
+        """The old name of `max_positions`."""
+        warnings.warn("most_positions is now max_positions", DeprecationWarning, stacklevel=2)
+        return self.max_positions
 
     @property
     def labels(self) -> list[str]:
-        """The names of a classifier's classes, numbers where the file names none."""
-        owner, ffi, lib = self._handle.owner, self._ffi, self._lib
+        """The names of a classifier's classes; their numbers if the file does not name them."""
+        owner, ffi, lib = self.handle.owner, self._ffi, self._lib
         count = lib.llama_model_n_cls_out(owner.pointer)
         names = [lib.llama_model_cls_label(owner.pointer, i) for i in range(count)]
         return [
@@ -192,28 +173,358 @@ class Model(Vocabulary):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The file's metadata, key -> value as text; arrays are shortened by llama.cpp."""
-        owner = self._handle.owner
-        return MappingProxyType(_metadata(self._ffi, self._lib, "llama_model", owner.pointer))
+        """The metadata of the file as text; llama.cpp shortens arrays."""
+        owner = self.handle.owner
+        return read_metadata("llama_model", owner.pointer)
 
     @property
     def chat_template(self) -> str | None:
-        """The model's Jinja chat template, None without one."""
-        owner = self._handle.owner
+        """The Jinja template of the model's chat format; None without one."""
+        owner = self.handle.owner
         text = self._lib.llama_model_chat_template(owner.pointer, self._ffi.NULL)
         return None if text == self._ffi.NULL else self._ffi.string(text).decode(errors="replace")
 
+    # --- tokenizer ---
+
+    def _read_vocabulary(self) -> None:
+        lib, vocab = self._lib, self.vocab
+        self.vocab_size: int = lib.llama_vocab_n_tokens(vocab)
+        self.bos: int | None = _token(lib.llama_vocab_bos(vocab))
+        self.eos: int | None = _token(lib.llama_vocab_eos(vocab))
+        self.eot: int | None = _token(lib.llama_vocab_eot(vocab))
+        self.sep: int | None = _token(lib.llama_vocab_sep(vocab))
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(vocab)
+        self.adds_eos: bool = lib.llama_vocab_get_add_eos(vocab)
+        self.adds_sep: bool = lib.llama_vocab_get_add_sep(vocab)
+        self._piece_bytes: dict[tuple[int, bool], bytes] = {}
+        self._piece_texts: dict[int, str] = {}
+        self._eog_tokens: frozenset[int] | None = None
+        self._control_tokens: dict[str, int] | None = None
+
+    def tokenize(
+        self, text: str | bytes, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Return the tokens of a text.
+
+        Args:
+            text: The text, or its UTF-8 bytes.
+            add_special: Add the tokens that the model wants around a text (BOS, EOS).
+            parse_special: Read control tokens that are written in the text, for example
+                <|im_end|>, as those tokens. Never use it for text from outside.
+
+        Returns:
+            The tokens.
+
+        Raises:
+            ArgumentError: The text has a lone surrogate, or more than 2 GiB.
+            ModelError: llama.cpp cannot tokenize the text.
+        """
+        started = time.perf_counter()
+        owner = self.handle.owner
+        try:
+            raw = text.encode() if isinstance(text, str) else bytes(memoryview(text))
+        except UnicodeEncodeError as error:
+            raise ArgumentError(
+                f"text cannot be encoded as UTF-8: {error}", parameter="text"
+            ) from None
+        except TypeError:
+            raise ArgumentError(
+                f"text must be str or bytes, not {type(text).__name__}", parameter="text"
+            ) from None
+        if len(raw) > MAX_TEXT:
+            raise ArgumentError(
+                f"text has {len(raw)} bytes: at most {MAX_TEXT} at once", parameter="text"
+            )
+        ffi, lib = self._ffi, self._lib
+        capacity = len(raw) + 4
+        while True:
+            buffer = ffi.new("int32_t[]", capacity)
+            count = lib.llcuda_tokenize(
+                self.vocab, raw, len(raw), buffer, capacity, bool(add_special), bool(parse_special)
+            )
+            if count >= 0:
+                break
+            capacity = -count
+            if count == _FAILED:
+                # llama.cpp replaces invalid UTF-8, but refuses code points past the last.
+                valid = raw.decode(errors="replace").encode()
+                if valid == raw:
+                    library.fail(ModelError, f"this model cannot tokenize {len(raw)} bytes of text")
+                raw, capacity = valid, len(valid) + 4
+        tokens: list[int] = ffi.unpack(buffer, count) if count else []
+        del owner
+        self.tokenizer_timings.tokenize_seconds += time.perf_counter() - started
+        self.tokenizer_timings.tokenized_tokens += len(tokens)
+        return tokens
+
+    def detokenize(
+        self, tokens: Sequence[int], remove_special: bool = False, special: bool = False
+    ) -> str:
+        """Return the text of tokens.
+
+        Args:
+            tokens: The tokens.
+            remove_special: Leave out the tokens that `tokenize` adds.
+            special: Write control tokens as text.
+
+        Returns:
+            The text; bytes that are not UTF-8, such as unfinished characters, become U+FFFD.
+
+        Raises:
+            ArgumentError: A token is outside the vocabulary.
+            ModelError: llama.cpp cannot detokenize the tokens.
+        """
+        started = time.perf_counter()
+        owner = self.handle.owner
+        tokens = list(tokens)
+        for token in tokens:
+            self.check_token(token)
+        ffi, lib = self._ffi, self._lib
+        array = ffi.new("int32_t[]", tokens)
+        capacity = 8 * len(array) + 16
+        for _ in range(2):
+            buffer = ffi.new("char[]", capacity)
+            count = lib.llcuda_detokenize(
+                self.vocab,
+                array,
+                len(array),
+                buffer,
+                capacity,
+                bool(remove_special),
+                bool(special),
+            )
+            if count >= 0:
+                break
+            if count == _FAILED:
+                library.fail(ModelError, f"this model cannot detokenize {len(array)} tokens")
+            capacity = -count
+        text: str = ffi.buffer(buffer, count)[:].decode("utf-8", errors="replace")
+        del owner
+        self.tokenizer_timings.detokenize_seconds += time.perf_counter() - started
+        self.tokenizer_timings.detokenized_tokens += len(array)
+        return text
+
+    def piece(self, token: int) -> str:
+        """Return the text of one token.
+
+        A character that spans several tokens gives U+FFFD in each; decode `piece_bytes` with
+        `llcuda.Utf8Decoder` to get it whole.
+
+        Args:
+            token: The token.
+
+        Returns:
+            The text; empty for a control token.
+
+        Raises:
+            ArgumentError: The token is outside the vocabulary.
+        """
+        try:
+            return self._piece_texts[token]
+        except (KeyError, TypeError):
+            self._piece_texts[token] = text = self.piece_bytes(token).decode(errors="replace")
+            return text
+
+    def piece_bytes(self, token: int, special: bool = False) -> bytes:
+        """Return the bytes of one token.
+
+        Args:
+            token: The token.
+            special: Return the name of a control token, which else has no bytes.
+
+        Returns:
+            The bytes, UTF-8 or a part of it.
+
+        Raises:
+            ArgumentError: The token is outside the vocabulary.
+        """
+        try:
+            return self._piece_bytes[token, special]
+        except (KeyError, TypeError):
+            return self._read_piece(token, special)
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        started = time.perf_counter()
+        owner = self.handle.owner
+        self.check_token(token)
+        capacity = 64
+        while True:
+            buffer = self._ffi.new("char[]", capacity)
+            count = self._lib.llcuda_token_to_piece(
+                self.vocab, token, buffer, capacity, bool(special)
+            )
+            if count >= 0:
+                break
+            if count == _FAILED:
+                library.fail(ModelError, f"this model has no text for token {token}")
+            capacity = -count
+        del owner
+        self._piece_bytes[token, special] = piece = bytes(self._ffi.buffer(buffer, count))
+        self.tokenizer_timings.detokenize_seconds += time.perf_counter() - started
+        self.tokenizer_timings.detokenized_tokens += 1
+        return piece
+
+    def pieces(self) -> tuple[list[bytes], list[int]]:
+        """Return the bytes of every token, and the tokens that have none.
+
+        Returns:
+            The bytes by token, with the name of a token that has no bytes of its own; and those
+            tokens: control tokens and tokens that end a generation.
+
+        Raises:
+            ModelError: The model has no tokenizer.
+        """
+        owner = self.handle.owner
+        ffi, n = self._ffi, self.vocab_size
+        begins, named = ffi.new("int64_t[]", n + 1), ffi.new("int8_t[]", n)
+        capacity = 16 * n
+        for _ in range(2):
+            text = ffi.new("char[]", capacity)
+            size = self._lib.llcuda_pieces(self.vocab, text, capacity, begins, named)
+            if size < 0:
+                library.fail(ModelError, "this model has no texts for its tokens")
+            if size <= capacity:
+                break
+            capacity = size
+        del owner
+        raw, offsets = bytes(ffi.buffer(text, size)), ffi.unpack(begins, n + 1)
+        pieces = [raw[begin:end] for begin, end in pairwise(offsets)]
+        return pieces, [token for token, is_named in enumerate(ffi.unpack(named, n)) if is_named]
+
+    def is_eog(self, token: int) -> bool:
+        """Return whether a token ends a generation, as the end of the text or of the turn.
+
+        Args:
+            token: The token.
+
+        Raises:
+            ArgumentError: The token is outside the vocabulary.
+        """
+        owner = self.handle.owner
+        self.check_token(token)
+        is_eog: bool = self._lib.llama_vocab_is_eog(self.vocab, token)
+        del owner
+        return is_eog
+
+    def is_control(self, token: int) -> bool:
+        """Return whether a token is a control token, which has no text of its own.
+
+        Args:
+            token: The token.
+
+        Raises:
+            ArgumentError: The token is outside the vocabulary.
+        """
+        owner = self.handle.owner
+        self.check_token(token)
+        is_control: bool = self._lib.llama_vocab_is_control(self.vocab, token)
+        del owner
+        return is_control
+
+    @property
+    def eog_tokens(self) -> frozenset[int]:
+        """Every token that ends a generation."""
+        owner = self.handle.owner
+        if self._eog_tokens is None:
+            is_eog = self._lib.llama_vocab_is_eog
+            every = range(self.vocab_size)
+            self._eog_tokens = frozenset(token for token in every if is_eog(self.vocab, token))
+        del owner
+        return self._eog_tokens
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Every control token by its name."""
+        owner = self.handle.owner
+        if self._control_tokens is None:
+            is_control = self._lib.llama_vocab_is_control
+            controls = [token for token in range(self.vocab_size) if is_control(self.vocab, token)]
+            names = {token: self.piece_bytes(token, special=True) for token in controls}
+            self._control_tokens = {
+                name.decode(errors="replace"): token for token, name in names.items()
+            }
+        del owner
+        return self._control_tokens
+
+    def check_token(self, token: int) -> None:
+        """Check a token of a caller.
+
+        Args:
+            token: The token.
+
+        Raises:
+            ArgumentError: It is not a whole number, or outside the vocabulary.
+        """
+        if not isinstance(token, int):
+            try:
+                token = token.__index__()
+            except AttributeError:
+                raise wrong_value("token", token, "expected a whole number") from None
+        if not 0 <= token < self.vocab_size:
+            raise wrong_value("token", token, f"expected 0 to {self.vocab_size - 1}")
+
+    def token_list(self, tokens: Any, parameter: str = "prompt") -> list[int]:
+        """Return tokens of a caller as a list.
+
+        Args:
+            tokens: A sequence of whole numbers, or an array of one dimension.
+            parameter: The name of the caller's parameter, for an error.
+
+        Returns:
+            The tokens as Python integers.
+
+        Raises:
+            ArgumentError: They are not tokens of the vocabulary in one dimension.
+        """
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 1:
+            tokens = tokens.tolist()
+        if not isinstance(tokens, Sequence) or isinstance(
+            tokens, str | bytes | bytearray | memoryview
+        ):
+            kind = type(tokens).__name__
+            raise ArgumentError(
+                f"{parameter} must be str, or tokens in one dimension, not {kind}",
+                parameter=parameter,
+            )
+        checked = [t if type(t) is int else _whole_number(t, parameter) for t in tokens]
+        if checked and not 0 <= min(checked) <= max(checked) < self.vocab_size:
+            wrong = min(checked) if min(checked) < 0 else max(checked)
+            raise ArgumentError(
+                f"token {wrong}: expected 0 to {self.vocab_size - 1}", parameter=parameter
+            )
+        return checked
+
     # --- life ---
+
+    def probe(self, c_params: Any) -> None:
+        """Check once, before the first context, that llama.cpp can compute this model.
+
+        For the rest of llcuda.native.
+
+        Args:
+            c_params: The llama_context_params of that context.
+
+        Raises:
+            ContextError: The file contradicts itself; computing it would end the process.
+        """
+        if self._probed:
+            return
+        with callbacks.without_repeated_warnings():
+            status = self._lib.llcuda_probe(self.handle.owner.pointer, c_params)
+        if status:
+            library.fail(ContextError, f"{self.path} contradicts itself")
+        self._probed = True
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._handle.closed
+        """Whether `close` was called."""
+        return self.handle.closed
 
     def close(self) -> None:
-        """Let go of the model; its memory is freed when the last context on it is closed."""
-        self._handle.close()
-        self._forget_pieces()
+        """Let go of the model. Its memory is freed when the last context on it is closed."""
+        self.handle.close()
+        self._piece_bytes.clear()  # that the next piece is an error of a closed model
+        self._piece_texts.clear()
 
     def __enter__(self) -> Model:
         return self
@@ -226,20 +537,94 @@ class Model(Vocabulary):
         return f"<llcuda.Model {self.path.name!r}: {self.description}, {state}>"
 
 
-class _LoadProgress:
+class _ProgressReport:
     """What the C callback finds behind its user_data."""
 
-    def __init__(self, report: Progress) -> None:
-        self.report = report
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
         self.cancelled = False
 
     def __call__(self, fraction: float) -> bool:
-        self.cancelled = self.report(fraction) is False
+        self.cancelled = self.progress(fraction) is False
         return not self.cancelled
 
 
-def _text(ffi: Any, write: Callable[[Any, int], int]) -> str:
+def load_model(
+    path: Path,
+    params: ModelParams,
+    progress: Progress | bool | None = None,
+    *,
+    allocate: bool = True,
+) -> tuple[Any, int]:
+    """Load a model file with llama.cpp.
+
+    Args:
+        path: The file, which `check_file` has accepted.
+        params: How to load it.
+        progress: As for `Model`.
+        allocate: False leaves out the weights: only where they would lie is decided.
+
+    Returns:
+        The llama_model, which the caller frees, and how many positions its table of learned
+        positions has, 0 without one.
+
+    Raises:
+        ModelError: The file cannot be loaded.
+        LoadCancelledError: `progress` returned False.
+        ArgumentError: A parameter is not allowed.
+    """
+    ffi, lib = library.load()
+    library.sync_log_level(lib)
+    positions = check_tensors(path)
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise wrong_value("progress", progress, "expected a function, True or None")
+    kept: list[Any] = []
+    c = model_params(params, kept)
+    if not allocate:
+        c.no_alloc = True
+        c.load_mode = lib.LLAMA_LOAD_MODE_NONE
+    report = None
+    with contextlib.ExitStack() as stack:
+        if progress is True:
+            progress = stack.enter_context(progress_bar(f"Loading {path.name}"))
+        if callable(progress):
+            report = _ProgressReport(progress)
+            handle = ffi.new_handle(report)
+            c.progress_callback = lib.llcuda_on_progress
+            c.progress_callback_user_data = handle
+        pointer = lib.llcuda_model_load(os.fsencode(path), c)
+    if pointer == ffi.NULL:
+        callbacks.reraise()
+        if report is not None and report.cancelled:
+            raise LoadCancelledError(f"loading {path} was cancelled by progress()")
+        library.fail(ModelError, f"cannot load {path}")
+    for line in library.errors(ffi, lib, keep=True).splitlines():
+        if "Bad metadata override" in line:
+            lib.llcuda_model_free(pointer)
+            problem = f"overrides: {line.partition('Warning: ')[2]}"
+            raise ArgumentError(problem, parameter="overrides")
+    return pointer, positions
+
+
+def read_metadata(prefix: str, pointer: Any) -> Mapping[str, str]:
+    """Return the metadata of a "llama_model" or a "llama_adapter" as text."""
+    _, lib = library.load()
+    count = getattr(lib, f"{prefix}_meta_count")(pointer)
+    read_key = getattr(lib, f"{prefix}_meta_key_by_index")
+    read_value = getattr(lib, f"{prefix}_meta_val_str_by_index")
+    return MappingProxyType(
+        {
+            _text(lambda buffer, n, i=i: read_key(pointer, i, buffer, n)): _text(  # type: ignore[misc]
+                lambda buffer, n, i=i: read_value(pointer, i, buffer, n)  # type: ignore[misc]
+            )
+            for i in range(count)
+        }
+    )
+
+
+def _text(write: Callable[[Any, int], int]) -> str:
     """Return the text that a C function writes into (buffer, size), of any length."""
+    ffi, _ = library.load()
     size = 256
     while True:
         buffer = ffi.new("char[]", size)
@@ -249,31 +634,10 @@ def _text(ffi: Any, write: Callable[[Any, int], int]) -> str:
         size = length + 1
 
 
-def _metadata(ffi: Any, lib: Any, prefix: str, pointer: Any) -> dict[str, str]:
-    """Return the metadata of a model ("llama_model") or adapter ("llama_adapter")."""
-    count = getattr(lib, f"{prefix}_meta_count")(pointer)
-    key_of = getattr(lib, f"{prefix}_meta_key_by_index")
-    value_of = getattr(lib, f"{prefix}_meta_val_str_by_index")
-    return {
-        _text(ffi, lambda buffer, n, i=i: key_of(pointer, i, buffer, n)): _text(  # type: ignore[misc]
-            ffi,
-            lambda buffer, n, i=i: value_of(pointer, i, buffer, n),  # type: ignore[misc]
-        )
-        for i in range(count)
-    }
+def _whole_number(token: Any, parameter: str) -> int:
+    check_number(parameter, token, "int", 0)
+    return int(token)
 
 
-def _overrides(ffi: Any, lib: Any, overrides: Mapping[str, int | float | bool | str]) -> Any:
-    """Return llama.cpp's array of overrides, ended by an empty key."""
-    array = ffi.new("struct llama_model_kv_override[]", len(overrides) + 1)
-    for item, (key, value) in zip(array, overrides.items(), strict=False):
-        item.key = key.encode()
-        if isinstance(value, bool):
-            item.tag, item.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
-        elif isinstance(value, int):
-            item.tag, item.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
-        elif isinstance(value, float):
-            item.tag, item.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
-        else:
-            item.tag, item.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
-    return array
+def _token(token: int) -> int | None:
+    return None if token < 0 else token

@@ -1,4 +1,4 @@
-"""How much memory is free, and what llama.cpp's log says where it was short, as one sentence."""
+"""How much memory is free, and what llama.cpp's log says of too little memory, as one sentence."""
 
 from __future__ import annotations
 
@@ -10,41 +10,49 @@ from pathlib import Path
 from llcuda.errors import ContextError, LlcudaError, ModelError, TensorError
 
 MIB = 2**20
-NOTHING = 64 * MIB  # of a GPU: below, an error of CUDA is taken to be for want of memory
+FULL_GPU = 64 * MIB  # free bytes of a GPU, below which an error of CUDA is taken as out of memory
 SIGNS = ("out of memory", "bad_alloc", "failed to allocate", "unable to allocate")
-Place = tuple[str, int, int]
+FreeMemory = tuple[str, int, int]
 
 
-def shortage(lines: str, kind: type[LlcudaError], places: Callable[[], Sequence[Place]]) -> str:
-    """Return what was asked, what is free and what to do; "" where memory is not the reason.
+def oom_message(
+    log: str, kind: type[LlcudaError], free_memory: Callable[[], Sequence[FreeMemory]]
+) -> str:
+    """Return a sentence on what was asked for, what is free and what to do.
 
-    kind: of the error without it. places: name, free and total bytes of each GPU, or of the
-    machine's memory where there is none.
+    Args:
+        log: The last lines of the C log.
+        kind: The error without this reason; what to do depends on it.
+        free_memory: Returns the name, the free and the total bytes of each GPU, or of the machine's
+            memory without a GPU.
+
+    Returns:
+        The sentence; empty if the log does not tell of too little memory.
     """
-    known = any(sign in lines for sign in SIGNS)
-    if not known and "CUDA error" not in lines:
+    is_known = any(sign in log for sign in SIGNS)
+    if not is_known and "CUDA error" not in log:
         return ""
-    present = places()
-    if not known and all(free >= NOTHING for _, free, _ in present):
+    devices = free_memory()
+    if not is_known and all(free >= FULL_GPU for _, free, _ in devices):
         return ""
     text = "too little memory"
-    if found := re.findall(r"allocating ([\d.]+) MiB on device (\d+)", lines):
-        size, device = found[-1]
+    if requests := re.findall(r"allocating ([\d.]+) MiB on device (\d+)", log):
+        size, device = requests[-1]
         text += f": {float(size):,.0f} MiB more were asked of CUDA{device}"
-    elif found := re.findall(r"buffer of size (\d+)", lines):
-        text += f": {int(found[-1]) / MIB:,.0f} MiB more were asked"
+    elif requests := re.findall(r"buffer of size (\d+)", log):
+        text += f": {int(requests[-1]) / MIB:,.0f} MiB more were asked"
     text += "".join(
         f", {free / MIB:,.0f} of {total / MIB:,.0f} MiB are free on {name}"
-        for name, free, total in present
+        for name, free, total in devices
     )
-    ways = ["free some"]
-    if kind is not TensorError and any(name != "CPU" for name, _, _ in present):
-        ways.append("give fewer gpu_layers")
+    remedies = ["free some"]
+    if kind is not TensorError and any(name != "CPU" for name, _, _ in devices):
+        remedies.append("give fewer gpu_layers")
     if issubclass(kind, ContextError):
-        ways.append("a smaller ctx_size, fewer sequences, type_k and type_v of 'q8_0'")
+        remedies.append("a smaller ctx_size, fewer sequences, type_k and type_v of 'q8_0'")
     elif not issubclass(kind, ModelError | TensorError):
-        ways.append("a smaller ubatch_size")
-    return f"{text}; {', or '.join(ways)}"
+        remedies.append("a smaller ubatch_size")
+    return f"{text}; {', or '.join(remedies)}"
 
 
 def available_memory() -> int:
@@ -53,13 +61,15 @@ def available_memory() -> int:
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             amounts.append(int(line.split()[1]) * 1024)
-    for most, used in (
+    for limit_file, usage_file in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        limit, taken = (_read(f"/sys/fs/cgroup/{name}").strip() for name in (most, used))
-        if limit.isdigit() and taken.isdigit():
-            amounts.append(max(int(limit) - int(taken), 0))
+        limit, usage = (
+            _read(f"/sys/fs/cgroup/{name}").strip() for name in (limit_file, usage_file)
+        )
+        if limit.isdigit() and usage.isdigit():
+            amounts.append(max(int(limit) - int(usage), 0))
     return min(amounts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack
+from typing import Any, NoReturn, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +13,40 @@ import numpy.typing as npt
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
 from llcuda.keywords import SamplingKeywords, given_params
-from llcuda.native import callbacks, chain, library
-from llcuda.params import SamplingParams
-
-if TYPE_CHECKING:
-    from llcuda.native.context import Context
-    from llcuda.native.model import Model
+from llcuda.native import callbacks, library
+from llcuda.native.chain import (
+    STEPS,
+    ChainBuilder,
+    draw_seed,
+    owned_draw,
+    steps_of,
+    superset_of,
+)
+from llcuda.native.context import Context
+from llcuda.native.model import Model
+from llcuda.params import SamplingParams, wrong_value
 
 
 class Sampler:
-    """Chooses tokens from logits. Same seed, same backend, same text.
+    """Chooses tokens from logits; the same seed on the same backend gives the same text.
 
-    parameters: the fields of SamplingParams, or `params=` with one, or `chain=` with steps
-        (`llcuda.steps`). model: bind to this model's vocabulary now, so that a bad grammar or
-        token is an error here; otherwise at the first `sample`.
+    A sampler remembers the tokens that it chose, so it belongs to one sequence, and to one thread
+    at a time.
 
-    Belongs to one text at a time, as it remembers the tokens that it chose; one thread at a time
-    (ConcurrencyError).
+    Args:
+        chain: The steps of `llcuda.samplers` to apply, in order; the last one must choose.
+        params: The parameters as one object, in place of `chain`.
+        model: Bind to the vocabulary of this model now, so that a grammar or a token that does not
+            fit is an error here; else the first `sample` binds.
+        **parameters: The fields of `SamplingParams`, in place of `params` and `chain`.
+
+    Attributes:
+        params (SamplingParams | None): The parameters in use; None with `chain`.
+
+    Raises:
+        ArgumentError: A parameter is not allowed.
+        GrammarError: The grammar does not parse.
+        ConcurrencyError: From every method, while another thread is inside the sampler.
     """
 
     def __init__(
@@ -48,15 +65,17 @@ class Sampler:
         )
         self._given_chain = None if chain is None else _check_chain(chain)
         self._seed = self.params.seed if self.params else None
-        self._bound: Any = None
-        self._handle: library.Handle | None = None
+        self._vocab: Any = None
+        # handle and sampling, once bound, are for the rest of llcuda.native.
+        self.handle: library.Handle | None = None
+        self.sampling: Any = None
         self._lock = threading.Lock()
         if model is not None:
-            self._bind(model)
+            self.bind(model)
 
     @property
     def seed(self) -> int:
-        """The seed in use; drawn at random when none was given."""
+        """The seed in use; drawn at random if none was given."""
         if self._seed is None:
             self._seed = self._seed_of_chain()
         return self._seed
@@ -65,7 +84,7 @@ class Sampler:
         for step in self._given_chain or ():
             if getattr(step, "seed", None) is not None:
                 return int(step.seed)  # type: ignore[attr-defined]
-        return chain.draw_seed()
+        return draw_seed()
 
     @property
     def chain(self) -> list[steps.Step]:
@@ -73,31 +92,47 @@ class Sampler:
         if self._given_chain is not None:
             return list(self._given_chain)
         assert self.params is not None
-        return chain.steps_of(self.params, self.seed)
+        return steps_of(self.params, self.seed)
 
-    def _bind(self, model: Model) -> None:
-        if self._bound is not None:
-            raise ArgumentError("this sampler belongs to another model; make a new one")
+    def bind(self, model: Model) -> None:
+        """Bind to the vocabulary of a model, unless already bound to it.
+
+        Args:
+            model: The model.
+
+        Raises:
+            ArgumentError: The sampler belongs to another model, or a token is outside the
+                vocabulary.
+            GrammarError: The grammar does not parse.
+        """
+        if self._vocab is model.vocab:
+            return
+        if self._vocab is not None:
+            raise ArgumentError(
+                "this sampler belongs to another model",
+                parameter="model",
+                remedy="create one for each model",
+            )
         self._ffi, self._lib = library.load()
-        owner = model._handle.owner
-        builder = chain.Builder(model._vocab, model.vocab_size, self.seed)
+        owner = model.handle.owner
+        builder = ChainBuilder(model.vocab, model.vocab_size, self.seed)
         pointer = builder.build(self.chain)
-        draw = builder.draw(self.chain)
+        draw = builder.device_draw(self.chain)
         self._attach(model, pointer, owner, builder.handles, draw)
 
     def _attach(
         self, model: Model, pointer: Any, owner: library.Owner, handles: list[Any], draw: Any
     ) -> None:
         self._model = model
-        self._bound = model._vocab
+        self._vocab = model.vocab
         self._step_handles = handles
-        self._handle = library.Handle("sampler", pointer, self._lib.llama_sampler_free, owner)
+        self.handle = library.Handle("sampler", pointer, self._lib.llama_sampler_free, owner)
         self._token = self._ffi.new("int32_t *")
-        self._draw = draw  # what a device does instead of the chain
-        steps_ = self.chain
-        superset, extras = chain.superset_of(steps_)
+        self._draw = draw  # what a device does in place of the chain
+        chain = self.chain
+        superset, extras = superset_of(chain)
         self._extras = self._ffi.new("int32_t[]", extras)
-        self._sampling = self._ffi.new(
+        self.sampling = self._ffi.new(
             "struct llcuda_sampling *",
             {
                 "chain": pointer,
@@ -106,71 +141,90 @@ class Sampler:
                 "n_extras": len(extras),
                 "extras": self._extras,
                 "forced": -1,
-                "ranked": isinstance(steps_[0], steps.TopK | steps.Greedy),
-                "local": any(isinstance(step, steps.Python) for step in steps_),
+                "ranked": isinstance(chain[0], steps.TopK | steps.Greedy),
+                "local": any(isinstance(step, steps.Python) for step in chain),
             },
         )
 
     def sample(self, context: Context, i: int = -1) -> int:
-        """Choose a token from the logits at `i` of the last decode, and accept it.
+        """Choose a token from logits of the last decode, and accept it.
 
-        i: index of the token in the last `decode` call; negative counts the computed rows from
-            the last one.
-        Raises NoOutputError, SamplingError (no candidate left), and what a Python step raises.
+        Args:
+            context: The context.
+            i: The index of the row, as in `Context.logits`.
+
+        Returns:
+            The token.
+
+        Raises:
+            NoOutputError: No logits were computed for the row.
+            SamplingError: No candidate is left.
+            Exception: What a Python step raised.
         """
-        if context.model._vocab is not self._bound:
-            self._bind(context.model)
-        owner, _alive = context._handle.owner, self._handle.owner  # type: ignore[union-attr]
+        if context.model.vocab is not self._vocab:
+            self.bind(context.model)
+        owner, _alive = context.handle.owner, self.handle.owner  # type: ignore[union-attr]
         if not self._lock.acquire(False):
-            self._busy()
+            self._raise_busy()
         try:
-            status = self._lib.llcuda_sample(owner.pointer, self._sampling, i, self._token)
+            status = self._lib.llcuda_sample(owner.pointer, self.sampling, i, self._token)
             token: int = self._token[0]
         except (TypeError, OverflowError):
-            raise ArgumentError(f"index {i!r}: expected a whole number") from None
+            raise wrong_value("i", i, "expected a whole number") from None
         finally:
             self._lock.release()
         if status:
-            self._fail(status, lambda: f"logits of token {i}; {context._outputs_text()}")
+            self._fail(status, lambda: f"logits of token {i}; {context.describe_outputs()}")
         return token
 
     def sample_logits(self, logits: npt.ArrayLike, model: Model | None = None) -> int:
-        """Choose a token from logits of one's own, shape (vocab_size,), and accept it."""
-        if self._bound is None and model is None:
-            raise ArgumentError("this sampler has no model yet: give model=")
-        if model is not None and model._vocab is not self._bound:
-            self._bind(model)
+        """Choose a token from given logits, and accept it.
+
+        Args:
+            logits: Numbers of shape (vocab_size,).
+            model: The model, for a sampler that is not bound yet.
+
+        Returns:
+            The token.
+
+        Raises:
+            ArgumentError: The logits are not numbers of that shape, or `model` is missing.
+            SamplingError: No candidate is left.
+        """
+        self._bind_to(model)
         try:
             row = np.ascontiguousarray(logits, dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise ArgumentError(f"logits must be numbers: {error}") from None
+            raise ArgumentError(f"logits must be numbers: {error}", parameter="logits") from None
         if row.shape != (self._model.vocab_size,):
             raise ArgumentError(
-                f"logits of shape {row.shape}: expected ({self._model.vocab_size},)"
+                f"logits: shape {row.shape}, expected ({self._model.vocab_size},)",
+                parameter="logits",
             )
-        owner = self._handle.owner  # type: ignore[union-attr]
+        owner = self.handle.owner  # type: ignore[union-attr]
         data = self._ffi.from_buffer("float[]", row)
-        with self._alone():
+        with self._locked():
             status = self._lib.llcuda_sample_logits(owner.pointer, data, len(row), self._token)
             token = int(self._token[0])
         if status:
-            self._fail(status, lambda: "logits of one's own")
+            self._fail(status, lambda: "given logits")
         return token
 
     def accept(self, token: int, model: Model | None = None) -> None:
-        """Tell the chain of a token that it did not choose (a prompt's, a forced one).
+        """Tell the chain of a token that it did not choose, such as one of a prompt.
 
-        Raises SamplingError when the grammar does not allow it.
+        Args:
+            token: The token.
+            model: The model, for a sampler that is not bound yet.
+
+        Raises:
+            ArgumentError: The token is outside the vocabulary, or `model` is missing.
+            SamplingError: The grammar does not allow the token.
         """
-        if self._bound is None:
-            if model is None:
-                raise ArgumentError("this sampler has no model yet: give model=")
-            self._bind(model)
-        elif model is not None and model._vocab is not self._bound:
-            self._bind(model)
+        self._bind_to(model)
         self._model.check_token(token)
-        owner = self._handle.owner  # type: ignore[union-attr]
-        with self._alone():
+        owner = self.handle.owner  # type: ignore[union-attr]
+        with self._locked():
             status = self._lib.llcuda_sampler_accept(owner.pointer, token)
             if self._draw and not status:
                 self._lib.llcuda_draw_accept(self._draw, token)
@@ -178,10 +232,10 @@ class Sampler:
             self._fail(status, lambda: f"token {token} is not accepted")
 
     def reset(self) -> None:
-        """Forget the accepted tokens and start the seed anew."""
-        if self._handle is not None:
-            owner = self._handle.owner
-            with self._alone():
+        """Forget the accepted tokens and restart the random numbers from the seed."""
+        if self.handle is not None:
+            owner = self.handle.owner
+            with self._locked():
                 status = self._lib.llcuda_sampler_reset(owner.pointer)
                 if self._draw:
                     self._lib.llcuda_draw_reset(self._draw)
@@ -189,22 +243,26 @@ class Sampler:
                 self._fail(status, lambda: "reset")
 
     def close(self) -> None:
-        """Free the chain, which holds the model; again does nothing. Its settings can be read."""
-        if self._handle is not None:
-            self._handle.close()
+        """Free the chain and let go of the model; the settings stay readable."""
+        if self.handle is not None:
+            self.handle.close()
 
     def clone(self) -> Sampler:
-        """Return a copy in the same state: it goes on as this one would."""
+        """Return a copy in the same state, which would choose the same tokens.
+
+        Raises:
+            SamplingError: llama.cpp cannot clone the chain.
+        """
         copy = Sampler.__new__(Sampler)
         copy.params, copy._given_chain, copy._seed = self.params, self._given_chain, self.seed
-        copy._bound = copy._handle = None
+        copy._vocab = copy.handle = copy.sampling = None
         copy._lock = threading.Lock()
-        if self._handle is not None:
+        if self.handle is not None:
             copy._ffi, copy._lib = self._ffi, self._lib
-            owner = self._handle.owner
-            with self._alone():
+            owner = self.handle.owner
+            with self._locked():
                 pointer = self._lib.llcuda_sampler_clone(owner.pointer)
-                draw = self._draw and chain.own_draw(self._lib.llcuda_draw_clone(self._draw))
+                draw = self._draw and owned_draw(self._lib.llcuda_draw_clone(self._draw))
             callbacks.reraise()
             if pointer == self._ffi.NULL:
                 library.fail(SamplingError, "this chain cannot be cloned")
@@ -212,17 +270,25 @@ class Sampler:
             copy._attach(self._model, pointer, owner.parent, self._step_handles, draw)
         return copy
 
+    def _bind_to(self, model: Model | None) -> None:
+        if model is not None:
+            self.bind(model)
+        elif self._vocab is None:
+            raise ArgumentError(
+                "this sampler has no model yet", parameter="model", remedy="give model="
+            )
+
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other threads, and a step of this chain, out of the chain."""
+    def _locked(self) -> Iterator[None]:
+        """Keep other threads, and a Python step of this chain, out of the chain."""
         if not self._lock.acquire(False):
-            self._busy()
+            self._raise_busy()
         try:
             yield
         finally:
             self._lock.release()
 
-    def _busy(self) -> NoReturn:
+    def _raise_busy(self) -> NoReturn:
         raise ConcurrencyError("another thread, or a step of its own, is inside this sampler")
 
     def _fail(self, status: int, message: Any) -> None:
@@ -237,11 +303,12 @@ class Sampler:
 
 def _check_chain(given: Sequence[steps.Step]) -> list[steps.Step]:
     if not isinstance(given, Sequence):
-        raise ArgumentError(f"chain={given!r}: expected a list of steps", parameter="chain")
+        raise wrong_value("chain", given, "expected a list of steps")
     checked = list(given)
     for step in checked:
-        if type(step) not in chain.STEPS:
-            raise ArgumentError(f"chain: {step!r} is no step of llcuda.steps", parameter="chain")
+        if type(step) not in STEPS:
+            problem = f"chain: {step!r} is not a step of llcuda.samplers"
+            raise ArgumentError(problem, parameter="chain")
     if not checked or not checked[-1].chooses:
         raise ArgumentError(
             "chain: the last step must choose (Greedy, Distribution, Mirostat, MirostatV2, "

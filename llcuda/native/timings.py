@@ -1,7 +1,4 @@
-"""Where the time goes: the phases of a context and one decode's report.
-
-Times are seconds of wall clock; token counts are whole numbers.
-"""
+"""Where the time goes: counts and wall clock of a model's tokenizer, a context and one decode."""
 
 from __future__ import annotations
 
@@ -10,10 +7,13 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class DecodeEvent:
-    """What one call of `Context.decode` did; handed to each hook.
+    """What one call of `Context.decode` or `Context.decode_batch` did; passed to each hook.
 
-    phase: "decode" when every row belongs to another sequence, else "prefill".
-    rows: tokens computed. outputs: rows of logits. seconds: wall clock, the device waited for.
+    Attributes:
+        phase: "decode" if every row belongs to another sequence, else "prefill".
+        rows: Tokens computed.
+        outputs: Rows of logits computed.
+        seconds: Wall clock, with the wait for the device.
     """
 
     phase: str
@@ -24,10 +24,26 @@ class DecodeEvent:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall clock and counts of each phase.
+    """Wall clock in seconds and counts of each phase, since the last reset.
 
-    load, tokenize and detokenize belong to the model, with all its users; prefill, decode and
-    sample to the context. graphs_reused: decodes that reused the last compute graph.
+    Load, tokenize and detokenize belong to the model and count all its users; they are never
+    reset.
+
+    Attributes:
+        load_seconds: Loading the model.
+        tokenize_seconds: `Model.tokenize`.
+        prefill_seconds: Decodes with several rows of one sequence.
+        decode_seconds: Decodes whose rows belong to different sequences.
+        sample_seconds: Choosing tokens.
+        detokenize_seconds: `Model.detokenize`, and the first `Model.piece` of each token.
+        tokenized_tokens: Tokens that `Model.tokenize` returned.
+        prefill_tokens: Rows of prefills.
+        decode_tokens: Rows of decodes.
+        sampled_tokens: Tokens chosen.
+        detokenized_tokens: Tokens turned into text.
+        prefill_calls: Prefills.
+        decode_calls: Decodes.
+        graphs_reused: Calls that reused the compute graph of the call before.
     """
 
     load_seconds: float = 0.0
@@ -60,3 +76,13 @@ class Timings:
         """Return every field and both rates, ready for JSON."""
         rates = ("prefill_tokens_per_second", "decode_tokens_per_second")
         return {**asdict(self), **{name: getattr(self, name) for name in rates}}
+
+
+@dataclass(slots=True)
+class TokenizerTimings:
+    """What a model adds up for the `Timings` of its contexts."""
+
+    tokenize_seconds: float = 0.0
+    detokenize_seconds: float = 0.0
+    tokenized_tokens: int = 0
+    detokenized_tokens: int = 0

@@ -161,7 +161,7 @@ def _compute(wanted: list[Node]) -> None:
         order = _in_order(wanted)
         used = [node.memory for node in order]
         places = {node: place for place, node in enumerate(order)}
-        records = bytearray(native.RECORD.size * len(order))
+        records = bytearray(native.node_record().size * len(order))
         for place, node in enumerate(order):
             _pack(records, place, node, places, results.get(node))
         names = list(dict.fromkeys(node.op for node in order if node.op not in ("LEAF", "VIEW")))
@@ -207,9 +207,10 @@ def _pack(
         for size, stride in zip(reversed(node.shape), reversed(node.strides), strict=True)
     ) or (step,)
     strides += (beyond,) * (MAX_DIMS - len(strides))
-    native.RECORD.pack_into(
+    record = native.node_record()
+    record.pack_into(
         records,
-        place * native.RECORD.size,
+        place * record.size,
         native.constant("LLCUDA_OP_LEAF" if known else f"LLCUDA_OP_{node.op}"),
         node.dtype.number,
         *sizes,

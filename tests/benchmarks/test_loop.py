@@ -105,6 +105,6 @@ def test_python_loop_against_c(model: Model, context: Context, tmp_path: Path) -
 def _addresses(context: Context, sampler: Sampler) -> tuple[int, int]:
     """The C addresses of a context and a chain; only this comparison needs them."""
     ffi, lib = library.load()
-    raw = lib.llcuda_context_raw(context._handle.owner.pointer)
-    assert sampler._handle is not None
-    return int(ffi.cast("intptr_t", raw)), int(ffi.cast("intptr_t", sampler._handle.owner.pointer))
+    raw = lib.llcuda_context_raw(context.handle.owner.pointer)
+    assert sampler.handle is not None
+    return int(ffi.cast("intptr_t", raw)), int(ffi.cast("intptr_t", sampler.handle.owner.pointer))

@@ -180,7 +180,7 @@ def test_a_closed_engine_lets_go_of_the_model(model: Model) -> None:
     gc.disable()
     try:
         with Model(model.path) as own:
-            owner = weakref.ref(own._handle.owner)
+            owner = weakref.ref(own.handle.owner)
             with Engine(own, n_parallel=2, ctx_size=256, threads=1, queue_size=1) as engine:
                 kept = [engine.submit("Once", max_tokens=5), engine.submit("Once", **ENDLESS)]
                 kept[0].result(10)

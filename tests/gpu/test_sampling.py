@@ -59,7 +59,7 @@ def expected_shares(logits: Float64, asked: dict[str, Any]) -> dict[int, float]:
 )
 def test_draws_follow_the_softmax(asked: dict[str, Any], context: Context, gpu_demo: Model) -> None:
     """Chi-square over 100,000 draws: within 4 standard deviations, and nothing is drawn outside."""
-    assert context._lib.llcuda_context_reduces(context._handle.owner.pointer)
+    assert context.samples_on_device
     shares = expected_shares(np.array(context.logits(0), dtype=np.float64), asked)
     rows = BatchSampler(
         context, [Sampler(seed=1000 + i, model=gpu_demo, **asked) for i in range(ROWS)]

@@ -225,7 +225,7 @@ class TestClosing:
         model = Model(model_files["llama"])
         context = Context(model, threads=1, ctx_size=256)
         context.decode([1])
-        owner = weakref.ref(model._handle.owner)
+        owner = weakref.ref(model.handle.owner)
         model.close()
         with pytest.raises(ClosedError, match="model"):
             context.decode([2])
@@ -259,7 +259,7 @@ class TestClosing:
         finalizers = []
         for number in range(1000):
             context = Context(model, ctx_size=256, threads=1)
-            finalizers.append(context._handle.owner.finalizer)
+            finalizers.append(context.handle.owner.finalizer)
             if number % 2:
                 context.close()
         del context

@@ -10,7 +10,7 @@ import pytest
 
 from llcuda import Context, Model
 from llcuda.errors import ArgumentError, BatchError, ContextError, StateError, UnsupportedError
-from llcuda.native.memory import _HEADER, _checksum
+from llcuda.native.memory import HEADER, checksum
 
 Make = Callable[..., Context]
 TOLERANCE = {"rtol": 0, "atol": 5e-3}  # as in test_decode.py
@@ -259,7 +259,7 @@ class TestState:
         """The header is compared, the payload has a checksum."""
         context.decode([1, 2, 3])
         state = bytearray(context.save_state(seq=0))
-        for position in [*range(_HEADER.size), *range(_HEADER.size, len(state), 97)]:
+        for position in [*range(HEADER.size), *range(HEADER.size, len(state), 97)]:
             state[position] ^= 0x10
             with pytest.raises(StateError):
                 context.load_state(state, seq=0)
@@ -306,9 +306,9 @@ class TestState:
             context = make_context(model, sequences=2)
             context.decode(PROMPT)
             state = context.save_state(seq=seq)
-            header = list(_HEADER.unpack_from(state))
+            header = list(HEADER.unpack_from(state))
             for _ in range(60):
-                payload = bytearray(state[_HEADER.size :])
+                payload = bytearray(state[HEADER.size :])
                 for _ in range(random.integers(1, 4)):
                     at = int(random.integers(0, min(len(payload), 300)))
                     size = min(int(random.choice([1, 4, 8])), len(payload) - at)
@@ -316,9 +316,9 @@ class TestState:
                     payload[at : at + size] = struct.pack("<Q", value)[:size]
                 if random.random() < 0.3:
                     del payload[int(random.integers(0, len(payload))) :]
-                header[5], header[6] = _checksum(tuple(header[:5]), payload), len(payload)
+                header[5], header[6] = checksum(tuple(header[:5]), payload), len(payload)
                 try:
-                    context.load_state(_HEADER.pack(*header) + payload, seq=seq)
+                    context.load_state(HEADER.pack(*header) + payload, seq=seq)
                     context.decode([1])
                 except (StateError, BatchError, UnsupportedError, RuntimeError):
                     pass

@@ -11,7 +11,7 @@ from llcuda.errors import (
     ModelError,
     OutOfMemoryError,
 )
-from llcuda.native.oom import shortage
+from llcuda.native.oom import oom_message
 from tests.support.programs import run
 
 # One arena: that of a thread would have room that the limit does not see.
@@ -128,7 +128,7 @@ def test_what_the_log_says_of_memory(
     lines: str, kind: type[LlcudaError], places: list[tuple[str, int, int]], expected: str
 ) -> None:
     """What was asked, what is free and what to do; nothing where the reason is another."""
-    found = shortage(lines, kind, lambda: places)
+    found = oom_message(lines, kind, lambda: places)
     assert bool(found) == bool(expected)
     assert expected in found
 

@@ -114,7 +114,7 @@ class Collector:
         _, lib = library.load()
         pointer = lib.llcuda_imatrix_new(bool(output))
         self._handle = library.Handle("matrix", pointer, lib.llcuda_imatrix_free)
-        self.context: Context = _Listening(model, self._handle.owner, parameters)
+        self.context: Context = _CollectingContext(model, self._handle.owner, parameters)
 
     def entries(self) -> dict[str, Entry]:
         """Return a copy of what was added up; DecodeError where that is not finite."""
@@ -133,15 +133,16 @@ class Collector:
         return found
 
 
-class _Listening(Context):
-    """A context that keeps the matrix alive which it adds to."""
+class _CollectingContext(Context):
+    """A context that adds what it computes to a matrix, and keeps the matrix alive."""
 
     def __init__(self, model: Model, matrix: library.Owner, parameters: dict[str, Any]) -> None:
         self._matrix = matrix
         super().__init__(model, **parameters)
 
-    def _c_params(self) -> Any:
-        params = self._ffi.new("struct llama_context_params *", super()._c_params())
+    def c_params(self) -> Any:
+        """Return the parameters as llama_context_params, with the matrix as their callback."""
+        params = self._ffi.new("struct llama_context_params *", super().c_params())
         self._lib.llcuda_imatrix_collect_into(params, self._matrix.pointer)
         return params[0]
 

@@ -166,7 +166,7 @@ class Job:
 
     def plan(self) -> QuantizePlan:
         """Return what llama.cpp would make of the tensors; ArgumentError for useless overrides."""
-        with callbacks.repeats_unsaid():
+        with callbacks.without_repeated_warnings():
             lines = self._lib.llcuda_quantize_plan(os.fsencode(self.path), self.c_params())
         if lines == self._ffi.NULL:
             library.fail(ModelError, f"cannot quantise {self.path}")
