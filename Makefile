@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ORACLES := .venv-oracles
 DOCS   := .venv-docs
-NATIVE := $(wildcard build/*.* build/cdef/* llcuda/native/shim/*) pyproject.toml vendor/llama.cpp.toml
+NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pyproject.toml vendor/llama.cpp.toml
 
 .PHONY: demo test real lint docs oracles bench wheel wheel-cuda clean
 

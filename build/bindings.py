@@ -17,7 +17,7 @@ SHIM = HERE.parent / "llcuda" / "native" / "shim"
 # A file uses what is before it.
 DECLARED = ("ggml", "ggml-tensor", "ggml-backend", "llama", "callbacks")
 SOURCES = [HERE / "cdef" / f"{name}.h" for name in DECLARED]
-SOURCES += [SHIM / "shim.h", SHIM / "tensor.h"]
+SOURCES += [SHIM / "shim.h", SHIM / "tensor" / "tensor.h"]
 
 
 def main(output: Path) -> None:
@@ -25,9 +25,8 @@ def main(output: Path) -> None:
     ffi = FFI()
     for source in SOURCES:
         ffi.cdef(source.read_text())
-    headers = (
-        '#include "llama.h"\n#include "ggml-backend.h"\n#include "shim.h"\n#include "tensor.h"\n'
-    )
+    includes = ("llama.h", "ggml-backend.h", "shim.h", "tensor/tensor.h")
+    headers = "".join(f'#include "{name}"\n' for name in includes)
     ffi.set_source("llcuda.native._llama", headers, py_limited_api=True)
     ffi.emit_c_code(str(output))
 

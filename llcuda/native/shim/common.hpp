@@ -23,7 +23,20 @@ void * llcuda_on_step_clone(void * handle);
 void llcuda_on_step_free(void * handle);
 }
 
+// Compiled for several processors, and the best chosen at load: for loops that the compiler vectorises.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SHIM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define SHIM_CLONES
+#endif
+
 namespace shim {
+
+// Threads pay where they save milliseconds; waking them costs more than that on a busy machine.
+constexpr double WORTH_THREADS_NS = 3e6;
+
+// Python's main thread, as pthread_self() names it.
+extern uint64_t main_thread;
 
 // Append a line to this thread's errors.
 void add_error(const std::string & line);
@@ -84,10 +97,6 @@ struct FaultsOff {
     FaultsOff(const FaultsOff &) = delete;
     void * landing_;
 };
-
-// lazy.cpp: a grammar that begins at a pattern or token; null when it does not parse.
-llama_sampler * lazy_grammar_new(const llama_vocab * vocab, const char * grammar, const char * root,
-                                 const char ** patterns, size_t n_patterns, const int32_t * tokens, size_t n_tokens);
 
 inline int64_t now_ns() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(

@@ -43,14 +43,14 @@ bool         llcuda_backend_load(const char * path);
 int          llcuda_memory_now(ggml_backend_dev_t device, size_t * free, size_t * total);
 bool         llcuda_gpus_answer(void);        // false: a GPU failed for this process
 
-// --- gguf.cpp ---
+// --- gguf/check.cpp ---
 
 // Refuses a file whose tensor types would end the process while it computes; damage that
 // llama.cpp reports by itself is none of its business. positions: what a table of learned
 // positions holds, 0 without one.
 int llcuda_gguf_check(const char * path, int64_t * positions);
 
-// --- gguf_reader.cpp ---
+// --- gguf/reader.cpp ---
 
 // A key and its value. key, value: offsets in the file, of a text's first byte; type: a gguf_type, of the
 // elements in an array. size: bytes of the value.
@@ -86,7 +86,7 @@ int llcuda_gguf_texts(const char * data, size_t size, int64_t n, int64_t * start
 int llcuda_gguf_floats(const char * data, uint64_t size, int type, float * values);
 int llcuda_gguf_validate(const char * data, uint64_t size, int type);
 
-// --- model.cpp ---
+// --- decode/model.cpp ---
 
 void llcuda_model_free(struct llama_model * model);  // nothing when a GPU failed
 struct llama_model * llcuda_model_load(const char * path, struct llama_model_params params);
@@ -100,13 +100,13 @@ int32_t llcuda_token_to_piece(const struct llama_vocab * vocab, int32_t token, c
 int64_t llcuda_pieces(const struct llama_vocab * vocab, char * text, int64_t capacity, int64_t * begins, int8_t * names);
 struct llama_adapter_lora * llcuda_adapter_load(struct llama_model * model, const char * path);
 
-// --- probe.cpp ---
+// --- decode/probe.cpp ---
 
 // Looks at the operations of a model before the first context computes them: LLCUDA_INVALID_FILE for
 // parameters that would end the process.
 int llcuda_probe(struct llama_model * model, struct llama_context_params params);
 
-// --- estimate.cpp ---
+// --- decode/estimate.cpp ---
 
 // Bytes on one device; type: a ggml_backend_dev_type.
 struct llcuda_device_memory {
@@ -119,7 +119,7 @@ struct llcuda_device_memory {
 int llcuda_memory_needed(struct llama_model * model, struct llama_context_params params,
                          struct llcuda_device_memory * devices, int32_t capacity);
 
-// --- quantize.cpp ---
+// --- gguf/quantize.cpp ---
 
 // Writes a model file with other types. report: gets the share that is done after each tensor; what it
 // answers with false is LLCUDA_ABORTED. A target without its last bytes is LLCUDA_EXCEPTION.
@@ -134,7 +134,7 @@ int     llcuda_search(const char * pattern, const char ** texts, int64_t n, bool
 // Bytes of a tensor in a model file, 0 without it, or a status below 0.
 int64_t llcuda_tensor_size(const char * path, const char * name);
 
-// --- imatrix.cpp ---
+// --- gguf/imatrix.cpp ---
 
 struct llcuda_imatrix;
 
@@ -157,7 +157,7 @@ void llcuda_imatrix_get(const struct llcuda_imatrix * matrix, int64_t i, struct 
 int  llcuda_imatrix_write(const char * path, const struct llcuda_imatrix_entry * entries, int64_t n_entries,
                           const char ** datasets, int64_t n_datasets, uint32_t chunks, uint32_t chunk_size);
 
-// --- nf4.cpp ---
+// --- tensor/nf4.cpp ---
 
 enum { LLCUDA_NF4_LARGEST_BLOCK = 4096 };
 
@@ -175,7 +175,7 @@ int llcuda_nf4_on_gpu(uintptr_t packed, uintptr_t absmax, const float * code, in
 bool llcuda_nf4_quantize(const float * values, int64_t n, int32_t block_size, const float * bounds,
                          const uint8_t * codes, uint8_t * packed, float * absmax);
 
-// --- context.cpp ---
+// --- decode/context.cpp, outputs.cpp, memory.cpp ---
 
 struct llcuda_context;
 
@@ -241,7 +241,7 @@ int64_t llcuda_state_load(struct llcuda_context * context, int32_t seq, uint32_t
 
 int llcuda_set_adapters(struct llcuda_context * context, struct llama_adapter_lora ** adapters, float * scales, size_t n);
 
-// --- sampler.cpp ---
+// --- sampling/sampler.cpp ---
 
 // How one text's tokens are chosen. superset > 0: sampling needs only so many of the best candidates, and
 // `extras`, because the chain's first cut keeps fewer; ranked: that cut wants them best first. local: the
@@ -269,7 +269,7 @@ int llcuda_sample(struct llcuda_context * context, const struct llcuda_sampling 
 // The same over `n` logits of one's own.
 int llcuda_sample_logits(struct llama_sampler * chain, const float * logits, int32_t n, int32_t * token);
 
-// --- rows.cpp ---
+// --- sampling/batch_sampler.cpp ---
 
 // Sample n rows of the last decode, each in its own way, over several threads where it pays.
 // indices: of the tokens in that call. tokens and statuses: one result a row. ns: what it took, without waiting
@@ -277,7 +277,7 @@ int llcuda_sample_logits(struct llama_sampler * chain, const float * logits, int
 int llcuda_sample_rows(struct llcuda_context * context, int32_t n, const int32_t * indices,
                        const struct llcuda_sampling * samplings, int32_t * tokens, int32_t * statuses, int64_t * ns);
 
-// --- draw.cpp ---
+// --- sampling/draw.cpp ---
 
 // The chain LogitBias, Penalties, TopK (k = 0: without), TopP, MinP, Temperature, Distribution as a device does it,
 // with its own random numbers and its own memory of what was chosen. biases: of n_biases tokens.
@@ -289,7 +289,7 @@ void llcuda_draw_accept(struct llcuda_draw * draw, int32_t token);
 void llcuda_draw_reset(struct llcuda_draw * draw);
 void llcuda_draw_free(struct llcuda_draw * draw);
 
-// --- logprobs.cpp ---
+// --- sampling/logprobs.cpp ---
 
 // Log-softmax of n rows of the last decode, over several threads where it pays, counted as sampling.
 // indices: as above. values: of tokens[i] in row i. top_tokens, top_values: the n_top best of each
@@ -298,7 +298,7 @@ void llcuda_draw_free(struct llcuda_draw * draw);
 int llcuda_logprobs(struct llcuda_context * context, int32_t n, const int32_t * indices, const int32_t * tokens,
                     int32_t n_top, double * values, int32_t * top_tokens, double * top_values);
 
-// --- divergence.cpp ---
+// --- decode/divergence.cpp ---
 
 // A row against the same row of the reference: log p of a token in both, sum p log(p / q) with p the reference's,
 // whether the most probable token is the same. NaN where a row holds NaN or inf.

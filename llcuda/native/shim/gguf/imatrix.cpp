@@ -3,7 +3,7 @@
 // Collected while a context decodes, through llama.cpp's callback on nodes of the graph. As a file it is a GGUF
 // with two F32 tensors for each matrix, which llama.cpp's tools read and write too.
 
-#include "context.hpp"
+#include "decode/context.hpp"
 
 #include <algorithm>
 #include <cmath>

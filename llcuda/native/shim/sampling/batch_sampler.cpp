@@ -1,6 +1,6 @@
 // Sampling many rows of one decode at once, and the cut that keeps it cheap.
 
-#include "context.hpp"
+#include "sampling/sampling.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,7 @@
-// Tensors of one's own over ggml's backends. Plain declarations, like shim.h: cffi reads this file as it is.
+// Tensors over ggml's backends. Plain declarations, like shim.h: cffi reads this file as it is.
 // device: the number of a CUDA GPU, or LLCUDA_CPU.
+
+// --- device.cpp ---
 
 enum { LLCUDA_CPU = -1 };
 
@@ -11,12 +13,12 @@ struct llcuda_gpu {
 int  llcuda_gpu_count(void);
 int  llcuda_gpu_properties(int device, struct llcuda_gpu * gpu);  // LLCUDA_UNSUPPORTED without CUDA
 ggml_backend_dev_t llcuda_device_handle(int device);              // null: there is none
-size_t llcuda_device_kept(int device);           // bytes of freed tensors that the next ones will take
+size_t llcuda_device_kept(int device);           // bytes that are cached for the next tensors
 int  llcuda_device_release(int device);          // give them back to the system
 int  llcuda_device_synchronize(int device);      // wait until all is computed
 int  llcuda_device_stream(int device, uintptr_t * stream);        // the cudaStream_t; 0 on the CPU
 
-// --- memory, counted: with the last reference it is freed ---
+// --- storage.cpp: memory, counted; with the last reference it is freed ---
 
 struct llcuda_storage;
 
@@ -31,7 +33,7 @@ int llcuda_storage_read(struct llcuda_storage * storage, size_t offset, void * d
 int llcuda_storage_clear(struct llcuda_storage * storage, size_t offset, size_t size);
 int llcuda_storage_copy(struct llcuda_storage * target, size_t at, struct llcuda_storage * source, size_t from, size_t size);
 
-// --- graphs ---
+// --- graph.cpp ---
 
 enum llcuda_tensor_op {
     LLCUDA_OP_LEAF, LLCUDA_OP_VIEW, LLCUDA_OP_CAST, LLCUDA_OP_FILL, LLCUDA_OP_ADD, LLCUDA_OP_SUB, LLCUDA_OP_MUL,
@@ -59,7 +61,7 @@ struct llcuda_node {
 // device lacks an operation; llcuda_errors() names it.
 int llcuda_compute(int device, const struct llcuda_node * nodes, int32_t n, int32_t threads);
 
-// --- types ---
+// --- types.cpp ---
 
 // Rows of floats from and to rows of `type`, on several threads. importance: a weight for each column, or null.
 int llcuda_rows_to_float(int type, const void * rows, float * values, int64_t n_rows, int64_t n_columns);

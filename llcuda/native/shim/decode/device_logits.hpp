@@ -5,7 +5,7 @@
 
 #include "ggml-backend.h"
 #include "llama.h"
-#include "select.h"
+#include "sampling/select.h"
 
 namespace shim {
 

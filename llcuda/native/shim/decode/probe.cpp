@@ -4,7 +4,7 @@
 // its own cannot be caught and ends the process, so what a file's hyper-parameters can get wrong is
 // checked here, on the graph itself: for every architecture, and with all overrides applied.
 
-#include "context.hpp"
+#include "decode/context.hpp"
 
 #include <cmath>
 #include <cstring>

@@ -4,7 +4,7 @@
 // character: some 24,000 of them overflow a stack of 8 MiB and end the process. So tokens are accepted on a
 // stack of their own.
 
-#include "common.hpp"
+#include "sampling/sampling.hpp"
 
 #include <memory>
 #include <stdexcept>

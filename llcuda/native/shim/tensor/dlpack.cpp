@@ -2,7 +2,7 @@
 
 #include <Python.h>
 
-#include "tensor.hpp"
+#include "tensor/storage.hpp"
 
 #include <memory>
 #include <vector>
@@ -81,24 +81,6 @@ llcuda_storage * llcuda_storage_take(int device, void * managed, bool versioned,
         auto * storage = new llcuda_storage(shim::device_at(device), data, size);
         storage->owner = managed;
         storage->let_go = versioned ? let_go<llcuda_dl_versioned> : let_go<llcuda_dl_managed>;
-        return storage;
-    });
-}
-
-llcuda_storage * llcuda_storage_adopt(int device, void * data, size_t size, void * owner) {
-    return guarded<llcuda_storage *>(nullptr, [&]() -> llcuda_storage * {
-        auto * storage = new llcuda_storage(shim::device_at(device), static_cast<char *>(data), size);
-        const PyGILState_STATE state = PyGILState_Ensure();
-        Py_INCREF(static_cast<PyObject *>(owner));
-        PyGILState_Release(state);
-        storage->owner = owner;
-        storage->let_go = [](void * object) {
-            if (Py_IsInitialized()) {
-                const PyGILState_STATE state = PyGILState_Ensure();
-                Py_DECREF(static_cast<PyObject *>(object));
-                PyGILState_Release(state);
-            }
-        };
         return storage;
     });
 }

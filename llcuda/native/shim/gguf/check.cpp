@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "gguf_walk.hpp"
+#include "gguf/walk.hpp"
 
 using shim::guarded;
 

@@ -1,7 +1,7 @@
 // Choosing tokens on a device: the numbers that a row's kernels need, and what follows from the tokens chosen
 // before. Random numbers are those of llama.cpp's distribution sampler.
 
-#include "context.hpp"
+#include "sampling/sampling.hpp"
 
 #include <deque>
 #include <random>

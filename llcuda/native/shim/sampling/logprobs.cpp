@@ -1,7 +1,7 @@
 // Log-probabilities of the last decode's rows: log-softmax of one token each, and the best of it.
 
-#include "context.hpp"
-#include "softmax.hpp"
+#include "sampling/sampling.hpp"
+#include "decode/softmax.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 // After llama.cpp has thrown: a GPU out of memory leaves a context that works, a GPU that failed does not.
 
-#include "context.hpp"
+#include "decode/context.hpp"
 
 #include <algorithm>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "device.hpp"
+#include "decode/device_logits.hpp"
 
 #include <stdexcept>
 #include <string>

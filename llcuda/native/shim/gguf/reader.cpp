@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "gguf_walk.hpp"
+#include "gguf/walk.hpp"
 
 using shim::guarded;
 using shim::Walk;

@@ -1,7 +1,6 @@
-// What tensors share: devices, and memory that is counted.
+// Devices for tensors: their backends, the graphs that they compute, the memory that they cache.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <map>
 #include <mutex>
@@ -10,7 +9,7 @@
 #include "ggml-alloc.h"
 
 extern "C" {
-#include "tensor.h"
+#include "tensor/tensor.h"
 }
 
 namespace shim {
@@ -24,11 +23,19 @@ struct Device {
     void synchronize();
     // A buffer for tensors that lie in memory of somebody else: of it only the kind counts.
     ggml_backend_buffer_t anchor();
-    // Free what is kept for the next tensors.
-    void release();
-    size_t kept();
     // Forget a backend that threw; it may point to what it has freed.
     void abandon();
+
+    // A new buffer, if need be in place of those that are cached; null where there is no room.
+    ggml_backend_buffer_t allocate(size_t size);
+    // A cached buffer of this size; null without one.
+    ggml_backend_buffer_t from_cache(size_t size);
+    // Cache a buffer for the next tensor of this size; false when the cache is full.
+    bool into_cache(size_t size, ggml_backend_buffer_t buffer);
+    // Bytes of cached buffers and of intermediate results.
+    size_t cached();
+    // Free them.
+    void release();
 
     const ggml_backend_dev_t dev;
     const ggml_backend_buffer_type_t buft;
@@ -36,14 +43,14 @@ struct Device {
     std::recursive_mutex computing;
     ggml_gallocr_t intermediates = nullptr;  // under `computing`
 
-    // Freed buffers by their size; a cudaMalloc and a cudaFree take longer than many a product.
-    std::mutex pooling;
-    std::multimap<size_t, ggml_backend_buffer_t> pool;
-    size_t pooled = 0;
-
   private:
     ggml_backend_t backend_ = nullptr;
     ggml_backend_buffer_t anchor_ = nullptr;
+
+    // Freed buffers by their size; a cudaMalloc and a cudaFree take longer than many a product.
+    std::mutex caching_;
+    std::multimap<size_t, ggml_backend_buffer_t> cache_;
+    size_t cache_size_ = 0;
 };
 
 // Throws where there is no such device.
@@ -52,19 +59,3 @@ Device & device_at(int index);
 void free_buffer(ggml_backend_buffer_t buffer);
 
 }  // namespace shim
-
-struct llcuda_storage {
-    llcuda_storage(shim::Device & device, char * data, size_t size) : device(device), data(data), size(size) {}
-
-    shim::Device &   device;
-    char *           data;
-    size_t           size;
-    ggml_backend_buffer_t buffer = nullptr;  // where the memory is ours
-    size_t           room = 0;               // of the buffer, where the pool may take it
-    std::atomic<int> references{1};
-    void *           owner = nullptr;        // where it is not ours: what `let_go` takes
-    void (*let_go)(void * owner) = nullptr;
-
-    // A tensor of bytes over a part of it. Throws where that part is not all inside.
-    ggml_tensor bytes(size_t offset, size_t count);
-};

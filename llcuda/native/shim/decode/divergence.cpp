@@ -1,7 +1,7 @@
 // How far the distribution of one context's rows is from that of another's, which is the reference.
 
-#include "context.hpp"
-#include "softmax.hpp"
+#include "decode/context.hpp"
+#include "decode/softmax.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common.hpp"
-#include "device.hpp"
+#include "decode/device_logits.hpp"
 
 struct llcuda_context {
     llama_context *   raw    = nullptr;
@@ -40,17 +40,7 @@ struct llcuda_context {
     llcuda_timings timings = {};
 };
 
-// Compiled for several processors, and the best chosen at load: for loops that the compiler vectorises.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SHIM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define SHIM_CLONES
-#endif
-
 namespace shim {
-
-// Threads pay where they save milliseconds; waking them costs more than that on a busy machine.
-constexpr double WORTH_THREADS_NS = 3e6;
 
 // Marks the context as in use by this thread. `status` is not OK when it may not be used.
 struct Entry {
@@ -90,23 +80,5 @@ const float * logits_of(llcuda_context * context, int32_t output);
 // Wait for the logits at `indices` (null where there are none), then run `call`, its time counted as sampling.
 int with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
               const std::function<int()> & call);
-
-// A row to sample: its logits, or the best of them and the extras, as a device chose them.
-struct Row {
-    const float *            logits = nullptr;
-    const llcuda_candidate * best   = nullptr;
-    int32_t                  n_best = 0;
-};
-
-// Choose a token from the row of n logits; the chain accepts it.
-// Give a row the token that its sampling forces.
-int take_forced(const llcuda_sampling & sampling, int32_t * token);
-int sample_row(const llcuda_sampling & sampling, const Row & row, int32_t n, int32_t * token);
-
-// draw.cpp: the part of a device's task that a draw decides; its random number is used up.
-void fill_draw(llcuda_draw * draw, llcuda_row & task, std::vector<llcuda_adjustment> & adjustments);
-
-// The `count` > 0 highest of n logits, of equal ones the first, NaN left out, in the order of their ids.
-void best_candidates(const float * logits, int32_t n, int32_t count, std::vector<llama_token_data> & out);
 
 }  // namespace shim

@@ -1,6 +1,6 @@
 // Samplers: a chain over one row of logits, steps written in Python, grammars.
 
-#include "context.hpp"
+#include "sampling/sampling.hpp"
 
 #include <algorithm>
 #include <cmath>

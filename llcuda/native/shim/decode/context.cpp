@@ -1,6 +1,6 @@
 // A llama_context with what Python must not do per token: fill the batch, check it, keep time.
 
-#include "context.hpp"
+#include "decode/context.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -12,8 +12,6 @@ using shim::guarded;
 using shim::now_ns;
 
 namespace shim {
-
-extern uint64_t main_thread;
 
 Entry::Entry(llcuda_context * context) : context(context) {
     if (context->busy.exchange(true, std::memory_order_acquire)) {

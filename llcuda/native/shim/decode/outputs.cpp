@@ -1,6 +1,6 @@
 // What a decode has computed: which rows there are, and reading them.
 
-#include "context.hpp"
+#include "decode/context.hpp"
 
 #include <algorithm>
 

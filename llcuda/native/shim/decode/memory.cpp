@@ -1,6 +1,6 @@
 // The KV memory and its state, every argument that llama.cpp would assert on checked first.
 
-#include "context.hpp"
+#include "decode/context.hpp"
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 // Weights of 4 bits, in blocks that share a scale: bitsandbytes' NF4 and FP4, and back.
 
-#include "nf4.h"
+#include "tensor/nf4.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,8 +9,9 @@
 #include <string>
 #include <type_traits>
 
-#include "context.hpp"
-#include "nf4_avx2.hpp"
+#include "common.hpp"
+#include "sampling/select.h"
+#include "tensor/nf4_avx2.hpp"
 
 using shim::guarded;
 

@@ -1,0 +1,22 @@
+// Memory of tensors on a device, counted.
+#pragma once
+
+#include <atomic>
+
+#include "tensor/device.hpp"
+
+struct llcuda_storage {
+    llcuda_storage(shim::Device & device, char * data, size_t size) : device(device), data(data), size(size) {}
+
+    shim::Device &   device;
+    char *           data;
+    size_t           size;
+    ggml_backend_buffer_t buffer = nullptr;  // where the memory is ours
+    size_t           room = 0;               // of the buffer, where the device may cache it
+    std::atomic<int> references{1};
+    void *           owner = nullptr;        // where it is not ours: what `let_go` takes
+    void (*let_go)(void * owner) = nullptr;
+
+    // A tensor of bytes over a part of it. Throws where that part is not all inside.
+    ggml_tensor bytes(size_t offset, size_t count);
+};
