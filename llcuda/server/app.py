@@ -3,7 +3,7 @@
     app = create_app([ModelSpec("demo", "demo")])    # an ASGI application
     serve(app, port=8080)                            # until SIGTERM or Ctrl-C
 
-Started on purpose only. One event loop answers; each loaded model's engine has its own thread.
+One event loop answers; the engine of each loaded model has its own thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -28,15 +28,15 @@ from starlette.responses import PlainTextResponse, Response
 
 import llcuda
 from llcuda.errors import ArgumentError
-from llcuda.server import chat as server_chat
-from llcuda.server import completions as server_text
-from llcuda.server import embeddings as server_vectors
-from llcuda.server import page as server_page
+from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.chunks import now
-from llcuda.server.errors import ApiError, of_validation
+from llcuda.server.completions import answer_completion
+from llcuda.server.embeddings import answer_embeddings, answer_rerank
+from llcuda.server.errors import ApiError, from_validation
 from llcuda.server.metrics import metrics_text
-from llcuda.server.middleware import LOOPBACK, Door, Limits, Traffic
-from llcuda.server.models import Loaded, Models, ModelSpec
+from llcuda.server.middleware import LOOPBACK, Limits, RequestGuardMiddleware, Traffic
+from llcuda.server.models import LoadedModel, ModelPool, ModelSpec
+from llcuda.server.page import page_response
 from llcuda.server.protocol import (
     ChatBody,
     CompletionBody,
@@ -48,49 +48,69 @@ from llcuda.server.protocol import (
     TokenizeBody,
 )
 from llcuda.server.responses import ResponsesBody
-from llcuda.server.sse import Exchange, Output, translated
+from llcuda.server.sse import ResponseWriter, StreamingAnswer, translate_and_log
 
 logger = logging.getLogger("llcuda.server")
 
-STUCK_MS = 60_000  # a client that takes nothing for so long is cut off
+CLIENT_TIMEOUT_MS = 60_000  # a client that reads nothing for so long is disconnected
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
-        400: "What was asked cannot be done.",
-        401: "No key, or a wrong one.",
-        403: "A foreign host.",
+        400: "The request cannot be answered.",
+        401: "The API key is missing or wrong.",
+        403: "The host is unknown.",
         404: "No such model.",
-        408: "The body did not come.",
+        408: "The body did not arrive in time.",
         413: "The body is too large.",
         429: "The queue is full.",
         500: "The server failed.",
         503: "The server is busy.",
     }.items()
 }
-NAMES = {"template_variables": "chat_template_kwargs"}  # the engine's names, and the API's
-Work = Callable[[Any, Loaded, Output], Awaitable[None]]
+# The APIs' names of the engine's parameters, where they differ.
+CHAT_NAMES = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
+RESPONSES_NAMES = {
+    "prompt": "input",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+}
+EMBEDDING_NAMES = {"texts": "input"}
+Work = Callable[[Any, LoadedModel, ResponseWriter], Awaitable[None]]
 
 
 class Service:
-    """What the routes share."""
+    """The state that the routes share.
 
-    def __init__(self, models: Models, limits: Limits) -> None:
+    Attributes:
+        models: The models.
+        limits: Limits of the server.
+        traffic: Counters.
+        started: Time of the start, in seconds since 1970.
+    """
+
+    def __init__(self, models: ModelPool, limits: Limits) -> None:
         self.models = models
         self.limits = limits
         self.traffic = Traffic()
         self.started = now()
 
-    def answer(self, body: ModelBody, work: Work, prompt: str = "prompt") -> Exchange:
-        """Return the answer that `work` gives with the model of `body`, loaded for that long.
+    def answer(
+        self, body: ModelBody, work: Work, names: Mapping[str, str] | None = None
+    ) -> StreamingAnswer:
+        """Return an answer of the model that the body names, which stays loaded meanwhile.
 
-        prompt: what the API calls the engine's prompt.
+        Args:
+            body: The body of the request.
+            work: Writes the answer.
+            names: The API's names of the engine's parameters, where they differ.
         """
 
-        async def run(output: Output) -> None:
+        async def run(writer: ResponseWriter) -> None:
             async with self.models.use(body.model) as loaded:
-                await work(body, loaded, output)
+                await work(body, loaded, writer)
 
-        return Exchange(run, self.traffic.left, {"prompt": prompt, **NAMES})
+        return StreamingAnswer(run, self.traffic.count_disconnect, names)
 
 
 def create_app(
@@ -103,19 +123,28 @@ def create_app(
     limits: Limits | None = None,
     preload: bool = True,
 ) -> FastAPI:
-    """Return the application.
+    """Return the server as an ASGI application.
 
-    models: those that are served; memory_budget: bytes that they may take together, see `Models`.
-    keys: API keys, any of which opens; none = open to all. cors_origins: pages of other hosts
-    that may ask. hosts: names that clients may call the server by, none = any.
-    preload: load the first model now; the others wait for their first request.
-    Raises ArgumentError, ModelNotFoundError, ModelError.
+    Args:
+        models: The models to serve.
+        memory_budget: Bytes that the loaded models may take together, on all devices; None = what
+            each device has free when a further model is loaded.
+        keys: API keys, any of which is right; none = no key is needed.
+        cors_origins: Origins of other web pages that may read answers.
+        hosts: Names that clients may call the server by; none = any.
+        limits: Limits of the server; None = the defaults of `Limits`.
+        preload: Whether to load the first model now; the others wait for their first request.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed, or a model is larger than the budget.
+        ModelNotFoundError: There is no such file.
+        ModelError: The first model cannot be loaded.
     """
-    service = Service(Models(models, memory_budget), limits or Limits())
+    service = Service(ModelPool(models, memory_budget), limits or Limits())
     service.models.open(preload)
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await service.models.close()
 
@@ -123,8 +152,8 @@ def create_app(
         title="llcuda",
         version=llcuda.__version__,
         description="OpenAI's API over llama.cpp in this process.",
-        lifespan=life,
-        docs_url=None,  # it would load scripts of a foreign host
+        lifespan=lifespan,
+        docs_url=None,  # it would load scripts of another host
         redoc_url=None,
     )
     app.state.service = service
@@ -134,7 +163,11 @@ def create_app(
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(
-        Door, limits=service.limits, traffic=service.traffic, keys=tuple(keys), hosts=tuple(hosts)
+        RequestGuardMiddleware,
+        limits=service.limits,
+        traffic=service.traffic,
+        keys=tuple(keys),
+        hosts=tuple(hosts),
     )
     if cors_origins:
         app.add_middleware(
@@ -152,58 +185,58 @@ def _text_routes(service: Service) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(body: CompletionBody) -> Response:
         """Continue texts."""
-        return service.answer(body, partial(server_text.complete, deadline=deadline))
+        return service.answer(body, partial(answer_completion, deadline=deadline))
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody) -> Response:
         """Answer a conversation."""
-        return service.answer(body, partial(server_chat.chat, deadline=deadline), "messages")
+        return service.answer(body, partial(answer_chat, deadline=deadline), CHAT_NAMES)
 
     @router.post("/v1/responses")
     async def responses(body: ResponsesBody) -> Response:
         """Answer a conversation, in items; nothing is stored."""
-        return service.answer(body, partial(server_chat.respond, deadline=deadline), "input")
+        return service.answer(body, partial(answer_response, deadline=deadline), RESPONSES_NAMES)
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody) -> Response:
         """Turn texts into vectors."""
-        return service.answer(body, server_vectors.embed, "input")
+        return service.answer(body, answer_embeddings, EMBEDDING_NAMES)
 
     @router.post("/v1/rerank")
     async def rerank(body: RerankBody) -> Response:
         """Order documents by how well they answer a query."""
-        return service.answer(body, server_vectors.rerank, "query")
+        return service.answer(body, answer_rerank)
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
         """Turn a text into tokens."""
-        return service.answer(body, _tokenize, "content")
+        return service.answer(body, _tokenize, {"text": "content"})
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
         """Turn tokens into a text."""
-        return service.answer(body, _detokenize, "tokens")
+        return service.answer(body, _detokenize, {"token": "tokens"})
 
     return router
 
 
-async def _tokenize(body: TokenizeBody, loaded: Loaded, output: Output) -> None:
+async def _tokenize(body: TokenizeBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
     model = loaded.model
     tokens = model.tokenize(body.content, body.add_special, body.parse_special)
     answer: dict[str, Any] = {"tokens": tokens}
     if body.with_pieces:
         answer["pieces"] = [list(model.piece_bytes(token, special=True)) for token in tokens]
-    await output.json(answer)
+    await writer.json(answer)
 
 
-async def _detokenize(body: DetokenizeBody, loaded: Loaded, output: Output) -> None:
-    await output.json({"content": loaded.model.detokenize(body.tokens)})
+async def _detokenize(body: DetokenizeBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
+    await writer.json({"content": loaded.model.detokenize(body.tokens)})
 
 
 def _model_routes(service: Service) -> APIRouter:
     router = APIRouter(responses=ERRORS)
 
-    def described(name: str) -> dict[str, Any]:
+    def describe(name: str) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
@@ -215,12 +248,12 @@ def _model_routes(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """List the models."""
-        return {"object": "list", "data": [described(name) for name in service.models.specs]}
+        return {"object": "list", "data": [describe(name) for name in service.models.specs]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """Describe one model."""
-        return described(service.models.find(name))
+        return describe(service.models.find(name))
 
     @router.get("/health")
     async def health() -> dict[str, str]:
@@ -230,17 +263,18 @@ def _model_routes(service: Service) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the counters in Prometheus' text format."""
-        kind = "text/plain; version=0.0.4; charset=utf-8"
-        return PlainTextResponse(metrics_text(service.models, service.traffic), media_type=kind)
+        media_type = "text/plain; version=0.0.4; charset=utf-8"
+        text = metrics_text(service.models, service.traffic)
+        return PlainTextResponse(text, media_type=media_type)
 
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
-        return server_page.page()
+        return page_response()
 
     return router
 
 
-def _refused(refusal: ApiError) -> Response:
+def _refusal(refusal: ApiError) -> Response:
     return Response(
         refusal.as_json(), refusal.status, refusal.headers, media_type="application/json"
     )
@@ -248,21 +282,24 @@ def _refused(refusal: ApiError) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _refused(of_validation(error.errors(), error.body))
+    return _refusal(from_validation(error.errors(), error.body))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {404: f"no such path: {request.url.path[:200]}", 405: "this path has other methods"}
-    said[400] = "the body is no JSON document in UTF-8, of a sensible size and depth"
-    refusal = ApiError(error.status_code, said.get(error.status_code, str(error.detail)))
-    answer = _refused(refusal)
+    messages = {
+        400: "the body is not a JSON document in UTF-8 of a sensible size and depth",
+        404: f"no such path: {request.url.path[:200]}",
+        405: "this path has other methods",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    answer = _refusal(ApiError(error.status_code, message))
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return _refused(translated(error))
+    return _refusal(translate_and_log(error))
 
 
 def serve(
@@ -273,13 +310,21 @@ def serve(
     drain_seconds: float = 30.0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; then no new connection, and what runs is finished.
+    """Serve until SIGTERM or Ctrl-C; requests that run then are finished first.
 
-    drain_seconds: how long that may take. on_ready: gets the address when connections are taken.
-    Raises ArgumentError for an address that cannot be had, KeyboardInterrupt after Ctrl-C.
+    Args:
+        app: What `create_app` returned.
+        host: Address to listen on; "0.0.0.0" = every IPv4 address of the machine.
+        port: Port to listen on; 0 = a free one.
+        drain_seconds: Longest time that running requests may take to finish.
+        on_ready: Called with the server's URL when it takes connections.
+
+    Raises:
+        ArgumentError: The address cannot be used.
+        KeyboardInterrupt: Ctrl-C, after the server has stopped.
     """
-    _allow_files()
-    with _listen(host, port) as listener:
+    _raise_file_limit()
+    with listen(host, port) as listener:
         config = uvicorn.Config(
             app,
             timeout_graceful_shutdown=max(1, round(drain_seconds)),
@@ -288,19 +333,19 @@ def serve(
             log_level="warning",
             server_header=False,
         )
-        at = listener.getsockname()
-        name = f"[{at[0]}]" if ":" in at[0] else at[0]
-        server = _Server(config, lambda: on_ready and on_ready(f"http://{name}:{at[1]}"))
-        before = signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it is done
+        address, port = listener.getsockname()[:2]
+        name = f"[{address}]" if ":" in address else address
+        server = _Server(config, lambda: on_ready and on_ready(f"http://{name}:{port}"))
+        previous = signal.signal(signal.SIGTERM, _on_sigterm)  # uvicorn raises it again at its end
         try:
-            with suppress(_LeaveError):
+            with suppress(_SigtermError):
                 server.run([listener])
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
 
 
 class _Server(uvicorn.Server):
-    """Says when it takes connections; told a second time to end, it ends what runs."""
+    """Tells when it takes connections; a second signal cancels the requests that run."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], Any]) -> None:
         super().__init__(config)
@@ -316,39 +361,41 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         if again:
             self.force_exit = False  # or the models would not be closed
-            self._loop.call_soon_threadsafe(self._cut)
+            self._loop.call_soon_threadsafe(self._cancel_all)
 
-    def _cut(self) -> None:
+    def _cancel_all(self) -> None:
         for task in list(self.server_state.tasks):
             task.cancel()
 
 
-class _LeaveError(BaseException):
-    """SIGTERM, after all is done."""
+class _SigtermError(BaseException):
+    """SIGTERM, raised after the server has stopped."""
 
 
-def _leave(number: int, frame: Any) -> None:
-    raise _LeaveError
+def _on_sigterm(number: int, frame: Any) -> None:
+    raise _SigtermError
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket, whose connections end when a client takes nothing any more."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket, whose connections end when a client reads nothing any more."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_MS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_TIMEOUT_MS)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind((host, port))
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise ArgumentError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise ArgumentError(
+            f"cannot listen on {host}:{port}: {error.strerror}", parameter="host"
+        ) from error
     return listener
 
 
-def _allow_files() -> None:
-    """Let the process open as many files, and so connections, as the system allows it."""
+def _raise_file_limit() -> None:
+    """Let the process open as many files, and so connections, as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))

@@ -12,31 +12,40 @@ from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
-from llcuda.server.chunks import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
+from llcuda.server.chunks import (
+    DONE,
+    ChunkFormatter,
+    LogprobFormatter,
+    event,
+    finish_reason,
+    new_id,
+    now,
+    usage,
+)
 from llcuda.server.completions import check_deadline, check_format, refuse_too_many, together
 from llcuda.server.errors import ApiError, translate
-from llcuda.server.models import Loaded
+from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ChatBody
 from llcuda.server.responses import ResponseBuilder, ResponsesBody
-from llcuda.server.sse import Output, Pace, translated
+from llcuda.server.sse import FlushTimer, ResponseWriter, translate_and_log
 
 THINKING = "enable_thinking"  # the variable of templates that know on and off only
 
 
-def submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat[Completion]]:
+def submit(loaded: LoadedModel, body: ChatBody, deadline: float | None) -> list[Chat[Completion]]:
     """Queue every answer of a request, all or none; seeds count up.
 
     Renders and tokenizes, which may take long.
     """
-    engine, model, count = loaded.writer(), loaded.model, body.n or 1
+    engine, model, count = loaded.text_engine(), loaded.model, body.n or 1
     template = loaded.spec.parameters.get("template")
     refuse_too_many(engine, count, "n")
-    parameters = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
+    parameters = body.submit_keywords(deadline, engine.params.ctx_size, model.vocab_size)
     check_format(engine, parameters.get("response_format"))
-    max_tokens = body.most_tokens()
+    max_tokens = body.token_limit()
     if max_tokens is not None:
         parameters["max_tokens"] = max_tokens
-    parameters["logprobs"] = body.alternatives()
+    parameters["logprobs"] = body.logprob_alternatives()
     variables = {**(body.chat_template_kwargs or {})}
     if body.reasoning_effort is not None:
         variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
@@ -82,10 +91,10 @@ async def _deltas(
 
     Calls after the first one are dropped unless the client takes parallel calls.
     """
-    pace, scores = Pace(), Scores(engine.model, chat.request.params.shown_tokens)
+    timer, scores = FlushTimer(), LogprobFormatter(engine.model, chat.request.params.shown_tokens)
     more = True
     while more:
-        delta = await pace.read(chat)
+        delta = await timer.read(chat)
         more = bool(delta)
         logprobs = None
         if body.logprobs and delta.text:
@@ -95,7 +104,9 @@ async def _deltas(
         yield delta, logprobs
 
 
-async def _submit(loaded: Loaded, body: ChatBody, deadline: float | None) -> list[Chat[Completion]]:
+async def _submit(
+    loaded: LoadedModel, body: ChatBody, deadline: float | None
+) -> list[Chat[Completion]]:
     """Queue beside the event loop; when the client disconnects meanwhile, cancel the answers."""
     work = asyncio.ensure_future(asyncio.to_thread(submit, loaded, body, deadline))
     try:
@@ -111,15 +122,17 @@ def _cancel_all(work: asyncio.Future[list[Chat[Completion]]]) -> None:
             chat.cancel()
 
 
-async def chat(body: ChatBody, loaded: Loaded, output: Output, *, deadline: float | None) -> None:
+async def answer_chat(
+    body: ChatBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
+) -> None:
     """Answer POST /v1/chat/completions."""
-    engine, wants_usage = loaded.writer(), body.wants_usage()
+    engine, wants_usage = loaded.text_engine(), body.wants_usage()
     chats = await _submit(loaded, body, deadline)
     fields = {"id": new_id("chatcmpl-"), "created": now(), "model": loaded.spec.name}
     try:
         if body.stream:
             fields["object"] = "chat.completion.chunk"
-            await _stream(body, engine, chats, fields, wants_usage, output)
+            await _stream(body, engine, chats, fields, wants_usage, writer)
         else:
             fields["object"] = "chat.completion"
             answers = [await chat for chat in chats]
@@ -128,7 +141,7 @@ async def chat(body: ChatBody, loaded: Loaded, output: Output, *, deadline: floa
                 _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
                 for index, answer in enumerate(answers)
             ]
-            await output.json({**fields, "choices": choices, "usage": _usage(answers)})
+            await writer.json({**fields, "choices": choices, "usage": _usage(answers)})
     finally:
         for chat in chats:
             chat.cancel()
@@ -151,7 +164,7 @@ def _choice(
         message = {**message, "tool_calls": message["tool_calls"][:1]}
     logprobs = None
     if body.logprobs:
-        scores = Scores(engine.model, shown_tokens)
+        scores = LogprobFormatter(engine.model, shown_tokens)
         logprobs = scores.as_chat(scores.take(completion.text, completion.logprobs or []))
     return {
         "index": index,
@@ -167,7 +180,7 @@ async def _stream(
     chats: list[Chat[Completion]],
     fields: dict[str, Any],
     wants_usage: bool,
-    output: Output,
+    writer: ResponseWriter,
 ) -> None:
     if wants_usage:
         fields = {**fields, "usage": None}
@@ -178,7 +191,7 @@ async def _stream(
         return event({**fields, "choices": [choice]})
 
     async def follow(index: int, chat: Chat[Completion]) -> None:
-        contents = Chunks(fields, index, '"delta":{"content":', '},"logprobs":')
+        contents = ChunkFormatter(fields, index, '"delta":{"content":', '},"logprobs":')
         events = chunk(index, {"role": "assistant", "content": ""}, None)
         async for delta, scores in _deltas(engine, chat, body):
             if delta.reasoning or delta.tool_calls:
@@ -193,42 +206,42 @@ async def _stream(
             elif delta.content or scores:
                 events += contents.text(delta.content, scores)
             if events and delta:
-                await output.write(events)
+                await writer.write(events)
                 events = ""
         answers[index] = answer = await chat
-        if not output.begun:
+        if not writer.begun:
             check_deadline([answer.completion])
-        await output.write(events + chunk(index, {}, finish_reason(answer.finish_reason)))
+        await writer.write(events + chunk(index, {}, finish_reason(answer.finish_reason)))
 
     await together([follow(index, chat) for index, chat in enumerate(chats)])
     ending = ""
     if wants_usage:
         spent = _usage([answers[index] for index in range(len(chats))])
         ending = event({**fields, "choices": [], "usage": spent})
-    await output.end(ending + DONE)
+    await writer.end(ending + DONE)
 
 
-async def respond(
-    body: ResponsesBody, loaded: Loaded, output: Output, *, deadline: float | None
+async def answer_response(
+    body: ResponsesBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
 ) -> None:
     """Answer POST /v1/responses."""
-    chat_body, engine = body.as_chat(), loaded.writer()
+    chat_body, engine = body.as_chat(), loaded.text_engine()
     [chat] = await _submit(loaded, chat_body, deadline)
     response = ResponseBuilder(body, loaded.spec.name)
     try:
         if not body.stream:
             async for _ in _response_events(chat_body, engine, chat, response):
                 pass
-            await output.json(response.document)
+            await writer.json(response.document)
             return
-        await output.write(response.begin())
+        await writer.write(response.begin())
         try:
             async for events in _response_events(chat_body, engine, chat, response):
-                await output.write(events)
+                await writer.write(events)
         except Exception as error:
-            await output.end(response.failed(translated(error)))
+            await writer.end(response.failed(translate_and_log(error)))
         else:
-            await output.end()
+            await writer.end()
     finally:
         chat.cancel()
 

@@ -1,7 +1,4 @@
-"""From the engine's results to OpenAI's answers: ids, usage, log-probabilities, chunks.
-
-Chunks of a stream are made of templates: only their text is encoded as JSON.
-"""
+"""The engine's results in OpenAI's shapes: ids, usage, log-probabilities, chunks of a stream."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from typing import Any
 from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.native.model import Model
 
-NEVER = -9999.0  # OpenAI's log-probability of what cannot come; JSON has no -Infinity
+NEVER = -9999.0  # OpenAI's log-probability of an impossible token; JSON has no -Infinity
 DONE = "data: [DONE]\n\n"
 
 
 def new_id(prefix: str) -> str:
-    """Return an id, e.g. "cmpl-3f..."; no two are alike, whatever ids clients send."""
+    """Return a random id, e.g. "cmpl-3f..."."""
     return f"{prefix}{secrets.token_hex(12)}"
 
 
@@ -30,36 +27,42 @@ def now() -> int:
 
 
 def finish_reason(reason: str) -> str:
-    """Return OpenAI's word: "length" also for a full context and for a deadline."""
+    """Return OpenAI's finish reason: "length" also for a full context and for a deadline."""
     return "length" if reason in ("context", "timeout", "cancelled") else reason
 
 
 def usage(
-    prompts: Sequence[Completion], made: Sequence[Completion], reasoning: int | None = None
+    prompts: Sequence[Completion], completions: Sequence[Completion], reasoning: int | None = None
 ) -> dict[str, Any]:
-    """Return the usage.
+    """Return the usage of a request.
 
-    prompts: one completion of each prompt; made: all; reasoning: tokens of it, None where no such
-    thing is known.
+    Args:
+        prompts: One completion of each prompt.
+        completions: All completions.
+        reasoning: Tokens of the reasoning; None for an API without reasoning.
     """
-    prompt = sum(one.prompt_tokens for one in prompts)
-    answer = sum(len(one.tokens) for one in made)
-    spent: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": answer,
-        "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in prompts)},
+    prompt_tokens = sum(completion.prompt_tokens for completion in prompts)
+    completion_tokens = sum(len(completion.tokens) for completion in completions)
+    cached_tokens = sum(completion.cached_tokens for completion in prompts)
+    document: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
     if reasoning is not None:
-        spent["completion_tokens_details"] = {"reasoning_tokens": reasoning}
-    return spent
+        document["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+    return document
 
 
-class Chunks:
-    """The events of one choice of a stream, around their text.
+class ChunkFormatter:
+    """Writes the events of one choice of a stream; only their text is encoded as JSON each time.
 
-    fields: what each event has besides its choices, e.g. {"id": "cmpl-1", ...}; before, after:
-    JSON around the text in the choice, e.g. '"text":' and ',"logprobs":'.
+    Args:
+        fields: Fields of each event beside its choices, e.g. {"id": "cmpl-1", ...}.
+        index: Index of the choice.
+        before: JSON before the text in the choice, e.g. '"text":'.
+        after: JSON after the text, e.g. ',"logprobs":'.
     """
 
     def __init__(self, fields: dict[str, Any], index: int, before: str, after: str) -> None:
@@ -87,53 +90,64 @@ def _number(logprob: float) -> float:
     return max(logprob, NEVER)
 
 
-class Scores:
-    """Hands out a text's log-probabilities along with the text that they belong to.
+class LogprobFormatter:
+    """Gives the log-probabilities of each piece of a text in OpenAI's shapes.
 
-    What was sampled but is not shown, such as a stop text, is left out. named: control tokens that
-    have a text in the result.
+    Tokens that were sampled but are not shown, such as those of a stop text, are left out.
+
+    Args:
+        model: The model, for the text of tokens.
+        shown_tokens: Control tokens that have a text in the result.
     """
 
-    def __init__(self, model: Model, named: Collection[int] = ()) -> None:
+    def __init__(self, model: Model, shown_tokens: Collection[int] = ()) -> None:
         self._model = model
-        self._named = named
-        self._shown = self._given = self._count = self._offset = 0
+        self._shown_tokens = shown_tokens
+        self._text_bytes = self._token_bytes = self._count = self._offset = 0
 
     def take(self, text: str, all_scores: Sequence[TokenLogprob]) -> list[TokenLogprob]:
-        """Return the scores of further `text`; all_scores: of all tokens so far."""
-        self._shown += len(text.encode())
+        """Return the log-probabilities of the next piece of text.
+
+        Args:
+            text: The piece.
+            all_scores: Log-probabilities of all tokens so far.
+        """
+        self._text_bytes += len(text.encode())
         begin = self._count
-        while self._count < len(all_scores) and self._given < self._shown:
+        while self._count < len(all_scores) and self._token_bytes < self._text_bytes:
             token = all_scores[self._count].token
-            self._given += len(self._model.piece_bytes(token, token in self._named))
+            self._token_bytes += len(self._model.piece_bytes(token, token in self._shown_tokens))
             self._count += 1
         return list(all_scores[begin : self._count])
 
     def as_text(self, scores: Sequence[TokenLogprob | int]) -> dict[str, Any]:
-        """Return the object of /v1/completions; an int is a token without a score."""
+        """Return the object of /v1/completions; an int is a token without a log-probability."""
         pieces, offsets = [], []
         for score in scores:
             token = score if isinstance(score, int) else score.token
             pieces.append(self._name(token))
             offsets.append(self._offset)
             self._offset += len(self._model.piece(token))
-        found = [None if isinstance(score, int) else score for score in scores]
         return {
             "tokens": pieces,
-            "token_logprobs": [None if one is None else _number(one.logprob) for one in found],
-            "top_logprobs": [None if one is None else self._top(one) for one in found],
+            "token_logprobs": [
+                None if isinstance(score, int) else _number(score.logprob) for score in scores
+            ],
+            "top_logprobs": [
+                None if isinstance(score, int) else self._top(score) for score in scores
+            ],
             "text_offset": offsets,
         }
 
     def _top(self, score: TokenLogprob) -> dict[str, float]:
-        """Return text -> log-probability; of two tokens with one text the more probable."""
+        """Return text -> log-probability, of two tokens with the same text the more probable."""
         top: dict[str, float] = {}
         for token, logprob in score.top:
             top.setdefault(self._name(token), _number(logprob))
         return top
 
     def _name(self, token: int) -> str:
-        """Return a token's text; of a control token its name."""
+        """Return the text of a token, for a control token its name."""
         return self._model.piece_bytes(token, special=True).decode(errors="replace")
 
     def as_chat(self, scores: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""/v1/completions: texts continued as they are, many at once, whole or as they come."""
+"""/v1/completions: continues texts without a chat template, many at once, whole or streamed."""
 
 from __future__ import annotations
 
@@ -11,48 +11,64 @@ from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError, UnsupportedError
-from llcuda.server.chunks import DONE, Chunks, Scores, event, finish_reason, new_id, now, usage
+from llcuda.server.chunks import (
+    DONE,
+    ChunkFormatter,
+    LogprobFormatter,
+    event,
+    finish_reason,
+    new_id,
+    now,
+    usage,
+)
 from llcuda.server.errors import ApiError, translate
-from llcuda.server.models import Loaded
+from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
-from llcuda.server.sse import Output, Pace
+from llcuda.server.sse import FlushTimer, ResponseWriter
 from llcuda.structured import compile_response_format
 
-LONG_TEXT = 2000  # characters; what is longer is tokenized beside the event loop
+LONG_TEXT = 2000  # characters; a longer text is tokenized beside the event loop
 
 
 @dataclass
 class Choice:
-    """A text that is made. tokens: of its prompt; shown: what of the prompt is echoed."""
+    """One continuation.
+
+    Attributes:
+        index: Its index among all continuations.
+        tokens: Tokens of its prompt.
+        echo: The prompt, where it is part of the text.
+        generation: The engine's request.
+    """
 
     index: int
     tokens: list[int]
-    shown: str
+    echo: str
     generation: Generation
 
 
 def refuse_too_many(engine: Engine, count: int, param: str) -> None:
     """Raise ApiError for more texts than the queue ever holds."""
-    most = engine.params.n_parallel + engine.params.queue_size
-    if count > most:
-        raise ApiError(400, f"{param}: {count} texts at once, at most {most}", param=param)
+    room = engine.params.n_parallel + engine.params.queue_size
+    if count > room:
+        raise ApiError(400, f"{param}: {count} texts at once, at most {room}", param=param)
 
 
-def check_deadline(made: Sequence[Completion]) -> None:
-    """Raise ApiError where the deadline left no text at all."""
-    if made and all(one.finish_reason == "timeout" and not one.tokens for one in made):
-        late = "the deadline passed before the first token"
-        raise ApiError(503, late, code="deadline_exceeded", retry=1)
+def check_deadline(completions: Sequence[Completion]) -> None:
+    """Raise ApiError if the deadline left no text at all."""
+    empty = [not done.tokens and done.finish_reason == "timeout" for done in completions]
+    if empty and all(empty):
+        message = "the deadline passed before the first token"
+        raise ApiError(503, message, code="deadline_exceeded", retry=1)
 
 
-def check_format(engine: Engine, form: dict[str, Any] | None) -> None:
-    """Compile a response_format, which is kept, so that its errors name it."""
+def check_format(engine: Engine, response_format: dict[str, Any] | None) -> None:
+    """Compile a response_format, which is kept, so that its errors name the field."""
     try:
-        compile_response_format(engine.model, form)
+        compile_response_format(engine.model, response_format)
     except (ArgumentError, UnsupportedError) as error:
-        named = error.parameter == "response_format"
-        message = error.problem if named else f"response_format: {error.problem}"
-        raise ApiError(400, message, param="response_format") from error
+        error.parameter = error.parameter or "response_format"
+        raise
 
 
 async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -60,7 +76,7 @@ async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
     if len(work) == 1:
         await work[0]
         return
-    tasks = [asyncio.ensure_future(one) for one in work]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -73,29 +89,33 @@ def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list
     prompts, candidates = body.prompts(), body.candidates()
     refuse_too_many(engine, len(prompts) * candidates, "prompt")
     model = engine.model
-    given = body.engine_parameters(deadline, engine.params.ctx_size, model.vocab_size)
-    check_format(engine, given.get("response_format"))
-    given["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    given["logprobs"] = body.logprobs
+    keywords = body.submit_keywords(deadline, engine.params.ctx_size, model.vocab_size)
+    check_format(engine, keywords.get("response_format"))
+    keywords["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    keywords["logprobs"] = body.logprobs
     if body.logprobs is None and candidates > (body.n or 1):
-        given["logprobs"] = 0  # best_of compares them
-    given["echo"] = bool(body.echo and (body.logprobs is not None or body.max_tokens == 0))
+        keywords["logprobs"] = 0  # best_of compares them
+    keywords["echo"] = bool(body.echo and (body.logprobs is not None or body.max_tokens == 0))
     choices: list[Choice] = []
     try:
         for number, prompt in enumerate(prompts):
             tokens = _tokens(engine, prompt)
-            shown = ""
+            echo = ""
             if body.echo:
-                shown = prompt if isinstance(prompt, str) else model.detokenize(tokens)
+                echo = prompt if isinstance(prompt, str) else model.detokenize(tokens)
             try:
-                made = engine.submit_n(tokens, candidates, **given)
+                generations = engine.submit_n(tokens, candidates, **keywords)
             except ArgumentError as error:
                 if len(prompts) == 1:
                     raise
                 refusal = translate(error)
                 refusal.message = f"prompt {number}: {refusal.message}"
                 raise refusal from error
-            choices += [Choice(len(choices) + i, tokens, shown, one) for i, one in enumerate(made)]
+            first = len(choices)
+            choices += [
+                Choice(first + i, tokens, echo, generation)
+                for i, generation in enumerate(generations)
+            ]
     except BaseException:
         for choice in choices:
             choice.generation.cancel()
@@ -109,11 +129,11 @@ def _tokens(engine: Engine, prompt: str | list[int]) -> list[int]:
     return engine.model.tokenize(prompt) if prompt else []
 
 
-async def complete(
-    body: CompletionBody, loaded: Loaded, output: Output, *, deadline: float | None
+async def answer_completion(
+    body: CompletionBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
 ) -> None:
     """Answer POST /v1/completions."""
-    engine, name, wants_usage = loaded.writer(), loaded.spec.name, body.wants_usage()
+    engine, name, wants_usage = loaded.text_engine(), loaded.spec.name, body.wants_usage()
     size = sum(len(prompt) for prompt in body.prompts())
     if size > LONG_TEXT or body.response_format is not None:
         choices = await asyncio.to_thread(submit, engine, body, deadline)
@@ -122,9 +142,9 @@ async def complete(
     fields = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": name}
     try:
         if body.stream:
-            await _stream(body, engine, choices, fields, wants_usage, output)
+            await _stream(body, engine, choices, fields, wants_usage, writer)
         else:
-            await _whole(body, engine, choices, fields, output)
+            await _whole(body, engine, choices, fields, writer)
     finally:
         for choice in choices:
             choice.generation.cancel()
@@ -135,42 +155,46 @@ async def _whole(
     engine: Engine,
     choices: list[Choice],
     fields: dict[str, Any],
-    output: Output,
+    writer: ResponseWriter,
 ) -> None:
-    made = [await choice.generation for choice in choices]
-    check_deadline(made)
-    shown, candidates = body.n or 1, body.candidates()
+    completions = [await choice.generation for choice in choices]
+    check_deadline(completions)
+    wanted, candidates = body.n or 1, body.candidates()
     documents: list[dict[str, Any]] = []
     for first in range(0, len(choices), candidates):
         group = range(first, first + candidates)
-        best = group if candidates == shown else sorted(group, key=lambda i: -_mean(made[i]))
-        for i in best[:shown]:
-            document = _choice(body, engine, choices[i], made[i])
+        ranking = (
+            group
+            if candidates == wanted
+            else sorted(group, key=lambda i: -_mean_logprob(completions[i]))
+        )
+        for i in ranking[:wanted]:
+            document = _choice(body, engine, choices[i], completions[i])
             documents.append({**document, "index": len(documents)})
-    spent = usage(made[::candidates], made)
-    await output.json({**fields, "choices": documents, "usage": spent})
+    totals = usage(completions[::candidates], completions)
+    await writer.json({**fields, "choices": documents, "usage": totals})
 
 
-def _mean(made: Completion) -> float:
-    """Return the mean log-probability of a text's tokens."""
-    scores = made.logprobs or []
+def _mean_logprob(completion: Completion) -> float:
+    scores = completion.logprobs or []
     return sum(score.logprob for score in scores) / max(len(scores), 1)
 
 
 def _choice(
-    body: CompletionBody, engine: Engine, choice: Choice, made: Completion
+    body: CompletionBody, engine: Engine, choice: Choice, completion: Completion
 ) -> dict[str, Any]:
     logprobs = None
     if body.logprobs is not None:
-        scores = Scores(engine.model)
+        scores = LogprobFormatter(engine.model)
         echoed: list[Any] = []
         if body.echo:
-            echoed = [*choice.tokens[:1], *(made.prompt_logprobs or [])]
-        logprobs = scores.as_text([*echoed, *scores.take(made.text, made.logprobs or [])])
+            echoed = [*choice.tokens[:1], *(completion.prompt_logprobs or [])]
+        taken = scores.take(completion.text, completion.logprobs or [])
+        logprobs = scores.as_text([*echoed, *taken])
     return {
-        "text": choice.shown + made.text,
+        "text": choice.echo + completion.text,
         "logprobs": logprobs,
-        "finish_reason": finish_reason(made.finish_reason),
+        "finish_reason": finish_reason(completion.finish_reason),
     }
 
 
@@ -180,38 +204,39 @@ async def _stream(
     choices: list[Choice],
     fields: dict[str, Any],
     wants_usage: bool,
-    output: Output,
+    writer: ResponseWriter,
 ) -> None:
     if wants_usage:
         fields = {**fields, "usage": None}
-    made: dict[int, Completion] = {}
+    completions: dict[int, Completion] = {}
 
     async def follow(choice: Choice) -> None:
-        chunks = Chunks(fields, choice.index, '"text":', ',"logprobs":')
-        scores = Scores(engine.model)
-        generation, pace, echo = choice.generation, Pace(), bool(body.echo)
+        chunks = ChunkFormatter(fields, choice.index, '"text":', ',"logprobs":')
+        scores = LogprobFormatter(engine.model)
+        generation, timer, echo = choice.generation, FlushTimer(), bool(body.echo)
         while True:
-            text = await pace.read(generation)
+            text = await timer.read(generation)
             logprobs = None
             if body.logprobs is not None:
                 echoed: list[Any] = []
                 if echo:
                     echoed = [*choice.tokens[:1], *generation.prompt_logprobs]
-                new = scores.take(text, generation.logprobs)
-                logprobs = scores.as_text([*echoed, *new])
+                taken = scores.take(text, generation.logprobs)
+                logprobs = scores.as_text([*echoed, *taken])
             if not text:
                 break
-            await output.write(chunks.text(choice.shown * echo + text, logprobs))
+            await writer.write(chunks.text(choice.echo * echo + text, logprobs))
             echo = False
-        made[choice.index] = completion = await generation
-        if not output.begun:
+        completions[choice.index] = completion = await generation
+        if not writer.begun:
             check_deadline([completion])
         reason = finish_reason(completion.finish_reason)
-        await output.write(chunks.text(choice.shown * echo, logprobs if echo else None, reason))
+        await writer.write(chunks.text(choice.echo * echo, logprobs if echo else None, reason))
 
     await together([follow(choice) for choice in choices])
     ending = ""
     if wants_usage:
-        every = [made[choice.index] for choice in choices]
-        ending = event({**fields, "choices": [], "usage": usage(every[:: body.n or 1], every)})
-    await output.end(ending + DONE)
+        ordered = [completions[choice.index] for choice in choices]
+        totals = usage(ordered[:: body.n or 1], ordered)
+        ending = event({**fields, "choices": [], "usage": totals})
+    await writer.end(ending + DONE)

@@ -9,12 +9,14 @@ from typing import Any
 from llcuda.embeddings.embedder import Embedder
 from llcuda.server.chunks import new_id
 from llcuda.server.errors import ApiError
-from llcuda.server.models import Loaded
+from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import EmbeddingBody, RerankBody
-from llcuda.server.sse import Output
+from llcuda.server.sse import ResponseWriter
 
 
-async def embed(body: EmbeddingBody, loaded: Loaded, output: Output) -> None:
+async def answer_embeddings(
+    body: EmbeddingBody, loaded: LoadedModel, writer: ResponseWriter
+) -> None:
     """Answer POST /v1/embeddings: floats, or the bytes of little-endian float32 in base64."""
 
     def compute() -> tuple[list[Any], int]:
@@ -26,8 +28,10 @@ async def embed(body: EmbeddingBody, loaded: Loaded, output: Output) -> None:
             return [base64.b64encode(row).decode() for row in rows], sum(result.token_counts)
         return result.values.tolist(), sum(result.token_counts)
 
-    vectors, tokens = await asyncio.get_running_loop().run_in_executor(loaded.bench, compute)
-    await output.json({
+    vectors, tokens = await asyncio.get_running_loop().run_in_executor(
+        loaded.embedding_executor, compute
+    )
+    await writer.json({
         "object": "list",
         "data": [
             {"object": "embedding", "index": i, "embedding": vector}
@@ -40,26 +44,33 @@ async def embed(body: EmbeddingBody, loaded: Loaded, output: Output) -> None:
 
 def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:
     if body.dimensions not in (None, embedder.size):
-        wrong = f"dimensions={body.dimensions}: this model has {embedder.size}"
-        raise ApiError(400, wrong, param="dimensions")
+        message = f"dimensions={body.dimensions}: this model has {embedder.size}"
+        raise ApiError(400, message, param="dimensions")
 
 
-async def rerank(body: RerankBody, loaded: Loaded, output: Output) -> None:
-    """Answer POST /v1/rerank: the documents' places in the list, the best one first."""
-    texts = [one if isinstance(one, str) else one.text for one in body.documents]
+async def answer_rerank(body: RerankBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
+    """Answer POST /v1/rerank: the documents' indices in the request, the best document first."""
+    texts = [
+        document if isinstance(document, str) else document.text for document in body.documents
+    ]
 
     def compute() -> tuple[list[float], int]:
         result = loaded.embedder().rerank_counted(body.query, texts)
         return result.values.tolist(), sum(result.token_counts)
 
-    scores, tokens = await asyncio.get_running_loop().run_in_executor(loaded.bench, compute)
-    best = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]
+    scores, tokens = await asyncio.get_running_loop().run_in_executor(
+        loaded.embedding_executor, compute
+    )
+    ranking = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]
     results: list[dict[str, Any]] = []
-    for i in best:
+    for i in ranking:
         result: dict[str, Any] = {"index": i, "relevance_score": scores[i]}
         if body.return_documents:
             result["document"] = {"text": texts[i]}
         results.append(result)
-    spent = {"prompt_tokens": tokens, "total_tokens": tokens}
-    answer = {"id": new_id("rerank-"), "model": loaded.spec.name, "results": results}
-    await output.json({**answer, "usage": spent})
+    await writer.json({
+        "id": new_id("rerank-"),
+        "model": loaded.spec.name,
+        "results": results,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    })  # fmt: skip

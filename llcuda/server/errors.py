@@ -1,7 +1,7 @@
-"""Errors in OpenAI's shape: which status, which type, which parameter.
+"""Errors in OpenAI's shape: status, type, code, parameter.
 
-Plain data; knows nothing of HTTP frameworks. A message never shows a trace, a path, nor what the
-server holds: what is not the client's fault goes to the log.
+Plain data; knows nothing of HTTP frameworks. A message never shows a trace, a path, nor data of the
+server: errors that the client did not cause go to the log.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from llcuda.errors import (
 )
 
 RETRY_SECONDS = 1
-_OF_KEYS = ("missing", "union_tag_not_found")
+_KEY_ERRORS = ("missing", "union_tag_not_found")  # the key itself is at fault
 
 
 class ApiError(Exception):
-    """What a request is refused with.
+    """The error that a request is refused with.
 
-    param: the parameter at fault, e.g. "messages[0].role"; code: OpenAI's word for the case;
-    retry: seconds after which the client may ask again.
+    Args:
+        status: The HTTP status.
+        message: What is wrong, in the client's terms.
+        param: The field at fault, e.g. "messages[0].role".
+        code: OpenAI's word for the case.
+        retry: Seconds after which the client may ask again.
     """
 
     def __init__(
@@ -51,13 +55,14 @@ class ApiError(Exception):
     def kind(self) -> str:
         """OpenAI's type of the error."""
         kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-        return kinds.get(self.status, "server_error" if self.status >= 500 else INVALID)
+        other = "server_error" if self.status >= 500 else "invalid_request_error"
+        return kinds.get(self.status, other)
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers that belong to the status."""
-        found = {} if self.retry is None else {"retry-after": str(self.retry)}
-        return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+        headers = {} if self.retry is None else {"retry-after": str(self.retry)}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the body: {"error": {...}}."""
@@ -69,17 +74,18 @@ class ApiError(Exception):
         return json.dumps(self.as_dict(), ensure_ascii=False)
 
 
-INVALID = "invalid_request_error"
 INTERNAL = "internal error; the server's log says more"
-SHORT = "too little memory for it just now; the server's log says more"
-UNLOADED = "the model cannot be loaded; the server's log says more"
-LOGGED = frozenset({INTERNAL, SHORT, UNLOADED})
+OUT_OF_MEMORY = "too little memory for this request at the moment; the server's log says more"
+NOT_LOADABLE = "the model cannot be loaded; the server's log says more"
+LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE})
 
 
 def translate(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:
     """Return what a client is told of an exception.
 
-    names: what the API calls a parameter of the engine, where it differs.
+    Args:
+        error: The exception.
+        names: The API's names of the engine's parameters, where they differ.
     """
     if isinstance(error, ApiError):
         return error
@@ -87,50 +93,54 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
         busy = "the server's queue is full; try again later"
         return ApiError(429, busy, code="rate_limit_exceeded", retry=RETRY_SECONDS)
     if isinstance(error, OutOfMemoryError):
-        return ApiError(503, SHORT, code="out_of_memory", retry=RETRY_SECONDS)
+        return ApiError(503, OUT_OF_MEMORY, code="out_of_memory", retry=RETRY_SECONDS)
     if isinstance(error, ArgumentError | UnsupportedError):
         code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
-        message, param = error.problem, error.parameter  # the remedy is a Python caller's
-        for own, public in (names or {}).items():
-            if param is not None and (param == own or param.startswith((f"{own}.", f"{own}["))):
-                if message.startswith(param):
-                    message = public + message[len(own) :]
-                param = public + param[len(own) :]
-                break
+        message, own_name = error.problem, error.parameter  # a remedy is a Python call
+        param = own_name and _public_name(own_name, names or {})
+        if param and own_name and message.startswith(own_name):
+            message = param + message[len(own_name) :]
         return ApiError(400, message, param=param, code=code)
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)
     if isinstance(error, ModelError):
-        return ApiError(503, UNLOADED, code="model_unavailable")
+        return ApiError(503, NOT_LOADABLE, code="model_unavailable")
     return ApiError(500, INTERNAL)
 
 
-def of_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
-    """Return the error for what pydantic found wrong with a body.
+def _public_name(parameter: str, names: Mapping[str, str]) -> str:
+    """Return the API's name of a parameter, which may be an element of it."""
+    end = next((i for i, letter in enumerate(parameter) if letter in ".["), len(parameter))
+    return names.get(parameter[:end], parameter[:end]) + parameter[end:]
 
-    The parameter is the first one at fault; of a value that may have several types, all are named.
+
+def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
+    """Return the error for a body that pydantic refused.
+
+    The first field at fault is named. The message for a value that may have several types names all
+    of them.
+
+    Args:
+        errors: Pydantic's errors.
+        body: The body.
     """
-    if isinstance(body, bytes):  # so FastAPI leaves what is not sent as JSON
+    if isinstance(body, bytes):  # FastAPI leaves a body that is not sent as JSON
         return ApiError(400, "the body is not sent as JSON: set Content-Type: application/json")
-    first = _path(errors[0], body)
-    said: list[str] = []
-    for error in errors:
-        if _path(error, body) == first and error["msg"] not in said:
-            said.append(error["msg"])
+    field = _path(errors[0], body)
+    messages = [error["msg"] for error in errors if _path(error, body) == field]
     if errors[0]["type"] == "json_invalid":
-        reason = str(errors[0].get("ctx", {}).get("error", "")) or said[0]
-        return ApiError(400, f"the body is no JSON document: {reason}", code="invalid_json")
+        reason = str(errors[0].get("ctx", {}).get("error", "")) or messages[0]
+        return ApiError(400, f"the body is not a JSON document: {reason}", code="invalid_json")
     if errors[0]["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown parameter: {first}", param=first, code="unknown_parameter")
-    reason = " or ".join(said[:4])
+        return ApiError(400, f"unknown parameter: {field}", param=field, code="unknown_parameter")
+    reason = " or ".join(list(dict.fromkeys(messages))[:4])
     if errors[0]["type"] == "unsupported":
-        return ApiError(400, f"{first}: {reason}", param=first, code="unsupported_parameter")
-    where = first or "the body"
-    return ApiError(400, f"{where}: {reason}", param=first or None)
+        return ApiError(400, f"{field}: {reason}", param=field, code="unsupported_parameter")
+    return ApiError(400, f"{field or 'the body'}: {reason}", param=field or None)
 
 
 def _path(error: Mapping[str, Any], body: Any) -> str:
-    """Return where in the body an error lies, as "messages[0].role", without a union's branches."""
+    """Return the field at fault, e.g. "messages[0].role", without the branches of a union."""
     path, here = "", body
     places = [place for place in error["loc"] if place not in ("body", "query", "path", "header")]
     if error["type"] == "json_invalid":
@@ -142,6 +152,6 @@ def _path(error: Mapping[str, Any], body: Any) -> str:
             if not isinstance(here, list) or place >= len(here):
                 continue
             path, here = f"{path}[{place}]", here[place]
-        elif isinstance(here, dict) and (place in here or error["type"] in _OF_KEYS):
+        elif isinstance(here, dict) and (place in here or error["type"] in _KEY_ERRORS):
             path, here = f"{path}.{place}" if path else str(place), here.get(place)
     return path

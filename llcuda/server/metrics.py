@@ -1,4 +1,4 @@
-"""/metrics: the engines' numbers, one set for each loaded model, and the server's own."""
+"""/metrics: the metrics of each loaded model's engine, and those of the server."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from llcuda.engine.metrics import exposition
 from llcuda.server.middleware import Traffic
-from llcuda.server.models import Models
+from llcuda.server.models import ModelPool
 
 
-def metrics_text(models: Models, traffic: Traffic) -> str:
-    """Return everything in Prometheus' text format."""
-    return exposition([*_of_models(models), *_of_server(models, traffic)])
+def metrics_text(models: ModelPool, traffic: Traffic) -> str:
+    """Return all metrics in Prometheus' text format."""
+    return exposition([*_model_metrics(models), *_server_metrics(models, traffic)])
 
 
-def _of_models(models: Models) -> Iterator[Metric]:
+def _model_metrics(models: ModelPool) -> Iterator[Metric]:
     gauges = {
         "num_requests_running": "Requests in the batch.",
         "num_requests_waiting": "Requests in the queue.",
@@ -38,7 +38,7 @@ def _of_models(models: Models) -> Iterator[Metric]:
     yield from families.values()
 
 
-def _of_server(models: Models, traffic: Traffic) -> Iterator[Metric]:
+def _server_metrics(models: ModelPool, traffic: Traffic) -> Iterator[Metric]:
     answers = CounterMetricFamily(
         "llcuda_http_requests", "Answers by path and status.", labels=["path", "status"]
     )
@@ -46,6 +46,10 @@ def _of_server(models: Models, traffic: Traffic) -> Iterator[Metric]:
         answers.add_metric([path, str(status)], count)
     yield answers
     yield GaugeMetricFamily("llcuda_http_active", "Requests being answered.", traffic.active)
-    yield CounterMetricFamily("llcuda_http_gone", "Clients that left early.", traffic.gone)
-    yield CounterMetricFamily("llcuda_model_loads", "Models loaded.", models.loads)
-    yield CounterMetricFamily("llcuda_model_unloads", "Models unloaded.", models.unloads)
+    yield CounterMetricFamily(
+        "llcuda_http_client_disconnects",
+        "Clients that disconnected before their answer was complete.",
+        traffic.client_disconnects,
+    )
+    yield CounterMetricFamily("llcuda_model_loads", "ModelPool loaded.", models.loads)
+    yield CounterMetricFamily("llcuda_model_unloads", "ModelPool unloaded.", models.unloads)

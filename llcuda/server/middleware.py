@@ -1,4 +1,4 @@
-"""What every request passes first: hosts, keys, limits, the whole body, an id.
+"""The checks that every request passes first: host, key, limits, size of the body.
 
 Plain ASGI: nothing here stands between an answer and its client.
 """
@@ -19,16 +19,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llcuda.server.chunks import new_id
 from llcuda.server.errors import ApiError
 
-OPEN = ("/", "/health")  # without a key
+KEYLESS_PATHS = ("/", "/health")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass
 class Limits:
-    """What the server takes on.
+    """Limits of a server.
 
-    body_bytes: of a request; body_seconds: until it is there. requests: at once, those that wait
-    too. deadline: seconds of a request, then it ends with what there is; None = none.
+    Attributes:
+        body_bytes: Largest size of a request's body.
+        body_seconds: Longest time until the body has arrived.
+        requests: Largest number of requests at once, those that wait included.
+        deadline: Seconds of a request, after which it ends with what there is; None = no deadline.
     """
 
     body_bytes: int = 16 * 2**20
@@ -39,22 +42,32 @@ class Limits:
 
 @dataclass
 class Traffic:
-    """Counts of the server. answers: by path and status; gone: clients that left early."""
+    """Counters of the server.
+
+    Attributes:
+        answers: Answers by path and status.
+        active: Requests that are being answered.
+        client_disconnects: Clients that disconnected before their answer was complete.
+    """
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     active: int = 0
-    gone: int = 0
+    client_disconnects: int = 0
 
-    def left(self) -> None:
-        """Count a client that left before its answer was whole."""
-        self.gone += 1
+    def count_disconnect(self) -> None:
+        """Count a client that disconnected before its answer was complete."""
+        self.client_disconnects += 1
 
 
-class Door:
-    """The middleware.
+class RequestGuardMiddleware:
+    """Refuses requests of unknown hosts, without a key, beyond a limit; numbers and counts them.
 
-    keys: any of them opens, none = open to all; hosts: names that the server is called by, none =
-    any.
+    Args:
+        app: The application behind it.
+        limits: Limits of the server.
+        traffic: Counters to write.
+        keys: API keys, any of which is right; none = no key is needed.
+        hosts: Names that clients may call the server by; none = any.
     """
 
     def __init__(
@@ -72,36 +85,37 @@ class Door:
         self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or refuse it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        number = new_id("req_")
+        request_id = new_id("req_").encode()
         status = 500
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
 
         self._traffic.active += 1
         try:
-            whole = await self._enter(scope, receive)
-            await self._app(scope, whole, named)
+            receive_body = await self._check(scope, receive)
+            await self._app(scope, receive_body, send_with_id)
         except ApiError as refusal:
-            await _refuse(refusal, named)
+            await _refuse(refusal, send_with_id)
         finally:
             self._traffic.active -= 1
             route = scope.get("route")
             path = getattr(route, "path", "other")
             self._traffic.answers[path, status] += 1
 
-    async def _enter(self, scope: Scope, receive: Receive) -> Receive:
+    async def _check(self, scope: Scope, receive: Receive) -> Receive:
+        """Return what gives the application the whole body. Raises ApiError."""
         headers = dict(scope["headers"])
         self._check_host(headers)
-        if scope["path"] not in OPEN:
+        if scope["path"] not in KEYLESS_PATHS:
             self._check_key(headers)
             if self._traffic.active > self._limits.requests:
                 busy = "the server is busy; try again later"
@@ -109,60 +123,63 @@ class Door:
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             return receive
         body = await self._body(headers, receive)
-        given = False
+        received = False
 
-        async def whole() -> Message:
-            nonlocal given
-            if given:
+        async def receive_body() -> Message:
+            nonlocal received
+            if received:
                 return await receive()
-            given = True
+            received = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        return whole
+        return receive_body
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse foreign names: a page from elsewhere may have its name point to this machine."""
+        """Refuse unknown names: a page on the web may let its own name point to this machine."""
         host = headers.get(b"host", b"").decode("latin-1")
         name = re.sub(r":\d*$", "", host).lower()
         if self._hosts and name not in self._hosts:
-            raise ApiError(403, f"the host {name[:100]!r} is not served here", code="unknown_host")
+            message = f"Host: {name[:100]!r} is not a name of this server"
+            raise ApiError(403, message, code="unknown_host")
 
     def _check_key(self, headers: Mapping[bytes, bytes]) -> None:
-        """Compare with every key, in a time that depends on neither."""
+        """Compare with every key, in a time that does not depend on the keys."""
         if not self._keys:
             return
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
-        given = hashlib.sha256(key.strip()).digest()
-        known = sum(hmac.compare_digest(given, own) for own in self._keys)
-        if kind.lower() != b"bearer" or not known:
-            wrong = "a wrong API key" if key else "no API key: send Authorization: Bearer KEY"
-            raise ApiError(401, wrong, code="invalid_api_key")
+        digest = hashlib.sha256(key.strip()).digest()
+        matches = sum(hmac.compare_digest(digest, own) for own in self._keys)
+        if kind.lower() != b"bearer" or not matches:
+            message = "wrong API key" if key else "missing API key: send Authorization: Bearer KEY"
+            raise ApiError(401, message, code="invalid_api_key")
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        most = self._limits.body_bytes
+        max_bytes = self._limits.body_bytes
         announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced[:20]) > most:
-            raise _too_large(most)
+        if announced.isdigit() and int(announced[:20]) > max_bytes:
+            raise _too_large(max_bytes)
         parts, size = [], 0
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError(400, "the body is not whole")
+                        raise ApiError(400, "the body is incomplete")
                     part = message.get("body", b"")
                     size += len(part)
-                    if size > most:
-                        raise _too_large(most)
+                    if size > max_bytes:
+                        raise _too_large(max_bytes)
                     parts.append(part)
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            raise ApiError(408, "the body did not come in time") from None
+            late = f"the body did not arrive within {self._limits.body_seconds:g} s"
+            raise ApiError(408, late) from None
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the body is too large: at most {most} bytes", code="body_too_large")
+def _too_large(max_bytes: int) -> ApiError:
+    message = f"the body is too large: at most {max_bytes} bytes"
+    return ApiError(413, message, code="body_too_large")
 
 
 async def _refuse(refusal: ApiError, send: Send) -> None:

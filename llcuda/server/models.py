@@ -1,4 +1,4 @@
-"""Several models by name: loaded when they are asked for, unloaded when others need the room."""
+"""Several models by name: loaded at their first request, unloaded when others need the memory."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ DEFAULTS = {"ubatch_size": LOAD_UBATCH_SIZE, "n_parallel": 4}  # where the serve
 class ModelSpec:
     """A model to serve.
 
-    name: what clients call it; source, filename: as those of `InferenceEngine.load_model`;
-    parameters: its further keywords (gpu_layers, ctx_size, n_parallel, ...); `pooling` for
-    embeddings, see Embedder; `template` for chats, see `Engine.chat`.
+    Attributes:
+        name: The clients' name of the model.
+        source: A registry name, a path or "repo/id:file.gguf", as for
+            `InferenceEngine.load_model`.
+        filename: File of a Hugging Face repository.
+        parameters: Further keywords of `load_model` (gpu_layers, ctx_size, n_parallel, ...), and
+            `pooling` of the Embedder, and `template` of `Engine.chat`.
     """
 
     name: str
@@ -44,26 +48,44 @@ class ModelSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> EngineConfig:
-        """Return what the model and its engine get; raise ArgumentError or TypeError."""
+        """Return the settings of the model and its engine.
+
+        Raises:
+            ArgumentError: A value is outside what is allowed.
+            TypeError: A keyword is unknown.
+        """
         given = {k: v for k, v in self.parameters.items() if k not in ("pooling", "template")}
         if self._automatic_ctx_size():
             given.pop("ctx_size", None)
         return EngineConfig.from_kwargs(**{**DEFAULTS, **given})
 
     def fitted(self, path: Path) -> Fitted:
-        """Return what they get on this machine, with the model's file at hand."""
+        """Return the settings for a model file on this machine."""
         return fit(self.config(), path, automatic_ctx_size=self._automatic_ctx_size())
+
+    def memory_needed(self, path: Path) -> list[DeviceMemory]:
+        """Return the memory of each device that a model file takes; [] where it cannot be told."""
+        fitted = self.fitted(path)
+        context = fitted.config.context_params(gpu=fitted.gpu_layers > 0)
+        try:
+            return memory_needed(path, model=fitted.config.model, context=context)
+        except UnsupportedError:
+            return []
 
     def _automatic_ctx_size(self) -> bool:
         return self.parameters.get("ctx_size") is None
 
 
-class Loaded:
-    """A model in memory. users: requests that are in it now.
+class LoadedModel:
+    """A model in memory.
 
-    engine: generates texts, None for a model that does not; bench: where embeddings are computed,
-    one after the other; needs: bytes that it takes, as `memory_needed` says, 0 where that is
-    unknown.
+    Attributes:
+        spec: The model as it was asked for.
+        needs: Bytes that it takes, as `memory_needed` says; 0 where that is unknown.
+        users: Requests that use it now.
+        used: Time of the last use, by `time.monotonic`.
+        engine: Generates text; None for a model that generates none.
+        embedding_executor: Computes embeddings, one request after the other.
     """
 
     def __init__(self, spec: ModelSpec, path: Path, needs: int) -> None:
@@ -75,7 +97,7 @@ class Loaded:
         self.engine: Engine | None = None
         self._embedder: Embedder | None = None
         self._lock = threading.Lock()
-        self.bench = ThreadPoolExecutor(1, "llcuda-embedder")
+        self.embedding_executor = ThreadPoolExecutor(1, "llcuda-embedder")
         self.model = Model(path, params=config.model)
         try:
             if spec.parameters.get("template") is not None:
@@ -93,18 +115,18 @@ class Loaded:
 
     @property
     def failed(self) -> bool:
-        """Whether it must be loaded anew."""
+        """Whether its engine has ended, so that it must be loaded again."""
         return self.engine is not None and self.engine.closed
 
-    def writer(self) -> Engine:
-        """Return what generates text; ApiError for a model that does not."""
+    def text_engine(self) -> Engine:
+        """Return the engine. Raises ApiError for a model that generates no text."""
         if self.engine is None:
-            silent = f"{self.spec.name} generates no text; it has /v1/embeddings or /v1/rerank"
-            raise ApiError(400, silent, param="model")
+            message = f"model={self.spec.name!r}: generates no text; use /v1/embeddings, /v1/rerank"
+            raise ApiError(400, message, param="model")
         return self.engine
 
     def embedder(self) -> Embedder:
-        """Return what computes embeddings and scores, made at the first call; it takes a while."""
+        """Return the embedder, made at the first call; this takes a while."""
         with self._lock:
             if self._embedder is None:
                 chosen = self.spec.parameters
@@ -113,32 +135,41 @@ class Loaded:
             return self._embedder
 
     def close(self) -> None:
-        """Free it."""
-        self.bench.shutdown(cancel_futures=True)
+        """Free the model and all that runs on it."""
+        self.embedding_executor.shutdown(cancel_futures=True)
         for owner in (self._embedder, self.engine, self.model):
             if owner is not None:
                 owner.close()
 
 
-class Models:
+class ModelPool:
     """The models of a server, by name. Belongs to one event loop.
 
-    memory_budget: bytes that they may take together, weights, KV cells and buffers on all devices;
-    None: what each device has free when a further one is loaded. One that is in use stays; of
-    the others the one that was used longest ago goes first.
-    Raises ArgumentError for parameters that are wrong, or a model that is larger than the budget.
+    The model that was used longest ago is unloaded first; a model in use is never unloaded.
+
+    Args:
+        specs: The models.
+        memory_budget: Bytes that the models may take together, weights, KV cells and buffers on all
+            devices; None = what each device has free when a further model is loaded.
+        load: Loads a model.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed, or a name is missing or there twice.
     """
 
     def __init__(
         self,
         specs: Sequence[ModelSpec],
         memory_budget: int | None = None,
-        load: Callable[[ModelSpec, Path, int], Loaded] = Loaded,
+        load: Callable[[ModelSpec, Path, int], LoadedModel] = LoadedModel,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         if not specs or len(self.specs) != len(specs) or "" in self.specs:
-            raise ArgumentError("expected at least one model, each with a name of its own")
-        self.loaded: dict[str, Loaded] = {}
+            raise ArgumentError(
+                "models: expected at least one model, each with a name of its own",
+                parameter="models",
+            )
+        self.loaded: dict[str, LoadedModel] = {}
         self.loads = self.unloads = 0
         self._budget = memory_budget
         self._load = load
@@ -148,14 +179,20 @@ class Models:
             spec.config()
 
     def open(self, preload: bool) -> None:
-        """Find, or fetch, every file, and load the first model; before there is an event loop.
+        """Find or download every file, before there is an event loop.
 
-        Raises ArgumentError for a model beyond the budget, and what loading raises.
+        Args:
+            preload: Whether to load the first model.
+
+        Raises:
+            ArgumentError: A model is larger than the budget.
+            ModelNotFoundError: There is no such file.
+            ModelError: The first model cannot be loaded.
         """
         sizes = {}
         for name, spec in self.specs.items():
             path = self.paths[name] = hub.resolve(spec.source, spec.filename)
-            sizes[name] = needs = sum(device.needed for device in _needs(spec, path))
+            sizes[name] = needs = sum(device.needed for device in spec.memory_needed(path))
             if self._budget is not None and needs > self._budget:
                 raise ArgumentError(
                     f"memory_budget={self._budget}: {name} alone takes {needs}",
@@ -167,24 +204,28 @@ class Models:
             self.loads += 1
 
     def find(self, name: str | None) -> str:
-        """Return the name of a model that is served; None means the only one. ApiError."""
+        """Return the name of a model that is served; None means the only one.
+
+        Raises:
+            ApiError: There is no such model, or None and several models.
+        """
         if name is None and len(self.specs) == 1:
             return next(iter(self.specs))
         if name is None:
-            several = f"name one of the models: {', '.join(self.specs)}"
-            raise ApiError(400, several, param="model")
+            message = f"model: missing; expected one of {', '.join(self.specs)}"
+            raise ApiError(400, message, param="model")
         if name not in self.specs:
-            unknown = f"the model {name[:200]!r} does not exist here; GET /v1/models lists them"
-            raise ApiError(404, unknown, param="model", code="model_not_found")
+            message = f"model={name[:200]!r}: no such model; GET /v1/models lists the models"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return name
 
     @asynccontextmanager
-    async def use(self, name: str | None) -> AsyncIterator[Loaded]:
-        """Have a model loaded for as long as the block runs. ApiError, ModelError."""
+    async def use(self, name: str | None) -> AsyncIterator[LoadedModel]:
+        """Keep a model loaded while the block runs. Raises ApiError, ModelError."""
         name = self.find(name)
         loaded = self.loaded.get(name)
         while loaded is None or loaded.failed:
-            loaded = await self._bring(name)
+            loaded = await self._ensure_loaded(name)
         loaded.users += 1
         try:
             yield loaded
@@ -192,12 +233,12 @@ class Models:
             loaded.users -= 1
             loaded.used = time.monotonic()
 
-    async def _bring(self, name: str) -> Loaded:
-        """Load a model, after making room for it; one at a time."""
+    async def _ensure_loaded(self, name: str) -> LoadedModel:
+        """Load a model that is not loaded, after making room for it; one at a time."""
         async with self._lock:
             loaded = self.loaded.get(name)
-            if loaded is not None and loaded.failed:  # it failed, e.g. its GPU
-                await self._drop(name)
+            if loaded is not None and loaded.failed:  # for example its GPU
+                await self._unload(name)
             elif loaded is not None:
                 return loaded
             spec, path = self.specs[name], self.paths[name]
@@ -206,7 +247,7 @@ class Models:
             work = asyncio.ensure_future(asyncio.to_thread(self._load, spec, path, needs))
             try:
                 loaded = await asyncio.shield(work)
-            except asyncio.CancelledError:  # who asked has gone; the model is loaded all the same
+            except asyncio.CancelledError:  # the client has left; the model is loaded anyway
                 loaded = await work
                 self.loaded[name] = loaded
                 raise
@@ -216,41 +257,31 @@ class Models:
             return loaded
 
     async def _make_room(self, spec: ModelSpec, path: Path) -> int:
-        """Unload what is idle until a model fits, and return the bytes that it takes."""
+        """Unload idle models until another one fits, and return the bytes that it takes."""
         while True:
-            devices = await asyncio.to_thread(_needs, spec, path)
+            devices = await asyncio.to_thread(spec.memory_needed, path)
             needs = sum(device.needed for device in devices)
             if not self.loaded or self._fits(devices, needs):
                 return needs
             idle = [loaded for loaded in self.loaded.values() if not loaded.users]
             if not idle:
-                busy = f"no room for {spec.name} while {', '.join(self.loaded)} is in use"
-                raise ApiError(503, busy, code="model_unavailable", retry=2)
-            await self._drop(min(idle, key=lambda loaded: loaded.used).spec.name)
+                message = f"no memory for {spec.name} while {', '.join(self.loaded)} is in use"
+                raise ApiError(503, message, code="model_unavailable", retry=2)
+            await self._unload(min(idle, key=lambda loaded: loaded.used).spec.name)
 
     def _fits(self, devices: Sequence[DeviceMemory], needs: int) -> bool:
         if self._budget is None:
             return all(device.needed <= device.free for device in devices)
         return needs + sum(loaded.needs for loaded in self.loaded.values()) <= self._budget
 
-    async def _drop(self, name: str) -> None:
+    async def _unload(self, name: str) -> None:
         loaded = self.loaded.pop(name)
         self.unloads += 1
         logger.info("unloading %s", name)
         await asyncio.to_thread(loaded.close)
 
     async def close(self) -> None:
-        """Unload everything."""
+        """Unload all models."""
         async with self._lock:
             for name in list(self.loaded):
-                await self._drop(name)
-
-
-def _needs(spec: ModelSpec, path: Path) -> list[DeviceMemory]:
-    """Return what a model takes of each device; nothing where llama.cpp cannot say."""
-    fitted = spec.fitted(path)
-    context = fitted.config.context_params(gpu=fitted.gpu_layers > 0)
-    try:
-        return memory_needed(path, model=fitted.config.model, context=context)
-    except UnsupportedError:
-        return []
+                await self._unload(name)

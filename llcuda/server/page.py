@@ -1,4 +1,4 @@
-"""The chat page at /: one file, whose script and style are allowed by their hashes alone."""
+"""The chat page at /: one file, whose script and style are allowed by their hashes only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.responses import Response
 from llcuda.files import data_file
 
 
-def page() -> Response:
-    """Return the page, with headers that keep a browser from all other code and other hosts."""
+def page_response() -> Response:
+    """Return the page, with headers that forbid all other code and all other hosts."""
     text = data_file("page.html").read_text(encoding="utf-8")
     return Response(text, media_type="text/html", headers=_headers(text))
 
@@ -37,7 +37,7 @@ def _headers(text: str) -> dict[str, str]:
 
 
 def _hashes(text: str, tag: str) -> str:
-    """Return the sources of a policy that allow what stands in these elements, and nothing else."""
-    found = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in found]
+    """Return the sources of a policy that allow the content of these elements, and nothing else."""
+    parts = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
     return " ".join(f"'sha256-{digest}'" for digest in digests)

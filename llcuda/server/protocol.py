@@ -1,8 +1,8 @@
-"""OpenAI's API as data: what a request may hold, and what it means for the engine.
+"""The bodies of requests to OpenAI's API, and their meaning for the engine.
 
-Pydantic models that forbid what they do not know: a parameter is honoured or refused, never
-ignored. Pure mapping; knows nothing of HTTP and holds no model. `openai_chat` and
-`openai_responses` have the conversations, `openai_text` the answers.
+Pydantic models that forbid unknown fields: a parameter is honoured or refused, never ignored. Pure
+data; knows nothing of HTTP and holds no model. `responses` has the bodies of /v1/responses,
+`chunks` the answers.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pydantic_core import PydanticCustomError
 from llcuda.keywords import TextKeywords
 from llcuda.server.errors import ApiError
 
-MOST_STOPS = 256
-MOST_CHOICES = 128
-MOST_PROMPTS = 2048
+MAX_STOPS = 256
+MAX_CHOICES = 128
+MAX_PROMPTS = 2048
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI documents it
 SEEDS = 2**32 - 1
 
 
 def _refuse(value: Any) -> None:
     if value is not None:
-        raise PydanticCustomError("unsupported", "this server does not have it")
+        raise PydanticCustomError("unsupported", "this server does not support it")
 
 
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
-Texts = Annotated[list[str], Field(max_length=MOST_STOPS)]
+Texts = Annotated[list[str], Field(max_length=MAX_STOPS)]
 Tokens = Annotated[list[int], Field(min_length=1)]
 
 
 class Body(BaseModel):
-    """A request's body: strict types, no unknown field, no NaN."""
+    """A body of strict types, without unknown fields or NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -43,20 +43,20 @@ class ModelBody(Body):
     """A request to a model; without `model`, to the only one that is served."""
 
     model: str | None = None
-    user: str | None = Field(None, description="A name of the client's; has no effect.")
+    user: str | None = Field(None, description="Has no effect.")
 
 
 class StreamOptions(Body):
-    """include_usage: a last chunk with the usage."""
+    """Options of a stream: whether a last chunk has the usage."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
 class SamplingBody(ModelBody):
-    """How tokens are chosen: OpenAI's parameters, then llcuda's own, see SamplingParams.
+    """How tokens are chosen: OpenAI's parameters, then llcuda's own; see SamplingParams.
 
-    What is left out has llcuda's defaults: temperature 0.7, top_p 0.9, top_k 40.
+    Defaults are llcuda's: temperature 0.7, top_p 0.9, top_k 40.
     """
 
     temperature: float | None = None
@@ -67,14 +67,14 @@ class SamplingBody(ModelBody):
         None, description="Token -> -100 (never) to 100.", max_length=4096
     )
     seed: int | None = None
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stop: str | Texts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = Field(
         None, description="json_schema, json_object, text; also regex, choice, lark, gbnf."
     )
-    # llcuda's own
+    # llcuda's own parameters
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
@@ -98,88 +98,98 @@ class SamplingBody(ModelBody):
     keep: int | None = None
     timeout: float | None = Field(None, gt=0, description="Seconds; the server may have less.")
 
-    def engine_parameters(
+    def submit_keywords(
         self, deadline: float | None, ctx_size: int, vocab_size: int
     ) -> dict[str, Any]:
-        """Return keywords of `Engine.submit`; deadline: the server's own, in seconds."""
+        """Return the keywords of `Engine.submit`.
+
+        Args:
+            deadline: Deadline of the server in seconds, or None.
+            ctx_size: Tokens of the context.
+            vocab_size: Tokens of the vocabulary.
+
+        Raises:
+            ApiError: A token of logit_bias is unknown, or its bias is outside -100 to 100.
+        """
         known = TextKeywords.__annotations__.keys() - {"logit_bias", "seed", "logprobs", "echo"}
-        given = self.model_dump(include=set(known), exclude_none=True)
+        keywords = self.model_dump(include=set(known), exclude_none=True)
         if self.seed is not None:
-            given["seed"] = self.seed % SEEDS
+            keywords["seed"] = self.seed % SEEDS
         if self.logit_bias:
-            given["logit_bias"] = _bias(self.logit_bias, vocab_size)
+            keywords["logit_bias"] = _logit_bias(self.logit_bias, vocab_size)
         if (self.frequency_penalty or self.presence_penalty) and self.penalty_last_n is None:
-            given["penalty_last_n"] = ctx_size  # OpenAI's penalties see the whole text
+            keywords["penalty_last_n"] = ctx_size  # OpenAI's penalties see the whole text
         limits = [seconds for seconds in (self.timeout, deadline) if seconds is not None]
         if limits:
-            given["timeout"] = min(limits)
+            keywords["timeout"] = min(limits)
         if self.response_format is not None and self.response_format.get("type") != "text":
-            given["response_format"] = self.response_format
-        return given
+            keywords["response_format"] = self.response_format
+        return keywords
 
     def wants_usage(self) -> bool:
-        """Whether a stream ends with its usage; ApiError for options without a stream."""
+        """Whether a stream ends with its usage. Raises ApiError for options without a stream."""
         if self.stream_options is not None and not self.stream:
-            raise ApiError(400, "stream_options needs stream: true", param="stream_options")
+            message = "stream_options: allowed only with stream: true"
+            raise ApiError(400, message, param="stream_options")
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def _bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
-    """Return token -> number added to its logit; -100 forbids, as OpenAI has it."""
-    found: dict[int, float] = {}
-    for token, value in given.items():
+def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
+    """Return token -> number added to its logit; -100 forbids the token, as in OpenAI's API."""
+    checked: dict[int, float] = {}
+    for token, bias in biases.items():
         number = int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
         if not 0 <= number < vocab_size:
-            wrong = f"logit_bias: {token[:20]!r} is no token, expected 0 to {vocab_size - 1}"
-            raise ApiError(400, wrong, param="logit_bias")
-        if not -100 <= value <= 100:
-            wrong = f"logit_bias: expected -100 to 100, not {value}"
-            raise ApiError(400, wrong, param="logit_bias")
-        found[number] = -math.inf if value == -100 else value
-    return found
+            message = f"logit_bias: token {token[:20]!r}: expected 0 to {vocab_size - 1}"
+            raise ApiError(400, message, param="logit_bias")
+        if not -100 <= bias <= 100:
+            message = f"logit_bias: bias {bias}: expected -100 to 100"
+            raise ApiError(400, message, param="logit_bias")
+        checked[number] = -math.inf if bias == -100 else bias
+    return checked
 
 
-# One text or several, each as it is or as tokens.
+# One text or several, each as a string or as tokens.
 Inputs: TypeAlias = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
     | Tokens
-    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
 )
 
 
-def _each(given: Any) -> list[str | list[int]]:
-    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+def _as_list(inputs: Any) -> list[str | list[int]]:
+    return [inputs] if isinstance(inputs, str) or isinstance(inputs[0], int) else list(inputs)
 
 
 class CompletionBody(SamplingBody):
-    """POST /v1/completions: continues texts as they are, without a chat template."""
+    """POST /v1/completions: continue texts without a chat template."""
 
     prompt: Inputs
     max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=100)
-    best_of: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     suffix: Unsupported = None
 
     def prompts(self) -> list[str | list[int]]:
         """Return each prompt, a text or tokens."""
-        return _each(self.prompt)
+        return _as_list(self.prompt)
 
     def candidates(self) -> int:
-        """Return how many texts to make of each prompt, of which `n` are shown."""
+        """Return how many texts to generate for each prompt, of which `n` are returned."""
         n = self.n or 1
         if self.best_of is None or self.best_of == n:
             return n
         if self.best_of < n or self.stream:
-            reason = "a stream shows all" if self.stream else f"expected at least n={n}"
+            reason = "a stream returns all of them" if self.stream else f"expected at least n={n}"
             raise ApiError(400, f"best_of={self.best_of}: {reason}", param="best_of")
         return self.best_of
 
 
-Choice = Literal["none", "auto", "required"] | dict[str, Any]
-Labels = dict[str, str]
-Top = Annotated[int, Field(ge=0, le=20)]
+ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
+Metadata = dict[str, str]
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 
 
 class ChatBody(SamplingBody):
@@ -187,16 +197,16 @@ class ChatBody(SamplingBody):
 
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
     tools: list[dict[str, Any]] | None = Field(None, max_length=512)
-    tool_choice: Choice | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
-    top_logprobs: Top | None = None
+    top_logprobs: TopLogprobs | None = None
     reasoning_effort: str | None = Field(None, description="For templates that know it.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="For the template.")
     store: Literal[False] | None = None
-    metadata: Labels | None = Field(None, description="Has no effect.")
+    metadata: Metadata | None = Field(None, description="Has no effect.")
     safety_identifier: str | None = Field(None, description="Has no effect.")
     prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
     service_tier: Literal["auto", "default"] | None = None
@@ -208,17 +218,27 @@ class ChatBody(SamplingBody):
     verbosity: Unsupported = None
     web_search_options: Unsupported = None
 
-    def most_tokens(self) -> int | None:
-        """Return how many tokens the answer may have; None = as many as there is room for."""
-        most, older = self.max_completion_tokens, self.max_tokens
-        if most is not None and older is not None and most != older:
-            raise ApiError(400, "max_tokens and max_completion_tokens differ", param="max_tokens")
-        return older if most is None else most
+    def token_limit(self) -> int | None:
+        """Return the largest number of tokens of the answer; None = what the context has room for.
 
-    def alternatives(self) -> int | None:
-        """Return how many alternatives to report for each token, None = no log-probabilities."""
+        Raises:
+            ApiError: Both names of the limit are given, with different values.
+        """
+        limit, older = self.max_completion_tokens, self.max_tokens
+        if limit is not None and older is not None and limit != older:
+            message = f"max_tokens={older}: max_completion_tokens={limit} differs"
+            raise ApiError(400, message, param="max_tokens")
+        return older if limit is None else limit
+
+    def logprob_alternatives(self) -> int | None:
+        """Return how many alternatives to report for each token; None = no log-probabilities.
+
+        Raises:
+            ApiError: Alternatives are asked for without log-probabilities.
+        """
         if self.top_logprobs is not None and not self.logprobs:
-            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+            message = "top_logprobs: allowed only with logprobs: true"
+            raise ApiError(400, message, param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -231,7 +251,7 @@ class EmbeddingBody(ModelBody):
 
     def texts(self) -> list[str | list[int]]:
         """Return each text, or its tokens."""
-        return _each(self.input)
+        return _as_list(self.input)
 
 
 class Document(Body):
@@ -241,16 +261,16 @@ class Document(Body):
 
 
 class RerankBody(ModelBody):
-    """POST /v1/rerank: which documents answer a query."""
+    """POST /v1/rerank: order documents by how well they answer a query."""
 
     query: str
-    documents: list[str | Document] = Field(min_length=1, max_length=MOST_PROMPTS)
+    documents: list[str | Document] = Field(min_length=1, max_length=MAX_PROMPTS)
     top_n: int | None = Field(None, ge=1)
     return_documents: bool | None = None
 
 
 class TokenizeBody(ModelBody):
-    """POST /tokenize. parse_special: read control tokens in the text; with_pieces: bytes too."""
+    """POST /tokenize: turn a text into tokens."""
 
     content: str
     add_special: bool = False
@@ -259,13 +279,13 @@ class TokenizeBody(ModelBody):
 
 
 class DetokenizeBody(ModelBody):
-    """POST /detokenize."""
+    """POST /detokenize: turn tokens into a text."""
 
     tokens: list[int]
 
 
 class ErrorFields(BaseModel):
-    """What went wrong."""
+    """An error in OpenAI's shape."""
 
     message: str
     type: str
@@ -274,6 +294,6 @@ class ErrorFields(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """OpenAI's shape of an error."""
+    """The body of an answer with an error."""
 
     error: ErrorFields

@@ -11,7 +11,15 @@ from pydantic import Field
 
 from llcuda.server.chunks import event, new_id, now
 from llcuda.server.errors import ApiError
-from llcuda.server.protocol import Body, ChatBody, Choice, Labels, ModelBody, Top, Unsupported
+from llcuda.server.protocol import (
+    Body,
+    ChatBody,
+    Metadata,
+    ModelBody,
+    ToolChoice,
+    TopLogprobs,
+    Unsupported,
+)
 
 
 class TextBody(Body):
@@ -43,11 +51,11 @@ class ResponsesBody(ModelBody):
     max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: Top | None = None
+    top_logprobs: TopLogprobs | None = None
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     tools: list[dict[str, Any]] | None = Field(None, max_length=512)
-    tool_choice: Choice | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextBody | None = None
     reasoning: ReasoningBody | None = None
@@ -56,7 +64,7 @@ class ResponsesBody(ModelBody):
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    metadata: Labels | None = Field(None, description="Returned with the answer.")
+    metadata: Metadata | None = Field(None, description="Returned with the answer.")
     safety_identifier: str | None = Field(None, description="Has no effect.")
     prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
     conversation: Unsupported = None
@@ -167,7 +175,7 @@ def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 
-def _tool_choice(choice: Choice | None) -> Choice | None:
+def _tool_choice(choice: ToolChoice | None) -> ToolChoice | None:
     if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
         return {"type": "function", "function": {"name": choice["name"]}}
     return choice

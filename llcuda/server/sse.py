@@ -1,4 +1,4 @@
-"""Answers that take a while: written as they come, and stopped when the client leaves."""
+"""Answers that take a while: written as their text comes, and stopped when the client leaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llcuda.server.errors import LOGGED, ApiError, translate
 
 logger = logging.getLogger("llcuda.server")
 
-FLUSH_SECONDS = 0.01  # most often that one text is written: faster tokens share an event
+FLUSH_SECONDS = 0.01  # between two events of one text; faster tokens share an event
 EVENTS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -25,8 +25,13 @@ EVENTS = {
 }
 
 
-class Output:
-    """Where an answer goes: `json` once, or `write` as often as there are events, then `end`."""
+class ResponseWriter:
+    """Writes one answer: `json` once, or `write` for each event and then `end`.
+
+    Attributes:
+        begun: Whether the status and the headers are written.
+        ended: Whether the whole answer is written.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -35,16 +40,22 @@ class Output:
     async def json(
         self, document: Any, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Write a whole answer; a text is JSON already."""
+        """Write a whole answer.
+
+        Args:
+            document: The JSON document, or its text.
+            status: The HTTP status.
+            headers: Further headers.
+        """
         text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
         body = text.encode()
-        kind = {"content-type": "application/json", "content-length": str(len(body))}
-        await self._begin(status, {**kind, **(headers or {})})
+        own = {"content-type": "application/json", "content-length": str(len(body))}
+        await self._begin(status, {**own, **(headers or {})})
         self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def write(self, events: str) -> None:
-        """Write events; the first ones begin the answer. Waits while a slow reader is behind."""
+        """Write events; the first ones begin the answer. Waits for a client that reads slowly."""
         if not self.begun:
             await self._begin(200, EVENTS)
         body = {"type": "http.response.body", "body": events.encode(), "more_body": True}
@@ -63,62 +74,66 @@ class Output:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 
-class Exchange(Response):
+class StreamingAnswer(Response):
     """An answer that a coroutine writes, and that ends with its client.
 
-    work: gets the Output. Cancelled when the client has gone, or the server's patience at its end
-    has. What it raises becomes OpenAI's error: with its status, or as the last event of a stream.
-    on_gone: called when the client has gone.
+    The coroutine is cancelled when the client disconnects or the server shuts down. An exception of
+    it becomes OpenAI's error: with its status, or as the last event of a stream.
+
+    Args:
+        work: Writes the answer.
+        on_disconnect: Called when the client disconnects before the end.
+        names: The API's names of the engine's parameters, where they differ.
     """
 
     def __init__(
         self,
-        work: Callable[[Output], Awaitable[None]],
-        on_gone: Callable[[], None],
+        work: Callable[[ResponseWriter], Awaitable[None]],
+        on_disconnect: Callable[[], None],
         names: Mapping[str, str] | None = None,
     ) -> None:
         self._work = work
-        self._on_gone = on_gone
+        self._on_disconnect = on_disconnect
         self._names = names
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop."""
-        output = Output(send)
-        work = asyncio.ensure_future(self._answer(output))
-        gone = asyncio.ensure_future(_disconnect(receive))
+        writer = ResponseWriter(send)
+        work = asyncio.ensure_future(self._answer(writer))
+        disconnect = asyncio.ensure_future(_disconnect(receive))
         stopped = False
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                self._on_gone()
+                self._on_disconnect()
         except asyncio.CancelledError:  # the server ends; the client is told
             stopped = True
         finally:
-            for task in (work, gone):
+            for task in (work, disconnect):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        if stopped and not output.ended:
+        if stopped and not writer.ended:
             leaving = ApiError(503, "the server is shutting down", code="unavailable", retry=5)
-            await _refuse(output, leaving)
+            await _refuse(writer, leaving)
 
-    async def _answer(self, output: Output) -> None:
+    async def _answer(self, writer: ResponseWriter) -> None:
         try:
-            await self._work(output)
+            await self._work(writer)
         except Exception as error:
-            await _refuse(output, translated(error, self._names))
+            await _refuse(writer, translate_and_log(error, self._names))
 
 
-async def _refuse(output: Output, refusal: ApiError) -> None:
-    if output.begun:
-        await output.end(f"data: {refusal.as_json()}\n\n")
+async def _refuse(writer: ResponseWriter, refusal: ApiError) -> None:
+    if writer.begun:
+        await writer.end(f"data: {refusal.as_json()}\n\n")
     else:
-        await output.json(refusal.as_json(), refusal.status, refusal.headers)
+        await writer.json(refusal.as_json(), refusal.status, refusal.headers)
 
 
-def translated(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
-    """Return what to tell the client; what is not its fault goes to the log with its trace."""
+def translate_and_log(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
+    """Return what the client is told; errors that it did not cause are logged with their trace."""
     refusal = translate(error, names)
     if refusal.message in LOGGED:
         logger.error("a request failed", exc_info=error)
@@ -144,17 +159,17 @@ class Readable(Protocol[T_co]):
         """Return what has come and was not read; never waits."""
 
 
-class Pace:
-    """Keeps events apart, so that many fast texts do not keep the server writing."""
+class FlushTimer:
+    """Keeps the events of one text apart, so that fast tokens share an event."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._next = 0.0
 
     async def read(self, source: Readable[T]) -> T:
-        """Return all that has come, as soon as the next event may be written; false at the end.
+        """Return all that has come, as soon as the next event may be written.
 
-        The first text is not delayed, nor is one that comes slowly.
+        The first piece is not delayed, nor is one that comes slowly. A false piece is the end.
         """
         piece = await source.more()
         wait = self._next - self._loop.time()

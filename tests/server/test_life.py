@@ -18,7 +18,7 @@ import pytest
 from llcuda import demo_model
 from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
 from llcuda.server.app import create_app
-from llcuda.server.models import Models, ModelSpec, _needs
+from llcuda.server.models import ModelPool, ModelSpec
 from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
 
 LONG = {"prompt": "Once upon a time", **ENDLESS}
@@ -28,7 +28,7 @@ LONG = {"prompt": "Once upon a time", **ENDLESS}
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_client_that_leaves_frees_its_slot(server: Served, stream: bool, n: int) -> None:
     """A connection that is cut ends its texts, all of them, whether streamed or not."""
-    gone = server.service.traffic.gone
+    gone = server.service.traffic.client_disconnects
     with (
         pytest.raises(httpx.ReadTimeout),
         httpx.stream(
@@ -42,7 +42,7 @@ def test_a_client_that_leaves_frees_its_slot(server: Served, stream: bool, n: in
         assert eventually(lambda: server.unfinished() == n)
         raise httpx.ReadTimeout("enough")
     assert eventually(server.idle)
-    assert gone + 1 == server.service.traffic.gone
+    assert gone + 1 == server.service.traffic.client_disconnects
     assert 200 == server.post("/v1/completions", prompt="a", max_tokens=1).status_code
 
 
@@ -119,7 +119,7 @@ def test_a_thousand_connections_at_once() -> None:
 
 def test_models_share_a_budget() -> None:
     """With room for one, the other is unloaded when it is idle, and never while it is in use."""
-    takes = sum(device.needed for device in _needs(demo(), demo_model()))
+    takes = sum(device.needed for device in demo().memory_needed(demo_model()))
     with served(demo("one"), demo("two"), memory_budget=takes * 3 // 2) as server:
         models = server.service.models
         for name in ("one", "two", "one", "two"):
@@ -189,7 +189,7 @@ def test_wrong_settings_are_errors_at_the_start() -> None:
         create_app([demo()], memory_budget=1000)
     for specs in ([], [demo(), demo()], [demo("")]):
         with pytest.raises(LlcudaError, match="a name of its own"):
-            Models(specs)
+            ModelPool(specs)
 
 
 # --- llcuda serve ---

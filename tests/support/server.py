@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from llcuda import Engine
-from llcuda.server.app import _listen, create_app
+from llcuda.server.app import create_app, listen
 from llcuda.server.models import ModelSpec
 
 PARAMETERS: dict[str, Any] = {"threads": 1, "ctx_size": 512, "n_parallel": 4, "pooling": "mean"}
@@ -66,7 +66,7 @@ class Served:
 def served(*models: ModelSpec, **options: Any) -> Iterator[Served]:
     """Run a server for as long as the block runs."""
     app = create_app(models or [demo()], **options)
-    listener = _listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5, access_log=False)
     )
