@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from llcuda.chat.session import Chat
-from llcuda.embeddings.cache import Embedders, EmbedsTexts
-from llcuda.embeddings.embedder import Embedder
+from llcuda.embeddings.cache import Embedders
+from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
 from llcuda.engine.config import CTX_SIZE, LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine, check_hooks
@@ -60,7 +60,7 @@ class _Load:
     verbose: bool
 
 
-class InferenceEngine(EmbedsTexts):
+class InferenceEngine:
     """Loads a model by name and generates text with it, from any number of threads.
 
     A context manager; `load_model` may be called again with another model. A model that generates
@@ -188,7 +188,7 @@ class InferenceEngine(EmbedsTexts):
             )
         except NoTextError:
             sizes = config.engine.ctx_size, config.engine.batch_size
-            self._embedders = Embedders(model, *sizes, generates=False, parameters=config.context)
+            self._embedders = Embedders(model, *sizes, generates=False, settings=config.context)
         except BaseException:
             model.close()
             raise
@@ -258,12 +258,54 @@ class InferenceEngine(EmbedsTexts):
     # --- embeddings and scores ---
 
     def embedder(self, pooling: str | None = None) -> Embedder:
-        """Return the Embedder on the loaded model; see `EmbedsTexts`."""
+        """Return an Embedder on the loaded model, with the engine's settings.
+
+        It computes in a context of its own, on the caller's thread, and stays open as long as the
+        model is loaded.
+
+        Args:
+            pooling: As that of `Embedder`; None = as the model's file says.
+
+        Raises:
+            ClosedError: No model is loaded.
+        """
         self._loaded()
-        maker = self._engine or self._embedders
-        if maker is None:
+        embedders = self._engine or self._embedders
+        if embedders is None:
             raise ClosedError("the model was unloaded meanwhile")
-        return maker.embedder(pooling)
+        return embedders.embedder(pooling)
+
+    def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+        dimensions: int | None = None,
+    ) -> Float32:
+        """Return the vectors of texts: float32, shape (len(texts), size).
+
+        Args:
+            texts: As those of `Embedder.embed`.
+            pooling: As that of `Embedder`; None = as the model's file says.
+            normalize: As that of `Embedder.embed`.
+            truncate: As that of `Embedder.embed`.
+            dimensions: As those of `Embedder.embed`.
+        """
+        return self.embedder(pooling).embed(
+            texts, normalize=normalize, truncate=truncate, dimensions=dimensions
+        )
+
+    def rerank(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> Float32:
+        """Return how well documents answer a query, by a rerank model; see `Embedder.rerank`.
+
+        Args:
+            query: The query.
+            documents: The documents.
+            truncate: As that of `Embedder.rerank`.
+        """
+        return self.embedder().rerank(query, documents, truncate=truncate)
 
     # --- generating ---
 

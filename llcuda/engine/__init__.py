@@ -1,4 +1,4 @@
-"""Continuous batching: requests in, text out, one decode loop for all callers."""
+"""Continuous batching: one loop schedules, runs and processes the requests of all callers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llcuda.engine.config import EngineParams as EngineParams
     from llcuda.engine.detokenizer import Utf8Decoder as Utf8Decoder
     from llcuda.engine.engine import Engine as Engine
+    from llcuda.engine.metrics import EngineLoad as EngineLoad
     from llcuda.engine.metrics import Metrics as Metrics
     from llcuda.engine.metrics import RequestRecord as RequestRecord
     from llcuda.engine.metrics import StepRecord as StepRecord
@@ -26,6 +27,7 @@ __getattr__, __dir__ = lazy(
         "Completion": "llcuda.engine.outputs",
         "Engine": "llcuda.engine.engine",
         "EngineConfig": "llcuda.engine.config",
+        "EngineLoad": "llcuda.engine.metrics",
         "EngineParams": "llcuda.engine.config",
         "InferResult": "llcuda.engine.outputs",
         "Metrics": "llcuda.engine.metrics",

@@ -1,6 +1,6 @@
-"""From bytes of tokens to text, piece by piece.
+"""Detokenizing: from the bytes of tokens to text, piece by piece.
 
-Plain Python over plain data; knows nothing of models. Objects with decode() and flush(), so
+Plain Python over plain data; it knows nothing of models. The classes have decode() and flush(), so
 that they compose.
 """
 
@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 
 class Utf8Decoder:
-    """Turn a stream of byte pieces into text, holding back an unfinished character.
+    """Turns a stream of byte pieces into text, holding back an unfinished character.
 
-    A token may end inside a UTF-8 character. What can never become valid is replaced by U+FFFD.
+    A token may end inside a UTF-8 character. Bytes that can never become valid are replaced by
+    U+FFFD.
     """
 
     def __init__(self) -> None:
@@ -28,17 +29,20 @@ class Utf8Decoder:
         return text
 
     def flush(self) -> str:
-        """Return what is left (U+FFFD for an unfinished character) and start anew."""
+        """Return the rest, with U+FFFD for an unfinished character, and start anew."""
         rest, self._rest = self._rest, b""
         return rest.decode(errors="replace")
 
 
 class StopFinder:
-    """Cut a stream of text at the first stop text, which may lie across several pieces.
+    """Cuts a stream of text at the first stop text, which may lie across several pieces.
 
-    Text that may be the beginning of a stop text is held back until it is known. Thousands of stop
-    texts cost little more than one: they are sorted, and none begins with another one, so that only
+    Text that may be the beginning of a stop text is held back until that is known. Thousands of
+    stop texts cost little more than one: they are sorted, and none begins with another one. So only
     two neighbours of a text in their order can be its beginning, or begin with it.
+
+    Args:
+        stops: The stop texts, none of them empty.
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
@@ -51,7 +55,7 @@ class StopFinder:
         self._held = ""
 
     def decode(self, text: str) -> tuple[str, bool]:
-        """Return (text to show, whether a stop text was found); what follows it is dropped."""
+        """Return the text to show, and whether a stop text was found, which drops the rest."""
         if not text:
             return "", False
         text = self._held + text
@@ -64,16 +68,14 @@ class StopFinder:
             if place and rest.startswith(self._stops[place - 1]):
                 self._held = ""
                 return text[:begin], True
-            if shown == len(text) and self._begins(place, rest):
+            begins_stop = place < len(self._stops) and self._stops[place].startswith(rest)
+            if shown == len(text) and begins_stop:
                 shown = begin
         self._held = text[shown:]
         return text[:shown], False
 
-    def _begins(self, place: int, rest: str) -> bool:
-        return place < len(self._stops) and self._stops[place].startswith(rest)
-
     def flush(self, text: str = "") -> str:
-        """Return what was held back, with `text` after it, as no stop text came."""
-        shown, found = self.decode(text)
-        rest, self._held = ("" if found else self._held), ""
+        """Return the text that was held back, and `text` after it, as far as no stop text comes."""
+        shown, stopped = self.decode(text)
+        rest, self._held = ("" if stopped else self._held), ""
         return shown + rest

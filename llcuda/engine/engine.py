@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections import abc
+from dataclasses import asdict, replace
 from typing import Any, Unpack
 
 from llcuda.chat.session import Chat
 from llcuda.chat.session import start as start_chat
-from llcuda.embeddings.cache import SHARED, Embedders, EmbedsTexts
-from llcuda.embeddings.embedder import Embedder
+from llcuda.embeddings.cache import Embedders
+from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.config import EngineConfig, EngineParams
 from llcuda.engine.loop import EngineLoop
 from llcuda.engine.metrics import EngineLoad, Metrics, Reporter, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion
-from llcuda.engine.request import Request, RequestParams, request_params
-from llcuda.engine.sequence import Sequence as _Sequence
+from llcuda.engine.request import Request, RequestParams, kept_tokens, request_params
+from llcuda.engine.sequence import Sequence
 from llcuda.errors import (
     ArgumentError,
     ContextLengthError,
@@ -52,19 +52,39 @@ def check_hooks(**hooks: Any) -> None:
             raise wrong_value(name, hook, "expected a function")
 
 
-class Engine(EmbedsTexts):
-    """Runs requests on `model` with continuous batching, from any thread or coroutine.
+class Engine:
+    """Runs requests on a model with continuous batching, from any thread or coroutine.
 
-    keywords: the fields of EngineParams, and of ContextParams for the rest; or `config`.
-    on_step, on_request: called by the worker with a StepRecord after each step, and with a
-        RequestRecord for each request that ends, failed ones too, before its readers wake. What
-        they raise is logged, and harms no request. They may submit, but not wait for a request nor
-        close the engine: ConcurrencyError.
-    Reuse and company change results by rounding. On the CPU flash_attention=False makes them exact,
-        but for prompts that are kept whole and for speculation, which seldom round otherwise; it
-        is slower (demo model: by a third at 8 texts).
+    The prefix cache and other requests in the batch change results by rounding. On the CPU
+    flash_attention=False makes them exact, but for prompts that are cached as a whole and for
+    speculation, which seldom round otherwise; it is slower.
+
     The model must stay open: closing it ends every request with ClosedError, and the engine.
-    Raises NoTextError for a model that generates no text.
+
+    Args:
+        model: The model; any number of engines may share it.
+        config: The settings as one object; or keywords.
+        on_step: Called with a StepRecord after each step, on the engine's thread. An exception of
+            a hook is logged and harms no request. A hook may submit, but not wait for a request
+            nor close the engine, which is a ConcurrencyError.
+        on_request: Called with a RequestRecord for each request that ends, failed ones included,
+            before its readers wake; otherwise as on_step.
+        metrics: The numbers to count in; None = new ones.
+        **keywords: The fields of EngineParams, and of ContextParams for the rest.
+
+    Attributes:
+        model: The model.
+        config: The settings.
+        params: The size of the engine; a part of the settings.
+        context: The context that computes; it belongs to the engine's thread.
+        metrics: The numbers of the engine, with `snapshot()` and `prometheus_text()`.
+        loop: The engine's thread and its queue.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed.
+        TypeError: A keyword is unknown.
+        NoTextError: The model generates no text.
+        ContextError: The context cannot be created.
     """
 
     def __init__(
@@ -72,8 +92,8 @@ class Engine(EmbedsTexts):
         model: Model,
         *,
         config: EngineConfig | None = None,
-        on_step: Callable[[StepRecord], None] | None = None,
-        on_request: Callable[[RequestRecord], None] | None = None,
+        on_step: abc.Callable[[StepRecord], None] | None = None,
+        on_request: abc.Callable[[RequestRecord], None] | None = None,
         metrics: Metrics | None = None,
         **keywords: Unpack[EngineKeywords],
     ) -> None:
@@ -105,16 +125,11 @@ class Engine(EmbedsTexts):
                 "ctx_size=%s, but %s was trained on texts of %s tokens: longer ones may derail",
                 *(params.ctx_size, model.path.name, model.train_ctx_size),
             )
-        shared = {name: getattr(self.context.params, name) for name in SHARED}
-        self._embedders = Embedders(model, params.ctx_size, params.batch_size, True, shared)
-        self.loop = EngineLoop(
-            self.context,
-            parallel=params.n_parallel,
-            chunk_size=params.batch_size,
-            queue_size=params.queue_size,
-            speculation=params.speculation,
-            reporter=Reporter(self.metrics, on_step, on_request),
+        self._embedders = Embedders(
+            model, params.ctx_size, params.batch_size, True, asdict(self.context.params)
         )
+        reporter = Reporter(self.metrics, on_step, on_request)
+        self.loop = EngineLoop(self.context, params, reporter)
         self.loop.start()
         weakref.finalize(self, self.loop.close).atexit = False
 
@@ -122,7 +137,7 @@ class Engine(EmbedsTexts):
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | abc.Sequence[int],
         params: RequestParams | None = None,
         sampling: SamplingParams | None = None,
         **keywords: Unpack[SubmitKeywords],
@@ -147,7 +162,7 @@ class Engine(EmbedsTexts):
 
     def submit_n(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | abc.Sequence[int],
         n: int,
         params: RequestParams | None = None,
         sampling: SamplingParams | None = None,
@@ -171,7 +186,7 @@ class Engine(EmbedsTexts):
 
     def _submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | abc.Sequence[int],
         n: int,
         params: RequestParams | None,
         sampling: SamplingParams | None,
@@ -184,35 +199,40 @@ class Engine(EmbedsTexts):
             params, sampling = request_params(keywords)
         params = given_params(RequestParams, params, {})
         sampling = given_params(SamplingParams, sampling, {})
-        c = self.context.params
-        if params.echo and not c.device_logits and 0 < c.outputs_max < self.params.batch_size:
+        context = self.context.params
+        outputs_max = 0 if context.device_logits else context.outputs_max
+        if params.echo and 0 < outputs_max < self.params.batch_size:
             raise ArgumentError(
-                "echo=True takes the logits of whole prompts: give outputs_max=0", parameter="echo"
+                f"echo=True: outputs_max={outputs_max} has no room for the logits of whole prompts",
+                parameter="echo",
+                remedy="give the engine outputs_max=0",
             )
         if params.guide is not None and n > 1:
             raise ArgumentError(
-                "a guide follows one text: submit each with one of its own", parameter="guide"
+                "guide: a guide restricts one text",
+                parameter="guide",
+                remedy="submit each with a guide of its own",
             )
-        form = None
+        grammar = None
         if response_format is not None:
             if params.guide is not None:
                 raise ArgumentError(
                     "give response_format= or guide=, not both", parameter="response_format"
                 )
-            form = compile_response_format(self.model, response_format)
+            grammar = compile_response_format(self.model, response_format)
         tokens, dropped = self._prompt_tokens(prompt, params)
-        sequences: list[_Sequence] = []
+        sequences: list[Sequence] = []
         for i in range(n):
             sampler = self._sampler(sampling, params, i)
             request = Request(
-                params if form is None else replace(params, guide=form.guide()),
+                params if grammar is None else replace(params, guide=grammar.guide()),
                 self.loop,
                 prompt_tokens=len(tokens),
                 dropped_tokens=dropped,
                 seed=sampler.seed,
             )
             sequences.append(
-                _Sequence(
+                Sequence(
                     request,
                     tokens,
                     sampler,
@@ -229,9 +249,9 @@ class Engine(EmbedsTexts):
         return [sequence.request for sequence in sequences]
 
     def _prompt_tokens(
-        self, prompt: str | Sequence[int], params: RequestParams
+        self, prompt: str | abc.Sequence[int], params: RequestParams
     ) -> tuple[list[int], int]:
-        """Return the prompt's tokens, and how many others had to be dropped."""
+        """Return the prompt's tokens that fit, and how many others were dropped."""
         if isinstance(prompt, str):
             tokens = self.model.tokenize(prompt) if prompt else []
         else:
@@ -246,7 +266,7 @@ class Engine(EmbedsTexts):
                     parameter="prompt",
                     remedy="overflow='truncate' or 'shift' drops its beginning",
                 )
-            keep = min(max(params.keep, int(self.model.adds_bos)), limit // 2)
+            keep = kept_tokens(params, self.model.adds_bos, limit)
             tokens = tokens[:keep] + tokens[given - (limit * 3 // 4 - keep) :]
             if not tokens:
                 raise ArgumentError(
@@ -257,6 +277,7 @@ class Engine(EmbedsTexts):
         return tokens, given - len(tokens)
 
     def _sampler(self, sampling: SamplingParams, params: RequestParams, i: int) -> Sampler:
+        """Return the sampler of the i-th continuation."""
         changes: dict[str, Any] = {}
         if sampling.seed is not None and i:
             changes["seed"] = (sampling.seed + i) % 2**32
@@ -270,7 +291,7 @@ class Engine(EmbedsTexts):
         return Sampler(params=sampling, model=self.model)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
+        self, messages: abc.Sequence[abc.Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
     ) -> Chat[Completion]:
         """Queue an answer to `messages` and return its handle.
 
@@ -286,8 +307,49 @@ class Engine(EmbedsTexts):
         return start_chat(self.submit, self.model, size, messages, **keywords)
 
     def embedder(self, pooling: str | None = None) -> Embedder:
-        """Return the Embedder on this model; see `EmbedsTexts`."""
+        """Return an Embedder on the model, with the engine's settings.
+
+        It computes in a context of its own, on the caller's thread, and stays open as long as the
+        engine.
+
+        Args:
+            pooling: As that of `Embedder`; None = as the model's file says.
+        """
         return self._embedders.embedder(pooling)
+
+    def embed(
+        self,
+        texts: abc.Sequence[Text],
+        *,
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+        dimensions: int | None = None,
+    ) -> Float32:
+        """Return the vectors of texts: float32, shape (len(texts), size).
+
+        Args:
+            texts: As those of `Embedder.embed`.
+            pooling: As that of `Embedder`; None = as the model's file says.
+            normalize: As that of `Embedder.embed`.
+            truncate: As that of `Embedder.embed`.
+            dimensions: As those of `Embedder.embed`.
+        """
+        return self.embedder(pooling).embed(
+            texts, normalize=normalize, truncate=truncate, dimensions=dimensions
+        )
+
+    def rerank(
+        self, query: str, documents: abc.Sequence[str], *, truncate: bool = False
+    ) -> Float32:
+        """Return how well documents answer a query, by a rerank model; see `Embedder.rerank`.
+
+        Args:
+            query: The query.
+            documents: The documents.
+            truncate: As that of `Embedder.rerank`.
+        """
+        return self.embedder().rerank(query, documents, truncate=truncate)
 
     def load(self) -> EngineLoad:
         """Return how many requests run and wait, and how full the KV cache is."""
@@ -301,8 +363,12 @@ class Engine(EmbedsTexts):
     def close(self, drain: bool = False) -> None:
         """Stop the engine's thread and free the context; again does nothing.
 
-        drain: finish the requests first (another close() cuts that short); otherwise their
-        readers get ClosedError. Raises ConcurrencyError in a hook: it runs on the engine's thread.
+        Args:
+            drain: Finish the requests first; another close() cuts that short. Otherwise their
+                readers get ClosedError.
+
+        Raises:
+            ConcurrencyError: This is a hook, which runs on the engine's thread.
         """
         self.loop.check_closer()
         self._embedders.close()
@@ -327,7 +393,7 @@ def _given_config(config: EngineConfig | None, keywords: EngineKeywords) -> Engi
     return config
 
 
-def _stretched(given: Mapping[str, Any]) -> bool:
+def _stretched(given: abc.Mapping[str, Any]) -> bool:
     """Whether positions are scaled on purpose."""
     return any(name.startswith(("rope_", "yarn_")) for name in given)
 

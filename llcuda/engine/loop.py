@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from llcuda.engine.config import EngineParams
 from llcuda.engine.metrics import EngineLoad, Reporter
 from llcuda.engine.model_runner import Batch, DraftBatch, ModelRunner
 from llcuda.engine.output_processor import OutputProcessor
@@ -91,44 +92,32 @@ class EngineLoop:
 
     Args:
         context: The context, which belongs to the thread from now on.
-        parallel: The number of sequences that run at once.
-        chunk_size: The number of prompt tokens that one step may compute.
-        queue_size: The number of requests that may wait beside those that run.
-        speculation: Tokens to propose for each sequence and step.
+        params: The size of the engine.
         reporter: Is told of each step and of each request that ends.
 
     Attributes:
         closed: Why nothing more can be submitted; None while the engine is open.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        *,
-        parallel: int,
-        chunk_size: int,
-        queue_size: int,
-        speculation: int,
-        reporter: Reporter,
-    ) -> None:
-        model, params = context.model, context.params
+    def __init__(self, context: Context, params: EngineParams, reporter: Reporter) -> None:
+        model, device_logits = context.model, context.params.device_logits
+        chunk_size, rows = params.batch_size, context.params.outputs_max or params.batch_size
         can_truncate = not (model.is_recurrent or model.is_hybrid)
+        split_kv = not context.params.unified_kv
         self._context = context
+        self._params = params
         self._scheduler = Scheduler(
-            params.sequences,
-            parallel,
+            context.params.sequences,
+            params.n_parallel,
             chunk_size,
             can_truncate=can_truncate,
             can_copy_prefix=can_truncate,
-            contiguous_slots=can_truncate and params.device_logits and not params.unified_kv,
-            defer_last_prompt_token=params.device_logits,
-            uncached_chunk_size=min(
-                chunk_size, params.ubatch_size, params.outputs_max or chunk_size
-            ),
+            contiguous_slots=can_truncate and device_logits and split_kv,
+            defer_last_prompt_token=device_logits,
+            uncached_chunk_size=min(chunk_size, context.params.ubatch_size, rows),
         )
-        self._runner = ModelRunner(context, speculation)
+        self._runner = ModelRunner(context, params.speculation)
         self._processor = OutputProcessor(self._scheduler, self._runner, reporter, self._ended)
-        self._queue_size, self._parallel = queue_size, parallel
         self._process = os.getpid()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -156,11 +145,12 @@ class EngineLoop:
         with self._lock:
             if self.closed is not None:
                 raise type(self.closed)(*self.closed.args) from self.closed.__cause__
-            if self._unfinished + len(sequences) > self._queue_size + self._parallel:
+            parallel, queue_size = self._params.n_parallel, self._params.queue_size
+            if self._unfinished + len(sequences) > parallel + queue_size:
                 raise QueueFullError(
                     f"{len(sequences)} more requests, {self._unfinished} are unfinished: expected "
-                    f"at most {self._queue_size + self._parallel} in all, n_parallel="
-                    f"{self._parallel} that run and queue_size={self._queue_size} that wait"
+                    f"at most {parallel + queue_size} in all, n_parallel={parallel} that run and "
+                    f"queue_size={queue_size} that wait"
                 )
             self._unfinished += len(sequences)
             self._messages.put(Submit(sequences))

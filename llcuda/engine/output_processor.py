@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections import abc
 from itertools import count
 from typing import Any
 
 from llcuda.engine.metrics import Reporter, StepRecord, StepSums
 from llcuda.engine.model_runner import Batch, DecodeBatch, DraftBatch, ModelRunner
-from llcuda.engine.request import Request, wake
+from llcuda.engine.request import Request, kept_tokens, wake
 from llcuda.engine.scheduler import Chunk, Scheduler, SchedulerOutput
 from llcuda.engine.sequence import Sequence
 from llcuda.engine.speculation import Drafter
@@ -39,7 +38,7 @@ class OutputProcessor:
         scheduler: Scheduler,
         runner: ModelRunner,
         reporter: Reporter,
-        on_end: Callable[[], None],
+        on_end: abc.Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -283,7 +282,7 @@ class OutputProcessor:
         token = sequence.tokens[-1]
         return self._model.piece_bytes(token, token in sequence.params.shown_tokens)
 
-    def _show(self, sequence: Sequence, forced: Items[int] = ()) -> bool:
+    def _show(self, sequence: Sequence, forced: abc.Sequence[int] = ()) -> bool:
         """Deliver the last token; False when the request has ended.
 
         Args:
@@ -307,8 +306,7 @@ class OutputProcessor:
     def _shift(self, sequence: Sequence) -> None:
         """Drop the older half of a full sequence; the positions close up."""
         assert sequence.seq_id is not None
-        keep = max(sequence.params.keep, int(self._model.adds_bos))
-        begin = min(keep, self._ctx_size // 2)
+        begin = kept_tokens(sequence.params, self._model.adds_bos, self._ctx_size)
         end = begin + (sequence.computed_tokens - begin) // 2
         try:
             self._runner.shift(sequence.seq_id, begin, end)
@@ -321,7 +319,7 @@ class OutputProcessor:
 
     # --- forced tokens ---
 
-    def _forced(self, sequence: Sequence) -> Items[int]:
+    def _forced(self, sequence: Sequence) -> abc.Sequence[int]:
         """Return the tokens that come next without a choice; a failing guide ends its request."""
         assert sequence.token_masks is not None
         try:
@@ -330,7 +328,7 @@ class OutputProcessor:
             self.fail(sequence, error)
             return ()
 
-    def _forced_ahead(self, sequence: Sequence, last: bool) -> Items[int]:
+    def _forced_ahead(self, sequence: Sequence, last: bool) -> abc.Sequence[int]:
         """Return forced tokens when they are to be taken at once, or when the first is an end.
 
         As a chunk they cost each other sequence a step, and spare this one a step each. Otherwise
@@ -348,7 +346,7 @@ class OutputProcessor:
         scored = params.logprobs is not None or params.echo or sequence.skip_prefix_cache
         return forced if worth and not (last or full or scored) else ()
 
-    def _run_ahead(self, sequence: Sequence, forced: Items[int]) -> None:
+    def _run_ahead(self, sequence: Sequence, forced: abc.Sequence[int]) -> None:
         """Append forced tokens, and have them computed as one chunk."""
         while forced and len(sequence.tokens) + 1 < self._ctx_size:
             try:

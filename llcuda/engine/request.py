@@ -94,6 +94,17 @@ class RequestParams:
             object.__setattr__(self, name, frozenset(map(int, tokens)))
 
 
+def kept_tokens(params: RequestParams, adds_bos: bool, ctx_size: int) -> int:
+    """Return how many tokens of the beginning overflow="truncate" and "shift" leave.
+
+    Args:
+        params: The parameters of the request.
+        adds_bos: Whether the model's texts begin with a token of their own, which always stays.
+        ctx_size: Tokens of the context, of which at most half stay.
+    """
+    return min(max(params.keep, int(adds_bos)), ctx_size // 2)
+
+
 def _items(name: str, given: Any, what: str) -> tuple[Any, ...]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise ArgumentError(f"{name}={given!r}: expected a list of {what}", parameter=name)
