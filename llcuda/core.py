@@ -1,17 +1,20 @@
-"""Tensors on the CPU and on GPUs, over ggml's backends.
-
-::
+"""Tensors on the CPU and on GPUs, computed by ggml.
 
     from llcuda.core import DType, Tensor
 
     a = Tensor.from_numpy(array, device="cpu")
     c = (a @ a.T).numpy()
 
-Shapes are numpy's: the last axis is the one whose values lie together. A tensor has up to 4 axes,
-and no axis is empty. Values change by `write` only, and through what DLPack gives to others.
+Shapes and broadcasting are numpy's: the values of the last axis are adjacent. A tensor has at most
+4 axes, and no axis is empty. Values change by `Tensor.write` only, and through what DLPack shares.
 
-An operation is computed at once; within `with lazy():` a block's operations become one graph. On a
-GPU either returns before it is computed: what reads values waits, and so does `Device.synchronize`.
+An operation is computed at once. Within `with lazy():` the operations of the block become one
+graph. On a GPU either returns before it is computed; reading values waits, and so does
+`Device.synchronize`.
+
+Functions of tensors raise TensorError, a RuntimeError, for tensors whose shapes, types or devices
+do not fit, ArgumentError for other wrong arguments, UnsupportedError for what the device cannot
+compute, and OutOfMemoryError.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ from llcuda.tensor import ops
 from llcuda.tensor.dtype import Device, DeviceProperties, DType
 from llcuda.tensor.gguf import load
 from llcuda.tensor.graph import Node, lazy
-from llcuda.tensor.matmul import matmul as product
-from llcuda.tensor.nf4 import from_nf4 as expand
-from llcuda.tensor.tensor import Tensor, node_of
+from llcuda.tensor.matmul import multiply
+from llcuda.tensor.nf4 import expand
+from llcuda.tensor.tensor import Tensor, node_of, tensor_of
 
 __all__ = [
     "DType",
@@ -62,100 +65,199 @@ __all__ = [
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b: vectors, matrices, and batches that are broadcast, as numpy has it.
+    """Return a @ b, as numpy has it for vectors, matrices, and batches that are broadcast.
 
-    Operands of one floating-point type, which the result has too; or one is quantised, with its
-    rows along what is summed: x @ w.T or w @ x. Raises TensorError, a RuntimeError.
+    On a GPU Float16 and BFloat16 are multiplied on Tensor Cores, with sums in Float32.
+
+    Args:
+        a: Left operand, [..., m, k] or [k].
+        b: Right operand, [..., k, n] or [k]. Both operands have one floating-point type; or one of
+            them is a quantized matrix whose rows lie along k: `x @ w.T` or `w @ x`.
+
+    Returns:
+        A tensor [..., m, n] of the floating-point type.
+
+    Raises:
+        TensorError: The shapes, types or devices do not fit; a RuntimeError.
     """
-    return Tensor._of(product(node_of(a), node_of(b)))
+    return tensor_of(multiply(node_of(a), node_of(b)))
 
 
 def exp(x: Tensor) -> Tensor:
-    """Return e to the power of each value."""
-    return Tensor._of(ops.unary("exp", node_of(x)))
+    """Return e to the power of each value.
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("exp", node_of(x)))
 
 
 def log(x: Tensor) -> Tensor:
-    """Return the natural logarithm of each value."""
-    return Tensor._of(ops.unary("log", node_of(x)))
+    """Return the natural logarithm of each value.
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("log", node_of(x)))
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """Return the square root of each value."""
-    return Tensor._of(ops.unary("sqrt", node_of(x)))
+    """Return the square root of each value.
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("sqrt", node_of(x)))
 
 
 def square(x: Tensor) -> Tensor:
-    """Return each value times itself."""
-    return Tensor._of(ops.unary("square", node_of(x)))
+    """Return the square of each value.
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("square", node_of(x)))
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Return the hyperbolic tangent of each value."""
-    return Tensor._of(ops.unary("tanh", node_of(x)))
+    """Return the hyperbolic tangent of each value.
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("tanh", node_of(x)))
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """Return 1 / (1 + exp(-x))."""
-    return Tensor._of(ops.unary("sigmoid", node_of(x)))
+    """Return 1 / (1 + exp(-x)).
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("sigmoid", node_of(x)))
 
 
 def relu(x: Tensor) -> Tensor:
-    """Return the values, and 0 for those below."""
-    return Tensor._of(ops.unary("relu", node_of(x)))
+    """Return max(x, 0).
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("relu", node_of(x)))
 
 
 def silu(x: Tensor) -> Tensor:
-    """Return x * sigmoid(x)."""
-    return Tensor._of(ops.unary("silu", node_of(x)))
+    """Return x * sigmoid(x).
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("silu", node_of(x)))
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Return GELU by its tanh formula; on the CPU from a table of half precision."""
-    return Tensor._of(ops.unary("gelu", node_of(x)))
+    """Return GELU by its tanh formula (https://arxiv.org/abs/1606.08415).
+
+    The CPU looks it up in a table of half precision.
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("gelu", node_of(x)))
 
 
 def gelu_erf(x: Tensor) -> Tensor:
-    """Return GELU by the error function."""
-    return Tensor._of(ops.unary("gelu_erf", node_of(x)))
+    """Return GELU by the error function, x * (1 + erf(x / sqrt(2))) / 2.
+
+    Args:
+        x: A tensor of a floating-point type.
+    """
+    return tensor_of(ops.unary("gelu_erf", node_of(x)))
 
 
 def scale(x: Tensor, factor: float, bias: float = 0.0) -> Tensor:
-    """Return x * factor + bias."""
-    return Tensor._of(ops.scale(node_of(x), factor, bias))
+    """Return x * factor + bias, computed in Float32.
+
+    Args:
+        x: A tensor of a floating-point type.
+        factor: A number.
+        bias: A number.
+    """
+    return tensor_of(ops.scale(node_of(x), factor, bias))
 
 
 def clamp(x: Tensor, low: float, high: float) -> Tensor:
-    """Return the values, not below `low` nor above `high`."""
-    return Tensor._of(ops.clamp(node_of(x), low, high))
+    """Return min(max(x, low), high).
+
+    Args:
+        x: A tensor of a floating-point type.
+        low: Smallest value of the result.
+        high: Largest value of the result, not below `low`.
+    """
+    return tensor_of(ops.clamp(node_of(x), low, high))
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """Return exp(x) / sum(exp(x)) along an axis."""
-    return Tensor._of(ops.softmax(node_of(x), axis))
+    """Return exp(x) / sum(exp(x)) along an axis.
+
+    Args:
+        x: A tensor of a floating-point type.
+        axis: Axis to sum along.
+    """
+    return tensor_of(ops.softmax(node_of(x), axis))
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """Return x / sqrt(mean(x ** 2) + eps) along the last axis, times `weight`, of that size."""
-    return Tensor._of(ops.normalize("RMS_NORM", node_of(x), _maybe(weight), eps))
+    """Return x / sqrt(mean(x ** 2) + eps) along the last axis (https://arxiv.org/abs/1910.07467).
+
+    Args:
+        x: A tensor of a floating-point type.
+        weight: Factors, of the size of the last axis; None multiplies by nothing.
+        eps: A small number.
+    """
+    return tensor_of(ops.normalize("RMS_NORM", node_of(x), _optional_node(weight), eps))
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """Return (x - mean) / sqrt(variance + eps) along the last axis, times `weight`."""
-    return Tensor._of(ops.normalize("NORM", node_of(x), _maybe(weight), eps))
+    """Return (x - mean(x)) / sqrt(variance(x) + eps) along the last axis.
+
+    https://arxiv.org/abs/1607.06450 describes it.
+
+    Args:
+        x: A tensor of a floating-point type.
+        weight: Factors, of the size of the last axis; None multiplies by nothing.
+        eps: A small number.
+    """
+    return tensor_of(ops.normalize("NORM", node_of(x), _optional_node(weight), eps))
 
 
 def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Return tensors of one type one behind the other along an axis."""
-    return Tensor._of(ops.concat([node_of(tensor) for tensor in tensors], axis))
+    """Return tensors joined along an axis.
+
+    Args:
+        tensors: At least one tensor; their types, and the sizes of all other axes, are equal.
+        axis: Axis to join along; the first one for quantized types.
+    """
+    return tensor_of(ops.concat([node_of(tensor) for tensor in tensors], axis))
 
 
 def get_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of a matrix by their numbers, Int32 of any shape; quantised ones as Float32.
+    """Return rows of a matrix.
 
-    The numbers are read on the host, and checked: ArgumentError.
+    The host reads the numbers of the rows, and checks them.
+
+    Args:
+        table: A matrix [n, size], which may be quantized.
+        rows: Numbers of rows, Int32 of any shape with up to 3 axes.
+
+    Returns:
+        A tensor [*rows.shape, size] of the table's type; Float32 for a quantized table.
+
+    Raises:
+        ArgumentError: The table has no such row.
+        TensorError: The shapes, types or devices do not fit.
     """
-    return Tensor._of(ops.get_rows(node_of(table), node_of(rows)))
+    return tensor_of(ops.get_rows(node_of(table), node_of(rows)))
 
 
 def rope(
@@ -168,46 +270,81 @@ def rope(
     neox: bool = False,
     factors: Tensor | None = None,
 ) -> Tensor:
-    """Return queries or keys, [..., tokens, heads, size], turned by positions, Int32 [tokens].
+    """Return queries or keys turned by their positions (https://arxiv.org/abs/2104.09864).
 
-    dims: how many values of a head are turned, all by default. base: of the frequencies; scaling:
-    what positions are multiplied by; factors: what frequencies are divided by, Float32 [dims / 2].
-    neox: pairs are half a head apart (Hugging Face's order), not neighbours (llama's in GGUF).
+    Args:
+        x: Queries or keys, [tokens, heads, size] or [batch, tokens, heads, size].
+        positions: Positions, Int32 [tokens].
+        dims: Number of values of a head that are turned, an even number; None is all.
+        base: Base of the frequencies.
+        scaling: Factor of the positions.
+        neox: Whether the values of a pair are half a head apart, as in Hugging Face's models;
+            False: adjacent, as in GGUF files of llama.
+        factors: Divisors of the frequencies, Float32 [dims / 2].
     """
-    return Tensor._of(
-        ops.rope(node_of(x), node_of(positions), dims, base, scaling, neox, _maybe(factors))
+    return tensor_of(
+        ops.rope(node_of(x), node_of(positions), dims, base, scaling, neox, _optional_node(factors))
     )
 
 
 def load_tensors(
     path: str | os.PathLike[str], names: Iterable[str] | None = None, device: Any = None
 ) -> dict[str, Tensor]:
-    """Return named tensors of a GGUF file, or all of them, on a device.
+    """Load tensors of a GGUF file.
 
-    On the CPU they are the file's mapping itself, and read-only; to a GPU they are copied straight
-    from it. Raises ModelNotFoundError, GGUFError, ArgumentError, OutOfMemoryError.
+    On the CPU tensors are read-only views of the mapped file. To a GPU they are copied from it
+    without a copy in between.
+
+    Args:
+        path: The file, or one of the files of a split model; "demo" is the shipped model.
+        names: Names of tensors; None loads all.
+        device: See `Tensor`.
+
+    Returns:
+        Tensors by name, of the types that they have in the file.
+
+    Raises:
+        ModelNotFoundError: There is no such file.
+        GGUFError: The file is damaged, or not a GGUF file.
+        ArgumentError: The file has no tensor of a name, or there is no such device.
+        UnsupportedError: A tensor has a type that DType lacks.
+        OutOfMemoryError: The device has too little memory.
     """
-    found = load(path, names, Device(device))
-    return {name: Tensor._of(node) for name, node in found.items()}
+    nodes = load(path, names, Device(device))
+    return {name: tensor_of(node) for name, node in nodes.items()}
 
 
 def from_nf4(state: QuantState, dtype: DType | None = None, device: Any = None) -> Tensor:
-    """Return weights that llcuda.nf4 read, on a device; only their 4 bits travel there.
+    """Return the values of NF4 or FP4 weights. Only the packed weights are copied to a GPU.
 
-    dtype: Float32, Float16 or BFloat16; None = what they were before they were quantised.
+    Args:
+        state: The weights, of `llcuda.nf4`.
+        dtype: Float32, Float16 or BFloat16; None is the type that they had before.
+        device: See `Tensor`.
+
+    Raises:
+        ArgumentError: An argument has another type, or the weights have more than 4 axes.
+        OutOfMemoryError: The device has too little memory.
     """
-    return Tensor._of(expand(state, dtype, Device(device)))
+    return tensor_of(expand(state, dtype, Device(device)))
 
 
 def get_device_count() -> int:
-    """Return how many GPUs there are."""
+    """Return the number of GPUs."""
     return Device.count()
 
 
 def get_device_properties(device: Any = None) -> DeviceProperties:
-    """Return what there is to know of a device; ArgumentError where there is none."""
+    """Return the properties of a device.
+
+    Args:
+        device: See `Tensor`.
+
+    Raises:
+        ArgumentError: There is no such device.
+    """
     return Device.properties(device)
 
 
-def _maybe(tensor: Tensor | None) -> Node | None:
+def _optional_node(tensor: Tensor | None) -> Node | None:
     return None if tensor is None else node_of(tensor)

@@ -62,7 +62,7 @@ def write_gguf(
 
     Raises:
         ArgumentError: GGUF has no type for a value, or a name or shape is not allowed.
-        ModelError: The file cannot be atomic_write.
+        ModelError: The file cannot be written.
         LlcudaError: The gguf package is not installed.
     """
     try:

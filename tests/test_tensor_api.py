@@ -68,6 +68,33 @@ def test_devices() -> None:
             Device(wrong)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda number: Tensor([2], device=number),
+        lambda number: Tensor.zeros([2, 2], dtype=DType.Float16, device=number),
+        lambda number: Tensor.from_numpy(np.zeros(2, np.float32), number),
+        lambda number: Tensor([2], device="cpu").to(number),
+        lambda number: core.load_tensors("demo", ["output_norm.weight"], number),
+        get_device_properties,
+        Device.properties,
+        Device.get_free_memory,
+        Device.get_total_memory,
+        Device.synchronize,
+        Device.release_memory,
+    ],
+)
+def test_a_gpu_that_is_not_there(use: Callable[[Any], Any]) -> None:
+    """One sentence says what is wrong and what to do, and names the device as it was given."""
+    number = get_device_count()
+    for device in (number, f"cuda:{number}"):
+        with pytest.raises(
+            ArgumentError, match=r"^device=[^;]+: [^;]+; [^;]*device='cpu'"
+        ) as error:
+            use(device)
+        assert error.value.parameter == "device" and repr(device) in str(error.value)
+
+
 def taken(device: str) -> int:
     """Return the bytes that are in use: of a GPU, or by this process."""
     if device == "cpu":
@@ -550,6 +577,6 @@ def test_two_devices_do_not_mix() -> None:
 
 def test_dlpack_devices_are_plain_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch writes the number into a device's name, where our Device would be "cuda:1" again."""
-    monkeypatch.setattr("llcuda.native.tensor.gpu_count", lambda: 2)
+    monkeypatch.setattr("llcuda.tensor.dtype.gpu_count", lambda: 2)
     kind, number = dlpack.device_of(Device("cuda:1"))
     assert (2, "1") == (kind, str(number))

@@ -1,1 +1,1 @@
-"""The implementation behind `llcuda.core`: tensors on the CPU and on GPUs."""
+"""The implementation of `llcuda.core`: tensors on the CPU and on GPUs, computed by ggml."""

@@ -1,4 +1,4 @@
-"""Tensors shared with numpy, torch and cupy, without a copy."""
+"""Sharing of tensors with numpy, torch and cupy by DLPack, without a copy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 from llcuda.errors import ArgumentError
 from llcuda.native import dlpack
-from llcuda.native import tensor as native
+from llcuda.native.tensor import CPU, stream, synchronize
 from llcuda.tensor.dtype import Device, DType
 from llcuda.tensor.graph import Node, leaf, memory_of, operation
 from llcuda.tensor.host import to_device
 from llcuda.tensor.shape import check_shape
 
-# DLPack's type codes, and bits.
+# DLPack's code of each type, and its bits.
 KINDS = {
     DType.Int32: (0, 32),
     DType.Int64: (0, 64),
@@ -22,56 +22,70 @@ KINDS = {
     DType.BFloat16: (4, 16),
 }
 DTYPES = {kind: dtype for dtype, kind in KINDS.items()}
-NO_WAIT = -1  # a stream: the taker has seen to it
+NO_WAIT = -1  # a stream: the consumer waits by itself
 
 
 def export(
     node: Node,
-    stream: Any,
+    consumer_stream: Any,
     max_version: tuple[int, int] | None,
     dl_device: tuple[int, int] | None,
     copy: bool | None,
 ) -> Any:
-    """Return a capsule, by the array API's rules: BufferError for what cannot be shared."""
+    """Return a capsule, by the rules of the array API: BufferError for what cannot be shared."""
     if node.dtype not in KINDS:
-        raise BufferError(f"{node.dtype.name} is ggml's own: share .to(DType.Float32)")
+        raise BufferError(
+            f"{node.dtype.name}: ggml's types cannot be shared; share .to(DType.Float32)"
+        )
     if dl_device is not None and tuple(dl_device) != dlpack.device_of(node.device):
-        if copy is False or tuple(dl_device) != dlpack.device_of(native.CPU):
-            raise BufferError(f"a tensor on {node.device} cannot be shared as {dl_device}")
+        if copy is False or tuple(dl_device) != dlpack.device_of(CPU):
+            raise BufferError(
+                f"dl_device={dl_device}: cannot share a tensor on {node.device} there; use .to()"
+            )
         node = to_device(node, Device("cpu"))
     elif copy:
         node = operation("CAST", node.dtype, node.shape, [node])
     storage = memory_of(node)
     versioned = max_version is not None and max_version[0] >= 1
     if storage.readonly and not versioned:
-        raise BufferError("a read-only tensor needs a taker that knows DLPack 1.0; copy it first")
-    if stream != NO_WAIT:
-        native.synchronize(node.device)
+        raise BufferError(
+            f"max_version={max_version}: a read-only tensor needs DLPack 1.0; share a copy"
+        )
+    if consumer_stream != NO_WAIT:
+        synchronize(node.device)
     view = dlpack.View(KINDS[node.dtype], node.shape, node.strides, node.offset)
     return dlpack.export(storage, view, versioned)
 
 
 def adopt(source: Any, copy: bool | None) -> Node:
-    """Return a node over the memory of an object with __dlpack__; ArgumentError."""
+    """Return a node over the memory of an object with __dlpack__, or over a copy."""
     if not hasattr(source, "__dlpack__") or not hasattr(source, "__dlpack_device__"):
-        raise ArgumentError(f"{type(source).__name__} does not share memory: it has no __dlpack__")
+        raise ArgumentError(
+            f"source: expected an object with __dlpack__, got {type(source).__name__}",
+            parameter="source",
+        )
     kind, number = (int(part) for part in source.__dlpack_device__())
     if kind in dlpack.OF_THE_CPU:
-        device, how = Device("cpu"), {}
+        device, keywords = Device("cpu"), {}
     elif kind in dlpack.OF_A_GPU:
         device = Device(number)
-        how = {"stream": native.stream(device) or None}
+        keywords = {"stream": stream(device) or None}
     else:
-        raise ArgumentError(f"DLPack device {kind}: expected memory of the CPU or of a CUDA GPU")
+        raise ArgumentError(
+            f"source: expected memory of the CPU or of a CUDA GPU, got DLPack's device {kind}",
+            parameter="source",
+        )
     try:
-        capsule = source.__dlpack__(max_version=(1, 0), **how)
+        capsule = source.__dlpack__(max_version=(1, 0), **keywords)
     except TypeError:  # older than DLPack 1.0
-        capsule = source.__dlpack__(**how)
+        capsule = source.__dlpack__(**keywords)
     storage, view = dlpack.take(capsule, device)
     dtype = DTYPES.get(view.kind)
     if dtype is None:
+        known = ", ".join(dtype.name for dtype in KINDS)
         raise ArgumentError(
-            f"DLPack type {view.kind}: expected one of {', '.join(kind.name for kind in KINDS)}"
+            f"source: expected one of the types {known}, got DLPack's {view.kind}",
+            parameter="source",
         )
     node = leaf(storage, dtype, check_shape(view.shape), view.strides)
     return operation("CAST", dtype, node.shape, [node]) if copy else node

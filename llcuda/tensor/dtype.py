@@ -1,4 +1,4 @@
-"""What a tensor's values are, and the devices that hold them."""
+"""The types of tensors' values, and the devices that hold them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ from typing import Any, Self
 import numpy as np
 
 from llcuda.errors import ArgumentError
-from llcuda.native import library
-from llcuda.native import tensor as native
 from llcuda.native.gguf.types import GGML_BLOCK_SIZE, GGML_TYPE_SIZE, GGMLType
+from llcuda.native.library import why_no_gpu
+from llcuda.native.tensor import CPU, device_facts, gpu_count, memory, release, synchronize
+from llcuda.params import wrong_value
 
 
 class DType(Enum):
-    """The type of a tensor's values; the second group is ggml's, in blocks along the last axis."""
+    """The type of a tensor's values.
+
+    Float32 to UInt8 hold single values. The others are ggml's quantized types, whose values stand
+    in blocks along the last axis; `Tensor.to` quantizes and dequantizes.
+
+    Attributes:
+        ggml_type: ggml's type of the same layout. ggml has no unsigned bytes, so UInt8 has I8.
+        is_float: Whether this is Float32, Float16 or BFloat16.
+        is_quantized: Whether this is one of ggml's quantized types.
+    """
 
     Float32 = "F32"
     Float16 = "F16"
@@ -54,16 +64,15 @@ class DType(Enum):
     Q2_0 = "Q2_0"
 
     def __init__(self, label: str) -> None:
-        # ggml has no unsigned bytes; nothing that is done to them depends on the sign.
-        self.number = int(GGMLType["I8" if label == "U8" else label])
+        # Nothing that is done to bytes depends on their sign.
+        self.ggml_type = GGMLType["I8" if label == "U8" else label]
         self.is_float = label in ("F32", "F16", "BF16")
         self.is_quantized = not self.is_float and label not in ("I32", "I64", "U8")
 
     @cached_property
     def block(self) -> tuple[int, int]:
-        """How many values a block has, and its bytes; a block of one value but for ggml's types."""
-        kind = GGMLType(self.number)
-        return GGML_BLOCK_SIZE[kind], GGML_TYPE_SIZE[kind]
+        """Values of a block, and its bytes; a type that is not quantized has blocks of one."""
+        return GGML_BLOCK_SIZE[self.ggml_type], GGML_TYPE_SIZE[self.ggml_type]
 
     def __repr__(self) -> str:
         return f"DType.{self.name}"
@@ -78,22 +87,30 @@ NUMPY: dict[DType, np.dtype[Any]] = {
     DType.UInt8: np.dtype(np.uint8),
 }
 FROM_NUMPY = {kind: dtype for dtype, kind in NUMPY.items()}
-FROM_GGML = {dtype.number: dtype for dtype in DType if dtype is not DType.UInt8}
+FROM_GGML = {dtype.ggml_type: dtype for dtype in DType if dtype is not DType.UInt8}
 
 
 def check_dtype(dtype: Any) -> DType:
     """Return a DType; ArgumentError for anything else."""
     if not isinstance(dtype, DType):
-        raise ArgumentError(f"dtype={dtype!r}: expected a DType, e.g. DType.Float16")
+        raise wrong_value("dtype", dtype, "expected a DType, e.g. DType.Float16")
     return dtype
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceProperties:
-    """What there is to know of a device; what only GPUs have is 0 for the CPU.
+    """The properties of a device. Those that only GPUs have are 0 for the CPU.
 
-    Memory in bytes. shared_memory_per_block: what a kernel gets; shared_memory_per_block_optin: the
-    most that it can ask for.
+    Attributes:
+        name: Name of the device, e.g. "Tesla T4".
+        total_memory: Bytes of its memory.
+        free_memory: Bytes that new tensors may take.
+        compute_capability_major: Compute capability before the point.
+        compute_capability_minor: Compute capability behind the point.
+        multiprocessor_count: Number of streaming multiprocessors.
+        warp_size: Threads of a warp.
+        shared_memory_per_block: Bytes of shared memory that a block of threads gets.
+        shared_memory_per_block_optin: Bytes of shared memory that a block can ask for.
     """
 
     name: str
@@ -110,72 +127,126 @@ class DeviceProperties:
 class Device(int):
     """A device by its number: 0 and up are CUDA GPUs, -1 is the CPU.
 
-    Made of a number, "cpu", "cuda", "cuda:1", or None: the first GPU, or the CPU where there is
-    none. Equal to its number. ArgumentError where there is no such device.
+    A device is equal to its number.
+
+    Args:
+        device: A number, "cpu", "cuda" (the first GPU), "cuda:1", or None: the first GPU, or the
+            CPU on a machine without one.
+
+    Raises:
+        ArgumentError: There is no such device.
     """
 
     def __new__(cls, device: Any = None) -> Self:
         """Return the device that `device` names."""
-        count = native.gpu_count()
+        count = gpu_count()
+        number = device
         if isinstance(device, str):
             if device == "cpu":
-                device = native.CPU
-            elif found := re.fullmatch(r"cuda(?::(\d{1,4}))?", device):
-                device = int(found[1] or 0)
+                number = CPU
+            elif match := re.fullmatch(r"cuda(?::(\d{1,4}))?", device):
+                number = int(match[1] or 0)
         if device is None:
-            device = 0 if count else native.CPU
-        if isinstance(device, bool) or not isinstance(device, Integral):
-            raise ArgumentError(
-                f"device={device!r}: expected a GPU's number, 'cuda:0', 'cpu' or -1 for the CPU"
+            number = 0 if count else CPU
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise wrong_value(
+                "device", device, "expected a GPU's number, 'cuda:0', 'cpu' or -1 for the CPU"
             )
-        number = int(device)
-        if number != native.CPU and not 0 <= number < count:
-            there = f"GPUs are 0 to {count - 1}" if count else _no_gpu()
-            raise ArgumentError(f"no device {number}: {there}; 'cpu', or -1, is the CPU")
+        number = int(number)
+        if number != CPU and not 0 <= number < count:
+            raise _no_device(device, count)
         return super().__new__(cls, number)
 
     @property
     def is_cpu(self) -> bool:
         """Whether this is the CPU."""
-        return self == native.CPU
+        return self == CPU
 
     def __str__(self) -> str:
-        return "cpu" if self == native.CPU else f"cuda:{int(self)}"
+        return "cpu" if self == CPU else f"cuda:{int(self)}"
 
     __repr__ = __str__
     __format__ = object.__format__
 
     @staticmethod
     def count() -> int:
-        """Return how many GPUs there are."""
-        return native.gpu_count()
+        """Return the number of GPUs."""
+        return gpu_count()
 
     @staticmethod
     def properties(device: Any = None) -> DeviceProperties:
-        """Return what there is to know of a device."""
-        return DeviceProperties(**native.device_facts(Device(device)))
+        """Return the properties of a device.
+
+        Args:
+            device: See `Device`.
+
+        Raises:
+            ArgumentError: There is no such device.
+        """
+        return DeviceProperties(**device_facts(Device(device)))
 
     @staticmethod
     def get_free_memory(device: Any = None) -> int:
-        """Return the bytes that new tensors may take; those kept of freed tensors are free."""
-        return native.memory(Device(device))[0]
+        """Return the bytes that new tensors may take, with those that are cached for reuse.
+
+        Args:
+            device: See `Device`.
+
+        Raises:
+            ArgumentError: There is no such device.
+            DeviceLostError: The GPU failed.
+        """
+        return memory(Device(device))[0]
 
     @staticmethod
     def get_total_memory(device: Any = None) -> int:
-        """Return all bytes of a device's memory."""
-        return native.memory(Device(device))[1]
+        """Return the bytes of a device's memory.
+
+        Args:
+            device: See `Device`.
+
+        Raises:
+            ArgumentError: There is no such device.
+            DeviceLostError: The GPU failed.
+        """
+        return memory(Device(device))[1]
 
     @staticmethod
     def synchronize(device: Any = None) -> None:
-        """Wait until a device has computed all that it was given; errors of a GPU show here."""
-        native.synchronize(Device(device))
+        """Wait until a device has computed all that it was given.
+
+        Args:
+            device: See `Device`.
+
+        Raises:
+            ArgumentError: There is no such device.
+            TensorError: An operation failed on the device.
+        """
+        synchronize(Device(device))
 
     @staticmethod
     def release_memory(device: Any = None) -> None:
-        """Give back what is kept of freed tensors, at most 320 MiB of a GPU, to other programs."""
-        native.release(Device(device))
+        """Return the memory that is cached for reuse to the system.
+
+        Args:
+            device: See `Device`.
+
+        Raises:
+            ArgumentError: There is no such device.
+        """
+        release(Device(device))
 
 
-def _no_gpu() -> str:
-    why = library.why_no_gpu()
-    return f"there is no GPU ({why})" if why else "there is no GPU, or this build has no CUDA"
+def _no_device(device: Any, count: int) -> ArgumentError:
+    if count:
+        gpus = f"the GPUs are 0 to {count - 1}" if count > 1 else "the only GPU is 0"
+        return wrong_value("device", device, gpus, "use device='cpu' for the CPU")
+    remark = why_no_gpu()
+    if remark is None:
+        return wrong_value(
+            "device",
+            device,
+            "this llcuda was built without CUDA",
+            "use device='cpu', or a build with CUDA on a machine with a GPU (llcuda doctor)",
+        )
+    return wrong_value("device", device, remark.what, f"{remark.mend}, or use device='cpu'")

@@ -1,7 +1,7 @@
-"""What a tensor is made of: memory, or an operation on other nodes that is yet to be computed.
+"""The nodes behind tensors: memory, or an operation on other nodes that is not computed yet.
 
-`compute` turns any number of nodes into one graph of ggml. Whether that is done at once or later is
-`lazy`'s business.
+`evaluate` turns any number of nodes into one graph of ggml. `lazy` decides whether that happens at
+once or later.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from llcuda.errors import ClosedError
-from llcuda.native import tensor as native
-from llcuda.native.tensor import Storage
+from llcuda.native.tensor import Storage, allocate, compute, constant, node_record
 from llcuda.tensor.dtype import Device, DType
 
 MAX_DIMS = 4
-_changing = threading.Lock()  # nodes become memory all at once
+_changing = threading.Lock()  # the nodes of a graph become memory all at once
 Shape = tuple[int, ...]
 
 
 class Node:
-    """A tensor's shape and type, and either its memory, its base, or its sources.
+    """The shape and type of a tensor, and either its memory, its base, or its sources.
 
-    shape, strides: as numpy has them, strides in bytes; 0 along the axis of a quantised type's
-    blocks, where single values have no address. offset: bytes, in the memory or in the base. A base
-    is never a view.
+    shape, strides: row-major as in numpy, strides in bytes; the stride is 0 along the axis of a
+    quantized type's blocks, where single values have no address.
+    storage: the memory; None for a view, and for an operation that is not computed yet.
+    base: the node whose memory a view shows; never a view itself.
+    offset: bytes from the beginning of the memory, or of the base.
+    op, sources, numbers, values: an operation, its operands and its parameters.
     """
 
     __slots__ = (
@@ -60,7 +62,7 @@ class Node:
 
     @property
     def memory(self) -> Storage | None:
-        """Where the values lie, once they are computed."""
+        """The memory of the values; None before they are computed."""
         return self.storage if self.base is None else self.base.storage
 
     @property
@@ -70,12 +72,12 @@ class Node:
 
     @property
     def numel(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the values without gaps."""
+        """Bytes of the values without gaps."""
         return size_of(self.dtype, self.shape)
 
 
@@ -101,25 +103,25 @@ def leaf(storage: Storage, dtype: DType, shape: Shape, strides: Shape | None = N
     node = Node(dtype, shape, Device(storage.device))
     node.storage = storage
     if strides is not None:
-        node.strides = _settled(dtype, shape, strides)
+        node.strides = _normal_strides(dtype, shape, strides)
     return node
 
 
 def view(node: Node, shape: Shape, strides: Shape, offset: int = 0) -> Node:
-    """Return other shape and strides over a node's memory, which need not be computed yet."""
-    made = Node(node.dtype, shape, node.device)
-    made.op = "VIEW"
-    made.base = node if node.base is None else node.base
-    made.offset = node.offset + offset
-    made.strides = _settled(node.dtype, shape, strides)
-    return made
+    """Return another shape and strides over a node's memory, which need not be computed yet."""
+    shown = Node(node.dtype, shape, node.device)
+    shown.op = "VIEW"
+    shown.base = node if node.base is None else node.base
+    shown.offset = node.offset + offset
+    shown.strides = _normal_strides(node.dtype, shape, strides)
+    return shown
 
 
-def _settled(dtype: DType, shape: Shape, strides: Shape) -> Shape:
+def _normal_strides(dtype: DType, shape: Shape, strides: Shape) -> Shape:
     """Return strides as ggml wants them where axes of one value leave a choice."""
-    tight = row_major(dtype, shape)
-    same = all(size == 1 or a == b for size, a, b in zip(shape, strides, tight, strict=True))
-    return tight if same else strides
+    contiguous = row_major(dtype, shape)
+    same = all(size == 1 or a == b for size, a, b in zip(shape, strides, contiguous, strict=True))
+    return contiguous if same else strides
 
 
 def operation(
@@ -131,51 +133,51 @@ def operation(
     values: Sequence[float] = (),
     device: Device | None = None,
 ) -> Node:
-    """Return a node that is yet to be computed. op: the end of a LLCUDA_OP_ name."""
-    made = Node(dtype, shape, sources[0].device if device is None else device)
-    made.op = op
-    made.sources = tuple(sources)
-    made.numbers = tuple(numbers)
-    made.values = tuple(values)
-    return made
+    """Return a node that is not computed yet. op: the end of a LLCUDA_OP_ name."""
+    node = Node(dtype, shape, sources[0].device if device is None else device)
+    node.op = op
+    node.sources = tuple(sources)
+    node.numbers = tuple(numbers)
+    node.values = tuple(values)
+    return node
 
 
 # --- computing ---
 
 
-def compute(wanted: Iterable[Node]) -> None:
-    """Give each node its memory, with one graph for all that are on one device."""
+def evaluate(nodes: Iterable[Node]) -> None:
+    """Give each node its memory, with one graph for all nodes on one device."""
     by_device: dict[int, list[Node]] = {}
-    for node in wanted:
+    for node in nodes:
         whole = node if node.base is None else node.base
         if whole.storage is None and whole not in by_device.setdefault(whole.device, []):
             by_device[whole.device].append(whole)
-    for nodes in by_device.values():
-        if nodes:
-            _compute(nodes)
+    for results in by_device.values():
+        if results:
+            _evaluate_graph(results)
 
 
-def _compute(wanted: list[Node]) -> None:
-    results = {node: _room(node.device, node.dtype, node.shape) for node in wanted}
+def _evaluate_graph(nodes: list[Node]) -> None:
+    results = {node: _allocate(node.device, node.dtype, node.shape) for node in nodes}
     with _changing:
-        order = _in_order(wanted)
+        order = _in_order(nodes)
         used = [node.memory for node in order]
         places = {node: place for place, node in enumerate(order)}
-        records = bytearray(native.node_record().size * len(order))
+        records = bytearray(node_record().size * len(order))
         for place, node in enumerate(order):
             _pack(records, place, node, places, results.get(node))
-        names = list(dict.fromkeys(node.op for node in order if node.op not in ("LEAF", "VIEW")))
-    native.compute(wanted[0].device, records, len(order), " and ".join(names[:3]).lower())
+        ops = list(dict.fromkeys(node.op for node in order if node.op not in ("LEAF", "VIEW")))
+    compute(nodes[0].device, records, len(order), " and ".join(ops[:3]).lower())
     with _changing:
         for node, storage in results.items():
             node.storage, node.sources, node.op = storage, (), "LEAF"
     del used  # until here another thread must not free what the graph reads
 
 
-def _in_order(wanted: list[Node]) -> list[Node]:
-    """Return all that must be known for `wanted`, sources before what uses them."""
+def _in_order(nodes: list[Node]) -> list[Node]:
+    """Return nodes and all that they are computed from, sources before what uses them."""
     order: dict[Node, None] = {}
-    stack = [(node, False) for node in reversed(wanted)]
+    stack = [(node, False) for node in reversed(nodes)]
     while stack:
         node, ready = stack.pop()
         if node in order:
@@ -192,11 +194,11 @@ def _in_order(wanted: list[Node]) -> list[Node]:
 def _pack(
     records: bytearray, place: int, node: Node, places: dict[Node, int], result: Storage | None
 ) -> None:
+    """Write the C record of a node at a place of the graph."""
     known = node.memory is not None
     storage = node.memory if known else result
     sources = () if known else (node.sources if node.base is None else (node.base,))
-    rest = MAX_DIMS - len(node.shape)
-    sizes = (*reversed(node.shape), *(1,) * rest)
+    sizes = _ggml_sizes(node.shape)
     step = node.dtype.block[1]
     # Axes of one value, ours and those that fill up, go on beyond all values: ggml's kernel for
     # transposed copies takes a smaller stride for that of a matrix without gaps.
@@ -207,12 +209,12 @@ def _pack(
         for size, stride in zip(reversed(node.shape), reversed(node.strides), strict=True)
     ) or (step,)
     strides += (beyond,) * (MAX_DIMS - len(strides))
-    record = native.node_record()
+    record = node_record()
     record.pack_into(
         records,
         place * record.size,
-        native.constant("LLCUDA_OP_LEAF" if known else f"LLCUDA_OP_{node.op}"),
-        node.dtype.number,
+        constant("LLCUDA_OP_LEAF" if known else f"LLCUDA_OP_{node.op}"),
+        node.dtype.ggml_type,
         *sizes,
         *strides,
         *(places[source] for source in sources),
@@ -226,76 +228,83 @@ def _pack(
     )
 
 
-def _room(device: Device, dtype: DType, shape: Shape) -> Storage:
-    sizes = (*reversed(shape), *(1,) * (MAX_DIMS - len(shape)))
-    return native.allocate(device, dtype.number, sizes, size_of(dtype, shape))
+def _ggml_sizes(shape: Shape) -> Shape:
+    """Return a shape as ggml has it: four sizes, fastest first."""
+    return (*reversed(shape), *(1,) * (MAX_DIMS - len(shape)))
+
+
+def _allocate(device: Device, dtype: DType, shape: Shape) -> Storage:
+    return allocate(device, dtype.ggml_type, _ggml_sizes(shape), size_of(dtype, shape))
 
 
 def empty(dtype: DType, shape: Shape, device: Device) -> Node:
-    """Return a node over new memory that is not set; OutOfMemoryError."""
-    return leaf(_room(device, dtype, shape), dtype, shape)
+    """Return a node over new memory, whose values are not set; OutOfMemoryError."""
+    return leaf(_allocate(device, dtype, shape), dtype, shape)
 
 
 # --- at once or later ---
 
 
 class Holder(Protocol):
-    """What a user holds of a node."""
+    """An object that refers to a node as long as its values are needed; None when they are not."""
 
-    _node: Node | None
+    node: Node | None
 
 
-class _Later(threading.local):
+class _Pending(threading.local):
+    """The block of `lazy` that a thread is in."""
+
     depth = 0
 
     def __init__(self) -> None:
-        self.held: list[weakref.ref[Any]] = []
+        self.holders: list[weakref.ref[Any]] = []
 
 
-_later = _Later()
+_pending = _Pending()
 
 
 @contextmanager
 def lazy() -> Iterator[None]:
-    """Compute what is done in this block at its end, as one graph a device.
+    """Compute the operations of this block at its end, as one graph for each device.
 
-    Only tensors that are still referred to get memory of their own; what lies between is planned by
-    ggml, which lets results share memory and, on a GPU, fuses operations. Shapes and types are
-    checked at once, and `numpy()` and whatever else needs values computes all so far. After an
-    exception in the block its tensors are computed when they are asked for.
+    Only tensors that are still referred to get memory of their own. ggml plans the memory of
+    intermediate results, which may share it, and fuses operations on a GPU. Shapes and types are
+    checked at once. `numpy()`, and whatever else needs values, computes the operations so far.
+    After an exception in the block its tensors are computed when they are asked for. Blocks may be
+    nested; the outermost one computes.
     """
-    _later.depth += 1
+    _pending.depth += 1
     try:
         yield
-        if _later.depth == 1:
+        if _pending.depth == 1:
             flush()
     finally:
-        _later.depth -= 1
-        if not _later.depth:
-            _later.held.clear()
+        _pending.depth -= 1
+        if not _pending.depth:
+            _pending.holders.clear()
 
 
 def hold(holder: Holder, node: Node) -> None:
-    """Compute `node`, which `holder` refers to: now, or at the end of the block."""
-    if _later.depth:
-        _later.held.append(weakref.ref(holder))
+    """Compute the node of a holder: now, or at the end of the block."""
+    if _pending.depth:
+        _pending.holders.append(weakref.ref(holder))
     elif node.memory is None:
-        compute([node])
+        evaluate([node])
 
 
 def flush() -> None:
-    """Compute what is held of this thread's block."""
-    holders = [reference() for reference in _later.held]
-    _later.held.clear()
-    compute([h._node for h in holders if h is not None and h._node is not None])
+    """Compute the nodes that are held in this thread's block."""
+    holders = [reference() for reference in _pending.holders]
+    _pending.holders.clear()
+    evaluate([h.node for h in holders if h is not None and h.node is not None])
 
 
 def memory_of(node: Node) -> Storage:
-    """Return where a node's values lie, computed if need be."""
-    if node.memory is None and _later.depth:
+    """Return the memory of a node's values, which are computed if they are not."""
+    if node.memory is None and _pending.depth:
         flush()
     if node.memory is None:
-        compute([node])
+        evaluate([node])
     if node.memory is None:
         raise ClosedError("this tensor was not computed")
     return node.memory

@@ -1,4 +1,4 @@
-"""Values to and from the host, between devices, and to types that only the host converts to."""
+"""Copies of values to and from the host and between devices, and conversions by the host."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llcuda.errors import ArgumentError, TensorError
-from llcuda.native import tensor as native
+from llcuda.native.tensor import from_float, to_float
 from llcuda.tensor.dtype import FROM_NUMPY, NUMPY, Device, DType
 from llcuda.tensor.graph import Node, Shape, empty, memory_of
-from llcuda.tensor.shape import cast, castable, check_room, check_shape, contiguous
+from llcuda.tensor.shape import cast, castable, check_blocks, check_shape, contiguous
 
 
 def from_array(array: Any, device: Device) -> Node:
@@ -19,8 +19,12 @@ def from_array(array: Any, device: Device) -> Node:
     values = np.asarray(array)
     dtype = FROM_NUMPY.get(values.dtype)
     if dtype is None:
-        known = ", ".join(str(kind) for kind in FROM_NUMPY)
-        raise ArgumentError(f"numpy's {values.dtype}: expected one of {known}; use .astype()")
+        known = ", ".join(map(str, FROM_NUMPY))
+        raise ArgumentError(
+            f"array: expected one of the types {known}, got {values.dtype}",
+            parameter="array",
+            remedy="use .astype()",
+        )
     node = empty(dtype, check_shape(values.shape), device)
     memory_of(node).write(0, _bytes(values))
     return node
@@ -32,24 +36,26 @@ def from_bytes(data: Any, dtype: DType, shape: Shape, device: Device) -> Node:
     node = empty(dtype, shape, device)
     if view.nbytes != node.nbytes:
         raise ArgumentError(
-            f"{view.nbytes} bytes: {dtype.name} {list(shape)} has {node.nbytes} bytes"
+            f"data: {dtype.name} {list(shape)} has {node.nbytes} bytes, got {view.nbytes}",
+            parameter="data",
         )
     memory_of(node).write(0, view)
     return node
 
 
 def write(node: Node, array: Any) -> None:
-    """Copy an array of the same shape and type over a tensor's values; TensorError."""
+    """Copy an array of the same shape and type over the values of a tensor; TensorError."""
     values = np.asarray(array)
     if not node.is_contiguous:
-        raise TensorError("only a tensor whose values lie without gaps can be written")
+        raise TensorError("write: the values of the tensor must lie without gaps")
     if values.shape != node.shape or values.dtype != NUMPY.get(node.dtype):
         raise TensorError(
-            f"{values.dtype} {list(values.shape)} does not fit {node.dtype.name} {list(node.shape)}"
+            f"write: an array of {values.dtype} {list(values.shape)} does not fit a tensor of "
+            f"{node.dtype.name} {list(node.shape)}"
         )
     memory = memory_of(node)
     if memory.readonly:
-        raise TensorError("this tensor is part of a file, or of another read-only object")
+        raise TensorError("write: this tensor is part of a file, or of another read-only object")
     memory.write(node.offset, _bytes(values))
 
 
@@ -58,7 +64,7 @@ def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def to_array(node: Node) -> NDArray[Any]:
-    """Return the values as a new array: BFloat16 and ggml's types as float32."""
+    """Return the values as a new array: BFloat16 and quantized types as float32."""
     if node.dtype.is_quantized:
         return _dequantized(node)
     values = _read(node, NUMPY.get(node.dtype, np.dtype(np.uint16)), node.shape, node.strides)
@@ -75,38 +81,41 @@ def _dequantized(node: Node) -> NDArray[np.float32]:
     strides.append(strides.pop(axis) or nbytes)
     blocks = _read(node, np.dtype((np.void, nbytes)), tuple(shape), tuple(strides))
     rows = blocks.reshape(-1).view(np.uint8)
-    found = native.to_float(node.dtype.number, rows, shape[-1] * size)
-    return np.moveaxis(found.reshape(*shape[:-1], -1), -1, axis)
+    values = to_float(node.dtype.ggml_type, rows, shape[-1] * size)
+    return np.moveaxis(values.reshape(*shape[:-1], -1), -1, axis)
 
 
 def _read(node: Node, kind: np.dtype[Any], shape: Shape, strides: Shape) -> NDArray[Any]:
-    """Return a row-major copy of what lies at a node's offset."""
+    """Return a row-major copy of the elements at a node's offset."""
     span = kind.itemsize + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    found = memory_of(node).read(node.offset, span)
-    return np.ascontiguousarray(np.ndarray(shape, kind, found, strides=strides)).reshape(shape)
+    data = memory_of(node).read(node.offset, span)
+    return np.ascontiguousarray(np.ndarray(shape, kind, data, strides=strides)).reshape(shape)
 
 
 def to_device(node: Node, device: Device) -> Node:
-    """Return a copy on another device, or the node itself where it is there."""
+    """Return a copy on another device; the node itself if it is on this one."""
     if node.device == device:
         return node
-    whole = contiguous(node)
-    memory = memory_of(whole)
-    made = empty(node.dtype, node.shape, device)
-    memory_of(made).copy(0, memory, whole.offset, whole.nbytes)
-    return made
+    source = contiguous(node)
+    memory = memory_of(source)
+    copied = empty(node.dtype, node.shape, device)
+    memory_of(copied).copy(0, memory, source.offset, source.nbytes)
+    return copied
 
 
 def to_dtype(node: Node, dtype: DType, importance: Any = None) -> Node:
-    """Return the values as another type; quantised on the host, with `importance` for each column.
+    """Return the values as another type; the host quantizes, with an importance of each column.
 
-    Raises TensorError for shapes that blocks do not fit and values that are not finite,
+    Raises TensorError for shapes that blocks do not fit and values that are not finite, and
     UnsupportedError for types that need an importance and get none.
     """
     if dtype.is_quantized and dtype is not node.dtype:
         return _quantized(node, dtype, importance)
     if importance is not None:
-        raise ArgumentError("importance= is for quantising")
+        raise ArgumentError(
+            "importance: expected None unless the target is another quantized type",
+            parameter="importance",
+        )
     if node.dtype is dtype or castable(node.dtype, dtype):
         return cast(node, dtype)
     if {node.dtype, dtype} <= {DType.Float16, DType.BFloat16, DType.Int32}:
@@ -114,21 +123,23 @@ def to_dtype(node: Node, dtype: DType, importance: Any = None) -> Node:
     kind = NUMPY.get(dtype, np.dtype(np.float32))
     with np.errstate(invalid="ignore", over="ignore"):
         values = to_array(node).astype(kind)
-    return cast(from_array(values, node.device), dtype) if dtype not in NUMPY else from_array(
-        values, node.device
-    )  # fmt: skip
+    converted = from_array(values, node.device)
+    return converted if dtype in NUMPY else cast(converted, dtype)
 
 
 def _quantized(node: Node, dtype: DType, importance: Any) -> Node:
-    check_room(dtype, node.shape)
+    check_blocks(dtype, node.shape)
     columns = node.shape[-1]
     weights = None
     if importance is not None:
         weights = np.ascontiguousarray(importance, np.float32)
         if weights.shape != (columns,) or not np.isfinite(weights).all() or (weights < 0).any():
-            raise ArgumentError(f"importance: expected {columns} finite numbers, none below 0")
+            raise ArgumentError(
+                f"importance: expected {columns} finite numbers, none below 0",
+                parameter="importance",
+            )
     values = to_array(node).astype(np.float32, copy=False).reshape(-1, columns)
     if not np.isfinite(values).all():
-        raise TensorError(f"{dtype.name}: values that are not finite cannot be quantised")
-    rows = native.from_float(dtype.number, values, weights)
+        raise TensorError(f"{dtype.name}: values that are not finite cannot be quantized")
+    rows = from_float(dtype.ggml_type, values, weights)
     return from_bytes(rows, dtype, node.shape, node.device)

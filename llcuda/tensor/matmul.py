@@ -1,8 +1,8 @@
-"""The product of matrices, by the way that suits where they lie and what they are.
+"""The product of matrices, by cuBLAS or by ggml.
 
-On a GPU Float16, BFloat16 and Float32 go to cuBLAS as they lie, transposed or not, with sums in
-Float32; on the CPU ggml wants the right operand's columns as rows, so a right operand that is not a
-transposed view is copied. A quantised matrix stays as it is, and the other operand is Float32.
+On a GPU cuBLAS multiplies Float16, BFloat16 and Float32, transposed or not, with sums in Float32.
+On the CPU ggml needs the columns of the right operand as rows, so that it is copied unless it is a
+transposed view. A quantized matrix is not converted; the other operand becomes Float32.
 """
 
 from __future__ import annotations
@@ -13,27 +13,41 @@ from llcuda.errors import TensorError, UnsupportedError
 from llcuda.tensor.dtype import DType
 from llcuda.tensor.graph import Node, Shape, operation
 from llcuda.tensor.ops import stretch
-from llcuda.tensor.shape import MOST, cast, contiguous, floats, reshape, same, swap
+from llcuda.tensor.shape import (
+    MAX_VALUES,
+    cast,
+    check_devices,
+    contiguous,
+    float_type,
+    reshape,
+    swap,
+)
 
-Layout = tuple[int, int]  # whether the matrix lies transposed, its leading dimension
+Layout = tuple[int, int]  # whether the matrix is transposed, and its leading dimension
 
 
-def matmul(a: Node, b: Node) -> Node:
-    """Return a @ b as numpy has it: vectors, matrices, and batches that are broadcast."""
-    same("matmul", a, b)
+def multiply(a: Node, b: Node) -> Node:
+    """Return a @ b as in numpy: vectors, matrices, and batches that are broadcast."""
+    check_devices("matmul", a, b)
     if not a.shape or not b.shape:
-        raise TensorError("Incompatible dimensions: matmul wants vectors, matrices or batches")
+        raise TensorError(
+            f"Incompatible dimensions: {list(a.shape)} @ {list(b.shape)}; expected vectors, "
+            "matrices or batches"
+        )
     if a.dtype.is_quantized and b.dtype.is_quantized:
-        raise TensorError(f"matmul: {a.dtype.name} and {b.dtype.name}; use .to() on one of them")
+        raise TensorError(
+            f"matmul: only one operand can be quantized, got {a.dtype.name} and {b.dtype.name}; "
+            "use .to()"
+        )
     left = reshape(a, (1, -1)) if len(a.shape) == 1 and not a.dtype.is_quantized else a
     right = reshape(b, (-1, 1)) if len(b.shape) == 1 and not b.dtype.is_quantized else b
     if min(len(left.shape), len(right.shape)) < 2:
-        raise TensorError("a quantised vector: quantised operands of matmul are matrices")
-    made = _product(left, right, _batch(a, b, left, right))
-    shape = made.shape[:-2]
-    shape += () if len(a.shape) == 1 else made.shape[-2:-1]
-    shape += () if len(b.shape) == 1 else made.shape[-1:]
-    return made if shape == made.shape else reshape(made, shape)
+        raise TensorError("matmul: a quantized operand must be a matrix, got a vector")
+    product = _product(left, right, _batch(a, b, left, right))
+    shape = product.shape[:-2]
+    shape += () if len(a.shape) == 1 else product.shape[-2:-1]
+    shape += () if len(b.shape) == 1 else product.shape[-1:]
+    return product if shape == product.shape else reshape(product, shape)
 
 
 def _batch(a: Node, b: Node, left: Node, right: Node) -> Shape:
@@ -44,8 +58,8 @@ def _batch(a: Node, b: Node, left: Node, right: Node) -> Shape:
         batch = None
     if batch is None or left.shape[-1] != right.shape[-2]:
         raise TensorError(f"Incompatible dimensions: {list(a.shape)} @ {list(b.shape)}")
-    if max(*left.shape[-2:], right.shape[-1]) > MOST:
-        raise UnsupportedError("matmul: a matrix with more than 2**31 - 1 rows or columns")
+    if max(*left.shape[-2:], right.shape[-1]) > MAX_VALUES:
+        raise UnsupportedError("matmul: at most 2**31 - 1 rows and columns are possible")
     return batch
 
 
@@ -57,13 +71,13 @@ def _product(a: Node, b: Node, batch: Shape) -> Node:
     if a.dtype.is_quantized:
         return swap(_product(swap(b), swap(a), batch))
     if b.dtype.is_quantized:
-        dtype, weights = floats("matmul", a), swap(b)
+        dtype, weights = float_type("matmul", a), swap(b)
         if not weights.is_contiguous:
             raise TensorError(
-                f"{b.dtype.name} is multiplied along its rows: write x @ w.T, or w @ x"
+                f"matmul: {b.dtype.name} is multiplied along its rows; write x @ w.T, or w @ x"
             )
         return _by_ggml(cast(a, DType.Float32), weights, shape, dtype)
-    dtype = floats("matmul", a, b)
+    dtype = float_type("matmul", a, b)
     if a.device.is_cpu:
         return _by_ggml(a, contiguous(swap(b)), shape, dtype)
     return _by_cublas(a, b, shape)
@@ -91,14 +105,15 @@ def _by_cublas(a: Node, b: Node, shape: Shape) -> Node:
 
 
 def _layout(node: Node) -> Layout | None:
-    """Return how the matrices lie, if cuBLAS can read them so."""
+    """Return the layout of the matrices; None where cuBLAS cannot read them as they are."""
     _, size = node.dtype.block
-    (rows, columns), (down, across) = node.shape[-2:], node.strides[-2:]
-    for transposed, lines, line, step, skip in (
-        (0, rows, columns, across, down),
-        (1, columns, rows, down, across),
+    (rows, columns), (row_stride, column_stride) = node.shape[-2:], node.strides[-2:]
+    for transposed, lines, length, step, line_stride in (
+        (0, rows, columns, column_stride, row_stride),
+        (1, columns, rows, row_stride, column_stride),
     ):
-        leading = line if lines == 1 else skip // size
-        if (step == size or line == 1) and line <= leading <= MOST and skip % size == 0:
+        leading = length if lines == 1 else line_stride // size
+        adjacent = step == size or length == 1
+        if adjacent and length <= leading <= MAX_VALUES and line_stride % size == 0:
             return transposed, leading
     return None

@@ -1,4 +1,4 @@
-"""Weights of 4 bits, from the host to tensors on a device: only their packed form travels."""
+"""Tensors of NF4 and FP4 weights: only the packed weights are copied to a device."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from math import prod
 import numpy as np
 
 from llcuda.errors import ArgumentError
-from llcuda.native import nf4 as native
+from llcuda.native.nf4 import dequantize, dequantize_on_gpu
 from llcuda.native.tensor import stream
 from llcuda.nf4 import CODES, QuantState
+from llcuda.params import wrong_value
 from llcuda.tensor.dtype import Device, DType
 from llcuda.tensor.graph import Node, empty, memory_of
 from llcuda.tensor.host import from_array
@@ -19,24 +20,26 @@ _NAMES = {DType.Float32: "float32", DType.Float16: "float16", DType.BFloat16: "b
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-def from_nf4(state: QuantState, dtype: DType | None, device: Device) -> Node:
-    """Return the weights; dtype: None = what they were before.
+def expand(state: QuantState, dtype: DType | None, device: Device) -> Node:
+    """Return the weights as floats; dtype: None is the type that they had before.
 
-    Raises ArgumentError for other types than floats and for more than 4 axes, OutOfMemoryError.
+    Raises ArgumentError for types that are not floats and for more than 4 axes, OutOfMemoryError.
     """
     if not isinstance(state, QuantState):
-        raise ArgumentError(f"{state!r:.80}: expected a QuantState of llcuda.nf4")
+        raise ArgumentError(
+            f"state={state!r:.80}: expected a QuantState of llcuda.nf4", parameter="state"
+        )
     dtype = _DTYPES[state.dtype] if dtype is None else dtype
     if dtype not in _NAMES:
-        raise ArgumentError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, _NAMES))}")
+        raise wrong_value("dtype", dtype, f"expected one of {', '.join(map(repr, _NAMES))}")
     shape = check_shape(state.shape)
     node = empty(dtype, shape, device)
     code = np.array(CODES[state.quant_type], np.float32)
-    form = code, state.block_size, _NAMES[dtype], prod(shape), memory_of(node).address
+    layout = code, state.block_size, _NAMES[dtype], prod(shape), memory_of(node).address
     if device.is_cpu:
-        native.dequantize(state.packed, state.absmax, *form)
+        dequantize(state.packed, state.absmax, *layout)
     else:
-        # Freed at the end of this function, to be taken by what the stream does later.
-        there = [memory_of(from_array(part, device)) for part in (state.packed, state.absmax)]
-        native.dequantize_on_gpu(there[0].address, there[1].address, *form, stream(device))
+        # Freed when this function returns: only what this stream does later can take the memory.
+        copies = [memory_of(from_array(part, device)) for part in (state.packed, state.absmax)]
+        dequantize_on_gpu(copies[0].address, copies[1].address, *layout, stream(device))
     return node
