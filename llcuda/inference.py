@@ -4,8 +4,8 @@
     engine.load_model("gemma-3-1b-Q4_K_M")
     print(engine.infer("What is AI?", max_tokens=100).text)
 
-A face over hub (names to files) and engine (continuous batching). Only `load_model` prints, and
-only when `verbose`.
+Joins the hub, which finds files by name, and the engine. Only `load_model` prints, and only if
+`verbose`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What `load_model` was asked for, kept where loading is deferred."""
+    """The arguments of `load_model`, kept until a deferred load."""
 
     name: str | Path
     filename: str | None
@@ -63,8 +63,9 @@ class _Load:
 class InferenceEngine:
     """Loads a model by name and generates text with it, from any number of threads.
 
-    A context manager; `load_model` may be called again with another model. A model that generates
-    no text, an encoder, has embeddings or scores: `embed` and `rerank`.
+    A context manager that unloads the model at its end. `load_model` may be called again with
+    another model. A model that generates no text, such as an encoder, gives embeddings or scores:
+    `embed` and `rerank`.
     """
 
     def __init__(self) -> None:
@@ -164,7 +165,7 @@ class InferenceEngine:
         return True
 
     def _load(self, request: _Load) -> None:
-        """Load in place of what is there, which stays when the file is no model for the engine."""
+        """Load in place of the model before, which stays if the file cannot be loaded."""
         say = _say if request.verbose else _silent
         say(f"Loading model: {request.name}")
         started = time.perf_counter()
@@ -205,13 +206,18 @@ class InferenceEngine:
 
     @property
     def model(self) -> Model:
-        """The loaded model. ClosedError without one."""
+        """The loaded model.
+
+        Raises:
+            ClosedError: No model is loaded.
+        """
         return self._loaded()
 
     def unload_model(self) -> None:
-        """Free the model; requests in flight end with ClosedError. Without one, nothing.
+        """Free the model; unfinished requests end with ClosedError. Does nothing without a model.
 
-        Raises ConcurrencyError in a hook.
+        Raises:
+            ConcurrencyError: The call comes from a hook.
         """
         _refuse_in_hook("unload_model")
         with self._lock:
@@ -225,10 +231,10 @@ class InferenceEngine:
                 model.close()
 
     def _loaded(self) -> Model:
-        """Return the model, loaded now where that was deferred."""
+        """Return the model, and load it first if that was deferred."""
         model = self._model
         if model is None:
-            if in_hook():  # who holds the lock may wait for this thread
+            if in_hook():  # the thread that holds the lock may wait for this one
                 raise ClosedError("no model is loaded, and a hook cannot wait for one")
             with self._lock:
                 if self._model is None and self._pending is not None:
@@ -251,7 +257,7 @@ class InferenceEngine:
             if model.closed:
                 raise ClosedError("the model was unloaded meanwhile")
             raise NoTextError(
-                f"{model.path.name} generates no text: embed() or rerank() is what it can do"
+                f"{model.path.name} generates no text", remedy="use embed() or rerank()"
             )
         return engine
 
@@ -459,7 +465,7 @@ class InferenceEngine:
 
     @property
     def metrics(self) -> Metrics:
-        """The counters behind get_metrics(), with prometheus_text()."""
+        """The counters of all requests since the last reset, with `prometheus_text`."""
         return self._metrics
 
     def get_metrics(self) -> dict[str, Any]:
@@ -467,7 +473,7 @@ class InferenceEngine:
         return self._metrics.snapshot()
 
     def reset_metrics(self) -> None:
-        """Start counting anew."""
+        """Set all counters to zero."""
         self._metrics.reset()
 
     def __enter__(self) -> InferenceEngine:
@@ -497,7 +503,7 @@ def _results(requests: Sequence[Request]) -> list[Completion]:
         return [request.result() for request in requests]
     finally:
         for request in requests:
-            request.cancel()  # nothing when it is done; else Ctrl-C or an alarm came between
+            request.cancel()  # unfinished only after an exception, such as Ctrl-C
 
 
 def _with_stop(keywords: GenerateKeywords) -> SubmitKeywords:
@@ -511,19 +517,21 @@ def _with_stop(keywords: GenerateKeywords) -> SubmitKeywords:
     return given  # type: ignore[no-any-return]
 
 
-def _refuse_in_hook(what: str) -> None:
+def _refuse_in_hook(method: str) -> None:
     if in_hook():
-        raise ConcurrencyError(f"{what}() cannot be called from a hook, which runs on the engine")
+        raise ConcurrencyError(
+            f"{method}() cannot be called from a hook, which runs on the engine's thread"
+        )
 
 
 def _check_file(path: Path, config: EngineConfig) -> None:
-    """Raise what loading would raise, by going through it without taking memory; 0.1 to 0.3 s."""
+    """Raise the errors of loading a file, without taking the memory."""
     on_cpu = replace(config.model, gpu_layers=0, devices=(), split_mode="layer")
     memory_needed(path, model=on_cpu, context=config.context_params())
 
 
 def _say(line: str) -> None:
-    """Print, also where the terminal cannot show a character."""
+    """Print, and replace characters that the terminal cannot show."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(line.encode(encoding, "replace").decode(encoding))
 
@@ -536,7 +544,7 @@ _all: weakref.WeakSet[InferenceEngine] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """Make locks anew in a forked child, where a thread that holds one does not exist."""
+    """Replace the locks in a forked child: a thread that holds one does not exist there."""
     for engine in list(_all):
         engine._lock = threading.RLock()
 
