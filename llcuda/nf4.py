@@ -1,9 +1,9 @@
-"""Weights of 4 bits as bitsandbytes writes them: NF4 and FP4, to floats and back, bit by bit.
+"""NF4 and FP4, the 4-bit weights of bitsandbytes, to floats and back, equal in every bit.
 
-A block of consecutive weights shares a scale, its largest absolute value (absmax). A weight is one
-of 16 values between -1 and 1, times that scale: a float32 product, rounded once to the type asked
-for. So do bitsandbytes' kernels for CUDA and its formula for the CPU. With double quantisation the
-scales are in 8 bits themselves, in blocks of 256, after their mean was subtracted.
+A block of consecutive weights shares a scale, which is its largest absolute value (absmax). A
+weight is one of 16 values between -1 and 1, times that scale: a float32 product, rounded once to
+the type of the result. bitsandbytes' CUDA kernels and its CPU formula do the same. With double
+quantization the scales themselves have 8 bits, in blocks of 256, after their mean was subtracted.
 QLoRA (https://arxiv.org/abs/2305.14314) describes both.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from llcuda.errors import ArgumentError
 from llcuda.native import nf4 as native
+from llcuda.params import wrong_value
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
@@ -54,41 +55,60 @@ def dequantize(
     code: Floats | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Return the weights, of `shape`.
+    """Return the values of packed weights.
 
-    packed: uint8, two weights each, the first in the high half. absmax: float32, one a block.
-    quant_type: "nf4" or "fp4". block_size: one of BLOCK_SIZES. dtype: float32, float16 or
-    "bfloat16", whose bits come as uint16, since numpy has no such type. code: 16 float32 instead
-    of quant_type's. out: a contiguous array to write to, which is returned.
+    Args:
+        packed: uint8, two weights a byte, the first one in the high half; any shape.
+        absmax: float32, the scale of each block.
+        quant_type: "nf4" or "fp4".
+        block_size: Weights that share a scale, one of BLOCK_SIZES.
+        shape: Shape of the result.
+        dtype: float32, float16 or "bfloat16".
+        code: float32 [16], the values of the 16 codes; None takes those of `quant_type`.
+        out: A contiguous array of the result's shape and type to write to; None makes one.
 
-    Raises ArgumentError for what does not fit together, and for scales that are no numbers.
+    Returns:
+        An array of `shape`; uint16 with the bits of the values for "bfloat16", which numpy lacks.
+
+    Raises:
+        ArgumentError: The arguments do not fit each other, or a scale is not finite.
     """
     state = QuantState(packed, absmax, quant_type, block_size, _shape(shape), _dtype(dtype))
     return state.dequantize(code=code, out=out)
 
 
 def quantize(weights: Array, *, quant_type: str, block_size: int = 64) -> tuple[Bytes, Floats]:
-    """Return the packed weights and each block's scale, as bitsandbytes' CPU code computes them.
+    """Quantize weights as bitsandbytes' CPU code does.
 
-    weights: float32 or float16, any shape. An odd number of them ends in half a byte that means
-    zero. Raises ArgumentError for NaN and inf.
+    Args:
+        weights: float32 or float16, any shape.
+        quant_type: "nf4" or "fp4".
+        block_size: Weights that share a scale, one of BLOCK_SIZES.
+
+    Returns:
+        The packed weights, uint8, two a byte, and the scale of each block, float32. The last half
+        byte of an odd number of weights is zero.
+
+    Raises:
+        ArgumentError: There are no weights, one is not finite, or an argument is not allowed.
     """
     _check_block_size(block_size)
     table = _table(quant_type)
     if not isinstance(weights, np.ndarray) or weights.dtype not in (np.float32, np.float16):
         raise ArgumentError(
-            f"weights: expected an array of float32 or float16, got {_what(weights)}"
+            f"weights: expected an array of float32 or float16, got {_type_name(weights)}",
+            parameter="weights",
         )
     if not weights.size:
-        raise ArgumentError("weights: expected at least one")
+        raise ArgumentError("weights: expected at least one", parameter="weights")
     codes = np.argsort(table, kind="stable").astype(np.uint8)
     ordered = table[codes]
     bounds = (ordered[:-1] + ordered[1:]) / np.float32(2)
     values = np.ascontiguousarray(weights, np.float32)
-    found = native.quantize(values, bounds, codes, block_size)
-    if found is None:
-        raise ArgumentError("weights: expected finite numbers, got NaN or inf")
-    return found
+    quantized = native.quantize(values, bounds, codes, block_size)
+    if quantized is None:
+        raise ArgumentError("weights: expected finite numbers, got NaN or inf", parameter="weights")
+    return quantized
 
 
 def absmax(
@@ -98,13 +118,23 @@ def absmax(
     nested_block_size: int = NESTED_BLOCK_SIZE,
     offset: float = 0.0,
 ) -> Floats:
-    """Return the scales that double quantisation holds in 8 bits.
+    """Return the scales that double quantization holds in 8 bits.
 
-    quantized: uint8, one a block of weights. code: what the 256 bytes stand for. nested_absmax:
-    float32, one for each nested_block_size scales. offset: what was subtracted from all of them.
+    Args:
+        quantized: uint8, the scale of each block of weights.
+        code: float32 [256], the values of the 256 codes; see `dynamic_code`.
+        nested_absmax: float32, the scale of each block of scales.
+        nested_block_size: Scales that share a scale.
+        offset: What was subtracted from all scales.
+
+    Returns:
+        float32, the scale of each block of weights.
+
+    Raises:
+        ArgumentError: The arguments do not fit each other, or are not finite.
     """
     if not _is_integer(nested_block_size) or nested_block_size < 1:
-        raise ArgumentError(f"nested_block_size {nested_block_size!r}: expected an integer above 0")
+        raise wrong_value("nested_block_size", nested_block_size, "expected an integer above 0")
     quantized = _array("quantized", quantized, np.uint8, np.size(quantized))
     blocks = -(-quantized.size // nested_block_size)
     nested_absmax = _floats("nested_absmax", nested_absmax, blocks)
@@ -118,14 +148,22 @@ def absmax(
 def quantize_absmax(
     absmax: Floats, *, offset: float | None = None
 ) -> tuple[Bytes, Floats, Floats, float]:
-    """Return (quantized, code, nested_absmax, offset): scales in 8 bits, in blocks of 256.
+    """Quantize scales to 8 bits, in blocks of 256, as bitsandbytes does.
 
-    offset: None = their mean, exact before it is rounded to float32. (torch sums in float32, and
-    in an order that depends on its number of threads; all else is as bitsandbytes does it.)
+    Args:
+        absmax: float32, the scale of each block of weights.
+        offset: What is subtracted from all scales; None is their mean, computed in float64 and
+            rounded once. torch sums in float32, in an order that depends on its threads.
+
+    Returns:
+        `quantized`, `code`, `nested_absmax` and `offset`, which `absmax` takes.
+
+    Raises:
+        ArgumentError: There are no scales, or one is not finite.
     """
     absmax = _floats("absmax", absmax, np.size(absmax))
     if not absmax.size:
-        raise ArgumentError("absmax: expected at least one")
+        raise ArgumentError("absmax: expected at least one", parameter="absmax")
     mean = np.float32(
         absmax.mean(dtype=np.float64) if offset is None else _number("offset", offset)
     )
@@ -135,9 +173,9 @@ def quantize_absmax(
     scales = np.abs(values).max(axis=1)
     with np.errstate(all="ignore"):
         values *= np.float32(1) / scales[:, None]
-    values[
-        np.isnan(values)
-    ] = -1  # zeros of a block that is all but zero; bitsandbytes makes them 0
+    # The zeros of a block without larger values, whose inverse scale is infinite, are NaN here:
+    # bitsandbytes gives them the code 0.
+    values[np.isnan(values)] = -1
     place = (np.clip(values, -1, 1) + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)
     quantized = _nearest()[place.astype(np.int64)].reshape(-1)[: absmax.size]
     return quantized, dynamic_code(), scales, float(mean)
@@ -145,9 +183,18 @@ def quantize_absmax(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class QuantState:
-    """A tensor of 4 bits in a checkpoint: its bytes, its scales, and what they stand for.
+    """A 4-bit tensor of a checkpoint.
 
-    dtype: of the weights that were quantised, "float32", "float16" or "bfloat16".
+    Attributes:
+        packed: uint8, two weights a byte, the first one in the high half.
+        absmax: float32, the scale of each block.
+        quant_type: "nf4" or "fp4".
+        block_size: Weights that share a scale, one of BLOCK_SIZES.
+        shape: Shape of the weights.
+        dtype: Type that the weights had before: "float32", "float16" or "bfloat16".
+
+    Raises:
+        ArgumentError: The values do not fit each other, or a scale is not finite.
     """
 
     packed: Bytes
@@ -169,17 +216,22 @@ class QuantState:
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Any]) -> QuantState:
-        """Return the state of the weight `name`, e.g. "model.layers.0.mlp.up_proj.weight".
+        """Read a weight of a checkpoint.
 
-        tensors: the checkpoint's tensors by name; only this weight's are read. Its scales are
-        brought to float32 where they are quantised themselves.
+        Args:
+            name: Name of the weight, e.g. "model.layers.0.mlp.up_proj.weight".
+            tensors: Tensors of the checkpoint by name. Only those of this weight are read.
 
-        Raises ArgumentError for keys that are absent, and for what does not fit together.
+        Returns:
+            The weight; its scales are float32, also where the checkpoint has them in 8 bits.
+
+        Raises:
+            ArgumentError: A tensor is missing, or the tensors do not fit each other.
         """
         kinds = [kind for kind in CODES if f"{name}.quant_state.bitsandbytes__{kind}" in tensors]
         if len(kinds) != 1:
             keys = " or ".join(f"{name}.quant_state.bitsandbytes__{kind}" for kind in CODES)
-            raise ArgumentError(f"{name} is no weight of 4 bits: expected one tensor {keys}")
+            raise ArgumentError(f"{name} is not a 4-bit weight: expected one tensor {keys}")
         key = f"{name}.quant_state.bitsandbytes__{kinds[0]}"
         facts = _facts(key, _get(tensors, key))
         if facts.get("quant_type") != kinds[0]:
@@ -208,7 +260,19 @@ class QuantState:
     def dequantize(
         self, dtype: Any = None, code: Floats | None = None, out: Array | None = None
     ) -> Array:
-        """Return the weights, by default as what they were before; code, out: as above."""
+        """Return the values of the weights.
+
+        Args:
+            dtype: float32, float16 or "bfloat16"; None is the type that they had before.
+            code: See `llcuda.nf4.dequantize`.
+            out: See `llcuda.nf4.dequantize`.
+
+        Returns:
+            An array of `shape`; uint16 with the bits of the values for "bfloat16".
+
+        Raises:
+            ArgumentError: An argument does not fit.
+        """
         name = self.dtype if dtype is None else _dtype(dtype)
         table = _table(self.quant_type) if code is None else _floats("code", code, 16)
         bits = native.BITS[name]
@@ -216,10 +280,13 @@ class QuantState:
             out = np.empty(self.shape, bits)
         elif not isinstance(out, np.ndarray) or out.dtype != bits or out.shape != self.shape:
             raise ArgumentError(
-                f"out: expected an array of {np.dtype(bits)} and shape {self.shape}"
+                f"out: expected an array of {np.dtype(bits)} and shape {self.shape}",
+                parameter="out",
             )
         elif not out.flags.c_contiguous or not out.flags.writeable:
-            raise ArgumentError("out: expected a contiguous array that can be written to")
+            raise ArgumentError(
+                "out: expected a contiguous array that can be written to", parameter="out"
+            )
         address = out.ctypes.data
         native.dequantize(self.packed, self.absmax, table, self.block_size, name, out.size, address)
         return out
@@ -227,10 +294,13 @@ class QuantState:
 
 @cache
 def dynamic_code() -> Floats:
-    """Return the 256 values of bitsandbytes' dynamic 8-bit type, ascending, in its own rounding.
+    """Return the 256 values of bitsandbytes' dynamic 8-bit type, rounded as it rounds them.
 
-    Powers of ten from 1e-6 to 1, each with twice as many steps as the one before it
+    They are powers of ten from 1e-6 to 1, each with twice as many steps as the one before it
     (https://arxiv.org/abs/1511.04561).
+
+    Returns:
+        float32 [256], ascending, read-only.
     """
     values = [0.0, 1.0]
     for i in range(7):
@@ -247,7 +317,7 @@ def dynamic_code() -> Floats:
 
 @cache
 def _nearest() -> Bytes:
-    """Return the nearest code of 65,536 places from -1 to 1: bitsandbytes looks it up there."""
+    """Return the nearest code of 65,536 values from -1 to 1, as bitsandbytes' table has it."""
     places = (-1 + 2 * np.arange(65536) / 65535).astype(np.float32)
     code = dynamic_code()
     bounds = (code[:-1] + code[1:]) * np.float32(0.5)
@@ -260,20 +330,20 @@ def _is_integer(value: Any) -> bool:
 
 def _table(quant_type: Any) -> Floats:
     if not isinstance(quant_type, str) or quant_type not in CODES:
-        raise ArgumentError(f"quant_type {quant_type!r}: expected 'nf4' or 'fp4'")
+        raise wrong_value("quant_type", quant_type, "expected 'nf4' or 'fp4'")
     return np.array(CODES[quant_type], np.float32)
 
 
 def _check_block_size(block_size: Any) -> None:
     if not _is_integer(block_size) or block_size not in BLOCK_SIZES:
         allowed = ", ".join(map(str, BLOCK_SIZES))
-        raise ArgumentError(f"block_size {block_size!r}: expected one of {allowed}")
+        raise wrong_value("block_size", block_size, f"expected one of {allowed}")
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
     if not sizes or not all(_is_integer(size) and size > 0 for size in sizes):
-        raise ArgumentError(f"shape {shape!r}: expected integers above 0")
+        raise wrong_value("shape", shape, "expected integers above 0")
     return tuple(map(int, sizes))
 
 
@@ -285,34 +355,41 @@ def _dtype(dtype: Any) -> str:
         except TypeError:
             name = None
     if dtype is None or name not in native.BITS:
-        raise ArgumentError(f"dtype {dtype!r}: expected one of {', '.join(native.BITS)}")
+        raise wrong_value("dtype", dtype, f"expected one of {', '.join(native.BITS)}")
     return str(name)
 
 
-def _array(what: str, values: Any, dtype: Any, size: int) -> Array:
+def _array(parameter: str, values: Any, dtype: Any, size: int) -> Array:
     """Return `values` contiguous and flat, if they are `size` elements of `dtype` in an array."""
     if not isinstance(values, np.ndarray) or values.dtype != dtype:
-        raise ArgumentError(f"{what}: expected an array of {np.dtype(dtype)}, got {_what(values)}")
+        raise ArgumentError(
+            f"{parameter}: expected an array of {np.dtype(dtype)}, got {_type_name(values)}",
+            parameter=parameter,
+        )
     if values.size != size:
-        raise ArgumentError(f"{what}: expected {size} elements, got {values.size}")
+        raise ArgumentError(
+            f"{parameter}: expected {size} elements, got {values.size}", parameter=parameter
+        )
     return np.ascontiguousarray(values).reshape(-1)
 
 
-def _floats(what: str, values: Any, size: int) -> Floats:
-    floats: Floats = _array(what, values, np.float32, size)
+def _floats(parameter: str, values: Any, size: int) -> Floats:
+    floats: Floats = _array(parameter, values, np.float32, size)
     if not np.isfinite(floats).all():
-        raise ArgumentError(f"{what}: expected finite numbers, got NaN or inf")
+        raise ArgumentError(
+            f"{parameter}: expected finite numbers, got NaN or inf", parameter=parameter
+        )
     return floats
 
 
-def _number(what: str, value: Any) -> float:
+def _number(parameter: str, value: Any) -> float:
     numeric = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
     if not numeric or not abs(value) <= LARGEST:
-        raise ArgumentError(f"{what} {value!r}: expected a finite float32")
+        raise wrong_value(parameter, value, "expected a finite float32")
     return float(value)
 
 
-def _what(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
 
 
@@ -326,7 +403,7 @@ def _get(tensors: Mapping[str, Any], key: str) -> Array:
 
 
 def _facts(key: str, text: Array) -> dict[str, Any]:
-    """Return what bitsandbytes writes beside the tensors, JSON as a tensor of bytes."""
+    """Return bitsandbytes' description of a weight, which is JSON in a tensor of bytes."""
     try:
         facts = json.loads(_array(key, text, np.uint8, text.size).tobytes())
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 
 from llcuda.errors import ClosedError
-from llcuda.native.gguf import mapped as gguf
+from llcuda.native.gguf import mapped
 from llcuda.native.gguf.types import NUMPY_VALUES, GGUFValueType
 
 LOSSLESS = "surrogateescape"  # a token may be any bytes
@@ -20,7 +20,7 @@ class Texts(Sequence[str]):
 
     def __init__(self, blob: bytes, count: int) -> None:
         self._blob = blob
-        self._starts = gguf.texts(blob, count)
+        self._starts = mapped.texts(blob, count)
         self._ends = np.append(self._starts[1:] - 8, len(blob))[:count]  # before the next length
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Metadata(Mapping[str, Any]):
     (ClosedError).
     """
 
-    def __init__(self, file: gguf.MappedFile) -> None:
+    def __init__(self, file: mapped.MappedFile) -> None:
         self._file = file
         self._pairs = {pair.key: pair for pair in file.index.pairs}
         self._values: dict[str, Any] = {}
@@ -88,14 +88,16 @@ class Metadata(Mapping[str, Any]):
         pair = self._pairs[key]
         return pair.count if pair.array else None
 
-    def _read(self, pair: gguf.Pair) -> Any:
+    def _read(self, pair: mapped.Pair) -> Any:
         mapping = self._file.mmap
         if mapping is None:
             raise ClosedError(f"{self._file.path} is closed, and {pair.key} was not read before")
         if pair.type == GGUFValueType.STRING:
-            blob = gguf.copy(mapping, pair.value, pair.size)
+            blob = mapped.copy(mapping, pair.value, pair.size)
             return Texts(blob, pair.count) if pair.array else blob.decode(errors=LOSSLESS)
-        values = gguf.array(mapping, pair.value, pair.count, NUMPY_VALUES[GGUFValueType(pair.type)])
+        values = mapped.array(
+            mapping, pair.value, pair.count, NUMPY_VALUES[GGUFValueType(pair.type)]
+        )
         if pair.type == GGUFValueType.BOOL:
             values = values != 0
         values.flags.writeable = False
