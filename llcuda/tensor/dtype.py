@@ -127,11 +127,8 @@ class DeviceProperties:
 class Device(int):
     """A device by its number: 0 and up are CUDA GPUs, -1 is the CPU.
 
-    A device is equal to its number.
-
-    Args:
-        device: A number, "cpu", "cuda" (the first GPU), "cuda:1", or None: the first GPU, or the
-            CPU on a machine without one.
+    It is made of a number, "cpu", "cuda" (the first GPU), "cuda:1", or None: the first GPU, or the
+    CPU on a machine without one. A device is equal to its number.
 
     Raises:
         ArgumentError: There is no such device.
