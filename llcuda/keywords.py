@@ -253,11 +253,14 @@ def split_keywords(keywords: Mapping[str, Any], *kinds: type) -> list[dict[str, 
         TypeError: A keyword is a field of none of them; the message says what was meant.
     """
     names = [_field_names(kind) for kind in kinds]
-    if unknown := [name for name in keywords if not any(name in known for known in names)]:
-        raise unknown_keyword(unknown[0], frozenset().union(*names))
     parts: list[dict[str, Any]] = [{} for _ in kinds]
     for name, value in keywords.items():
-        next(part for part, known in zip(parts, names, strict=True) if name in known)[name] = value
+        for part, known in zip(parts, names, strict=True):
+            if name in known:
+                part[name] = value
+                break
+        else:
+            raise unknown_keyword(name, frozenset().union(*names))
     return parts
 
 

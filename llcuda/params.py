@@ -40,8 +40,10 @@ def check_number(parameter: str, value: Any, kind: str, low: float, high: float 
 
     numpy's numbers are numbers; True and False are not.
     """
-    number = isinstance(value, Integral) or (kind == "number" and isinstance(value, Real))
-    if isinstance(value, bool) or not number or not low <= value <= high:
+    number = type(value) is int or isinstance(value, Integral)
+    if not number and kind == "number":
+        number = type(value) is float or isinstance(value, Real)
+    if not number or isinstance(value, bool) or not low <= value <= high:
         bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         what = "a whole number" if kind == "int" else "a number"
         raise wrong_value(parameter, value, f"expected {what} {bounds}")
@@ -342,8 +344,10 @@ class SamplingParams:
     min_keep: int = 1
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            check_sampling(item.name, getattr(self, item.name))
+        for name, bounds in _SAMPLING_BOUNDS.items():
+            check_number(name, getattr(self, name), *bounds)
+        for name in ("seed", "logit_bias", "dry_breakers", "grammar", "grammar_root"):
+            check_sampling(name, getattr(self, name))
 
 
 _SAMPLING_BOUNDS: dict[str, tuple[str, float, float]] = {
