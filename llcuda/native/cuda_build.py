@@ -1,4 +1,4 @@
-"""What the CUDA backend in the package was compiled with and for, and what a GPU makes of it."""
+"""What the CUDA backend of the package was compiled with and for, and which GPUs can use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Version = tuple[int, int]
-# The first driver that runs a CUDA version (NVIDIA's CUDA compatibility guide, "minor version").
+# The first driver of each CUDA version (CUDA compatibility guide, "minor version compatibility").
 DRIVERS = {12: "525", 13: "580"}
 REBUILD = "in llcuda's source folder: pip install --no-cache-dir ."
 WITH_CUDA = f"{REBUILD} --config-settings=cmake.define.LLCUDA_CUDA=ON"
@@ -17,7 +17,12 @@ JIT_SECONDS = "36 to 90 seconds on an H200"
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something about a machine. what: one sentence; mend: the command, or what to do."""
+    """A finding about a machine.
+
+    Attributes:
+        what: The finding, one sentence.
+        mend: The command to type, or what to do.
+    """
 
     what: str
     mend: str
@@ -28,9 +33,12 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class CudaBuild:
-    """A CUDA backend. version: of the toolkit, None if unknown.
+    """How a CUDA backend was built.
 
-    machine, ptx: compute capabilities that it has machine code and PTX for; empty if unknown.
+    Attributes:
+        version: Version of the toolkit; None if unknown.
+        machine: Compute capabilities that it has machine code for; empty if unknown.
+        ptx: Compute capabilities that it has PTX for; empty if unknown.
     """
 
     version: Version | None = None
@@ -45,17 +53,22 @@ class CudaBuild:
         return ", ".join(parts)
 
     def runs_as_ptx(self, capability: Version) -> bool:
-        """Whether a GPU needs code that its driver has first to compile.
+        """Return whether a GPU runs PTX, which its driver compiles first.
 
-        Machine code runs on GPUs of the same major capability and no lower minor one.
+        Machine code runs on GPUs of the same major capability and the same or a higher minor one.
+
+        Args:
+            capability: The compute capability of the GPU.
         """
-        known = [code for code in self.machine if code[0] == capability[0] and code <= capability]
-        return bool(self.machine or self.ptx) and not known
+        usable = [code for code in self.machine if code[0] == capability[0] and code <= capability]
+        return bool(self.machine or self.ptx) and not usable
 
     def problem(self, capability: Version, driver: Version | None) -> Remark | None:
-        """Return why a GPU of this capability cannot use it under a driver; None if it can.
+        """Return why a GPU cannot use the backend; None if it can.
 
-        driver: the newest CUDA version that it runs.
+        Args:
+            capability: The compute capability of the GPU.
+            driver: The newest CUDA version that the driver runs; None if unknown.
         """
         if self.version and driver and driver[0] < self.version[0]:
             needed = DRIVERS.get(self.version[0])
@@ -80,7 +93,12 @@ class CudaBuild:
         return None
 
     def first_run(self, capability: Version, environment: Mapping[str, str]) -> Remark | None:
-        """Return that the driver compiles PTX at the first run; None where it does not."""
+        """Return that the driver compiles PTX at the first run; None if it does not.
+
+        Args:
+            capability: The compute capability of the GPU.
+            environment: The environment variables, such as os.environ.
+        """
         if not self.runs_as_ptx(capability):
             return None
         when, where = "at the first run", environment.get("CUDA_CACHE_PATH", "~/.nv")
@@ -96,19 +114,21 @@ class CudaBuild:
 
 
 def parse(version: str, architectures: str) -> CudaBuild:
-    """Return the build of a toolkit ("13.0") for CMake's architectures ("75,90-real,120a").
+    """Return a build from the names that CMake gives it.
 
-    What is no number ("native", "all") is left out.
+    Args:
+        version: Version of the toolkit, as "13.0".
+        architectures: Architectures, as "75,90-real,120a"; others, as "native", are left out.
     """
     machine, ptx = [], []
     for name in architectures.split(","):
-        found = re.fullmatch(r"(\d+)(\d)[af]?(-real|-virtual)?", name.strip())
-        if found is None:
+        match = re.fullmatch(r"(\d+)(\d)[af]?(-real|-virtual)?", name.strip())
+        if match is None:
             continue
-        code = int(found[1]), int(found[2])
-        if found[3] != "-virtual":
+        code = int(match[1]), int(match[2])
+        if match[3] != "-virtual":
             machine.append(code)
-        if found[3] != "-real":
+        if match[3] != "-real":
             ptx.append(code)
     numbers = re.match(r"(\d+)\.(\d+)", version)
     return CudaBuild(
@@ -117,24 +137,32 @@ def parse(version: str, architectures: str) -> CudaBuild:
 
 
 def missing_library(error: str) -> Remark | None:
-    """Return what the linker's message on the CUDA backend means; None for anything else."""
+    """Return what the linker's message on the CUDA backend means; None for another message.
+
+    Args:
+        error: The message.
+    """
     if "libcuda.so" in error:
         return Remark(
             "the CUDA backend finds no NVIDIA driver (libcuda.so.1)",
             "install the driver, or run where there is a GPU",
         )
-    found = re.search(r"lib(cudart|cublas)\w*\.so\.(\d+)", error)
-    if found is None:
+    match = re.search(r"lib(cudart|cublas)\w*\.so\.(\d+)", error)
+    if match is None:
         return None
-    extra = "cuda" if int(found[2]) >= 13 else f"cuda{found[2]}"
+    extra = "cuda" if int(match[2]) >= 13 else f"cuda{match[2]}"
     return Remark(
-        f"the CUDA backend does not find {found[0]}",
+        f"the CUDA backend does not find {match[0]}",
         f"pip install 'llcuda[{extra}]', which brings CUDA's run-time libraries",
     )
 
 
 def no_gpu(error: str) -> Remark:
-    """Return why the CUDA backend shows no GPU; error: what was logged as it was loaded."""
+    """Return why the CUDA backend has no GPU.
+
+    Args:
+        error: What was logged while it was loaded.
+    """
     if "driver version is insufficient" in error:
         what = "the NVIDIA driver is too old for the CUDA run-time library"
         return Remark(what, "install a newer driver, or build llcuda with an older CUDA")
@@ -144,7 +172,11 @@ def no_gpu(error: str) -> Remark:
 
 
 def cache_is_empty(environment: Mapping[str, str]) -> bool:
-    """Whether the driver keeps no compiled code as yet, so that the next run waits for it."""
+    """Return whether the driver has cached no compiled code yet, so that the next run compiles.
+
+    Args:
+        environment: The environment variables, such as os.environ.
+    """
     place = Path(environment.get("CUDA_CACHE_PATH") or Path.home() / ".nv" / "ComputeCache")
     return not place.is_dir() or not any(place.iterdir())
 

@@ -1,4 +1,4 @@
-"""DLPack's capsules: what another library may look at, and what it lets us look at.
+"""DLPack: tensors to and from other libraries without a copy.
 
 The structs are those of https://dmlc.github.io/dlpack/latest/c_api.html.
 """
@@ -14,11 +14,11 @@ from llcuda.native import library
 from llcuda.native.tensor import CPU, Storage
 
 CPU_MEMORY, CUDA_MEMORY = 1, 2
-OF_THE_CPU = (1, 3)  # host memory, also where CUDA has pinned it
-OF_A_GPU = (2, 13)  # a GPU's, also where CUDA moves it
+CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost: memory of the host, also if CUDA has pinned it
+GPU_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged: memory of a GPU, also if CUDA moves it
 READ_ONLY = 1
 PLAIN, VERSIONED = b"dltensor", b"dltensor_versioned"
-TAKEN = {PLAIN: b"used_dltensor", VERSIONED: b"used_dltensor_versioned"}
+USED = {PLAIN: b"used_dltensor", VERSIONED: b"used_dltensor_versioned"}
 
 _api = ctypes.pythonapi
 _new = ctypes.PYFUNCTYPE(
@@ -37,7 +37,14 @@ _rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a capsule shows. kind: code and bits; strides and offset in bytes."""
+    """A tensor in the memory of a capsule.
+
+    Attributes:
+        kind: DLPack's code of the type, and the bits of a value.
+        shape: Sizes, slowest first.
+        strides: Bytes between neighbours along each axis.
+        offset: Bytes from the beginning of the memory.
+    """
 
     kind: tuple[int, int]
     shape: tuple[int, ...]
@@ -46,19 +53,32 @@ class View:
 
 
 def device_of(device: int) -> tuple[int, int]:
-    """Return DLPack's name of a device, in plain integers: torch makes texts of them."""
+    """Return DLPack's type and number of a device, as plain integers, which torch needs.
+
+    Args:
+        device: A device of `llcuda.native.tensor`.
+    """
     return (CPU_MEMORY, 0) if device == CPU else (CUDA_MEMORY, int(device))
 
 
 def export(storage: Storage, view: View, versioned: bool) -> Any:
-    """Return a capsule over a storage; it keeps the storage until its taker lets go."""
+    """Return a capsule over a storage, which keeps the storage alive.
+
+    Args:
+        storage: The memory.
+        view: The tensor in it.
+        versioned: Whether the capsule is one of DLPack 1.0 and later.
+
+    Raises:
+        TensorError: There is no memory for the capsule.
+    """
     ffi, lib = library.load()
     code, bits = view.kind
     shape, strides = (
         ffi.new("int64_t[]", list(sizes) or 1) for sizes in (view.shape, view.strides)
     )
-    for place, stride in enumerate(view.strides):
-        strides[place] = stride * 8 // bits
+    for axis, stride in enumerate(view.strides):
+        strides[axis] = stride * 8 // bits
     tensor = ffi.new("struct llcuda_dl_tensor *")
     tensor.device_type, tensor.device_id = device_of(storage.device)
     tensor.ndim, tensor.code, tensor.bits, tensor.lanes = len(view.shape), code, bits, 1
@@ -73,7 +93,19 @@ def export(storage: Storage, view: View, versioned: bool) -> Any:
 
 
 def take(capsule: Any, device: int) -> tuple[Storage, View]:
-    """Return what a capsule holds, which is ours to let go of from now on; ArgumentError."""
+    """Take over the memory of a capsule.
+
+    Args:
+        capsule: The capsule, which nobody has taken.
+        device: The device of the memory.
+
+    Returns:
+        The memory, which is let go of with the storage, and the tensor in it.
+
+    Raises:
+        ArgumentError: It is not such a capsule, or holds what a tensor cannot be.
+        TensorError: The memory cannot be used.
+    """
     ffi, lib = library.load()
     name = next((name for name in (VERSIONED, PLAIN) if _is_valid(capsule, name)), None)
     if name is None:
@@ -83,30 +115,32 @@ def take(capsule: Any, device: int) -> tuple[Storage, View]:
     managed = ffi.cast(kind, _pointer(capsule, name))
     if versioned and managed.major != 1:
         raise ArgumentError(f"DLPack {managed.major}.{managed.minor}: expected 1.x")
-    view = _look(managed.tensor, ffi)
+    view = _view_of(managed.tensor, ffi)
     span = sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
     size = span + view.kind[1] // 8
     pointer = lib.llcuda_storage_take(device, managed, versioned, size)
     if pointer == ffi.NULL:
         library.fail(TensorError, "cannot use this memory")
-    _rename(capsule, TAKEN[name])
+    _rename(capsule, USED[name])
     return Storage(device, pointer, size, bool(versioned and managed.flags & READ_ONLY)), view
 
 
-def _look(tensor: Any, ffi: Any) -> View:
-    """Return what a DLTensor is; ArgumentError for what tensors cannot be."""
+def _view_of(tensor: Any, ffi: Any) -> View:
+    """Return a DLTensor as a view; ArgumentError for what a tensor cannot be."""
     shape = tuple(tensor.shape[0 : tensor.ndim]) if tensor.ndim else ()
     size = tensor.bits // 8
     if tensor.lanes != 1 or tensor.bits % 8 or not size:
-        raise ArgumentError(f"{tensor.lanes} values of {tensor.bits} bits: not for tensors")
+        raise ArgumentError(
+            f"elements of {tensor.lanes} values of {tensor.bits} bits: expected 1 of whole bytes"
+        )
     address = int(ffi.cast("uintptr_t", tensor.data)) + tensor.byte_offset
     if any(n < 1 for n in shape) or not address or address % size:
         raise ArgumentError(f"shape {list(shape)} at {address:#x}: empty, or not aligned")
     step, strides = size, list[int]()
-    for place in reversed(range(tensor.ndim)):
+    for axis in reversed(range(tensor.ndim)):
         given = tensor.strides != ffi.NULL
-        strides.insert(0, tensor.strides[place] * size if given else step)
-        step *= shape[place]
+        strides.insert(0, tensor.strides[axis] * size if given else step)
+        step *= shape[axis]
     if any(n > 1 and stride <= 0 for n, stride in zip(shape, strides, strict=True)):
         raise ArgumentError(f"strides {strides} bytes: expected more than 0; make it contiguous")
     return View((tensor.code, tensor.bits), shape, tuple(max(stride, 0) for stride in strides))

@@ -1,8 +1,8 @@
-"""Load the native library once, at first use; its log, its errors, its devices.
+"""The native library: loaded once, at first use; its log, its errors, its devices, its handles.
 
-`load()` imports the binding, checks that it runs with the libraries it was built with, loads
-the backends that this machine can run and routes the C log to Python's `logging`. Everything
-in this package calls it before it touches C.
+`load` imports the binding, checks that it runs with the libraries that it was built with, loads the
+backends that this machine can run and sends the C log to Python's `logging`. Everything in
+llcuda.native calls it before it touches C.
 """
 
 from __future__ import annotations
@@ -46,50 +46,57 @@ _loaded: tuple[Any, Any] | None = None
 _forked = False
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 _backends: list[tuple[str, str]] = []
-_idle: list[Remark] = []  # why the CUDA backend has no GPU
+_why_no_gpu: list[Remark] = []  # why the CUDA backend has no GPU
 
 
 def load() -> tuple[Any, Any]:
-    """Return cffi's (ffi, lib), loading the library at the first call.
+    """Return cffi's ffi and lib; the first call loads the library.
 
-    Raises LibraryError when it is missing or another package's, ForkError in a forked child.
+    Raises:
+        LibraryError: The library is missing, cannot run here, or is another package's.
+        ForkError: This process was forked from one that had loaded it.
     """
     global _loaded
     if _loaded is not None:
         return _loaded
     if _forked:
         raise ForkError(
-            "llcuda was loaded before this process was forked, and its threads do not exist here. "
-            "Start workers with multiprocessing's 'spawn', or load models after the fork only."
+            "llcuda was loaded before this process was forked, and its threads do not exist here; "
+            "start workers with multiprocessing's 'spawn', or load models only after the fork"
         )
     with _lock:
         if _loaded is None:
-            _loaded = _load()
+            _loaded = open_library()
     return _loaded
 
 
 def _binding() -> tuple[Any, Any, Path]:
-    """Return (ffi, lib, the folder of the libraries), with no backend loaded."""
+    """Return ffi, lib and the folder of the libraries; load no backend."""
     try:
         binding = importlib.import_module("llcuda.native._llama")
     except ImportError as error:
         raise LibraryError(
-            f"llcuda's native library cannot be loaded ({error}). "
-            f"Build it with '{BUILD_COMMAND}' in llcuda's source folder."
+            f"llcuda's native library cannot be loaded ({error}); "
+            f"build it with '{BUILD_COMMAND}' in llcuda's source folder"
         ) from error
     return binding.ffi, binding.lib, Path(str(binding.__file__)).parents[1] / "lib"
 
 
 def installation() -> tuple[Path, str]:
-    """Return the folder of the libraries and llama.cpp's commit; loads no backend."""
+    """Return the folder of the libraries and llama.cpp's commit; load no backend.
+
+    Raises:
+        LibraryError: The native library is missing.
+    """
     ffi, lib, folder = _binding()
     return folder, ffi.string(lib.llcuda_commit()).decode()
 
 
 def cuda_build() -> CudaBuild | None:
-    """Return what the package's CUDA backend is; None without one. Loads no backend.
+    """Return how the CUDA backend of the package was built; None without one. Load no backend.
 
-    Raises LibraryError when the native library is missing.
+    Raises:
+        LibraryError: The native library is missing.
     """
     ffi, lib, folder = _binding()
     if not (folder / CUDA_LIBRARY).is_file():
@@ -98,19 +105,27 @@ def cuda_build() -> CudaBuild | None:
     return parse(*(ffi.string(name).decode() for name in names))
 
 
-def _load() -> tuple[Any, Any]:
+def open_library() -> tuple[Any, Any]:
+    """Load the library, for `load`, which keeps what this returns.
+
+    Returns:
+        cffi's ffi and lib.
+
+    Raises:
+        LibraryError: The library is missing, cannot run here, or is another package's.
+    """
     ffi, lib, folder = _binding()
-    found = Path(ffi.string(lib.llcuda_library_path()).decode()).resolve()
-    if found.parent != folder.resolve():
+    loaded = Path(ffi.string(lib.llcuda_library_path()).decode()).resolve()
+    if loaded.parent != folder.resolve():
         raise LibraryError(
-            f"another package's libllama is loaded in this process: {found}. "
-            f"Import llcuda before it, or use a process of its own; ours is in {folder}."
+            f"another package's libllama is loaded in this process: {loaded}, not that in {folder};"
+            " import llcuda before that package, or in another process"
         )
     built, present = (ffi.string(f()).decode() for f in (lib.llcuda_commit, lib.ggml_commit))
     if built != present:
         raise LibraryError(
-            f"the binding was built for llama.cpp {built}, but {found.parent} holds {present}. "
-            f"Build both again with '{BUILD_COMMAND}' in llcuda's source folder."
+            f"the binding was built for llama.cpp {built}, but {loaded.parent} holds {present}; "
+            f"build both again with '{BUILD_COMMAND}' in llcuda's source folder"
         )
     callbacks.define(ffi)
     lib.llcuda_init(threading.main_thread().ident or 0)
@@ -121,18 +136,21 @@ def _load() -> tuple[Any, Any]:
 
 
 def sync_log_level(lib: Any) -> None:
-    """Let C deliver only the lines that the logger takes."""
+    """Let C deliver only the lines that the logger takes now.
+
+    Args:
+        lib: cffi's lib.
+    """
     level = callbacks.logger.getEffectiveLevel()
-    taken = [ggml for ggml, python in callbacks.LOG_LEVELS.items() if python >= level]
-    lib.llcuda_log_level(min(taken, default=max(callbacks.LOG_LEVELS) + 1))
+    delivered = [ggml for ggml, python in callbacks.LOG_LEVELS.items() if python >= level]
+    lib.llcuda_log_level(min(delivered, default=max(callbacks.LOG_LEVELS) + 1))
 
 
 # --- backends ---
 
-# What the name of a CPU variant demands beyond ggml's own score, which does not ask the
-# operating system. On a virtual machine that lists AMX without permitting it, the first
-# matrix product would end the process.
-_DEMANDS = {
+# What a CPU variant needs of the operating system, which ggml's own score does not ask. Where a
+# virtual machine lists AMX without permitting it, the first matrix product would end the process.
+_FEATURES = {
     "sandybridge": "avx", "ivybridge": "avx", "piledriver": "avx", "haswell": "avx",
     "alderlake": "avx", "skylakex": "avx512", "cannonlake": "avx512", "cascadelake": "avx512",
     "icelake": "avx512", "cooperlake": "avx512", "zen4": "avx512", "sapphirerapids": "amx",
@@ -143,42 +161,51 @@ def _load_backends(ffi: Any, lib: Any, folder: Path) -> None:
     """Load the best CPU variant that really runs, and every other backend that loads."""
     scores = {}
     for path in sorted(folder.glob("libggml-cpu*.so")):
-        demand = _DEMANDS.get(path.stem.removeprefix("libggml-cpu-"))
+        feature = _FEATURES.get(path.stem.removeprefix("libggml-cpu-"))
         score = lib.llcuda_backend_score(os.fsencode(path))
-        if score > 0 and (demand is None or lib.llcuda_cpu_permits(demand.encode())):
+        if score > 0 and (feature is None or lib.llcuda_cpu_permits(feature.encode())):
             scores[path] = score
         else:
             _backends.append((path.name, "does not run on this processor"))
     if not scores:
         raise LibraryError(
-            f"no CPU backend in {folder} runs on this processor; it was built on another machine. "
-            f"Build for this one with '{BUILD_COMMAND}' in llcuda's source folder."
+            f"no CPU backend in {folder} runs on this processor, for it was built on another "
+            f"machine; build here with '{BUILD_COMMAND}' in llcuda's source folder"
         )
     others = [p for p in sorted(folder.glob("libggml-*.so")) if "-cpu" not in p.name]
     for path in [*(p for p in others if p.name != "libggml-base.so"), max(scores, key=scores.get)]:  # type: ignore[arg-type]
-        worked = lib.llcuda_backend_load(os.fsencode(path))
+        is_loaded = lib.llcuda_backend_load(os.fsencode(path))
         text = errors(ffi, lib)
-        _backends.append((path.name, "loaded" if worked else text or "failed to load"))
+        _backends.append((path.name, "loaded" if is_loaded else text or "failed to load"))
         if path.name == CUDA_LIBRARY and not lib.ggml_backend_dev_count():
-            _idle.append(no_gpu(text))
-            logger.warning("%s; the CPU is used", _idle[0])
+            _why_no_gpu.append(no_gpu(text))
+            logger.warning("%s; the CPU is used", _why_no_gpu[0])
 
 
 def backends() -> list[tuple[str, str]]:
-    """Return (file, "loaded" or why not) for each backend in the package."""
+    """Return the file of each backend in the package, and "loaded" or why it is not."""
     load()
     return list(_backends)
 
 
 def why_no_gpu() -> Remark | None:
-    """Return why the CUDA backend in the package has no GPU; None without one, or when it has."""
+    """Return why the CUDA backend has no GPU; None if it has one, or if it is not there."""
     load()
-    return _idle[0] if _idle else None
+    return _why_no_gpu[0] if _why_no_gpu else None
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A device that ggml sees: its name, what it is, "cpu" or "gpu", and its memory in bytes."""
+    """A device that ggml sees.
+
+    Attributes:
+        name: ggml's name, as `ModelParams.devices` takes it.
+        description: The product's name.
+        kind: "cpu", "gpu", "igpu" or "accelerator".
+        backend: The name of its backend.
+        free_memory: Free bytes; of the CPU those that this process may still take.
+        total_memory: All bytes.
+    """
 
     name: str
     description: str
@@ -189,19 +216,23 @@ class DeviceInfo:
 
 
 def devices() -> list[DeviceInfo]:
-    """Return the devices of all loaded backends."""
+    """Return the devices of all loaded backends.
+
+    Raises:
+        DeviceLostError: A GPU failed.
+    """
     ffi, lib = load()
     kinds = {
         lib.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
         lib.GGML_BACKEND_DEVICE_TYPE_GPU: "gpu",
         lib.GGML_BACKEND_DEVICE_TYPE_IGPU: "igpu",
     }
-    found = []
+    infos = []
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)
         free, total = ffi.new("size_t *"), ffi.new("size_t *")
         if lib.llcuda_memory_now(device, free, total):
-            raise _lost(errors(ffi, lib))
+            raise _device_lost(errors(ffi, lib))
         texts = (
             lib.ggml_backend_dev_name(device),
             lib.ggml_backend_dev_description(device),
@@ -210,12 +241,12 @@ def devices() -> list[DeviceInfo]:
         name, description, backend = (ffi.string(text).decode(errors="replace") for text in texts)
         kind = kinds.get(lib.ggml_backend_dev_type(device), "accelerator")
         left = available_memory() if kind == "cpu" else free[0]
-        found.append(DeviceInfo(name, description, kind, backend, left, total[0]))
-    return found
+        infos.append(DeviceInfo(name, description, kind, backend, left, total[0]))
+    return infos
 
 
 def versions() -> dict[str, str]:
-    """Return llama.cpp's version and commit, ggml's version, and the folder of the libraries."""
+    """Return versions by name: llama.cpp, commit, ggml, and the folder of the libraries."""
     ffi, lib = load()
     return {
         "llama.cpp": ffi.string(lib.llama_version()).decode(),
@@ -226,68 +257,90 @@ def versions() -> dict[str, str]:
 
 
 def features() -> dict[str, dict[str, str]]:
-    """Return what each loaded backend says of its build, e.g. {"CUDA": {"ARCHS": "750", ...}}."""
+    """Return the build features of each loaded backend, as {"CUDA": {"ARCHS": "750", ...}}."""
     ffi, lib = load()
-    found: dict[str, dict[str, str]] = {}
+    by_backend: dict[str, dict[str, str]] = {}
     backend = ""
     for part in ffi.string(lib.llama_print_system_info()).decode().split(" | ")[:-1]:
         *backends, feature = part.split(" : ")
         backend = backends[-1] if backends else backend
         name, _, value = feature.partition(" = ")
-        found.setdefault(backend, {})[name] = value
-    return found
+        by_backend.setdefault(backend, {})[name] = value
+    return by_backend
 
 
 # --- errors ---
 
 
 def errors(ffi: Any, lib: Any, keep: bool = False) -> str:
-    """Return this thread's last warnings and errors of the C log, and forget them unless `keep`."""
+    """Return this thread's last warnings and errors of the C log, one a line.
+
+    Args:
+        ffi: cffi's ffi.
+        lib: cffi's lib.
+        keep: Do not forget them.
+    """
     text: str = ffi.string(lib.llcuda_errors()).decode(errors="replace")
     if not keep:
         lib.llcuda_clear_errors()
     return text
 
 
-def fail(kind: type[LlcudaError], message: str, lines: str | None = None) -> NoReturn:
-    """Raise `kind` with `message` and the C log's last lines, or `lines`.
+def fail(kind: type[LlcudaError], message: str, log: str | None = None) -> NoReturn:
+    """Raise an error with the last lines of the C log.
 
-    Where these say that memory is short, OutOfMemoryError, which says how much is free; after a
-    fault of a GPU DeviceLostError.
+    Args:
+        kind: The error to raise, unless the log has another reason.
+        message: What failed.
+        log: The lines; None takes this thread's last ones.
+
+    Raises:
+        OutOfMemoryError: The log tells of too little memory; the message says how much is free.
+        DeviceLostError: A GPU failed.
+        LlcudaError: Else `kind`.
     """
     ffi, lib = load()
-    lines = errors(ffi, lib) if lines is None else lines
-    if "cuda" in lines.lower() and not lib.llcuda_gpus_answer():
-        raise _lost(lines)
-    if reason := oom_message(lines, kind, _free_memory):
+    log = errors(ffi, lib) if log is None else log
+    if "cuda" in log.lower() and not lib.llcuda_gpus_answer():
+        raise _device_lost(log)
+    if reason := oom_message(log, kind, _free_memory):
         kind, message = OutOfMemoryError, f"{reason} ({message})"
-    raise kind(f"{message}\n{lines}" if lines else message)
+    raise kind(f"{message}\n{log}" if log else message)
 
 
 def _free_memory() -> list[tuple[str, int, int]]:
     """Return the name, the free and the total bytes of each GPU, or of the machine without one."""
-    found = [(d.name, d.free_memory, d.total_memory, d.kind) for d in devices()]
-    gpus = [device[:3] for device in found if device[3] != "cpu"]
-    return gpus or [device[:3] for device in found]
+    present = devices()
+    listed = [device for device in present if device.kind != "cpu"] or present
+    return [(device.name, device.free_memory, device.total_memory) for device in listed]
 
 
-def _lost(lines: str) -> DeviceLostError:
+def _device_lost(log: str) -> DeviceLostError:
     return DeviceLostError(
-        "a GPU failed, and this process cannot use it any more: save what there is, and start "
-        f"another process\n{lines}"
+        "a GPU failed, and this process cannot use it any more; save what there is, and start "
+        f"another process\n{log}"
     )
 
 
 def check(status: int, message: Callable[[], str]) -> None:
-    """Raise what a status of the shim stands for; `message` says what was asked."""
+    """Raise the error that a status of the shim stands for.
+
+    Args:
+        status: The status; 0 and above raise nothing, but for NO_ROOM and ABORTED.
+        message: Returns what was asked for; called only for an error.
+
+    Raises:
+        LlcudaError: The error, with the last lines of the C log.
+        BaseException: What a callback raised during the call.
+    """
     if status >= 0 and status not in (1, 2):
         return
     ffi, lib = load()
     callbacks.reraise()
-    lines = errors(ffi, lib)  # now: `message` may call C
+    log = errors(ffi, lib)  # now: `message` may call C
     if status == lib.LLCUDA_LOST and not lib.llcuda_gpus_answer():
-        raise _lost(lines)
-    kind, why = {
+        raise _device_lost(log)
+    kind, reason = {
         lib.LLCUDA_NO_ROOM: (NoRoomError, "no free KV cells"),
         lib.LLCUDA_ABORTED: (DecodeAbortedError, "cancelled"),
         lib.LLCUDA_INVALID_BATCH: (BatchError, "llama.cpp rejected the batch"),
@@ -303,14 +356,20 @@ def check(status: int, message: Callable[[], str]) -> None:
         lib.LLCUDA_UNSUPPORTED: (UnsupportedError, "this memory cannot do that"),
         lib.LLCUDA_LOST: (DecodeError, "this context failed before: create another"),
     }.get(status, (DecodeError, "llama.cpp failed"))
-    fail(kind, f"{why}: {message()}", lines)
+    fail(kind, f"{reason}: {message()}", log)
 
 
 # --- handles ---
 
 
 class Owner:
-    """Owns one C pointer; freed with the last reference. A child's owner refers to its parent's."""
+    """Owns one C pointer, which is freed with the last reference to the owner.
+
+    Args:
+        pointer: The pointer; None after a fork, in the child.
+        free: The C function that frees it.
+        parent: The owner of what the C object refers to, kept as long as this one.
+    """
 
     __slots__ = ("__weakref__", "finalizer", "parent", "pointer")
 
@@ -327,10 +386,17 @@ def _free(free: Callable[[Any], Any], pointer: Any, parent: Owner | None) -> Non
 
 
 class Handle:
-    """What a Python object holds of its C object: an owner, until close().
+    """What a Python object holds of its C object: an owner, until `close`.
 
-    A method takes `owner` into a local variable, so that a close() in another thread cannot free
-    the pointer under a running call.
+    A method takes `owner` into a local variable, so that a close in another thread cannot free the
+    pointer under a running call.
+
+    Args:
+        name: What the object is, for errors.
+        pointer: The C object.
+        free: The C function that frees it.
+        parent: The owner of what the C object refers to.
+        stands_on: The handle without which the object must not be used any more.
     """
 
     __slots__ = ("_name", "_owner", "_stands_on")
@@ -349,14 +415,19 @@ class Handle:
 
     @property
     def owner(self) -> Owner:
-        """The owner; ClosedError after close(), here or of what this stands on; ForkError."""
+        """The owner of the C object.
+
+        Raises:
+            ClosedError: This object is closed, or the one that it stands on.
+            ForkError: This process was forked since.
+        """
         if self._stands_on is not None and self._stands_on._owner is None:
             raise ClosedError(f"the {self._stands_on._name} of this {self._name} is closed")
         return self.held
 
     @property
     def held(self) -> Owner:
-        """The owner, also when what this stands on is closed."""
+        """The owner, even if the object that this one stands on is closed."""
         owner = self._owner
         if owner is None:
             raise ClosedError(f"this {self._name} is closed")
@@ -366,11 +437,11 @@ class Handle:
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether `close` was called."""
         return self._owner is None
 
     def close(self) -> None:
-        """Let go of the owner; its pointer is freed when no child and no running call needs it."""
+        """Let go of the owner; the pointer is freed when no child and no running call needs it."""
         self._owner = None
 
 

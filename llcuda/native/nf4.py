@@ -1,4 +1,4 @@
-"""Weights of 4 bits to floats and back, in C. llcuda.nf4 checks what comes here."""
+"""Weights of 4 bits to floats and back, in C. `llcuda.nf4` checks the arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ def dequantize(
     count: int,
     address: int,
 ) -> None:
-    """Write `count` values to this process's memory."""
+    """Expand weights on the CPU: code[packed[i]] * absmax[i // block_size].
+
+    Args:
+        packed: Two values a byte, the first in the high half.
+        absmax: The scale of each block.
+        code: The 16 values that the bits stand for.
+        block_size: Values of a block, a power of two.
+        dtype: One of BITS.
+        count: How many values.
+        address: Where in this process's memory the values go.
+    """
     ffi, lib = library.load()
     lib.llcuda_nf4_dequantize(
         ffi.from_buffer("uint8_t[]", packed),
@@ -45,7 +55,21 @@ def dequantize_on_gpu(
     address: int,
     stream: int,
 ) -> None:
-    """Begin to write `count` values to a GPU's memory, from addresses in it; TensorError."""
+    """Begin to expand weights on a GPU, as `dequantize` does.
+
+    Args:
+        packed: Address of the packed values in the GPU's memory, a multiple of 4.
+        absmax: Address of the scales in the GPU's memory.
+        code: The 16 values that the bits stand for.
+        block_size: Values of a block, a power of two.
+        dtype: One of BITS.
+        count: How many values.
+        address: Where in the GPU's memory the values go, a multiple of 16.
+        stream: The CUDA stream to continue.
+
+    Raises:
+        TensorError: This build or this GPU cannot.
+    """
     ffi, lib = library.load()
     status = lib.llcuda_nf4_on_gpu(
         packed,
@@ -67,7 +91,17 @@ def quantize(
     codes: np.ndarray[Any, np.dtype[np.uint8]],
     block_size: int,
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.float32]]] | None:
-    """Return the packed values and each block's scale; None when a value is NaN or inf."""
+    """Quantise values to 4 bits.
+
+    Args:
+        values: The values.
+        bounds: The 15 bounds between the 16 values that bits stand for, in their order.
+        codes: The bits of each of these values, in the same order.
+        block_size: Values of a block, a power of two.
+
+    Returns:
+        The packed values and the scale of each block; None if a value is NaN or infinite.
+    """
     ffi, lib = library.load()
     packed = np.empty((values.size + 1) // 2, np.uint8)
     absmax = np.empty(-(-values.size // block_size), np.float32)

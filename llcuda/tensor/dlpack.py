@@ -65,9 +65,9 @@ def adopt(source: Any, copy: bool | None) -> Node:
             parameter="source",
         )
     kind, number = (int(part) for part in source.__dlpack_device__())
-    if kind in dlpack.OF_THE_CPU:
+    if kind in dlpack.CPU_DEVICES:
         device, keywords = Device("cpu"), {}
-    elif kind in dlpack.OF_A_GPU:
+    elif kind in dlpack.GPU_DEVICES:
         device = Device(number)
         keywords = {"stream": stream(device) or None}
     else:

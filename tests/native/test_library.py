@@ -89,7 +89,7 @@ class TestLibrary:
 
         monkeypatch.setattr(library.importlib, "import_module", lambda name: Binding)
         with pytest.raises(LibraryError, match="0123456"):
-            library._load()
+            library.open_library()
 
     def test_a_foreign_library_that_is_loaded_already(
         self, model_files: dict[str, Path], tmp_path: Path
@@ -121,4 +121,4 @@ class TestLibrary:
 
         monkeypatch.setattr(library.importlib, "import_module", fail)
         with pytest.raises(LibraryError, match="pip install"):
-            library._load()
+            library.open_library()
