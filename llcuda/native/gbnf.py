@@ -21,7 +21,7 @@ _TOKEN = re.compile(
     | "(?P<text>(?:[^"\\]|\\.)*)" | \[(?P<set>(?:[^\]\\]|\\.)*)\] | (?P<token>!?<[^>]*>)
     | (?P<any>\.) | (?P<mark>[()|])
     | (?P<repeat>(?P<sign>[*+?])
-      | \{{{_SPACE}(?P<least>[0-9]+){_SPACE}(?P<open>,{_SPACE}(?P<most>[0-9]*){_SPACE})?\}})
+      | \{{{_SPACE}(?P<minimum>[0-9]+){_SPACE}(?P<open>,{_SPACE}(?P<maximum>[0-9]*){_SPACE})?\}})
     | (?P<wrong>.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -30,18 +30,18 @@ _SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?"
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A number of repetitions, from `least` to `most`; None is no limit."""
+    """A number of repetitions; maximum: None is no limit."""
 
-    least: int
-    most: int | None
+    minimum: int
+    maximum: int | None
 
     def __str__(self) -> str:
         for sign, bounds in _SIGNS.items():
-            if bounds == (self.least, self.most):
+            if bounds == (self.minimum, self.maximum):
                 return sign
-        if self.least == self.most:
-            return f"{{{self.least}}}"
-        return f"{{{self.least},{'' if self.most is None else self.most}}}"
+        if self.minimum == self.maximum:
+            return f"{{{self.minimum}}}"
+        return f"{{{self.minimum},{'' if self.maximum is None else self.maximum}}}"
 
 
 @dataclass(slots=True)
@@ -57,6 +57,11 @@ class Item:
     text: str
     position: int
     repeats: list[Repeat] = field(default_factory=list)
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether its repetitions allow none."""
+        return any(repeat.minimum == 0 for repeat in self.repeats)
 
 
 Alternatives = list[list[Item]]
@@ -148,10 +153,10 @@ def _parse(grammar: str, rules: list[Rule]) -> GrammarError | None:
 def _repeat(match: re.Match[str]) -> Repeat:
     if match["sign"]:
         return Repeat(*_SIGNS[match["sign"]])
-    least = _number(match["least"])
+    minimum = _number(match["minimum"])
     if match["open"] is None:
-        return Repeat(least, least)
-    return Repeat(least, _number(match["most"]) if match["most"] else None)
+        return Repeat(minimum, minimum)
+    return Repeat(minimum, _number(match["maximum"]) if match["maximum"] else None)
 
 
 def _number(digits: str) -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from llcuda.errors import GrammarError
-from llcuda.native.gbnf import Grammar, Item, parse
+from llcuda.native.gbnf import Grammar, Item, Repeat, parse
 
 MAX_CHAIN = 2000  # rules that begin with one another; llama.cpp's check of left recursion recurses
 MAX_WIDTH = 10_000  # ways in which a text may go on; llama.cpp keeps a stack for each
@@ -48,7 +48,7 @@ def check_grammar(grammar: str) -> None:
 
 
 def _without_repeats(grammar: Grammar) -> _Rules:
-    """Return the rules, with repetitions as rules of their own: x* is r ::= x r | nothing."""
+    """Return the rules, with repetitions as rules of their own."""
     rules: _Rules = {}
     elements = 0
     for rule in grammar.rules:
@@ -59,28 +59,40 @@ def _without_repeats(grammar: Grammar) -> _Rules:
                 repeated = [_symbol(item)]
                 size = len(item.text) if item.kind in ("text", "set") else 1
                 for repeat in item.repeats:
-                    copies = max(repeat.least, 1) if repeat.most is None else repeat.most
-                    if copies < repeat.least or copies > MAX_REPEAT:
-                        raise GrammarError(
-                            f"{repeat}: expected at most {MAX_REPEAT} repetitions and no less than "
-                            "the least"
-                        )
-                    elements += size * copies
+                    elements += size * _copies(repeat)
                     if elements > MAX_ELEMENTS:
                         raise GrammarError(
                             f"the grammar repeats more than {MAX_ELEMENTS} characters and rules"
                         )
-                    size = size * repeat.least + 1
-                    optional, repeated = repeated, repeated * repeat.least
-                    if repeat.most is None or copies > repeat.least:
-                        rest = f"{rule.name}*{len(rules)}"
-                        tail: list[_Symbol] = [rest] if repeat.most is None else []
-                        times = 1 if repeat.most is None else copies - repeat.least
-                        rules[rest] = [optional * times + tail, []]
-                        repeated.append(rest)
+                    size = size * repeat.minimum + 1
+                    rest = f"{rule.name}*{len(rules)}"
+                    repeated, rest_alternatives = _expand(repeated, repeat, rest)
+                    if rest_alternatives:
+                        rules[rest] = rest_alternatives
                 symbols += repeated
             alternatives.append(symbols)
     return rules
+
+
+def _copies(repeat: Repeat) -> int:
+    """Return how often llama.cpp copies what is repeated."""
+    copies = max(repeat.minimum, 1) if repeat.maximum is None else repeat.maximum
+    if copies < repeat.minimum or copies > MAX_REPEAT:
+        raise GrammarError(
+            f"{repeat}: expected at most {MAX_REPEAT} repetitions and no less than the least"
+        )
+    return copies
+
+
+def _expand(
+    symbols: list[_Symbol], repeat: Repeat, rest: str
+) -> tuple[list[_Symbol], list[list[_Symbol]]]:
+    """Return x{2,} as x x rest, and the alternatives of the rule rest ::= x rest | nothing."""
+    required = symbols * repeat.minimum
+    if repeat.maximum is None:
+        return [*required, rest], [[*symbols, rest], []]
+    optional = symbols * (repeat.maximum - repeat.minimum)
+    return ([*required, rest], [optional, []]) if optional else (required, [])
 
 
 def _symbol(item: Item) -> _Symbol:

@@ -132,10 +132,7 @@ def _check(rules: Mapping[str, Alternatives]) -> None:
 
     def ends(alternatives: Alternatives, finite: set[str]) -> bool:
         return any(
-            all(
-                item.kind != "name" or item.text in finite or any(not r.least for r in item.repeats)
-                for item in items
-            )
+            all(item.kind != "name" or item.text in finite or item.is_optional for item in items)
             for items in alternatives
         )
 

@@ -97,13 +97,13 @@ def _inner(node: dict[str, Any]) -> Iterator[Any]:
 def _prepare_node(node: dict[str, Any]) -> None:
     if node.get("uniqueItems") is False:
         del node["uniqueItems"]
-    least, required = node.get("minProperties"), node.get("required")
-    if isinstance(least, int) and least > max(
+    minimum, required = node.get("minProperties"), node.get("required")
+    if isinstance(minimum, int) and minimum > max(
         1, len(required) if isinstance(required, list) else 0
     ):
         # One name twice is one property, which a grammar cannot see.
         raise ArgumentError(
-            f"minProperties={least}: at most 1, or the number of required properties, can be "
+            f"minProperties={minimum}: at most 1, or the number of required properties, can be "
             "honoured; require more of them"
         )
     multiple = node.get("multipleOf")
@@ -199,12 +199,12 @@ def _object_ends(node: dict[str, Any], known: Callable[[Any], bool]) -> bool:
 
 
 def _array_ends(node: dict[str, Any], known: Callable[[Any], bool]) -> bool:
-    least, items = node.get("minItems", 0), node.get("items", True)
+    minimum, items = node.get("minItems", 0), node.get("items", True)
     first = node.get("prefixItems", items if isinstance(items, list) else [])
     others = node.get("additionalItems", True) if isinstance(items, list) else items
-    if not isinstance(least, int) or not isinstance(first, list):
+    if not isinstance(minimum, int) or not isinstance(first, list):
         return True
-    return all(map(known, first[:least])) and (least <= len(first) or known(others))
+    return all(map(known, first[:minimum])) and (minimum <= len(first) or known(others))
 
 
 def _target(reference: str, root: dict[str, Any]) -> Any:

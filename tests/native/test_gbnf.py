@@ -49,7 +49,7 @@ def test_repetitions(text: str, repeat: Repeat, again: str) -> None:
 def test_a_number_of_any_length() -> None:
     """Numbers that no parser takes remain too large."""
     (rule,) = parse(f'root ::= "a"{{{"9" * 10_000}}}').rules
-    assert rule.alternatives[0][0].repeats[0].least > 10**9
+    assert rule.alternatives[0][0].repeats[0].minimum > 10**9
 
 
 @pytest.mark.parametrize(
