@@ -171,7 +171,7 @@ class Chat(Generic[CompletionT]):
 
         It takes the text from an iterator or `more`. The last delta comes with those.
         """
-        return self._parse(self.request.take())
+        return self._parse(self.request.take()) or ChatDelta()
 
     async def more(self) -> ChatDelta:
         """Wait for text and return the delta of all that has come; a false one at the end.
@@ -179,14 +179,14 @@ class Chat(Generic[CompletionT]):
         Raises this request's error. Cancelling the task cancels the request.
         """
         while text := await self.request.more():
-            if delta := self._parse(text):
+            if (delta := self._parse(text)) is not None:
                 return delta
         return self._rest()
 
     def __iter__(self) -> Iterator[ChatDelta]:
         with contextlib.closing(iter(self.request)) as texts:  # type: ignore[type-var]
             for text in texts:
-                if delta := self._parse(text):
+                if (delta := self._parse(text)) is not None:
                     yield delta
         if delta := self._rest():
             yield delta
@@ -194,7 +194,7 @@ class Chat(Generic[CompletionT]):
     async def __aiter__(self) -> AsyncIterator[ChatDelta]:
         async with contextlib.aclosing(aiter(self.request)) as texts:  # type: ignore[type-var]
             async for text in texts:
-                if delta := self._parse(text):
+                if (delta := self._parse(text)) is not None:
                     yield delta
         if delta := self._rest():
             yield delta
@@ -203,24 +203,24 @@ class Chat(Generic[CompletionT]):
         completion = yield from self.request.__await__()
         return self._complete(completion)
 
-    def _parse(self, text: str) -> ChatDelta:
-        """Return the delta of further text, with that of text that showed nothing."""
+    def _parse(self, text: str) -> ChatDelta | None:
+        """Return the delta of further text, None if it shows nothing; then it joins the next."""
         with self._lock:
-            if self._answer is None:
+            delta = self._unread
+            if self._answer is None:  # otherwise all is parsed
                 self._parsed += len(text)
-                delta = self._parser.feed(text)
-                self._unread = delta if self._unread is None else self._unread + delta
-            return self._take_unread() if self._unread else ChatDelta()
+                parsed = self._parser.feed(text)
+                delta = parsed if delta is None else delta + parsed
+            shows = bool(delta)
+            self._unread = None if shows else delta
+            return delta if shows else None
 
     def _rest(self) -> ChatDelta:
         """Return what is left when the text has ended."""
         self._complete(self.request.result())
         with self._lock:
-            return self._take_unread()
-
-    def _take_unread(self) -> ChatDelta:
-        delta, self._unread = self._unread, None
-        return delta or ChatDelta()
+            delta, self._unread = self._unread, None
+        return ChatDelta() if delta is None else delta
 
     def _complete(self, completion: CompletionT) -> ChatCompletion[CompletionT]:
         """Parse what no reader has parsed, once, and return the answer."""
