@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -87,6 +88,44 @@ class Hold:
 Message = Submit | Cancel | Drain | Stop | Hold
 
 
+class UnfinishedCount:
+    """Counts the unfinished requests of an engine.
+
+    Args:
+        parallel: The number of requests that run at once.
+        queue_size: The number of requests that may wait beside them.
+
+    Attributes:
+        value: The number of unfinished requests.
+    """
+
+    def __init__(self, parallel: int, queue_size: int) -> None:
+        self.value = 0
+        self._parallel, self._queue_size = parallel, queue_size
+        self._lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        """Count requests that are submitted.
+
+        Raises:
+            QueueFullError: There is no room for all of them.
+        """
+        limit = self._parallel + self._queue_size
+        with self._lock:
+            if self.value + number > limit:
+                raise QueueFullError(
+                    f"{number} more requests, {self.value} are unfinished: expected at most "
+                    f"{limit} in all, n_parallel={self._parallel} that run and "
+                    f"queue_size={self._queue_size} that wait"
+                )
+            self.value += number
+
+    def end_one(self) -> None:
+        """Count a request that has ended."""
+        with self._lock:
+            self.value -= 1
+
+
 class EngineLoop:
     """Runs the steps of an engine on a thread of its own.
 
@@ -105,7 +144,6 @@ class EngineLoop:
         can_truncate = not (model.is_recurrent or model.is_hybrid)
         split_kv = not context.params.unified_kv
         self._context = context
-        self._params = params
         self._scheduler = Scheduler(
             context.params.sequences,
             params.n_parallel,
@@ -117,11 +155,14 @@ class EngineLoop:
             uncached_chunk_size=min(chunk_size, context.params.ubatch_size, rows),
         )
         self._runner = ModelRunner(context, params.speculation)
-        self._processor = OutputProcessor(self._scheduler, self._runner, reporter, self._ended)
+        # The processor is not given a method of the loop: a circle would keep the model in memory.
+        self._unfinished = UnfinishedCount(params.n_parallel, params.queue_size)
+        self._processor = OutputProcessor(
+            self._scheduler, self._runner, reporter, self._unfinished.end_one
+        )
         self._process = os.getpid()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._unfinished = 0
         self._draining = False
         self.closed: LlcudaError | None = None
         self._thread = threading.Thread(target=self._run, name="llcuda-engine", daemon=True)
@@ -145,14 +186,7 @@ class EngineLoop:
         with self._lock:
             if self.closed is not None:
                 raise type(self.closed)(*self.closed.args) from self.closed.__cause__
-            parallel, queue_size = self._params.n_parallel, self._params.queue_size
-            if self._unfinished + len(sequences) > parallel + queue_size:
-                raise QueueFullError(
-                    f"{len(sequences)} more requests, {self._unfinished} are unfinished: expected "
-                    f"at most {parallel + queue_size} in all, n_parallel={parallel} that run and "
-                    f"queue_size={queue_size} that wait"
-                )
-            self._unfinished += len(sequences)
+            self._unfinished.add(len(sequences))
             self._messages.put(Submit(sequences))
 
     def cancel(self, request: Request) -> None:
@@ -178,7 +212,7 @@ class EngineLoop:
         running = sum(slot.sequence is not None for slot in slots)
         return EngineLoad(
             running=running,
-            waiting=max(0, self._unfinished - running),
+            waiting=max(0, self._unfinished.value - running),
             cells_used=sum(len(slot.tokens) for slot in slots),
             cells=len(slots) * self._context.ctx_size,
         )
@@ -236,14 +270,14 @@ class EngineLoop:
     # --- the thread ---
 
     def _run(self) -> None:
-        """Step and obey until told to stop; then end every request and free the context."""
+        """Handle messages and step until told to stop; then end all requests, free the context."""
         _this_thread.loop = self
         try:
             while True:
                 while not self._messages.empty() or not self._scheduler.busy:
                     if self._draining and self._messages.empty():
                         raise _StopLoop
-                    self._obey(self._messages.get())
+                    self._handle(self._messages.get())
                 self.step()
         except _StopLoop:
             error: LlcudaError = ClosedError("the engine was closed before the request was done")
@@ -258,12 +292,12 @@ class EngineLoop:
             self.closed = self.closed or error
         while not self._messages.empty():  # they came while it stopped
             with suppress(_StopLoop):
-                self._obey(self._messages.get())
+                self._handle(self._messages.get())
         self._processor.fail_all(error)
         self._runner.close_released()
         self._context.close()
 
-    def _obey(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
             case Submit():
                 for sequence in message.sequences:
@@ -277,11 +311,6 @@ class EngineLoop:
                 self._draining = True
             case Stop():
                 raise _StopLoop
-
-    def _ended(self) -> None:
-        """Count a request that has ended."""
-        with self._lock:
-            self._unfinished -= 1
 
     # --- the step ---
 
@@ -361,7 +390,7 @@ class _StopLoop(BaseException):
     """Ends the thread's loop."""
 
 
-_running: list[EngineLoop] = []
+_loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()  # threads keep theirs alive
 
 
 def _stop_at_exit(loop: EngineLoop) -> None:
@@ -370,12 +399,11 @@ def _stop_at_exit(loop: EngineLoop) -> None:
     The C objects' finalizers hang on one exit function, which was registered with the first of
     them, the model's. Exit functions run in reverse, so this one comes first.
     """
-    atexit.unregister(_shut_all)
-    atexit.register(_shut_all)
-    _running[:] = [other for other in _running if other._thread.is_alive()]
-    _running.append(loop)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+    _loops.add(loop)
 
 
-def _shut_all() -> None:
-    for loop in _running:
+def _close_all() -> None:
+    for loop in list(_loops):
         loop.close()

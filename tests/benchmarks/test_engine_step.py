@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from llcuda import Engine, Model
-from llcuda.engine import model_runner as worker
+from llcuda.engine import model_runner
 
 
-class FakeRows:
+class FakeBatchSampler:
     """Samples the same tokens for ever."""
 
     failed, seconds = 0, 0.0
@@ -21,7 +21,7 @@ class FakeRows:
     def __init__(self, context: Any, samplers: Sequence[Any]) -> None:
         self._tokens = [300 + i for i in range(len(samplers))]
 
-    def sample(self, indices: Sequence[int] | None = None, masks: Any = None) -> list[int]:
+    def sample(self, *arguments: Any) -> list[int]:
         """A token a row."""
         return self._tokens
 
@@ -43,7 +43,7 @@ def engine(
         ) as made,
     ):
         monkeypatch.setattr(made.context, "decode_batch", lambda *arguments: None)
-        monkeypatch.setattr(worker, "BatchSampler", FakeRows)
+        monkeypatch.setattr(model_runner, "BatchSampler", FakeBatchSampler)
         yield made
 
 

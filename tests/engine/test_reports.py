@@ -190,3 +190,18 @@ def test_a_closed_engine_lets_go_of_the_model(model: Model) -> None:
         assert owner() is None
     finally:
         gc.enable()
+
+
+def test_an_engine_that_nobody_holds_lets_go_of_the_model() -> None:
+    """Without close() and without the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        own = Model("demo")
+        engine = Engine(own, ctx_size=256, threads=1)
+        engine.submit("Once", max_tokens=5).result(10)
+        left = weakref.ref(own)
+        del engine, own
+        assert eventually(lambda: left() is None)
+    finally:
+        gc.enable()
