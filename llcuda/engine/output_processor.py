@@ -64,7 +64,7 @@ class OutputProcessor:
         )
         self._unfinished[sequence.request] = sequence
         if in_use:
-            self.fail(sequence, ArgumentError("this guide follows another text at present"))
+            self.fail(sequence, _guide_in_use())
             return
         if sequence.params.timeout is not None:
             self._with_deadline.add(sequence)
@@ -91,7 +91,7 @@ class OutputProcessor:
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with an exception."""
-        self._undelivered.clear()
+        self._undelivered = []
         for sequence in list(self._unfinished.values()):
             self.fail(sequence, error)
 
@@ -397,6 +397,14 @@ class OutputProcessor:
         self._scheduler.finish(sequence)
         self._on_end()
         return True
+
+
+def _guide_in_use() -> ArgumentError:
+    return ArgumentError(
+        "guide: this guide is already used by another request",
+        parameter="guide",
+        remedy="create one per request",
+    )
 
 
 def _wake_readers(sequences: list[Sequence]) -> None:

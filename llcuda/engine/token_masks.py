@@ -53,17 +53,21 @@ class TokenMaskState:
         if not isinstance(mask, np.ndarray) or mask.dtype != np.uint32 or mask.shape != (words,):
             kind = getattr(mask, "dtype", type(mask).__name__)
             raise ArgumentError(
-                f"a guide's mask: {kind} of shape {np.shape(mask)}, expected uint32 ({words},)"
+                f"guide.mask() returned {kind} of shape {np.shape(mask)}: expected uint32 of shape "
+                f"({words},)",
+                parameter="guide",
             )
         return mask.copy()
 
     def _checked_tokens(self, tokens: Any) -> Sequence[int]:
         if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence):
             kind = type(tokens).__name__
-            raise ArgumentError(f"a guide's forced tokens: expected a list of tokens, not {kind}")
+            raise ArgumentError(
+                f"guide.forced() returned {kind}: expected a list of tokens", parameter="guide"
+            )
         checked: Sequence[int] = tokens[:MOST_FORCED]
         for token in checked:
-            check_number("a guide's forced token", token, "int", 0, self._vocab_size - 1)
+            check_number("guide.forced()", token, "int", 0, self._vocab_size - 1)
         return checked
 
 
@@ -93,7 +97,10 @@ def _answers(kind: Any, guides: list[Guide]) -> Sequence[Any]:
     if isinstance(masks, list) and len(masks) == len(guides):
         return masks
     if not isinstance(masks, BaseException):
-        masks = ArgumentError(f"{kind.__name__}.masks: expected a list with a mask for each guide")
+        masks = ArgumentError(
+            f"{kind.__name__}.masks(): expected a list with a mask for each guide",
+            parameter="guide",
+        )
     return [masks] * len(guides)
 
 

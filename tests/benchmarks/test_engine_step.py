@@ -40,11 +40,11 @@ def engine(
         Model("demo") as model,
         Engine(
             model, n_parallel=rows, ctx_size=1024, threads=1, device_logits=request.param
-        ) as made,
+        ) as engine,
     ):
-        monkeypatch.setattr(made.context, "decode_batch", lambda *arguments: None)
+        monkeypatch.setattr(engine.context, "decode_batch", lambda *arguments: None)
         monkeypatch.setattr(model_runner, "BatchSampler", FakeBatchSampler)
-        yield made
+        yield engine
 
 
 def test_steps_without_a_model(benchmark: Any, engine: Engine, rows: int) -> None:

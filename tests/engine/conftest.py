@@ -15,5 +15,5 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def engine(model: Model) -> Iterator[Engine]:
-    with Engine(model, n_parallel=4, ctx_size=512, threads=1) as made:
-        yield made
+    with Engine(model, n_parallel=4, ctx_size=512, threads=1) as engine:
+        yield engine

@@ -42,11 +42,11 @@ def test_stop_texts_are_found_as_by_looking_everywhere(stops: list[str], pieces:
     """After each piece what is shown ends where a stop text begins, or might begin."""
     finder, shown, whole = StopFinder(stops), "", ""
     for piece in pieces:
-        text, found = finder.decode(piece)
+        text, stopped = finder.decode(piece)
         shown, whole = shown + text, whole + piece
         begins = [whole.find(stop) for stop in stops if stop in whole]
-        assert found == bool(begins)
-        if found:
+        assert stopped == bool(begins)
+        if stopped:
             assert shown == whole[: min(begins)]
             return
         held = next(i for i in range(len(whole) + 1) if _may_begin(whole[i:], stops))

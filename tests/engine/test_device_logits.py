@@ -23,7 +23,7 @@ def model() -> Iterator[Model]:
 
 def test_rows_are_those_that_are_copied(model: Model) -> None:
     """Logits, log-probabilities and sampled tokens equal those of a context that copies."""
-    found: list[Any] = []
+    outputs: list[Any] = []
     for stays in (False, True):
         with Context(model, ctx_size=256, sequences=3, device_logits=stays) as context:
             samplers = [Sampler(seed=i, model=model, repeat_penalty=1.1) for i in range(3)]
@@ -31,9 +31,9 @@ def test_rows_are_those_that_are_copied(model: Model) -> None:
             for _ in range(20):
                 context.decode_batch(tokens, [0, 1, 2])
                 texts.append(tokens := rows.sample())  # type: ignore[assignment]
-            found.append((texts, context.top_logprobs(3), np.array(context.logits(1))))
-    assert found[0][:2] == found[1][:2]
-    np.testing.assert_array_equal(found[0][2], found[1][2])
+            outputs.append((texts, context.top_logprobs(3), np.array(context.logits(1))))
+    assert outputs[0][:2] == outputs[1][:2]
+    np.testing.assert_array_equal(outputs[0][2], outputs[1][2])
 
 
 def test_only_the_last_micro_batch_can_be_read(model: Model) -> None:
@@ -56,15 +56,15 @@ def test_only_the_last_micro_batch_can_be_read(model: Model) -> None:
 def test_an_engine_gives_the_same_texts(model: Model, n_parallel: int) -> None:
     """Prompts that end in a decode step, tokens delivered a step later: the same completions."""
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "stop": ["Lily", " the "]}
-    found = []
+    outputs = []
     for stays in (False, True):
         with Engine(model, ctx_size=256, n_parallel=n_parallel, device_logits=stays) as engine:
             requests = [engine.submit(prompt, logprobs=1, **asked) for prompt in PROMPTS * 2]
             done = [request.result(60) for request in requests]
             streams = ["".join(engine.submit(prompt, **asked)) for prompt in PROMPTS]
-            found.append([(d.text, d.tokens, d.finish_reason) for d in done] + streams)
+            outputs.append([(d.text, d.tokens, d.finish_reason) for d in done] + streams)
             assert all(d.prefill_seconds > 0 for d in done)
-    assert found[0] == found[1]
+    assert outputs[0] == outputs[1]
 
 
 def test_texts_join_while_others_run(model: Model) -> None:
@@ -89,16 +89,16 @@ def test_texts_join_while_others_run(model: Model) -> None:
 def test_an_engine_echoes_what_it_can_hold(model: Model) -> None:
     """Scores of a prompt longer than the rows of logits, with other texts beside it."""
     prompt = " ".join(PROMPTS * 3)
-    found = []
+    outputs = []
     for stays in (False, True):
         with Engine(model, ctx_size=256, n_parallel=2, device_logits=stays) as engine:
             beside = engine.submit("Once", max_tokens=60, ignore_eos=True)
             done = engine.submit(prompt, max_tokens=1, echo=True, temperature=0).result(60)
             assert len(beside.result(60).tokens) == 60
             assert done.prompt_logprobs is not None
-            found.append([report.logprob for report in done.prompt_logprobs])
-    assert len(found[0]) == len(model.tokenize(prompt)) - 1
-    np.testing.assert_allclose(found[0], found[1], atol=1e-2)
+            outputs.append([report.logprob for report in done.prompt_logprobs])
+    assert len(outputs[0]) == len(model.tokenize(prompt)) - 1
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-2)
 
 
 def test_masks_forbid_tokens(model: Model) -> None:
@@ -133,11 +133,11 @@ def test_recurrent_models_copy_their_logits(model_files: dict[str, Path]) -> Non
     with Model(model_files["mamba"], gpu_layers=0) as mamba:
         with pytest.raises(ArgumentError, match="cannot be moved"):
             Engine(mamba, ctx_size=256, n_parallel=3, device_logits=True)
-        found = []
+        outputs = []
         for stays in (False, True):
             with Engine(mamba, ctx_size=256, device_logits=stays) as engine:
                 asked: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
-                found.append(
+                outputs.append(
                     [engine.submit([10, 20, i], **asked).result(30).tokens for i in (5, 6)]
                 )
-        assert found[0] == found[1]
+        assert outputs[0] == outputs[1]

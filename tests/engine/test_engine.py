@@ -44,16 +44,16 @@ def alone(model: Model) -> dict[str, tuple[str, list[int], str]]:
     return {prompt: plain_loop(model, prompt, 60) for prompt in PROMPTS}
 
 
-def plain_loop(model: Model, prompt: str, most: int) -> tuple[str, list[int], str]:
+def plain_loop(model: Model, prompt: str, max_tokens: int) -> tuple[str, list[int], str]:
     """Return text, tokens and finish reason of decode and sample by turns."""
     tokens: list[int] = []
     sampler = Sampler(temperature=0)
     with Context(model, ctx_size=512, threads=1) as context:
         context.decode(model.tokenize(prompt))
-        while len(tokens) < most and not model.is_eog(token := sampler.sample(context)):
+        while len(tokens) < max_tokens and not model.is_eog(token := sampler.sample(context)):
             tokens.append(token)
             context.decode([token])
-    return model.detokenize(tokens), tokens, "length" if len(tokens) == most else "stop"
+    return model.detokenize(tokens), tokens, "length" if len(tokens) == max_tokens else "stop"
 
 
 def facts(completion: Any) -> tuple[str, list[int], str]:

@@ -55,8 +55,8 @@ def test_without_flash_attention_results_are_exact() -> None:
                 ]
             together = [request.result(60) for request in requests]
             snapshot = engine.metrics.snapshot()
-    for one, other in zip(together, alone, strict=True):
-        assert (one.tokens, one.logprobs) == (other.tokens, other.logprobs)
+    for shared, single in zip(together, alone, strict=True):
+        assert (shared.tokens, shared.logprobs) == (single.tokens, single.logprobs)
     assert snapshot["reuse"]["ratio"] > 0.2
     assert snapshot["batch"]["mean_rows"] > 3
 
@@ -73,14 +73,14 @@ def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch)
         "temperature": 1,
     }
     sizes: dict[str, Any] = {"n_parallel": 2, "ctx_size": 256, "threads": 1}
-    found = []
+    logprobs = []
     for speculation in (0, 4):
         with Engine(model, speculation=speculation, flash_attention=False, **sizes) as engine:
             done = engine.submit("Tom had a ball.", **asked).result(60)
-            found.append([report.logprob for report in done.logprobs or ()])
+            logprobs.append([report.logprob for report in done.logprobs or ()])
             steps = engine.metrics.snapshot()["batch"]["decode_steps"]
     assert 50 < steps < 140
-    np.testing.assert_allclose(found[1], found[0], atol=0.3)
+    np.testing.assert_allclose(logprobs[1], logprobs[0], atol=0.3)
 
 
 def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,10 +89,10 @@ def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) ->
     propose = Drafter.propose
 
     def watch(self: Drafter, tokens: list[int]) -> list[int]:
-        found = propose(self, tokens)
-        if found:
-            guesses.append((list(tokens), found))
-        return found
+        draft = propose(self, tokens)
+        if draft:
+            guesses.append((list(tokens), draft))
+        return draft
 
     monkeypatch.setattr(Drafter, "propose", watch)
     monkeypatch.setattr(Drafter, "update", lambda *arguments: None)
@@ -101,10 +101,10 @@ def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) ->
         grammar = 'root ::= " Tom had a ball." root'
         engine.submit("Tom had a ball.", grammar=grammar, **asked).result(60)
     assert len(guesses) > 50
-    for tokens, found in guesses:
+    for tokens, draft in guesses:
         places = range(NGRAM, len(tokens))
         assert any(
             tokens[place - NGRAM : place] == tokens[-NGRAM:]
-            and tokens[place : place + len(found)] == found
+            and tokens[place : place + len(draft)] == draft
             for place in places
         )

@@ -84,9 +84,9 @@ def test_tracebacks_do_not_pile_up(model: Model, monkeypatch: pytest.MonkeyPatch
         with engine.loop.hold():
             requests = [engine.submit("Once", max_tokens=5) for _ in range(2)]
         raised = []
-        for one in requests * 5:
+        for request in requests * 5:
             with pytest.raises(DecodeError, match="boom") as caught:
-                one.result(10)
+                request.result(10)
             raised.append(caught.value)
         monkeypatch.undo()
     assert len(set(map(id, raised))) == 10
@@ -112,9 +112,9 @@ def test_a_model_closed_under_the_engine(close: str) -> None:
     else:
         with engine.loop.hold():
             engine.context.close()
-    for one in requests:
+    for request in requests:
         with pytest.raises(ClosedError, match=r"the model or the context .* was closed"):
-            one.result(10)
+            request.result(10)
     with pytest.raises(ClosedError):
         engine.submit("Once")
     engine.close()
@@ -214,12 +214,12 @@ import asyncio, os, signal, sys, threading
 locks = []
 
 def noted(make):
-    def made():
+    def note():
         lock = make()
         if sys._getframe(1).f_globals["__name__"].startswith("llcuda"):
             locks.append(lock)
         return lock
-    return made
+    return note
 
 threading.Lock, threading.RLock = noted(threading.Lock), noted(threading.RLock)
 import llcuda

@@ -21,8 +21,8 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(params=[False, True], ids=["copied logits", "device logits"])
 def engine(model: Model, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with Engine(model, n_parallel=3, ctx_size=256, device_logits=request.param) as made:
-        yield made
+    with Engine(model, n_parallel=3, ctx_size=256, device_logits=request.param) as engine:
+        yield engine
 
 
 def mask_of(model: Model, tokens: Any) -> Mask:
@@ -172,7 +172,7 @@ def test_a_guide_follows_one_text_at_a_time(engine: Engine, model: Model) -> Non
     """A second request with it is refused while the first runs."""
     guide = Faulty(model, "none")
     first = engine.submit("One day", guide=guide, max_tokens=200, ignore_eos=True)
-    with pytest.raises(ArgumentError, match="another text"):
+    with pytest.raises(ArgumentError, match="already used by another request"):
         engine.submit("One day", guide=guide, max_tokens=2).result(30)
     first.cancel()
     first.result(30)
@@ -262,9 +262,9 @@ def test_forced_tokens_draw_nothing(
     model: Model, texts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Computed at once or one by one: the same random numbers and penalties, the same text."""
-    found = []
-    for most in (0, 8):
-        monkeypatch.setattr("llcuda.engine.output_processor.JUMP_SEQUENCES", most)
+    tokens = []
+    for limit in (0, 8):
+        monkeypatch.setattr("llcuda.engine.output_processor.JUMP_SEQUENCES", limit)
         with Engine(model, n_parallel=texts, ctx_size=256, flash_attention=False) as engine:
             requests = [
                 engine.submit(
@@ -277,8 +277,8 @@ def test_forced_tokens_draw_nothing(
                 )
                 for seed in range(texts)
             ]
-            found.append([request.result(30).tokens for request in requests])
-    assert found[0] == found[1]
+            tokens.append([request.result(30).tokens for request in requests])
+    assert tokens[0] == tokens[1]
 
 
 def test_forced_tokens_have_logprobs(engine: Engine, model: Model) -> None:
@@ -309,9 +309,9 @@ def test_what_ends_a_text_ends_it_among_forced_tokens(
         guide = guide or Refrain(model, WORDS, 1, ends=False)
         return engine.submit(prompt, guide=guide, temperature=1, **asked).result(30)
 
-    for most in range(1, len(words) + 1):
-        done = run(max_tokens=most)
-        assert (done.tokens, done.finish_reason) == (words[:most], "length")
+    for count in range(1, len(words) + 1):
+        done = run(max_tokens=count)
+        assert (done.tokens, done.finish_reason) == (words[:count], "length")
     done = run(stop=["fox"])
     assert (done.text, done.finish_reason) == (" and the little ", "stop")
     assert len(done.tokens) < len(words)
@@ -362,7 +362,9 @@ def test_endless_forced_tokens_end(engine: Engine, model: Model) -> None:
         def accept(self, token: int) -> None:
             assert token == self._words[0]
 
-    for most, reason in ((100, "length"), (10_000, "context")):
-        done = engine.submit("One day", guide=Endless(model, WORDS), max_tokens=most).result(30)
+    for max_tokens, reason in ((100, "length"), (10_000, "context")):
+        done = engine.submit("One day", guide=Endless(model, WORDS), max_tokens=max_tokens).result(
+            30
+        )
         assert done.finish_reason == reason
         assert set(done.tokens) == {model.tokenize(WORDS, add_special=False)[0]}

@@ -191,15 +191,15 @@ def test_what_the_queue_counts(model: Model) -> None:
                 requests.append(engine.submit("One day", max_tokens=3))
                 with pytest.raises(QueueFullError, match=r"1 more .*, 5 are .* at most 5 in all"):
                     engine.submit("One day")
-            for one in requests:
-                one.result(10)
+            for request in requests:
+                request.result(10)
         with pytest.raises(QueueFullError, match=r"6 more .* n_parallel=3 .* queue_size=2"):
             engine.submit_n("Once", 6)
         requests = [engine.submit("Once", **ENDLESS) for _ in range(5)]
-        for one in requests:
-            one.cancel()
-        for one in requests:
-            one.result(10)
+        for request in requests:
+            request.cancel()
+        for request in requests:
+            request.result(10)
         assert len(engine.submit_n("Once", 5, max_tokens=1)) == 5
 
 

@@ -206,9 +206,10 @@ def test_threads_lose_nothing() -> None:
         sys.setswitchinterval(interval)
     snapshot = metrics.snapshot()
     assert snapshot["throughput"]["total_requests"] == snapshot["batch"]["steps"] == 4000
-    for one in seen:  # within a snapshot the numbers belong together
-        assert one["throughput"]["total_tokens"] == 20 * one["throughput"]["total_requests"]
-        assert one["latency"]["sample_count"] == one["throughput"]["total_requests"]
+    for snapshot in seen:  # within a snapshot the numbers belong together
+        throughput = snapshot["throughput"]
+        assert throughput["total_tokens"] == 20 * throughput["total_requests"]
+        assert snapshot["latency"]["sample_count"] == throughput["total_requests"]
 
 
 def test_prometheus_text_has_the_snapshots_numbers() -> None:
@@ -217,7 +218,7 @@ def test_prometheus_text_has_the_snapshots_numbers() -> None:
     metrics.record_request(replace(REQUEST, time_to_first_token_seconds=None, generated_tokens=0))
     metrics.record_step(STEP)
     metrics.record_error("DecodeError")
-    found = samples(metrics)
+    values = samples(metrics)
     expected = {
         'llcuda_request_success_total{finished_reason="stop"}': 3.0,
         'llcuda_errors_total{kind="DecodeError"}': 1.0,
@@ -239,16 +240,16 @@ def test_prometheus_text_has_the_snapshots_numbers() -> None:
         'llcuda_batch_rows_bucket{le="2.0"}': 0.0,
         'llcuda_batch_rows_bucket{le="4.0"}': 1.0,
     }
-    assert expected == {name: found[name] for name in expected}
-    assert found['llcuda_phase_seconds_total{phase="decode"}'] == 1.5
+    assert expected == {name: values[name] for name in expected}
+    assert values['llcuda_phase_seconds_total{phase="decode"}'] == 1.5
 
 
 def test_prometheus_text_of_two_engines_and_of_none() -> None:
     """Engines share no registry; before any request the text has zeros."""
-    one, other = metrics_of([1.0]), Metrics()
-    assert samples(one)["llcuda_generation_tokens_total"] == 20.0
-    assert samples(other)["llcuda_generation_tokens_total"] == 0.0
-    assert samples(other)["llcuda_e2e_request_latency_seconds_count"] == 0.0
+    used, unused = metrics_of([1.0]), Metrics()
+    assert samples(used)["llcuda_generation_tokens_total"] == 20.0
+    assert samples(unused)["llcuda_generation_tokens_total"] == 0.0
+    assert samples(unused)["llcuda_e2e_request_latency_seconds_count"] == 0.0
 
 
 def test_prometheus_text_without_the_library_names_the_extra(

@@ -61,8 +61,8 @@ def test_a_request_knows_how_full_its_steps_were(model: Model) -> None:
         for lengths in ([9], [9] * 4, [1], [21, 11]):
             with engine.loop.hold():
                 requests = [engine.submit("Once", max_tokens=n, ignore_eos=True) for n in lengths]
-            for one in requests:
-                one.result(10)
+            for request in requests:
+                request.result(10)
     # The first token comes from the prompt's step: 11 tokens are 10 decode steps.
     assert [record.mean_rows for record in seen] == [1, 4, 4, 4, 4, 0, 2, 1.5]
 
@@ -117,12 +117,12 @@ def test_nothing_is_copied_from_an_emptied_slot(model_files: dict[str, Path]) ->
             engine.submit(text, **asked).result(10)
             with engine.loop.hold():
                 requests = [engine.submit(prompt, **asked) for prompt in prompts]
-            shared = [one.result(10) for one in requests]
+            shared = [request.result(10) for request in requests]
         fresh = []
         for prompt in prompts:
             with Engine(gemma, **sizes) as engine:
                 fresh.append(engine.submit(prompt, **asked).result(10))
-    assert [one.tokens for one in shared] == [one.tokens for one in fresh]
+    assert [result.tokens for result in shared] == [result.tokens for result in fresh]
 
 
 def test_a_memory_that_fails_for_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +163,10 @@ def test_an_idle_engine_holds_no_request(model: Model) -> None:
             engine.submit("Once", **ENDLESS),
         ]
         requests[-1].cancel()
-        for one in requests:
-            one.result(10)
-        left = [weakref.ref(one) for one in requests]
-        del requests, one
+        for request in requests:
+            request.result(10)
+        left = [weakref.ref(request) for request in requests]
+        del requests, request
 
         def gone() -> bool:
             gc.collect()

@@ -142,8 +142,8 @@ def test_every_sequence_is_computed_whole(
     steps = run(scheduler, lengths, contiguous=late)
     assert all(len(s.tokens) == s.prefill_size + n for s, n in lengths.items())
     assert all(len(step.sequences) <= parallel for step in steps)
-    most = max(chunk_size, parallel)  # a row each, where prompts lie between running sequences
-    assert all(step.token_count <= most for step in steps if step.phase == "prefill")
+    limit = max(chunk_size, parallel)  # a row each, where prompts lie between running sequences
+    assert all(step.token_count <= limit for step in steps if step.phase == "prefill")
 
 
 def test_a_long_prompt_delays_running_texts_by_one_chunk() -> None:
