@@ -209,9 +209,7 @@ def _prefixed(prefix: str, outer: tuple[str, ...]) -> ToolCallFormat:
         end=f"</{prefix}invoke>",
         evidence=(f"<{prefix}", "invoke"),
         parameter=(f'<{prefix}parameter name="', ">", f"</{prefix}parameter>"),
-        frames=tuple(
-            mark for name in outer for mark in (f"<{prefix}{name}>", f"</{prefix}{name}>")
-        ),
+        frames=tuple(tag for name in outer for tag in (f"<{prefix}{name}>", f"</{prefix}{name}>")),
     )
 
 
@@ -220,7 +218,7 @@ _PYTHON = ToolCallFormat(
 )
 _MINIMAX = "]<]minimax[>["
 
-# The first whose evidence is there; what another row is a part of comes first.
+# The first row whose evidence is there counts: a special case stands before the general one.
 TOOL_CALLS = (
     ToolCallFormat(
         "tags",

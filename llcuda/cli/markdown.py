@@ -115,11 +115,11 @@ def complete_length(text: str) -> int:
     fence = None
     empty = False
     for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
+        match = _FENCE.match(line)
         if fence is None and empty and line.strip() and not line[0].isspace():
             end = position
-        if mark and (fence is None or mark[1].startswith(fence)):
-            fence = mark[1] if fence is None else None
+        if match and (fence is None or match[1].startswith(fence)):
+            fence = match[1] if fence is None else None
         empty = fence is None and not line.strip()
         position += len(line)
     return end
