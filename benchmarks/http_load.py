@@ -1,6 +1,6 @@
-"""Load on a server at 127.0.0.1, for serve.py: streams that are timed, and a mixed load to soak.
+"""The load that serve.py puts on a server at 127.0.0.1: timed streams, and mixed requests.
 
-Plain asyncio over sockets, so that the clients take little of the machine that they measure.
+The clients are plain asyncio over sockets, so that they take little of the machine's time.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import resource
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,7 +20,14 @@ PROMPT = "Once upon a time, there was a brave fox named Lily who lived in the fo
 
 @dataclass
 class Timed:
-    """What clients saw. first: seconds to a text's first token; each: seconds of a further one."""
+    """The times that clients measured.
+
+    Attributes:
+        tokens: Tokens of all streams.
+        seconds: Seconds from the first request to the last token.
+        first: Seconds to the first token, of each stream.
+        each: Seconds of a further token, of each stream.
+    """
 
     tokens: int = 0
     seconds: float = 0.0
@@ -27,7 +35,7 @@ class Timed:
     each: list[float] = field(default_factory=list)
 
     def add(self, tokens: int, marks: tuple[float, float, float]) -> None:
-        """Count a text by when it was asked for, began, and ended."""
+        """Add a stream by the times of its request, its first and its last token."""
         asked, began, ended = marks
         self.tokens += tokens
         self.first.append(began - asked)
@@ -35,19 +43,19 @@ class Timed:
 
 
 def prompt(client: int, turn: int) -> str:
-    """Return a prompt that begins like no other."""
+    """Return a prompt whose beginning no other has."""
     return f"{client}-{turn}. {PROMPT}"
 
 
 def request(port: int, path: str, body: Any) -> bytes:
-    """Return the bytes of a POST; a body of bytes is sent as it is."""
+    """Return the bytes of a POST request; a body of bytes is not changed."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data
 
 
 async def stream(port: int, body: dict[str, Any]) -> tuple[float, float, float]:
-    """Read a stream to its end; return when it was asked for, began, and ended."""
+    """Read a stream; return the times of its request, its first and its last token."""
     asked = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request(port, "/v1/completions", body))
@@ -82,9 +90,17 @@ async def over_http(
 
 
 async def soak(port: int, process: int, minutes: float, seed: int = 1) -> dict[str, Any]:
-    """Put a mixed load on a server, bad requests and clients that leave too; watch what it holds.
+    """Send mixed requests, also bad ones and from clients that disconnect.
 
-    Returns the answers by kind and status, and by minute the memory (MiB) and the open files.
+    Args:
+        port: The port of the server.
+        process: The server's process ID.
+        minutes: The length of the run.
+        seed: The seed of the mixture.
+
+    Returns:
+        The number of answers by kind and status, and by minute the server's memory (MiB) and open
+        files.
     """
     chance = random.Random(seed)
     answers: Counter[str] = Counter()
@@ -111,11 +127,11 @@ async def soak(port: int, process: int, minutes: float, seed: int = 1) -> dict[s
                 writer.close()
 
     async def watch() -> list[tuple[float, int]]:
-        seen = []
+        readings = []
         while time.monotonic() < end:
-            seen.append(held(process))
+            readings.append(resources(process))
             await asyncio.sleep(min(60, minutes * 60 / 5))
-        return seen
+        return readings
 
     watching = asyncio.ensure_future(watch())
     await asyncio.gather(*(client() for _ in range(12)))
@@ -123,14 +139,14 @@ async def soak(port: int, process: int, minutes: float, seed: int = 1) -> dict[s
 
 
 def mixed(chance: random.Random) -> tuple[str, str, Any]:
-    """Return a kind of request, its path and its body."""
+    """Return a random request: its kind, its path and its body."""
     words = ("fox", "boat", "forest", "king", "sea", "apple", "night", "song")
     text = " ".join(chance.choices(words, k=chance.choice((3, 8, 40, 120))))
     short = {"max_tokens": chance.randint(1, 60), "temperature": chance.choice((0, 0.7, 1.2))}
     messages = [{"role": "user", "content": text}]
     schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}},
               "required": ["name"], "additionalProperties": False}  # fmt: skip
-    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     chat, texts = "/v1/chat/completions", "/v1/completions"
     kinds: list[tuple[str, str, Any]] = [
         ("whole", texts, {"prompt": text, **short}),
@@ -138,7 +154,7 @@ def mixed(chance: random.Random) -> tuple[str, str, Any]:
         ("stops", texts, {"prompt": text, "stop": [".", " a"], "stream": True, **short}),
         ("chat", chat, {"messages": messages, **short}),
         ("chat stream", chat, {"messages": messages, "stream": True, **short}),
-        ("schema", chat, {"messages": messages, "response_format": form, **short}),
+        ("schema", chat, {"messages": messages, "response_format": response_format, **short}),
         ("embedding", "/v1/embeddings", {"input": [text, text[::-1]]}),
         ("responses", "/v1/responses", {"input": text, "max_output_tokens": 20, "stream": True}),
         ("tokens", "/tokenize", {"content": text}),
@@ -152,7 +168,7 @@ def mixed(chance: random.Random) -> tuple[str, str, Any]:
     return chance.choice(kinds)
 
 
-def held(process: int) -> tuple[float, int]:
-    """Return a process's resident memory in MiB, and how many files it has open."""
+def resources(process: int) -> tuple[float, int]:
+    """Return a process's resident memory in MiB and the number of its open files."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * 4096 / 2**20, len(list(Path(f"/proc/{process}/fd").iterdir()))
+    return pages * resource.getpagesize() / 2**20, len(list(Path(f"/proc/{process}/fd").iterdir()))

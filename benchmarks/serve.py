@@ -1,11 +1,12 @@
-"""What HTTP costs: the server against the engine without it, and against llama_cpp.server.
+"""The cost of HTTP: `llcuda serve` against the engine without it, and against llama_cpp.server.
 
-`python benchmarks/serve.py [MODEL.gguf] [--clients 1,8,32] [--peer-python PATH]`, the demo model by
-default. Streams of equal length, by turns: the engine in this process, `llcuda serve` in its own,
-and `python -m llama_cpp.server` on our libraries, run by an interpreter that has sse-starlette,
-starlette-context and pydantic-settings. `--soak MINUTES` puts a mixed load on `llcuda serve`, with
-clients that leave, and says what the server holds. Only 127.0.0.1 is asked. Prints a table, then
-one JSON line. Clients and server share the machine; ratios count.
+`python benchmarks/serve.py [MODEL.gguf] [--clients 1,8,32] [--peer-python PATH]`, by default the
+demo model. Streams of equal length run in turns: in the engine in this process, in `llcuda serve`,
+and in `python -m llama_cpp.server` on llcuda's libraries, run by an interpreter that has llcuda and
+the packages of the dependency group peer-llama-cpp-server. `--soak MINUTES` sends mixed requests to
+`llcuda serve`, also from clients that disconnect, and prints the memory and the files that the
+server holds. Only 127.0.0.1 is used. Prints a table, then one JSON line. Clients and server share
+the machine: compare ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from http_load import PROMPT, Timed, held, over_http, prompt, soak
+from http_load import PROMPT, Timed, over_http, prompt, resources, soak
 from peers import llama_cpp_python
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +49,7 @@ runpy.run_module("llama_cpp.server", run_name="__main__")
 
 
 async def in_engine(engine: Engine, clients: int, turns: int, tokens: int) -> Timed:
-    """The same streams, read by coroutines in this process."""
+    """Read the same streams in coroutines of this process."""
     timed = Timed()
 
     async def client(number: int) -> None:
@@ -67,7 +68,7 @@ async def in_engine(engine: Engine, clients: int, turns: int, tokens: int) -> Ti
 
 @contextlib.contextmanager
 def running(command: list[str], port: int, path: str) -> Iterator[int]:
-    """Run a server until the block ends; return its process's number."""
+    """Run a server until the block ends; yield its process ID."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             for _ in range(600):
@@ -83,14 +84,14 @@ def running(command: list[str], port: int, path: str) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """Return a port that nobody has."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def ours(model: Path, port: int, parallel: int, threads: int) -> list[str]:
-    """Return the command of our server."""
+def llcuda_command(model: Path, port: int, parallel: int, threads: int) -> list[str]:
+    """Return the command of `llcuda serve`."""
     return [
         sys.executable, "-m", "llcuda", "serve", f"served={model}", "--port", str(port),
         "--parallel", str(parallel), "--ctx-size", str(CTX_SIZE), "--threads", str(threads),
@@ -98,7 +99,7 @@ def ours(model: Path, port: int, parallel: int, threads: int) -> list[str]:
     ]  # fmt: skip
 
 
-def theirs(python: str, model: Path, port: int, threads: int) -> list[str]:
+def peer_command(python: str, model: Path, port: int, threads: int) -> list[str]:
     """Return the command of llama-cpp-python's server."""
     return [
         python, "-c", PEER, str(llama_cpp_python.folder()), "--model", str(model), "--port",
@@ -126,68 +127,70 @@ def row(name: str, clients: int, turns: list[Timed], base: list[Timed]) -> dict[
 
 
 def compare(path: Path, clients: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure everything at one number of clients, by turns."""
+    """Measure all servers with a number of clients, in turns."""
     small = path.stat().st_size < 2**27
     tokens, streams = (100, 4) if small else (options.tokens, 1)
     threads = options.threads or (1 if small else len(os.sched_getaffinity(0)))
     port, peer_port = free_port(), free_port()
-    found: dict[str, list[Timed]] = {"engine": [], "llcuda serve": [], "llama_cpp.server": []}
+    turns: dict[str, list[Timed]] = {"engine": [], "llcuda serve": [], "llama_cpp.server": []}
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(Model(path))
         engine = stack.enter_context(
             Engine(model, n_parallel=clients, ctx_size=CTX_SIZE, threads=threads, ubatch_size=128)
         )
-        stack.enter_context(running(ours(path, port, clients, threads), port, "/health"))
+        stack.enter_context(running(llcuda_command(path, port, clients, threads), port, "/health"))
         peer = options.peer_python
         if peer:
-            command = theirs(peer, path, peer_port, threads)
+            command = peer_command(peer, path, peer_port, threads)
             stack.enter_context(running(command, peer_port, "/v1/models"))
-        warm = {"ignore_eos": True, "model": "served"}
+        fields = {"ignore_eos": True, "model": "served"}
         for turn in range(-1, options.turns):
             results = {
                 "engine": asyncio.run(in_engine(engine, clients, streams, tokens)),
-                "llcuda serve": asyncio.run(over_http(port, clients, streams, tokens, warm)),
+                "llcuda serve": asyncio.run(over_http(port, clients, streams, tokens, fields)),
             }
             if peer:
-                extra = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
+                peer_fields = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
                 results["llama_cpp.server"] = asyncio.run(
-                    over_http(peer_port, clients, streams, tokens, extra)
+                    over_http(peer_port, clients, streams, tokens, peer_fields)
                 )
             for name, timed in results.items():
                 if turn >= 0:
-                    found[name].append(timed)
-    return [row(name, clients, timed, found["engine"]) for name, timed in found.items() if timed]
+                    turns[name].append(timed)
+    return [row(name, clients, timed, turns["engine"]) for name, timed in turns.items() if timed]
 
 
-def soaked(path: Path, minutes: float) -> dict[str, Any]:
-    """Soak our server; add what it holds when all is over."""
+def run_soak(path: Path, minutes: float) -> dict[str, Any]:
+    """Return the result of `soak` and the server's resources before and after it."""
     port = free_port()
-    with running(ours(path, port, 4, 1), port, "/health") as process:
-        asyncio.run(soak(port, process, min(0.1, minutes)))  # caches fill
-        before = held(process)
-        found = asyncio.run(soak(port, process, minutes, seed=2))
+    with running(llcuda_command(path, port, 4, 1), port, "/health") as process:
+        asyncio.run(soak(port, process, min(0.1, minutes)))  # fills the caches
+        before = resources(process)
+        result = asyncio.run(soak(port, process, minutes, seed=2))
         time.sleep(2)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             lines = answer.read().decode().splitlines()
         names = ("llcuda_num_requests_running", "llcuda_num_requests_waiting", "llcuda_http_active")
-        found["left"] = [line for line in lines if line.startswith(names)]
-        found["before"], found["after"] = before, held(process)
-    return found
+        result["left"] = [line for line in lines if line.startswith(names)]
+        result["before"], result["after"] = before, resources(process)
+    return result
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("model", nargs="?", type=Path, default=llcuda.demo_model())
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16, help="of a stream of a large model")
-    parser.add_argument("--threads", type=int, help="default: every processor, for demo one")
-    parser.add_argument("--peer-python", help="with what llama_cpp.server needs; none = not run")
+    parser.add_argument(
+        "--threads", type=int, help="default: every processor; for the demo model one"
+    )
+    parser.add_argument("--peer-python", help="runs llama_cpp.server; default: it is not run")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     options = parser.parse_args()
     if options.soak:
-        print(json.dumps(soaked(options.model, options.soak)))
+        print(json.dumps(run_soak(options.model, options.soak)))
         return
     llama_cpp_python.prepare()
     rows = [

@@ -1,17 +1,18 @@
 """llcuda and its peers on the same work: four prompts of about 17 tokens, answers up to 1,131.
 
 `python benchmarks/versus.py [--rows 1,4,16,64] [--peers llcuda:Q4_K_M,transformers:static,...]`
-measures the rate at which a library writes texts of given lengths (ends are ignored), sampling with
-top_k 40, top_p 0.9, temperature 0.7: generated tokens over wall time, prefill included. One row is
-the four texts one after the other; with more rows as many are written at once. Start-up is from
-import to the first token; warm-up is what comes before the first batch, compilation above all.
-Nothing is downloaded: the weights are random, with a known model's shapes.
+measures the rate at which a library writes texts of given lengths, sampling with top_k 40, top_p
+0.9, temperature 0.7: generated tokens over wall time, prefill included. End tokens are ignored. One
+row is the four texts one after the other; with more rows as many are written at once. Start-up is
+the time from import to the first token. Warm-up is the time before the first batch, mostly
+compilation. The models are synthetic, with a known model's shapes, so nothing is downloaded.
 
-What stands after a peer's colon is a file type (llcuda, llama-cpp-python, llama-bench) or a mode
-(benchmarks/peers says which); a peer that cannot run here says so. Each has a process of its own.
-llcuda runs before the others and again after them: the difference is the machine's drift, the mean
-is what the others are compared with. Needs the packages of the extra [bench], and those of the
-peers that are to run. Prints a table, then one JSON line.
+After the colon of a peer's name comes a file type (llcuda, llama-cpp-python, llama-bench) or a
+mode, which the peer's module in benchmarks/peers documents. Each peer has a process of its own; one
+that cannot run here is reported. llcuda runs before the others and again after them: the difference
+is the drift of the machine, and the others are compared with the mean. Needs the extra [bench] and
+the packages of the peers, for llama-cpp-python the dependency group peer-llama-cpp-python.
+Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ Results = list[dict[str, Any]]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the options, checked."""
+    """Return the checked options."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--rows", default="1,4,16,64", help="texts at once, as 1,4,16,64")
+    parser.add_argument("--rows", default="1,4,16,64", help="sequences at once, e.g. 1,4,16,64")
     parser.add_argument("--peers", default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--shape", default="gemma-3-1b", choices=list(SHAPES))
     parser.add_argument(
@@ -71,7 +72,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--turns", type=int, default=1, help="measurements; the median counts")
     parser.add_argument("--limit", type=float, default=900, help="seconds for each peer")
-    parser.add_argument("--prepare", action="store_true", help="only write what the peers load")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only write the files that the peers load"
+    )
     parser.add_argument("--json", type=Path, help="also write the JSON line to this file")
     options = parser.parse_args(arguments)
     for name in ("rows", "lengths"):
@@ -80,7 +83,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         except ValueError:
             numbers = [0]
         if min(numbers) < 1:
-            parser.error(f"--{name}: expected numbers from 1, as 1,4,16")
+            parser.error(f"--{name}: expected numbers from 1, e.g. 1,4,16")
         setattr(options, name, numbers)
     options.peers = options.peers.split(",")
     for peer in options.peers:
@@ -90,7 +93,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def setup_for(peer: str, options: argparse.Namespace) -> Setup:
-    """Return what a peer is given."""
+    """Return the setup of a peer."""
     name, _, variant = peer.partition(":")
     variant = variant or ("Q4_K_M" if name in LOAD_GGUF else "")
     folder, shape = cache_folder("shapes"), options.shape
@@ -108,12 +111,12 @@ def setup_for(peer: str, options: argparse.Namespace) -> Setup:
 
 
 def prepare(peer: str, options: argparse.Namespace) -> str:
-    """Write what a peer loads; return in one line why it cannot run, "" if it can."""
+    """Write the files that a peer loads; return in one line why it cannot run, or ""."""
     if reason := importlib.import_module(PEERS[peer.partition(":")[0]]).missing():
         return str(reason)
     setup = setup_for(peer, options)
     if peer.partition(":")[0] in LOAD_GGUF:
-        # In a process that ends: its memory, on the GPU too, is given back.
+        # The memory of a process of its own, on the GPU too, is free when it ends.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
                 pool.submit(make_synthetic_model, options.shape, setup.variant).result()
@@ -125,21 +128,21 @@ def prepare(peer: str, options: argparse.Namespace) -> str:
 def run_child(
     peer: str, task: str, setup: Setup, options: argparse.Namespace
 ) -> tuple[Results, str]:
-    """Run a peer's process; return its lines, and why it ended early, "" if it did not."""
-    given = dataclasses.asdict(setup)
-    asked = {name: getattr(options, name) for name in ("rows", "lengths", "turns")}
-    asked |= {"module": PEERS[peer.partition(":")[0]], "task": task}
-    asked["setup"] = {key: str(v) if isinstance(v, Path) else v for key, v in given.items()}
+    """Run a peer's process; return its lines, and why it ended early, or ""."""
+    fields = dataclasses.asdict(setup)
+    job = {name: getattr(options, name) for name in ("rows", "lengths", "turns")}
+    job |= {"module": PEERS[peer.partition(":")[0]], "task": task}
+    job["setup"] = {key: str(v) if isinstance(v, Path) else v for key, v in fields.items()}
     reading, writing = os.pipe()
     lines: Results = []
     with tempfile.TemporaryFile("w+") as log, os.fdopen(reading) as results:
         process = subprocess.Popen(
-            [sys.executable, str(CHILD), json.dumps({**asked, "fd": writing})],
+            [sys.executable, str(CHILD), json.dumps({**job, "fd": writing})],
             pass_fds=[writing], stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         os.close(writing)
-        late = threading.Event()
-        timer = threading.Timer(options.limit, lambda: (late.set(), stop(process)))
+        timed_out = threading.Event()
+        timer = threading.Timer(options.limit, lambda: (timed_out.set(), stop(process)))
         timer.start()
         try:
             for line in results:
@@ -149,11 +152,12 @@ def run_child(
         finally:
             timer.cancel()
             stop(process)
-        if late.is_set():
+        if timed_out.is_set():
             return lines, f"stopped after {options.limit:g} s"
         log.seek(0)
-        said = [line.strip() for line in log if line.strip()]
-    return lines, f"failed: {said[-1][:300] if said else f'exit code {code}'}" if code else ""
+        logged = [line.strip() for line in log if line.strip()]
+    reason = logged[-1][:300] if logged else f"exit code {code}"
+    return lines, f"failed: {reason}" if code else ""
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -164,40 +168,40 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def measure(peer: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a peer came to."""
+    """Return the measurements of a peer."""
     lines, reason = run_child(peer, "measure", setup_for(peer, options), options)
-    found: dict[str, Any] = {"peer": peer, "reason": reason, **(lines[0] if lines else {})}
-    found["results"] = lines[1:]
-    for result in found["results"]:
+    measured: dict[str, Any] = {"peer": peer, "reason": reason, **(lines[0] if lines else {})}
+    measured["results"] = lines[1:]
+    for result in measured["results"]:
         result["tokens_per_second"] = result["tokens"] / statistics.median(result["seconds"])
-    return found
+    return measured
 
 
-def rates(found: dict[str, Any]) -> dict[int, float]:
+def rates(measured: dict[str, Any]) -> dict[int, float]:
     """Return tokens per second by rows."""
-    return {result["rows"]: result["tokens_per_second"] for result in found["results"]}
+    return {result["rows"]: result["tokens_per_second"] for result in measured["results"]}
 
 
 def compare(before: Results, others: Results, after: Results) -> dict[str, Any]:
     """Return ratios[peer][rows][llcuda's variant], and drift[variant][rows] (after / before)."""
     drift: dict[str, dict[int, float]] = {}
-    ours: dict[str, dict[int, float]] = {}
+    means: dict[str, dict[int, float]] = {}
     for first, second in zip(before, after, strict=True):
         a, b = rates(first), rates(second)
         drift[first["peer"]] = {rows: b[rows] / a[rows] for rows in a if rows in b}
-        ours[first["peer"]] = {rows: (a[rows] + b.get(rows, a[rows])) / 2 for rows in a}
+        means[first["peer"]] = {rows: (a[rows] + b.get(rows, a[rows])) / 2 for rows in a}
     ratios = {
-        found["peer"]: {
-            rows: {name: own[rows] / rate for name, own in ours.items() if rows in own}
-            for rows, rate in rates(found).items()
+        peer["peer"]: {
+            rows: {name: mean[rows] / rate for name, mean in means.items() if rows in mean}
+            for rows, rate in rates(peer).items()
         }
-        for found in others
+        for peer in others
     }
     return {"ratios": ratios, "drift": drift}
 
 
 def table(document: dict[str, Any]) -> Table:
-    """Return the results for people."""
+    """Return the table of the results."""
     names = list(document["drift"])
     ratio = ", ".join(f"x{i} = {name} / peer" for i, name in enumerate(names, 1))
     shown = Table("rows", title=f"tokens per second; {ratio}" if ratio else None)
@@ -207,18 +211,18 @@ def table(document: dict[str, Any]) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     for rows in document["rows"]:
         shown.add_section()
-        for found in document["peers"]:
-            for result in found["results"]:
+        for peer in document["peers"]:
+            for result in peer["results"]:
                 if result["rows"] != rows:
                     continue
-                own = document["ratios"].get(found["peer"], {}).get(rows, {})
+                over = document["ratios"].get(peer["peer"], {}).get(rows, {})
                 shown.add_row(
                     str(rows),
-                    f"{found['peer']} {found['turn']}",
-                    f"{found['first_token_seconds']:.1f}",
+                    f"{peer['peer']} {peer['turn']}",
+                    f"{peer['first_token_seconds']:.1f}",
                     f"{result['warm_up_seconds']:.1f}",
                     f"{result['tokens_per_second']:,.0f}",
-                    *(f"{own[name]:.2f}" if name in own else "" for name in names),
+                    *(f"{over[name]:.2f}" if name in over else "" for name in names),
                 )
     return shown
 
@@ -245,12 +249,12 @@ def main(arguments: list[str] | None = None) -> None:
         "devices": [gpu["name"] for gpu in llcuda.detect_cuda()["gpus"]],
         "processors": len(os.sched_getaffinity(0)),
         "absent": {peer: reason for peer, reason in absent.items() if reason},
-        "peers": [{**found, "turn": turn} for turn, group in turns for found in group],
+        "peers": [{**peer, "turn": turn} for turn, group in turns for peer in group],
         **compare(before, others, after),
     }
     if peers:
         console.print(table(document))
-    reasons = document["absent"] | {f["peer"]: f["reason"] for f in document["peers"]}
+    reasons = document["absent"] | {p["peer"]: p["reason"] for p in document["peers"]}
     for peer, reason in reasons.items():
         if reason:
             console.print(f"{peer}: {reason}", markup=False)

@@ -1,8 +1,8 @@
 """Libraries that generate text, each behind the same small interface; versus.py runs them.
 
-A module of this package is one peer. It has `missing()`, which says in one line why it cannot run
-here ("" if it can), may have `prepare(setup)`, which writes what it loads, and has `Peer`. It
-imports its library in `Peer` only, so that the time to the first token can be taken.
+A module of this package is one peer. `missing()` returns in one line why the peer cannot run here,
+or "". `prepare(setup)`, if there is one, writes the files that the peer loads. `Peer` imports the
+library, so that the time to the first token includes the import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ FIRST_WORD = 512  # tokens from here on are words in every vocabulary
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt's tokens and how many tokens to write after them, whatever they are."""
+    """A text to write.
+
+    Attributes:
+        prompt: The tokens of the prompt.
+        length: The number of tokens to write, whichever they are.
+    """
 
     prompt: list[int]
     length: int
@@ -56,44 +61,57 @@ class Setup:
 
 
 class Peer(Protocol):
-    """A loaded model. `open` is called before `generate`, and again for other numbers of rows."""
+    """A loaded model.
+
+    `open` is called before `generate`, and again for another number of rows.
+
+    Attributes:
+        version: The version of the library.
+        at_once: The texts that it can decode together at most; None is any number.
+    """
 
     version = ""
-    at_once: int | None = None  # texts that it can decode together; None: any number
+    at_once: int | None = None
 
     def __init__(self, setup: Setup) -> None: ...
 
     def open(self, rows: int) -> None:
-        """Make what decodes `rows` texts at once."""
+        """Prepare to decode `rows` texts at once."""
 
     def generate(self, texts: Sequence[Text]) -> list[int]:
-        """Write the texts, `rows` of them at once, and return how many tokens each got."""
+        """Write the texts, `rows` at once, and return the number of tokens of each."""
 
     def warm_up(self, texts: Sequence[Text]) -> None:
-        """Do once what the first call costs; `texts` are those of the measurement to come."""
+        """Pay the cost of a first call; `texts` are those of the measurement that follows."""
         self.generate([Text(text.prompt, min(16, text.length)) for text in texts])
 
     def measure(self, texts: Sequence[Text]) -> tuple[list[int], float]:
-        """Return what `generate` returns, and the seconds that it took."""
+        """Return the result of `generate` and the seconds that it took."""
         started = time.perf_counter()
         counts = self.generate(texts)
         return counts, time.perf_counter() - started
 
 
 def make_texts(rows: int, words: int, lengths: Sequence[int] = LENGTHS) -> list[Text]:
-    """Return the four texts, again and again for more rows; words: the vocabulary's size."""
-    choose = random.Random(0)
-    prompts = [[choose.randrange(FIRST_WORD, words) for _ in range(n)] for n in PROMPT_SIZES]
+    """Return at least four texts, which repeat for more rows.
+
+    Args:
+        rows: The number of texts.
+        words: The size of the vocabulary.
+        lengths: The tokens of the texts to write.
+    """
+    chance = random.Random(0)
+    prompts = [[chance.randrange(FIRST_WORD, words) for _ in range(n)] for n in PROMPT_SIZES]
     pairs = itertools.cycle(zip(prompts, itertools.cycle(lengths), strict=False))
     return [Text(*next(pairs)) for _ in range(max(rows, len(prompts)))]
 
 
 def batches(texts: Sequence[Text], rows: int) -> list[Sequence[Text]]:
-    """Cut the texts for a peer that takes a batch at a time."""
+    """Split the texts for a peer that takes one batch at a time."""
     return [texts[i : i + rows] for i in range(0, len(texts), rows)]
 
 
 def without(*packages: str) -> str:
-    """Say which packages are not installed, "" if all are."""
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(absent)}" if absent else ""
+    """Return which packages are not installed, "" if all are."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(missing)}" if missing else ""

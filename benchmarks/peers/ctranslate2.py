@@ -13,7 +13,7 @@ from peers import SAMPLING, Setup, Text, checkpoint
 
 
 def missing() -> str:
-    """Say which of its packages are not there; the converter needs transformers."""
+    """Return which of its packages are missing; the converter needs transformers."""
     return peers.without("ctranslate2", "torch", "transformers")
 
 

@@ -1,8 +1,8 @@
 """llama.cpp's own programs: llama-bench for one row, llama-batched-bench for more. No sampling.
 
-They take one length for all texts of a batch, so a batch is measured in phases, from one text's end
-to the next's. They are not built with llcuda: they are looked for in the folder LLAMA_BENCH and on
-the PATH.
+They take one length for all texts of a batch, so a batch is measured in phases, from the end of one
+text to the end of the next. They are not built with llcuda. They are searched in the folder
+LLAMA_BENCH and on the PATH.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from peers import Setup, Text
 
 
 def program(name: str) -> str | None:
-    """Return where a program is, None if nowhere."""
+    """Return the path of a program, or None."""
     return shutil.which(
         name, path=os.pathsep.join([os.environ.get("LLAMA_BENCH", ""), os.environ["PATH"]])
     )
 
 
 def missing() -> str:
-    """Say which program is not there."""
-    absent = [name for name in ("llama-bench", "llama-batched-bench") if not program(name)]
-    return f"not found in LLAMA_BENCH or on the PATH: {', '.join(absent)}" if absent else ""
+    """Return which programs are missing."""
+    names = [name for name in ("llama-bench", "llama-batched-bench") if not program(name)]
+    return f"not found in LLAMA_BENCH or on the PATH: {', '.join(names)}" if names else ""
 
 
 class Peer(peers.Peer):
-    """Runs a program for each measurement; each warms up itself."""
+    """Runs a program for each measurement, which warms up itself."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._rows = setup, 1
 
     def open(self, rows: int) -> None:
-        """Let the next measurement have so many texts."""
+        """Set the number of texts of the next measurement."""
         self._rows = rows
 
     def generate(self, texts: Sequence[Text]) -> list[int]:
-        """Measure only: the programs say no more."""
+        """Return the lengths, which the programs write."""
         return self.measure(texts)[0]
 
     def warm_up(self, texts: Sequence[Text]) -> None:
-        """Do nothing: a process is warm for itself only."""
+        """Do nothing, because each process warms up itself."""
 
     def measure(self, texts: Sequence[Text]) -> tuple[list[int], float]:
-        """Return the tokens asked for, and the seconds that the programs say these took."""
+        """Return the lengths of the texts, and the seconds that the programs report for them."""
         counts = [text.length for text in texts]
         if self._rows == 1:
-            return counts, len(texts) * self._one(texts)
+            return counts, len(texts) * self._mean_text(texts)
         ordered = sorted(texts, key=lambda text: text.length)
-        return counts, sum(map(self._together, peers.batches(ordered, self._rows)))
+        return counts, sum(map(self._batch, peers.batches(ordered, self._rows)))
 
-    def _one(self, texts: Sequence[Text]) -> float:
-        """Seconds for a text of the mean length."""
+    def _mean_text(self, texts: Sequence[Text]) -> float:
+        """Return the seconds for a text of the mean length."""
         prompt = math.ceil(statistics.mean(len(text.prompt) for text in texts))
         length = math.ceil(statistics.mean(text.length for text in texts))
         shape = ["-p", "0", "-n", "0", "-pg", f"{prompt},{length}", "-r", "1", "-o", "jsonl"]
         return self._run("llama-bench", shape)["avg_ns"] / 1e9
 
-    def _together(self, texts: Sequence[Text]) -> float:
-        """Seconds for a batch that is left by each text at its end, in phases of one size each."""
+    def _batch(self, texts: Sequence[Text]) -> float:
+        """Return the seconds for a batch that each text leaves at its end, phase by phase."""
         prompt = math.ceil(statistics.mean(len(text.prompt) for text in texts))
         seconds, done = 0.0, 0
         for i, text in enumerate(texts):
@@ -76,8 +76,8 @@ class Peer(peers.Peer):
             shape += [str(rows * self._setup.context), "-b", "2048", "-ub", "512"]
             # The last line can be lost: the program ends without waiting for its logger.
             shape += ["-ntg", f"{text.length - done},1", "--output-format", "jsonl"]
-            found = self._run("llama-batched-bench", shape)
-            seconds += found["t_tg"] + (0 if done else found["t_pp"])
+            times = self._run("llama-batched-bench", shape)
+            seconds += times["t_tg"] + (0 if done else times["t_pp"])
             done = text.length
         return seconds
 
@@ -85,10 +85,11 @@ class Peer(peers.Peer):
         options = ["-m", str(self._setup.gguf), "-ngl", "99", "-fa", "on"]
         if not self._setup.gpu:
             options += ["-t", str(self._setup.threads)]
-        done = subprocess.run(
+        process = subprocess.run(
             [str(program(name)), *options, *shape], capture_output=True, text=True, check=False
         )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode or not lines:
-            raise RuntimeError(f"{name} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+        lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
+        if process.returncode or not lines:
+            message = (process.stderr or process.stdout).strip()[-300:]
+            raise RuntimeError(f"{name} failed: {message}")
         return json.loads(lines[0])

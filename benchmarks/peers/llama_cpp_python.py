@@ -1,7 +1,8 @@
-"""llama-cpp-python's `Llama` on our own libraries, so that only the binding differs.
+"""llama-cpp-python's `Llama` on llcuda's libraries, so that only the binding differs.
 
-Its pure Python package comes from the pinned archive, which `prepare` downloads once. It decodes
-one text at a time: more are written one after the other, as behind a lock.
+Its pure Python package comes from the pinned archive, which `prepare` downloads once. The packages
+that it imports are the dependency group peer-llama-cpp-python. It decodes one text at a time:
+several are written one after the other, as behind a lock.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tarfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import peers
 from peers import SAMPLING, Setup, Text
@@ -20,18 +22,18 @@ BUILD = Path(__file__).resolve().parents[2] / "build"
 
 
 def missing() -> str:
-    """Say what llama_cpp itself imports and is not there."""
+    """Return which packages are missing that llama_cpp imports."""
     return peers.without("diskcache", "jinja2", "typing_extensions")
 
 
 def folder() -> Path:
-    """Return where the package is kept."""
+    """Return the folder of the package."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "llcuda" / "peers"
 
 
 def prepare(setup: Setup | None = None) -> None:
-    """Unpack llama_cpp from the archive that llama.cpp's source comes from."""
+    """Unpack llama_cpp from the archive with llama.cpp's source."""
     if (folder() / "llama_cpp").is_dir():
         return
     sys.path.insert(0, str(BUILD))
@@ -47,21 +49,21 @@ def prepare(setup: Setup | None = None) -> None:
 
 
 class Peer(peers.Peer):
-    """A model as the users of llama-cpp-python hold one."""
+    """A model as the users of llama-cpp-python load it."""
 
     at_once = 1
 
     def __init__(self, setup: Setup) -> None:
         from llcuda.native import library
 
-        # Ours first: it loads the libraries and their backends, which the peer then shares.
+        # llcuda first: it loads the libraries and their backends, which the peer then shares.
         os.environ["LLAMA_CPP_LIB_PATH"] = library.versions()["folder"]
         sys.path.insert(0, str(folder()))
         import llama_cpp
         import llama_cpp.llama_cpp as raw
 
-        # A text that ends by itself would be counted short. `Llama` has no option against it, and
-        # a logit_bias copies all logits for every token.
+        # A text must not end before its length. `Llama` has no option for that, and a logit_bias
+        # copies all logits for every token.
         raw.llama_vocab_is_eog = lambda vocab, token: False
         self.version = llama_cpp.__version__
         self._llama = llama_cpp.Llama(
@@ -71,11 +73,20 @@ class Peer(peers.Peer):
 
     def generate(self, texts: Sequence[Text]) -> list[int]:
         """Call `Llama` for one text after the other."""
-        return [self._write(text) for text in texts]
+        return [self.write(text) for text in texts]
 
-    def _write(self, text: Text) -> int:
+    def write(self, text: Text, **options: Any) -> int:
+        """Write one text, with further options of `Llama`; return the number of its tokens.
+
+        `Llama` writes beyond the length while the last character is incomplete.
+        """
         self._llama.reset()
         answer = self._llama(
-            text.prompt, max_tokens=text.length, min_p=0.0, repeat_penalty=1.0, **SAMPLING
+            text.prompt,
+            max_tokens=text.length,
+            min_p=0.0,
+            repeat_penalty=1.0,
+            **SAMPLING,
+            **options,
         )
-        return answer["usage"]["completion_tokens"]
+        return min(text.length, answer["usage"]["completion_tokens"])

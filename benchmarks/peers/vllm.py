@@ -9,7 +9,7 @@ from peers import SAMPLING, Setup, Text, checkpoint
 
 
 def missing() -> str:
-    """Say which of its packages are not there."""
+    """Return which of its packages are missing."""
     return peers.without("vllm", "torch", "transformers")
 
 
