@@ -8,6 +8,7 @@ decode escapes, nor look up tokens. It never recurses.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llcuda.errors import GrammarError
@@ -169,3 +170,27 @@ def error_at(grammar: str, position: int, problem: str) -> GrammarError:
     line = grammar.count("\n", 0, position) + 1
     rest = grammar[position : position + 20]
     return GrammarError(f"grammar, line {line}: {problem}, at {rest!r}")
+
+
+def closure(implications: Sequence[tuple[str, Sequence[str]]]) -> set[str]:
+    """Return the names that hold, in time that grows with the implications only.
+
+    implications: pairs of a name and of those that make it hold together.
+    """
+    missing = [len(names) for _, names in implications]
+    used_by: dict[str, list[int]] = {}
+    for i, (_, names) in enumerate(implications):
+        for name in names:
+            used_by.setdefault(name, []).append(i)
+    pending = [name for name, names in implications if not names]
+    proven: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name in proven:
+            continue
+        proven.add(name)
+        for i in used_by.get(name, ()):
+            missing[i] -= 1
+            if not missing[i]:
+                pending.append(implications[i][0])
+    return proven

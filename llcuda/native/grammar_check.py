@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from llcuda.errors import GrammarError
-from llcuda.native.gbnf import Grammar, Item, Repeat, parse
+from llcuda.native.gbnf import Grammar, Item, Repeat, closure, parse
 
 MAX_CHAIN = 2000  # rules that begin with one another; llama.cpp's check of left recursion recurses
 MAX_WIDTH = 10_000  # ways in which a text may go on; llama.cpp keeps a stack for each
@@ -101,23 +101,15 @@ def _symbol(item: Item) -> _Symbol:
     return item.text == "" or (item.kind, item.text) == ("set", "^")
 
 
-def _empty_rules(rules: _Rules) -> set[str]:
-    """Return the rules that may produce nothing, through others too."""
-    empty: set[str] = set()
-    while True:
-        more = {
-            name
-            for name, alternatives in rules.items()
-            if name not in empty
-            and any(all(item is True or item in empty for item in a) for a in alternatives)
-        }
-        if not more:
-            return empty
-        empty |= more
-
-
 def _check_recursion(rules: _Rules) -> None:
-    empty = _empty_rules(rules)
+    empty = closure(  # the rules that may produce nothing, through others too
+        [
+            (name, [symbol for symbol in symbols if isinstance(symbol, str)])
+            for name, alternatives in rules.items()
+            for symbols in alternatives
+            if False not in symbols
+        ]
+    )
     # first[rule]: the rules that it may begin with, and whether something follows them there.
     first: dict[str, dict[str, bool]] = {name: {} for name in rules}
     for name, alternatives in rules.items():

@@ -7,17 +7,17 @@ lexer takes the longest match, and would lose texts that GBNF allows, such as "a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from llcuda.errors import GrammarError
-from llcuda.native.gbnf import Alternatives, Item, error_at, parse
+from llcuda.native.gbnf import Alternatives, Item, closure, error_at, parse
 
 _ANY = "/(?s:.)/"
 _TOKEN = re.compile(r"!<\[[0-9]+\]>|<[^<>\s]+>")
 _CHARACTER = re.compile(
     r"\\x([0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})|\\(.)|([^\\])", re.DOTALL
 )
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]"}
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 
 
 def to_lark(grammar: str) -> str:
@@ -113,45 +113,25 @@ def _escaped(character: str) -> str:
 
 def _is_regular(rules: Mapping[str, Alternatives]) -> bool:
     """Whether no rule leads to itself, and no token is named."""
-    if any(item.kind == "token" for item in _items(rules)):
+    items = {name: [item for items in rules[name] for item in items] for name in rules}
+    if any(item.kind == "token" for rule in items.values() for item in rule):
         return False
-
-    def ends(alternatives: Alternatives, proven: set[str]) -> bool:
-        return all(
-            item.kind != "name" or item.text in proven for items in alternatives for item in items
-        )
-
-    return len(_proven(rules, ends)) == len(rules)
+    return len(closure([(name, _names(rule)) for name, rule in items.items()])) == len(rules)
 
 
 def _check(rules: Mapping[str, Alternatives]) -> None:
     """Raise GrammarError for a rule that is missing, or that no finite text can satisfy."""
-    names = ["root", *(item.text for item in _items(rules) if item.kind == "name")]
-    if missing := next((name for name in names if name not in rules), None):
-        raise GrammarError(f"the grammar has no rule {missing!r}")
-
-    def ends(alternatives: Alternatives, finite: set[str]) -> bool:
-        return any(
-            all(item.kind != "name" or item.text in finite or item.is_optional for item in items)
-            for items in alternatives
-        )
-
-    finite = _proven(rules, ends)
+    sequences = [(name, items) for name, rule in rules.items() for items in rule]
+    for name in ("root", *(name for _, items in sequences for name in _names(items))):
+        if name not in rules:
+            raise GrammarError(f"the grammar has no rule {name!r}")
+    required = [
+        (name, _names(item for item in items if not item.is_optional)) for name, items in sequences
+    ]
+    finite = closure(required)
     if endless := next((name for name in rules if name not in finite), None):
         raise GrammarError(f"no text ever ends rule {endless.partition('(')[0]!r} of the grammar")
 
 
-def _items(rules: Mapping[str, Alternatives]) -> Iterator[Item]:
-    return (item for rule in rules.values() for items in rule for item in items)
-
-
-def _proven(
-    rules: Mapping[str, Alternatives], holds: Callable[[Alternatives, set[str]], bool]
-) -> set[str]:
-    """Return the rules for which `holds`, given those for which it does."""
-    proven: set[str] = set()
-    while True:
-        more = {name for name in rules.keys() - proven if holds(rules[name], proven)}
-        if not more:
-            return proven
-        proven |= more
+def _names(items: Iterable[Item]) -> list[str]:
+    return [item.text for item in items if item.kind == "name"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llcuda.errors import GrammarError
-from llcuda.native.gbnf import MAX_GROUPS, Item, Repeat, Rule, parse
+from llcuda.native.gbnf import MAX_GROUPS, Item, Repeat, Rule, closure, parse
 
 
 def test_rules_groups_and_terminals() -> None:
@@ -76,3 +76,12 @@ def test_the_depth_of_groups() -> None:
     assert parse(f"root ::= {'(' * MAX_GROUPS}a{')' * MAX_GROUPS}").error is None
     with pytest.raises(GrammarError, match="nests deeper"):
         parse(f"root ::= {'(' * (MAX_GROUPS + 1)} %")
+
+
+def test_closure() -> None:
+    """Names that follow from nothing, alone or together; not those that need themselves."""
+    implications = [("a", []), ("b", ["a", "a"]), ("c", ["b", "d"]), ("d", ["d"]), ("c", ["e"])]
+    assert closure(implications) == {"a", "b"}
+    assert closure([*implications, ("e", ["a", "b"])]) == {"a", "b", "c", "e"}
+    chain = [(f"r{i}", [f"r{i + 1}"]) for i in range(100_000)]
+    assert len(closure([*chain, ("r100000", [])])) == 100_001

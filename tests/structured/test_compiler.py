@@ -119,6 +119,7 @@ FORMATS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"type": "lark", "grammar": 'start: "<" /[a-z]{3}/ (">" | "/>")'}, r"<[a-z]{3}/?>"),
     ({"type": "gbnf", "grammar": 'root ::= "(" x ")"\nx ::= [^()\\n]{1,4}'}, r"\([^()\n]{1,4}\)"),
+    ({"type": "gbnf", "grammar": r'root ::= [a\-z]{1,9} "."'}, r"[az-]{1,9}\."),
 ]
 
 
