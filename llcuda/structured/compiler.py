@@ -99,7 +99,7 @@ def guide(model: Model, response_format: Any = None, **parameters: Any) -> TextG
         **parameters: `schema` and `compact` of `compile`.
 
     Returns:
-        A guide: `Engine.submit(prompt, guide=...)` takes it.
+        A guide for `Engine.submit(prompt, guide=...)`.
 
     Raises:
         ArgumentError: See `compile`.

@@ -10,7 +10,7 @@ from llcuda.native import library
 
 
 class GGUFValueType(IntEnum):
-    """What a metadata value is."""
+    """The type of a value of the metadata, with its number in a file."""
 
     UINT8 = 0
     INT8 = 1
@@ -28,7 +28,7 @@ class GGUFValueType(IntEnum):
 
 
 class GGMLType(IntEnum):
-    """What a tensor's values are; the numbers that lack were types once."""
+    """The type of a tensor's values, with its number in a file; missing numbers were types once."""
 
     F32 = 0
     F16 = 1
@@ -88,8 +88,11 @@ class _Sizes(Mapping[GGMLType, int]):
         return len(GGMLType)
 
 
-GGML_BLOCK_SIZE: Mapping[GGMLType, int] = _Sizes("ggml_blck_size")  # values of a block
-GGML_TYPE_SIZE: Mapping[GGMLType, int] = _Sizes("ggml_type_size")  # bytes of a block
+GGML_BLOCK_SIZE: Mapping[GGMLType, int] = _Sizes("ggml_blck_size")
+"""Number of values in a block of each type; 1 for types that are not quantized."""
+
+GGML_TYPE_SIZE: Mapping[GGMLType, int] = _Sizes("ggml_type_size")
+"""Bytes of a block of each type."""
 
 
 # numpy's names of the types that it has.
