@@ -31,7 +31,7 @@ from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
-from llcuda.hub import registry as hub
+from llcuda.hub.registry import resolve
 from llcuda.keywords import (
     ChatKeywords,
     ConfigKeywords,
@@ -169,7 +169,7 @@ class InferenceEngine:
         say = _say if request.verbose else _silent
         say(f"Loading model: {request.name}")
         started = time.perf_counter()
-        path = hub.resolve(request.name, request.filename, progress=request.verbose)
+        path = resolve(request.name, request.filename, progress=request.verbose)
         if self._model is not None:
             _check_file(path, request.config)
         self.unload_model()

@@ -21,10 +21,10 @@ def bench(
         str | None, typer.Argument(help="GGUF file, short name or repo/id; default: demo.")
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="Sizes of a known model, random weights, no download.")
+        str | None, typer.Option(help="A known model's sizes with random weights; no download.")
     ] = None,
     file_type: Annotated[
-        str | None, typer.Option("--type", help="Of the shape's weights; default: Q4_K_M.")
+        str | None, typer.Option("--type", help="Type of the shape's weights; default: Q4_K_M.")
     ] = None,
     measure: Annotated[
         str | None,
@@ -33,15 +33,21 @@ def bench(
             " or all. Default: without depth, kv and layers."
         ),
     ] = None,
-    prefill: Annotated[str | None, typer.Option(help="Prompts' tokens, e.g. 128,512.")] = None,
-    parallel: Annotated[str | None, typer.Option(help="Texts at once, e.g. 1,4,16,64.")] = None,
-    depth: Annotated[str | None, typer.Option(help="Texts' tokens, e.g. 0,4096,16384.")] = None,
-    kv_types: Annotated[str | None, typer.Option(help="E.g. f16,q8_0,q4_0.")] = None,
-    layers: Annotated[str | None, typer.Option(help="On the GPU, e.g. 0,13,27.")] = None,
+    prefill: Annotated[str | None, typer.Option(help="Tokens of prompts, e.g. 128,512.")] = None,
+    parallel: Annotated[
+        str | None, typer.Option(help="Sequences in a batch, e.g. 1,4,16,64.")
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="Tokens in the cache, e.g. 0,4096,16384.")
+    ] = None,
+    kv_types: Annotated[
+        str | None, typer.Option(help="Types of KV cells, e.g. f16,q8_0,q4_0.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers on the GPU, e.g. 0,13,27.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Less, and less exactly.")] = False,
-    compare: Annotated[Path | None, typer.Option(help="JSON of an earlier run.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer tables, less exact.")] = False,
+    compare: Annotated[Path | None, typer.Option(help="Output of an earlier run.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the document.")] = False,
 ) -> None:

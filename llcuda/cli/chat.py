@@ -63,7 +63,7 @@ def chat(
     from llcuda.chat.template import ChatTemplate
     from llcuda.cli.chat_commands import Conversation
     from llcuda.engine.request import request_params
-    from llcuda.hub import registry as hub
+    from llcuda.hub.registry import resolve
     from llcuda.inference import InferenceEngine
     from llcuda.native.estimate import read_facts
     from llcuda.progress import is_visible
@@ -80,7 +80,7 @@ def chat(
     parameters = {name: value for name, value in options.items() if value is not None}
     request_params(parameters)
     template = _template(chat_template)
-    path = hub.resolve(model, progress=is_visible())
+    path = resolve(model, progress=is_visible())
     size = ctx_size or min(DEFAULT_CONTEXT, read_facts(path).train_ctx_size or DEFAULT_CONTEXT)
     load_options: dict[str, Any] = {} if threads is None else {"threads": threads}
     with InferenceEngine() as engine:

@@ -65,7 +65,8 @@ def convert(
         bool, typer.Option("--merge", help="Merge an adapter into its base model.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the quantization; default: every processor.")
+        int | None,
+        typer.Option(min=1, help="Threads of the quantization; default: every processor."),
     ] = None,
 ) -> None:
     """Make a GGUF file of a Hugging Face checkpoint or a LoRA adapter."""

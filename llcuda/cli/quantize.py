@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Source = Annotated[str, typer.Argument(help="GGUF file, short name, or repo/id.")]
-Chunk = Annotated[int, typer.Option(help="Tokens that are read as one text.")]
-Chunks = Annotated[int | None, typer.Option(min=1, help="How many at most; default: all.")]
+Chunk = Annotated[int, typer.Option(help="Tokens of a chunk.")]
+Chunks = Annotated[int | None, typer.Option(min=1, help="Chunks at most; default: all.")]
 GpuLayers = Annotated[int | None, typer.Option(min=0, help="Default: all layers.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: every processor.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -38,10 +38,12 @@ def quantize(
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=TYPE", help="Of single tensors; NAME is a regular expression."),
+        typer.Option(
+            metavar="NAME=TYPE", help="Type of single tensors; NAME is a regular expression."
+        ),
     ] = None,
     requantize: Annotated[
-        bool, typer.Option("--requantize", help="Also from weights that are quantized already.")
+        bool, typer.Option("--requantize", help="Allow weights that are quantized already.")
     ] = False,
     threads: Threads = None,
     dry_run: Annotated[
@@ -49,7 +51,7 @@ def quantize(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model with other types of weights. Ctrl-C ends it after the tensor at hand."""
+    """Write a model with another type of weights. Ctrl-C stops after the current tensor."""
     from llcuda.hub.registry import resolve
     from llcuda.native.quantization.quantize import quantize as quantize_model
     from llcuda.native.quantization.quantize import quantize_plan

@@ -24,7 +24,7 @@ app = typer.Typer()
 @app.command()
 def run(
     prompt: Annotated[
-        str | None, typer.Argument(help="Text to continue; without it, or as -, from stdin.")
+        str | None, typer.Argument(help="Text to continue; - or nothing reads stdin.")
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="GGUF file, short name (llcuda list), or repo/id.")
@@ -32,19 +32,25 @@ def run(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 = always the most probable token.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Keep the tokens with this probability.")] = 0.9,
-    min_p: Annotated[float, typer.Option(help="Drop what is so much less probable.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the most probable tokens up to this sum.")
+    ] = 0.9,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this share of the best one.")
+    ] = 0.0,
     repeat_penalty: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Gives the same text again.")] = None,
     grammar: Annotated[
         Path | None, typer.Option(help="GBNF file to follow.", exists=True, dir_okay=False)
     ] = None,
     json_schema: Annotated[
         Path | None, typer.Option(help="JSON schema to follow.", exists=True, dir_okay=False)
     ] = None,
-    regex: Annotated[str | None, typer.Option(help="What the whole text must match.")] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression for the whole text.")
+    ] = None,
     ctx_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of context; default: what is needed.")
+        int | None, typer.Option(min=1, help="Tokens of context; default: as many as needed.")
     ] = None,
     gpu_layers: Annotated[
         int | None, typer.Option(min=0, help="Layers on the GPU; default: all that fit.")
@@ -58,7 +64,7 @@ def run(
         bool, typer.Option("--json", help="Print one JSON document with timings instead.")
     ] = False,
 ) -> None:
-    """Continue a text, token by token. Ctrl-C stops and keeps what there is."""
+    """Continue a text, token by token. Ctrl-C stops and keeps the text so far."""
     from llcuda.engine.engine import Engine
     from llcuda.engine.request import RequestParams
     from llcuda.hub.registry import resolve

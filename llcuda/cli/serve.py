@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llcuda.server.models import ModelSpec
 
 app = typer.Typer()
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 @app.command()
@@ -24,10 +24,10 @@ def serve(
         list[str] | None,
         typer.Argument(help="GGUF file, short name or repo/id; NAME=FILE names it. Default: demo."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 is every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8080,
-    parallel: Annotated[int, typer.Option(min=1, max=256, help="Texts in one batch.")] = 4,
-    ctx_size: Annotated[int | None, typer.Option(min=1, help="Tokens of each text.")] = None,
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 is all addresses.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free port.")] = 8080,
+    parallel: Annotated[int, typer.Option(min=1, max=256, help="Sequences in one batch.")] = 4,
+    ctx_size: Annotated[int | None, typer.Option(min=1, help="Tokens of each sequence.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 1024,
@@ -46,15 +46,17 @@ def serve(
         typer.Option(envvar="LLCUDA_API_KEY", help="Required of clients; may be repeated."),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="With a key on each line.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A file with a key on each line."),
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Name that clients call the server by; * = any.")
+        list[str] | None, typer.Option(help="Host name in requests; * = any; may be repeated.")
     ] = None,
     cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin whose pages may ask; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Origin whose pages may send requests; may be repeated."),
     ] = None,
-    max_body: Annotated[float, typer.Option(min=0, help="Largest body in MB.")] = 16,
+    max_body: Annotated[float, typer.Option(min=0, help="Largest body of a request in MB.")] = 16,
     deadline: Annotated[float, typer.Option(min=0, help="Seconds of a request; 0 = none.")] = 600,
     drain: Annotated[float, typer.Option(min=0, help="Seconds to finish after SIGTERM.")] = 30,
 ) -> None:
@@ -66,7 +68,7 @@ def serve(
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
-    given: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "n_parallel": parallel,
         "ctx_size": ctx_size,
         "gpu_layers": gpu_layers,
@@ -74,17 +76,18 @@ def serve(
         "threads": threads,
     }
     if pooling is not None:
-        given["pooling"] = pooling
+        parameters["pooling"] = pooling
     if chat_template is not None:
         file = Path(chat_template)
-        given["template"] = file.read_text(encoding="utf-8") if file.is_file() else chat_template
-    specs = [_spec(text, given) for text in models or ["demo"]]
-    keys = [*(api_key or ()), *(_keys(api_key_file) if api_key_file else ())]
-    local = host in LOCAL
-    if not local and not keys:
-        typer.echo(f"warning: {host} is open to others, and there is no --api-key", err=True)
-    own_hosts = ("127.0.0.1", "localhost", "[::1]") if local and not keys else ()
-    hosts = tuple(allowed_host) if allowed_host else own_hosts
+        is_file = file.is_file()
+        parameters["template"] = file.read_text(encoding="utf-8") if is_file else chat_template
+    specs = [_model_spec(argument, parameters) for argument in models or ["demo"]]
+    keys = [*(api_key or ()), *(_read_keys(api_key_file) if api_key_file else ())]
+    is_local = host in LOCAL_HOSTS
+    if not is_local and not keys:
+        typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
+    default_hosts = ("127.0.0.1", "localhost", "[::1]") if is_local and not keys else ()
+    hosts = tuple(allowed_host) if allowed_host else default_hosts
     app = create_app(
         specs,
         memory_budget=None if memory is None else int(memory * 1e9),
@@ -101,19 +104,20 @@ def serve(
     serve_app(app, host=host, port=port, drain_seconds=drain, on_ready=ready)
 
 
-def _spec(text: str, parameters: dict[str, Any]) -> ModelSpec:
-    """Return the model that an argument names; a file is called by its name without .gguf."""
+def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:
+    """Return the model of an argument; the default name of a file is its own without .gguf."""
     from llcuda.server.models import ModelSpec
 
-    named = None if os.path.exists(text) else re.fullmatch(r"([^=/\\]+)=(.+)", text)  # noqa: PTH110
-    name, source = named.groups() if named else (None, text)
+    is_path = os.path.exists(argument)  # noqa: PTH110 - Path() refuses a NUL
+    match = None if is_path else re.fullmatch(r"([^=/\\]+)=(.+)", argument)
+    name, source = match.groups() if match else (None, argument)
     if name is None:
         name = Path(source).stem if source.lower().endswith(".gguf") else source
     return ModelSpec(name, source, parameters=parameters)
 
 
-def _keys(path: Path) -> list[str]:
+def _read_keys(path: Path) -> list[str]:
     keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not keys:
-        raise ArgumentError(f"{path} holds no key")
+        raise ArgumentError(f"--api-key-file {path}: is empty; write a key on each line")
     return keys

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from llcuda.embeddings.embedder import Embedder
-from llcuda.errors import ArgumentError, ClosedError, ForkError
+from llcuda.errors import ClosedError, ForkError
 from llcuda.native.model import Model
+from llcuda.params import wrong_value
 
 # The settings that an embedder's context shares with that of an engine on the same model.
 SHARED = (
@@ -60,7 +61,7 @@ class Embedders:
             LlcudaError: As Embedder raises it.
         """
         if not (pooling is None or isinstance(pooling, str)):
-            raise ArgumentError(f"pooling={pooling!r}: expected a name", parameter="pooling")
+            raise wrong_value("pooling", pooling, "expected a name")
         if os.getpid() != self._process:
             raise ForkError("this engine was made before the fork of this process")
         ctx_size = self._ctx_size

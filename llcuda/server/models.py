@@ -19,7 +19,7 @@ from llcuda.engine.autofit import Fitted, fit
 from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine
 from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
-from llcuda.hub import registry as hub
+from llcuda.hub.registry import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
 from llcuda.server.errors import ApiError
@@ -191,7 +191,7 @@ class ModelPool:
         """
         sizes = {}
         for name, spec in self.specs.items():
-            path = self.paths[name] = hub.resolve(spec.source, spec.filename)
+            path = self.paths[name] = resolve(spec.source, spec.filename)
             sizes[name] = needs = sum(device.needed for device in spec.memory_needed(path))
             if self._budget is not None and needs > self._budget:
                 raise ArgumentError(
