@@ -259,9 +259,9 @@ def empty(matrix: ImportanceMatrix) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (negative, "attn_q.weight has values that no sum of squares has"),
-        (not_a_number, "attn_q.weight has values that no sum of squares has"),
-        (huge, "attn_q.weight has values that no sum of squares has"),
+        (negative, "attn_q.weight has values that are not sums of squares"),
+        (not_a_number, "attn_q.weight has values that are not sums of squares"),
+        (huge, "attn_q.weight has values that are not sums of squares"),
         (empty, "it has no entries"),
     ],
 )
@@ -281,7 +281,7 @@ def test_targets_of_matrices(matrix: ImportanceMatrix, tmp_path: Path) -> None:
         matrix.save(tmp_path)
     with pytest.raises(ModelNotFoundError):
         ImportanceMatrix.load(tmp_path / "none.gguf")
-    with pytest.raises(ModelError, match="no importance matrix"):
+    with pytest.raises(ModelError, match="not an importance matrix"):
         ImportanceMatrix.load(demo_model())
 
 

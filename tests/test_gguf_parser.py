@@ -431,7 +431,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         GGUFReader(tmp_path / "missing.gguf")
     os.mkfifo(tmp_path / "pipe.gguf")
     for path in (tmp_path, tmp_path / "pipe.gguf"):
-        with pytest.raises(ModelError, match="no regular file"):
+        with pytest.raises(ModelError, match="not a regular file"):
             GGUFReader(path)
 
 

@@ -323,3 +323,9 @@ def test_use_after_close(model_files: dict[str, Path]) -> None:
         with pytest.raises((ClosedError, ModelError)):
             use()
     assert "closed" in repr(model)
+
+
+def test_the_old_name_of_max_positions(model: Model) -> None:
+    """It warns."""
+    with pytest.warns(DeprecationWarning, match="max_positions"):
+        assert model.max_positions == model.most_positions

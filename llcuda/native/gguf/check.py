@@ -1,7 +1,6 @@
-"""What is wrong with a model file, before llama.cpp opens it.
+"""Checks of a model file before llama.cpp opens it.
 
-llama.cpp answers damage with an error of its own, mostly. What is checked here is what it would
-answer by ending the process.
+llama.cpp reports most damage itself. These checks find what would make it end the process.
 """
 
 from __future__ import annotations
@@ -17,10 +16,19 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def check_file(path: Path) -> None:
-    """Refuse what cannot be a model before C opens it."""
+    """Check that a path is a file that begins as GGUF files do.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        GGUFError: The file begins otherwise.
+        ModelError: The file cannot be read.
+    """
     try:
         if not path.is_file() and path.exists():
-            raise ModelError(f"cannot read {path}: it is a folder, or no regular file")
+            raise ModelError(f"cannot read {path}: it is not a regular file")
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError:
@@ -30,28 +38,39 @@ def check_file(path: Path) -> None:
     except ValueError as error:
         raise ModelError(f"cannot open {str(path)!r}: {error}") from None
     if magic != b"GGUF":
-        what = "is empty" if not magic else f"begins with {magic!r} instead of b'GGUF'"
-        raise GGUFError(f"{path} is no GGUF file: it {what}")
+        reason = "is empty" if not magic else f"begins with {magic!r} instead of b'GGUF'"
+        raise GGUFError(f"{path} is not a GGUF file: it {reason}")
 
 
 def check_tensors(path: Path) -> int:
-    """Refuse tensors that llama.cpp's kernels cannot compute with, in all parts of a split model.
+    """Check that llama.cpp's kernels can compute with the tensors, in all files of a split model.
 
-    Returns how many positions a table of learned positions holds, 0 without such a table.
+    Args:
+        path: The file, or one of the files.
+
+    Returns:
+        How many positions a table of learned positions has, 0 without such a table.
+
+    Raises:
+        ModelError: They cannot.
     """
     ffi, lib = library.load()
     positions = ffi.new("int64_t *")
-    found = 0
+    largest = 0
     for part in parts(path):
         status = lib.llcuda_gguf_check(os.fsencode(part), positions)
         if status:
             library.fail(ModelError, f"cannot load {part}")
-        found = max(found, positions[0])
-    return found
+        largest = max(largest, positions[0])
+    return largest
 
 
 def part_names(path: Path) -> list[Path]:
-    """Return all files of a split model by one's name, `path` alone of a whole one."""
+    """Return the names of all files of a split model; `path` alone for another model.
+
+    Args:
+        path: One of the files.
+    """
     split = _PART.fullmatch(path.name)
     if not split:
         return [path]
@@ -61,5 +80,9 @@ def part_names(path: Path) -> list[Path]:
 
 
 def parts(path: Path) -> list[Path]:
-    """Return the files of a split model that are there, `path` alone of a whole one."""
+    """Return the files of a split model that exist; `path` alone for another model.
+
+    Args:
+        path: One of the files.
+    """
     return [part for part in part_names(path) if part.is_file()] or [path]

@@ -1,7 +1,7 @@
-"""What a mapped GGUF file holds, and where; its texts, arrays and weights.
+"""A mapped GGUF file: its header, its texts, arrays and weights.
 
-A file that became shorter while it is mapped is an error here; through a view of one's own it ends
-the process.
+If the file became shorter since it was mapped, the functions here raise an error; reading a view of
+the mapping ends the process then.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from llcuda.native.gguf.check import check_file
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A key and its value: `size` bytes at `value`.
+    """A key and its value.
 
-    type: a GGUFValueType; for an array that of its elements.
+    Attributes:
+        key: The key.
+        value: Offset of the value in the file.
+        size: Bytes of the value.
+        count: Elements of an array; 1 for another value.
+        type: A GGUFValueType; for an array that of its elements.
+        array: Whether the value is an array.
     """
 
     key: str
@@ -38,7 +44,15 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A tensor: its sizes, fastest first; its bytes' offset in the data section."""
+    """A tensor.
+
+    Attributes:
+        name: The name.
+        sizes: Sizes of the axes, fastest first.
+        type: A ggml type.
+        offset: Offset of its bytes in the data section.
+        size: Its bytes.
+    """
 
     name: str
     sizes: tuple[int, ...]
@@ -49,7 +63,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A file's header. data_offset: where the data section begins."""
+    """The header of a file.
+
+    Attributes:
+        version: Version of the format.
+        alignment: Alignment of the tensors, in bytes.
+        data_offset: Offset of the data section in the file.
+        pairs: Keys and values in their order.
+        tensors: Tensors in their order.
+    """
 
     version: int
     alignment: int
@@ -59,7 +81,22 @@ class Index:
 
 
 class MappedFile:
-    """A GGUF file, open and mapped until close(); the mapping lives as long as a view of it."""
+    """A GGUF file, open and mapped until `close`; the mapping lives as long as a view of it.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        path (Path): The file.
+        file (BinaryIO | None): The open file; None once closed.
+        mmap (mmap.mmap | None): The mapping; None once closed.
+        index (Index): The header.
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        GGUFError: The file is not a GGUF file, or is damaged.
+        ModelError: The file cannot be read or mapped.
+    """
 
     def __init__(self, path: Path) -> None:
         check_file(path)
@@ -73,13 +110,21 @@ class MappedFile:
         self.index = read_index(self.mmap, path)
 
     def close(self) -> None:
-        """Let go of the file and of the mapping. Calling it again is fine."""
+        """Let go of the file and of the mapping; calling it again does nothing."""
         self._finalizer()
         self.file = self.mmap = None
 
 
 def read_index(mapping: mmap.mmap, path: Path) -> Index:
-    """Return what a file holds, ggml's parser being the judge of its tensors; GGUFError."""
+    """Return the header of a file, with the tensors that ggml's parser accepts.
+
+    Args:
+        mapping: The mapped file.
+        path: Its path, for errors.
+
+    Raises:
+        GGUFError: The file is damaged.
+    """
     ffi, _ = library.load()
     status, index = _read(mapping, len(mapping))
     if status:
@@ -107,13 +152,22 @@ def read_index(mapping: mmap.mmap, path: Path) -> Index:
     ]
     for what, names in (("key", [p.key for p in pairs]), ("tensor", [t.name for t in tensors])):
         if len(set(names)) < len(names):
-            twice = Counter(names).most_common(1)[0][0]
-            raise GGUFError(f"{path} has the {what} {twice!r} twice")
+            repeated = Counter(names).most_common(1)[0][0]
+            raise GGUFError(f"{path} has the {what} {repeated!r} twice")
     return Index(index.version, index.alignment, index.data_offset, pairs, tensors)
 
 
 def holds_header(data: bytearray, file_size: int, name: str) -> bool:
-    """Whether the first bytes of a file hold its whole header; GGUFError where it is damaged."""
+    """Return whether the first bytes of a file hold its whole header.
+
+    Args:
+        data: The first bytes.
+        file_size: Bytes of the whole file.
+        name: Its name, for errors.
+
+    Raises:
+        GGUFError: The header is damaged.
+    """
     _, lib = library.load()
     status, _ = _read(data, file_size)
     if status not in (0, lib.LLCUDA_TRUNCATED):
@@ -136,23 +190,47 @@ def _name(name: bytes, path: Path) -> str:
 
 
 def copy(mapping: mmap.mmap, start: int, size: int) -> bytes:
-    """Return bytes of a file."""
+    """Return a copy of bytes of a file.
+
+    Args:
+        mapping: The mapped file.
+        start: Offset of the first byte.
+        size: How many bytes.
+
+    Raises:
+        GGUFError: The file became shorter.
+    """
     ffi, lib = library.load()
-    found = bytearray(size)
-    _check(lib.llcuda_gguf_copy(_at(ffi, mapping, start), size, ffi.from_buffer(found)))
-    return bytes(found)
+    data = bytearray(size)
+    _check(lib.llcuda_gguf_copy(_at(ffi, mapping, start), size, ffi.from_buffer(data)))
+    return bytes(data)
 
 
 def array(mapping: mmap.mmap, start: int, count: int, kind: str) -> NDArray[Any]:
-    """Return `count` numbers of a numpy type as a new array."""
+    """Return numbers of a file as a new array.
+
+    Args:
+        mapping: The mapped file.
+        start: Offset of the first number.
+        count: How many numbers.
+        kind: Their numpy type.
+
+    Raises:
+        GGUFError: The file became shorter.
+    """
     ffi, lib = library.load()
-    found = np.empty(count, kind)
-    _check(lib.llcuda_gguf_copy(_at(ffi, mapping, start), found.nbytes, _into(ffi, found)))
-    return found
+    values = np.empty(count, kind)
+    _check(lib.llcuda_gguf_copy(_at(ffi, mapping, start), values.nbytes, _into(ffi, values)))
+    return values
 
 
 def texts(blob: bytes, count: int) -> NDArray[np.int64]:
-    """Return where the first byte of each text lies in a copied array of texts."""
+    """Return the offset of the first byte of each text in an array of texts.
+
+    Args:
+        blob: The bytes of the array.
+        count: How many texts.
+    """
     ffi, lib = library.load()
     starts = np.empty(count, np.int64)
     pointer = ffi.cast("int64_t *", _into(ffi, starts))
@@ -161,19 +239,41 @@ def texts(blob: bytes, count: int) -> NDArray[np.int64]:
 
 
 def floats(mapping: mmap.mmap, start: int, size: int, kind: int, numel: int) -> NDArray[np.float32]:
-    """Return the values of `size` bytes of a ggml type; UnsupportedError for types without."""
+    """Return the values of a tensor.
+
+    Args:
+        mapping: The mapped file.
+        start: Offset of the tensor's first byte.
+        size: Bytes of the tensor.
+        kind: Its ggml type.
+        numel: How many values.
+
+    Returns:
+        A new array of shape (numel,).
+
+    Raises:
+        UnsupportedError: ggml cannot turn values of this type into floats.
+        GGUFError: The file became shorter.
+    """
     ffi, lib = library.load()
-    found = np.empty(numel, np.float32)
-    pointer = ffi.cast("float *", _into(ffi, found))
+    values = np.empty(numel, np.float32)
+    pointer = ffi.cast("float *", _into(ffi, values))
     status = lib.llcuda_gguf_floats(_at(ffi, mapping, start), size, kind, pointer)
     if status == lib.LLCUDA_UNSUPPORTED:
-        raise UnsupportedError("ggml turns no values of this type into floats")
+        raise UnsupportedError("ggml cannot turn values of this type into floats")
     _check(status)
-    return found
+    return values
 
 
 def has_only_numbers(mapping: mmap.mmap, start: int, size: int, kind: int) -> bool:
-    """Whether ggml finds no infinity and nothing that is no number in a tensor's bytes."""
+    """Return whether a tensor has neither NaN nor infinity, as ggml checks it.
+
+    Args:
+        mapping: The mapped file.
+        start: Offset of the tensor's first byte.
+        size: Bytes of the tensor.
+        kind: Its ggml type.
+    """
     ffi, lib = library.load()
     status: int = lib.llcuda_gguf_validate(_at(ffi, mapping, start), size, kind)
     return status == 0
@@ -189,4 +289,4 @@ def _into(ffi: Any, values: NDArray[Any]) -> Any:
 
 def _check(status: int) -> None:
     if status:
-        library.fail(GGUFError, "a GGUF file cannot be read any more")
+        library.fail(GGUFError, "the GGUF file cannot be read any more")

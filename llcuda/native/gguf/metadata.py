@@ -12,11 +12,16 @@ from llcuda.native.gguf import mapped
 from llcuda.native.gguf.types import NUMPY_VALUES, GGUFValueType
 
 LOSSLESS = "surrogateescape"  # a token may be any bytes
-AT_ONCE = 2**16  # bytes of a text that is read at once: more than any template has
+READ_AT_ONCE = 2**16  # bytes of a text, up to which it is read when the file is opened
 
 
 class Texts(Sequence[str]):
-    """An array of texts, decoded one by one; bytes that are not UTF-8 become lone surrogates."""
+    """An array of texts, decoded one by one; bytes that are not UTF-8 become lone surrogates.
+
+    Args:
+        blob: The bytes of the array in the file.
+        count: How many texts.
+    """
 
     def __init__(self, blob: bytes, count: int) -> None:
         self._blob = blob
@@ -48,10 +53,16 @@ class Texts(Sequence[str]):
 
 
 class Metadata(Mapping[str, Any]):
-    """Keys in the file's order; values are str, int, float, bool, numpy arrays or `Texts`.
+    """The metadata of a file: keys in its order; str, int, float, bool, numpy arrays and `Texts`.
 
-    An array, or a text above 64 KiB, is read at its first use, and not after the file is closed
-    (ClosedError).
+    Arrays, and texts above 64 KiB, are read at their first use, which must come before the file is
+    closed.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ClosedError: From a look-up, if the value was not read before the file was closed.
     """
 
     def __init__(self, file: mapped.MappedFile) -> None:
@@ -59,7 +70,7 @@ class Metadata(Mapping[str, Any]):
         self._pairs = {pair.key: pair for pair in file.index.pairs}
         self._values: dict[str, Any] = {}
         for key, pair in self._pairs.items():
-            if not pair.array and pair.size <= AT_ONCE:
+            if not pair.array and pair.size <= READ_AT_ONCE:
                 self._values[key] = self._read(pair)
 
     def __getitem__(self, key: str) -> Any:
@@ -80,11 +91,19 @@ class Metadata(Mapping[str, Any]):
         return f"<{len(self)} keys: {', '.join(self)}>"
 
     def type(self, key: str) -> GGUFValueType:
-        """Return the type of a value; of an array's elements."""
+        """Return the type of a value; for an array that of its elements.
+
+        Args:
+            key: The key.
+        """
         return GGUFValueType(self._pairs[key].type)
 
     def count(self, key: str) -> int | None:
-        """Return how many elements an array has, without reading it; None for what is none."""
+        """Return how many elements an array has, without reading it; None for another value.
+
+        Args:
+            key: The key.
+        """
         pair = self._pairs[key]
         return pair.count if pair.array else None
 

@@ -1,4 +1,4 @@
-"""What would make a quantisation useless, or end the process: a wrong matrix, absurd weights."""
+"""Checks before a quantisation: the importance matrix fits, the weights are plausible."""
 
 from __future__ import annotations
 
@@ -10,79 +10,102 @@ import numpy as np
 
 from llcuda.errors import ArgumentError, ModelError
 from llcuda.native import library
-from llcuda.native.gguf import mapped as gguf
 from llcuda.native.gguf.check import parts
+from llcuda.native.gguf.mapped import MappedFile, Record, floats
 from llcuda.native.gguf.types import GGMLType
 from llcuda.native.quantization.file_types import DEMANDING, EMBEDDINGS, PLAIN
 from llcuda.native.quantization.imatrix import Float32, ImportanceMatrix
-from llcuda.native.quantization.plan import Job, QuantizePlan, TensorPlan
+from llcuda.native.quantization.plan import QuantizeJob, QuantizePlan, TensorPlan
 
-# What looks its weights up in a grid asserts that it finds some; beyond LARGEST it may not, and no
-# quantised type holds such weights. Only the WIDE types do.
+# The types that look weights up in a grid assert that they find some. Beyond MAX_WEIGHT they may
+# not, and no quantised type holds such weights; only the WIDE types do.
 GRIDS = {*DEMANDING, GGMLType.IQ3_S}
 WIDE = {GGMLType.F32, GGMLType.BF16, GGMLType.MXFP4, GGMLType.NVFP4}
-LARGEST = 1e9
+MAX_WEIGHT = 1e9
 SLAB = 2**22  # values in memory at once
 _LAYER = re.compile(r"blk\.\d+\.[\w.]+\.weight")  # llama.cpp's matrices name views of tensors too
 
 
-def check_matrix(job: Job, plan: QuantizePlan) -> None:
-    """Raise ArgumentError for a matrix that is missing, lacks a tensor or is another model's."""
+def check_matrix(job: QuantizeJob, plan: QuantizePlan) -> None:
+    """Check that the importance matrix is there where it is needed, and fits the model.
+
+    Args:
+        job: The quantisation.
+        plan: Its plan.
+
+    Raises:
+        ArgumentError: The matrix is missing, lacks a tensor or belongs to another model.
+    """
     matrix = job.matrix
     needed = plan.needs_matrix
     if matrix is None:
         if needed:
             raise ArgumentError(
-                f"{job.file_type} needs an importance matrix (imatrix=): {len(needed)} tensors, "
-                f"{needed[0]} for one, would be garbage without; llcuda imatrix makes one"
+                f"{job.file_type} needs an importance matrix: without one {len(needed)} tensors "
+                f"would be garbage, for example {needed[0]}",
+                parameter="imatrix",
+                remedy="give imatrix=, which `llcuda imatrix` makes",
             )
         return
     tensors = {tensor.name: tensor for tensor in plan.tensors}
-    other = "the importance matrix is another model's"
+    other = "the importance matrix belongs to another model"
     for name, (sums, _) in matrix.entries.items():
         if name not in tensors:
             if _LAYER.fullmatch(name):
-                raise ArgumentError(f"{other}: it has {name}, {job.path} has not")
+                problem = f"{other}: it has {name}, {job.path} has not"
+                raise ArgumentError(problem, parameter="imatrix")
         elif sums.size != _columns(tensors[name]) and name not in EMBEDDINGS:
             expected = _columns(tensors[name])
-            raise ArgumentError(f"{other}: {name} has {sums.size} columns there, {expected} here")
+            problem = f"{other}: {name} has {sums.size} columns there, {expected} here"
+            raise ArgumentError(problem, parameter="imatrix")
     quantised = [t.name for t in plan.tensors if t.new_type not in PLAIN]
     quantised = [name for name in quantised if name not in EMBEDDINGS]
     missing = [name for name in quantised if name not in matrix.entries]
     if len(missing) == len(quantised) and quantised:
-        raise ArgumentError(f"{other}: it has none of its tensors, e.g. {quantised[0]}")
+        problem = f"{other}: it has no entry for any tensor, for example {quantised[0]}"
+        raise ArgumentError(problem, parameter="imatrix")
     if lost := [n for n in needed if n not in matrix.entries or _misfits(matrix, tensors[n])]:
         raise ArgumentError(
-            f"the importance matrix has no entry for {lost[0]}, which cannot do without as "
-            f"{tensors[lost[0]].new_type.name}; see tensor_types="
+            f"the importance matrix has no entry for {lost[0]}, which needs one as "
+            f"{tensors[lost[0]].new_type.name}",
+            parameter="imatrix",
+            remedy="give the tensor another type with tensor_types=",
         )
     if missing:
         library.logger.info("quantised without an importance matrix: %s", ", ".join(missing))
 
 
-def check_weights(job: Job, plan: QuantizePlan) -> None:
-    """Raise ModelError for weights so large that quantising them would end the process."""
+def check_weights(job: QuantizeJob, plan: QuantizePlan) -> None:
+    """Check that no weight is so large that quantising it would end the process.
+
+    Args:
+        job: The quantisation.
+        plan: Its plan.
+
+    Raises:
+        ModelError: A weight is.
+    """
     at_risk = {t.name for t in plan.tensors if t.old_type in WIDE and t.new_type in GRIDS}
     for path in parts(job.path) if at_risk else ():
-        file = gguf.MappedFile(path)
+        file = MappedFile(path)
         for record in (record for record in file.index.tensors if record.name in at_risk):
             largest = max(map(_largest, _slabs(file, record)))
-            if not largest <= LARGEST:
+            if not largest <= MAX_WEIGHT:
                 raise ModelError(
                     f"{record.name} in {path} has a weight of {largest:.3g}; quantised types end "
-                    f"before {LARGEST:.0e}"
+                    f"before {MAX_WEIGHT:.0e}"
                 )
         file.close()
 
 
-def _slabs(file: gguf.MappedFile, record: gguf.Record) -> Iterator[Float32]:
+def _slabs(file: MappedFile, record: Record) -> Iterator[Float32]:
     numel, start = math.prod(record.sizes), file.index.data_offset + record.offset
     step = min(SLAB, numel)
     for begin in range(0, numel, step):
         count = min(step, numel - begin)
-        at, size = (record.size * n // numel for n in (begin, count))
+        offset, size = (record.size * n // numel for n in (begin, count))
         if file.mmap:
-            yield gguf.floats(file.mmap, start + at, size, record.type, count)
+            yield floats(file.mmap, start + offset, size, record.type, count)
 
 
 def _largest(values: Float32) -> float:
@@ -90,7 +113,7 @@ def _largest(values: Float32) -> float:
 
 
 def _columns(tensor: TensorPlan) -> int:
-    """Return how many means a tensor's entry has: columns, of each expert."""
+    """Return how many means the entry of a tensor has: its columns, for each expert."""
     return tensor.shape[-1] * (tensor.shape[-3] if len(tensor.shape) > 2 else 1)
 
 

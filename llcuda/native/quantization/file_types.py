@@ -7,7 +7,8 @@ from typing import Any
 from llcuda.errors import ArgumentError
 from llcuda.native.gguf.types import GGMLType
 
-# Largest first: those that llama.cpp makes without an importance matrix, and those that need one.
+# The types that llama.cpp makes without an importance matrix, and those that need one, the largest
+# first.
 FILE_TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M",
     "Q4_K_S", "IQ4_NL", "Q4_0", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S",
@@ -22,21 +23,35 @@ TENSOR_TYPES = (
     "IQ4_XS", "MXFP4", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0",
     "IQ1_M", "TQ1_0", "IQ1_S",
 )  # fmt: skip
-# llama.cpp's code asserts on a matrix for the first, and refuses to do without for the others.
+# Without a matrix llama.cpp's code asserts for the first, and refuses the others.
 ASSERTING = {GGMLType.IQ2_XXS, GGMLType.IQ2_XS, GGMLType.IQ1_S}
 DEMANDING = {*ASSERTING, GGMLType.IQ3_XXS, GGMLType.IQ2_S, GGMLType.IQ1_M}
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
 
 def check_file_type(name: Any, types: tuple[str, ...] = FILE_TYPES) -> str:
-    """Return the name of a file type as `types` have it; ArgumentError for any other."""
+    """Return the name of a type in upper case.
+
+    Args:
+        name: The name, in any case.
+        types: The names that are allowed.
+
+    Raises:
+        ArgumentError: It is not one of them.
+    """
     if not isinstance(name, str) or name.upper() not in types:
         raise ArgumentError(f"type {name!r}: expected one of {', '.join(types)}")
     return name.upper()
 
 
 def needs_matrix(name: str, kind: GGMLType, file_type: str) -> bool:
-    """Whether a tensor cannot have this type without an importance matrix, by llama.cpp's rule."""
+    """Return whether a tensor of a type needs an importance matrix, by llama.cpp's rule.
+
+    Args:
+        name: The tensor.
+        kind: Its type.
+        file_type: The type of the whole file.
+    """
     return kind in ASSERTING or (
         name not in (*EMBEDDINGS, "output.weight")
         and (kind in DEMANDING or (file_type, kind) == ("Q2_K_S", GGMLType.Q2_K))

@@ -1,4 +1,4 @@
-"""Importance matrices: how much each column of a model's weights is used."""
+"""Importance matrices: how much each column of a model's weights matters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llcuda.errors import DecodeError, ModelError
 from llcuda.files import atomic_write, check_target
 from llcuda.native import library
 from llcuda.native.context import Context
-from llcuda.native.gguf import mapped as gguf
+from llcuda.native.gguf.mapped import MappedFile, array
 from llcuda.native.gguf.metadata import Metadata, Texts
 from llcuda.native.gguf.types import GGMLType
 from llcuda.native.model import Model
@@ -22,16 +22,19 @@ from llcuda.native.model import Model
 Float32 = npt.NDArray[np.float32]
 Entry = tuple[Float32, Float32]
 SUMS, COUNTS = ".in_sum2", ".counts"
-MOST = 1e30  # of a mean square: beyond, quantisation would overflow
+MAX_MEAN_SQUARE = 1e30  # beyond, quantisation would overflow
 
 
 @dataclass
 class ImportanceMatrix:
-    """For each matrix of weights the squares of what it was multiplied with, summed by column.
+    """The squares of what each matrix of weights was multiplied with, summed by column.
 
-    entries: tensor name -> (sums, counts): float32, shape (matrices, columns), and of shape
-        (matrices,) how many rows were added. matrices is 1, but for layers of experts.
-    datasets: where the text came from. chunks, chunk_size: how many pieces of how many tokens.
+    Attributes:
+        entries: For each tensor its sums, float32 of shape (matrices, columns), and how many rows
+            were added, float32 of shape (matrices,); layers of experts have several matrices.
+        datasets: Where the text came from.
+        chunks: How many pieces of text.
+        chunk_size: Tokens of a piece.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -41,29 +44,43 @@ class ImportanceMatrix:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImportanceMatrix:
-        """Read a file of llama.cpp's tools or of save(): GGUF, or the older imatrix.dat.
+        """Read a file of llama.cpp's tools or of `save`.
 
-        Raises ModelNotFoundError, ModelError for what is none or holds no sums of squares.
+        Args:
+            path: The file, GGUF or the older imatrix.dat.
+
+        Raises:
+            ModelNotFoundError: The file does not exist.
+            ModelError: The file is not an importance matrix, or is damaged.
         """
         path = Path(path)
         old = path.is_file() and not _begins_as_gguf(path)
         matrix = _load_old(path) if old else _load_gguf(path)
         if not matrix.entries:
-            raise ModelError(f"{path} is no importance matrix: it has no entries")
+            raise ModelError(f"{path} is not an importance matrix: it has no entries")
         if name := matrix.implausible():
-            raise ModelError(f"{path}: {name} has values that no sum of squares has")
+            raise ModelError(f"{path}: {name} has values that are not sums of squares")
         return matrix
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a GGUF file as llama.cpp's tools read it; return its path.
+        """Write a GGUF file that llama.cpp's tools read too.
 
-        The file appears when it is whole; one that is there is replaced. Raises ArgumentError
-        for a target that is no file, ModelError for what failed.
+        The file appears when it is complete, and replaces one of the same name.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ArgumentError: The path is not that of a file.
+            ModelError: The file cannot be written.
         """
         ffi, lib = library.load()
         into = Path(path)
         check_target(into)
-        kept = []  # what the C structures below point to
+        kept = []  # what the C structs below point to
         rows = []
         for name, entry in self.entries.items():
             arrays = [np.ascontiguousarray(array, np.float32) for array in entry]
@@ -82,19 +99,24 @@ class ImportanceMatrix:
         return into
 
     def implausible(self) -> str | None:
-        """Return the name of an entry whose values cannot be sums of squares, None without one."""
+        """Return the name of an entry whose values are not sums of squares; None without one."""
         for name, (sums, counts) in self.entries.items():
             if sums.ndim != 2 or counts.shape != sums.shape[:1]:
                 return name
-            most = MOST * np.maximum(counts, 1, dtype=np.float64)[:, None]
-            if not (np.all(counts >= 0) and np.all((sums >= 0) & (sums <= most))):
+            limit = MAX_MEAN_SQUARE * np.maximum(counts, 1, dtype=np.float64)[:, None]
+            if not (np.all(counts >= 0) and np.all((sums >= 0) & (sums <= limit))):
                 return name
         return None
 
     def means(self, name: str) -> Float32 | None:
-        """Return the mean squares of a tensor's columns, shape (matrices * columns,).
+        """Return the mean squares of the columns of a tensor.
 
-        1 for experts that no token took; None for a tensor without an entry.
+        Args:
+            name: The tensor.
+
+        Returns:
+            float32 of shape (matrices * columns,), 1 for experts that no token used; None for a
+            tensor without an entry.
         """
         if name not in self.entries:
             return None
@@ -104,10 +126,17 @@ class ImportanceMatrix:
 
 
 class Collector:
-    """A context on `model` whose matrix products are added up; Context's parameters.
+    """A context whose matrix products are added up.
 
-    output: also those with the output matrix. Decode with logits for every token: the last layer
-    computes no other rows.
+    Decode with logits for every token: the last layer computes no other rows.
+
+    Args:
+        model: The model.
+        output: Also add up the products with the output matrix.
+        **parameters: The fields of `ContextParams`.
+
+    Attributes:
+        context (Context): The context.
     """
 
     def __init__(self, model: Model, *, output: bool = False, **parameters: Any) -> None:
@@ -117,20 +146,24 @@ class Collector:
         self.context: Context = _CollectingContext(model, self._handle.owner, parameters)
 
     def entries(self) -> dict[str, Entry]:
-        """Return a copy of what was added up; DecodeError where that is not finite."""
+        """Return a copy of what was added up, by tensor.
+
+        Raises:
+            DecodeError: The sums are not finite.
+        """
         ffi, lib = library.load()
         pointer = self._handle.owner.pointer
         if failure := ffi.string(lib.llcuda_imatrix_failure(pointer)).decode():
             raise DecodeError(f"no importance matrix: {failure}")
-        found, entry = {}, ffi.new("struct llcuda_imatrix_entry *")
+        entries, entry = {}, ffi.new("struct llcuda_imatrix_entry *")
         for i in range(lib.llcuda_imatrix_size(pointer)):
             lib.llcuda_imatrix_get(pointer, i, entry)
             sums, counts = (
                 np.frombuffer(ffi.buffer(values, 4 * n), np.float32).copy()
                 for values, n in ((entry.sums, entry.n_sums), (entry.counts, entry.n_counts))
             )
-            found[ffi.string(entry.name).decode()] = (sums.reshape(len(counts), -1), counts)
-        return found
+            entries[ffi.string(entry.name).decode()] = (sums.reshape(len(counts), -1), counts)
+        return entries
 
 
 class _CollectingContext(Context):
@@ -153,18 +186,18 @@ def _begins_as_gguf(path: Path) -> bool:
 
 
 def _load_gguf(path: Path) -> ImportanceMatrix:
-    file = gguf.MappedFile(path)
+    file = MappedFile(path)
     mapping = file.mmap
-    found: dict[str, dict[str, Float32]] = {SUMS: {}, COUNTS: {}}
+    by_ending: dict[str, dict[str, Float32]] = {SUMS: {}, COUNTS: {}}
     for tensor in file.index.tensors:
-        for end, values in found.items():
+        for end, values in by_ending.items():
             if mapping and tensor.name.endswith(end) and tensor.type == GGMLType.F32:
                 start = file.index.data_offset + tensor.offset
                 name = tensor.name.removesuffix(end)
-                values[name] = gguf.array(mapping, start, tensor.size // 4, "f4")
+                values[name] = array(mapping, start, tensor.size // 4, "f4")
     entries = {}
-    for name in sorted({*found[SUMS], *found[COUNTS]}):
-        sums, counts = (values.get(name, np.empty(0, np.float32)) for values in found.values())
+    for name in sorted({*by_ending[SUMS], *by_ending[COUNTS]}):
+        sums, counts = (values.get(name, np.empty(0, np.float32)) for values in by_ending.values())
         if not len(counts) or not len(sums) or len(sums) % len(counts):
             raise ModelError(f"{path}: {name} has {len(sums)} sums and {len(counts)} counts")
         entries[name] = (sums.reshape(len(counts), -1), counts)
@@ -178,7 +211,7 @@ def _load_gguf(path: Path) -> ImportanceMatrix:
 
 
 def _load_old(path: Path) -> ImportanceMatrix:
-    """Read the format before GGUF: name by name a number of calls, and means times that."""
+    """Read the format before GGUF: for each tensor a number of calls, and means times that."""
     with path.open("rb") as file:
 
         def take(size: int) -> bytes:
@@ -198,7 +231,7 @@ def _load_old(path: Path) -> ImportanceMatrix:
                 entries[name] = (sums.reshape(1, -1), np.array([max(calls, 1)], np.float32))
             rest = file.read()
         except ValueError:
-            raise ModelError(f"{path} is no importance matrix, or it is damaged") from None
+            raise ModelError(f"{path} is not an importance matrix, or is damaged") from None
     chunks = max(int.from_bytes(rest[:4], "little", signed=True), 0)
     dataset = rest[8:].decode(errors="replace")
     return ImportanceMatrix(entries, (dataset,) if dataset else (), chunks)

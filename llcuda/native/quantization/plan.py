@@ -1,4 +1,4 @@
-"""What a quantisation makes of each tensor, and whether it can be done, before it is done."""
+"""What a quantisation makes of each tensor, before it is done."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from llcuda.native.quantization.file_types import (
     needs_matrix,
 )
 from llcuda.native.quantization.imatrix import ImportanceMatrix
-from llcuda.params import check_number, check_texts, default_threads
+from llcuda.params import check_number, check_texts, default_threads, wrong_value
 
-BUFFER_SIZE = 2**22  # bytes of rows at once for each thread, which stay in its cache
-KEY_SIZE = 127  # bytes of a text among the metadata that llama.cpp lets a caller set
+BUFFER_SIZE = 2**22  # bytes of rows at once for each thread, so that they stay in its cache
+MAX_TEXT = 127  # bytes of a text in the metadata that llama.cpp lets a caller set
 
 _LINE = re.compile(
     r"\[ *\d+/ *\d+\] (\S+) +- \[([\d, ]+)\], type = +(\S+), size = .*?(?:-> .*\((\S+)\))?"
@@ -35,7 +35,17 @@ _LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """A tensor before and after. shape: rows before columns; needs_matrix: an importance matrix."""
+    """A tensor before and after a quantisation.
+
+    Attributes:
+        name: The name.
+        shape: Sizes, rows before columns.
+        old_type: The type in the source.
+        new_type: The type in the target.
+        old_nbytes: Bytes in the source.
+        nbytes: Bytes in the target.
+        needs_matrix: Whether the new type needs an importance matrix.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -48,7 +58,12 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class QuantizePlan:
-    """The tensors of a model in the order in which they are written, and their bytes in all."""
+    """What a quantisation makes of a model.
+
+    Attributes:
+        file_type: The type of the file.
+        tensors: The tensors, in the order in which they are written.
+    """
 
     file_type: str
     tensors: tuple[TensorPlan, ...]
@@ -70,14 +85,33 @@ class QuantizePlan:
 
     @property
     def requantizes(self) -> list[str]:
-        """The names of the tensors whose weights are quantised already, and change their type."""
+        """The names of the tensors that are quantised already, and change their type."""
         return [
             t.name for t in self.tensors if t.old_type not in PLAIN and t.old_type != t.new_type
         ]
 
 
-class Job:
-    """A quantisation that was asked for, checked, with all that C is given."""
+class QuantizeJob:
+    """The arguments of a quantisation, checked, and the structs that C gets.
+
+    Args:
+        source: The model file, or "demo".
+        file_type: One of FILE_TYPES or MATRIX_TYPES.
+        imatrix: An importance matrix, or its file.
+        tensor_types: Types of single tensors, by regular expressions over their names.
+        threads: Processors; None is all.
+
+    Attributes:
+        path (Path): The model file.
+        file_type (str): The type, in upper case.
+        matrix (ImportanceMatrix | None): The importance matrix.
+        matrix_file (str): Its file; empty if it was given as an object.
+
+    Raises:
+        ModelNotFoundError: A file does not exist.
+        ModelError: A file is damaged.
+        ArgumentError: An argument is not allowed.
+    """
 
     def __init__(
         self,
@@ -99,22 +133,25 @@ class Job:
         check_tensors(self.path)
         for pattern, _ in self.overrides:
             if self._lib.llcuda_search(pattern.encode(), self._ffi.NULL, 0, self._ffi.NULL):
-                raise ArgumentError(
-                    f"tensor_types: {pattern!r} is no regular expression", parameter="tensor_types"
-                )
+                problem = f"tensor_types: {pattern!r} is not a regular expression"
+                raise ArgumentError(problem, parameter="tensor_types")
         self.matrix_file = ""
         if imatrix is not None and not isinstance(imatrix, ImportanceMatrix):
             self.matrix_file = os.fspath(imatrix)
             imatrix = ImportanceMatrix.load(imatrix)
         elif imatrix is not None and (name := imatrix.implausible()):
             raise ArgumentError(
-                f"imatrix: {name} has values that no sum of squares has", parameter="imatrix"
+                f"imatrix: {name} has values that are not sums of squares", parameter="imatrix"
             )
         self.matrix = imatrix
         self._kept: list[Any] = []  # what the parameters point to
 
     def c_params(self, requantize: bool = False) -> Any:
-        """Return llama.cpp's parameters; valid as long as this object."""
+        """Return llama_model_quantize_params, valid as long as this object.
+
+        Args:
+            requantize: Allow weights that are quantised already.
+        """
         ffi, lib = self._ffi, self._lib
         params = lib.llama_model_quantize_default_params()
         params.nthread = self.threads or default_threads()
@@ -161,11 +198,16 @@ class Job:
                 item.tag, item.val_i64 = self._lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
             else:
                 item.tag = self._lib.LLAMA_KV_OVERRIDE_TYPE_STR
-                item.val_str = value.encode()[:KEY_SIZE].decode(errors="ignore").encode()
+                item.val_str = value.encode()[:MAX_TEXT].decode(errors="ignore").encode()
         return self._keep(array)
 
     def plan(self) -> QuantizePlan:
-        """Return what llama.cpp would make of the tensors; ArgumentError for useless overrides."""
+        """Return what llama.cpp would make of the tensors.
+
+        Raises:
+            ModelError: The model cannot be quantised.
+            ArgumentError: A name in tensor_types finds no tensor, or none that is quantised.
+        """
         with callbacks.without_repeated_warnings():
             lines = self._lib.llcuda_quantize_plan(os.fsencode(self.path), self.c_params())
         if lines == self._ffi.NULL:
@@ -176,27 +218,27 @@ class Job:
         return plan
 
     def _read_line(self, line: str) -> TensorPlan:
-        found = _LINE.fullmatch(line)
-        if not found:
+        match = _LINE.fullmatch(line)
+        if not match:
             raise ModelError(f"{self.path} has a tensor that cannot be quantised: {line}")
-        name, sizes, old, new = found.groups()
-        columns, *more = map(int, sizes.split(","))
-        rows = more[0] * more[1] * more[2]
-        while more and more[-1] == 1:
-            more.pop()
+        name, sizes, old, new = match.groups()
+        columns, *others = map(int, sizes.split(","))
+        rows = others[0] * others[1] * others[2]
+        while others and others[-1] == 1:
+            others.pop()
         types = GGMLType[old.upper()], GGMLType[(new or old).upper()]
         before, after = (rows * self._lib.llcuda_row_size(int(kind), columns) for kind in types)
         needs = needs_matrix(name, types[1], self.file_type)
-        return TensorPlan(name, (*reversed(more), columns), *types, before, after, needs)
+        return TensorPlan(name, (*reversed(others), columns), *types, before, after, needs)
 
     def _check_names(self, plan: QuantizePlan) -> None:
         ffi, names = self._ffi, [tensor.name for tensor in plan.tensors]
         texts = [ffi.new("char[]", name.encode()) for name in names]
-        found = ffi.new("bool[]", len(names))
+        flags = ffi.new("bool[]", len(names))
         left = set(names)
         for pattern, kind in self.overrides:
-            self._lib.llcuda_search(pattern.encode(), texts, len(texts), found)
-            hits = {name for name, hit in zip(names, found, strict=True) if hit}
+            self._lib.llcuda_search(pattern.encode(), texts, len(texts), flags)
+            hits = {name for name, hit in zip(names, flags, strict=True) if hit}
             if not hits:
                 near = difflib.get_close_matches(pattern, names, 3, 0.5)
                 hint = f"; there are {', '.join(near)}" if near else ""
@@ -215,14 +257,13 @@ class Job:
 
 def _check_overrides(tensor_types: Any, file_type: str) -> list[tuple[str, GGMLType]]:
     if not isinstance(tensor_types, Mapping):
-        raise ArgumentError(
-            f"tensor_types={tensor_types!r}: expected name -> type", parameter="tensor_types"
-        )
+        raise wrong_value("tensor_types", tensor_types, "expected a mapping of name to type")
     check_texts("tensor_types", list(tensor_types))
     if tensor_types and file_type in ("F32", "F16", "BF16"):
         raise ArgumentError(
-            f"tensor_types: {file_type} is one type for all; take a quantised type",
+            f"tensor_types: {file_type} is one type for all tensors",
             parameter="tensor_types",
+            remedy="choose a quantised type",
         )
     return [
         (name, GGMLType[check_file_type(kind, TENSOR_TYPES)]) for name, kind in tensor_types.items()

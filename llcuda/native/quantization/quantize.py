@@ -1,4 +1,4 @@
-"""A model file with other types of weights: llama.cpp's quantisation."""
+"""Quantisation of model files, by llama.cpp."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, parts
 from llcuda.native.quantization.check import check_matrix, check_weights
 from llcuda.native.quantization.imatrix import ImportanceMatrix
-from llcuda.native.quantization.plan import Job, QuantizePlan
+from llcuda.native.quantization.plan import QuantizeJob, QuantizePlan
 
-FULL = 2**20  # a disk with fewer bytes left is why writing failed
+FULL_DISK = 2**20  # free bytes, below which a full disk is taken as the reason of a failure
 
 
 def quantize(
@@ -32,22 +32,35 @@ def quantize(
     requantize: bool = False,
     progress: Callable[[float], bool | None] | None = None,
 ) -> Path:
-    """Write the model `source` to `target` with weights of `file_type`; return the target's path.
+    """Write a model file with weights of another type.
 
-    file_type: one of file_types.FILE_TYPES, or of MATRIX_TYPES, which need `imatrix`; all get
-        better by it. What does not fit a tensor's shape gets a larger type.
-    imatrix: an importance matrix of this model, or its file.
-    tensor_types: name -> one of TENSOR_TYPES, for single tensors; the name is a regular
-        expression that is searched in tensors' names, the first that is found counts.
-    threads: None = every processor. requantize: also from weights that are quantised already.
-    progress: called with the share that is done, 0.0 to 1.0, after each tensor; False stops
-        (LoadCancelledError), an exception stops and is raised again.
-    The target appears when it is whole; one that is there is replaced.
+    The target appears when it is complete, and replaces a file of the same name.
 
-    Raises ModelNotFoundError, ModelError (with llama.cpp's reason, or a full disk), ArgumentError.
+    Args:
+        source: The model file, or "demo".
+        target: The file to write.
+        file_type: One of `llcuda.native.quantization.file_types.FILE_TYPES`, or of its
+            MATRIX_TYPES, which need `imatrix`. A tensor whose shape does not fit gets a larger
+            type.
+        imatrix: An importance matrix of this model, or its file. It improves every type.
+        tensor_types: One of TENSOR_TYPES for single tensors. Each name is a regular expression that
+            is searched in the tensors' names; the first match counts.
+        threads: Processors; None is all.
+        requantize: Allow weights that are quantised already.
+        progress: Called with 0.0 to 1.0 after each tensor. False cancels, an exception cancels and
+            is raised again.
+
+    Returns:
+        The path of the target.
+
+    Raises:
+        ModelNotFoundError: A file does not exist.
+        ModelError: The model cannot be quantised, or the disk is full.
+        LoadCancelledError: `progress` returned False.
+        ArgumentError: An argument is not allowed.
     """
     into = Path(target)
-    job = Job(source, file_type, imatrix, tensor_types, threads)
+    job = QuantizeJob(source, file_type, imatrix, tensor_types, threads)
     matrix_file = [Path(job.matrix_file)] if job.matrix_file else []
     check_target(into, *parts(job.path), *matrix_file)
     plan = job.plan()
@@ -55,7 +68,8 @@ def quantize(
     check_weights(job, plan)
     if plan.requantizes and not requantize:
         raise ModelError(
-            f"the weights of {job.path} are quantised already: see requantize= (--requantize)"
+            f"the weights of {job.path} are quantised already; allow it with requantize=True "
+            "(--requantize)"
         )
     free = shutil.disk_usage(into.parent).free
     if plan.nbytes > free:
@@ -72,15 +86,33 @@ def quantize_plan(
     imatrix: ImportanceMatrix | str | os.PathLike[str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
 ) -> QuantizePlan:
-    """Return what `quantize` would make of each tensor, without writing anything.
+    """Return what `quantize` would make of each tensor, without writing a file.
 
-    The parameters and errors are those of `quantize`; a missing matrix is none.
+    Args:
+        source: As for `quantize`.
+        file_type: As for `quantize`; a missing importance matrix is not an error here.
+        imatrix: As for `quantize`.
+        tensor_types: As for `quantize`.
+
+    Raises:
+        ModelNotFoundError: A file does not exist.
+        ModelError: The model cannot be quantised.
+        ArgumentError: An argument is not allowed.
     """
-    return Job(source, file_type, imatrix, tensor_types).plan()
+    return QuantizeJob(source, file_type, imatrix, tensor_types).plan()
 
 
 def tensor_size(path: str | os.PathLike[str], name: str) -> int:
-    """Return the bytes of a tensor in a model file, 0 where it has none of this name."""
+    """Return the bytes of a tensor in a model file; 0 if the file does not have it.
+
+    Args:
+        path: The file, or "demo".
+        name: The tensor.
+
+    Raises:
+        ModelNotFoundError: The file does not exist.
+        ModelError: The file is damaged.
+    """
     path = resolve(os.fspath(path))
     check_file(path)
     _, lib = library.load()
@@ -90,8 +122,10 @@ def tensor_size(path: str | os.PathLike[str], name: str) -> int:
     return size
 
 
-def _write(job: Job, part: Path, plan: QuantizePlan, requantize: bool, progress: Any) -> None:
-    """Write the file; raise what `progress` raised, and ModelError for what failed."""
+def _write(
+    job: QuantizeJob, part: Path, plan: QuantizePlan, requantize: bool, progress: Any
+) -> None:
+    """Write the target file."""
     ffi, lib = library.load()
     done = [0, *accumulate(tensor.old_nbytes for tensor in plan.tensors)]
 
@@ -107,9 +141,9 @@ def _write(job: Job, part: Path, plan: QuantizePlan, requantize: bool, progress:
     )  # fmt: skip
     if status == lib.LLCUDA_ABORTED:
         callbacks.reraise()
-        raise LoadCancelledError(f"quantising {job.path} was stopped by progress()")
+        raise LoadCancelledError(f"quantising {job.path} was cancelled by progress()")
     if status:
-        lines = library.errors(ffi, lib, keep=True)
-        if shutil.disk_usage(part.parent).free < FULL or "iostream error" in lines:
+        log = library.errors(ffi, lib, keep=True)
+        if shutil.disk_usage(part.parent).free < FULL_DISK or "iostream error" in log:
             raise ModelError(f"the disk of {part.parent} is full, or a limit is reached")
         library.fail(ModelError, f"cannot quantise {job.path}")
