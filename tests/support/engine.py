@@ -1,4 +1,4 @@
-"""What several tests of the engine use."""
+"""Helpers of the engine's tests."""
 
 import time
 from collections.abc import Callable
