@@ -1,4 +1,4 @@
-// What the shim's files share: the guard around every call into llama.cpp, and the errors.
+// Shared by all files of the shim: the guard around every call into llama.cpp, and the errors.
 #pragma once
 
 #include <chrono>
@@ -23,7 +23,7 @@ void * llcuda_on_step_clone(void * handle);
 void llcuda_on_step_free(void * handle);
 }
 
-// Compiled for several processors, and the best chosen at load: for loops that the compiler vectorises.
+// Compile a function for several processors; the best version is chosen at load. For loops that are vectorised.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SHIM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -32,7 +32,7 @@ void llcuda_on_step_free(void * handle);
 
 namespace shim {
 
-// Threads pay where they save milliseconds; waking them costs more than that on a busy machine.
+// The work of a loop, from which on threads pay: waking them costs milliseconds on a busy machine.
 constexpr double WORTH_THREADS_NS = 3e6;
 
 // Python's main thread, as pthread_self() names it.
@@ -41,22 +41,22 @@ extern uint64_t main_thread;
 // Append a line to this thread's errors.
 void add_error(const std::string & line);
 
-// While one lives, `see` gets each line that llama.cpp logs on this thread, of any level; what it throws
-// passes through llama.cpp.
+// Passes each line that llama.cpp logs on this thread, of any level, to `see`, as long as the object lives. An exception
+// of `see` passes through llama.cpp.
 struct LogWatch {
     explicit LogWatch(std::function<void(const std::string & line)> see);
     ~LogWatch();
     LogWatch(const LogWatch &) = delete;
 };
 
-// While one lives on a thread, a failed GGML_ASSERT on that thread throws instead of ending the process.
+// Lets a failed GGML_ASSERT on this thread throw instead of ending the process, as long as the object lives.
 struct Guard {
     Guard();
     ~Guard();
     Guard(const Guard &) = delete;
 };
 
-// Run `call`; what it throws becomes `failed` and an error line.
+// Run `call`; an exception becomes `failed` and an error line.
 template <typename Result, typename Call> Result guarded(Result failed, Call && call) {
     Guard guard;
     try {
@@ -69,28 +69,26 @@ template <typename Result, typename Call> Result guarded(Result failed, Call && 
     return failed;
 }
 
-// Run `call`; false when it divides by zero, or reads through a null pointer or a mapping of a file that became
-// shorter. What it had allocated is then lost, so only for what a damaged file can bring about. Inside `guarded`.
+// Run `call` inside `guarded`; false if it divides by zero, or reads through a null pointer or the mapping of a file
+// that became shorter. Its allocations are lost then, so this is for faults that only a damaged file causes.
 bool survives(const std::function<void()> & call);
 
-// Whether an error of CUDA ended the last call on this thread that threw.
+// Whether the last call on this thread that threw did so by an error of CUDA.
 extern thread_local bool cuda_failed;
 
-// Whether every GPU still does what it is asked: after a fault of a kernel, or when it is gone, none does in this
-// process.
+// Whether every GPU still answers: after the fault of a kernel, or the loss of a GPU, none does in this process.
 bool gpus_answer();
 
-// CUDA keeps the last error until somebody asks, and the next kernel's check would take it for its own.
+// Clear CUDA's last error, which the check after the next kernel would take for its own.
 void forget_cuda_error();
 
-// A function that the CUDA backend exports, or of the CUDA run-time library under it; null without them. The backend
-// is loaded where there is a GPU to use it.
+// A function of the CUDA backend, or of the CUDA run-time library under it; null without a GPU.
 void * cuda_symbol(const char * name);
 template <typename Function> Function cuda_function(const char * name) {
     return reinterpret_cast<Function>(cuda_symbol(name));
 }
 
-// While one lives, a fault on this thread is nobody's but its own: around calls of Python.
+// Turns `survives` off on this thread as long as the object lives: around calls of Python.
 struct FaultsOff {
     FaultsOff();
     ~FaultsOff();

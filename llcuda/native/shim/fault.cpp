@@ -1,8 +1,8 @@
-// Faults of llama.cpp over the contents of a file: caught while a model loads or a context is made.
+// Faults of llama.cpp caused by a file, caught while a model is loaded or a context is created.
 //
-// llama.cpp divides by hyper-parameters and follows pointers to optional tensors without a look at
-// them. A file that leaves out what its architecture needs would end the process. So would one that
-// becomes shorter while it is mapped.
+// llama.cpp divides by hyper-parameters and follows pointers to optional tensors without checks. A file
+// that lacks what its architecture needs would end the process, and so would a file that becomes
+// shorter while it is mapped.
 
 #include "common.hpp"
 

@@ -1,4 +1,4 @@
-// Log lines and errors, assertions as exceptions, and which CPU backends this machine can run.
+// The log and the errors, assertions as exceptions, and the CPU backends that this machine can run.
 
 #include "common.hpp"
 

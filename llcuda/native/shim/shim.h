@@ -1,6 +1,6 @@
-// What the binding adds to llama.h. Plain declarations: cffi reads this file as it is,
-// common.hpp includes it inside extern "C". Nothing that llama.cpp throws or asserts on the
-// calling thread leaves one of these functions: it becomes a status and lines in
+// The C interface of the shim, besides llama.h. cffi reads this file as it is, so it has plain
+// declarations only; common.hpp includes it inside extern "C". No exception and no failed assertion
+// of llama.cpp on the calling thread leaves these functions: it becomes a status, and lines in
 // llcuda_errors().
 
 enum llcuda_status {
@@ -18,7 +18,7 @@ enum llcuda_status {
     LLCUDA_NO_OUTPUT         = -106, // no logits or embeddings at this index
     LLCUDA_NO_CANDIDATES     = -107, // a sampler chain left nothing to choose from
     LLCUDA_CALLBACK_FAILED   = -108, // a Python callback raised; the caller re-raises
-    LLCUDA_UNSUPPORTED       = -109, // this memory cannot do that
+    LLCUDA_UNSUPPORTED       = -109, // this memory, device or type cannot do that
     LLCUDA_EXCEPTION         = -110, // llama.cpp threw or asserted; see llcuda_errors()
     LLCUDA_INVALID_FILE      = -112, // a model file that must not be loaded; see llcuda_errors()
     LLCUDA_LOST              = -113, // the device under this context failed
@@ -30,36 +30,36 @@ enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUT
 // --- library.cpp: log, errors, backends ---
 
 const char * llcuda_commit(void);             // the llama.cpp commit of the headers
-const char * llcuda_cuda_architectures(void); // compiled for, CMake's names, ',' between; empty without CUDA
-const char * llcuda_cuda_version(void);       // of the toolkit, e.g. "13.0"; empty without CUDA
-const char * llcuda_library_path(void);       // the libllama that llama_decode came from
+const char * llcuda_cuda_architectures(void); // CMake's names, separated by ','; empty without CUDA
+const char * llcuda_cuda_version(void);       // of the toolkit, as "13.0"; empty without CUDA
+const char * llcuda_library_path(void);       // the libllama that llama_decode comes from
 void         llcuda_init(uint64_t main_thread);
 void         llcuda_log_level(int level);     // deliver lines of this ggml_log_level and above
-const char * llcuda_errors(void);             // this thread's last warnings and errors, '\n' between
+const char * llcuda_errors(void);             // this thread's last warnings and errors, one a line
 void         llcuda_clear_errors(void);
 int          llcuda_backend_score(const char * path);  // 0: cannot run here; -1: cannot be loaded
-bool         llcuda_cpu_permits(const char * feature); // "avx", "avx512" or "amx": tried, not only listed
+bool         llcuda_cpu_permits(const char * feature); // "avx", "avx512" or "amx", which is tried out
 bool         llcuda_backend_load(const char * path);
 int          llcuda_memory_now(ggml_backend_dev_t device, size_t * free, size_t * total);
-bool         llcuda_gpus_answer(void);        // false: a GPU failed for this process
+bool         llcuda_gpus_answer(void);        // false: a GPU failed, and no GPU works in this process
 
 // --- gguf/check.cpp ---
 
-// Refuses a file whose tensor types would end the process while it computes; damage that
-// llama.cpp reports by itself is none of its business. positions: what a table of learned
-// positions holds, 0 without one.
+// Refuse a file whose tensor types would end the process while it computes. llama.cpp itself reports
+// other damage. positions: gets the size of a table of learned positions, 0 without one.
 int llcuda_gguf_check(const char * path, int64_t * positions);
 
 // --- gguf/reader.cpp ---
 
-// A key and its value. key, value: offsets in the file, of a text's first byte; type: a gguf_type, of the
-// elements in an array. size: bytes of the value.
+// A key and its value. key, value: offsets in the file; those of a text are of its first byte. type: a gguf_type;
+// for an array that of its elements. size: bytes of the value.
 struct llcuda_gguf_pair {
     uint64_t key, key_size, value, size, count;
     uint32_t type;
     bool     array;
 };
-// offset: from the beginning of the data. n_dims: as written; ne has 1 beyond it. type: a ggml_type.
+// A tensor. offset: from the beginning of the data section. n_dims: as written; ne has 1 beyond it. type: a
+// ggml_type.
 struct llcuda_gguf_tensor {
     char     name[64];
     uint32_t n_dims;
@@ -74,36 +74,37 @@ struct llcuda_gguf_index {
     const struct llcuda_gguf_pair *   pairs;
     const struct llcuda_gguf_tensor * tensors;
 };
-// What a mapped file holds, of which `size` bytes are there: LLCUDA_TRUNCATED when these end within its header,
-// LLCUDA_INVALID_FILE for what is none, or is damaged. index: null then.
+// Read the header of a mapped file, of which `size` bytes are there. LLCUDA_TRUNCATED: these bytes end within the
+// header. LLCUDA_INVALID_FILE: it is not a GGUF file, or is damaged. index: gets the header, null on failure.
 int llcuda_gguf_read(const char * data, size_t size, uint64_t file_size, struct llcuda_gguf_index ** index);
 void llcuda_gguf_free(struct llcuda_gguf_index * index);
-// Copies what a mapping may have lost; of an array of n texts, says where in it each begins.
+// Copy bytes of a mapping; its file may have become shorter.
 int llcuda_gguf_copy(const char * data, size_t size, char * copy);
+// Find where each text of an array of n texts begins.
 int llcuda_gguf_texts(const char * data, size_t size, int64_t n, int64_t * starts);
-// A tensor's values; LLCUDA_UNSUPPORTED for types without them. LLCUDA_INVALID_FILE where ggml finds one that
-// is no number.
+// Read the values of a tensor. LLCUDA_UNSUPPORTED: ggml cannot turn this type into floats.
 int llcuda_gguf_floats(const char * data, uint64_t size, int type, float * values);
+// LLCUDA_INVALID_FILE: the tensor has a NaN or an infinity.
 int llcuda_gguf_validate(const char * data, uint64_t size, int type);
 
 // --- decode/model.cpp ---
 
-void llcuda_model_free(struct llama_model * model);  // nothing when a GPU failed
+void llcuda_model_free(struct llama_model * model);  // does nothing after a GPU failed
 struct llama_model * llcuda_model_load(const char * path, struct llama_model_params params);
 int32_t llcuda_tokenize(const struct llama_vocab * vocab, const char * text, int32_t length,
                         int32_t * tokens, int32_t capacity, bool add_special, bool parse_special);
 int32_t llcuda_detokenize(const struct llama_vocab * vocab, const int32_t * tokens, int32_t n_tokens,
                           char * text, int32_t capacity, bool remove_special, bool unparse_special);
 int32_t llcuda_token_to_piece(const struct llama_vocab * vocab, int32_t token, char * text, int32_t capacity, bool special);
-// All pieces one after the other, and where each begins, n_tokens + 1 places. names[token]: it is a control token or ends a
-// text, and its name stands there. Returns the bytes; only `capacity` of them are written.
+// Write all pieces one after the other, and where each begins, n_tokens + 1 offsets. names[token]: the token is a control
+// token or ends a generation, and its name is written. Returns the bytes of all; at most `capacity` are written.
 int64_t llcuda_pieces(const struct llama_vocab * vocab, char * text, int64_t capacity, int64_t * begins, int8_t * names);
 struct llama_adapter_lora * llcuda_adapter_load(struct llama_model * model, const char * path);
 
 // --- decode/probe.cpp ---
 
-// Looks at the operations of a model before the first context computes them: LLCUDA_INVALID_FILE for
-// parameters that would end the process.
+// Check the operations of a model before the first context computes them. LLCUDA_INVALID_FILE: their
+// parameters would end the process.
 int llcuda_probe(struct llama_model * model, struct llama_context_params params);
 
 // --- decode/estimate.cpp ---
@@ -115,21 +116,21 @@ struct llcuda_device_memory {
     size_t model, context, compute, free, total;
 };
 
-// What `model`, loaded with no_alloc, and a context take: its devices, and the CPU as the last. Returns how many.
+// What `model`, loaded with no_alloc, and a context would take of each device, the CPU last. Returns how many devices.
 int llcuda_memory_needed(struct llama_model * model, struct llama_context_params params,
                          struct llcuda_device_memory * devices, int32_t capacity);
 
 // --- gguf/quantize.cpp ---
 
-// Writes a model file with other types. report: gets the share that is done after each tensor; what it
-// answers with false is LLCUDA_ABORTED. A target without its last bytes is LLCUDA_EXCEPTION.
+// Write a model file with other types. report: called after each tensor with 0.0 to 1.0; false is LLCUDA_ABORTED. A
+// target that lacks its last bytes is LLCUDA_EXCEPTION.
 int llcuda_quantize(const char * source, const char * target, struct llama_model_quantize_params params,
                     llama_progress_callback report, void * data);
-// What llcuda_quantize would do: llama.cpp's lines, one for each tensor, '\n' between; null when it fails.
-// Valid until the next call on this thread.
+// What llcuda_quantize would do, as llama.cpp's lines, one for each tensor; null on failure. Valid until the next call
+// on this thread.
 const char * llcuda_quantize_plan(const char * source, struct llama_model_quantize_params params);
 int64_t llcuda_row_size(int type, int64_t columns);  // bytes, of a ggml_type
-// Which texts hold what a regular expression, of the kind that overrides are, describes.
+// In which texts a regular expression, as tensor overrides are, finds a match.
 int     llcuda_search(const char * pattern, const char ** texts, int64_t n, bool * found);
 // Bytes of a tensor in a model file, 0 without it, or a status below 0.
 int64_t llcuda_tensor_size(const char * path, const char * name);
@@ -138,8 +139,8 @@ int64_t llcuda_tensor_size(const char * path, const char * name);
 
 struct llcuda_imatrix;
 
-// sums: of squares, n_sums / n_counts columns for each of the n_counts matrices (1, but of experts).
-// counts: how many rows were added.
+// An entry. sums: sums of squares, n_sums / n_counts columns for each of the n_counts matrices, which are 1 but for
+// experts. counts: how many rows were added to each matrix.
 struct llcuda_imatrix_entry {
     const char *  name;
     const float * sums;
@@ -147,11 +148,11 @@ struct llcuda_imatrix_entry {
     int64_t n_sums, n_counts;
 };
 
-struct llcuda_imatrix * llcuda_imatrix_new(bool output);  // output: also the output matrix
+struct llcuda_imatrix * llcuda_imatrix_new(bool output);  // output: also collect for the output matrix
 void llcuda_imatrix_free(struct llcuda_imatrix * matrix);
-// A context with these parameters adds to the matrix whatever it decodes.
+// Let a context with these parameters add to the matrix whatever it decodes.
 void llcuda_imatrix_collect_into(struct llama_context_params * params, struct llcuda_imatrix * matrix);
-const char * llcuda_imatrix_failure(const struct llcuda_imatrix * matrix);  // why it stopped; empty when it did not
+const char * llcuda_imatrix_failure(const struct llcuda_imatrix * matrix);  // why it stopped; empty if it did not
 int64_t llcuda_imatrix_size(const struct llcuda_imatrix * matrix);  // entries
 void llcuda_imatrix_get(const struct llcuda_imatrix * matrix, int64_t i, struct llcuda_imatrix_entry * entry);
 int  llcuda_imatrix_write(const char * path, const struct llcuda_imatrix_entry * entries, int64_t n_entries,
@@ -162,16 +163,16 @@ int  llcuda_imatrix_write(const char * path, const struct llcuda_imatrix_entry *
 enum { LLCUDA_NF4_LARGEST_BLOCK = 4096 };
 
 // values[i] = code[packed[i]] * absmax[i / block_size], rounded once to `type` (GGML_TYPE_F32, _F16 or _BF16;
-// LLCUDA_UNSUPPORTED for others). The high half of a byte is the value before that of the low half. code: 16
-// values. block_size: a power of two.
+// LLCUDA_UNSUPPORTED for others). The high half of a byte comes before the low half. code: 16 values. block_size: a
+// power of two.
 int llcuda_nf4_dequantize(const uint8_t * packed, const float * absmax, const float * code, int64_t n,
                           int32_t block_size, int type, void * values);
-// The same on a GPU: packed, absmax and values are addresses in its memory, the first aligned to 4 bytes, the last
-// to 16. Begins behind what `stream`, a cudaStream_t, does.
+// The same on a GPU, as the next work of `stream`, a cudaStream_t. packed, absmax and values are addresses in its
+// memory, packed aligned to 4 bytes and values to 16.
 int llcuda_nf4_on_gpu(uintptr_t packed, uintptr_t absmax, const float * code, int64_t n, int32_t block_size, int type,
                       uintptr_t values, uintptr_t stream);
-// The way back. bounds: 15, between the values in their order; codes: of the 16 values in that order. false: a
-// value is NaN or inf.
+// Quantise values. bounds: the 15 bounds between the 16 values in their order. codes: the codes of these values in the
+// same order. Returns false if a value is NaN or infinite.
 bool llcuda_nf4_quantize(const float * values, int64_t n, int32_t block_size, const float * bounds,
                          const uint8_t * codes, uint8_t * packed, float * absmax);
 
@@ -188,22 +189,22 @@ struct llcuda_timings {
     double  llama_prefill_ms, llama_decode_ms;
 };
 
-// What the last call did.
+// What the last decode did.
 struct llcuda_event {
-    bool    decode;  // every row another sequence's
+    bool    decode;  // every row belongs to another sequence
     int32_t rows, outputs;
-    int64_t ns;      // the device waited for, if llcuda_context_sync was called
+    int64_t ns;      // with the wait for the device, if llcuda_context_sync was called
 };
 
-// positions: below which all of a text must lie; 0 = no bound.
-// keep_logits: logits stay on the device, and are copied row by row as they are asked for.
+// positions: the bound below which all positions must lie; 0 = no bound.
+// keep_logits: logits stay on the device, and a row is copied when it is read.
 struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions,
                                            bool keep_logits);
-bool llcuda_context_remembers(struct llcuda_context * context);  // false: an encoder
+bool llcuda_context_remembers(struct llcuda_context * context);  // false for an encoder
 bool llcuda_context_whole(struct llcuda_context * context);      // a text cannot be split over several batches
 bool llcuda_context_reduces(struct llcuda_context * context);  // sampling begins on the device; known after a decode
-int  llcuda_context_close(struct llcuda_context * context);  // later calls answer LLCUDA_CLOSED
-void llcuda_context_free(struct llcuda_context * context);   // when nobody refers to its memory any more
+int  llcuda_context_close(struct llcuda_context * context);  // later calls return LLCUDA_CLOSED
+void llcuda_context_free(struct llcuda_context * context);   // once nothing refers to its memory
 struct llama_context * llcuda_context_raw(struct llcuda_context * context);
 void llcuda_context_cancel(struct llcuda_context * context);  // from any thread: abort the running decode
 int  llcuda_context_sync(struct llcuda_context * context);    // wait for the device; its time counts as decode
@@ -212,15 +213,16 @@ int  llcuda_context_event(struct llcuda_context * context, struct llcuda_event *
 int  llcuda_set_embeddings(struct llcuda_context * context, bool on);  // from the next decode on; then every row is an output
 int  llcuda_set_threads(struct llcuda_context * context, int32_t threads, int32_t threads_batch);
 
-// pos < 0: after the last position of the sequence. Longer than n_batch: split, and undone whole on failure.
+// Compute tokens of one sequence. pos < 0: after its last position. More than n_batch tokens are split; if a part
+// fails, all parts are undone. outputs: an llcuda_outputs.
 int llcuda_decode(struct llcuda_context * context, const int32_t * tokens, int32_t n_tokens,
                   int32_t seq, int32_t pos, int outputs);
-// One row a token, n_rows <= n_batch; positions[i] < 0 as above; outputs[i] != 0 asks for logits.
+// Compute one row a token, n_rows <= n_batch. positions[i] < 0: as above. outputs[i] != 0: compute its logits.
 int llcuda_decode_rows(struct llcuda_context * context, int32_t n_rows, const int32_t * tokens,
                        const int32_t * seqs, const int32_t * positions, const int8_t * outputs);
 int llcuda_encode(struct llcuda_context * context, const int32_t * tokens, int32_t n_tokens);
 
-// Writes at most `capacity` indices; returns how many there are, or a status below 0.
+// Write at most `capacity` indices; returns how many there are, or a status below 0.
 int llcuda_output_indices(struct llcuda_context * context, int32_t * indices, int32_t capacity);
 int llcuda_logits(struct llcuda_context * context, int32_t index, float ** row);
 int llcuda_embeddings(struct llcuda_context * context, int32_t index, float ** row);
@@ -234,7 +236,7 @@ int llcuda_memory_shift(struct llcuda_context * context, int32_t seq, int32_t be
 int llcuda_memory_divide(struct llcuda_context * context, int32_t seq, int32_t begin, int32_t end, int32_t divisor);
 int llcuda_memory_range(struct llcuda_context * context, int32_t seq, int32_t * first, int32_t * last);
 
-// seq < 0: the whole context. Both return the bytes moved, or a status below 0.
+// seq < 0: the whole context. Each returns bytes, or a status below 0.
 int64_t llcuda_state_size(struct llcuda_context * context, int32_t seq, uint32_t flags);
 int64_t llcuda_state_save(struct llcuda_context * context, int32_t seq, uint32_t flags, uint8_t * data, size_t size);
 int64_t llcuda_state_load(struct llcuda_context * context, int32_t seq, uint32_t flags, const uint8_t * data, size_t size);
@@ -243,11 +245,13 @@ int llcuda_set_adapters(struct llcuda_context * context, struct llama_adapter_lo
 
 // --- sampling/sampler.cpp ---
 
-// How one text's tokens are chosen. superset > 0: sampling needs only so many of the best candidates, and
-// `extras`, because the chain's first cut keeps fewer; ranked: that cut wants them best first. local: the
-// chain calls Python, so it must run on the calling thread. draw: what a device does instead of the chain;
-// may be null. mask: bit i % 32 of word i / 32 = token i is allowed; null = all are. forced: the token that the row
-// gets without looking at its logits, and without a random number; -1 = it is sampled.
+// How the tokens of one sequence are chosen.
+// superset > 0: sampling needs only so many of the best candidates, and `extras`, because the chain's first cut keeps
+//     fewer. ranked: that cut expects the best candidate first.
+// local: the chain calls Python, so it runs on the calling thread.
+// draw: what a device does in place of the chain; may be null.
+// mask: bit i % 32 of word i / 32 allows token i; null allows all.
+// forced: the token that the row gets without its logits and without a random number; -1 = none.
 struct llcuda_sampling {
     struct llama_sampler * chain;
     struct llcuda_draw *   draw;
@@ -264,23 +268,23 @@ struct llama_sampler * llcuda_python_step(void * handle);
 struct llama_sampler * llcuda_sampler_clone(struct llama_sampler * chain);
 int llcuda_sampler_accept(struct llama_sampler * chain, int32_t token);
 int llcuda_sampler_reset(struct llama_sampler * chain);
-// Choose from the logits at `index` of the last decode; the token is accepted by the chain.
+// Choose from the logits at `index` of the last decode; the chain accepts the token.
 int llcuda_sample(struct llcuda_context * context, const struct llcuda_sampling * sampling, int32_t index, int32_t * token);
-// The same over `n` logits of one's own.
+// The same over `n` given logits.
 int llcuda_sample_logits(struct llama_sampler * chain, const float * logits, int32_t n, int32_t * token);
 
 // --- sampling/batch_sampler.cpp ---
 
-// Sample n rows of the last decode, each in its own way, over several threads where it pays.
-// indices: of the tokens in that call. tokens and statuses: one result a row. ns: what it took, without waiting
-// for the decode. Returns how many rows failed.
+// Sample n rows of the last decode, each with its own sampling, on several threads where it pays.
+// indices: of the tokens in that call. tokens, statuses: get one result a row. ns: gets the time without the wait for
+// the decode. Returns how many rows failed, or a status below 0.
 int llcuda_sample_rows(struct llcuda_context * context, int32_t n, const int32_t * indices,
                        const struct llcuda_sampling * samplings, int32_t * tokens, int32_t * statuses, int64_t * ns);
 
 // --- sampling/draw.cpp ---
 
-// The chain LogitBias, Penalties, TopK (k = 0: without), TopP, MinP, Temperature, Distribution as a device does it,
-// with its own random numbers and its own memory of what was chosen. biases: of n_biases tokens.
+// The chain LogitBias, Penalties, TopK (k = 0: without), TopP, MinP, Temperature, Distribution for a device, with its
+// own random numbers and its own record of the chosen tokens. biases: those of n_biases tokens.
 struct llcuda_draw * llcuda_draw_new(int32_t k, float top_p, float min_p, float temperature, uint32_t seed, int32_t n_biases,
                                      const int32_t * tokens, const float * biases, int32_t last_n, float repeat,
                                      float frequency, float presence);
@@ -291,17 +295,17 @@ void llcuda_draw_free(struct llcuda_draw * draw);
 
 // --- sampling/logprobs.cpp ---
 
-// Log-softmax of n rows of the last decode, over several threads where it pays, counted as sampling.
-// indices: as above. values: of tokens[i] in row i. top_tokens, top_values: the n_top best of each
-// row, at most the vocabulary's size; best first, of equal ones the lower token. NaN throughout a
-// row that holds NaN or inf, or nothing but -inf.
+// Log-softmax of n rows of the last decode, on several threads where it pays, counted as sampling.
+// indices: as above. values: get that of tokens[i] in row i. top_tokens, top_values: get the n_top best of each row, at
+// most the size of the vocabulary, best first, of equal ones the lower token. All are NaN in a row that has NaN or inf,
+// or nothing but -inf.
 int llcuda_logprobs(struct llcuda_context * context, int32_t n, const int32_t * indices, const int32_t * tokens,
                     int32_t n_top, double * values, int32_t * top_tokens, double * top_values);
 
 // --- decode/divergence.cpp ---
 
-// A row against the same row of the reference: log p of a token in both, sum p log(p / q) with p the reference's,
-// whether the most probable token is the same. NaN where a row holds NaN or inf.
+// A row compared with the same row of the reference: log p of a token in both; sum p log(p / q) with p of the
+// reference; whether the most probable token is the same. NaN if a row has NaN or inf.
 struct llcuda_comparison {
     double logprob, reference_logprob, divergence;
     bool   same_best;

@@ -1,4 +1,4 @@
-// A llama_context with what Python must not do per token: fill the batch, check it, keep time.
+// Decoding: fill the batch, check it, keep time; in C because it happens for every token.
 
 #include "decode/context.hpp"
 
@@ -58,7 +58,7 @@ int32_t next_position(llcuda_context * context, int32_t seq) {
 
 bool valid_seq(const llcuda_context * context, int32_t seq) { return seq >= 0 && seq < context->n_seq_max; }
 
-// Send the filled batch; account its time as decode when every row is another sequence's.
+// Compute the filled batch; its time counts as decode if every row belongs to another sequence.
 int process(llcuda_context * context, llama_process_type type, int32_t n_tokens, bool one_row_each) {
     context->polls_signals = static_cast<uint64_t>(pthread_self()) == shim::main_thread;
     const int64_t begin = now_ns();

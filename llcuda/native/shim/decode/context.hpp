@@ -1,4 +1,4 @@
-// The context that the shim's files share.
+// A llama_context with its batch, its results and its times.
 #pragma once
 
 #include <atomic>
@@ -42,7 +42,7 @@ struct llcuda_context {
 
 namespace shim {
 
-// Marks the context as in use by this thread. `status` is not OK when it may not be used.
+// Marks a context as in use by this thread, as long as the object lives. `status` is not OK if it must not be used.
 struct Entry {
     explicit Entry(llcuda_context * context);
     ~Entry();
@@ -51,7 +51,7 @@ struct Entry {
     int status = LLCUDA_OK;
 };
 
-// recovery.cpp: make the context usable after an exception, without the batch that was not completed; or it is lost.
+// Make the context usable after an exception, without the incomplete batch, or mark it as lost.
 void recover(llcuda_context * context);
 
 // Run `call` as the only thread inside the context; exceptions become a status.
@@ -68,16 +68,17 @@ template <typename Result, typename Call> Result entered(llcuda_context * contex
     return result;
 }
 
-// Wait for the device; its time counts as the decode's.
+// Wait for the device; the time counts as the decode's.
 void wait(llcuda_context * context);
 
-// Which output of the last call `index` is, -1 when it is none: an index of a token, or from the last output, < 0.
+// Which output of the last call an index stands for, -1 = none. index: that of a token in the call; below 0 it counts
+// from the last output.
 int32_t output_of(const llcuda_context * context, int32_t index);
 
-// The logits of an output, null when they are gone. The decode must be over.
+// The logits of an output, null if they were overwritten. The decode must be complete.
 const float * logits_of(llcuda_context * context, int32_t output);
 
-// Wait for the logits at `indices` (null where there are none), then run `call`, its time counted as sampling.
+// Wait for the logits at `indices`, null where there are none, then run `call`; its time counts as sampling.
 int with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,
               const std::function<int()> & call);
 

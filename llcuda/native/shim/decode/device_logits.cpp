@@ -8,7 +8,7 @@
 
 namespace {
 
-// What select.cu, compiled into the CUDA backend, offers.
+// The functions of select.cu, which is compiled into the CUDA backend.
 struct Kernels {
     decltype(&llcuda_selector_new)  make;
     decltype(&llcuda_selector_free) free;

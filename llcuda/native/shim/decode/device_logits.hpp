@@ -1,4 +1,4 @@
-// Logits that stay where they were computed, and what is read of them.
+// Logits that stay on the device that computed them.
 #pragma once
 
 #include <vector>
@@ -11,19 +11,20 @@ namespace shim {
 
 class DeviceLogits {
   public:
-    // Have `params` keep the logits: every sequence gets a sampler that does nothing, so llama.cpp copies no row.
+    // Let a context with `params` keep the logits: a sampler that does nothing for each sequence makes llama.cpp copy no
+    // row.
     explicit DeviceLogits(llama_context_params & params);
     ~DeviceLogits();
     DeviceLogits(const DeviceLogits &) = delete;
 
-    // Note what a decode computes: rows read before are forgotten.
+    // Note that a decode computes so many outputs; rows that were read before are forgotten.
     void computed(llama_context * context, int32_t n_outputs);
 
-    // The logits of an output of the last decode, copied to the host when it is asked for; null when a later
-    // micro-batch of the same decode has overwritten them. The decode must be over.
+    // The logits of an output of the last decode, which must be complete, copied to the host; null if a later micro-batch
+    // of that decode has overwritten them.
     const float * row(int32_t output);
 
-    // Whether the device can do the tasks below; known after the first decode.
+    // Whether the device can run tasks; known after the first decode.
     bool reduces();
 
     // Begin a task for each of `rows`, whose index is an output of the last decode, and wait for the decode.

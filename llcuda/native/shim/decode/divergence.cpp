@@ -1,4 +1,4 @@
-// How far the distribution of one context's rows is from that of another's, which is the reference.
+// The divergence of the rows of one context from those of a reference.
 
 #include "decode/context.hpp"
 #include "decode/softmax.hpp"

@@ -1,7 +1,7 @@
-// What a model and a context would take on each device, without taking it.
+// The memory that a model and a context would take of each device.
 //
-// llama.cpp simulates every allocation of a model that is loaded with `no_alloc`. Recurrent states, one
-// row of logits for each sequence and some 50 bytes for each KV cell are made all the same, for a moment.
+// llama.cpp simulates every allocation of a model that is loaded with `no_alloc`, except recurrent states, one row
+// of logits for each sequence and some 50 bytes for each KV cell, which it allocates for a moment.
 
 #include "common.hpp"
 

@@ -1,4 +1,4 @@
-// The KV memory and its state, every argument that llama.cpp would assert on checked first.
+// The KV memory and its state; arguments are checked first, as llama.cpp would assert on them.
 
 #include "decode/context.hpp"
 
@@ -28,7 +28,7 @@ int llcuda_memory_remove(llcuda_context * context, int32_t seq, int32_t begin, i
         if (seq != -1 && !known(context, seq)) {
             return LLCUDA_BAD_SEQUENCE;
         }
-        // llama.cpp would go on without the cells that have left the window, and say nothing.
+        // llama.cpp would silently go on without the cells that have left the window.
         if (context->window > 0 && begin > 0 && seq >= 0) {
             const int32_t first = llama_memory_seq_pos_min(context->memory, seq);
             const int32_t last  = llama_memory_seq_pos_max(context->memory, seq);
@@ -84,7 +84,7 @@ int llcuda_memory_shift(llcuda_context * context, int32_t seq, int32_t begin, in
         if (last < 0) {
             return LLCUDA_OK;
         }
-        // A negative position would drop the cell without a word.
+        // A negative position would silently drop the cell.
         const int64_t moved = begin > first ? begin : first;
         if (moved + delta < 0 || last + delta >= INT32_MAX) {
             return LLCUDA_BAD_POSITION;

@@ -1,4 +1,4 @@
-// What a decode has computed: which rows there are, and reading them.
+// The results of the last decode: which rows there are, and their logits and embeddings.
 
 #include "decode/context.hpp"
 

@@ -1,8 +1,8 @@
-// A look at the operations that a model computes, before a context does so for the first time.
+// A check of the operations of a model, before the first context computes them.
 //
-// The CPU backend asserts on parameters of an operation in each of its threads. A failure in a thread of
-// its own cannot be caught and ends the process, so what a file's hyper-parameters can get wrong is
-// checked here, on the graph itself: for every architecture, and with all overrides applied.
+// The CPU backend asserts on the parameters of an operation in each of its threads, and nothing can catch a failure in
+// a thread of its own. So this file checks the parameters that depend on a file's hyper-parameters, on the graph itself:
+// for every architecture, and with all overrides applied.
 
 #include "decode/context.hpp"
 

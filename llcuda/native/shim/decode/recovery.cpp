@@ -1,4 +1,4 @@
-// After llama.cpp has thrown: a GPU out of memory leaves a context that works, a GPU that failed does not.
+// Recovery of a context after llama.cpp has thrown: it works after a GPU was out of memory, not after a GPU failed.
 
 #include "decode/context.hpp"
 
@@ -11,7 +11,7 @@ namespace {
 
 std::atomic<bool> gpu_failed{false};
 
-// Take the batch's rows out of the memory; a text that cannot forget only them is emptied.
+// Remove the rows of the batch from the memory; a sequence that cannot forget only these rows is emptied.
 void forget_batch(llcuda_context * context) {
     for (size_t seq = 0; seq < context->first.size() && context->memory; seq++) {
         const int32_t first = context->first[seq];

@@ -1,7 +1,7 @@
-// An importance matrix: for each matrix of weights the sum of the squares of what it is multiplied with, by column.
+// An importance matrix: for each matrix of weights, the sums by column of the squares of its other operand.
 //
-// Collected while a context decodes, through llama.cpp's callback on nodes of the graph. As a file it is a GGUF
-// with two F32 tensors for each matrix, which llama.cpp's tools read and write too.
+// It is collected while a context decodes, by llama.cpp's callback on nodes of the graph. Its file is a GGUF with two
+// F32 tensors for each matrix, which llama.cpp's tools read and write too.
 
 #include "decode/context.hpp"
 

@@ -1,4 +1,4 @@
-// Model files with other types of weights, and how large their tensors are.
+// Quantisation of model files, and the sizes of their tensors.
 
 #include "common.hpp"
 
@@ -32,7 +32,7 @@ bool is_whole(const char * path) {
     return std::filesystem::file_size(path) >= gguf_get_data_offset(file.get()) + end;
 }
 
-struct Stopped {};  // no std::exception: llama.cpp would take it for a failure of its own
+struct Stopped {};  // not a std::exception, which llama.cpp would catch as a failure of its own
 
 }  // namespace
 

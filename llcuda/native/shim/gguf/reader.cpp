@@ -1,8 +1,7 @@
-// What a mapped GGUF file holds, and where. Pairs are only passed over: a vocabulary of 262,144 tokens
-// takes milliseconds. Tensors are what ggml's own parser makes of them: it gets the header without
-// those pairs, so that it need not copy them.
+// The header of a mapped GGUF file. Pairs are only located, not read. ggml's own parser reads the
+// tensors: it gets the header without the pairs, so that it does not copy them.
 //
-// All that touches the mapping does so where the end of a file that became shorter is caught.
+// Everything that touches the mapping runs inside `survives`: the file may have become shorter.
 
 #include "common.hpp"
 

@@ -1,4 +1,4 @@
-// A walk through the header of a GGUF file in memory: what both looks at such files share.
+// A walk through the header of a GGUF file in memory, shared by check.cpp and reader.cpp.
 #pragma once
 
 #include <cstring>
@@ -8,8 +8,8 @@
 
 namespace shim {
 
-// Reads on while the file lasts; `ok` is false beyond its end, and for a type that is none. `beyond`: only more
-// bytes could help.
+// Reads values one after the other. `ok` is false after the end of the bytes, and after an unknown type. `beyond`: the
+// bytes ended.
 struct Walk {
     const char * at;
     const char * end;

@@ -1,4 +1,4 @@
-// Sampling many rows of one decode at once, and the cut that keeps it cheap.
+// Sampling of many rows of one decode, and the cut to the best candidates that keeps it cheap.
 
 #include "sampling/sampling.hpp"
 

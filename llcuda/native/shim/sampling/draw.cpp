@@ -1,5 +1,5 @@
-// Choosing tokens on a device: the numbers that a row's kernels need, and what follows from the tokens chosen
-// before. Random numbers are those of llama.cpp's distribution sampler.
+// The host's part of choosing tokens on a device: the numbers that the kernels need of a row, and the penalties of the
+// tokens chosen before. Random numbers are those of llama.cpp's distribution sampler.
 
 #include "sampling/sampling.hpp"
 

@@ -1,8 +1,7 @@
-// Lazy grammars: llama.cpp's, with room for their regular expressions.
+// llama.cpp's lazy grammars, on a larger stack.
 //
-// llama.cpp looks for the trigger with std::regex in all of the text so far, and libstdc++ recurses for every
-// character: some 24,000 of them overflow a stack of 8 MiB and end the process. So tokens are accepted on a
-// stack of their own.
+// llama.cpp searches the trigger with std::regex in the whole text so far, and libstdc++ recurses for every character:
+// some 24,000 characters overflow a stack of 8 MiB and end the process. So tokens are accepted on a stack of their own.
 
 #include "sampling/sampling.hpp"
 

@@ -1,4 +1,4 @@
-// Log-probabilities of the last decode's rows: log-softmax of one token each, and the best of it.
+// Log-probabilities of rows of the last decode: that of one token, and the highest ones.
 
 #include "sampling/sampling.hpp"
 #include "decode/softmax.hpp"

@@ -1,4 +1,4 @@
-// Samplers: a chain over one row of logits, steps written in Python, grammars.
+// Samplers: chains over one row of logits, steps written in Python, grammars.
 
 #include "sampling/sampling.hpp"
 

@@ -1,4 +1,4 @@
-// Tasks over the logits of all rows of a step, where they are. Compiled into the CUDA backend.
+// Tasks over the logits of all rows of a step, on the device. Compiled into the CUDA backend.
 
 #include <cstring>
 #include <new>

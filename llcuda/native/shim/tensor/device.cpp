@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t MAX_CACHE = size_t(256) << 20;  // bytes of freed tensors that a GPU caches
 
-// Devices stay until the process ends: tensors may outlive all else.
+// Devices are never freed: tensors may outlive everything else.
 const std::vector<Device *> & gpus() {
     static const auto & list = *[] {
         auto * devices = new std::vector<Device *>;

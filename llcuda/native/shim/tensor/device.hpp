@@ -17,20 +17,20 @@ namespace shim {
 // A device and what computes on it; one graph at a time.
 struct Device {
     explicit Device(ggml_backend_dev_t device);
-    // The backend, made at first use. Under `computing`.
+    // The backend, created at first use. Call it under `computing`.
     ggml_backend_t backend();
-    // Wait for what was computed; a backend that was never used has nothing to wait for.
+    // Wait until the backend has computed everything.
     void synchronize();
-    // A buffer for tensors that lie in memory of somebody else: of it only the kind counts.
+    // A buffer for tensors in memory that is not ours; only its type counts.
     ggml_backend_buffer_t anchor();
-    // Forget a backend that threw; it may point to what it has freed.
+    // Forget a backend that threw; it may point to freed memory.
     void abandon();
 
-    // A new buffer, if need be in place of those that are cached; null where there is no room.
+    // A new buffer, if need be after the cache was freed; null without memory.
     ggml_backend_buffer_t allocate(size_t size);
     // A cached buffer of this size; null without one.
     ggml_backend_buffer_t from_cache(size_t size);
-    // Cache a buffer for the next tensor of this size; false when the cache is full.
+    // Cache a buffer for the next tensor of this size; false if the cache is full.
     bool into_cache(size_t size, ggml_backend_buffer_t buffer);
     // Bytes of cached buffers and of intermediate results.
     size_t cached();
@@ -47,13 +47,13 @@ struct Device {
     ggml_backend_t backend_ = nullptr;
     ggml_backend_buffer_t anchor_ = nullptr;
 
-    // Freed buffers by their size; a cudaMalloc and a cudaFree take longer than many a product.
+    // Freed buffers by their size: cudaMalloc and cudaFree take longer than small operations.
     std::mutex caching_;
     std::multimap<size_t, ggml_backend_buffer_t> cache_;
     size_t cache_size_ = 0;
 };
 
-// Throws where there is no such device.
+// Throws if there is no such device.
 Device & device_at(int index);
 
 void free_buffer(ggml_backend_buffer_t buffer);

@@ -1,4 +1,4 @@
-// Tensors to and from other libraries, without a copy: DLPack.
+// DLPack: tensors to and from other libraries, without a copy.
 
 #include <Python.h>
 
@@ -21,7 +21,7 @@ template <typename Managed> struct Export {
 
 template <typename Managed> Managed * exported(llcuda_storage * storage, const llcuda_dl_tensor & tensor) {
     storage->references++;
-    storage->room = 0;  // others may still write there when they let go: freeing waits, the pool would not
+    storage->room = 0;  // others may still write there when they let go: freeing waits for that, a cache would not
     auto * whole = new Export<Managed>;
     whole->storage = storage;
     whole->shape.assign(tensor.shape, tensor.shape + tensor.ndim);
@@ -65,7 +65,7 @@ void * llcuda_dlpack_new(llcuda_storage * storage, const llcuda_dl_tensor * tens
     });
 }
 
-// A capsule that was taken has another name.
+// The name of a capsule that was taken is another one.
 void llcuda_dlpack_drop(void * capsule) {
     auto * object = static_cast<PyObject *>(capsule);
     if (!dropped<llcuda_dl_managed>(object, "dltensor")) {

@@ -1,4 +1,4 @@
-// Graphs of tensors: built, given memory, computed.
+// Graphs of tensors: built, allocated, computed.
 
 #include "tensor/gemm.h"
 #include "tensor/storage.hpp"

@@ -1,4 +1,4 @@
-// Weights of 4 bits to floats, where they are. Compiled into the CUDA backend.
+// Weights of 4 bits to floats in GPU memory. Compiled into the CUDA backend.
 
 #include "nf4.h"
 

@@ -1,4 +1,4 @@
-// The memory that tensors lie in: allocated, adopted, copied, freed.
+// The memory of tensors: allocated, adopted, copied, freed.
 
 #include <Python.h>
 
@@ -11,7 +11,7 @@ using shim::guarded;
 
 namespace {
 
-constexpr size_t STEP_SMALL = 512, STEP_LARGE = size_t(2) << 20;  // cudaMalloc's own
+constexpr size_t STEP_SMALL = 512, STEP_LARGE = size_t(2) << 20;  // as cudaMalloc rounds
 
 size_t rounded(size_t size) {
     const size_t step = size < STEP_LARGE / 2 ? STEP_SMALL : STEP_LARGE;
@@ -50,7 +50,7 @@ llcuda_storage * llcuda_storage_new(int index, int type, const int64_t * ne) {
             tensor.nb[i] = stride;
             stride = i == 0 ? ggml_row_size(tensor.type, ne[0]) : stride * ne[i];
         }
-        // The zeros behind quantised rows are written outside of the stream, so such memory is always fresh.
+        // The zeros behind quantised rows are written outside of the stream, so such memory is never cached.
         const bool caches = !device.is_cpu && !ggml_is_quantized(tensor.type);
         const size_t size = ggml_backend_buft_get_alloc_size(device.buft, &tensor);
         const size_t room = caches ? rounded(size) : size;

@@ -7,7 +7,7 @@ enum { LLCUDA_CPU = -1 };
 
 struct llcuda_gpu {
     int32_t capability_major, capability_minor, multiprocessors, warp_size;
-    size_t  shared_memory, shared_memory_most;  // of a block, bytes
+    size_t  shared_memory, shared_memory_most;  // bytes of a block: by default, and at most
 };
 
 int  llcuda_gpu_count(void);
@@ -22,9 +22,9 @@ int  llcuda_device_stream(int device, uintptr_t * stream);        // the cudaStr
 
 struct llcuda_storage;
 
-// Room for a tensor; null when there is none. Its bytes are not cleared, but for the padding of quantised rows.
+// Memory for a tensor; null if there is too little. Its bytes are not cleared, except the padding of quantised rows.
 struct llcuda_storage * llcuda_storage_new(int device, int type, const int64_t * ne);
-// Memory of somebody else: owner is a Python object that keeps it alive.
+// Memory that a Python object, the owner, keeps alive.
 struct llcuda_storage * llcuda_storage_adopt(int device, void * data, size_t size, void * owner);
 void   llcuda_storage_release(struct llcuda_storage * storage);
 void * llcuda_storage_data(struct llcuda_storage * storage);
@@ -42,10 +42,13 @@ enum llcuda_tensor_op {
     LLCUDA_OP_SUM_ROWS, LLCUDA_OP_ARGMAX, LLCUDA_OP_REPEAT, LLCUDA_OP_MUL_MAT, LLCUDA_OP_GEMM
 };
 
-// One tensor of a graph. ne, nb: sizes and bytes between neighbours, fastest first, of a leaf or view; of others ne
-// only. source: earlier nodes, -1 = none. storage: where a leaf lies, or where a result goes; null: nobody asks for
-// the result. offset: in the storage, or in the source of a view. LLCUDA_OP_GEMM multiplies row-major matrices on a
-// GPU: numbers are [A is transposed, its leading dimension, B is transposed, its leading dimension].
+// One tensor of a graph.
+// ne, nb: sizes, and bytes between neighbours, fastest first; nb counts only for a leaf or a view.
+// source: indices of earlier nodes, -1 = none.
+// storage: the memory of a leaf, or that of a result; null for a result that nothing keeps.
+// offset: bytes in the storage, or in the source of a view.
+// numbers of LLCUDA_OP_GEMM, which multiplies row-major matrices on a GPU: [A is transposed, its leading dimension, B is
+// transposed, its leading dimension].
 struct llcuda_node {
     int32_t  op, type;
     int64_t  ne[4];
@@ -57,13 +60,13 @@ struct llcuda_node {
     uint64_t offset;
 };
 
-// Computes the nodes in their order. On a GPU it may return before they are computed. LLCUDA_UNSUPPORTED: the
-// device lacks an operation; llcuda_errors() names it.
+// Compute the nodes in their order; a GPU may still compute when this returns. LLCUDA_UNSUPPORTED: the device lacks an
+// operation, which llcuda_errors() names.
 int llcuda_compute(int device, const struct llcuda_node * nodes, int32_t n, int32_t threads);
 
 // --- types.cpp ---
 
-// Rows of floats from and to rows of `type`, on several threads. importance: a weight for each column, or null.
+// Convert rows of floats from and to rows of `type`, on several threads. importance: a weight for each column, or null.
 int llcuda_rows_to_float(int type, const void * rows, float * values, int64_t n_rows, int64_t n_columns);
 int llcuda_rows_from_float(int type, const float * values, void * rows, int64_t n_rows, int64_t n_columns,
                            const float * importance);
@@ -99,10 +102,10 @@ struct llcuda_dl_versioned {
     struct llcuda_dl_tensor tensor;
 };
 
-// A struct for a capsule, with a reference to the storage. tensor: all but data, shape and strides are copied as they
-// are, those are looked at. Of kind llcuda_dl_versioned or llcuda_dl_managed.
+// An llcuda_dl_versioned or llcuda_dl_managed for a capsule, with a reference to the storage. tensor: its description,
+// which is copied; data is that of the storage.
 void * llcuda_dlpack_new(struct llcuda_storage * storage, const struct llcuda_dl_tensor * tensor, bool versioned,
                          uint64_t flags);
-void llcuda_dlpack_drop(void * capsule);  // the destructor of a capsule: frees what nobody has taken
-// Takes over what a capsule holds; its deleter is called with the last reference.
+void llcuda_dlpack_drop(void * capsule);  // the destructor of a capsule: frees it if nobody has taken it
+// Take over the memory of a capsule; its deleter is called with the last reference.
 struct llcuda_storage * llcuda_storage_take(int device, void * managed, bool versioned, size_t size);

@@ -1,4 +1,4 @@
-// Rows of floats from and to rows of ggml's types.
+// Conversion of rows of floats from and to ggml's types.
 
 #include <atomic>
 
@@ -38,7 +38,7 @@ int llcuda_rows_from_float(int type, const float * values, void * rows, int64_t 
         std::atomic<bool> failed{false};
         #pragma omp parallel for schedule(dynamic, 8) if(n_rows * n_columns > 1 << 14)
         for (int64_t row = 0; row < n_rows; row++) {
-            // What ggml asserts on a thread is caught on that thread.
+            // An assertion of ggml is caught on the thread where it fails.
             failed = !guarded<bool>(false, [&] {
                 ggml_quantize_chunk(kind, values, rows, row * n_columns, 1, n_columns, importance);
                 return true;
