@@ -15,7 +15,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SHIM = HERE.parent / "llcuda" / "native" / "shim"
 # A file uses what is before it.
-DECLARED = ("ggml", "ggml-tensor", "ggml-backend", "llama", "callbacks")
+DECLARED = ("ggml", "ggml-tensor", "ggml-backend", "llama", "callbacks", "select")
 SOURCES = [HERE / "cdef" / f"{name}.h" for name in DECLARED]
 SOURCES += [SHIM / "shim.h", SHIM / "tensor" / "tensor.h"]
 
@@ -25,7 +25,7 @@ def main(output: Path) -> None:
     ffi = FFI()
     for source in SOURCES:
         ffi.cdef(source.read_text())
-    includes = ("llama.h", "ggml-backend.h", "shim.h", "tensor/tensor.h")
+    includes = ("llama.h", "ggml-backend.h", "shim.h", "sampling/select.h", "tensor/tensor.h")
     headers = "".join(f'#include "{name}"\n' for name in includes)
     ffi.set_source("llcuda.native._llama", headers, py_limited_api=True)
     ffi.emit_c_code(str(output))

@@ -13,7 +13,6 @@ from llcuda.native.grammar_check import check_grammar
 from llcuda.params import SamplingParams
 
 MAX_SUPERSET = 2**20  # candidates; no vocabulary has more tokens
-MAX_CANDIDATES = 256  # LLCUDA_MOST_CANDIDATES of the shim: what a device returns of a row
 
 
 def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
@@ -100,8 +99,8 @@ def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
 def draw_params(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
     """Return what a device needs to choose as a chain does.
 
-    A device knows LogitBias, Penalties, TopK up to MAX_CANDIDATES, TopP, MinP, Temperature and
-    Distribution in this order, or Greedy after the first two.
+    A device knows LogitBias, Penalties, TopK up to LLCUDA_MOST_CANDIDATES, TopP, MinP, Temperature
+    and Distribution in this order, or Greedy after the first two.
 
     Args:
         chain: The steps.
@@ -125,7 +124,8 @@ def draw_params(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
         return None
     if temperature and (temperature.temperature <= 0 or temperature.spread):
         return None
-    if top_k and top_k.k > MAX_CANDIDATES:
+    _, lib = library.load()
+    if top_k and top_k.k > lib.LLCUDA_MOST_CANDIDATES:
         return None
     return {
         "k": top_k.k if top_k else 0,

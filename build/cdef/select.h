@@ -1,0 +1,3 @@
+// Of llcuda/native/shim/sampling/select.h.
+
+#define LLCUDA_MOST_CANDIDATES ...
