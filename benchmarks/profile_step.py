@@ -35,10 +35,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
 from llcuda import Context, Model
 from llcuda.bench.loops import (
@@ -73,6 +71,8 @@ def kind_of(event: Event) -> str:
 
 def trace(loop: RequestLoop, steps: int) -> list[Event]:
     """Return what the profiler saw of a turn, by time."""
+    from torch.profiler import ProfilerActivity, profile
+
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         loop.run(steps)
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
@@ -158,6 +158,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--names", action="store_true", help="also print each kind's kernels")
     options = parser.parse_args()
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
     if not torch.cuda.is_available():
         sys.exit("error: there is no GPU to profile")
     # CUPTI must be there before llama.cpp captures a graph, or its kernels are not seen.
