@@ -10,20 +10,16 @@ from typing import Any
 
 
 def lazy(
-    package: str, homes: Mapping[str, str], renamed: Mapping[str, str] | None = None
+    package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for a package.
 
     Args:
         package: Dotted name of the package.
         homes: Module that defines each public name.
-        renamed: New name of each deprecated one; deprecated names are not listed.
     """
 
     def get(name: str) -> Any:
-        if renamed and name in renamed:
-            _warn(package, name, renamed[name])
-            name = renamed[name]
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(homes[name]), name)
@@ -44,14 +40,11 @@ def deprecated(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if name not in renamed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(module, name, renamed[name])
+        warnings.warn(
+            f"{module}.{name} is deprecated: use {module}.{renamed[name]}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         return getattr(sys.modules[module], renamed[name])
 
     return get
-
-
-def _warn(module: str, old: str, new: str) -> None:
-    """Warn whoever asked a `__getattr__`, two calls above, for a deprecated name."""
-    warnings.warn(
-        f"{module}.{old} is deprecated: use {module}.{new}", DeprecationWarning, stacklevel=3
-    )

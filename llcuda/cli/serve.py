@@ -12,7 +12,7 @@ import typer
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
-    from llcuda.server.models import ModelSpec
+    from llcuda.server import ModelSpec
 
 app = typer.Typer()
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -62,9 +62,8 @@ def serve(
 ) -> None:
     """Serve OpenAI's API until SIGTERM or Ctrl-C."""
     try:
-        from llcuda.server.app import create_app
-        from llcuda.server.app import serve as serve_app
-        from llcuda.server.middleware import Limits
+        from llcuda.server import Limits, create_app
+        from llcuda.server import serve as serve_app
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
@@ -106,7 +105,7 @@ def serve(
 
 def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:
     """Return the model of an argument; the default name of a file is its own without .gguf."""
-    from llcuda.server.models import ModelSpec
+    from llcuda.server import ModelSpec
 
     is_path = os.path.exists(argument)  # noqa: PTH110 - Path() refuses a NUL
     match = None if is_path else re.fullmatch(r"([^=/\\]+)=(.+)", argument)

@@ -45,11 +45,11 @@ PUBLIC = {
     errors: own_names(errors),
     gguf_parser: own_names(gguf_parser),
     gguf_writer: own_names(gguf_writer),
-    hub: dir(hub),
+    hub: hub.__all__,
     nf4: own_names(nf4),
     samplers: own_names(samplers),
-    server: dir(server),
-    structured: dir(structured),
+    server: server.__all__,
+    structured: structured.__all__,
     unsloth: own_names(unsloth),
 }
 
