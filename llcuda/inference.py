@@ -35,6 +35,7 @@ from llcuda.hub.registry import resolve
 from llcuda.keywords import (
     ChatKeywords,
     ConfigKeywords,
+    EmbedKeywords,
     GenerateKeywords,
     InferKeywords,
     LoadKeywords,
@@ -286,22 +287,16 @@ class InferenceEngine:
         texts: Sequence[Text],
         *,
         pooling: str | None = None,
-        normalize: bool = True,
-        truncate: bool = False,
-        dimensions: int | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> Float32:
         """Return the vectors of texts: float32, shape (len(texts), size).
 
         Args:
             texts: As those of `Embedder.embed`.
             pooling: As that of `Embedder`; None = as the model's file says.
-            normalize: As that of `Embedder.embed`.
-            truncate: As that of `Embedder.embed`.
-            dimensions: As those of `Embedder.embed`.
+            **keywords: The keywords of `Embedder.embed`.
         """
-        return self.embedder(pooling).embed(
-            texts, normalize=normalize, truncate=truncate, dimensions=dimensions
-        )
+        return self.embedder(pooling).embed(texts, **keywords)
 
     def rerank(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> Float32:
         """Return how well documents answer a query, by a rerank model; see `Embedder.rerank`.

@@ -18,10 +18,6 @@ from llcuda.params import wrong_value
 # --- settings of a model, a context, an engine ---
 
 
-class _GpuLayers(TypedDict, total=False):
-    gpu_layers: int | None
-
-
 class _FurtherModel(TypedDict, total=False):
     split_mode: str
     main_gpu: int
@@ -34,8 +30,10 @@ class _FurtherModel(TypedDict, total=False):
     overrides: Mapping[str, int | float | bool | str]
 
 
-class ModelKeywords(_GpuLayers, _FurtherModel, total=False):
+class ModelKeywords(_FurtherModel, total=False):
     """The fields of ModelParams."""
+
+    gpu_layers: int | None
 
 
 class _BatchSizes(TypedDict, total=False):
@@ -75,20 +73,17 @@ class ContextKeywords(_BatchSizes, _FurtherContext, total=False):
     attention: str | None
 
 
-class _Parallel(TypedDict, total=False):
-    n_parallel: int
-    cache_size: int | None
-
-
 class _FurtherEngine(TypedDict, total=False):
     queue_size: int
     speculation: int
 
 
-class EngineKeywords(_Parallel, _FurtherEngine, _BatchSizes, _FurtherContext, total=False):
+class EngineKeywords(_FurtherEngine, _BatchSizes, _FurtherContext, total=False):
     """The fields of EngineParams, and those of ContextParams that an engine leaves open."""
 
+    n_parallel: int
     ctx_size: int
+    cache_size: int | None
 
 
 class ConfigKeywords(ModelKeywords, EngineKeywords, total=False):
@@ -113,14 +108,15 @@ class PlanKeywords(ModelKeywords, ContextKeywords, total=False):
     """The keywords of `memory_needed`."""
 
 
+class EmbedKeywords(TypedDict, total=False):
+    """The keywords of `Embedder.embed`."""
+
+    normalize: bool
+    truncate: bool
+    dimensions: int | None
+
+
 # --- settings of a request ---
-
-
-class _MainSampling(TypedDict, total=False):
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
 
 
 class _FurtherSampling(TypedDict, total=False):
@@ -151,16 +147,13 @@ class _FurtherSampling(TypedDict, total=False):
     min_keep: int
 
 
-class SamplingKeywords(_MainSampling, _FurtherSampling, total=False):
+class SamplingKeywords(_FurtherSampling, total=False):
     """The fields of SamplingParams."""
 
-
-class _MaxTokens(TypedDict, total=False):
-    max_tokens: int
-
-
-class _Stop(TypedDict, total=False):
-    stop: Iterable[str] | None
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
 
 
 class _FurtherRequest(TypedDict, total=False):
@@ -175,47 +168,50 @@ class _FurtherRequest(TypedDict, total=False):
     guide: Guide | None
 
 
-class RequestKeywords(_MaxTokens, _Stop, _FurtherRequest, total=False):
+class RequestKeywords(_FurtherRequest, total=False):
     """The fields of RequestParams."""
 
-
-class _Format(TypedDict, total=False):
-    response_format: Any
-
-
-class _OtherStop(TypedDict, total=False):
-    stop_sequences: Iterable[str] | None
-
-
-class _Conversation(TypedDict, total=False):
-    tools: Sequence[Any] | None
-    tool_choice: str | Mapping[str, Any]
-    template: str | None
-    template_variables: Mapping[str, Any] | None
+    max_tokens: int
+    stop: Iterable[str] | None
 
 
 class TextKeywords(RequestKeywords, SamplingKeywords, total=False):
     """The fields of RequestParams and SamplingParams."""
 
 
-class SubmitKeywords(TextKeywords, _Format, total=False):
+class SubmitKeywords(TextKeywords, total=False):
     """The keywords of `Engine.submit` and `Engine.submit_n`."""
 
+    response_format: Any
 
-class ChatKeywords(SubmitKeywords, _Conversation, total=False):
+
+class ChatKeywords(SubmitKeywords, total=False):
     """The keywords of `chat`."""
 
+    tools: Sequence[Any] | None
+    tool_choice: str | Mapping[str, Any]
+    template: str | None
+    template_variables: Mapping[str, Any] | None
 
-class GenerateKeywords(SubmitKeywords, _OtherStop, total=False):
+
+class GenerateKeywords(SubmitKeywords, total=False):
     """The keywords of `InferenceEngine.submit`, `infer_n` and `quick_infer`."""
 
+    stop_sequences: Iterable[str] | None
 
-class StreamKeywords(_Stop, _OtherStop, _FurtherRequest, SamplingKeywords, _Format, total=False):
+
+class InferKeywords(_FurtherRequest, _FurtherSampling, total=False):
+    """The keywords of `InferenceEngine.infer` beyond those in its signature."""
+
+    response_format: Any
+
+
+class StreamKeywords(_FurtherRequest, SamplingKeywords, total=False):
     """The keywords of `InferenceEngine.stream`, `batch_infer` and `ainfer` beside max_tokens."""
 
-
-class InferKeywords(_FurtherRequest, _FurtherSampling, _Format, total=False):
-    """The keywords of `InferenceEngine.infer` beyond those in its signature."""
+    stop: Iterable[str] | None
+    stop_sequences: Iterable[str] | None
+    response_format: Any
 
 
 # --- sorting ---
@@ -283,7 +279,7 @@ def _hint(name: str, known: Collection[str]) -> str:
     """Return what was meant, as the end of a sentence; nothing where it cannot be told."""
     if name in HINTS:
         return f": {HINTS[name]}"
-    own_names = PEERS.get(name, (name,))
+    own_names = [own for own, peers in PEERS.items() if name in peers.split()] or [name]
     if own_name := next((own for own in own_names if own in known), None):
         return f": llcuda calls it {own_name}"
     for own_name in own_names:
@@ -302,7 +298,7 @@ _CALLS: dict[str, Collection[str]] = {
     "Engine() and load_model()": EngineKeywords.__annotations__,
     "Context()": ContextKeywords.__annotations__,
     "submit(), infer() and chat()": SubmitKeywords.__annotations__,
-    "chat()": ("messages", *_Conversation.__annotations__),
+    "chat()": ("messages", *ChatKeywords.__annotations__),
 }
 
 _ITERATE = (
@@ -337,92 +333,53 @@ HINTS = {
     "verbose": _LOGGING,
 }
 
-# Other libraries' names of llcuda's keywords; the first that a call has is meant.
-PEERS: dict[str, tuple[str, ...]] = {
-    # llama.cpp, llama-cpp-python
-    "cache_type_k": ("type_k",),
-    "cache_type_v": ("type_v",),
-    "chat_format": ("template",),
-    "embedding": ("embeddings",),
-    "flash_attn": ("flash_attention",),
-    "flash_attn_type": ("flash_attention",),
-    "kv_overrides": ("overrides",),
-    "kv_unified": ("unified_kv",),
-    "n_batch": ("batch_size",),
-    "n_ctx": ("ctx_size",),
-    "n_gpu_layers": ("gpu_layers",),
-    "n_keep": ("keep",),
-    "n_predict": ("max_tokens",),
-    "n_probs": ("logprobs",),
-    "n_seq_max": ("n_parallel", "sequences"),
-    "n_slots": ("n_parallel", "sequences"),
-    "n_threads": ("threads",),
-    "n_threads_batch": ("threads_batch",),
-    "n_ubatch": ("ubatch_size",),
-    "ngl": ("gpu_layers",),
-    "np": ("n_parallel", "sequences"),
-    "parallel": ("n_parallel", "sequences"),
-    "penalty_freq": ("frequency_penalty",),
-    "penalty_present": ("presence_penalty",),
-    "penalty_repeat": ("repeat_penalty",),
-    "pooling_type": ("pooling",),
-    "repeat_last_n": ("penalty_last_n",),
-    "rope_scaling_type": ("rope_scaling",),
-    "temp": ("temperature",),
-    "typ_p": ("typical_p",),
-    "typical": ("typical_p",),
-    "use_mlock": ("mlock",),
-    "use_mmap": ("mmap",),
-    # ollama
-    "format": ("response_format",),
-    "num_batch": ("batch_size",),
-    "num_ctx": ("ctx_size",),
-    "num_gpu": ("gpu_layers",),
-    "num_keep": ("keep",),
-    "num_parallel": ("n_parallel", "sequences"),
-    "num_predict": ("max_tokens",),
-    "num_thread": ("threads",),
-    # transformers
-    "attn_implementation": ("flash_attention",),
-    "bad_words": ("logit_bias",),
-    "eos_token_id": ("stop_tokens",),
-    "max_length": ("max_tokens",),
-    "max_new_tokens": ("max_tokens",),
-    "num_threads": ("threads",),
-    "prompt_lookup_num_tokens": ("speculation",),
-    "random_seed": ("seed",),
-    "repetition_penalty": ("repeat_penalty",),
-    "stop_strings": ("stop",),
-    # vLLM
-    "guided_choice": ("response_format",),
-    "guided_decoding": ("response_format",),
-    "guided_grammar": ("grammar", "response_format"),
-    "guided_json": ("response_format",),
-    "guided_regex": ("response_format",),
-    "max_model_len": ("ctx_size",),
-    "max_num_batched_tokens": ("batch_size",),
-    "max_num_seqs": ("n_parallel", "sequences"),
-    "num_speculative_tokens": ("speculation",),
-    "prompt_logprobs": ("echo",),
-    "stop_token_ids": ("stop_tokens",),
-    "structured_outputs": ("response_format",),
-    # OpenAI and others
-    "chat_template": ("template",),
-    "chat_template_kwargs": ("template_variables",),
-    "context_length": ("ctx_size",),
-    "context_size": ("ctx_size",),
-    "function_call": ("tool_choice",),
-    "functions": ("tools",),
-    "json_schema": ("response_format",),
-    "max_batch_size": ("n_parallel", "sequences"),
-    "max_completion_tokens": ("max_tokens",),
-    "max_output_tokens": ("max_tokens",),
-    "max_seq_len": ("ctx_size",),
-    "max_seq_length": ("ctx_size",),
-    "n_ctx_per_seq": ("ctx_size",),
-    "schema": ("response_format",),
-    "stop_sequence": ("stop",),
-    "stop_sequences": ("stop",),
-    "stop_words": ("stop",),
-    "top_logprobs": ("logprobs",),
+# Other libraries' names of llcuda's keywords; of two keywords the first that a call has is meant.
+PEERS = {
+    "batch_size": "n_batch num_batch max_num_batched_tokens",
+    "ctx_size": (
+        "n_ctx num_ctx max_model_len context_length context_size max_seq_len max_seq_length "
+        "n_ctx_per_seq"
+    ),
+    "echo": "prompt_logprobs",
+    "embeddings": "embedding",
+    "flash_attention": "flash_attn flash_attn_type attn_implementation",
+    "frequency_penalty": "penalty_freq",
+    "gpu_layers": "n_gpu_layers ngl num_gpu",
+    "grammar": "guided_grammar",
+    "keep": "n_keep num_keep",
+    "logit_bias": "bad_words",
+    "logprobs": "n_probs top_logprobs",
+    "max_tokens": (
+        "n_predict num_predict max_length max_new_tokens max_completion_tokens max_output_tokens"
+    ),
+    "mlock": "use_mlock",
+    "mmap": "use_mmap",
+    "n_parallel": "n_seq_max n_slots np parallel num_parallel max_num_seqs max_batch_size",
+    "overrides": "kv_overrides",
+    "penalty_last_n": "repeat_last_n",
+    "pooling": "pooling_type",
+    "presence_penalty": "penalty_present",
+    "repeat_penalty": "penalty_repeat repetition_penalty",
+    "response_format": (
+        "format guided_choice guided_decoding guided_grammar guided_json guided_regex "
+        "structured_outputs json_schema schema"
+    ),
+    "rope_scaling": "rope_scaling_type",
+    "seed": "random_seed",
+    "sequences": "n_seq_max n_slots np parallel num_parallel max_num_seqs max_batch_size",
+    "speculation": "prompt_lookup_num_tokens num_speculative_tokens",
+    "stop": "stop_strings stop_sequence stop_sequences stop_words",
+    "stop_tokens": "eos_token_id stop_token_ids",
+    "temperature": "temp",
+    "template": "chat_format chat_template",
+    "template_variables": "chat_template_kwargs",
+    "threads": "n_threads num_thread num_threads",
+    "threads_batch": "n_threads_batch",
+    "tool_choice": "function_call",
+    "tools": "functions",
+    "type_k": "cache_type_k",
+    "type_v": "cache_type_v",
+    "typical_p": "typ_p typical",
+    "ubatch_size": "n_ubatch",
+    "unified_kv": "kv_unified",
 }

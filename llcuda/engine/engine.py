@@ -22,14 +22,10 @@ from llcuda.engine.metrics import EngineLoad, Metrics, Reporter, RequestRecord, 
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request, RequestParams, kept_tokens, request_params
 from llcuda.engine.sequence import Sequence
-from llcuda.errors import (
-    ArgumentError,
-    ContextLengthError,
-    LlcudaError,
-    NoTextError,
-)
+from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError, NoTextError
 from llcuda.keywords import (
     ChatKeywords,
+    EmbedKeywords,
     EngineKeywords,
     SubmitKeywords,
     given_params,
@@ -322,22 +318,16 @@ class Engine:
         texts: abc.Sequence[Text],
         *,
         pooling: str | None = None,
-        normalize: bool = True,
-        truncate: bool = False,
-        dimensions: int | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> Float32:
         """Return the vectors of texts: float32, shape (len(texts), size).
 
         Args:
             texts: As those of `Embedder.embed`.
             pooling: As that of `Embedder`; None = as the model's file says.
-            normalize: As that of `Embedder.embed`.
-            truncate: As that of `Embedder.embed`.
-            dimensions: As those of `Embedder.embed`.
+            **keywords: The keywords of `Embedder.embed`.
         """
-        return self.embedder(pooling).embed(
-            texts, normalize=normalize, truncate=truncate, dimensions=dimensions
-        )
+        return self.embedder(pooling).embed(texts, **keywords)
 
     def rerank(
         self, query: str, documents: abc.Sequence[str], *, truncate: bool = False
