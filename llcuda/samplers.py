@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llcuda.errors import ArgumentError
 from llcuda.params import check_sampling, check_texts, wrong_value
@@ -36,10 +36,10 @@ class Step:
     """
 
     chooses = False
+    _bounds: ClassVar[Mapping[str, str]] = {}  # of fields: the SamplingParams field with the same
 
-    def _check(self, **fields: str) -> None:
-        """Check fields by the bounds of the SamplingParams field that is named for each."""
-        for field, name in fields.items():
+    def __post_init__(self) -> None:
+        for field, name in self._bounds.items():
             check_sampling(name, getattr(self, field), field)
 
 
@@ -60,9 +60,7 @@ class Distribution(Step):
 
     seed: int | None = None
     chooses = True
-
-    def __post_init__(self) -> None:
-        self._check(seed="seed")
+    _bounds: ClassVar = {"seed": "seed"}
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ class TopK(Step):
     """
 
     k: int
-
-    def __post_init__(self) -> None:
-        self._check(k="top_k")
+    _bounds: ClassVar = {"k": "top_k"}
 
 
 @dataclass(frozen=True)
@@ -90,9 +86,7 @@ class TopP(Step):
 
     p: float
     min_keep: int = 1
-
-    def __post_init__(self) -> None:
-        self._check(p="top_p", min_keep="min_keep")
+    _bounds: ClassVar = {"p": "top_p", "min_keep": "min_keep"}
 
 
 @dataclass(frozen=True)
@@ -106,9 +100,7 @@ class MinP(Step):
 
     p: float
     min_keep: int = 1
-
-    def __post_init__(self) -> None:
-        self._check(p="min_p", min_keep="min_keep")
+    _bounds: ClassVar = {"p": "min_p", "min_keep": "min_keep"}
 
 
 @dataclass(frozen=True)
@@ -122,9 +114,7 @@ class Typical(Step):
 
     p: float
     min_keep: int = 1
-
-    def __post_init__(self) -> None:
-        self._check(p="typical_p", min_keep="min_keep")
+    _bounds: ClassVar = {"p": "typical_p", "min_keep": "min_keep"}
 
 
 @dataclass(frozen=True)
@@ -136,9 +126,7 @@ class TopNSigma(Step):
     """
 
     n: float
-
-    def __post_init__(self) -> None:
-        self._check(n="top_n_sigma")
+    _bounds: ClassVar = {"n": "top_n_sigma"}
 
 
 @dataclass(frozen=True)
@@ -156,14 +144,12 @@ class XTC(Step):
     threshold: float = 0.1
     min_keep: int = 1
     seed: int | None = None
-
-    def __post_init__(self) -> None:
-        self._check(
-            probability="xtc_probability",
-            threshold="xtc_threshold",
-            min_keep="min_keep",
-            seed="seed",
-        )
+    _bounds: ClassVar = {
+        "probability": "xtc_probability",
+        "threshold": "xtc_threshold",
+        "min_keep": "min_keep",
+        "seed": "seed",
+    }
 
 
 @dataclass(frozen=True)
@@ -179,11 +165,11 @@ class Temperature(Step):
     temperature: float
     spread: float = 0.0
     exponent: float = 1.0
-
-    def __post_init__(self) -> None:
-        self._check(
-            temperature="temperature", spread="dynatemp_range", exponent="dynatemp_exponent"
-        )
+    _bounds: ClassVar = {
+        "temperature": "temperature",
+        "spread": "dynatemp_range",
+        "exponent": "dynatemp_exponent",
+    }
 
 
 @dataclass(frozen=True)
@@ -202,9 +188,12 @@ class Mirostat(Step):
     m: int = 100
     seed: int | None = None
     chooses = True
-
-    def __post_init__(self) -> None:
-        self._check(tau="mirostat_tau", eta="mirostat_eta", m="min_keep", seed="seed")
+    _bounds: ClassVar = {
+        "tau": "mirostat_tau",
+        "eta": "mirostat_eta",
+        "m": "min_keep",
+        "seed": "seed",
+    }
 
 
 @dataclass(frozen=True)
@@ -221,9 +210,7 @@ class MirostatV2(Step):
     eta: float = 0.1
     seed: int | None = None
     chooses = True
-
-    def __post_init__(self) -> None:
-        self._check(tau="mirostat_tau", eta="mirostat_eta", seed="seed")
+    _bounds: ClassVar = {"tau": "mirostat_tau", "eta": "mirostat_eta", "seed": "seed"}
 
 
 @dataclass(frozen=True)
@@ -242,9 +229,7 @@ class AdaptiveP(Step):
     decay: float = 0.9
     seed: int | None = None
     chooses = True
-
-    def __post_init__(self) -> None:
-        self._check(target="adaptive_target", decay="adaptive_decay", seed="seed")
+    _bounds: ClassVar = {"target": "adaptive_target", "decay": "adaptive_decay", "seed": "seed"}
 
 
 @dataclass(frozen=True)
@@ -262,14 +247,12 @@ class Penalties(Step):
     repeat: float = 1.0
     frequency: float = 0.0
     presence: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._check(
-            last_n="penalty_last_n",
-            repeat="repeat_penalty",
-            frequency="frequency_penalty",
-            presence="presence_penalty",
-        )
+    _bounds: ClassVar = {
+        "last_n": "penalty_last_n",
+        "repeat": "repeat_penalty",
+        "frequency": "frequency_penalty",
+        "presence": "presence_penalty",
+    }
 
 
 @dataclass(frozen=True)
@@ -291,15 +274,13 @@ class DRY(Step):
     allowed_length: int = 2
     last_n: int = 1024
     breakers: Sequence[str] = ("\n", ":", '"', "*")
-
-    def __post_init__(self) -> None:
-        self._check(
-            multiplier="dry_multiplier",
-            base="dry_base",
-            allowed_length="dry_allowed_length",
-            last_n="dry_last_n",
-            breakers="dry_breakers",
-        )
+    _bounds: ClassVar = {
+        "multiplier": "dry_multiplier",
+        "base": "dry_base",
+        "allowed_length": "dry_allowed_length",
+        "last_n": "dry_last_n",
+        "breakers": "dry_breakers",
+    }
 
 
 @dataclass(frozen=True)
@@ -311,9 +292,7 @@ class LogitBias(Step):
     """
 
     bias: Mapping[int, float]
-
-    def __post_init__(self) -> None:
-        self._check(bias="logit_bias")
+    _bounds: ClassVar = {"bias": "logit_bias"}
 
 
 @dataclass(frozen=True)
@@ -336,11 +315,12 @@ class Grammar(Step):
     root: str = "root"
     patterns: Sequence[str] = ()
     tokens: Sequence[int] = ()
+    _bounds: ClassVar = {"grammar": "grammar", "root": "grammar_root"}
 
     def __post_init__(self) -> None:
         if self.grammar is None:
             raise wrong_value("grammar", self.grammar, "expected a text")
-        self._check(grammar="grammar", root="grammar_root")
+        super().__post_init__()
         check_texts("patterns", self.patterns, MAX_PATTERN)
         check_sampling("logit_bias", dict.fromkeys(self.tokens, 0.0), "tokens")
 
