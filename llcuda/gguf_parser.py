@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from mmap import mmap as memory_map
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from numpy.typing import NDArray
@@ -157,12 +157,7 @@ class GGUFReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -102,17 +102,10 @@ def _strict(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**tool, "function": {**function, "parameters": schema}}
 
 
-class _Text:
-    """The text of an answer's tokens, as far as it is complete."""
-
-    def __init__(self, model: Model, shown_tokens: frozenset[int]) -> None:
-        self._model = model
-        self._shown_tokens = shown_tokens
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-
-    def of(self, token: int) -> str:
-        """Return the characters that `token` completes."""
-        return self._decode(self._model.piece_bytes(token, token in self._shown_tokens))
+def _detokenizer(model: Model, shown_tokens: frozenset[int]) -> Callable[[int], str]:
+    """Return a function that returns the characters which the next token of a text completes."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    return lambda token: decode(model.piece_bytes(token, token in shown_tokens))
 
 
 class ReasoningGuide:
@@ -139,7 +132,7 @@ class ReasoningGuide:
         self._model = model
         self._new_guide = new_guide
         self._guide: Any = None
-        self._text = _Text(model, shown_tokens)
+        self._detokenize = _detokenizer(model, shown_tokens)
         self._reader = StreamReader()
         self._reader.feed(opened)
         self._reading = self._reader.until((end,), nothing)
@@ -160,7 +153,7 @@ class ReasoningGuide:
         if self._guide is not None:
             self._guide.accept(token)
             return
-        self._reader.feed(self._text.of(token))
+        self._reader.feed(self._detokenize(token))
         try:
             next(self._reading)
         except StopIteration:
@@ -192,7 +185,7 @@ class ToolCallGuide:
         self._model = model
         self._new_guide = new_guide
         self._guide: Any = None
-        self._text = _Text(model, shown_tokens)
+        self._detokenize = _detokenizer(model, shown_tokens)
         self._parser = ChatParser(syntax, prompt, {}, read_call=self._read_call)
 
     def mask(self) -> Any:
@@ -206,7 +199,7 @@ class ToolCallGuide:
     def accept(self, token: int) -> None:
         """Go on behind `token`."""
         if self._guide is None:
-            self._parser.feed(self._text.of(token))
+            self._parser.feed(self._detokenize(token))
             return
         self._guide.accept(token)
         if not self._model.eog_tokens.isdisjoint(self._guide.forced()[:1]):  # the call is complete

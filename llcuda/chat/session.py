@@ -31,6 +31,7 @@ from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.errors import ArgumentError, ClosedError
 from llcuda.keywords import TextKeywords
 from llcuda.native.model import Model
+from llcuda.params import wrong_value
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "model", "self"})
@@ -319,10 +320,7 @@ def start(
     from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
 
     if not isinstance(template_variables or {}, Mapping):
-        raise ArgumentError(
-            f"template_variables={template_variables!r}: expected a mapping",
-            parameter="template_variables",
-        )
+        raise wrong_value("template_variables", template_variables, "expected a mapping")
     if reserved := RESERVED.intersection(template_variables or ()):
         raise ArgumentError(
             f"template_variables: {min(reserved)!r} is set by llcuda",
@@ -371,16 +369,8 @@ def _check_tool_choice(choice: Any, names: Sequence[str]) -> None:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, Mapping) else None
         if choice.get("type") != "function" or name not in names:
-            raise ArgumentError(
-                f"tool_choice={choice!r}: expected a function that is in tools",
-                parameter="tool_choice",
-            )
+            raise wrong_value("tool_choice", choice, "expected a function that is in tools")
     elif choice not in ("auto", "none", "required"):
-        raise ArgumentError(
-            f"tool_choice={choice!r}: expected auto, none, required or a function",
-            parameter="tool_choice",
-        )
+        raise wrong_value("tool_choice", choice, "expected auto, none, required or a function")
     elif choice == "required" and not names:
-        raise ArgumentError(
-            "tool_choice='required': expected at least one tool", parameter="tool_choice"
-        )
+        raise wrong_value("tool_choice", choice, "expected at least one tool")

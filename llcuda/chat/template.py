@@ -127,7 +127,8 @@ class ChatTemplate:
         """
         given = check_messages(messages, self._program.strings)
         checked = None if tools is None else check_tools(tools)
-        return self._render(given, checked, add_generation_prompt, variables)
+        plain = plain_data(variables, "template_variables")
+        return self._render(given, checked, add_generation_prompt, plain)
 
     def prompt(
         self,
@@ -170,7 +171,7 @@ class ChatTemplate:
         values = {
             "documents": None,
             **self._legacy_variables(tools),
-            **plain_data(variables, "template_variables"),
+            **variables,
             **self._fixed,
             "messages": self._adapt(messages),
             "tools": tools,

@@ -64,14 +64,10 @@ class ApiError(Exception):
         headers = {} if self.retry is None else {"retry-after": str(self.retry)}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_json(self) -> str:
         """Return the body: {"error": {...}}."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": error}
-
-    def as_json(self) -> str:
-        """Return the body as text."""
-        return json.dumps(self.as_dict(), ensure_ascii=False)
+        return json.dumps({"error": error}, ensure_ascii=False)
 
 
 INTERNAL = "internal error; the server's log says more"

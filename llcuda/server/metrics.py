@@ -51,5 +51,5 @@ def _server_metrics(models: ModelPool, traffic: Traffic) -> Iterator[Metric]:
         "Clients that disconnected before their answer was complete.",
         traffic.client_disconnects,
     )
-    yield CounterMetricFamily("llcuda_model_loads", "ModelPool loaded.", models.loads)
-    yield CounterMetricFamily("llcuda_model_unloads", "ModelPool unloaded.", models.unloads)
+    yield CounterMetricFamily("llcuda_model_loads", "Models loaded.", models.loads)
+    yield CounterMetricFamily("llcuda_model_unloads", "Models unloaded.", models.unloads)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llcuda.server.chunks import new_id
 from llcuda.server.errors import ApiError
+from llcuda.server.sse import ResponseWriter
 
 KEYLESS_PATHS = ("/", "/health")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -184,9 +184,5 @@ def _too_large(max_bytes: int) -> ApiError:
 
 async def _refuse(refusal: ApiError, send: Send) -> None:
     """Answer, and close the connection: a body may still be on its way."""
-    body = json.dumps(refusal.as_dict()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body))}
-    headers |= refusal.headers | {"connection": "close"}
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    headers = {**refusal.headers, "connection": "close"}
+    await ResponseWriter(send).json(refusal.as_json(), refusal.status, headers)

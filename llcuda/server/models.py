@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -151,7 +151,6 @@ class ModelPool:
         specs: The models.
         memory_budget: Bytes that the models may take together, weights, KV cells and buffers on all
             devices; None = what each device has free when a further model is loaded.
-        load: Loads a model.
 
     Raises:
         ArgumentError: A value is outside what is allowed, or a name is missing or there twice.
@@ -161,7 +160,6 @@ class ModelPool:
         self,
         specs: Sequence[ModelSpec],
         memory_budget: int | None = None,
-        load: Callable[[ModelSpec, Path, int], LoadedModel] = LoadedModel,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         if not specs or len(self.specs) != len(specs) or "" in self.specs:
@@ -172,7 +170,6 @@ class ModelPool:
         self.loaded: dict[str, LoadedModel] = {}
         self.loads = self.unloads = 0
         self._budget = memory_budget
-        self._load = load
         self._lock = asyncio.Lock()
         self.paths: dict[str, Path] = {}
         for spec in specs:
@@ -200,7 +197,7 @@ class ModelPool:
                 )
         if preload:
             name, spec = next(iter(self.specs.items()))
-            self.loaded[name] = self._load(spec, self.paths[name], sizes[name])
+            self.loaded[name] = LoadedModel(spec, self.paths[name], sizes[name])
             self.loads += 1
 
     def find(self, name: str | None) -> str:
@@ -244,7 +241,7 @@ class ModelPool:
             spec, path = self.specs[name], self.paths[name]
             needs = await self._make_room(spec, path)
             started = time.monotonic()
-            work = asyncio.ensure_future(asyncio.to_thread(self._load, spec, path, needs))
+            work = asyncio.ensure_future(asyncio.to_thread(LoadedModel, spec, path, needs))
             try:
                 loaded = await asyncio.shield(work)
             except asyncio.CancelledError:  # the client has left; the model is loaded anyway
