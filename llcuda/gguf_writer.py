@@ -15,6 +15,7 @@ from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.files import atomic_write
 from llcuda.native.gguf.metadata import LOSSLESS, Metadata, Texts
 from llcuda.native.gguf.types import NUMPY_VALUES, GGMLType, GGUFValueType
+from llcuda.params import wrong_argument
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -97,7 +98,7 @@ def _add_value(writer: GGUFWriter, key: str, metadata: Mapping[str, Any]) -> Non
     is_array = isinstance(value, (list, tuple, np.ndarray, Texts))
     elements = value if is_array else [value]
     if not key:
-        raise ArgumentError("metadata: a key is empty; leave it out", parameter="metadata")
+        raise wrong_argument("metadata", "a key is empty; leave it out")
     if not len(elements):
         raise ArgumentError(
             f"metadata[{key!r}]: the array is empty; leave it out", parameter="metadata"

@@ -21,7 +21,7 @@ import numpy as np
 
 from llcuda.errors import ArgumentError
 from llcuda.native import nf4 as native
-from llcuda.params import wrong_value
+from llcuda.params import wrong_argument, wrong_value
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
@@ -95,19 +95,18 @@ def quantize(weights: Array, *, quant_type: str, block_size: int = 64) -> tuple[
     _check_block_size(block_size)
     table = _table(quant_type)
     if not isinstance(weights, np.ndarray) or weights.dtype not in (np.float32, np.float16):
-        raise ArgumentError(
-            f"weights: expected an array of float32 or float16, got {_type_name(weights)}",
-            parameter="weights",
+        raise wrong_argument(
+            "weights", f"expected an array of float32 or float16, got {_type_name(weights)}"
         )
     if not weights.size:
-        raise ArgumentError("weights: expected at least one", parameter="weights")
+        raise wrong_argument("weights", "expected at least one")
     codes = np.argsort(table, kind="stable").astype(np.uint8)
     ordered = table[codes]
     bounds = (ordered[:-1] + ordered[1:]) / np.float32(2)
     values = np.ascontiguousarray(weights, np.float32)
     quantized = native.quantize(values, bounds, codes, block_size)
     if quantized is None:
-        raise ArgumentError("weights: expected finite numbers, got NaN or inf", parameter="weights")
+        raise wrong_argument("weights", "expected finite numbers, got NaN or inf")
     return quantized
 
 
@@ -163,7 +162,7 @@ def quantize_absmax(
     """
     absmax = _floats("absmax", absmax, np.size(absmax))
     if not absmax.size:
-        raise ArgumentError("absmax: expected at least one", parameter="absmax")
+        raise wrong_argument("absmax", "expected at least one")
     mean = np.float32(
         absmax.mean(dtype=np.float64) if offset is None else _number("offset", offset)
     )
@@ -279,14 +278,11 @@ class QuantState:
         if out is None:
             out = np.empty(self.shape, bits)
         elif not isinstance(out, np.ndarray) or out.dtype != bits or out.shape != self.shape:
-            raise ArgumentError(
-                f"out: expected an array of {np.dtype(bits)} and shape {self.shape}",
-                parameter="out",
+            raise wrong_argument(
+                "out", f"expected an array of {np.dtype(bits)} and shape {self.shape}"
             )
         elif not out.flags.c_contiguous or not out.flags.writeable:
-            raise ArgumentError(
-                "out: expected a contiguous array that can be written to", parameter="out"
-            )
+            raise wrong_argument("out", "expected a contiguous array that can be written to")
         address = out.ctypes.data
         native.dequantize(self.packed, self.absmax, table, self.block_size, name, out.size, address)
         return out
@@ -362,23 +358,18 @@ def _dtype(dtype: Any) -> str:
 def _array(parameter: str, values: Any, dtype: Any, size: int) -> Array:
     """Return `values` contiguous and flat, if they are `size` elements of `dtype` in an array."""
     if not isinstance(values, np.ndarray) or values.dtype != dtype:
-        raise ArgumentError(
-            f"{parameter}: expected an array of {np.dtype(dtype)}, got {_type_name(values)}",
-            parameter=parameter,
+        raise wrong_argument(
+            parameter, f"expected an array of {np.dtype(dtype)}, got {_type_name(values)}"
         )
     if values.size != size:
-        raise ArgumentError(
-            f"{parameter}: expected {size} elements, got {values.size}", parameter=parameter
-        )
+        raise wrong_argument(parameter, f"expected {size} elements, got {values.size}")
     return np.ascontiguousarray(values).reshape(-1)
 
 
 def _floats(parameter: str, values: Any, size: int) -> Floats:
     floats: Floats = _array(parameter, values, np.float32, size)
     if not np.isfinite(floats).all():
-        raise ArgumentError(
-            f"{parameter}: expected finite numbers, got NaN or inf", parameter=parameter
-        )
+        raise wrong_argument(parameter, "expected finite numbers, got NaN or inf")
     return floats
 
 

@@ -30,6 +30,11 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def wrong_argument(parameter: str, rule: str, remedy: str | None = None) -> ArgumentError:
+    """Return the error `parameter: rule; remedy`, for a value that the message does not show."""
+    return ArgumentError(f"{parameter}: {rule}", parameter=parameter, remedy=remedy)
+
+
 def wrong_value(parameter: str, value: Any, rule: str, remedy: str | None = None) -> ArgumentError:
     """Return the error `parameter=value: rule; remedy`."""
     return ArgumentError(f"{parameter}={value!r}: {rule}", parameter=parameter, remedy=remedy)
@@ -134,7 +139,7 @@ class ModelParams:
             _check_text("overrides", key, 127)
             parameter = f"overrides[{key!r}]"
             if not key:
-                raise ArgumentError("overrides: a key must not be empty", parameter="overrides")
+                raise wrong_argument("overrides", "a key must not be empty")
             if isinstance(value, str):
                 _check_text(parameter, value, 127)
             elif not isinstance(value, int | float):

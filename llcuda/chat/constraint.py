@@ -12,9 +12,10 @@ from llcuda import structured
 from llcuda.chat.formats import ChatSyntax, ToolCallFormat
 from llcuda.chat.parser import ChatParser
 from llcuda.chat.stream_reader import Reading, StreamReader, nothing
-from llcuda.errors import ArgumentError, SamplingError, UnsupportedError
+from llcuda.errors import SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model
+from llcuda.params import wrong_argument
 
 _PLAIN = {"type", "properties", "required", "title", "description", "$defs", "$schema"}
 
@@ -49,9 +50,8 @@ def chat_guide(
     calls = syntax.tool_calls
     demanded = bool(tools) and tool_choice not in ("auto", "none")
     if form is not None and tools:
-        raise ArgumentError(
-            "response_format: expected none with tools, unless tool_choice is 'none'",
-            parameter="response_format",
+        raise wrong_argument(
+            "response_format", "expected none with tools, unless tool_choice is 'none'"
         )
     if tools and calls is not None and calls.body:
         waits = bool(calls.begin) and not demanded

@@ -7,16 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from llcuda.chat.tool_schema import function_schema
-from llcuda.errors import ArgumentError
+from llcuda.params import wrong_argument, wrong_value
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_DEPTH = 64  # levels of nested data
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
-
-
-def _wrong(parameter: str, rule: str, value: str = "") -> ArgumentError:
-    return ArgumentError(f"{parameter}{value}: {rule}", parameter=parameter)
 
 
 def plain_data(value: Any, parameter: str, depth: int = 0) -> Any:
@@ -33,14 +29,16 @@ def plain_data(value: Any, parameter: str, depth: int = 0) -> Any:
         ArgumentError: The value has another type, half of a surrogate pair, or more than 64 levels.
     """
     if depth > MAX_DEPTH:
-        raise _wrong(parameter, f"nested more than {MAX_DEPTH} levels deep")
+        raise wrong_argument(parameter, f"nested more than {MAX_DEPTH} levels deep")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise _wrong(parameter, "half of a surrogate pair is not valid Unicode") from None
+            raise wrong_argument(
+                parameter, "half of a surrogate pair is not valid Unicode"
+            ) from None
         return str.__str__(value)
     if isinstance(value, int):
         return int.__int__(value)
@@ -50,14 +48,14 @@ def plain_data(value: Any, parameter: str, depth: int = 0) -> Any:
         value = value.model_dump(exclude_none=True)
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise _wrong(parameter, "expected strings as keys")
+            raise wrong_argument(parameter, "expected strings as keys")
         return {
             plain_data(key, parameter, depth + 1): plain_data(item, f"{parameter}.{key}", depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
         return [plain_data(item, f"{parameter}[{i}]", depth + 1) for i, item in enumerate(value)]
-    raise _wrong(parameter, f"expected JSON data, not {type(value).__name__}")
+    raise wrong_argument(parameter, f"expected JSON data, not {type(value).__name__}")
 
 
 def check_messages(messages: Any, roles: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -73,19 +71,19 @@ def check_messages(messages: Any, roles: Collection[str] = ()) -> list[dict[str,
         ArgumentError: A message has another shape; `parameter` names the place.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise _wrong("messages", f"expected a list, not {type(messages).__name__}")
+        raise wrong_argument("messages", f"expected a list, not {type(messages).__name__}")
     if not messages:
-        raise _wrong("messages", "expected at least one")
+        raise wrong_argument("messages", "expected at least one")
     return [_message(message, f"messages[{i}]", roles) for i, message in enumerate(messages)]
 
 
 def _message(given: Any, where: str, roles: Collection[str]) -> dict[str, Any]:
     message = plain_data(given, where)
     if not isinstance(message, dict):
-        raise _wrong(where, f"expected an object with role and content, not {given!r}")
+        raise wrong_argument(where, f"expected an object with role and content, not {given!r}")
     role = message.get("role")
     if not isinstance(role, str) or role not in (*ROLES, *roles):
-        raise _wrong(f"{where}.role", f"expected one of {', '.join(ROLES)}", f"={role!r}")
+        raise wrong_value(f"{where}.role", role, f"expected one of {', '.join(ROLES)}")
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)
     content = message.setdefault("content", None)
@@ -94,17 +92,17 @@ def _message(given: Any, where: str, roles: Collection[str]) -> dict[str, Any]:
             _check_part(part, f"{where}.content[{i}]")
     elif content is None:
         if "tool_calls" not in message:
-            raise _wrong(f"{where}.content", "expected a string or a list of text parts")
+            raise wrong_argument(f"{where}.content", "expected a string or a list of text parts")
     elif not isinstance(content, str):
-        raise _wrong(f"{where}.content", f"expected a string, not {type(content).__name__}")
+        raise wrong_argument(f"{where}.content", f"expected a string, not {type(content).__name__}")
     calls = message.get("tool_calls", [])
     if not isinstance(calls, list):
-        raise _wrong(f"{where}.tool_calls", f"expected a list, not {type(calls).__name__}")
+        raise wrong_argument(f"{where}.tool_calls", f"expected a list, not {type(calls).__name__}")
     for i, call in enumerate(calls):
         _check_call(call, f"{where}.tool_calls[{i}]")
     for name in ("tool_call_id", "name", *_REASONING):
         if not isinstance(message.get(name, ""), str | None):
-            raise _wrong(f"{where}.{name}", "expected a string")
+            raise wrong_argument(f"{where}.{name}", "expected a string")
     reasoning = next((message[n] for n in _REASONING if message.get(n) is not None), None)
     if reasoning is not None:
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
@@ -114,19 +112,21 @@ def _message(given: Any, where: str, roles: Collection[str]) -> dict[str, Any]:
 def _check_part(part: Any, where: str) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind != "text":
-        raise _wrong(f"{where}.type", "expected 'text', the only type that is read", f"={kind!r}")
+        raise wrong_value(f"{where}.type", kind, "expected 'text', the only type that is read")
     if not isinstance(part.get("text"), str):
-        raise _wrong(f"{where}.text", "expected a string")
+        raise wrong_argument(f"{where}.text", "expected a string")
 
 
 def _check_call(call: Any, where: str) -> None:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not _is_name(function.get("name")):
-        raise _wrong(where, "expected an object with a function and its name")
+        raise wrong_argument(where, "expected an object with a function and its name")
     if not isinstance(function.setdefault("arguments", "{}"), str | dict):
-        raise _wrong(f"{where}.function.arguments", "expected an object, or its JSON in a string")
+        raise wrong_argument(
+            f"{where}.function.arguments", "expected an object, or its JSON in a string"
+        )
     if not isinstance(call.get("id", ""), str | None):
-        raise _wrong(f"{where}.id", "expected a string")
+        raise wrong_argument(f"{where}.id", "expected a string")
     call.setdefault("type", "function")
 
 
@@ -146,12 +146,12 @@ def check_tools(tools: Any) -> list[dict[str, Any]]:
             by the schema of an object; `parameter` names the place.
     """
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
-        raise _wrong("tools", f"expected a list, not {type(tools).__name__}")
+        raise wrong_argument("tools", f"expected a list, not {type(tools).__name__}")
     checked = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
     names = [tool["function"]["name"] for tool in checked]
     for name in names:
         if names.count(name) > 1:
-            raise _wrong("tools", f"several have the name {name!r}")
+            raise wrong_argument("tools", f"several have the name {name!r}")
     return checked
 
 
@@ -163,13 +163,13 @@ def _tool(given: Mapping[str, Any] | Callable[..., Any], where: str) -> dict[str
         tool = {"type": "function", "function": tool}
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or tool.setdefault("type", "function") != "function":
-        raise _wrong(where, "expected a function, or an object with one")
+        raise wrong_argument(where, "expected a function, or an object with one")
     name, description = function.get("name"), function.get("description")
     if not _is_name(name):
         rule = "expected 1 to 128 letters, digits, _ . : / -"
-        raise _wrong(f"{where}.function.name", rule, f"={name!r}")
+        raise wrong_value(f"{where}.function.name", name, rule)
     if not isinstance(description, str | None):
-        raise _wrong(f"{where}.function.description", "expected a string")
+        raise wrong_argument(f"{where}.function.description", "expected a string")
     function["description"] = description or ""  # templates add it to other texts
     schema = function.setdefault("parameters", {"type": "object", "properties": {}})
     _check_schema(schema, f"{where}.function.parameters")
@@ -179,15 +179,15 @@ def _tool(given: Mapping[str, Any] | Callable[..., Any], where: str) -> dict[str
 def _check_schema(schema: Any, where: str) -> None:
     """Raise unless it is the schema of an object, as far as templates look into it."""
     if not isinstance(schema, dict):
-        raise _wrong(where, f"expected a JSON schema, not {type(schema).__name__}")
+        raise wrong_argument(where, f"expected a JSON schema, not {type(schema).__name__}")
     if schema.setdefault("type", "object") != "object":
-        raise _wrong(f"{where}.type", "expected 'object'", f"={schema['type']!r}")
+        raise wrong_value(f"{where}.type", schema["type"], "expected 'object'")
     properties = schema.setdefault("properties", {})
     if not isinstance(properties, dict):
-        raise _wrong(f"{where}.properties", "expected an object")
+        raise wrong_argument(f"{where}.properties", "expected an object")
     for name, inner in properties.items():
         if not isinstance(inner, dict | bool):
-            raise _wrong(f"{where}.properties.{name}", "expected a JSON schema")
+            raise wrong_argument(f"{where}.properties.{name}", "expected a JSON schema")
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        raise _wrong(f"{where}.required", "expected a list of names")
+        raise wrong_argument(f"{where}.required", "expected a list of names")

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
+from llcuda.params import wrong_argument
 
 # Letters that JSON leaves as they are, which templates make of messages; then those of no language.
 _BREAKERS = ("\x7f", *map(chr, range(0xFDD0, 0xFDF0)), *map(chr, range(0xF0000, 0xF0400)))
@@ -92,10 +92,10 @@ class ControlTexts:
         texts = [source, *_texts(data)]
         breaker = next((b for b in _BREAKERS if not any(b in text for text in texts)), "")
         if not breaker:
-            raise ArgumentError(
-                f"messages: expected a text without one of the {len(_BREAKERS)} letters that split "
+            raise wrong_argument(
+                "messages",
+                f"expected a text without one of the {len(_BREAKERS)} letters that split "
                 "control tokens",
-                parameter="messages",
             )
         for message in data[0]:
             parts = message.get("content")

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
-from llcuda.errors import ArgumentError, ClosedError
+from llcuda.errors import ClosedError
 from llcuda.keywords import TextKeywords
 from llcuda.native.model import Model
-from llcuda.params import wrong_value
+from llcuda.params import wrong_argument, wrong_value
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "model", "self"})
@@ -322,10 +322,7 @@ def start(
     if not isinstance(template_variables or {}, Mapping):
         raise wrong_value("template_variables", template_variables, "expected a mapping")
     if reserved := RESERVED.intersection(template_variables or ()):
-        raise ArgumentError(
-            f"template_variables: {min(reserved)!r} is set by llcuda",
-            parameter="template_variables",
-        )
+        raise wrong_argument("template_variables", f"{min(reserved)!r} is set by llcuda")
     functions = check_tools(tools) if tools is not None else []
     _check_tool_choice(tool_choice, [tool["function"]["name"] for tool in functions])
     offered = functions if tool_choice != "none" else []
@@ -344,9 +341,7 @@ def start(
     )
     if guide is not None:
         if parameters.get("guide") is not None:
-            raise ArgumentError(
-                "guide: expected none with tools or response_format", parameter="guide"
-            )
+            raise wrong_argument("guide", "expected none with tools or response_format")
         parameters["guide"] = guide
     parameters.setdefault("max_tokens", max(1, ctx_size - len(prompt.tokens)))
     end_tokens = {*parameters.pop("stop_tokens", ()), *program.end_tokens}

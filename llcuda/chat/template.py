@@ -23,6 +23,7 @@ from llcuda.chat.messages import check_messages, check_tools, plain_data
 from llcuda.chat.prompt import ControlTexts, Prompt
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
+from llcuda.params import wrong_argument, wrong_value
 
 KEY = "tokenizer.chat_template"
 DEFAULT = "default"
@@ -72,9 +73,7 @@ class ChatTemplate:
         self, source: str, *, bos: str = "", eos: str = "", controls: Mapping[str, int] = _NONE
     ) -> None:
         if not isinstance(source, str):
-            raise ArgumentError(
-                f"template: expected a string, not {type(source).__name__}", parameter="template"
-            )
+            raise wrong_argument("template", f"expected a string, not {type(source).__name__}")
         self.source = source
         self._fixed = {"bos_token": bos, "eos_token": eos}
         self._controls = controls
@@ -160,14 +159,9 @@ class ChatTemplate:
     ) -> str:
         reserved = _OWN & variables.keys()
         if reserved:
-            raise ArgumentError(
-                f"template_variables: {min(reserved)!r} is set by llcuda",
-                parameter="template_variables",
-            )
+            raise wrong_argument("template_variables", f"{min(reserved)!r} is set by llcuda")
         if tools and not self.takes_tools:
-            raise ArgumentError(
-                "tools: this model's chat template has no place for them", parameter="tools"
-            )
+            raise wrong_argument("tools", "this model's chat template has no place for them")
         values = {
             "documents": None,
             **self._legacy_variables(tools),
@@ -336,7 +330,7 @@ def _arguments(given: str | dict[str, Any], as_text: bool, where: str) -> Any:
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise ArgumentError(f"{where}: expected a JSON object, not {given[:80]!r}", parameter=where)
+        raise wrong_argument(where, f"expected a JSON object, not {given[:80]!r}")
     return arguments
 
 
@@ -358,9 +352,8 @@ def _size(value: Any) -> int:
 def _source(model: Model, name: str | None) -> str:
     """Return the text of a model's template, or `name` when it is the text of a template."""
     if name is not None and not isinstance(name, str):
-        raise ArgumentError(
-            f"template: expected a name or the text of a template, not {type(name).__name__}",
-            parameter="template",
+        raise wrong_argument(
+            "template", f"expected a name or the text of a template, not {type(name).__name__}"
         )
     if name is not None and ("{%" in name or "{{" in name):
         return name
@@ -374,10 +367,7 @@ def _source(model: Model, name: str | None) -> str:
             f"{model.path.name} has no chat template",
             remedy="give template=, a Jinja template as text, or use infer() with your own prompt",
         )
-    raise ArgumentError(
-        f"template={name!r}: {model.path.name} has {', '.join(names) or 'none'}",
-        parameter="template",
-    )
+    raise wrong_value("template", name, f"{model.path.name} has {', '.join(names) or 'none'}")
 
 
 def _token_text(model: Model, token: int | None) -> str:

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llcuda.errors import ArgumentError
+from llcuda.params import wrong_argument
 
 _TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": "integer"},
@@ -43,22 +44,17 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         hints = get_type_hints(function)
         signature = inspect.signature(function)
     except (NameError, TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"tools: {name} cannot be described: {error}", parameter="tools"
-        ) from None
+        raise wrong_argument("tools", f"{name} cannot be described: {error}") from None
     description, descriptions = _parse_docstring(inspect.getdoc(function) or "")
     properties: dict[str, Any] = {}
     required: list[str] = []
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ArgumentError(
-                f"tools: {name} has *{parameter.name}, which no JSON schema can describe",
-                parameter="tools",
+            raise wrong_argument(
+                "tools", f"{name} has *{parameter.name}, which no JSON schema can describe"
             )
         if parameter.name not in hints:
-            raise ArgumentError(
-                f"tools: {name}({parameter.name}) has no type hint", parameter="tools"
-            )
+            raise wrong_argument("tools", f"{name}({parameter.name}) has no type hint")
         schema = _schema(hints[parameter.name], f"tools: {name}({parameter.name})")
         if parameter.name in descriptions:
             schema["description"] = descriptions[parameter.name]

@@ -8,10 +8,8 @@ A batch takes the longest texts first and fills its gaps with the shortest.
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from llcuda.gguf_parser import GGUFReader
 from llcuda.keywords import EmbedderKeywords, split_keywords
 from llcuda.native.callbacks import without_repeated_warnings
 from llcuda.native.context import Context
+from llcuda.native.library import close_at_exit
 from llcuda.native.model import Model
 from llcuda.params import INT32_MAX, ContextParams, check_number, default_threads, wrong_value
 
@@ -126,7 +125,7 @@ class Embedder:
         self._rerank_prompt = RerankPrompt(model, self.ctx_size)
         self._lock = threading.Lock()
         self._process = os.getpid()
-        _close_at_exit(self)
+        close_at_exit(self)
 
     # --- embeddings ---
 
@@ -334,25 +333,6 @@ class Embedder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-_open: weakref.WeakSet[Embedder] = weakref.WeakSet()
-
-
-def _close_at_exit(embedder: Embedder) -> None:
-    """Close an embedder at exit before Python frees the memory that a daemon thread computes with.
-
-    The finalizers of the C objects run in one exit function, registered with the first object.
-    Exit functions run in reverse order, so `_close_all`, registered again here, runs before it.
-    """
-    _open.add(embedder)
-    atexit.unregister(_close_all)
-    atexit.register(_close_all)
-
-
-def _close_all() -> None:
-    for embedder in list(_open):
-        embedder.close()
 
 
 def pack_batches(

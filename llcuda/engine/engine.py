@@ -35,7 +35,7 @@ from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.model import Model
 from llcuda.native.sampler import Sampler
-from llcuda.params import ContextParams, SamplingParams, check_number, wrong_value
+from llcuda.params import ContextParams, SamplingParams, check_number, wrong_argument, wrong_value
 from llcuda.structured import compile_response_format
 
 logger = logging.getLogger("llcuda.engine")
@@ -204,10 +204,8 @@ class Engine:
                 remedy="give the engine outputs_max=0",
             )
         if params.guide is not None and n > 1:
-            raise ArgumentError(
-                "guide: a guide restricts one text",
-                parameter="guide",
-                remedy="submit each with a guide of its own",
+            raise wrong_argument(
+                "guide", "a guide restricts one text", remedy="submit each with a guide of its own"
             )
         grammar = None
         if response_format is not None:

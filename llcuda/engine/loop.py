@@ -6,13 +6,11 @@ collected, and closes as it goes.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import queue
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.native.context import Context
+from llcuda.native.library import close_at_exit
 
 logger = logging.getLogger("llcuda.engine")
 now = time.perf_counter
@@ -172,7 +171,7 @@ class EngineLoop:
     def start(self) -> None:
         """Start the thread; it is stopped before Python exits."""
         self._thread.start()
-        _stop_at_exit(self)
+        close_at_exit(self)
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue sequences, all or none.
@@ -388,22 +387,3 @@ class EngineLoop:
 
 class _StopLoop(BaseException):
     """Ends the thread's loop."""
-
-
-_loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()  # threads keep theirs alive
-
-
-def _stop_at_exit(loop: EngineLoop) -> None:
-    """Have the thread stopped before Python frees what it works on.
-
-    The C objects' finalizers hang on one exit function, which was registered with the first of
-    them, the model's. Exit functions run in reverse, so this one comes first.
-    """
-    atexit.unregister(_close_all)
-    atexit.register(_close_all)
-    _loops.add(loop)
-
-
-def _close_all() -> None:
-    for loop in list(_loops):
-        loop.close()

@@ -14,7 +14,8 @@ from llcuda.engine.scheduler import Chunk, Scheduler, SchedulerOutput
 from llcuda.engine.sequence import Sequence
 from llcuda.engine.speculation import Drafter
 from llcuda.engine.token_masks import TokenMaskState, token_masks
-from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
+from llcuda.errors import LlcudaError, UnsupportedError
+from llcuda.params import wrong_argument
 
 now = time.perf_counter
 JUMP_SEQUENCES = 8  # with more sequences at once forced tokens are not computed ahead
@@ -64,7 +65,8 @@ class OutputProcessor:
         )
         self._unfinished[sequence.request] = sequence
         if in_use:
-            self.fail(sequence, _guide_in_use())
+            problem = "this guide is already used by another request"
+            self.fail(sequence, wrong_argument("guide", problem, remedy="create one per request"))
             return
         if sequence.params.timeout is not None:
             self._with_deadline.add(sequence)
@@ -243,7 +245,8 @@ class OutputProcessor:
             return
         if params.logprobs is not None:
             sequence.logprobs += self._runner.logprobs([token], [row], params.logprobs)
-        last = self._is_last(sequence)
+        full = len(sequence.tokens) >= self._ctx_size
+        last = full or len(sequence.generated) >= params.max_tokens  # no room for another token
         forced = self._forced_ahead(sequence, last) if sequence.token_masks is not None else ()
         if sequence.ended:
             return
@@ -272,11 +275,6 @@ class OutputProcessor:
 
     def _is_end(self, sequence: Sequence, token: int) -> bool:
         return token in self._end_tokens or token in sequence.params.stop_tokens
-
-    def _is_last(self, sequence: Sequence) -> bool:
-        """Whether there is no room for another token."""
-        full = len(sequence.tokens) >= self._ctx_size
-        return full or len(sequence.generated) >= sequence.params.max_tokens
 
     def _last_piece(self, sequence: Sequence) -> bytes:
         token = sequence.tokens[-1]
@@ -397,14 +395,6 @@ class OutputProcessor:
         self._scheduler.finish(sequence)
         self._on_end()
         return True
-
-
-def _guide_in_use() -> ArgumentError:
-    return ArgumentError(
-        "guide: this guide is already used by another request",
-        parameter="guide",
-        remedy="create one per request",
-    )
 
 
 def _wake_readers(sequences: list[Sequence]) -> None:

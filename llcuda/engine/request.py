@@ -19,10 +19,9 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llcuda.engine.outputs import Completion, TokenLogprob
-from llcuda.errors import ArgumentError
 from llcuda.guide import Guide
 from llcuda.keywords import split_keywords
-from llcuda.params import SamplingParams, check_flags, check_number
+from llcuda.params import SamplingParams, check_flags, check_number, wrong_argument, wrong_value
 
 if TYPE_CHECKING:
     import asyncio
@@ -77,15 +76,9 @@ class RequestParams:
         if self.timeout is not None:
             check_number("timeout", self.timeout, "number", 0)
         if self.overflow not in OVERFLOWS:
-            raise ArgumentError(
-                f"overflow={self.overflow!r}: expected one of {', '.join(OVERFLOWS)}",
-                parameter="overflow",
-            )
+            raise wrong_value("overflow", self.overflow, f"expected one of {', '.join(OVERFLOWS)}")
         if self.guide is not None and not isinstance(self.guide, Guide):
-            raise ArgumentError(
-                f"guide={self.guide!r}: expected an object with mask() and accept()",
-                parameter="guide",
-            )
+            raise wrong_value("guide", self.guide, "expected an object with mask() and accept()")
         object.__setattr__(self, "stop", _texts(self.stop))
         for name in ("stop_tokens", "shown_tokens"):
             tokens = _items(name, getattr(self, name), "tokens")
@@ -107,7 +100,7 @@ def kept_tokens(params: RequestParams, adds_bos: bool, ctx_size: int) -> int:
 
 def _items(name: str, given: Any, what: str) -> tuple[Any, ...]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise ArgumentError(f"{name}={given!r}: expected a list of {what}", parameter=name)
+        raise wrong_value(name, given, f"expected a list of {what}")
     return tuple(given)
 
 
@@ -117,12 +110,10 @@ def _texts(stop: Any) -> tuple[str, ...]:
     texts = _items("stop", stop, "texts")
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise ArgumentError(
-                f"stop: expected texts, none of them empty, not {text!r}", parameter="stop"
-            )
+            raise wrong_argument("stop", f"expected texts, none of them empty, not {text!r}")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ArgumentError(
-                f"stop: {text!r} has half of a surrogate pair, which no text has", parameter="stop"
+            raise wrong_argument(
+                "stop", f"{text!r} has half of a surrogate pair, which no text has"
             )
     return texts
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llcuda.errors import ArgumentError, ModelError
+from llcuda.errors import ModelError
 from llcuda.native import library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.model import Model, read_metadata
-from llcuda.params import wrong_value
+from llcuda.params import wrong_argument, wrong_value
 
 
 class Adapter:
@@ -60,6 +60,5 @@ class Adapter:
             ArgumentError: The adapter was loaded for another model.
         """
         if self._owner is not model.handle.owner:
-            problem = f"adapters: {self.path} was loaded for another model"
-            raise ArgumentError(problem, parameter="adapters")
+            raise wrong_argument("adapters", f"{self.path} was loaded for another model")
         return self._pointer

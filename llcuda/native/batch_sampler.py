@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llcuda.errors import ArgumentError, NoOutputError, SamplingError
+from llcuda.errors import NoOutputError, SamplingError
 from llcuda.native import callbacks, library
 from llcuda.native.context import Context
 from llcuda.native.sampler import Sampler
+from llcuda.params import wrong_argument
 
 
 class BatchSampler:
@@ -102,9 +103,7 @@ class BatchSampler:
                 continue
             row = np.ascontiguousarray(mask, dtype=np.uint32)
             if row.shape != (words,):
-                raise ArgumentError(
-                    f"masks: an array of shape {row.shape}, expected ({words},)", parameter="masks"
-                )
+                raise wrong_argument("masks", f"an array of shape {row.shape}, expected ({words},)")
             kept.append(self._ffi.from_buffer("uint32_t[]", row))
             self._samplings[i].mask = kept[-1]
         self._has_masks = bool(kept)

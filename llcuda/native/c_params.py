@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llcuda.errors import ArgumentError
 from llcuda.native import library
-from llcuda.params import ContextParams, ModelParams, default_threads
+from llcuda.params import ContextParams, ModelParams, default_threads, wrong_argument
 
 SMALL_MODEL = 32 * 2**20  # bytes; below, threads wait for each other longer than they compute
 MIN_CELLS = 256  # llama.cpp rounds the cells of a sequence up to this
@@ -38,8 +37,9 @@ def model_params(params: ModelParams, kept: list[Any]) -> Any:
     if params.tensor_split is not None:
         shares, limit = list(params.tensor_split), lib.llama_max_devices()
         if len(shares) > limit:
-            problem = f"tensor_split: {len(shares)} shares, at most {limit} are allowed"
-            raise ArgumentError(problem, parameter="tensor_split")
+            raise wrong_argument(
+                "tensor_split", f"{len(shares)} shares, at most {limit} are allowed"
+            )
         c.tensor_split = split = ffi.new("float[]", shares + [0.0] * (limit - len(shares)))
         kept.append(split)
     if params.devices is not None:
@@ -106,8 +106,7 @@ def _devices(names: Sequence[str]) -> list[Any]:
         known[ffi.string(lib.ggml_backend_dev_name(device)).decode()] = device
     for name in names:
         if name not in known:
-            problem = f"devices: {name!r} is not one of {', '.join(known)}"
-            raise ArgumentError(problem, parameter="devices")
+            raise wrong_argument("devices", f"{name!r} is not one of {', '.join(known)}")
     return [*(known[name] for name in names), ffi.NULL]
 
 

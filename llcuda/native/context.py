@@ -24,7 +24,7 @@ from llcuda.native.kv_size import check_kv_size
 from llcuda.native.memory import Memory
 from llcuda.native.model import Model
 from llcuda.native.timings import DecodeEvent, Timings
-from llcuda.params import POOLINGS, ContextParams, check_number, wrong_value
+from llcuda.params import POOLINGS, ContextParams, check_number, wrong_argument, wrong_value
 
 Float32 = npt.NDArray[np.float32]
 
@@ -505,8 +505,7 @@ class Context:
             raise wrong_value("adapters", adapters, "expected a mapping of Adapter to scale")
         for adapter in adapters:
             if not isinstance(adapter, Adapter):
-                problem = f"adapters: {adapter!r} is not an Adapter"
-                raise ArgumentError(problem, parameter="adapters")
+                raise wrong_argument("adapters", f"{adapter!r} is not an Adapter")
         pointers = [adapter.pointer_for(self.model) for adapter in adapters]
         scales = list(adapters.values())
         for scale in scales:

@@ -7,6 +7,7 @@ llcuda.native calls it before it touches C.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import os
@@ -443,6 +444,29 @@ class Handle:
     def close(self) -> None:
         """Let go of the owner; the pointer is freed when no child and no running call needs it."""
         self._owner = None
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def close_at_exit(user: Any) -> None:
+    """Have an object closed at exit, before Python frees the C objects that its thread works on.
+
+    The finalizers of the C objects run in one exit function, which was registered with the first of
+    them. Exit functions run in reverse order, so `_close_all`, registered again here, runs before
+    it.
+
+    Args:
+        user: The object, which has a method `close` and is not kept alive.
+    """
+    _open.add(user)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for user in list(_open):
+        user.close()
 
 
 def _after_fork() -> None:

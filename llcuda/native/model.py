@@ -26,7 +26,7 @@ from llcuda.native import callbacks, library
 from llcuda.native.c_params import model_params
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.timings import TokenizerTimings
-from llcuda.params import INT32_MAX, ModelParams, check_number, wrong_value
+from llcuda.params import INT32_MAX, ModelParams, check_number, wrong_argument, wrong_value
 from llcuda.progress import progress_bar
 
 Progress = Callable[[float], bool | None]
@@ -601,8 +601,7 @@ def load_model(
     for line in library.errors(ffi, lib, keep=True).splitlines():
         if "Bad metadata override" in line:
             lib.llcuda_model_free(pointer)
-            problem = f"overrides: {line.partition('Warning: ')[2]}"
-            raise ArgumentError(problem, parameter="overrides")
+            raise wrong_argument("overrides", f"{line.partition('Warning: ')[2]}")
     return pointer, positions
 
 

@@ -24,7 +24,7 @@ from llcuda.native.chain import (
 )
 from llcuda.native.context import Context
 from llcuda.native.model import Model
-from llcuda.params import SamplingParams, wrong_value
+from llcuda.params import SamplingParams, wrong_argument, wrong_value
 
 
 class Sampler:
@@ -197,9 +197,8 @@ class Sampler:
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"logits must be numbers: {error}", parameter="logits") from None
         if row.shape != (self._model.vocab_size,):
-            raise ArgumentError(
-                f"logits: shape {row.shape}, expected ({self._model.vocab_size},)",
-                parameter="logits",
+            raise wrong_argument(
+                "logits", f"shape {row.shape}, expected ({self._model.vocab_size},)"
             )
         owner = self.handle.owner  # type: ignore[union-attr]
         data = self._ffi.from_buffer("float[]", row)
@@ -307,12 +306,11 @@ def _check_chain(given: Sequence[steps.Step]) -> list[steps.Step]:
     checked = list(given)
     for step in checked:
         if type(step) not in STEPS:
-            problem = f"chain: {step!r} is not a step of llcuda.samplers"
-            raise ArgumentError(problem, parameter="chain")
+            raise wrong_argument("chain", f"{step!r} is not a step of llcuda.samplers")
     if not checked or not checked[-1].chooses:
-        raise ArgumentError(
-            "chain: the last step must choose (Greedy, Distribution, Mirostat, MirostatV2, "
+        raise wrong_argument(
+            "chain",
+            "the last step must choose (Greedy, Distribution, Mirostat, MirostatV2, "
             "AdaptiveP, or a Python step)",
-            parameter="chain",
         )
     return checked

@@ -22,6 +22,7 @@ from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
 from llcuda.hub.registry import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
+from llcuda.params import wrong_argument
 from llcuda.server.errors import ApiError
 
 logger = logging.getLogger("llcuda.server")
@@ -163,9 +164,8 @@ class ModelPool:
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         if not specs or len(self.specs) != len(specs) or "" in self.specs:
-            raise ArgumentError(
-                "models: expected at least one model, each with a name of its own",
-                parameter="models",
+            raise wrong_argument(
+                "models", "expected at least one model, each with a name of its own"
             )
         self.loaded: dict[str, LoadedModel] = {}
         self.loads = self.unloads = 0

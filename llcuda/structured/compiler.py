@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
+from llcuda.params import wrong_argument
 from llcuda.structured.grammar import grammar_source
 from llcuda.structured.tokenizer import tokenizer_of
 
@@ -70,15 +71,13 @@ def compile(  # noqa: A001 - as that of re
     """
     if schema is not None:
         if response_format is not None:
-            raise ArgumentError(
-                "response_format: give it or schema=, not both", parameter="response_format"
-            )
+            raise wrong_argument("response_format", "give it or schema=, not both")
         response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
     if isinstance(response_format, CompiledGrammar):
         if not response_format.is_of(model):
-            raise ArgumentError(
-                "response_format: it was compiled for another model",
-                parameter="response_format",
+            raise wrong_argument(
+                "response_format",
+                "it was compiled for another model",
                 remedy="compile it for this one",
             )
         return response_format

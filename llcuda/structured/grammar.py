@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from llcuda.errors import ArgumentError
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.structured.gbnf import to_lark
 from llcuda.structured.json_schema import MAX_BYTES, prepare
 
@@ -76,7 +77,7 @@ _FIELDS: dict[str, set[str]] = {
 
 
 def _refused(problem: str) -> ArgumentError:
-    return ArgumentError(f"response_format: {problem}", parameter="response_format")
+    return wrong_argument("response_format", problem)
 
 
 def _text(kind: str, text: Any) -> str:
@@ -162,25 +163,17 @@ def tool_format(
     if isinstance(tool_choice, Mapping):
         name = _function(tool_choice)["name"]
         if name not in named:
-            raise ArgumentError(
-                f"tool_choice={name!r}: expected one of {', '.join(named)}", parameter="tool_choice"
-            )
+            raise wrong_value("tool_choice", name, f"expected one of {', '.join(named)}")
         named, parallel = {name: named[name]}, False
     elif tool_choice not in ("auto", "required"):
-        raise ArgumentError(
-            f"tool_choice={tool_choice!r}: expected 'auto', 'required' or a function",
-            parameter="tool_choice",
-        )
+        raise wrong_value("tool_choice", tool_choice, "expected 'auto', 'required' or a function")
     if not named:
-        raise ArgumentError("tools: expected at least one", parameter="tools")
+        raise wrong_argument("tools", "expected at least one")
     calls = []
     for name, function in named.items():
         before, after = around(name)
         if not before.startswith(trigger):
-            raise ArgumentError(
-                f"trigger={trigger!r}: a call of {name!r} does not begin with it",
-                parameter="trigger",
-            )
+            raise wrong_value("trigger", trigger, f"a call of {name!r} does not begin with it")
         parameters = function.get("parameters") or {"type": "object", "properties": {}}
         calls.append({"before": before, "schema": parameters, "after": after})
     return {
@@ -195,9 +188,8 @@ def tool_format(
 def _function(tool: Any) -> Mapping[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ArgumentError(
-            f"tools: expected tools of type function with a name, not {tool!r:.200}",
-            parameter="tools",
+        raise wrong_argument(
+            "tools", f"expected tools of type function with a name, not {tool!r:.200}"
         )
     return function
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llcuda.errors import ArgumentError
 from llcuda.native import dlpack
 from llcuda.native.tensor import CPU, stream, synchronize
+from llcuda.params import wrong_argument
 from llcuda.tensor.dtype import Device, DType
 from llcuda.tensor.graph import Node, leaf, memory_of, operation
 from llcuda.tensor.host import to_device
@@ -60,9 +60,8 @@ def export(
 def adopt(source: Any, copy: bool | None) -> Node:
     """Return a node over the memory of an object with __dlpack__, or over a copy."""
     if not hasattr(source, "__dlpack__") or not hasattr(source, "__dlpack_device__"):
-        raise ArgumentError(
-            f"source: expected an object with __dlpack__, got {type(source).__name__}",
-            parameter="source",
+        raise wrong_argument(
+            "source", f"expected an object with __dlpack__, got {type(source).__name__}"
         )
     kind, number = (int(part) for part in source.__dlpack_device__())
     if kind in dlpack.CPU_DEVICES:
@@ -71,9 +70,8 @@ def adopt(source: Any, copy: bool | None) -> Node:
         device = Device(number)
         keywords = {"stream": stream(device) or None}
     else:
-        raise ArgumentError(
-            f"source: expected memory of the CPU or of a CUDA GPU, got DLPack's device {kind}",
-            parameter="source",
+        raise wrong_argument(
+            "source", f"expected memory of the CPU or of a CUDA GPU, got DLPack's device {kind}"
         )
     try:
         capsule = source.__dlpack__(max_version=(1, 0), **keywords)
@@ -83,9 +81,8 @@ def adopt(source: Any, copy: bool | None) -> Node:
     dtype = DTYPES.get(view.kind)
     if dtype is None:
         known = ", ".join(dtype.name for dtype in KINDS)
-        raise ArgumentError(
-            f"source: expected one of the types {known}, got DLPack's {view.kind}",
-            parameter="source",
+        raise wrong_argument(
+            "source", f"expected one of the types {known}, got DLPack's {view.kind}"
         )
     node = leaf(storage, dtype, check_shape(view.shape), view.strides)
     return operation("CAST", dtype, node.shape, [node]) if copy else node

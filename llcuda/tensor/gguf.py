@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable
 
 from llcuda.demo import resolve
-from llcuda.errors import ArgumentError, UnsupportedError
+from llcuda.errors import UnsupportedError
 from llcuda.gguf_parser import GGUFReader, GGUFTensorInfo
 from llcuda.native.tensor import adopt
-from llcuda.params import wrong_value
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.tensor.dtype import FROM_GGML, Device
 from llcuda.tensor.graph import Node, empty, leaf, memory_of
 from llcuda.tensor.shape import check_shape
@@ -24,9 +24,7 @@ def load(
     with GGUFReader(resolve(os.fspath(path))) as reader:
         chosen = reader.list_tensors() if names is None else list(names)
         if missing := [name for name in chosen if name not in reader.tensors]:
-            raise ArgumentError(
-                f"names: {os.fspath(path)} has no tensor {missing[0]!r}", parameter="names"
-            )
+            raise wrong_argument("names", f"{os.fspath(path)} has no tensor {missing[0]!r}")
         return {name: _load(reader, reader.tensors[name], device) for name in chosen}
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llcuda.errors import ArgumentError, TensorError
+from llcuda.errors import TensorError
 from llcuda.native.tensor import from_float, to_float
+from llcuda.params import wrong_argument
 from llcuda.tensor.dtype import FROM_NUMPY, NUMPY, Device, DType
 from llcuda.tensor.graph import Node, Shape, empty, memory_of
 from llcuda.tensor.shape import cast, castable, check_blocks, check_shape, contiguous
@@ -20,9 +21,9 @@ def from_array(array: Any, device: Device) -> Node:
     dtype = FROM_NUMPY.get(values.dtype)
     if dtype is None:
         known = ", ".join(map(str, FROM_NUMPY))
-        raise ArgumentError(
-            f"array: expected one of the types {known}, got {values.dtype}",
-            parameter="array",
+        raise wrong_argument(
+            "array",
+            f"expected one of the types {known}, got {values.dtype}",
             remedy="use .astype()",
         )
     node = empty(dtype, check_shape(values.shape), device)
@@ -35,9 +36,8 @@ def from_bytes(data: Any, dtype: DType, shape: Shape, device: Device) -> Node:
     view = memoryview(data)
     node = empty(dtype, shape, device)
     if view.nbytes != node.nbytes:
-        raise ArgumentError(
-            f"data: {dtype.name} {list(shape)} has {node.nbytes} bytes, got {view.nbytes}",
-            parameter="data",
+        raise wrong_argument(
+            "data", f"{dtype.name} {list(shape)} has {node.nbytes} bytes, got {view.nbytes}"
         )
     memory_of(node).write(0, view)
     return node
@@ -112,9 +112,8 @@ def to_dtype(node: Node, dtype: DType, importance: Any = None) -> Node:
     if dtype.is_quantized and dtype is not node.dtype:
         return _quantized(node, dtype, importance)
     if importance is not None:
-        raise ArgumentError(
-            "importance: expected None unless the target is another quantized type",
-            parameter="importance",
+        raise wrong_argument(
+            "importance", "expected None unless the target is another quantized type"
         )
     if node.dtype is dtype or castable(node.dtype, dtype):
         return cast(node, dtype)
@@ -134,10 +133,7 @@ def _quantized(node: Node, dtype: DType, importance: Any) -> Node:
     if importance is not None:
         weights = np.ascontiguousarray(importance, np.float32)
         if weights.shape != (columns,) or not np.isfinite(weights).all() or (weights < 0).any():
-            raise ArgumentError(
-                f"importance: expected {columns} finite numbers, none below 0",
-                parameter="importance",
-            )
+            raise wrong_argument("importance", f"expected {columns} finite numbers, none below 0")
     values = to_array(node).astype(np.float32, copy=False).reshape(-1, columns)
     if not np.isfinite(values).all():
         raise TensorError(f"{dtype.name}: values that are not finite cannot be quantized")

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from llcuda.errors import ArgumentError, TensorError, UnsupportedError
+from llcuda.errors import TensorError, UnsupportedError
 from llcuda.native.tensor import constant
-from llcuda.params import check_number
+from llcuda.params import check_number, wrong_argument
 from llcuda.tensor.dtype import DType
 from llcuda.tensor.graph import MAX_DIMS, Node, Shape, memory_of, operation
 from llcuda.tensor.shape import (
@@ -195,7 +195,7 @@ def argmax(node: Node, axis: Any) -> Node:
 def concat(nodes: Sequence[Node], axis: Any) -> Node:
     """Return tensors joined along an axis."""
     if not nodes:
-        raise ArgumentError("tensors: got no tensors, expected at least one", parameter="tensors")
+        raise wrong_argument("tensors", "got no tensors, expected at least one")
     first = nodes[0]
     check_devices("concat", *nodes)
     dims = len(first.shape)
@@ -253,9 +253,7 @@ def get_rows(table: Node, rows: Node) -> Node:
     numbers = memory_of(source).read(source.offset, source.nbytes).view(np.int32)
     if numbers.min() < 0 or numbers.max() >= table.shape[0]:
         wrong = numbers.min() if numbers.min() < 0 else numbers.max()
-        raise ArgumentError(
-            f"rows: got row {wrong} of a table of {table.shape[0]} rows", parameter="rows"
-        )
+        raise wrong_argument("rows", f"got row {wrong} of a table of {table.shape[0]} rows")
     dtype = DType.Int32 if table.dtype is DType.Int32 else FLOAT
     flat = reshape(source, (-1,))
     result = operation("GET_ROWS", dtype, (flat.shape[0], shape[-1]), [contiguous(table), flat])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llcuda.demo import resolve
-from llcuda.errors import ArgumentError, ModelError
+from llcuda.errors import ModelError
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.gguf.types import GGMLType
@@ -23,7 +23,7 @@ from llcuda.native.quantization.file_types import (
     needs_matrix,
 )
 from llcuda.native.quantization.imatrix import ImportanceMatrix
-from llcuda.params import check_number, check_texts, default_threads, wrong_value
+from llcuda.params import check_number, check_texts, default_threads, wrong_argument, wrong_value
 
 BUFFER_SIZE = 2**22  # bytes of rows at once for each thread, so that they stay in its cache
 MAX_TEXT = 127  # bytes of a text in the metadata that llama.cpp lets a caller set
@@ -133,16 +133,13 @@ class QuantizeJob:
         check_tensors(self.path)
         for pattern, _ in self.overrides:
             if self._lib.llcuda_search(pattern.encode(), self._ffi.NULL, 0, self._ffi.NULL):
-                problem = f"tensor_types: {pattern!r} is not a regular expression"
-                raise ArgumentError(problem, parameter="tensor_types")
+                raise wrong_argument("tensor_types", f"{pattern!r} is not a regular expression")
         self.matrix_file = ""
         if imatrix is not None and not isinstance(imatrix, ImportanceMatrix):
             self.matrix_file = os.fspath(imatrix)
             imatrix = ImportanceMatrix.load(imatrix)
         elif imatrix is not None and (name := imatrix.implausible()):
-            raise ArgumentError(
-                f"imatrix: {name} has values that are not sums of squares", parameter="imatrix"
-            )
+            raise wrong_argument("imatrix", f"{name} has values that are not sums of squares")
         self.matrix = imatrix
         self._kept: list[Any] = []  # what the parameters point to
 
@@ -242,15 +239,13 @@ class QuantizeJob:
             if not hits:
                 near = difflib.get_close_matches(pattern, names, 3, 0.5)
                 hint = f"; there are {', '.join(near)}" if near else ""
-                raise ArgumentError(
-                    f"tensor_types: no tensor is called {pattern!r}{hint}", parameter="tensor_types"
-                )
+                raise wrong_argument("tensor_types", f"no tensor is called {pattern!r}{hint}")
             taken = [t for t in plan.tensors if t.name in hits & left]
             if all(t.new_type != kind and t.new_type in PLAIN for t in taken):
-                raise ArgumentError(
-                    f"tensor_types: {pattern!r} only finds tensors that are never quantised, or "
+                raise wrong_argument(
+                    "tensor_types",
+                    f"{pattern!r} only finds tensors that are never quantised, or "
                     "that an expression before it has found",
-                    parameter="tensor_types",
                 )
             left -= hits
 
@@ -260,9 +255,9 @@ def _check_overrides(tensor_types: Any, file_type: str) -> list[tuple[str, GGMLT
         raise wrong_value("tensor_types", tensor_types, "expected a mapping of name to type")
     check_texts("tensor_types", list(tensor_types))
     if tensor_types and file_type in ("F32", "F16", "BF16"):
-        raise ArgumentError(
-            f"tensor_types: {file_type} is one type for all tensors",
-            parameter="tensor_types",
+        raise wrong_argument(
+            "tensor_types",
+            f"{file_type} is one type for all tensors",
             remedy="choose a quantised type",
         )
     return [
