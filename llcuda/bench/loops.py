@@ -59,9 +59,9 @@ class Budget:
         """
         if not loops:
             return {}
-        least, most = self.steps
-        slowest = max(loop(least) for loop in loops.values())  # the warm-up
-        steps = max(least, min(most, int(self.seconds / slowest)))
+        min_steps, max_steps = self.steps
+        slowest = max(loop(min_steps) for loop in loops.values())  # the warm-up
+        steps = max(min_steps, min(max_steps, int(self.seconds / slowest)))
         turns = [[loop(steps) for loop in loops.values()] for _ in range(self.turns)]
         return dict(zip(loops, (list(column) for column in zip(*turns, strict=True)), strict=True))
 

@@ -199,8 +199,8 @@ class Bench:
             return measure.parallel(subject, parallel)
         if table == "sampling":
             limit = MAX_SAMPLED_ROWS if gpu else MAX_SAMPLED_ROWS_ON_CPU
-            most = max((n for n in parallel if n <= limit), default=limit)
-            return measure.sampling(subject, sorted({1, most}))
+            max_rows = max((n for n in parallel if n <= limit), default=limit)
+            return measure.sampling(subject, sorted({1, max_rows}))
         if table == "depth":
             return measure.depth(subject, params.depth or ((0, 4096, 16384) if gpu else (0, 512)))
         length = 4096 if gpu else 512

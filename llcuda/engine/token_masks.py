@@ -12,7 +12,7 @@ from llcuda.errors import ArgumentError
 from llcuda.guide import Guide
 from llcuda.params import check_number
 
-MOST_FORCED = 512  # tokens taken from one answer of `forced`
+MAX_FORCED = 512  # tokens taken from one answer of `forced`
 
 
 class TokenMaskState:
@@ -65,7 +65,7 @@ class TokenMaskState:
             raise ArgumentError(
                 f"guide.forced() returned {kind}: expected a list of tokens", parameter="guide"
             )
-        checked: Sequence[int] = tokens[:MOST_FORCED]
+        checked: Sequence[int] = tokens[:MAX_FORCED]
         for token in checked:
             check_number("guide.forced()", token, "int", 0, self._vocab_size - 1)
         return checked

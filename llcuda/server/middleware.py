@@ -173,8 +173,8 @@ class RequestGuardMiddleware:
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            late = f"the body did not arrive within {self._limits.body_seconds:g} s"
-            raise ApiError(408, late) from None
+            problem = f"the body did not arrive within {self._limits.body_seconds:g} s"
+            raise ApiError(408, problem) from None
 
 
 def _too_large(max_bytes: int) -> ApiError:
