@@ -146,7 +146,7 @@ def environments(other: Path | None) -> Iterator[tuple[str, dict[str, str]]]:
 def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[dict[str, Any]]:
     """Yield what each number of rows takes, with the seconds of each combination."""
     for rows in options.rows:
-        made = {name: build.call("open", rows) for name, build in builds.items()}
+        openers = {name: build.call("open", rows) for name, build in builds.items()}
         slowest = max(build.call("run", 8) for build in builds.values())
         steps = max(8, min(128, int(options.seconds / slowest)))
         turns: dict[str, list[float]] = {name: [] for name in builds}
@@ -161,8 +161,8 @@ def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[d
                 "step": statistics.median(turns[name]),
                 "over": statistics.median(ratios),
                 "drift": max(turns[name]) / min(turns[name]),
-                "make": made[name][0],
-                "host": made[name][1],
+                "make": openers[name][0],
+                "host": openers[name][1],
                 **difference,
             }
     seconds = {name: [] for name in builds}
@@ -183,8 +183,8 @@ def differences(builds: dict[str, Build]) -> dict[str, dict[str, float]]:
             rows[name] = np.load(path).astype(np.float64)
     base = rows[UNPATCHED]
     return {
-        name: {"largest": float(np.abs(found - base).max()), "kl": divergence(base, found)}
-        for name, found in rows.items()
+        name: {"largest": float(np.abs(figures - base).max()), "kl": divergence(base, figures)}
+        for name, figures in rows.items()
     }
 
 

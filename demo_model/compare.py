@@ -49,22 +49,22 @@ def compare_logits(model: Transformer, path: Path, sequences: list[list[int]]) -
 
 def greedy(model: Transformer, tokens: list[int]) -> list[int]:
     """Greedy continuation in PyTorch, up to the end of the turn."""
-    made = list(tokens)
+    generated = list(tokens)
     with torch.no_grad():
-        while len(made) < 300 and made[-1] != IM_END:
-            made.append(int(model(torch.tensor([made]))[0, -1].argmax()))
-    return made
+        while len(generated) < 300 and generated[-1] != IM_END:
+            generated.append(int(model(torch.tensor([generated]))[0, -1].argmax()))
+    return generated
 
 
 def greedy_in_llama(context: Context, tokens: list[int]) -> list[int]:
     """Greedy continuation through llama.cpp, up to the end of the turn."""
     context.memory.clear(data=False)
-    made = list(tokens)
+    generated = list(tokens)
     context.decode(tokens)
-    while len(made) < 300 and made[-1] != IM_END:
-        made.append(int(np.argmax(context.logits())))
-        context.decode(made[-1:])
-    return made
+    while len(generated) < 300 and generated[-1] != IM_END:
+        generated.append(int(np.argmax(context.logits())))
+        context.decode(generated[-1:])
+    return generated
 
 
 def main() -> None:

@@ -245,10 +245,10 @@ def add_continuation(chat: Chat) -> None:
     beginning, rest = " ".join(teller.sentences[:cut]), " ".join(teller.sentences[cut:])
     if chat.rng.random() < 0.25:
         first = teller.sentences[0]
-        said = chat.rng.choice(
+        line = chat.rng.choice(
             (first, first.split(", ")[0], "Once upon a time", "Once upon a time...")
         )
-        chat.add(typed_by_user(chat.rng, said), teller.story())
+        chat.add(typed_by_user(chat.rng, line), teller.story())
         return
     request = teller.fill(how, held_out=chat.held_out)
     chat.add(f"{request}{chat.rng.choice((' ', chr(10), chr(10)))}{beginning}", rest)
@@ -304,8 +304,8 @@ def raw_document(rng: Random, *, held_out: bool = False) -> str:
     """A story without chat marks, at times with a question, and a few requests without marks."""
     if rng.random() < 0.04:
         pair = talk.unknowable if rng.random() < 0.7 else talk.small_talk
-        said, reply = _typed(rng, pair(rng, held_out=held_out))
-        return f"{said}\n{reply}{END}"
+        typed, reply = _typed(rng, pair(rng, held_out=held_out))
+        return f"{typed}\n{reply}{END}"
     teller = stories.tell(rng, held_out=held_out)
     text = teller.story()
     if rng.random() < 0.05:

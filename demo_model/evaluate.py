@@ -115,8 +115,8 @@ def measure_stories(engine: Engine, count: int) -> dict[str, float]:
 def hold_chat(engine: Engine) -> list[tuple[str, str]]:
     """One long greedy conversation."""
     turns: list[tuple[str, str]] = []
-    for said in CHAT:
-        turns.append(("user", said))
+    for question in CHAT:
+        turns.append(("user", question))
         turns.append(("assistant", generate(engine, chat_prompt(turns))[0]))
     return turns
 

@@ -142,13 +142,13 @@ _HONEST = (
 
 def small_talk(rng: Random, *, held_out: bool = False) -> tuple[str, str]:
     """What a user says to be friendly or to learn whom they talk to, and the answer."""
-    said, answer = rng.choice(_SMALL_TALK)
+    question, answer = rng.choice(_SMALL_TALK)
     preferring = Preferring(rng.getrandbits(64))
-    return render(said, rng, {}, held_out=held_out), render(answer, preferring, {})
+    return render(question, rng, {}, held_out=held_out), render(answer, preferring, {})
 
 
 def unknowable(rng: Random, *, held_out: bool = False) -> tuple[str, str]:
     """A question that has nothing to do with stories, and an honest answer."""
     words = {"number": str(rng.randrange(1, 200)), "number2": str(rng.randrange(1, 100))}
-    said = render(rng.choice(_UNKNOWABLE), rng, words, held_out=held_out)
-    return said, render(_HONEST, Preferring(rng.getrandbits(64)), {})
+    question = render(rng.choice(_UNKNOWABLE), rng, words, held_out=held_out)
+    return question, render(_HONEST, Preferring(rng.getrandbits(64)), {})

@@ -215,11 +215,11 @@ class Teller:
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs that a held-out split looks at, as far as the story shows them."""
         words = self.words
-        found = [(words["h"], words["h_kind"]), (words["h_kind"], self.plot_name)]
+        replacements = [(words["h"], words["h_kind"]), (words["h_kind"], self.plot_name)]
         if {"thing", "a_thing", "thing_n"} & self.used:
-            found.append((words["thing_colour"], words["thing_n"]))
-            found.append((words["thing_n"], words["p_n"]))
+            replacements.append((words["thing_colour"], words["thing_n"]))
+            replacements.append((words["thing_n"], words["p_n"]))
         if {"f", "f_a"} & self.used:
-            found.append((words["f"], words["f_kind"]))
-            found.append((words["h_kind"], words["f_kind"]))
-        return found
+            replacements.append((words["f"], words["f_kind"]))
+            replacements.append((words["h_kind"], words["f_kind"]))
+        return replacements

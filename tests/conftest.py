@@ -102,15 +102,15 @@ def logits() -> Float32:
 @pytest.fixture
 def make_context() -> Iterator[Callable[..., Context]]:
     """Make contexts of 256 tokens on one thread, closed at the end of the test."""
-    made: list[Context] = []
+    contexts: list[Context] = []
 
     def make(model: Model, **parameters: Any) -> Context:
         context = Context(model, **{"ctx_size": 256, "threads": 1, **parameters})
-        made.append(context)
+        contexts.append(context)
         return context
 
     yield make
-    for context in made:
+    for context in contexts:
         context.close()
 
 

@@ -50,8 +50,8 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(9)
     for i in range(models.LAYERS):
         for part in ("gate", "up", "down"):
-            one = tensors.pop(f"blk.{i}.ffn_{part}.weight")
-            four = random.normal(0, one.std(), (4, *one.shape)).astype(np.float32)
+            weight = tensors.pop(f"blk.{i}.ffn_{part}.weight")
+            four = random.normal(0, weight.std(), (4, *weight.shape)).astype(np.float32)
             tensors[f"blk.{i}.ffn_{part}_exps.weight"] = four
         router = random.normal(0, 1, (4, models.EMBEDDING)).astype(np.float32)
         tensors[f"blk.{i}.ffn_gate_inp.weight"] = router
@@ -65,16 +65,16 @@ def log_softmax(logits: Rows) -> Rows:
 
 def scored(path: Path) -> tuple[Rows, Rows]:
     """Return log p of every token at the scored places, and of the tokens that follow there."""
-    rows, found = [], []
+    rows, scores = [], []
     with Model(path) as model, Context(model, ctx_size=CHUNK, threads=1) as context:
         for part in evaluate.split_chunks(model, TEXT, CHUNK):
             context.memory.clear()
             context.decode(part, logits="all")
             for i in range(CHUNK // 2, CHUNK - 1):
                 rows.append(context.logits(i).astype(np.float64))
-                found.append(part[i + 1])
+                scores.append(part[i + 1])
     logprobs = log_softmax(np.array(rows))
-    return logprobs, logprobs[np.arange(len(found)), found]
+    return logprobs, logprobs[np.arange(len(scores)), scores]
 
 
 @pytest.mark.parametrize("logits", [evaluate.MAX_LOGITS, 5 * models.VOCABULARY])
@@ -97,11 +97,11 @@ def test_divergence(model_files: dict[str, Path], tmp_path: Path) -> None:
     path = quantize(model_files["llama"], tmp_path / "q.gguf", "Q4_0")
     result = divergence(path, model_files["llama"], TEXT, chunk=CHUNK, threads=1)
     (q, ours), (p, theirs) = scored(path), scored(model_files["llama"])
-    found = (np.exp(p) * (p - q)).sum(axis=1)
-    assert result.mean == pytest.approx(found.mean(), rel=1e-3)
-    assert result.error == pytest.approx(found.std() / np.sqrt(len(found) - 1), rel=1e-3)
-    assert result.maximum == pytest.approx(found.max(), rel=1e-3)
-    assert result.percentiles["90"] == pytest.approx(np.percentile(found, 90), rel=1e-3)
+    exact = (np.exp(p) * (p - q)).sum(axis=1)
+    assert result.mean == pytest.approx(exact.mean(), rel=1e-3)
+    assert result.error == pytest.approx(exact.std() / np.sqrt(len(exact) - 1), rel=1e-3)
+    assert result.maximum == pytest.approx(exact.max(), rel=1e-3)
+    assert result.percentiles["90"] == pytest.approx(np.percentile(exact, 90), rel=1e-3)
     assert result.same_best == pytest.approx((p.argmax(axis=1) == q.argmax(axis=1)).mean())
     assert result.log_ratio == pytest.approx((theirs - ours).mean(), abs=1e-5)
     differences = np.exp(ours) - np.exp(theirs)

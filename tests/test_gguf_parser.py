@@ -205,12 +205,12 @@ def test_arrays_of_texts_are_sequences(tmp_path: Path) -> None:
     texts = ["", "é", b"\xff\xfe".decode(errors="surrogateescape"), "z"]
     path = write_gguf(tmp_path / "texts.gguf", {"general.architecture": "x", "texts": texts}, {})
     with GGUFReader(path) as reader:
-        found = reader.metadata["texts"]
-    assert texts == list(found) == found[:]
-    assert ("z", ["", "é"], [*reversed(texts)]) == (found[-1], found[:2], found[::-1])
-    assert ("é" in found, found.index("z"), len(found)) == (True, 3, 4)
+        array = reader.metadata["texts"]
+    assert texts == list(array) == array[:]
+    assert ("z", ["", "é"], [*reversed(texts)]) == (array[-1], array[:2], array[::-1])
+    assert ("é" in array, array.index("z"), len(array)) == (True, 3, 4)
     with pytest.raises(IndexError):
-        found[4]
+        array[4]
 
 
 # --- types ---
@@ -333,10 +333,10 @@ def test_validate_finds_what_is_wrong(tmp_path: Path) -> None:
     with GGUFReader(write_gguf(tmp_path / "wrong.gguf", metadata, tensors)) as reader:
         problems = reader.validate()
     assert 3 == len(problems)
-    for said, expected in zip(
+    for problem, expected in zip(
         problems, ("scores has 3 elements for 2", "i32", "'output_norm.weight'"), strict=True
     ):
-        assert expected in said
+        assert expected in problem
 
 
 def header(tensors: int = 0, pairs: int = 0, version: int = 3, rest: bytes = b"") -> bytes:
@@ -528,10 +528,10 @@ def test_20_000_damaged_files(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout)
-    assert [] == found["wrong"]
-    assert (20_000, True) == (found["read"] + found["refused"], found["peak"] < GIB)
-    assert min(found["read"], found["refused"]) > 1_000
+    outcomes = json.loads(run.stdout)
+    assert [] == outcomes["wrong"]
+    assert (20_000, True) == (outcomes["read"] + outcomes["refused"], outcomes["peak"] < GIB)
+    assert min(outcomes["read"], outcomes["refused"]) > 1_000
 
 
 # --- writing ---

@@ -31,10 +31,10 @@ from tests.support.programs import NOTEBOOK, run
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[llcuda.InferenceEngine]:
-    made = llcuda.InferenceEngine()
-    made.load_model("demo", ctx_size=512, n_parallel=4, silent=True, threads=1)
-    yield made
-    made.unload_model()
+    opened = llcuda.InferenceEngine()
+    opened.load_model("demo", ctx_size=512, n_parallel=4, silent=True, threads=1)
+    yield opened
+    opened.unload_model()
 
 
 def test_the_users_session(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,14 +286,16 @@ def test_a_thousand_calls_in_a_row(engine: llcuda.InferenceEngine) -> None:
 def test_result_in_a_notebook_and_a_terminal(engine: llcuda.InferenceEngine) -> None:
     """A result and its Completion show the text and its figures; str() is the text alone."""
     result = engine.infer("One day", max_tokens=3)
-    for one in (result, result.completion):
-        for shown in (one._repr_html_(), repr(one)):
+    for completion in (result, result.completion):
+        for shown in (completion._repr_html_(), repr(completion)):
             assert "3 tokens, " in shown
             assert "tokens/s, length" in shown
-        assert repr(one.text) in repr(one)
-        assert str(one.completion.tokens if one is result else one.tokens) not in repr(one)
-        assert "\n" not in repr(one)
-        assert f"{one}" == one.text
+        assert repr(completion.text) in repr(completion)
+        assert str(
+            completion.completion.tokens if completion is result else completion.tokens
+        ) not in repr(completion)
+        assert "\n" not in repr(completion)
+        assert f"{completion}" == completion.text
 
 
 @pytest.mark.parametrize(

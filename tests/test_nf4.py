@@ -146,8 +146,8 @@ def test_many_weights() -> None:
         piece = values[begin : begin + 2**18]
         part = slice(begin // 64, begin // 64 + 2**12)
         ends = packed[begin // 2 : begin // 2 + (piece.size + 1) // 2]
-        found = nf4.quantize(piece, quant_type="nf4")
-        assert np.array_equal(ends, found[0]) and np.array_equal(absmax[part], found[1])
+        quantized = nf4.quantize(piece, quant_type="nf4")
+        assert np.array_equal(ends, quantized[0]) and np.array_equal(absmax[part], quantized[1])
         assert np.array_equal(
             whole[begin : begin + 2**18],
             nf4.dequantize(ends, absmax[part], **form, shape=piece.shape),
@@ -173,8 +173,8 @@ def test_double_quantisation() -> None:
         np.array([0, 255, 255], np.uint8), code, np.array([0.5, 2], np.float32), 2, 3.0
     )
     assert [2.5, 3.5, 5.0] == scales.tolist()
-    one = np.zeros(1, np.uint8), code, np.array([0.5], np.float32)
-    assert [2.5] == nf4.absmax(*one, 2**64, 3).tolist()
+    parts = np.zeros(1, np.uint8), code, np.array([0.5], np.float32)
+    assert [2.5] == nf4.absmax(*parts, 2**64, 3).tolist()
 
 
 @given(count=st.integers(1, 2000), seed=st.integers(0, 2**32))

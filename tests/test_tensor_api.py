@@ -185,8 +185,8 @@ def test_arithmetic(device: str, dtype: DType, left: list[int], right: list[int]
     """Operands are broadcast as numpy has it."""
     a, x = made(normal(*left), device, dtype)
     b, y = made(normal(*right, seed=2) + 3, device, dtype)
-    for found, expected in ((a + b, x + y), (a - b, x - y), (a * b, x * y), (a / b, x / y)):
-        assert close(found, expected, ROUNDING[dtype])
+    for actual, expected in ((a + b, x + y), (a - b, x - y), (a * b, x * y), (a / b, x / y)):
+        assert close(actual, expected, ROUNDING[dtype])
 
 
 @on_each_device
@@ -196,7 +196,7 @@ def test_arithmetic_with_numbers(device: str, dtype: DType, gaps: bool) -> None:
     """Numbers stand on either side; scale and clamp take two; of a view with gaps too."""
     a, x = made(normal(5, 66) + 3, device, dtype)
     a, x = (a[1:, ::2], x[1:, ::2]) if gaps else (a.T, x.T)
-    for found, expected in (
+    for actual, expected in (
         (a + 1, x + 1),
         (2 - a, 2 - x),
         (a * 0.5, x * 0.5),
@@ -206,7 +206,7 @@ def test_arithmetic_with_numbers(device: str, dtype: DType, gaps: bool) -> None:
         (core.scale(a, 2, -1), 2 * x - 1),
         (core.clamp(a, 2.5, 3.5), x.clip(2.5, 3.5)),
     ):
-        assert close(found, expected, ROUNDING[dtype])
+        assert close(actual, expected, ROUNDING[dtype])
 
 
 @on_each_device
@@ -261,9 +261,9 @@ def test_products(device: str, dtype: DType, left: list[int], right: list[int]) 
     """Vectors, matrices and batches are multiplied, whole, transposed and in part."""
     a, x = made(normal(*left), device, dtype)
     b, y = made(normal(*right, seed=2), device, dtype)
-    found = a @ b
-    assert found.dtype is dtype
-    assert close(found, x @ y, ROUNDING[dtype])
+    actual = a @ b
+    assert actual.dtype is dtype
+    assert close(actual, x @ y, ROUNDING[dtype])
     if (left, right) == PRODUCTS[0]:
         assert close(b.T @ a.T, y.T @ x.T, ROUNDING[dtype])
         assert close(a[:, ::2] @ b[::2], x[:, ::2] @ y[::2], ROUNDING[dtype])
@@ -277,12 +277,12 @@ def test_quantised_weights(device: str, dtype: DType) -> None:
     w, weights = made(normal(96, 512, scale=0.1), device, dtype)
     x, values = made(normal(3, 512, seed=2), device)
     try:
-        found = x @ w.T
+        actual = x @ w.T
     except UnsupportedError:
         assert device != "cpu"  # types that CUDA has no kernels for
         return
     # Both backends round the other operand to 8 bits.
-    assert close(found, values @ weights.T, 0.02)
+    assert close(actual, values @ weights.T, 0.02)
     assert close(w @ x.T, weights @ values.T, 0.02)
     assert close(w @ x[0], weights @ values[0], 0.02)
     half = x.to(DType.Float16) @ w.T
@@ -325,9 +325,9 @@ def test_rows_by_number(device: str) -> None:
         else:
             table, values = made(normal(8, 5), device, dtype)
         numbers = np.array([[7, 0], [3, 3]], np.int32)
-        found = core.get_rows(table, Tensor.from_numpy(numbers, device))
-        assert found.dtype is dtype
-        np.testing.assert_array_equal(found.numpy(), values[numbers])
+        actual = core.get_rows(table, Tensor.from_numpy(numbers, device))
+        assert actual.dtype is dtype
+        np.testing.assert_array_equal(actual.numpy(), values[numbers])
         for wrong in (-1, 8, 2**31 - 1):
             with pytest.raises(ArgumentError, match="table of 8"):
                 core.get_rows(table, Tensor.from_numpy(np.array([wrong], np.int32), device))
@@ -340,7 +340,7 @@ def test_rope(device: str, dtype: DType, neox: bool) -> None:
     """Pairs of values turn by position / base ** (2 i / dims)."""
     x, values = made(normal(2, 6, 3, 16), device, dtype)
     positions = np.array([0, 1, 2, 5, 100, 900], np.int32)
-    found = core.rope(x, Tensor.from_numpy(positions, device), dims=12, base=500.0, neox=neox)
+    actual = core.rope(x, Tensor.from_numpy(positions, device), dims=12, base=500.0, neox=neox)
     expected = values.copy()
     angle = positions[:, None, None] / 500.0 ** (np.arange(6) / 6)
     first = values[..., :6] if neox else values[..., 0:12:2]
@@ -351,7 +351,7 @@ def test_rope(device: str, dtype: DType, neox: bool) -> None:
         expected[..., :6], expected[..., 6:12] = turned, other
     else:
         expected[..., 0:12:2], expected[..., 1:12:2] = turned, other
-    assert close(found, expected, max(ROUNDING[dtype], 1e-4))
+    assert close(actual, expected, max(ROUNDING[dtype], 1e-4))
 
 
 @on_each_device
@@ -374,8 +374,8 @@ def test_shapes(device: str, dtype: DType) -> None:
         if supported or dtype is DType.Int32:
             np.testing.assert_array_equal(case(tensor).numpy(), case(values))
     for axis in range(-4, 4):
-        found = core.concat([tensor, tensor, tensor], axis)
-        np.testing.assert_array_equal(found.numpy(), np.concatenate([values] * 3, axis))
+        actual = core.concat([tensor, tensor, tensor], axis)
+        np.testing.assert_array_equal(actual.numpy(), np.concatenate([values] * 3, axis))
     with pytest.raises(TensorError, match="gaps"):
         tensor.T.view(120)
     assert [x.shape for x in tensor[:, 0, 0, 0]] == [[], []]
@@ -388,9 +388,9 @@ def test_types_convert(device: str) -> None:
     tensor = Tensor.from_numpy(values, device)
     for source in PLAIN:
         for target in PLAIN:
-            found = tensor.to(source).to(target)
-            assert found.dtype is target
-            np.testing.assert_array_equal(found.numpy(), values)
+            actual = tensor.to(source).to(target)
+            assert actual.dtype is target
+            np.testing.assert_array_equal(actual.numpy(), values)
     np.testing.assert_array_equal(tensor.to(DType.Float32).to(DType.UInt8).numpy(), values)
 
 
@@ -460,15 +460,15 @@ def test_dlpack_shares_memory(device: str) -> None:
 def test_tensors_of_a_file(device: str) -> None:
     """Named tensors of a GGUF file hold the file's bytes; on the CPU they are its mapping."""
     names = ["token_embd.weight", "output_norm.weight"]
-    found = core.load_tensors("demo", names, device)
-    assert list(found) == names
+    tensors = core.load_tensors("demo", names, device)
+    assert list(tensors) == names
     with GGUFReader(llcuda.demo_model()) as reader:
-        for name, tensor in found.items():
+        for name, tensor in tensors.items():
             np.testing.assert_array_equal(tensor.numpy(), reader.numpy(name))
     assert len(core.load_tensors("demo", device=device)) == 74
     if device == "cpu":
         with pytest.raises(TensorError, match="read-only"):
-            found["output_norm.weight"].write(np.zeros(256, np.float32))
+            tensors["output_norm.weight"].write(np.zeros(256, np.float32))
     with pytest.raises(ArgumentError, match="no tensor 'x'"):
         core.load_tensors("demo", ["x"], device)
 

@@ -69,7 +69,7 @@ def run(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[dict[str, An
 
 def by_peer(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what each came to."""
-    return {f"{found['peer']} {found['turn']}".strip(): found for found in document["peers"]}
+    return {f"{peer['peer']} {peer['turn']}".strip(): peer for peer in document["peers"]}
 
 
 @pytest.mark.usefixtures("fake")
@@ -80,18 +80,18 @@ def test_llcuda_runs_before_and_after_its_peers(
     path = tmp_path / "found.json"
     document, shown = run(capsys, "--rows", "1,8", "--peers", "llcuda,fake", "--json", str(path))
     assert json.loads(path.read_text()) == document
-    found = by_peer(document)
-    assert list(found) == ["llcuda before", "fake", "llcuda after"]
+    peers = by_peer(document)
+    assert list(peers) == ["llcuda before", "fake", "llcuda after"]
     assert {"1", "8"} == set(document["drift"]["llcuda"]) == set(document["ratios"]["fake"])
-    for rows, result in zip((1, 8), found["fake"]["results"], strict=True):
+    for rows, result in zip((1, 8), peers["fake"]["results"], strict=True):
         n_texts = max(rows, 4)
         assert (rows, n_texts, n_texts * 5) == (result["rows"], result["texts"], result["tokens"])
         rate = result["tokens"] / result["seconds"][0]
         assert result["tokens_per_second"] == pytest.approx(rate)
-        ours = [versus.rates(found[f"llcuda {turn}"])[rows] for turn in ("before", "after")]
+        ours = [versus.rates(peers[f"llcuda {turn}"])[rows] for turn in ("before", "after")]
         ratio = document["ratios"]["fake"][str(rows)]["llcuda"]
         assert ratio == pytest.approx(sum(ours) / 2 / rate)
-    assert found["fake"]["first_token_seconds"] > 0
+    assert peers["fake"]["first_token_seconds"] > 0
     assert "llcuda before" in shown
     assert "llcuda, after over before" in shown
 
@@ -110,10 +110,10 @@ def test_a_peer_that_fails_harms_nobody(
     """What it measured before stands, its reason is shown, and the others go on."""
     options = ["--rows", "1,2", "--peers", f"{peer},fake"]
     document, shown = run(capsys, *options)
-    found = by_peer(document)
-    assert (n_results, reason) == (len(found[peer]["results"]), found[peer]["reason"])
+    peers = by_peer(document)
+    assert (n_results, reason) == (len(peers[peer]["results"]), peers[peer]["reason"])
     assert f"{peer}: {reason}" in shown
-    assert 2 == len(found["fake"]["results"])
+    assert 2 == len(peers["fake"]["results"])
 
 
 @pytest.mark.usefixtures("fake")
@@ -151,9 +151,9 @@ def test_a_peer_that_is_not_there_says_so(
 def test_a_peer_for_one_text_is_measured_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Its rate is that of one row at any number of rows."""
     document, _ = run(capsys, "--rows", "1,16", "--peers", "fake:alone")
-    [found] = document["peers"]
-    one, many = found["results"]
-    assert {**one, "rows": 16} == many
+    [peer] = document["peers"]
+    single, many = peer["results"]
+    assert {**single, "rows": 16} == many
     assert 4 == many["texts"]
 
 
@@ -178,6 +178,6 @@ def test_the_work_is_four_short_prompts() -> None:
 def test_llcuda_is_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
     """The real engine and the real loop write the lengths that are asked for."""
     document, _ = run(capsys, "--rows", "1,3", "--peers", "llcuda:F16,llcuda-loop:F16")
-    for found in document["peers"]:
-        assert "" == found["reason"]
-        assert [20, 20] == [result["tokens"] for result in found["results"]]
+    for peer in document["peers"]:
+        assert "" == peer["reason"]
+        assert [20, 20] == [result["tokens"] for result in peer["results"]]

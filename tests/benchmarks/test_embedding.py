@@ -77,8 +77,8 @@ def embedder(
     name: Any = request.param
     path = small(tmp_path_factory.mktemp("embedding")) if name == "small" else name
     pooling = None if name == "small" else "last"
-    with Model(path, gpu_layers=0) as model, Embedder(model, pooling=pooling) as made:
-        yield made
+    with Model(path, gpu_layers=0) as model, Embedder(model, pooling=pooling) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "one by one"])

@@ -24,8 +24,8 @@ def model() -> Any:
 
 @pytest.fixture
 def context(model: Model) -> Any:
-    with Context(model, ctx_size=512, threads=1) as made:
-        yield made
+    with Context(model, ctx_size=512, threads=1) as opened:
+        yield opened
 
 
 def test_tokenize(benchmark: Any, model: Model) -> None:

@@ -18,12 +18,12 @@ def seconds(call: Callable[[], Any], enough: float = 0.3) -> float:
     """Return the median time of a call; REST before, one call to warm up."""
     time.sleep(REST)
     call()
-    found: list[float] = []
-    while sum(found) < enough:
+    times: list[float] = []
+    while sum(times) < enough:
         begin = time.perf_counter()
         call()
-        found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -42,10 +42,10 @@ def test_products_beside_numpy(size: int, request: pytest.FixtureRequest) -> Non
         "Q8_0, w.T": lambda: tensor @ blocks.T,
     }
     taken = {name: seconds(call, 0.3 if size > 64 else 0.001) for name, call in calls.items()}
-    for name, one in taken.items():
-        speed, ratio = 2e-9 * size**3 / one, taken["numpy"] / one
+    for name, duration in taken.items():
+        speed, ratio = 2e-9 * size**3 / duration, taken["numpy"] / duration
         print(f"\n{size} {name}: {speed:.0f} GFLOP/s, {ratio:.2f} of numpy", end="")
-    assert all(one > 0 for one in taken.values())
+    assert all(duration > 0 for duration in taken.values())
 
 
 @pytest.mark.parametrize("what", ["add", "product", "view"])

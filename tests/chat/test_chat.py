@@ -47,8 +47,8 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def engine(model: Model) -> Iterator[Engine]:
-    with Engine(model, n_parallel=4, ctx_size=768, threads=1) as made:
-        yield made
+    with Engine(model, n_parallel=4, ctx_size=768, threads=1) as opened:
+        yield opened
 
 
 def test_an_answer_whole_streamed_and_awaited(engine: Engine) -> None:
@@ -218,9 +218,9 @@ def test_calls_that_are_demanded(engine: Engine, choice: Any, calls: int) -> Non
         [USER], tools=[ADD], tool_choice=choice, template=HERMES, max_tokens=60, seed=3
     )
     done = chat.result(60)
-    found = done.message.get("tool_calls", [])
-    assert len(found) >= calls if calls else not found
-    for call in found:
+    tool_calls = done.message.get("tool_calls", [])
+    assert len(tool_calls) >= calls if calls else not tool_calls
+    for call in tool_calls:
         assert call["type"] == "function"
         assert call["function"]["name"] == "add"
         assert call["id"].isalnum()

@@ -139,17 +139,17 @@ def test_what_is_no_template(source: str) -> None:
 def test_threads_render_with_one_template() -> None:
     """Each has bounds of its own."""
     program = Program("{% for i in range(2000) %}{{ name }}{% endfor %}")
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
 
     def render(name: str) -> None:
-        found[name] = program.render({"name": name})
+        texts[name] = program.render({"name": name})
 
     threads = [threading.Thread(target=render, args=(name,)) for name in "abcdefgh"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {name: name * 2000 for name in "abcdefgh"}
+    assert texts == {name: name * 2000 for name in "abcdefgh"}
 
 
 def test_bounds_grow_with_what_is_rendered() -> None:

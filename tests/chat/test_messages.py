@@ -196,9 +196,9 @@ def test_the_caller_s_messages_stay_as_they_are() -> None:
             return CALLING
 
     given = [USER, Answer(), RESULT]
-    found = check_messages(given)
-    assert found[1]["tool_calls"] == [CALL]
-    found[1]["tool_calls"][0]["function"]["name"] = "g"
+    checked = check_messages(given)
+    assert checked[1]["tool_calls"] == [CALL]
+    checked[1]["tool_calls"][0]["function"]["name"] = "g"
     assert CALL["function"]["name"] == "f"  # type: ignore[index]
 
 
@@ -305,8 +305,8 @@ def test_control_tokens_in_messages_are_broken(given: Any, expected: Any) -> Non
     if expected is None:
         assert (breaker, message["content"]) == ("", content)
         return
-    found = message["content"]
-    texts = found if isinstance(found, str) else [part["text"] for part in found]
+    actual = message["content"]
+    texts = actual if isinstance(actual, str) else [part["text"] for part in actual]
     marked = [t.replace("*", breaker) for t in expected] if isinstance(given, list) else expected
     assert texts == (marked if isinstance(given, list) else expected.replace("*", breaker))
 

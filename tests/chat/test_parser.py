@@ -234,8 +234,8 @@ def test_a_text_before_a_call_is_content(name: str) -> None:
     """So it is for all but those where a call must begin the text."""
     if not (calls := syntax_of(name).tool_calls) or not calls.begin or name == "muse-glimmer":
         return
-    content, _, found = split(syntax_of(name), [f"I look it up.\n\n{''.join(WRITTEN[name])}"])
-    assert (content, len(found)) == ("I look it up.", 2)
+    content, _, parsed = split(syntax_of(name), [f"I look it up.\n\n{''.join(WRITTEN[name])}"])
+    assert (content, len(parsed)) == ("I look it up.", 2)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -342,10 +342,10 @@ def test_values_without_quotes_get_their_schema_s_type() -> None:
         f"<parameter={name}>\n{value}\n</parameter>\n"
         for name, value in [("a", "12"), ("b", "12"), ("c", "[1]"), ("d", "x y"), ("e", "True")]
     )
-    [(_, found)] = split(
+    [(_, arguments)] = split(
         syntax_of("Qwen3-Coder"), [f"<function=f>\n{text}</function>"], tools=tools
     )[2]
-    assert json.loads(found) == {"a": "12", "b": 12, "c": [1], "d": "x y", "e": True}
+    assert json.loads(arguments) == {"a": "12", "b": 12, "c": [1], "d": "x y", "e": True}
 
 
 FRAGMENTS = st.sampled_from(

@@ -51,7 +51,7 @@ def test_the_conversation_goes_on(tmp_path: Path) -> None:
     first = piped("Hello", "And you?", f"/save {path}", options=options)
     assert first.returncode == 0, first.stderr.decode()
     messages = json.loads(path.read_text())["messages"]
-    assert ["system", "user", "assistant", "user", "assistant"] == [one["role"] for one in messages]
+    assert ["system", "user", "assistant", "user", "assistant"] == [m["role"] for m in messages]
     again = piped(f"/load {path}", "/regenerate", "/stats", options=("--temperature", "0"))
     loaded, answer, stats = again.stdout.decode().splitlines()
     assert (loaded, answer) == ("5 messages", messages[-1]["content"])
@@ -87,8 +87,8 @@ def test_errors_are_one_message() -> None:
     """What cannot be done is one line on stderr, and the conversation goes on."""
     result = piped(*[line for line, _ in REFUSED], "Hello")
     assert result.returncode == 0
-    said = result.stderr.decode().splitlines()
-    for (_, expected), line in zip(REFUSED, said, strict=True):
+    lines = result.stderr.decode().splitlines()
+    for (_, expected), line in zip(REFUSED, lines, strict=True):
         assert expected in line
         assert line.startswith("error: ")
     assert result.stdout.strip()

@@ -73,18 +73,18 @@ def document(name: str, ask: Asker | None = None) -> Any:
 
 def test_a_local_file() -> None:
     """Its summary, metadata, tensors, and the memory that `memory_needed` names."""
-    found = document(str(demo_model()))
+    facts = document(str(demo_model()))
     assert ("llama", 74, 5378304) == (
-        found["summary"]["architecture"],
-        len(found["tensors"]),
-        found["summary"]["parameters"],
+        facts["summary"]["architecture"],
+        len(facts["tensors"]),
+        facts["summary"]["parameters"],
     )
-    assert {"count": 2560, "first": ["<|pad|>", "<|bos|>", "<|im_start|>"]} == found["metadata"][
+    assert {"count": 2560, "first": ["<|pad|>", "<|bos|>", "<|im_start|>"]} == facts["metadata"][
         "tokenizer.ggml.tokens"
     ]
-    assert {"Q8_0": 57, "F32": 17} == found["summary"]["types"]
-    (cpu,) = (device for device in found["memory"]["devices"] if device["kind"] == "cpu")
-    placed = {"gpu_layers": found["memory"]["gpu_layers"], "ctx_size": found["memory"]["ctx_size"]}
+    assert {"Q8_0": 57, "F32": 17} == facts["summary"]["types"]
+    (cpu,) = (device for device in facts["memory"]["devices"] if device["kind"] == "cpu")
+    placed = {"gpu_layers": facts["memory"]["gpu_layers"], "ctx_size": facts["memory"]["ctx_size"]}
     assert (memory_needed("demo", **placed)[-1].needed, True) == (cpu["needed"], cpu["fits"])
 
 
@@ -107,8 +107,8 @@ def test_what_a_file_says_cannot_drive_the_terminal(tmp_path: Path) -> None:
     result = inspect(str(path))
     assert "\x1b" not in result.stdout and r"\x1b]0;owned\x07 [red]\n" in result.stdout
     assert "memory cannot be estimated" in result.stdout
-    found = document(str(path))
-    assert ("inf", True) == (found["metadata"]["x.real"], "error" in found["memory"])
+    facts = document(str(path))
+    assert ("inf", True) == (facts["metadata"]["x.real"], "error" in facts["memory"])
 
 
 def test_problems_are_the_exit_code(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_a_file_on_the_hub_is_not_downloaded(ranges: Any, server: Hub, ask: Aske
     local, remote = document(str(demo_model())), document(f"{REPO}:{FILE}", ask)
     free = {key: remote.pop(key) for key in ("source", "path")}
     assert {"source": f"{REPO}:{FILE}", "path": None} == free
-    for found in (local, remote):
-        for device in found["memory"]["devices"]:
+    for facts in (local, remote):
+        for device in facts["memory"]["devices"]:
             del device["free"]
     assert {key: local[key] for key in remote} == remote
     if ranges == "served":
@@ -146,15 +146,15 @@ def test_a_split_model_on_the_hub(server: Hub, ask: Asker, tmp_path: Path) -> No
         tensors = {f"t{number}": np.ones(2**20, np.float32)}
         path = write_gguf(tmp_path / f"a-0000{number + 1}-of-00002.gguf", metadata, tensors)
         server.repos[REPO][f"sub/{path.name}"] = path.read_bytes()
-    found = document(f"{REPO}:sub/a-00002-of-00002.gguf", ask)
-    assert (2, ["t0", "t1"]) == (found["summary"]["files"], [t["name"] for t in found["tensors"]])
+    facts = document(f"{REPO}:sub/a-00002-of-00002.gguf", ask)
+    assert (2, ["t0", "t1"]) == (facts["summary"]["files"], [t["name"] for t in facts["tensors"]])
     assert {STEP} == {server.sent[f"sub/a-0000{part}-of-00002.gguf"] for part in (1, 2)}
 
 
 def test_a_header_beyond_the_first_range(server: Hub, ask: Asker) -> None:
     """More ranges are asked for until it is whole: 1 MiB, then 2 MiB, of 19 MB."""
-    found = document(f"{REPO}:long.gguf", ask)
-    assert len(LONG) == found["metadata"]["tokenizer.ggml.tokens"]["count"]
+    facts = document(f"{REPO}:long.gguf", ask)
+    assert len(LONG) == facts["metadata"]["tokenizer.ggml.tokens"]["count"]
     assert 3 * STEP == server.sent["long.gguf"]
 
 

@@ -205,8 +205,8 @@ def test_bad_checkpoint(name: str, folder: Path, tmp_path: Path) -> None:
 
 def source(folder: Path, change: Path | None = None) -> Source:
     """Return what is converted, for a function that takes this."""
-    made, merged = read(folder), read_adapter(change) if change else None
-    return Source(folder.name, folder, made.config, made, merged)
+    checkpoint, merged = read(folder), read_adapter(change) if change else None
+    return Source(folder.name, folder, checkpoint.config, checkpoint, merged)
 
 
 def test_counts_weights(folder: Path) -> None:

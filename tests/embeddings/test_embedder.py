@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "qwen3": models.qwen3(),
         "qwen3-reranker": models.qwen3(rerank=True),
     }
-    return {name: models.write(folder / f"{name}.gguf", *made) for name, made in built.items()}
+    return {name: models.write(folder / f"{name}.gguf", *model) for name, model in built.items()}
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +68,20 @@ def load(files: dict[str, Path], model_files: dict[str, Path]) -> Iterator[Calla
 @pytest.fixture
 def make(load: Callable[[str], Model]) -> Iterator[Make]:
     """Make embedders on one thread, closed at the end of the test."""
-    made: list[Embedder] = []
+    embedders: list[Embedder] = []
 
     def new(name: str, **parameters: Any) -> Embedder:
-        made.append(Embedder(load(name), **{"threads": 1, **parameters}))
-        return made[-1]
+        embedders.append(Embedder(load(name), **{"threads": 1, **parameters}))
+        return embedders[-1]
 
     yield new
-    for embedder in made:
+    for embedder in embedders:
         embedder.close()
 
 
-def written(folder: Path, made: tuple[dict[str, Any], models.Tensors], **changes: Any) -> Path:
+def written(folder: Path, model: tuple[dict[str, Any], models.Tensors], **changes: Any) -> Path:
     """Return the file of a model with other metadata ("." as "__"; None = without)."""
-    metadata, tensors = made
+    metadata, tensors = model
     for key, value in changes.items():
         metadata[key.replace("__", ".")] = value
     metadata = {k: v for k, v in metadata.items() if v is not None}
@@ -96,12 +96,12 @@ class TestPacks:
         self, lengths: list[int], most_tokens: int, most_texts: int
     ) -> None:
         """No batch has too much, but for a text too long for any; no gap could be filled."""
-        found = list(pack_batches(lengths, most_tokens, most_texts))
-        assert list(range(len(lengths))) == sorted(i for pack in found for i in pack)
-        for n, pack in enumerate(found):
+        batches = list(pack_batches(lengths, most_tokens, most_texts))
+        assert list(range(len(lengths))) == sorted(i for pack in batches for i in pack)
+        for n, pack in enumerate(batches):
             used = sum(lengths[i] for i in pack)
             assert len(pack) == 1 or used <= most_tokens
-            later = [lengths[i] for other in found[n + 1 :] for i in other]
+            later = [lengths[i] for other in batches[n + 1 :] for i in other]
             assert not later or len(pack) == most_texts or used + min(later) > most_tokens
 
     def test_the_longest_first(self) -> None:
@@ -143,8 +143,8 @@ class TestVectors:
             context.decode(tokens)
             rows = np.array([context.embeddings(i) for i in range(len(tokens))])
         expected = {"mean": rows.mean(0), "cls": rows[0], "last": rows[-1]}[pooling]
-        found = embedder.embed([tokens], normalize=False)[0]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-3)
+        actual = embedder.embed([tokens], normalize=False)[0]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=3e-3)
 
     def test_length_one(self, make: Make) -> None:
         """Normalised, unless that is not wanted; a few dimensions are normalised by themselves."""
@@ -428,8 +428,8 @@ class TestLife:
 
         def run(begin: int) -> None:
             texts = TEXTS[begin:] + TEXTS[:begin]
-            found = np.roll(embedder.embed(texts), begin, axis=0)
-            if np.abs(found - expected).max() > 3e-3:
+            actual = np.roll(embedder.embed(texts), begin, axis=0)
+            if np.abs(actual - expected).max() > 3e-3:
                 wrong.append(begin)
 
         threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
@@ -537,8 +537,8 @@ class TestLife:
             assert (64, 256) == (
                 engine.embedder("mean").ctx_size, engine.embedder("last").ctx_size,
             )  # fmt: skip
-            one, same = engine.embed(["the fox ran home", "the fox ran home"], pooling="mean")
-            assert 0.999 < one @ same <= 1.001
+            vector, same = engine.embed(["the fox ran home", "the fox ran home"], pooling="mean")
+            assert 0.999 < vector @ same <= 1.001
 
 
 class TestInferenceEngine:

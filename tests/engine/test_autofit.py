@@ -69,8 +69,8 @@ def test_even_layers_need_few_estimates(room: int, expected: int, calls: int) ->
 
 def test_buffers_may_shrink_with_the_last_layer() -> None:
     """All layers may fit where all but one do not."""
-    most = {10: RESERVE, 9: 3 * RESERVE}
-    assert fitting_layers(10, lambda n: [gpu(0, most.get(n, 0), 2 * RESERVE), CPU]) == 10
+    free = {10: RESERVE, 9: 3 * RESERVE}
+    assert fitting_layers(10, lambda n: [gpu(0, free.get(n, 0), 2 * RESERVE), CPU]) == 10
 
 
 def test_without_gpu_no_layers() -> None:

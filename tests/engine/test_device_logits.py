@@ -79,8 +79,8 @@ def test_texts_join_while_others_run(model: Model) -> None:
     ) as engine:
         long = engine.submit(PROMPTS[0], max_tokens=400, ignore_eos=True)
         next(stream := iter(long))
-        late = [engine.submit(prompt, max_tokens=20, ignore_eos=True) for prompt in PROMPTS[1:]]
-        assert [len(request.result(60).tokens) for request in late] == [20] * 3
+        joining = [engine.submit(prompt, max_tokens=20, ignore_eos=True) for prompt in PROMPTS[1:]]
+        assert [len(request.result(60).tokens) for request in joining] == [20] * 3
         assert not long.done
         assert max(rows) == 4
         stream.close()  # type: ignore[attr-defined]

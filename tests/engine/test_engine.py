@@ -175,11 +175,11 @@ def test_prefix_reuse_changes_no_result(model: Model) -> None:
     """A prompt that shares its beginning computes the rest only, and says the same."""
     head = "Once upon a time, there was a brave fox named Arlo who lived in the village. "
     tails = ["One day, he", "In the morning, Arlo", "His friend was"]
-    with Engine(model, n_parallel=1, ctx_size=256, threads=1) as fresh:
+    with Engine(model, n_parallel=1, ctx_size=256, threads=1) as other:
         first = [
-            facts(fresh.submit(head + t, max_tokens=20, temperature=0).result(9)) for t in tails
+            facts(other.submit(head + t, max_tokens=20, temperature=0).result(9)) for t in tails
         ]
-        again = [fresh.submit(head + t, max_tokens=20, temperature=0).result(9) for t in tails]
+        again = [other.submit(head + t, max_tokens=20, temperature=0).result(9) for t in tails]
     assert [facts(r) for r in again] == first
     assert all(r.cached_tokens > 15 for r in again)
 
@@ -453,8 +453,8 @@ def test_reuse_on_other_memories(kind: str, model_files: dict[str, Path]) -> Non
         reused = []
         for text in (continued, continued, [*range(1, 20), 7, 7]):
             result = engine.submit(text, **asked).result(10)
-            with Engine(loaded, ctx_size=256, threads=1) as fresh:
-                assert facts(result) == facts(fresh.submit(text, **asked).result(10))
+            with Engine(loaded, ctx_size=256, threads=1) as other:
+                assert facts(result) == facts(other.submit(text, **asked).result(10))
             reused.append(result.cached_tokens)
     assert reused[0] == 34  # the last sampled token was never computed
 
@@ -511,7 +511,7 @@ def test_an_engine_that_nobody_holds_is_freed() -> None:
 
 
 def test_several_conversations_reuse_their_own_beginnings(model: Model) -> None:
-    """A kept text is not given up for the BOS that all texts share."""
+    """A cached prefix is not given up for the BOS that all texts share."""
     stories = [f"{name} had a {thing}. " * 20 for name, thing in (("Tom", "ball"), ("Mia", "hat"))]
     with Engine(model, n_parallel=1, ctx_size=512, cache_size=2048, threads=1) as engine:
         reused = [

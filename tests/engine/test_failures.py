@@ -186,7 +186,7 @@ def test_an_event_loop_closed_with_somebody_waiting(engine: Engine, reads: str) 
     task._log_destroy_pending = False
 
 
-@pytest.mark.parametrize("kept", [0, 3], ids=["slots for texts that run", "slots for kept texts"])
+@pytest.mark.parametrize("kept", [0, 3], ids=["slots of running texts", "slots of cached prefixes"])
 def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
     """Texts end in any order, others move into their slots: every text is what it is alone."""
     lengths = [40, 3, 25, 7, 60, 12, 33, 5]

@@ -107,7 +107,7 @@ def test_hooks_that_raise_harm_nobody(model: Model, caplog: pytest.LogCaptureFix
 
 
 def test_nothing_is_copied_from_an_emptied_slot(model_files: dict[str, Path]) -> None:
-    """A kept text that cannot be cut is emptied; who was to copy from it computes its own."""
+    """A cached prefix that cannot be cut is emptied; whoever was to copy it computes its own."""
     asked: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
     text = [i % 250 + 1 for i in range(490)]
     prompts = [[*text[:250], *tail] for tail in ([7, 7], [9, 9, 9], [8])]
@@ -118,11 +118,11 @@ def test_nothing_is_copied_from_an_emptied_slot(model_files: dict[str, Path]) ->
             with engine.loop.hold():
                 requests = [engine.submit(prompt, **asked) for prompt in prompts]
             shared = [request.result(10) for request in requests]
-        fresh = []
+        uncached = []
         for prompt in prompts:
             with Engine(gemma, **sizes) as engine:
-                fresh.append(engine.submit(prompt, **asked).result(10))
-    assert [result.tokens for result in shared] == [result.tokens for result in fresh]
+                uncached.append(engine.submit(prompt, **asked).result(10))
+    assert [result.tokens for result in shared] == [result.tokens for result in uncached]
 
 
 def test_a_memory_that_fails_for_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

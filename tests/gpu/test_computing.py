@@ -34,15 +34,15 @@ def greedy(model: Model, prompt: str, count: int = 100, **parameters: Any) -> li
     return tokens
 
 
-def check_greedy(found: list[int], expected: list[int], judge: Model) -> None:
+def check_greedy(actual: list[int], expected: list[int], judge: Model) -> None:
     """The same tokens; where one differs, `judge` holds both for almost equally probable."""
-    assert len(found) == len(expected)
-    same = next((i for i, token in enumerate(found) if token != expected[i]), None)
+    assert len(actual) == len(expected)
+    same = next((i for i, token in enumerate(actual) if token != expected[i]), None)
     if same is None:
         return
     with Context(judge, ctx_size=512) as context:
         context.decode(expected[:same])
-        (chosen, _), (best, _) = context.logprobs([found[same], expected[same]], [-1, -1])
+        (chosen, _), (best, _) = context.logprobs([actual[same], expected[same]], [-1, -1])
     assert best - chosen < TIE, f"token {same}: {chosen:.3f} instead of {best:.3f}"
 
 
@@ -68,8 +68,8 @@ def test_greedy_text_is_the_cpus(
     prompt: str, flash: bool, gpu_demo: Model, cpu_demo: Model
 ) -> None:
     """Token by token but for ties, with and without flash attention."""
-    found, expected = (greedy(m, prompt, flash_attention=flash) for m in (gpu_demo, cpu_demo))
-    check_greedy(found, expected, cpu_demo)
+    actual, expected = (greedy(m, prompt, flash_attention=flash) for m in (gpu_demo, cpu_demo))
+    check_greedy(actual, expected, cpu_demo)
 
 
 @pytest.mark.parametrize(("kv", "most"), [("f16", 0.15), ("q8_0", 0.15), ("q4_0", 0.6)])
@@ -100,7 +100,7 @@ def test_tokens_chosen_on_the_gpu_are_those_chosen_on_the_cpu(
     asked: dict[str, Any], rows: int, gpu_demo: Model
 ) -> None:
     """The same tokens whether logits stay on the GPU or are copied, greedy and with a seed."""
-    found = []
+    generated = []
     for stays in (False, True):
         options: Any = {"sequences": rows, "unified_kv": False, "device_logits": stays}
         with Context(gpu_demo, ctx_size=256, **options) as context:
@@ -114,8 +114,8 @@ def test_tokens_chosen_on_the_gpu_are_those_chosen_on_the_cpu(
                 context.decode_batch(tokens, list(range(rows)))
                 tokens = [int(token) for token in chooser.sample()]  # type: ignore[arg-type]
                 texts.append(tokens)
-            found.append(texts)
-    assert found[0] == found[1]
+            generated.append(texts)
+    assert generated[0] == generated[1]
 
 
 def test_several_engines_on_one_gpu(gpu_demo: Model) -> None:
@@ -129,9 +129,9 @@ def test_several_engines_on_one_gpu(gpu_demo: Model) -> None:
         alone = texts(engine)
     with Model("demo", gpu_layers=99) as other:
         engines = [Engine(model, ctx_size=256) for model in (gpu_demo, gpu_demo, other)]
-        found: list[list[str]] = []
+        generated: list[list[str]] = []
         threads = [
-            threading.Thread(target=lambda e=engine: found.append(texts(e)))  # type: ignore[misc]
+            threading.Thread(target=lambda e=engine: generated.append(texts(e)))  # type: ignore[misc]
             for engine in engines
         ]
         for thread in threads:
@@ -140,7 +140,7 @@ def test_several_engines_on_one_gpu(gpu_demo: Model) -> None:
             thread.join()
         for engine in engines:
             engine.close()
-    assert found == [alone] * 3
+    assert generated == [alone] * 3
 
 
 def test_memory_returns_when_all_is_closed(gpu_demo: Model) -> None:

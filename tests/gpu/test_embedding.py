@@ -15,9 +15,9 @@ TEXTS = ["The fox ran home.", "One day", "There was a little girl who had a red 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_vectors_are_those_of_the_cpu(pooling: str) -> None:
     """In full batches on both; what differs is rounding."""
-    found = []
+    vectors = []
     for layers in (0, 99):
         with Model("demo", gpu_layers=layers) as model, Embedder(model, pooling=pooling) as to:
-            found.append(to.embed(TEXTS))
-    assert (found[0] * found[1]).sum(1).min() > 0.99
-    np.testing.assert_allclose(found[1][:3], found[1][3:6], rtol=0, atol=0.05)
+            vectors.append(to.embed(TEXTS))
+    assert (vectors[0] * vectors[1]).sum(1).min() > 0.99
+    np.testing.assert_allclose(vectors[1][:3], vectors[1][3:6], rtol=0, atol=0.05)

@@ -124,8 +124,8 @@ with Model("demo", devices=()) as model, Context(model, ctx_size=256) as context
 
 def test_a_gpu_that_fails_does_not_take_the_process_with_it() -> None:
     """Each use says that the GPU is lost; closing is quiet, and the CPU still computes."""
-    found = run(LOST)
-    assert found.returncode == 0, found.stdout + found.stderr
-    *uses, last = found.stdout.splitlines()
+    result = run(LOST)
+    assert result.returncode == 0, result.stdout + result.stderr
+    *uses, last = result.stdout.splitlines()
     assert uses == [use for use in uses if use.startswith("lost: a GPU failed")]
     assert (len(uses), last) == (5, "the CPU computes")

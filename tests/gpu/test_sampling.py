@@ -25,9 +25,9 @@ def context(gpu_demo: Model) -> Iterator[Context]:
     """As many rows of logits as a batch of 64 texts has, all alike."""
     with Context(
         gpu_demo, ctx_size=256, sequences=ROWS, unified_kv=False, device_logits=True
-    ) as made:
-        made.decode_batch([5] * ROWS, list(range(ROWS)))
-        yield made
+    ) as opened:
+        opened.decode_batch([5] * ROWS, list(range(ROWS)))
+        yield opened
 
 
 def expected_shares(logits: Float64, asked: dict[str, Any]) -> dict[int, float]:
@@ -88,16 +88,16 @@ def test_masks_forbid_tokens(context: Context, gpu_demo: Model) -> None:
     best = 97 if logits[97] > logits[99] else 99
     masks = [mask, None] * (ROWS // 2)
     assert rows.sample(masks=masks) == [best, free[1]] * (ROWS // 2)
-    found = rows.sample(masks=[mask * 0, *masks[1:]])
-    assert isinstance(found[0], Exception)
-    assert found[1:] == rows.sample(masks=masks)[1:]
+    tokens = rows.sample(masks=[mask * 0, *masks[1:]])
+    assert isinstance(tokens[0], Exception)
+    assert tokens[1:] == rows.sample(masks=masks)[1:]
 
 
 def test_a_seed_gives_its_text_beside_any_others(gpu_demo: Model) -> None:
     """Row by row the same tokens, whatever the other rows are asked for."""
     options: Any = {"ctx_size": 256, "sequences": ROWS, "unified_kv": False, "device_logits": True}
     asked: Any = {"seed": 7, "top_k": 0, "top_p": 0.9, "model": gpu_demo}
-    found = []
+    texts = []
     with Context(gpu_demo, **options) as context:
         for others in ({"top_k": 40}, {"temperature": 0.0}, {"top_k": 0, "repeat_penalty": 1.2}):
             context.memory.clear()
@@ -106,5 +106,5 @@ def test_a_seed_gives_its_text_beside_any_others(gpu_demo: Model) -> None:
             for _ in range(30):
                 context.decode_batch(text, list(range(ROWS)))
                 text = [5 if isinstance(token, Exception) else token for token in rows.sample()]
-                found.append(text[0])
-    assert found[:30] == found[30:60] == found[60:]
+                texts.append(text[0])
+    assert texts[:30] == texts[30:60] == texts[60:]

@@ -41,8 +41,8 @@ def test_a_model_over_two_gpus(split: dict[str, Any], cpu_demo: Model) -> None:
             requests = [engine.submit(prompt, **asked) for prompt in PROMPTS]
             answers = [request.result(60).tokens for request in requests]
     for prompt, answer, text in zip(PROMPTS, answers, expected, strict=True):
-        found = [*cpu_demo.tokenize(prompt), *answer]
-        check_greedy(found, text[: len(found)], cpu_demo)
+        actual = [*cpu_demo.tokenize(prompt), *answer]
+        check_greedy(actual, text[: len(actual)], cpu_demo)
 
 
 def test_split_by_rows_is_refused() -> None:
@@ -54,7 +54,7 @@ def test_split_by_rows_is_refused() -> None:
 def test_an_engine_on_each_gpu(cpu_demo: Model) -> None:
     """Two models, two engines, two threads: each gives the CPU's greedy texts."""
     asked: dict[str, Any] = {"max_tokens": 60, "temperature": 0}
-    found: dict[str, list[list[int]]] = {}
+    tokens_by_gpu: dict[str, list[list[int]]] = {}
 
     def compute(name: str) -> None:
         with (
@@ -62,15 +62,15 @@ def test_an_engine_on_each_gpu(cpu_demo: Model) -> None:
             Engine(model, ctx_size=256, n_parallel=2) as engine,
         ):
             requests = [engine.submit(prompt, **asked) for prompt in PROMPTS]
-            found[name] = [request.result(60).tokens for request in requests]
+            tokens_by_gpu[name] = [request.result(60).tokens for request in requests]
 
     threads = [threading.Thread(target=compute, args=[name]) for name in gpu_names()[:2]]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == gpu_names()[:2]
-    for prompt, *answers in zip(PROMPTS, *found.values(), strict=True):
+    assert sorted(tokens_by_gpu) == gpu_names()[:2]
+    for prompt, *answers in zip(PROMPTS, *tokens_by_gpu.values(), strict=True):
         expected, begin = greedy(cpu_demo, prompt, 60), cpu_demo.tokenize(prompt)
         for answer in answers:
             text = [*begin, *answer]

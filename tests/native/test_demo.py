@@ -23,12 +23,12 @@ STORIES = {
 TOLERANCE = {"rtol": 0, "atol": 0.1}
 
 
-def continued(context: Context, prompt: str, most: int, seq: int = 0) -> str:
+def continued(context: Context, prompt: str, max_tokens: int, seq: int = 0) -> str:
     """Return the greedy continuation of `prompt`, at most so many tokens."""
     model, sampler = context.model, Sampler(temperature=0)
     context.decode(model.tokenize(prompt, parse_special=True), seq)
     tokens: list[int] = []
-    while len(tokens) < most and not model.is_eog(token := sampler.sample(context)):
+    while len(tokens) < max_tokens and not model.is_eog(token := sampler.sample(context)):
         tokens.append(token)
         context.decode([token], seq)
     return model.detokenize(tokens)
@@ -48,22 +48,22 @@ def test_stories_in_one_batch_equal_each_alone(demo: Model, make_context: Make) 
         together.decode(demo.tokenize(prompt), seq, logits="none")
         together.memory.rollback(1, seq)
     tokens = [demo.tokenize(prompt)[-1] for prompt in STORIES]
-    found: list[list[int]] = [[], []]
+    stories: list[list[int]] = [[], []]
     for _ in range(30):
         together.decode_batch(tokens, [0, 1])
         tokens = [int(np.argmax(together.logits(i))) for i in range(2)]
         for seq, token in enumerate(tokens):
-            found[seq].append(token)
+            stories[seq].append(token)
     for seq, prompt in enumerate(STORIES):
-        assert STORIES[prompt].startswith(demo.detokenize(found[seq])[:60])
+        assert STORIES[prompt].startswith(demo.detokenize(stories[seq])[:60])
 
 
 def test_rolled_back_and_forked_equal_fresh(demo: Model, make_context: Make) -> None:
     """On real weights, too."""
     prompt, more = demo.tokenize("Once upon a time, there was"), demo.tokenize(" a cat", False)
-    fresh = make_context(demo, sequences=2)
-    fresh.decode(prompt)
-    expected = fresh.logits().copy()
+    other = make_context(demo, sequences=2)
+    other.decode(prompt)
+    expected = other.logits().copy()
     context = make_context(demo, sequences=2)
     context.decode(prompt[:-1])
     context.memory.copy(0, 1)

@@ -14,10 +14,10 @@ from tests.support.chains import Float32
 DIGITS = 'root ::= [0-9] [0-9] [0-9] "."'
 
 
-def text_of(model: Model, sampler: Sampler, logits: Float32, most: int = 20) -> str:
+def text_of(model: Model, sampler: Sampler, logits: Float32, max_tokens: int = 20) -> str:
     """Return what is sampled until a token ends it."""
     raw = b""
-    for _ in range(most):
+    for _ in range(max_tokens):
         token = sampler.sample_logits(logits, model)
         if model.is_eog(token):
             break

@@ -94,34 +94,34 @@ class TestThreads:
         reference = make_context(model)
         reference.decode([1, 2, 3])
         expected = reference.logits().copy()
-        found: list[Any] = []
+        results: list[Any] = []
 
         def work() -> None:
             with Context(model, ctx_size=256, threads=1) as context:
                 for _ in range(20):
                     context.memory.clear()
                     context.decode([1, 2, 3])
-                    found.append(np.array_equal(expected, context.logits()))
-                    found.append("the cat" == model.detokenize(model.tokenize("the cat", False)))
+                    results.append(np.array_equal(expected, context.logits()))
+                    results.append("the cat" == model.detokenize(model.tokenize("the cat", False)))
 
         workers = [threading.Thread(target=work) for _ in range(4)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        assert [True] * 160 == found
+        assert [True] * 160 == results
 
     def test_loads_in_many_threads(self, model_files: dict[str, Path]) -> None:
         """Good and bad files at once; each thread gets its own error."""
-        found: list[str] = []
+        results: list[str] = []
 
         def work(name: str) -> None:
             for _ in range(5):
                 try:
                     with Model(model_files[name]) as model:
-                        found.append(model.metadata["general.architecture"])
+                        results.append(model.metadata["general.architecture"])
                 except llcuda.errors.ModelError as error:
-                    found.append(
+                    results.append(
                         "adapter" if "architecture" in str(error) or name == "lora" else ""
                     )
 
@@ -130,7 +130,7 @@ class TestThreads:
             worker.start()
         for worker in workers:
             worker.join()
-        assert sorted([*models.BUILDERS, "adapter"] * 5) == sorted(found)
+        assert sorted([*models.BUILDERS, "adapter"] * 5) == sorted(results)
 
 
 class TestSignals:

@@ -57,13 +57,13 @@ def test_log_softmax_and_its_best(wide: Context, kind: str) -> None:
     wide.logits(1)[:] = logits
     expected = oracle(logits)
     tokens = [0, 69, 70, 2**16 - 1, SIZE - 1, int(logits.argmax())]
-    found = wide.logprobs(tokens, [1] * len(tokens), 100)
-    np.testing.assert_allclose([value for value, _ in found], expected[tokens], 1e-7, 1e-5)
+    actual = wide.logprobs(tokens, [1] * len(tokens), 100)
+    np.testing.assert_allclose([value for value, _ in actual], expected[tokens], 1e-7, 1e-5)
     best = np.argsort(-logits, kind="stable")[:100]
-    for _, top in found:
+    for _, top in actual:
         assert best.tolist() == [token for token, _ in top]
         np.testing.assert_allclose([value for _, value in top], expected[best], 1e-7, 1e-5)
-    assert found[0] == wide.logprobs([0], [1], 100)[0]
+    assert actual[0] == wide.logprobs([0], [1], 100)[0]
 
 
 @pytest.mark.parametrize("distance", [0, 0.3466, 1, 5.5, 8.8, 11, 12.7, 20, 79, 81, 200, np.inf])
@@ -120,9 +120,9 @@ def test_thousands_of_rows(demo: Model) -> None:
         tokens = [i % demo.vocab_size for i in range(6000)]
         one_by_one = [context.top_logprobs(3, i) for i in range(5)]
         expected = np.array([oracle(context.logits(i)) for i in range(5)])
-        found = context.logprobs(tokens, rows, 3)
-    np.testing.assert_allclose([value for value, _ in found], expected[rows, tokens], 0, 1e-5)
-    assert [one_by_one[i] for i in rows] == [top for _, top in found]
+        actual = context.logprobs(tokens, rows, 3)
+    np.testing.assert_allclose([value for value, _ in actual], expected[rows, tokens], 0, 1e-5)
+    assert [one_by_one[i] for i in rows] == [top for _, top in actual]
 
 
 def test_arrays_and_ranges_serve_as_lists(context: Context) -> None:

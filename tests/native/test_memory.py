@@ -152,11 +152,11 @@ class TestSlidingWindow:
 
     def test_a_full_cache_rolls_back(self, gemma: Model, make_context: Make) -> None:
         """With swa_full every cell stays, so everything works as with a plain model."""
-        fresh, context = make_context(gemma), make_context(gemma)
-        fresh.decode(list(range(30)))
+        other, context = make_context(gemma), make_context(gemma)
+        other.decode(list(range(30)))
         context.decode([*range(30), 1, 2, 3])
         context.memory.rollback(3)
-        np.testing.assert_allclose(logits_after(context), logits_after(fresh), **TOLERANCE)
+        np.testing.assert_allclose(logits_after(context), logits_after(other), **TOLERANCE)
 
     def test_a_small_cache_cannot_go_back_beyond_its_window(
         self, gemma: Model, make_context: Make
@@ -278,7 +278,7 @@ class TestState:
         """Of another model, KV type or size; a sequence's where a context's is wanted."""
         context = make_context(model)
         context.decode(PROMPT)
-        whole, one = context.save_state(), context.save_state(seq=0)
+        whole, single = context.save_state(), context.save_state(seq=0)
         for other in (
             make_context(gemma),
             make_context(model, type_k="f32"),
@@ -287,13 +287,13 @@ class TestState:
             with pytest.raises(StateError):
                 other.load_state(whole)
         with pytest.raises(StateError):
-            make_context(gemma).load_state(one, seq=0)
+            make_context(gemma).load_state(single, seq=0)
         with pytest.raises(StateError):
-            context.load_state(one)
+            context.load_state(single)
         with pytest.raises(StateError):
             context.load_state(whole, seq=0)
         with pytest.raises(ArgumentError):
-            context.load_state(one, seq=5)
+            context.load_state(single, seq=5)
 
     @pytest.mark.parametrize("kind", ["llama", "gemma3", "mamba"])
     @pytest.mark.parametrize("seq", [None, 0])

@@ -214,13 +214,13 @@ class World:
 
     def do_sampler(self, number: int, chain: list[Any]) -> None:
         """Make a sampler of steps."""
-        made = [
+        samplers = [
             steps.Python(lambda candidates, result=arguments[0]: result)
             if name == "python"
             else getattr(steps, name)(*arguments)
             for name, arguments in chain
         ]
-        self.samplers[number] = Sampler(chain=[*made, steps.Distribution(1)])
+        self.samplers[number] = Sampler(chain=[*samplers, steps.Distribution(1)])
 
     def do_sampler_by_parameters(self, number: int, parameters: dict[str, Any]) -> None:
         """Make a sampler of parameters."""

@@ -52,9 +52,9 @@ with Model("demo") as model:
 
 def test_a_context_that_ran_out_of_memory_is_not_used_again() -> None:
     """llama.cpp's CPU backend does not survive it: the context says so; another one computes."""
-    found = run(LIMIT + DECODE)
-    assert found.returncode == 0, found.stderr
-    first, *again = found.stdout.split("\nthis context")
+    result = run(LIMIT + DECODE)
+    assert result.returncode == 0, result.stderr
+    first, *again = result.stdout.split("\nthis context")
     assert first.startswith("too little memory, ")
     assert "MiB are free" in first
     assert len(again) == 3
@@ -81,9 +81,9 @@ with Model("demo") as model:
 
 def test_an_engine_that_ran_out_of_memory_fails_its_requests() -> None:
     """Each with an error, none is left waiting; the process goes on with another engine."""
-    found = run(LIMIT + ENGINE)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == ["refused", "refused", "length"]
+    result = run(LIMIT + ENGINE)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["refused", "refused", "length"]
 
 
 CONTEXT = """
@@ -101,9 +101,9 @@ with Model("demo") as model:
 
 def test_a_context_out_of_memory_leaves_room_for_a_smaller_one() -> None:
     """The error says what to choose; the model stays usable."""
-    found = run(LIMIT + CONTEXT)
-    assert found.returncode == 0, found.stderr
-    assert "a smaller ctx_size" in found.stdout
+    result = run(LIMIT + CONTEXT)
+    assert result.returncode == 0, result.stderr
+    assert "a smaller ctx_size" in result.stdout
 
 
 FULL = [("CUDA0", 5 * 2**20, 15000 * 2**20)]
@@ -128,9 +128,9 @@ def test_what_the_log_says_of_memory(
     lines: str, kind: type[LlcudaError], places: list[tuple[str, int, int]], expected: str
 ) -> None:
     """What was asked, what is free and what to do; nothing where the reason is another."""
-    found = oom_message(lines, kind, lambda: places)
-    assert bool(found) == bool(expected)
-    assert expected in found
+    message = oom_message(lines, kind, lambda: places)
+    assert bool(message) == bool(expected)
+    assert expected in message
 
 
 def test_it_is_the_error_of_what_was_tried() -> None:

@@ -34,9 +34,9 @@ class TestState:
         self, chain: list[steps.Step], model: Model, logits: Float32
     ) -> None:
         """Two samplers, one text."""
-        one, two = (Sampler(chain=chain, model=model) for _ in range(2))
-        assert [one.sample_logits(logits) for _ in range(30)] == [
-            two.sample_logits(logits) for _ in range(30)
+        first, second = (Sampler(chain=chain, model=model) for _ in range(2))
+        assert [first.sample_logits(logits) for _ in range(30)] == [
+            second.sample_logits(logits) for _ in range(30)
         ]
 
     def test_a_clone_goes_on_as_its_original(
@@ -45,11 +45,11 @@ class TestState:
         """Cloned in the middle, both continue alike (adaptive-p draws anew, as it says)."""
         if isinstance(chain[-1], steps.AdaptiveP):
             return
-        one = Sampler(chain=chain, model=model)
+        original = Sampler(chain=chain, model=model)
         for _ in range(10):
-            one.sample_logits(logits)
-        two = one.clone()
-        assert [one.sample_logits(logits) for _ in range(30)] == [
+            original.sample_logits(logits)
+        two = original.clone()
+        assert [original.sample_logits(logits) for _ in range(30)] == [
             two.sample_logits(logits) for _ in range(30)
         ]
 

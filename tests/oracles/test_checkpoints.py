@@ -47,12 +47,12 @@ Make = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Return a kind's checkpoint, made once."""
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = material.save(tmp_path_factory.mktemp("checkpoints") / kind, kind)
-        return made[kind]
+        if kind not in folders:
+            folders[kind] = material.save(tmp_path_factory.mktemp("checkpoints") / kind, kind)
+        return folders[kind]
 
     return make
 
@@ -60,12 +60,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
 @pytest.fixture(scope="session")
 def plain(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Return a kind's checkpoint as a GGUF file in F32, made once."""
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = convert(checkpoint(kind), tmp_path_factory.mktemp("gguf"), "F32")
-        return made[kind]
+        if kind not in folders:
+            folders[kind] = convert(checkpoint(kind), tmp_path_factory.mktemp("gguf"), "F32")
+        return folders[kind]
 
     return make
 
@@ -96,9 +96,9 @@ def computed(context: Context, tokens: list[int]) -> Any:
     return np.stack([context.logits(i).copy() for i in range(len(tokens))])
 
 
-def error(found: Any, right: Any) -> float:
+def error(actual: Any, right: Any) -> float:
     """Return the largest difference, over the largest logit."""
-    return float(np.abs(found - right).max() / np.abs(right).max())
+    return float(np.abs(actual - right).max() / np.abs(right).max())
 
 
 def greedy(model: Any, tokens: list[int]) -> list[int]:
@@ -113,11 +113,11 @@ def generated(context: Context, tokens: list[int]) -> list[int]:
     """Return the tokens that llcuda adds."""
     context.memory.clear()
     context.decode(tokens)
-    sampler, found = Sampler(temperature=0), []
+    sampler, chosen = Sampler(temperature=0), []
     for _ in range(GENERATED):
-        found.append(sampler.sample(context))
-        context.decode(found[-1:])
-    return found
+        chosen.append(sampler.sample(context))
+        context.decode(chosen[-1:])
+    return chosen
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,9 +128,9 @@ def test_computes_what_transformers_computes(kind: str, checkpoint: Make, plain:
     model, context = opened(plain(kind))
     with model, context:
         assert model.tokenize(material.TEXT) == tokens
-        found = error(computed(context, tokens), expected(right, tokens))
-        print(f"{kind}: F32 {found:.1e}")
-        assert found < EXACT
+        difference = error(computed(context, tokens), expected(right, tokens))
+        print(f"{kind}: F32 {difference:.1e}")
+        assert difference < EXACT
         assert generated(context, tokens) == greedy(right, tokens)
 
 
@@ -152,9 +152,9 @@ def test_q8_0_adds_its_own_error_only(kind: str, checkpoint: Make, tmp_path: Pat
         tokens = model.tokenize(material.TEXT)
         exact = expected(right, tokens)
         measured = error(expected(rounded, tokens), exact)
-        found = error(computed(context, tokens), exact)
-    print(f"{kind}: Q8_0 {found:.4f}, its weights alone {measured:.4f}")
-    assert 0 < found < 2 * measured
+        difference = error(computed(context, tokens), exact)
+    print(f"{kind}: Q8_0 {difference:.4f}, its weights alone {measured:.4f}")
+    assert 0 < difference < 2 * measured
 
 
 def adapted(model: Any, folder: Path, **settings: Any) -> Any:
@@ -291,8 +291,8 @@ def test_tokenizer_without_its_sentencepiece_model(
     folder = shutil.copytree(checkpoint(kind), tmp_path / kind)
     (folder / "tokenizer.model").unlink()
     text = f"{material.TEXT}Ünïcode 🦊\n\n  two  spaces\ttab <|end|> <end_of_turn>1234567"
-    made = convert(folder, tmp_path, "F16")
-    with Model(plain(kind), gpu_layers=0) as right, Model(made, gpu_layers=0) as model:
+    target = convert(folder, tmp_path, "F16")
+    with Model(plain(kind), gpu_layers=0) as right, Model(target, gpu_layers=0) as model:
         for special in (False, True):
             tokens = model.tokenize(text, parse_special=special)
             assert right.tokenize(text, parse_special=special) == tokens
@@ -397,9 +397,9 @@ def test_from_pretrained_converts_what_changed(
     folder = shutil.copytree(checkpoint("llama"), tmp_path / "mine")
     with Model.from_pretrained(folder, quantization="q8_0", gpu_layers=0) as model:
         first = model.path
-    made = first.stat().st_mtime_ns
+    written_at = first.stat().st_mtime_ns
     with Model.from_pretrained(folder, quantization="q8_0", gpu_layers=0) as model:
-        assert (first, made) == (model.path, model.path.stat().st_mtime_ns)
+        assert (first, written_at) == (model.path, model.path.stat().st_mtime_ns)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 2e4}))
     with Model.from_pretrained(folder, quantization="q8_0", gpu_layers=0) as model:
@@ -414,10 +414,10 @@ def test_checkpoint_in_parts(checkpoint: Make, plain: Make, tmp_path: Path) -> N
     tokens = list(range(5, 45))
     model, context = opened(convert(folder, tmp_path, "F32"))
     with model, context:
-        found = computed(context, tokens)
+        actual = computed(context, tokens)
     model, context = opened(plain("llama"))
     with model, context:
-        assert np.array_equal(computed(context, tokens), found)
+        assert np.array_equal(computed(context, tokens), actual)
 
 
 def test_converts_from_the_hub(checkpoint: Make, tmp_path: Path) -> None:
@@ -442,10 +442,10 @@ def test_large_embeddings_in_parts(checkpoint: Make, tmp_path: Path) -> None:
     script = converter_folder() / "convert_hf_to_gguf.py"
     subprocess.run([sys.executable, script, checkpoint("llama3"), *names], check=True)
     run_converter(source(checkpoint("llama3")), tmp_path / "parts.gguf", "Q8_0", 1, lambda _: None)
-    right, found = (GGUFReader(tmp_path / f"{name}.gguf") for name in ("right", "parts"))
-    with right, found:
+    right, actual = (GGUFReader(tmp_path / f"{name}.gguf") for name in ("right", "parts"))
+    with right, actual:
         for name in right.tensors:
-            assert right.get_tensor_data(name) == found.get_tensor_data(name)
+            assert right.get_tensor_data(name) == actual.get_tensor_data(name)
 
 
 def source(folder: Path) -> Source:

@@ -44,6 +44,6 @@ def test_blocks(
         else:
             block.run(model=model, tokenizer=tokenizer)
             assert capsys.readouterr().out.strip()
-    made = {path.name for path in tmp_path.glob("*.gguf")}
-    assert {"my-model-Q4_K_M.gguf", "adapter.gguf", "merged.gguf", "mine.gguf"} == made
+    names = {path.name for path in tmp_path.glob("*.gguf")}
+    assert {"my-model-Q4_K_M.gguf", "adapter.gguf", "merged.gguf", "mine.gguf"} == names
     assert len(BLOCKS) == 3

@@ -49,12 +49,12 @@ def bert(name: str = "BertModel", **settings: Any) -> Any:
         **settings,
     )
     torch.manual_seed(3)
-    made = getattr(transformers, name)(config)
+    model = getattr(transformers, name)(config)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
-    return made.eval()
+    return model.eval()
 
 
 def pooled_by(folder: Path, pooling: str) -> None:
@@ -103,8 +103,8 @@ def test_bert(pooling: str, tmp_path: Path) -> None:
     pooled_by(tmp_path, pooling)
     rows = [tokenizer.encode(text) for text in TEXTS]
     expected = unit([POOLS[pooling](hidden(model, tokens)) for tokens in rows])
-    with Model(convert(tmp_path, tmp_path / "bert.gguf", "F32")) as found, exact(found) as to:
-        assert rows == [found.tokenize(text) for text in TEXTS]
+    with Model(convert(tmp_path, tmp_path / "bert.gguf", "F32")) as loaded, exact(loaded) as to:
+        assert rows == [loaded.tokenize(text) for text in TEXTS]
         vectors = to.embed(TEXTS)
     print(f"{pooling}: {np.abs(vectors - expected).max():.1e}")
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
@@ -119,7 +119,7 @@ def test_a_decoder(tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [text for text in TEXTS if text]
     expected = unit([hidden(model.model, tokenizer.encode(text))[-1] for text in texts])
-    with Model(convert(folder, tmp_path / "q.gguf", "F32")) as found, exact(found) as to:
+    with Model(convert(folder, tmp_path / "q.gguf", "F32")) as loaded, exact(loaded) as to:
         vectors = to.embed(texts)
     print(f"last token: {np.abs(vectors - expected).max():.1e}")
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
@@ -134,8 +134,8 @@ def test_gemma_with_two_directions(tmp_path: Path) -> None:
     pooled_by(folder, "mean_tokens")
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     texts = [text for text in TEXTS if text]
-    with Model(convert(folder, tmp_path / "g.gguf", "F32")) as found, exact(found) as to:
-        rows = [found.tokenize(text) for text in texts]
+    with Model(convert(folder, tmp_path / "g.gguf", "F32")) as loaded, exact(loaded) as to:
+        rows = [loaded.tokenize(text) for text in texts]
         vectors = to.embed(texts)
     expected = unit([hidden(model, tokens).mean(0) for tokens in rows])
     print(f"gemma: {np.abs(vectors - expected).max():.1e}")
@@ -151,11 +151,11 @@ def test_a_reranker_of_two_layers(tmp_path: Path) -> None:
     tensors = {}
     for name, value in state.items():
         stem, _, end = name.removeprefix("bert.").rpartition(".")
-        found = {"pooler.dense": "cls", "classifier": "cls.output"}.get(stem) or names.get_name(
+        gguf_name = {"pooler.dense": "cls", "classifier": "cls.output"}.get(stem) or names.get_name(
             stem
         )
-        if found:
-            tensors[f"{found}.{end}"] = value
+        if gguf_name:
+            tensors[f"{gguf_name}.{end}"] = value
     reader = gguf.GGUFReader(material.ROOT / "vendor/llama.cpp/models/ggml-vocab-bert-bge.gguf")
     words = {
         key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer")
@@ -180,7 +180,7 @@ def test_a_reranker_of_two_layers(tmp_path: Path) -> None:
             for pair in pairs
         ]
     file = models.write(tmp_path / "reranker.gguf", metadata, tensors)
-    with Model(file) as found, exact(found) as to:
+    with Model(file) as gguf_name, exact(gguf_name) as to:
         counted = to.rerank_counted("who ran?", documents)
     assert tuple(pair["input_ids"].shape[1] for pair in pairs) == counted.token_counts
     print(f"BERT's scores: {np.abs(counted.values - expected).max():.1e}")
@@ -195,8 +195,8 @@ def test_a_decoder_that_says_yes_or_no(tmp_path: Path) -> None:
     (folder / "README.md").write_text("# Qwen3-Reranker\n")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     answers = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
-    with Model(convert(folder, tmp_path / "r.gguf", "F32")) as found, exact(found) as to:
-        template = found.metadata["tokenizer.chat_template.rerank"]
+    with Model(convert(folder, tmp_path / "r.gguf", "F32")) as loaded, exact(loaded) as to:
+        template = loaded.metadata["tokenizer.chat_template.rerank"]
         documents = [text for text in TEXTS if text]
         scores = to.rerank_counted("who ran?", documents)
         assert ["yes", "no"] == to.labels

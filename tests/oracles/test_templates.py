@@ -90,8 +90,8 @@ def rendered(render: Callable[[], str]) -> tuple[str, str]:
 
 def adapted(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages in the shape that a template reads, which transformers leaves to its users."""
-    found = deepcopy(messages)
-    for message in found:
+    copies = deepcopy(messages)
+    for message in copies:
         if "tool_calls" not in message:
             continue
         shape, as_text = template._call_shapes[""]
@@ -99,7 +99,7 @@ def adapted(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[dict
         for call in message["tool_calls"] if as_text else []:
             function = call["function"]
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return found
+    return copies
 
 
 @pytest.mark.parametrize("generate", [True, False], ids=["prompt", "whole"])
@@ -125,8 +125,8 @@ def test_templates_render_alike(path: Any, name: str, generate: bool) -> None:
         return str(text)
 
     kind, expected = rendered(oracle)
-    found, actual = rendered(lambda: template.render(messages, tools, generate, **more))
-    assert (kind, True) == (found, actual == expected if kind == "text" else expected in actual)
+    outcome, actual = rendered(lambda: template.render(messages, tools, generate, **more))
+    assert (kind, True) == (outcome, actual == expected if kind == "text" else expected in actual)
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -150,9 +150,9 @@ def test_parts_render_as_one_text(path: Any) -> None:
             )[0][0]
         )
         texts.append(text if kind == "text" else None)
-    found = template.render([{"role": "user", "content": parts}], tools, **more)
-    assert "one" in found
-    assert found in texts
+    rendering = template.render([{"role": "user", "content": parts}], tools, **more)
+    assert "one" in rendering
+    assert rendering in texts
 
 
 def test_every_template_is_compiled() -> None:

@@ -57,10 +57,10 @@ def test_products_are_those_of_torch(device: str, dtype: DType) -> None:
     """A product of shared operands, transposed ones too, is torch's."""
     left: Any = torch.randn(70, 130, device=device).to(KINDS[dtype])
     right = torch.randn(90, 130, device=device).to(KINDS[dtype])
-    found = torch.from_dlpack(Tensor.from_dlpack(left) @ Tensor.from_dlpack(right).T)
+    actual = torch.from_dlpack(Tensor.from_dlpack(left) @ Tensor.from_dlpack(right).T)
     expected = left.float() @ right.float().T
-    error = (found.float() - expected).abs().max() / expected.abs().max()
-    assert found.dtype is KINDS[dtype]
+    error = (actual.float() - expected).abs().max() / expected.abs().max()
+    assert actual.dtype is KINDS[dtype]
     assert error < {DType.Float32: 1e-5, DType.Float16: 1e-3, DType.BFloat16: 8e-3}[dtype]
 
 

@@ -138,9 +138,9 @@ def test_schemathesis_finds_no_server_error(server: Served) -> None:
     schema = schemathesis.openapi.from_dict(document)
     answered: dict[str, set[int]] = {}
 
-    for found in schema.get_all_operations():
+    for operation in schema.get_all_operations():
 
-        @given(case=found.ok().as_strategy())
+        @given(case=operation.ok().as_strategy())
         @settings(max_examples=15)
         def check(case: Any) -> None:
             if isinstance(case.body, dict) and "model" in case.body:

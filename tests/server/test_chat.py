@@ -82,8 +82,8 @@ def tools() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def caller(tools: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{tools.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{tools.url}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
 
 
 def test_answer_is_that_of_the_engine(client: openai.OpenAI, server: Served) -> None:
@@ -134,13 +134,13 @@ def test_async_streams(server: Served) -> None:
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
 
-            async def one() -> str:
+            async def stream_once() -> str:
                 stream = await client.chat.completions.create(
                     messages=MESSAGES, stream=True, **GREEDY
                 )
                 return "".join([c.choices[0].delta.content or "" async for c in stream])
 
-            return list(await asyncio.gather(*(one() for _ in range(10))))
+            return list(await asyncio.gather(*(stream_once() for _ in range(10))))
 
     assert 1 == len(set(asyncio.run(ask())))
 
@@ -148,13 +148,13 @@ def test_async_streams(server: Served) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_choices_and_logprobs(client: openai.OpenAI, stream: bool) -> None:
     """Several answers; each token with its bytes and alternatives, which make the content."""
-    made: Any = client.chat.completions.create(
+    answer: Any = client.chat.completions.create(
         model="demo", messages=[{"role": "user", "content": "Tell me a story"}], max_tokens=10,
         n=3, seed=5, logprobs=True, top_logprobs=2, stream=stream,
         extra_body={"ignore_eos": True},
     )  # fmt: skip
     texts, scored = dict.fromkeys(range(3), ""), dict.fromkeys(range(3), b"")
-    for choice in [c.choices[0] for c in made] if stream else made.choices:
+    for choice in [c.choices[0] for c in answer] if stream else answer.choices:
         texts[choice.index] += (choice.delta if stream else choice.message).content or ""
         for entry in choice.logprobs.content if choice.logprobs else ():
             scored[choice.index] += bytes(entry.bytes)
@@ -194,14 +194,14 @@ def test_parse_into_a_pydantic_model(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_tool_calls(caller: openai.OpenAI, stream: bool) -> None:
     """A call has a name, an id and JSON arguments, and ends with "tool_calls"."""
-    made: Any = caller.chat.completions.create(stream=stream, parallel_tool_calls=False, **ASKED)
+    answer: Any = caller.chat.completions.create(stream=stream, parallel_tool_calls=False, **ASKED)
     if stream:
-        found, reason = _joined(made)
+        calls, reason = _joined(answer)
     else:
-        message, reason = made.choices[0].message, made.choices[0].finish_reason
+        message, reason = answer.choices[0].message, answer.choices[0].finish_reason
         assert not message.content
-        found = [(c.id, c.function.name, c.function.arguments) for c in message.tool_calls]
-    [(identity, name, arguments)] = found
+        calls = [(c.id, c.function.name, c.function.arguments) for c in message.tool_calls]
+    [(identity, name, arguments)] = calls
     assert ("get_weather", {"city": "Rome", "days": 2}) == (name, json.loads(arguments))
     assert identity
     assert "tool_calls" == reason
@@ -227,9 +227,9 @@ def test_arguments_follow_the_schema(caller: openai.OpenAI) -> None:
     for seed in range(5):
         given: Any = {**ASKED, "tools": [WEATHER], "temperature": 1, "seed": seed}
         given["tool_choice"] = choice if seed % 2 else "required"
-        made = caller.chat.completions.create(**given)
-        assert made.choices[0].message.tool_calls
-        for call in made.choices[0].message.tool_calls:
+        answer = caller.chat.completions.create(**given)
+        assert answer.choices[0].message.tool_calls
+        for call in answer.choices[0].message.tool_calls:
             assert jsonschema_rs.is_valid(SCHEMA, json.loads(call.function.arguments))
 
 
@@ -248,19 +248,19 @@ def test_a_conversation_with_a_result(caller: openai.OpenAI) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_reasoning_apart(caller: openai.OpenAI, stream: bool) -> None:
     """What the model thinks is reasoning_content, and counted."""
-    made: Any = caller.chat.completions.create(
+    answer: Any = caller.chat.completions.create(
         model="demo", messages=MESSAGES, stream=stream, extra_body=says(THOUGHT)
     )
     if stream:
-        deltas = [chunk.choices[0].delta for chunk in made]
+        deltas = [chunk.choices[0].delta for chunk in answer]
         content = "".join(delta.content or "" for delta in deltas)
         reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
     else:
         content, reasoning = (
-            made.choices[0].message.content,
-            made.choices[0].message.reasoning_content,
+            answer.choices[0].message.content,
+            answer.choices[0].message.reasoning_content,
         )
-        assert made.usage.completion_tokens_details.reasoning_tokens > 3
+        assert answer.usage.completion_tokens_details.reasoning_tokens > 3
     assert ("Hello!", "The user greets me.") == (content, reasoning.strip())
 
 

@@ -64,7 +64,7 @@ def test_async_clients_at_once(server: Served) -> None:
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
 
-            async def one(i: int) -> str:
+            async def complete(i: int) -> str:
                 stream = await client.completions.create(
                     model="demo", prompt=f"{i} {PROMPT}", max_tokens=5 + i, stream=True, seed=i,
                     extra_body={"ignore_eos": True},
@@ -73,7 +73,7 @@ def test_async_clients_at_once(server: Served) -> None:
                 usages = [chunk.usage async for chunk in stream]
                 return str(usages[-1] and usages[-1].completion_tokens)
 
-            return list(await asyncio.gather(*(one(i) for i in range(20))))
+            return list(await asyncio.gather(*(complete(i) for i in range(20))))
 
     assert [str(5 + i) for i in range(20)] == asyncio.run(ask())
 
@@ -96,10 +96,10 @@ def test_prompts_and_choices(client: openai.OpenAI, server: Served) -> None:
 
 def test_best_of(client: openai.OpenAI) -> None:
     """best_of makes more, and shows the most probable."""
-    made = client.completions.create(
+    answer = client.completions.create(
         model="demo", prompt=PROMPT, best_of=4, n=4, max_tokens=6, seed=1, logprobs=0
     )
-    means = {c.text: _mean(c.logprobs) for c in made.choices}
+    means = {c.text: _mean(c.logprobs) for c in answer.choices}
     best = client.completions.create(model="demo", prompt=PROMPT, best_of=4, max_tokens=6, seed=1)
     assert [max(means, key=lambda text: means[text])] == [c.text for c in best.choices]
     assert best.choices[0].logprobs is None
@@ -112,25 +112,25 @@ def _mean(logprobs: Any) -> float:
 @pytest.mark.parametrize("stream", [False, True])
 def test_echo_and_logprobs(client: openai.OpenAI, server: Served, stream: bool) -> None:
     """The prompt's tokens are scored too; the offsets are places in the text."""
-    made: Any = client.completions.create(
+    answer: Any = client.completions.create(
         model="demo", prompt=PROMPT, max_tokens=5, echo=True, logprobs=3, seed=1, stream=stream
     )
-    choices = [chunk.choices[0] for chunk in made] if stream else made.choices
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
     text = "".join(choice.text for choice in choices)
-    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "text_offset": []}
+    joined: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "text_offset": []}
     for choice in choices:
-        for name, values in found.items():
+        for name, values in joined.items():
             values.extend(getattr(choice.logprobs, name) if choice.logprobs else [])
     prompt = server.engine.model.tokenize(PROMPT)
     assert text.startswith(PROMPT)
-    assert len(prompt) + 5 == len(found["tokens"])
-    assert text == "".join(found["tokens"][1:])  # the first one is BOS
-    assert found["token_logprobs"][0] is None
+    assert len(prompt) + 5 == len(joined["tokens"])
+    assert text == "".join(joined["tokens"][1:])  # the first one is BOS
+    assert joined["token_logprobs"][0] is None
     scored = server.engine.submit(prompt, max_tokens=0, echo=True).result()
     assert scored.prompt_logprobs is not None
-    for expected, score in zip(scored.prompt_logprobs, found["token_logprobs"][1:], strict=False):
+    for expected, score in zip(scored.prompt_logprobs, joined["token_logprobs"][1:], strict=False):
         assert math.isclose(expected.logprob, score, abs_tol=0.3)  # computed in other company
-    for token, offset in zip(found["tokens"][1:], found["text_offset"][1:], strict=True):
+    for token, offset in zip(joined["tokens"][1:], joined["text_offset"][1:], strict=True):
         assert text[offset:].startswith(token)
 
 

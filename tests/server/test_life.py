@@ -141,7 +141,7 @@ def test_models_share_a_budget() -> None:
         answer = server.post("/v1/completions", model="one", prompt="a", max_tokens=2)
         assert 200 == answer.status_code
         assert {"one": True, "two": False} == {
-            one["id"]: one["loaded"] for one in server.client.get("/v1/models").json()["data"]
+            model["id"]: model["loaded"] for model in server.client.get("/v1/models").json()["data"]
         }
 
 
@@ -205,9 +205,9 @@ def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
     ) as running:  # fmt: skip
         assert running.stdout is not None
         line = running.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert found, line
-        yield running, found[0]
+        match = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert match, line
+        yield running, match[0]
         running.kill()
 
 
@@ -258,7 +258,7 @@ def test_ctrl_c_and_an_endless_text(process: tuple[subprocess.Popen[str], str]) 
 
 def test_serve_says_what_is_wrong() -> None:
     """An address that is not here, a model that is not there: one message, without a trace."""
-    for status, arguments, said in (
+    for status, arguments, message in (
         (1, ["no-such-model"], "no model is called"),
         (2, ["demo", "--host", "203.0.113.1", "--port", "0"], "cannot listen on 203.0.113.1"),
     ):
@@ -267,5 +267,5 @@ def test_serve_says_what_is_wrong() -> None:
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert status == result.returncode
-        assert said in result.stderr
+        assert message in result.stderr
         assert "Traceback" not in result.stderr

@@ -74,11 +74,11 @@ def test_every_field_has_a_label(elements: Elements) -> None:
 
 def colours(block: str) -> dict[str, tuple[int, ...]]:
     """Return the colours of a style, each of three parts from 0 to 255."""
-    found = {}
+    values = {}
     for name, digits in re.findall(r"--([\w-]+): #(\w+)", block):
         whole = digits if len(digits) == 6 else "".join(digit * 2 for digit in digits)
-        found[name] = tuple(bytes.fromhex(whole))
-    return found
+        values[name] = tuple(bytes.fromhex(whole))
+    return values
 
 
 def luminance(colour: tuple[int, ...]) -> float:
@@ -92,12 +92,12 @@ def luminance(colour: tuple[int, ...]) -> float:
 def test_contrast(dark: bool) -> None:
     """Texts stand out from what they lie on by 4.5 to 1, WCAG's level AA, light and dark."""
     light, _, rest = HTML.partition("@media (prefers-color-scheme: dark)")
-    found = colours(rest if dark else light)
+    values = colours(rest if dark else light)
     pairs = [("ink", on) for on in ("page", "card", "own", "code", "token")]
     pairs += [("soft", "page"), ("soft", "code"), ("accent", "page"), ("bad", "page")]
-    for one, other in [*pairs, ("on-accent", "accent")]:
-        low, high = sorted((luminance(found[one]), luminance(found[other])))
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (one, other)
+    for first, second in [*pairs, ("on-accent", "accent")]:
+        low, high = sorted((luminance(values[first]), luminance(values[second])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (first, second)
 
 
 def test_page_is_sent_with_a_strict_policy(server: Served) -> None:
@@ -188,8 +188,8 @@ def test_screen_readers_are_told(page: Browser) -> None:
     ended(page)
     assert page.run("return document.querySelector('.assistant').ariaBusy") is None
     assert page.run("return at('said').ariaLive") == "polite"
-    said = page.run("return at('said').textContent")
-    assert said == page.run("return document.querySelector('.assistant .text').textContent")
+    spoken = page.run("return at('said').textContent")
+    assert spoken == page.run("return document.querySelector('.assistant .text').textContent")
 
 
 @needs_chromium

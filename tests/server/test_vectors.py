@@ -19,9 +19,9 @@ def test_floats_and_base64(client: openai.OpenAI, server: Served) -> None:
         expected = embedder.embed(TEXTS)
     by_client = client.embeddings.create(model="demo", input=TEXTS)
     floats = server.post("/v1/embeddings", input=TEXTS, encoding_format="float").json()
-    vectors = np.array([one.embedding for one in by_client.data])
+    vectors = np.array([entry.embedding for entry in by_client.data])
     np.testing.assert_allclose(expected, vectors, atol=1e-5)
-    np.testing.assert_allclose(vectors, [one["embedding"] for one in floats["data"]], atol=1e-6)
+    np.testing.assert_allclose(vectors, [entry["embedding"] for entry in floats["data"]], atol=1e-6)
     tokens = sum(len(server.engine.model.tokenize(text)) for text in TEXTS)
     assert tokens == by_client.usage.prompt_tokens
 
@@ -29,11 +29,11 @@ def test_floats_and_base64(client: openai.OpenAI, server: Served) -> None:
 def test_tokens_as_input(server: Served) -> None:
     """A list of tokens is a text; a list of lists are several."""
     tokens = server.engine.model.tokenize(TEXTS[0])
-    one = server.post("/v1/embeddings", input=tokens).json()["data"]
+    single = server.post("/v1/embeddings", input=tokens).json()["data"]
     two = server.post("/v1/embeddings", input=[tokens, tokens]).json()["data"]
     text = server.post("/v1/embeddings", input=TEXTS[0]).json()["data"]
-    np.testing.assert_allclose(one[0]["embedding"], text[0]["embedding"], atol=1e-6)
-    assert (1, 2) == (len(one), len(two))
+    np.testing.assert_allclose(single[0]["embedding"], text[0]["embedding"], atol=1e-6)
+    assert (1, 2) == (len(single), len(two))
 
 
 def test_what_cannot_be_had(server: Served) -> None:

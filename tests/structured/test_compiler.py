@@ -32,8 +32,8 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["copied logits", "device logits"])
 def engine(model: Model, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with Engine(model, n_parallel=8, ctx_size=1024, device_logits=request.param) as made:
-        yield made
+    with Engine(model, n_parallel=8, ctx_size=1024, device_logits=request.param) as opened:
+        yield opened
 
 
 def fits(model: Model, grammar: structured.CompiledGrammar, text: str) -> bool:
@@ -153,9 +153,9 @@ def test_what_else_a_request_asks_for_holds(engine: Engine, model: Model) -> Non
     grammar = structured.compile(model, schema=PERSON, compact=True)
     whole = engine.submit("Once", response_format=grammar, max_tokens=300, seed=3).result(60)
     assert whole.finish_reason == "stop"
-    for most in (1, 2, 3, 7, len(whole.tokens) - 1):
-        cut = engine.submit("Once", response_format=grammar, max_tokens=most, seed=3).result(60)
-        assert (cut.finish_reason, len(cut.tokens)) == ("length", most)
+    for limit in (1, 2, 3, 7, len(whole.tokens) - 1):
+        cut = engine.submit("Once", response_format=grammar, max_tokens=limit, seed=3).result(60)
+        assert (cut.finish_reason, len(cut.tokens)) == ("length", limit)
         assert cut.text.startswith('{"name":"'[: len(cut.text)])
     assert engine.submit(
         "Once", response_format=grammar, max_tokens=len(whole.tokens), seed=3
@@ -323,22 +323,22 @@ def test_what_schemas_mean(model: Model, keywords: Any, yes: list[Any], no: list
     """Where llguidance alone would be mistaken, or refuse."""
     grammar = structured.compile(model, schema=keywords, compact=True)
 
-    def dense(value: Any) -> str:
+    def compact_json(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
-    assert [value for value in yes if not fits(model, grammar, dense(value))] == []
-    assert [value for value in no if fits(model, grammar, dense(value))] == []
+    assert [value for value in yes if not fits(model, grammar, compact_json(value))] == []
+    assert [value for value in no if fits(model, grammar, compact_json(value))] == []
 
 
 def test_whitespace(model: Model) -> None:
     """As people and models write JSON, but not without end; none at all when compact."""
     keywords = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
                 "additionalProperties": False}  # fmt: skip
-    loose, dense = (structured.compile(model, schema=keywords, compact=c) for c in (False, True))
+    loose, compact = (structured.compile(model, schema=keywords, compact=c) for c in (False, True))
     for text in ('{"a": 1}', '{\n  "a": 1\n}', '{\n\n\t"a": 1}'):
         assert fits(model, loose, text), text
-        assert not fits(model, dense, text), text
-    assert fits(model, dense, '{"a":1}')
+        assert not fits(model, compact, text), text
+    assert fits(model, compact, '{"a":1}')
     assert not fits(model, loose, '{  "a": 1}')
     assert not fits(model, loose, '{\n\n\n"a": 1}')
 
@@ -500,12 +500,12 @@ def test_a_worn_out_grammar_is_made_anew(model: Model, monkeypatch: pytest.Monke
     """What texts share grows up to a limit; a text that meets it goes on as if it were alone."""
     response_format = {"type": "regex", "regex": "(a|b)*a(a|b){12}"}
     tokens = {letter: model.tokenize(letter, add_special=False)[-1] for letter in "abx"}
-    fresh = structured.compile(model, {**response_format, "regex": "(b|a)*a(a|b){12}"})
+    new = structured.compile(model, {**response_format, "regex": "(b|a)*a(a|b){12}"})
     monkeypatch.setattr(compiler, "MAX_LEXER_STATES", 200)
     grammar = structured.compile(model, response_format)
     random = np.random.default_rng(1)
     for _ in range(30):
-        worn, expected = grammar.guide(), fresh.guide()
+        worn, expected = grammar.guide(), new.guide()
         for letter in random.choice(["a", "b"], 40):
             worn.accept(tokens[letter])
             expected.accept(tokens[letter])

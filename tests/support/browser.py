@@ -123,18 +123,18 @@ def browser(folder: Path) -> Iterator[Browser]:
         assert driver.stdout
         try:
             port = next(
-                found[1]
+                match[1]
                 for line in driver.stdout
-                if (found := re.search(r"successfully on port (\d+)", line))
+                if (match := re.search(r"successfully on port (\d+)", line))
             )
             silence = threading.Thread(target=driver.stdout.read)
             silence.start()
             with httpx.Client(
                 base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False
             ) as client:
-                made = client.post("/session", json={"capabilities": {"alwaysMatch": wanted}})
-                assert made.is_success, made.text
-                session = made.json()["value"]["sessionId"]
+                answer = client.post("/session", json={"capabilities": {"alwaysMatch": wanted}})
+                assert answer.is_success, answer.text
+                session = answer.json()["value"]["sessionId"]
                 try:
                     yield Browser(client, session)
                 finally:

@@ -61,12 +61,12 @@ def model(kind: str, seed: int = 1, **changes: Any) -> Any:
     name, settings = KINDS[kind]
     config = getattr(transformers, f"{name}Config")(**{**_SMALL, **settings, **changes})
     torch.manual_seed(seed)
-    made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    loaded = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in loaded.parameters():
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
-    return made.eval()
+    return loaded.eval()
 
 
 def tokenizer(kind: str, folder: Path) -> Any:
@@ -78,8 +78,8 @@ def tokenizer(kind: str, folder: Path) -> Any:
         return _byte_level("llama-bpe", digits="{1,3}", bos=begin, eos=end)
     _train(folder / "tokenizer.model", kind)
     name = "Gemma" if kind == "gemma3" else "Llama"
-    made = getattr(transformers, f"{name}TokenizerFast")
-    return made.from_pretrained(folder, add_bos_token=True)
+    tokenizer_class = getattr(transformers, f"{name}TokenizerFast")
+    return tokenizer_class.from_pretrained(folder, add_bos_token=True)
 
 
 def save(folder: Path, kind: str, **changes: Any) -> Path:
@@ -124,18 +124,16 @@ def _byte_level(name: str, *, digits: str, eos: str, bos: str | None = None) -> 
     )
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     vocabulary = {token: i for i, token in enumerate(tokens) if kinds[i] == 1}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(m.split(" ")) for m in merges]))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(m.split(" ")) for m in merges]))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS.replace("DIGITS", digits)), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special]
-    )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token=eos, bos_token=bos)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos, bos_token=bos)
     if bos:
         fast._tokenizer.post_processor = _begin(bos, tokens.index(bos))
     return fast

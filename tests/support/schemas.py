@@ -62,8 +62,8 @@ def _object(rng: random.Random, depth: int, names: list[str]) -> Schema:
 
 
 def _array(rng: random.Random, depth: int, names: list[str]) -> Schema:
-    least = rng.randint(0, 2)
-    schema: Schema = {"type": "array", "minItems": least, "maxItems": least + rng.randint(0, 2)}
+    low = rng.randint(0, 2)
+    schema: Schema = {"type": "array", "minItems": low, "maxItems": low + rng.randint(0, 2)}
     if rng.random() < 0.3:
         first = [_schema(rng, depth, names) for _ in range(rng.randint(1, 2))]
         schema["prefixItems"] = first
@@ -130,5 +130,5 @@ def _text(rng: random.Random) -> Schema:
         return {"type": "string", "pattern": rng.choice(PATTERNS), "maxLength": 20}
     if kind < 0.55:
         return {"type": "string", "format": rng.choice(FORMATS)}
-    least = rng.randint(0, 3)
-    return {"type": "string", "minLength": least, "maxLength": least + rng.randint(0, 12)}
+    low = rng.randint(0, 3)
+    return {"type": "string", "minLength": low, "maxLength": low + rng.randint(0, 12)}

@@ -42,8 +42,8 @@ def made(values: Array, device: str, dtype: DType = DType.Float32) -> tuple[Tens
     return tensor, tensor.numpy().astype(np.float32)
 
 
-def close(found: Tensor, expected: Array, rounding: float) -> bool:
+def close(actual: Tensor, expected: Array, rounding: float) -> bool:
     """Whether values differ by no more than a part of the largest."""
-    values = found.numpy().astype(np.float64)
+    values = actual.numpy().astype(np.float64)
     assert values.shape == expected.shape
     return bool(np.abs(values - expected).max() <= rounding * max(np.abs(expected).max(), 1e-6))

@@ -86,9 +86,9 @@ def test_equals_decode(device: str, name: str, model_files: dict[str, Path]) -> 
     ):
         context.decode(TOKENS, logits="all")
         expected = np.stack([context.logits(i) for i in range(len(TOKENS))])
-    found = Llama(path, device).logits(TOKENS)
-    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    actual = Llama(path, device).logits(TOKENS)
+    difference = np.abs(actual - expected).max() / np.abs(expected).max()
     # On a GPU llama.cpp rounds F32 to TF32, and Q8_0's other operand by the number of tokens.
     rounding = 1 if device == "cpu" else 5e-3 / 1e-4
     assert difference < (1e-4 if name == "two layers" else 1e-3) * rounding
-    assert (found.argmax(-1) == expected.argmax(-1)).all()
+    assert (actual.argmax(-1) == expected.argmax(-1)).all()

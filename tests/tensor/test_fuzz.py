@@ -98,8 +98,8 @@ class Fuzz:
 
     def numbers(self, shape: list[int], low: int, high: int) -> Tensor:
         """Return Int32 numbers."""
-        found = self.random.integers(low, high, shape).astype(np.int32)
-        return Tensor.from_numpy(found, self.device)
+        values = self.random.integers(low, high, shape).astype(np.int32)
+        return Tensor.from_numpy(values, self.device)
 
     def noise(self, a: Tensor) -> Tensor:
         """Return a tensor whose bytes are random."""
@@ -138,10 +138,10 @@ class Fuzz:
         with core.lazy():
             return self.apply(self.apply(self.apply(a, b), b), a)
 
-    def keep(self, made: Tensor) -> None:
+    def keep(self, tensor: Tensor) -> None:
         """Take a tensor for later steps, in the place of an older one."""
-        if made.numel() <= MOST:
-            self.tensors.append(made)
+        if tensor.numel() <= MOST:
+            self.tensors.append(tensor)
         if len(self.tensors) > KEPT:
             self.tensors.pop(self.whole(0, KEPT))
 
@@ -154,11 +154,11 @@ def test_nothing_ends_the_process(device: str, seed: int) -> None:
     fuzz, worked = Fuzz(seed, device), 0
     for _ in range(ROUNDS):
         try:
-            made = fuzz.step()
+            tensor = fuzz.step()
         except (LlcudaError, BufferError) as error:  # the latter is DLPack's
             # What ggml refuses, we should have seen; values too large to quantise nobody foresees.
             assert not re.match(r".* failed\nassertion failed", str(error))
             continue
         worked += 1
-        fuzz.keep(made)
+        fuzz.keep(tensor)
     assert ROUNDS // 10 < worked < ROUNDS

@@ -48,7 +48,7 @@ for path in sys.argv[1:]:
 
 def verdicts(paths: list[Path]) -> dict[str, str]:
     """Return what became of each file: a stage and an error, "fine", or what ended it."""
-    found: dict[str, str] = {}
+    errors: dict[str, str] = {}
     todo = [str(path) for path in paths]
     while todo:
         run = subprocess.run(
@@ -60,12 +60,12 @@ def verdicts(paths: list[Path]) -> dict[str, str]:
         )
         for line in map(json.loads, run.stdout.splitlines()):
             path = line[1]
-            found[path] = f"ended the process, code {run.returncode}: {run.stderr[-400:]}"
+            errors[path] = f"ended the process, code {run.returncode}: {run.stderr[-400:]}"
             if line[0] == "end":
-                found[path] = line[2] if line[3] < 1500 else f"took {line[3]} MiB"
-        todo = [path for path in todo if path not in found]
+                errors[path] = line[2] if line[3] < 1500 else f"took {line[3]} MiB"
+        todo = [path for path in todo if path not in errors]
         assert run.stdout or not todo, run.stderr
-    return found
+    return errors
 
 
 REFUSED = ("load: ModelError", "load: GGUFError")
