@@ -12,6 +12,7 @@ from tests.support.documents import (
     SERVER_URL,
     Block,
     blocks,
+    check_curl,
     commands,
     environment,
 )
@@ -50,12 +51,7 @@ def test_command(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("curl")])
 def test_curl(command: str, server: Served) -> None:
     """A request is answered with 200."""
-    result = subprocess.run(
-        command.replace(SERVER_URL, server.url).replace("curl", "curl --fail"),
-        shell=True, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert 0 == result.returncode, result.stderr
-    assert result.stdout.strip()
+    check_curl(command.replace(SERVER_URL, server.url))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])

@@ -1,11 +1,10 @@
 """docs/server.md runs as printed, on another port."""
 
 import importlib.util
-import subprocess
 
 import pytest
 
-from tests.support.documents import DOCS, SERVER_URL, Block, blocks, commands
+from tests.support.documents import DOCS, SERVER_URL, Block, blocks, check_curl, commands
 from tests.support.server import Served
 
 GUIDE = DOCS / "server.md"
@@ -23,9 +22,4 @@ def test_python(block: Block, server: Served, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("command", commands(GUIDE))
 def test_curl(command: str, server: Served) -> None:
     """A command is answered with 200."""
-    result = subprocess.run(
-        command.replace(SERVER_URL, server.url).replace("curl", "curl --fail"),
-        shell=True, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert 0 == result.returncode, result.stderr
-    assert result.stdout.strip()
+    check_curl(command.replace(SERVER_URL, server.url))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,3 +73,13 @@ def place_files(folder: Path) -> None:
         "rerank-model": models.reranker(),
     }.items():
         models.write(folder / f"{name}.gguf", *content)
+
+
+def check_curl(command: str) -> None:
+    """Run a curl command in a shell; it has to be answered with 200 and a body."""
+    result = subprocess.run(
+        command.replace("curl", "curl --fail"),
+        shell=True, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert 0 == result.returncode, result.stderr
+    assert result.stdout.strip()
