@@ -31,7 +31,12 @@ _SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?"
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A number of repetitions; maximum: None is no limit."""
+    """A number of repetitions.
+
+    Attributes:
+        minimum: The least number.
+        maximum: The largest number; None is no limit.
+    """
 
     minimum: int
     maximum: int | None
@@ -49,9 +54,11 @@ class Repeat:
 class Item:
     """A part of a sequence, and its repetitions, in the order in which they are written.
 
-    kind: "name" (of a rule or a group), "text", "set", "token" or "any".
-    text: the name, or what stands between the terminal's delimiters; a token has them.
-    position: where it begins in the grammar, in characters.
+    Attributes:
+        kind: "name" (of a rule or a group), "text", "set", "token" or "any".
+        text: The name, or the text between the terminal's delimiters; a token has them.
+        position: Where it begins in the grammar, in characters.
+        repeats: The repetitions.
     """
 
     kind: str
@@ -72,9 +79,10 @@ Alternatives = list[list[Item]]
 class Rule:
     """A rule, or a group of one.
 
-    name: that of a group is the name of its rule, "(" and a number.
-    position: where it is defined in the grammar, in characters.
-    alternatives: sequences of items.
+    Attributes:
+        name: The name; that of a group is the name of its rule, "(" and a number.
+        position: Where it is defined in the grammar, in characters.
+        alternatives: Sequences of items.
     """
 
     name: str
@@ -86,7 +94,9 @@ class Rule:
 class Grammar:
     """The rules of a grammar in their order; llama.cpp takes the last one of each name.
 
-    error: why the parser stopped before the end, behind the rules that are here.
+    Attributes:
+        rules: The rules up to the first error.
+        error: Why the parser stopped there; None at the end of the grammar.
     """
 
     rules: list[Rule]
@@ -175,7 +185,8 @@ def error_at(grammar: str, position: int, problem: str) -> GrammarError:
 def closure(implications: Sequence[tuple[str, Sequence[str]]]) -> set[str]:
     """Return the names that hold, in time that grows with the implications only.
 
-    implications: pairs of a name and of those that make it hold together.
+    Args:
+        implications: Pairs of a name and of the names that make it hold together.
     """
     missing = [len(names) for _, names in implications]
     used_by: dict[str, list[int]] = {}
