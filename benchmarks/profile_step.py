@@ -8,7 +8,7 @@ last ones count, and a figure is the mean of a step's microseconds:
 
 - host: from the end of sampling to the first kernel of the next step, copies of inputs included;
   plain host: the same without the profiler, as the plain step less the profiled time on the GPU
-- matrices, conversions (types and quantised activations), output matrix, attention, small (norms,
+- matrices, conversions (types and quantized activations), output matrix, attention, small (norms,
   rope, set_rows, GLU, additions, scales), sampling, copies: while such a kernel runs
 - between: no kernel runs, inside a step
 - profiled and plain: the whole step with and without the profiler; it slows kernels down, those of

@@ -16,7 +16,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model; rows are multiples of 256, so that every quantisation fits."""
+    """The sizes of a model; rows are multiples of 256, so that every quantization fits."""
 
     vocab_size: int = 2560
     width: int = 256

@@ -172,7 +172,7 @@ class ContextParams:
         flash_attention: Whether attention is computed by flash attention; None = where the device
             has it.
         type_k: Type of the keys in the KV cache, e.g. "f16" or "q8_0".
-        type_v: Type of the values; a quantised type needs flash attention.
+        type_v: Type of the values; a quantized type needs flash attention.
         rope_scaling: "none", "linear", "yarn" or "longrope"; None = as the model's file says.
         rope_freq_base: Base frequency of RoPE; None = the model's.
         rope_freq_scale: Scale of RoPE's frequency; None = the model's.

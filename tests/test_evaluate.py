@@ -143,7 +143,7 @@ def test_the_output_matrix_on_demand(model_files: dict[str, Path]) -> None:
 
 
 def test_experts_have_sums_of_their_own(experts: Path, tmp_path: Path) -> None:
-    """Each token counts for the two experts that it takes; quantising takes such entries."""
+    """Each token counts for the two experts that it takes; quantizing takes such entries."""
     matrix = importance_matrix(experts, TEXT, chunk=CHUNK, chunks=2)
     for i in range(models.LAYERS):
         router, _ = matrix.entries[f"blk.{i}.ffn_gate_inp.weight"]
@@ -374,11 +374,11 @@ def test_commands(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "i.gguf: 56 tensors, 5 chunks of 32 tokens" in done.stdout
     given = ("--imatrix", tmp_path / "i.gguf", "--tensor-type", "ffn_(up|down)=Q8_0")
-    quantising = ("quantize", "demo", tmp_path / "q.gguf", "Q2_K", "--requantize", *given)
-    plan = json.loads(command(*quantising, "--dry-run", "--json").stdout)
+    quantizing = ("quantize", "demo", tmp_path / "q.gguf", "Q2_K", "--requantize", *given)
+    plan = json.loads(command(*quantizing, "--dry-run", "--json").stdout)
     assert not (tmp_path / "q.gguf").exists()
-    assert "ffn_up.weight" in command(*quantising, "--dry-run").stdout
-    done = command(*quantising, "--json")
+    assert "ffn_up.weight" in command(*quantizing, "--dry-run").stdout
+    done = command(*quantizing, "--json")
     assert plan["nbytes"] < json.loads(done.stdout)["nbytes"] < plan["nbytes"] + 500_000
     measuring = ("perplexity", tmp_path / "q.gguf", "--file", "-", "--chunk", "32")
     assert command(*measuring, text=TEXT).stdout.startswith("perplexity ")

@@ -166,7 +166,7 @@ def test_out_and_code() -> None:
     assert np.array_equal(bfloat16(np.array([[2, 4], [6, 30]], np.float32)), out)
 
 
-def test_double_quantisation() -> None:
+def test_double_quantization() -> None:
     """A scale is its code's value times that of its block of scales, plus the offset."""
     code = np.linspace(-1, 1, 256, dtype=np.float32)
     scales = nf4.absmax(
@@ -178,7 +178,7 @@ def test_double_quantisation() -> None:
 
 
 @given(count=st.integers(1, 2000), seed=st.integers(0, 2**32))
-def test_double_quantisation_back(count: int, seed: int) -> None:
+def test_double_quantization_back(count: int, seed: int) -> None:
     """Scales come back within the widest step of the 8-bit type, their mean as the offset."""
     scales = np.random.default_rng(seed).uniform(1, 2, count).astype(np.float32)
     quantized, code, nested, offset = nf4.quantize_absmax(scales)

@@ -272,7 +272,7 @@ def test_products(device: str, dtype: DType, left: list[int], right: list[int]) 
 
 @on_each_device
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_quantised_weights(device: str, dtype: DType) -> None:
+def test_quantized_weights(device: str, dtype: DType) -> None:
     """Weights stay in blocks: x @ w.T and w @ x, in Float32 and Float16; rows by number."""
     w, weights = made(normal(96, 512, scale=0.1), device, dtype)
     x, values = made(normal(3, 512, seed=2), device)

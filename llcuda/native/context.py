@@ -1,4 +1,4 @@
-"""A context: the KV memory of one or more sequences, the decode that fills it, its results."""
+"""A context: the KV cache of one or more sequences, the decode that fills it, its results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Context:
         params (ContextParams): The parameters in use.
         hooks (list[Callable[[DecodeEvent], None]]): Functions that are called after each decode.
             They make the decode wait for the device; without any it does not.
-        memory (Memory): The KV memory.
+        memory (Memory): The KV cache.
         ctx_size (int): Tokens that each sequence can hold.
         cells (int): KV cells of all sequences together.
         pooling (str): The pooling in use: "none", "mean", "cls", "last" or "rank".

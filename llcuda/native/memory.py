@@ -1,4 +1,4 @@
-"""The KV memory of a context: its sequences, cell by cell, and their state as bytes."""
+"""The KV cache of a context: its sequences, cell by cell, and their state as bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADER = struct.Struct("<8sIIiIIQ")
 
 
 class Memory:
-    """The KV memory of a context, as `Context.memory`.
+    """The KV cache of a context, as `Context.memory`.
 
     Positions count from 0. A range is [begin, end); end=None leaves it open.
 

@@ -91,7 +91,7 @@ def quantize(
     codes: np.ndarray[Any, np.dtype[np.uint8]],
     block_size: int,
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.float32]]] | None:
-    """Quantise values to 4 bits.
+    """Quantize values to 4 bits.
 
     Args:
         values: The values.

@@ -309,7 +309,7 @@ def from_float(
     Args:
         number: The ggml type.
         values: An array of shape (rows, columns).
-        importance: The weight of each column in the error of quantisation, shape (columns,).
+        importance: The weight of each column in the error of quantization, shape (columns,).
 
     Returns:
         The bytes of the rows.
@@ -334,7 +334,7 @@ def from_float(
     if status == lib.LLCUDA_UNSUPPORTED:
         raise UnsupportedError("this type needs an importance for each column: importance=")
     if status:
-        library.fail(TensorError, "these values cannot be quantised: some are too large")
+        library.fail(TensorError, "these values cannot be quantized: some are too large")
     return rows
 
 

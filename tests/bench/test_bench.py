@@ -59,7 +59,7 @@ def measured(params: BenchParams, path: Path | None = None) -> dict[str, Any]:
 # --- shapes ---
 
 
-def test_a_shape_is_written_quantised_and_decoded(cache: Path) -> None:
+def test_a_shape_is_written_quantized_and_decoded(cache: Path) -> None:
     """Its vocabulary gives every text back, its sizes are the shape's, nothing else is left."""
     path = make_synthetic_model("tiny", "q4_k_m")
     shape = SHAPES["tiny"]

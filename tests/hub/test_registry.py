@@ -237,8 +237,8 @@ def test_every_form_leads_to_the_file(ask: Asker, name: str, filename: str | Non
         ("some/one", "one.gguf"),
     ],
 )
-def test_a_quantisation_means_one_file(ask: Asker, name: str, file: str) -> None:
-    """The model with exactly this quantisation; without any, the only model."""
+def test_a_quantization_means_one_file(ask: Asker, name: str, file: str) -> None:
+    """The model with exactly this quantization; without any, the only model."""
     path = ask.path(name)
     assert path.read_bytes() == ask.server.repos[name.split(":")[0]][file]
     assert str(path).endswith(file)
@@ -254,7 +254,7 @@ def test_a_cached_file_asks_no_network(ask: Asker) -> None:
 
 
 def test_all_parts_of_a_split_model_are_fetched(ask: Asker) -> None:
-    """By quantisation or by any part; the first one's path is returned."""
+    """By quantization or by any part; the first one's path is returned."""
     path = ask.path("some/split:Q8_0")
     assert path.name == SPLIT[0]
     assert sorted(file.name for file in path.parent.iterdir()) == SPLIT
@@ -332,7 +332,7 @@ def test_list_in_a_pipe_cuts_no_name(ask: Asker) -> None:
 
 
 def test_offline(ask: Asker) -> None:
-    """With HF_HUB_OFFLINE what is cached works, by file and by quantisation; the rest is named."""
+    """With HF_HUB_OFFLINE what is cached works, by file and by quantization; the rest is named."""
     message, kinds = ask.error("gemma-3-1b-Q4_K_M", HF_HUB_OFFLINE="1")
     assert message == (
         f"{GEMMA}:{GEMMA_FILE} is not in the cache, and HF_HUB_OFFLINE forbids to download it"

@@ -82,7 +82,7 @@ def test_a_story_is_likelier_than_its_words_in_disorder(demo: Model, make_contex
     assert first > second + 1
 
 
-def test_quantised_kv_cells(demo: Model, make_context: Make) -> None:
+def test_quantized_kv_cells(demo: Model, make_context: Make) -> None:
     """Cells of 8 bits change next to nothing."""
     tokens = demo.tokenize("Once upon a time, there was a little girl.")
     plain, small = make_context(demo), make_context(demo, type_k="q8_0", type_v="q8_0")

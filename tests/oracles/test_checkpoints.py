@@ -222,7 +222,7 @@ def test_merged_adapter(
 
 
 def packed(folder: Path, dtype: Any = torch.float32, **settings: Any) -> Any:
-    """Return transformers' model of a folder, its layers' weights quantised to 4 bits.
+    """Return transformers' model of a folder, its layers' weights quantized to 4 bits.
 
     It stays in training mode: otherwise bitsandbytes rounds the scales once more on some CPUs.
     """
@@ -235,7 +235,7 @@ def packed(folder: Path, dtype: Any = torch.float32, **settings: Any) -> Any:
 
 
 def unpacked(model: Any, folder: Path) -> Any:
-    """Return transformers' model of a folder with a packed one's weights, dequantised."""
+    """Return transformers' model of a folder with a packed one's weights, dequantized."""
     plain = oracle(folder)
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
@@ -248,7 +248,7 @@ def unpacked(model: Any, folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nf4(kind: str, checkpoint: Make, tmp_path: Path) -> None:
-    """A checkpoint in NF4 with double quantisation computes what bitsandbytes dequantises."""
+    """A checkpoint in NF4 with double quantization computes what bitsandbytes dequantizes."""
     four_bits = packed(checkpoint(kind), bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     folder = copied_tokenizer(checkpoint(kind), tmp_path / "nf4")
     four_bits.save_pretrained(folder)
@@ -263,7 +263,7 @@ def test_nf4(kind: str, checkpoint: Make, tmp_path: Path) -> None:
 
 
 def test_fp4_in_half_precision(checkpoint: Make, tmp_path: Path) -> None:
-    """FP4 without double quantisation; weights that were float16 are so again."""
+    """FP4 without double quantization; weights that were float16 are so again."""
     four_bits = packed(checkpoint("llama"), torch.float16, bnb_4bit_quant_type="fp4")
     folder = copied_tokenizer(checkpoint("llama"), tmp_path / "fp4")
     four_bits.save_pretrained(folder)

@@ -51,7 +51,7 @@ def test_tables() -> None:
 @pytest.mark.parametrize("kind", nf4.CODES)
 @pytest.mark.parametrize("block_size", nf4.BLOCK_SIZES)
 @pytest.mark.parametrize("scale", [1, 1e-3, 1e30, 1e-39])
-def test_quantisation(kind: str, block_size: int, scale: float) -> None:
+def test_quantization(kind: str, block_size: int, scale: float) -> None:
     """Bytes and scales are equal, also those in 8 bits, for whole and shorter blocks."""
     for count in SIZES:
         values = random_weights(count, scale)
@@ -77,7 +77,7 @@ def test_quantisation(kind: str, block_size: int, scale: float) -> None:
 @pytest.mark.parametrize("block_size", nf4.BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1, 1e-6, 1e5])
-def test_dequantisation(kind: str, block_size: int, dtype: str, scale: float) -> None:
+def test_dequantization(kind: str, block_size: int, dtype: str, scale: float) -> None:
     """Weights are equal in every bit, float16 where it overflows or is subnormal too."""
     for count in SIZES:
         packed = np.random.default_rng(count).integers(0, 256, (count + 1) // 2, np.uint8)

@@ -14,7 +14,7 @@ DEVICES = ["cpu", *["cuda:0"] * min(get_device_count(), 1)]
 on_each_device = pytest.mark.parametrize("device", DEVICES)
 FLOATS = [DType.Float32, DType.Float16, DType.BFloat16]
 PLAIN = [dtype for dtype in DType if not dtype.is_quantized]
-# ggml computes tables for seconds before it quantises to these.
+# ggml computes tables for seconds before it quantizes to these.
 TABLES = {DType.IQ1_S, DType.IQ1_M, DType.IQ2_S, DType.IQ2_XS, DType.IQ2_XXS}
 QUANTIZED = [
     pytest.param(dtype, marks=pytest.mark.slow) if dtype in TABLES else dtype

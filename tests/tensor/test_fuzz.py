@@ -156,7 +156,7 @@ def test_nothing_ends_the_process(device: str, seed: int) -> None:
         try:
             tensor = fuzz.step()
         except (LlcudaError, BufferError) as error:  # the latter is DLPack's
-            # What ggml refuses, we should have seen; values too large to quantise nobody foresees.
+            # What ggml refuses, we should have seen; values too large to quantize nobody foresees.
             assert not re.match(r".* failed\nassertion failed", str(error))
             continue
         worked += 1

@@ -1,4 +1,4 @@
-"""Checks before a quantisation: the importance matrix fits, the weights are plausible."""
+"""Checks before a quantization: the importance matrix fits, the weights are plausible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llcuda.native.quantization.imatrix import Float32, ImportanceMatrix
 from llcuda.native.quantization.plan import QuantizeJob, QuantizePlan, TensorPlan
 
 # The types that look weights up in a grid assert that they find some. Beyond MAX_WEIGHT they may
-# not, and no quantised type holds such weights; only the WIDE types do.
+# not, and no quantized type holds such weights; only the WIDE types do.
 GRIDS = {*DEMANDING, GGMLType.IQ3_S}
 WIDE = {GGMLType.F32, GGMLType.BF16, GGMLType.MXFP4, GGMLType.NVFP4}
 MAX_WEIGHT = 1e9
@@ -30,7 +30,7 @@ def check_matrix(job: QuantizeJob, plan: QuantizePlan) -> None:
     """Check that the importance matrix is there where it is needed, and fits the model.
 
     Args:
-        job: The quantisation.
+        job: The quantization.
         plan: Its plan.
 
     Raises:
@@ -58,11 +58,11 @@ def check_matrix(job: QuantizeJob, plan: QuantizePlan) -> None:
             expected = _columns(tensors[name])
             problem = f"{other}: {name} has {sums.size} columns there, {expected} here"
             raise ArgumentError(problem, parameter="imatrix")
-    quantised = [t.name for t in plan.tensors if t.new_type not in PLAIN]
-    quantised = [name for name in quantised if name not in EMBEDDINGS]
-    missing = [name for name in quantised if name not in matrix.entries]
-    if len(missing) == len(quantised) and quantised:
-        problem = f"{other}: it has no entry for any tensor, for example {quantised[0]}"
+    quantized = [t.name for t in plan.tensors if t.new_type not in PLAIN]
+    quantized = [name for name in quantized if name not in EMBEDDINGS]
+    missing = [name for name in quantized if name not in matrix.entries]
+    if len(missing) == len(quantized) and quantized:
+        problem = f"{other}: it has no entry for any tensor, for example {quantized[0]}"
         raise ArgumentError(problem, parameter="imatrix")
     if lost := [n for n in needed if n not in matrix.entries or _misfits(matrix, tensors[n])]:
         raise ArgumentError(
@@ -72,14 +72,14 @@ def check_matrix(job: QuantizeJob, plan: QuantizePlan) -> None:
             remedy="give the tensor another type with tensor_types=",
         )
     if missing:
-        library.logger.info("quantised without an importance matrix: %s", ", ".join(missing))
+        library.logger.info("quantized without an importance matrix: %s", ", ".join(missing))
 
 
 def check_weights(job: QuantizeJob, plan: QuantizePlan) -> None:
-    """Check that no weight is so large that quantising it would end the process.
+    """Check that no weight is so large that quantizing it would end the process.
 
     Args:
-        job: The quantisation.
+        job: The quantization.
         plan: Its plan.
 
     Raises:
@@ -92,7 +92,7 @@ def check_weights(job: QuantizeJob, plan: QuantizePlan) -> None:
             largest = max(map(_largest, _slabs(file, record)))
             if not largest <= MAX_WEIGHT:
                 raise ModelError(
-                    f"{record.name} in {path} has a weight of {largest:.3g}; quantised types end "
+                    f"{record.name} in {path} has a weight of {largest:.3g}; quantized types end "
                     f"before {MAX_WEIGHT:.0e}"
                 )
         file.close()

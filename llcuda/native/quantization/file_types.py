@@ -1,4 +1,4 @@
-"""The types that a model file, and its tensors, can be quantised to."""
+"""The types that a model file, and its tensors, can be quantized to."""
 
 from __future__ import annotations
 

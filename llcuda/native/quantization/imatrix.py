@@ -22,7 +22,7 @@ from llcuda.native.model import Model
 Float32 = npt.NDArray[np.float32]
 Entry = tuple[Float32, Float32]
 SUMS, COUNTS = ".in_sum2", ".counts"
-MAX_MEAN_SQUARE = 1e30  # beyond, quantisation would overflow
+MAX_MEAN_SQUARE = 1e30  # beyond, quantization would overflow
 
 
 @dataclass

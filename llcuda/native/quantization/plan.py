@@ -1,4 +1,4 @@
-"""What a quantisation makes of each tensor, before it is done."""
+"""What a quantization makes of each tensor, before it is done."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """A tensor before and after a quantisation.
+    """A tensor before and after a quantization.
 
     Attributes:
         name: The name.
@@ -58,7 +58,7 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class QuantizePlan:
-    """What a quantisation makes of a model.
+    """What a quantization makes of a model.
 
     Attributes:
         file_type: The type of the file.
@@ -85,14 +85,14 @@ class QuantizePlan:
 
     @property
     def requantizes(self) -> list[str]:
-        """The names of the tensors that are quantised already, and change their type."""
+        """The names of the tensors that are quantized already, and change their type."""
         return [
             t.name for t in self.tensors if t.old_type not in PLAIN and t.old_type != t.new_type
         ]
 
 
 class QuantizeJob:
-    """The arguments of a quantisation, checked, and the structs that C gets.
+    """The arguments of a quantization, checked, and the structs that C gets.
 
     Args:
         source: The model file, or "demo".
@@ -147,7 +147,7 @@ class QuantizeJob:
         """Return llama_model_quantize_params, valid as long as this object.
 
         Args:
-            requantize: Allow weights that are quantised already.
+            requantize: Allow weights that are quantized already.
         """
         ffi, lib = self._ffi, self._lib
         params = lib.llama_model_quantize_default_params()
@@ -202,13 +202,13 @@ class QuantizeJob:
         """Return what llama.cpp would make of the tensors.
 
         Raises:
-            ModelError: The model cannot be quantised.
-            ArgumentError: A name in tensor_types finds no tensor, or none that is quantised.
+            ModelError: The model cannot be quantized.
+            ArgumentError: A name in tensor_types finds no tensor, or none that is quantized.
         """
         with callbacks.without_repeated_warnings():
             lines = self._lib.llcuda_quantize_plan(os.fsencode(self.path), self.c_params())
         if lines == self._ffi.NULL:
-            library.fail(ModelError, f"cannot quantise {self.path}")
+            library.fail(ModelError, f"cannot quantize {self.path}")
         text = self._ffi.string(lines).decode(errors="replace")
         plan = QuantizePlan(self.file_type, tuple(map(self._read_line, text.splitlines())))
         self._check_names(plan)
@@ -217,7 +217,7 @@ class QuantizeJob:
     def _read_line(self, line: str) -> TensorPlan:
         match = _LINE.fullmatch(line)
         if not match:
-            raise ModelError(f"{self.path} has a tensor that cannot be quantised: {line}")
+            raise ModelError(f"{self.path} has a tensor that cannot be quantized: {line}")
         name, sizes, old, new = match.groups()
         columns, *others = map(int, sizes.split(","))
         rows = others[0] * others[1] * others[2]
@@ -244,7 +244,7 @@ class QuantizeJob:
             if all(t.new_type != kind and t.new_type in PLAIN for t in taken):
                 raise wrong_argument(
                     "tensor_types",
-                    f"{pattern!r} only finds tensors that are never quantised, or "
+                    f"{pattern!r} only finds tensors that are never quantized, or "
                     "that an expression before it has found",
                 )
             left -= hits
@@ -258,7 +258,7 @@ def _check_overrides(tensor_types: Any, file_type: str) -> list[tuple[str, GGMLT
         raise wrong_argument(
             "tensor_types",
             f"{file_type} is one type for all tensors",
-            remedy="choose a quantised type",
+            remedy="choose a quantized type",
         )
     return [
         (name, GGMLType[check_file_type(kind, TENSOR_TYPES)]) for name, kind in tensor_types.items()

@@ -1,4 +1,4 @@
-"""Quantisation of model files, by llama.cpp."""
+"""Quantization of model files, by llama.cpp."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def quantize(
         tensor_types: One of TENSOR_TYPES for single tensors. Each name is a regular expression that
             is searched in the tensors' names; the first match counts.
         threads: Processors; None is all.
-        requantize: Allow weights that are quantised already.
+        requantize: Allow weights that are quantized already.
         progress: Called with 0.0 to 1.0 after each tensor. False cancels, an exception cancels and
             is raised again.
 
@@ -55,7 +55,7 @@ def quantize(
 
     Raises:
         ModelNotFoundError: A file does not exist.
-        ModelError: The model cannot be quantised, or the disk is full.
+        ModelError: The model cannot be quantized, or the disk is full.
         LoadCancelledError: `progress` returned False.
         ArgumentError: An argument is not allowed.
     """
@@ -68,7 +68,7 @@ def quantize(
     check_weights(job, plan)
     if plan.requantizes and not requantize:
         raise ModelError(
-            f"the weights of {job.path} are quantised already; allow it with requantize=True "
+            f"the weights of {job.path} are quantized already; allow it with requantize=True "
             "(--requantize)"
         )
     free = shutil.disk_usage(into.parent).free
@@ -96,7 +96,7 @@ def quantize_plan(
 
     Raises:
         ModelNotFoundError: A file does not exist.
-        ModelError: The model cannot be quantised.
+        ModelError: The model cannot be quantized.
         ArgumentError: An argument is not allowed.
     """
     return QuantizeJob(source, file_type, imatrix, tensor_types).plan()
@@ -141,9 +141,9 @@ def _write(
     )  # fmt: skip
     if status == lib.LLCUDA_ABORTED:
         callbacks.reraise()
-        raise LoadCancelledError(f"quantising {job.path} was cancelled by progress()")
+        raise LoadCancelledError(f"quantizing {job.path} was cancelled by progress()")
     if status:
         log = library.errors(ffi, lib, keep=True)
         if shutil.disk_usage(part.parent).free < FULL_DISK or "iostream error" in log:
             raise ModelError(f"the disk of {part.parent} is full, or a limit is reached")
-        library.fail(ModelError, f"cannot quantise {job.path}")
+        library.fail(ModelError, f"cannot quantize {job.path}")

@@ -171,7 +171,7 @@ int llcuda_nf4_dequantize(const uint8_t * packed, const float * absmax, const fl
 // memory, packed aligned to 4 bytes and values to 16.
 int llcuda_nf4_on_gpu(uintptr_t packed, uintptr_t absmax, const float * code, int64_t n, int32_t block_size, int type,
                       uintptr_t values, uintptr_t stream);
-// Quantise values. bounds: the 15 bounds between the 16 values in their order. codes: the codes of these values in the
+// Quantize values. bounds: the 15 bounds between the 16 values in their order. codes: the codes of these values in the
 // same order. Returns false if a value is NaN or infinite.
 bool llcuda_nf4_quantize(const float * values, int64_t n, int32_t block_size, const float * bounds,
                          const uint8_t * codes, uint8_t * packed, float * absmax);

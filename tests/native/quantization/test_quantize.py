@@ -25,7 +25,7 @@ TEXT = "Once upon a time there was a little fox. The fox had a friend, and they 
 
 @pytest.fixture(scope="module")
 def f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with weights that are not quantised."""
+    """The demo model with weights that are not quantized."""
     folder = tmp_path_factory.mktemp("f32")
     return quantize("demo", folder / "demo.gguf", "F32", requantize=True)
 
@@ -81,14 +81,14 @@ def test_tensor_size() -> None:
         ({"target": "."}, ArgumentError, "is a folder; expected the name of a file"),
         ({"target": "/dev/null"}, ArgumentError, "device"),
         ({"threads": 0}, ArgumentError, "threads=0"),
-        ({"requantize": False}, ModelError, "quantised already"),
+        ({"requantize": False}, ModelError, "quantized already"),
         ({"imatrix": "none.gguf"}, ModelNotFoundError, "none.gguf"),
         ({"imatrix": __file__}, ModelError, "not an importance matrix"),
         ({"tensor_types": "ffn_up=Q8_0"}, ArgumentError, "expected a mapping of name to type"),
         ({"tensor_types": {"ffn_up": "Q9"}}, ArgumentError, "expected one of F32"),
         ({"tensor_types": {"(ffn_up": "Q8_0"}}, ArgumentError, "not a regular expression"),
         ({"tensor_types": {"blk.0.ffn_upp.weight": "Q8_0"}}, ArgumentError, "blk.0.ffn_up.weight"),
-        ({"tensor_types": {"_norm": "Q8_0"}}, ArgumentError, "never quantised"),
+        ({"tensor_types": {"_norm": "Q8_0"}}, ArgumentError, "never quantized"),
         ({"tensor_types": {"ffn": "Q8_0", "ffn_up": "Q6_K"}}, ArgumentError, "before it"),
         ({"tensor_types": {"ffn": "Q8_0"}, "file_type": "F16"}, ArgumentError, "one type for all"),
         ({"tensor_types": {"token_embd": "IQ2_XS"}}, ArgumentError, "needs an importance matrix"),

@@ -1,4 +1,4 @@
-// The KV memory and its state; arguments are checked first, as llama.cpp would assert on them.
+// The KV cache and its state; arguments are checked first, as llama.cpp would assert on them.
 
 #include "decode/context.hpp"
 

@@ -1,4 +1,4 @@
-// Quantisation of model files, and the sizes of their tensors.
+// Quantization of model files, and the sizes of their tensors.
 
 #include "common.hpp"
 

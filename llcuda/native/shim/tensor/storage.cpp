@@ -50,7 +50,7 @@ llcuda_storage * llcuda_storage_new(int index, int type, const int64_t * ne) {
             tensor.nb[i] = stride;
             stride = i == 0 ? ggml_row_size(tensor.type, ne[0]) : stride * ne[i];
         }
-        // The zeros behind quantised rows are written outside of the stream, so such memory is never cached.
+        // The zeros behind quantized rows are written outside of the stream, so such memory is never cached.
         const bool caches = !device.is_cpu && !ggml_is_quantized(tensor.type);
         const size_t size = ggml_backend_buft_get_alloc_size(device.buft, &tensor);
         const size_t room = caches ? rounded(size) : size;

@@ -22,7 +22,7 @@ int  llcuda_device_stream(int device, uintptr_t * stream);        // the cudaStr
 
 struct llcuda_storage;
 
-// Memory for a tensor; null if there is too little. Its bytes are not cleared, except the padding of quantised rows.
+// Memory for a tensor; null if there is too little. Its bytes are not cleared, except the padding of quantized rows.
 struct llcuda_storage * llcuda_storage_new(int device, int type, const int64_t * ne);
 // Memory that a Python object, the owner, keeps alive.
 struct llcuda_storage * llcuda_storage_adopt(int device, void * data, size_t size, void * owner);
