@@ -28,11 +28,12 @@ from starlette.responses import PlainTextResponse, Response
 
 import llcuda
 from llcuda.errors import ArgumentError
+from llcuda.server.answer import Answer, ResponseWriter
 from llcuda.server.chat import answer_chat, answer_response
-from llcuda.server.chunks import now
+from llcuda.server.chunks import unix_time
 from llcuda.server.completions import answer_completion
 from llcuda.server.embeddings import answer_embeddings, answer_rerank
-from llcuda.server.errors import ApiError, from_validation
+from llcuda.server.errors import ApiError, from_validation, translate_and_log
 from llcuda.server.metrics import metrics_text
 from llcuda.server.middleware import LOOPBACK, Limits, RequestGuardMiddleware, Traffic
 from llcuda.server.models import LoadedModel, ModelPool, ModelSpec
@@ -45,10 +46,10 @@ from llcuda.server.protocol import (
     ErrorAnswer,
     ModelBody,
     RerankBody,
+    ResponsesBody,
     TokenizeBody,
 )
-from llcuda.server.responses import ResponsesBody
-from llcuda.server.sse import ResponseWriter, StreamingAnswer, translate_and_log
+from llcuda.server.tokens import answer_detokenize, answer_tokenize
 
 logger = logging.getLogger("llcuda.server")
 
@@ -77,40 +78,6 @@ RESPONSES_NAMES = {
 }
 EMBEDDING_NAMES = {"texts": "input"}
 Work = Callable[[Any, LoadedModel, ResponseWriter], Awaitable[None]]
-
-
-class Service:
-    """The state that the routes share.
-
-    Attributes:
-        models: The models.
-        limits: Limits of the server.
-        traffic: Counters.
-        started: Time of the start, in seconds since 1970.
-    """
-
-    def __init__(self, models: ModelPool, limits: Limits) -> None:
-        self.models = models
-        self.limits = limits
-        self.traffic = Traffic()
-        self.started = now()
-
-    def answer(
-        self, body: ModelBody, work: Work, names: Mapping[str, str] | None = None
-    ) -> StreamingAnswer:
-        """Return an answer of the model that the body names, which stays loaded meanwhile.
-
-        Args:
-            body: The body of the request.
-            work: Writes the answer.
-            names: The API's names of the engine's parameters, where they differ.
-        """
-
-        async def run(writer: ResponseWriter) -> None:
-            async with self.models.use(body.model) as loaded:
-                await work(body, loaded, writer)
-
-        return StreamingAnswer(run, self.traffic.count_disconnect, names)
 
 
 def create_app(
@@ -210,27 +177,46 @@ def _text_routes(service: Service) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
         """Turn a text into tokens."""
-        return service.answer(body, _tokenize, {"text": "content"})
+        return service.answer(body, answer_tokenize, {"text": "content"})
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
         """Turn tokens into a text."""
-        return service.answer(body, _detokenize, {"token": "tokens"})
+        return service.answer(body, answer_detokenize, {"token": "tokens"})
 
     return router
 
 
-async def _tokenize(body: TokenizeBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
-    model = loaded.model
-    tokens = model.tokenize(body.content, body.add_special, body.parse_special)
-    answer: dict[str, Any] = {"tokens": tokens}
-    if body.with_pieces:
-        answer["pieces"] = [list(model.piece_bytes(token, special=True)) for token in tokens]
-    await writer.json(answer)
+class Service:
+    """The state that the routes share.
 
+    Attributes:
+        models: The models.
+        limits: Limits of the server.
+        traffic: Counters.
+        started: Time of the start, in seconds since 1970.
+    """
 
-async def _detokenize(body: DetokenizeBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
-    await writer.json({"content": loaded.model.detokenize(body.tokens)})
+    def __init__(self, models: ModelPool, limits: Limits) -> None:
+        self.models = models
+        self.limits = limits
+        self.traffic = Traffic()
+        self.started = unix_time()
+
+    def answer(self, body: ModelBody, work: Work, names: Mapping[str, str] | None = None) -> Answer:
+        """Return an answer of the model that the body names, which stays loaded meanwhile.
+
+        Args:
+            body: The body of the request.
+            work: Writes the answer.
+            names: The API's names of the engine's parameters, where they differ.
+        """
+
+        async def run(writer: ResponseWriter) -> None:
+            async with self.models.use(body.model) as loaded:
+                await work(body, loaded, writer)
+
+        return Answer(run, self.traffic.count_disconnect, names)
 
 
 def _model_routes(service: Service) -> APIRouter:

@@ -12,6 +12,8 @@ from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
+from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
+from llcuda.server.checks import check_count, check_deadline, check_format
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
@@ -19,27 +21,95 @@ from llcuda.server.chunks import (
     event,
     finish_reason,
     new_id,
-    now,
+    unix_time,
     usage,
 )
-from llcuda.server.completions import check_deadline, check_format, refuse_too_many, together
-from llcuda.server.errors import ApiError, translate
+from llcuda.server.errors import ApiError, translate, translate_and_log
 from llcuda.server.models import LoadedModel
-from llcuda.server.protocol import ChatBody
-from llcuda.server.responses import ResponseBuilder, ResponsesBody
-from llcuda.server.sse import FlushTimer, ResponseWriter, translate_and_log
+from llcuda.server.protocol import ChatBody, ResponsesBody
+from llcuda.server.responses import ResponseBuilder, as_chat
 
 THINKING = "enable_thinking"  # the variable of templates that know on and off only
 
 
-def submit(loaded: LoadedModel, body: ChatBody, deadline: float | None) -> list[Chat[Completion]]:
+async def answer_chat(
+    body: ChatBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
+) -> None:
+    """Answer POST /v1/chat/completions."""
+    engine, wants_usage = loaded.text_engine(), body.wants_usage()
+    chats = await _submit(loaded, body, deadline)
+    fields = {"id": new_id("chatcmpl-"), "created": unix_time(), "model": loaded.spec.name}
+    try:
+        if body.stream:
+            fields["object"] = "chat.completion.chunk"
+            await _stream(body, engine, chats, fields, wants_usage, writer)
+        else:
+            fields["object"] = "chat.completion"
+            answers = [await chat for chat in chats]
+            check_deadline([answer.completion for answer in answers])
+            choices = [
+                _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
+                for index, answer in enumerate(answers)
+            ]
+            await writer.json({**fields, "choices": choices, "usage": _usage(answers)})
+    finally:
+        for chat in chats:
+            chat.cancel()
+
+
+async def answer_response(
+    body: ResponsesBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
+) -> None:
+    """Answer POST /v1/responses."""
+    chat_body, engine = as_chat(body), loaded.text_engine()
+    [chat] = await _submit(loaded, chat_body, deadline)
+    response = ResponseBuilder(body, loaded.spec.name)
+    try:
+        if not body.stream:
+            async for _ in _response_events(chat_body, engine, chat, response):
+                pass
+            await writer.json(response.document)
+            return
+        await writer.write(response.begin())
+        try:
+            async for events in _response_events(chat_body, engine, chat, response):
+                await writer.write(events)
+        except Exception as error:
+            await writer.end(response.failed(translate_and_log(error)))
+        else:
+            await writer.end()
+    finally:
+        chat.cancel()
+
+
+async def _submit(
+    loaded: LoadedModel, body: ChatBody, deadline: float | None
+) -> list[Chat[Completion]]:
+    """Queue beside the event loop; when the client disconnects meanwhile, cancel the answers."""
+    work = asyncio.ensure_future(asyncio.to_thread(_submit_all, loaded, body, deadline))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(_cancel_all)
+        raise
+
+
+def _cancel_all(work: asyncio.Future[list[Chat[Completion]]]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        for chat in work.result():
+            chat.cancel()
+
+
+def _submit_all(
+    loaded: LoadedModel, body: ChatBody, deadline: float | None
+) -> list[Chat[Completion]]:
     """Queue every answer of a request, all or none; seeds count up.
 
     Renders and tokenizes, which may take long.
     """
     engine, model, count = loaded.text_engine(), loaded.model, body.n or 1
     template = loaded.spec.parameters.get("template")
-    refuse_too_many(engine, count, "n")
+    check_count(engine, count, "n")
     parameters = body.submit_keywords(deadline, engine.params.ctx_size, model.vocab_size)
     check_format(engine, parameters.get("response_format"))
     max_tokens = body.token_limit()
@@ -82,74 +152,6 @@ def _effort(template: str, effort: str) -> dict[str, Any]:
         return {THINKING: effort not in ("none", "minimal")}
     unsupported = "reasoning_effort: this model's chat template does not support it"
     raise ApiError(400, unsupported, param="reasoning_effort", code="unsupported_parameter")
-
-
-async def _deltas(
-    engine: Engine, chat: Chat[Completion], body: ChatBody
-) -> AsyncIterator[tuple[ChatDelta, dict[str, Any] | None]]:
-    """Yield the deltas of an answer with their log-probabilities, as events may be written.
-
-    Calls after the first one are dropped unless the client takes parallel calls.
-    """
-    timer, scores = FlushTimer(), LogprobFormatter(engine.model, chat.request.params.shown_tokens)
-    more = True
-    while more:
-        delta = await timer.read(chat)
-        more = bool(delta)
-        logprobs = None
-        if body.logprobs and delta.text:
-            logprobs = scores.as_chat(scores.take(delta.text, chat.request.logprobs))
-        if body.parallel_tool_calls is False:
-            delta.tool_calls = [call for call in delta.tool_calls if not call["index"]]
-        yield delta, logprobs
-
-
-async def _submit(
-    loaded: LoadedModel, body: ChatBody, deadline: float | None
-) -> list[Chat[Completion]]:
-    """Queue beside the event loop; when the client disconnects meanwhile, cancel the answers."""
-    work = asyncio.ensure_future(asyncio.to_thread(submit, loaded, body, deadline))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        work.add_done_callback(_cancel_all)
-        raise
-
-
-def _cancel_all(work: asyncio.Future[list[Chat[Completion]]]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        for chat in work.result():
-            chat.cancel()
-
-
-async def answer_chat(
-    body: ChatBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
-) -> None:
-    """Answer POST /v1/chat/completions."""
-    engine, wants_usage = loaded.text_engine(), body.wants_usage()
-    chats = await _submit(loaded, body, deadline)
-    fields = {"id": new_id("chatcmpl-"), "created": now(), "model": loaded.spec.name}
-    try:
-        if body.stream:
-            fields["object"] = "chat.completion.chunk"
-            await _stream(body, engine, chats, fields, wants_usage, writer)
-        else:
-            fields["object"] = "chat.completion"
-            answers = [await chat for chat in chats]
-            check_deadline([answer.completion for answer in answers])
-            choices = [
-                _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
-                for index, answer in enumerate(answers)
-            ]
-            await writer.json({**fields, "choices": choices, "usage": _usage(answers)})
-    finally:
-        for chat in chats:
-            chat.cancel()
-
-
-def _usage(answers: Sequence[ChatCompletion[Completion]]) -> dict[str, Any]:
-    completions = [answer.completion for answer in answers]
-    return usage(completions[:1], completions, sum(answer.reasoning_tokens for answer in answers))
 
 
 def _choice(
@@ -213,37 +215,12 @@ async def _stream(
             check_deadline([answer.completion])
         await writer.write(events + chunk(index, {}, finish_reason(answer.finish_reason)))
 
-    await together([follow(index, chat) for index, chat in enumerate(chats)])
+    await run_together([follow(index, chat) for index, chat in enumerate(chats)])
     ending = ""
     if wants_usage:
         spent = _usage([answers[index] for index in range(len(chats))])
         ending = event({**fields, "choices": [], "usage": spent})
     await writer.end(ending + DONE)
-
-
-async def answer_response(
-    body: ResponsesBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
-) -> None:
-    """Answer POST /v1/responses."""
-    chat_body, engine = body.as_chat(), loaded.text_engine()
-    [chat] = await _submit(loaded, chat_body, deadline)
-    response = ResponseBuilder(body, loaded.spec.name)
-    try:
-        if not body.stream:
-            async for _ in _response_events(chat_body, engine, chat, response):
-                pass
-            await writer.json(response.document)
-            return
-        await writer.write(response.begin())
-        try:
-            async for events in _response_events(chat_body, engine, chat, response):
-                await writer.write(events)
-        except Exception as error:
-            await writer.end(response.failed(translate_and_log(error)))
-        else:
-            await writer.end()
-    finally:
-        chat.cancel()
 
 
 async def _response_events(
@@ -257,3 +234,28 @@ async def _response_events(
     answer = await chat
     check_deadline([answer.completion])
     yield response.end(_usage([answer]), answer.completion.finish_reason == "stop")
+
+
+async def _deltas(
+    engine: Engine, chat: Chat[Completion], body: ChatBody
+) -> AsyncIterator[tuple[ChatDelta, dict[str, Any] | None]]:
+    """Yield the deltas of an answer with their log-probabilities, as events may be written.
+
+    Calls after the first one are dropped unless the client takes parallel calls.
+    """
+    timer, scores = FlushTimer(), LogprobFormatter(engine.model, chat.request.params.shown_tokens)
+    more = True
+    while more:
+        delta = await timer.read(chat)
+        more = bool(delta)
+        logprobs = None
+        if body.logprobs and delta.text:
+            logprobs = scores.as_chat(scores.take(delta.text, chat.request.logprobs))
+        if body.parallel_tool_calls is False:
+            delta.tool_calls = [call for call in delta.tool_calls if not call["index"]]
+        yield delta, logprobs
+
+
+def _usage(answers: Sequence[ChatCompletion[Completion]]) -> dict[str, Any]:
+    completions = [answer.completion for answer in answers]
+    return usage(completions[:1], completions, sum(answer.reasoning_tokens for answer in answers))

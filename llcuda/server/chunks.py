@@ -21,7 +21,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{secrets.token_hex(12)}"
 
 
-def now() -> int:
+def unix_time() -> int:
     """Return the time, in seconds since 1970."""
     return int(time.time())
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
-from llcuda.errors import ArgumentError, UnsupportedError
+from llcuda.errors import ArgumentError
+from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
+from llcuda.server.checks import check_count, check_deadline, check_format
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
@@ -18,16 +19,40 @@ from llcuda.server.chunks import (
     event,
     finish_reason,
     new_id,
-    now,
+    unix_time,
     usage,
 )
-from llcuda.server.errors import ApiError, translate
+from llcuda.server.errors import translate
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
-from llcuda.server.sse import FlushTimer, ResponseWriter
-from llcuda.structured import compile_response_format
 
 LONG_TEXT = 2000  # characters; a longer text is tokenized beside the event loop
+
+
+async def answer_completion(
+    body: CompletionBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
+) -> None:
+    """Answer POST /v1/completions."""
+    engine, name, wants_usage = loaded.text_engine(), loaded.spec.name, body.wants_usage()
+    size = sum(len(prompt) for prompt in body.prompts())
+    if size > LONG_TEXT or body.response_format is not None:
+        choices = await asyncio.to_thread(_submit, engine, body, deadline)
+    else:
+        choices = _submit(engine, body, deadline)
+    fields = {
+        "id": new_id("cmpl-"),
+        "object": "text_completion",
+        "created": unix_time(),
+        "model": name,
+    }
+    try:
+        if body.stream:
+            await _stream(body, engine, choices, fields, wants_usage, writer)
+        else:
+            await _whole(body, engine, choices, fields, writer)
+    finally:
+        for choice in choices:
+            choice.generation.cancel()
 
 
 @dataclass
@@ -47,47 +72,10 @@ class Choice:
     generation: Generation
 
 
-def refuse_too_many(engine: Engine, count: int, param: str) -> None:
-    """Raise ApiError for more texts than the queue ever holds."""
-    room = engine.params.n_parallel + engine.params.queue_size
-    if count > room:
-        raise ApiError(400, f"{param}: {count} texts at once, at most {room}", param=param)
-
-
-def check_deadline(completions: Sequence[Completion]) -> None:
-    """Raise ApiError if the deadline left no text at all."""
-    empty = [not done.tokens and done.finish_reason == "timeout" for done in completions]
-    if empty and all(empty):
-        message = "the deadline passed before the first token"
-        raise ApiError(503, message, code="deadline_exceeded", retry=1)
-
-
-def check_format(engine: Engine, response_format: dict[str, Any] | None) -> None:
-    """Compile a response_format, which is kept, so that its errors name the field."""
-    try:
-        compile_response_format(engine.model, response_format)
-    except (ArgumentError, UnsupportedError) as error:
-        error.parameter = error.parameter or "response_format"
-        raise
-
-
-async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines at once; the first error cancels the others."""
-    if len(work) == 1:
-        await work[0]
-        return
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list[Choice]:
+def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list[Choice]:
     """Queue every candidate of every prompt, all or none."""
     prompts, candidates = body.prompts(), body.candidates()
-    refuse_too_many(engine, len(prompts) * candidates, "prompt")
+    check_count(engine, len(prompts) * candidates, "prompt")
     model = engine.model
     keywords = body.submit_keywords(deadline, engine.params.ctx_size, model.vocab_size)
     check_format(engine, keywords.get("response_format"))
@@ -127,27 +115,6 @@ def _tokens(engine: Engine, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, list):
         return prompt
     return engine.model.tokenize(prompt) if prompt else []
-
-
-async def answer_completion(
-    body: CompletionBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
-) -> None:
-    """Answer POST /v1/completions."""
-    engine, name, wants_usage = loaded.text_engine(), loaded.spec.name, body.wants_usage()
-    size = sum(len(prompt) for prompt in body.prompts())
-    if size > LONG_TEXT or body.response_format is not None:
-        choices = await asyncio.to_thread(submit, engine, body, deadline)
-    else:
-        choices = submit(engine, body, deadline)
-    fields = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": name}
-    try:
-        if body.stream:
-            await _stream(body, engine, choices, fields, wants_usage, writer)
-        else:
-            await _whole(body, engine, choices, fields, writer)
-    finally:
-        for choice in choices:
-            choice.generation.cancel()
 
 
 async def _whole(
@@ -233,7 +200,7 @@ async def _stream(
         reason = finish_reason(completion.finish_reason)
         await writer.write(chunks.text(choice.echo * echo, logprobs if echo else None, reason))
 
-    await together([follow(choice) for choice in choices])
+    await run_together([follow(choice) for choice in choices])
     ending = ""
     if wants_usage:
         ordered = [completions[choice.index] for choice in choices]

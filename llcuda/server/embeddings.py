@@ -7,11 +7,11 @@ import base64
 from typing import Any
 
 from llcuda.embeddings.embedder import Embedder
+from llcuda.server.answer import ResponseWriter
 from llcuda.server.chunks import new_id
 from llcuda.server.errors import ApiError
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import EmbeddingBody, RerankBody
-from llcuda.server.sse import ResponseWriter
 
 
 async def answer_embeddings(

@@ -1,12 +1,13 @@
 """Errors in OpenAI's shape: status, type, code, parameter.
 
-Plain data; knows nothing of HTTP frameworks. A message never shows a trace, a path, nor data of the
+Knows nothing of HTTP frameworks. A message never shows a trace, a path, nor data of the
 server: errors that the client did not cause go to the log.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from llcuda.errors import (
     QueueFullError,
     UnsupportedError,
 )
+
+logger = logging.getLogger("llcuda.server")
 
 RETRY_SECONDS = 1
 _KEY_ERRORS = ("missing", "union_tag_not_found")  # the key itself is at fault
@@ -74,6 +77,14 @@ INTERNAL = "internal error; the server's log says more"
 OUT_OF_MEMORY = "too little memory for this request at the moment; the server's log says more"
 NOT_LOADABLE = "the model cannot be loaded; the server's log says more"
 LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE})
+
+
+def translate_and_log(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
+    """Return what the client is told; errors that it did not cause are logged with their trace."""
+    refusal = translate(error, names)
+    if refusal.message in LOGGED:
+        logger.error("a request failed", exc_info=error)
+    return refusal
 
 
 def translate(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llcuda.server.answer import ResponseWriter
 from llcuda.server.chunks import new_id
 from llcuda.server.errors import ApiError
-from llcuda.server.sse import ResponseWriter
 
 KEYLESS_PATHS = ("/", "/health")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")

@@ -1,8 +1,7 @@
 """The bodies of requests to OpenAI's API, and their meaning for the engine.
 
 Pydantic models that forbid unknown fields: a parameter is honoured or refused, never ignored. Pure
-data; knows nothing of HTTP and holds no model. `responses` has the bodies of /v1/responses,
-`chunks` the answers.
+data; knows nothing of HTTP and holds no model. `chunks` and `responses` have the answers.
 """
 
 from __future__ import annotations
@@ -240,6 +239,57 @@ class ChatBody(SamplingBody):
             message = "top_logprobs: allowed only with logprobs: true"
             raise ApiError(400, message, param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TextBody(Body):
+    """The format of the answer."""
+
+    format: dict[str, Any] | None = None
+    verbosity: Unsupported = None
+
+
+class ReasoningBody(Body):
+    """The effort of reasoning."""
+
+    effort: str | None = None
+    summary: Unsupported = None
+    generate_summary: Unsupported = None
+
+
+class ResponsesStreamOptions(Body):
+    """Options of a stream; none can be chosen."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesBody(ModelBody):
+    """POST /v1/responses."""
+
+    input: str | list[dict[str, Any]] = Field(max_length=2**24)
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: TopLogprobs | None = None
+    stream: bool | None = None
+    stream_options: ResponsesStreamOptions | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=512)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextBody | None = None
+    reasoning: ReasoningBody | None = None
+    include: list[Literal["message.output_text.logprobs"]] | None = None
+    store: Literal[False] | None = None
+    background: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    metadata: Metadata | None = Field(None, description="Returned with the answer.")
+    safety_identifier: str | None = Field(None, description="Has no effect.")
+    prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
+    conversation: Unsupported = None
+    max_tool_calls: Unsupported = None
+    previous_response_id: Unsupported = None
+    prompt: Unsupported = None
 
 
 class EmbeddingBody(ModelBody):

@@ -5,102 +5,42 @@ Nothing is stored, so that requests which need an earlier response are refused.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from llcuda.server.chunks import event, new_id, now
+from llcuda.server.chunks import event, new_id, unix_time
 from llcuda.server.errors import ApiError
-from llcuda.server.protocol import (
-    Body,
-    ChatBody,
-    Metadata,
-    ModelBody,
-    ToolChoice,
-    TopLogprobs,
-    Unsupported,
-)
+from llcuda.server.protocol import ChatBody, ResponsesBody, ToolChoice
 
 
-class TextBody(Body):
-    """The format of the answer."""
+def as_chat(body: ResponsesBody) -> ChatBody:
+    """Return the conversation of a request.
 
-    format: dict[str, Any] | None = None
-    verbosity: Unsupported = None
-
-
-class ReasoningBody(Body):
-    """The effort of reasoning."""
-
-    effort: str | None = None
-    summary: Unsupported = None
-    generate_summary: Unsupported = None
-
-
-class ResponsesStreamOptions(Body):
-    """Options of a stream; none can be chosen."""
-
-    include_obfuscation: Literal[False] | None = None
-
-
-class ResponsesBody(ModelBody):
-    """POST /v1/responses."""
-
-    input: str | list[dict[str, Any]] = Field(max_length=2**24)
-    instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_logprobs: TopLogprobs | None = None
-    stream: bool | None = None
-    stream_options: ResponsesStreamOptions | None = None
-    tools: list[dict[str, Any]] | None = Field(None, max_length=512)
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextBody | None = None
-    reasoning: ReasoningBody | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    metadata: Metadata | None = Field(None, description="Returned with the answer.")
-    safety_identifier: str | None = Field(None, description="Has no effect.")
-    prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
-    conversation: Unsupported = None
-    max_tool_calls: Unsupported = None
-    previous_response_id: Unsupported = None
-    prompt: Unsupported = None
-
-    def as_chat(self) -> ChatBody:
-        """Return the conversation of the request.
-
-        Raises:
-            ApiError: An item or a tool is not supported.
-        """
-        messages: list[dict[str, Any]] = []
-        if self.instructions:
-            messages.append({"role": "system", "content": self.instructions})
-        if isinstance(self.input, str):
-            messages.append({"role": "user", "content": self.input})
-        else:
-            _InputReader(messages).read(self.input)
-        if not messages:
-            raise ApiError(400, "input: expected at least one message", param="input")
-        return ChatBody.model_construct(
-            **{
-                name: getattr(self, name)
-                for name in ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
-            },
-            messages=messages,
-            tools=[_tool(tool, i) for i, tool in enumerate(self.tools or ())] or None,
-            tool_choice=_tool_choice(self.tool_choice),
-            max_completion_tokens=self.max_output_tokens,
-            response_format=_response_format(self.text.format if self.text else None),
-            logprobs=bool(self.include),
-            top_logprobs=self.top_logprobs if self.include else None,
-            reasoning_effort=self.reasoning.effort if self.reasoning else None,
-        )
+    Raises:
+        ApiError: An item or a tool is not supported.
+    """
+    messages: list[dict[str, Any]] = []
+    if body.instructions:
+        messages.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        messages.append({"role": "user", "content": body.input})
+    else:
+        _InputReader(messages).read(body.input)
+    if not messages:
+        raise ApiError(400, "input: expected at least one message", param="input")
+    return ChatBody.model_construct(
+        **{
+            name: getattr(body, name)
+            for name in ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
+        },
+        messages=messages,
+        tools=[_tool(tool, i) for i, tool in enumerate(body.tools or ())] or None,
+        tool_choice=_tool_choice(body.tool_choice),
+        max_completion_tokens=body.max_output_tokens,
+        response_format=_response_format(body.text.format if body.text else None),
+        logprobs=bool(body.include),
+        top_logprobs=body.top_logprobs if body.include else None,
+        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+    )
 
 
 class _InputReader:
@@ -208,7 +148,7 @@ class ResponseBuilder:
         self.document: dict[str, Any] = {
             "id": new_id("resp_"),
             "object": "response",
-            "created_at": now(),
+            "created_at": unix_time(),
             "status": "in_progress",
             "background": False,
             "error": None,

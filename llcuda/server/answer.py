@@ -1,21 +1,18 @@
-"""Answers that take a while: written as their text comes, and stopped when the client leaves."""
+"""Answers that coroutines write, whole or as events, and that end when their client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llcuda.chat.parser import ChatDelta
-from llcuda.server.errors import LOGGED, ApiError, translate
-
-logger = logging.getLogger("llcuda.server")
+from llcuda.server.errors import ApiError, translate_and_log
 
 FLUSH_SECONDS = 0.01  # between two events of one text; faster tokens share an event
 EVENTS = {
@@ -25,56 +22,7 @@ EVENTS = {
 }
 
 
-class ResponseWriter:
-    """Writes one answer: `json` once, or `write` for each event and then `end`.
-
-    Attributes:
-        begun: Whether the status and the headers are written.
-        ended: Whether the whole answer is written.
-    """
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.begun = self.ended = False
-
-    async def json(
-        self, document: Any, status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Write a whole answer.
-
-        Args:
-            document: The JSON document, or its text.
-            status: The HTTP status.
-            headers: Further headers.
-        """
-        text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
-        body = text.encode()
-        own = {"content-type": "application/json", "content-length": str(len(body))}
-        await self._begin(status, {**own, **(headers or {})})
-        self.ended = True
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def write(self, events: str) -> None:
-        """Write events; the first ones begin the answer. Waits for a client that reads slowly."""
-        if not self.begun:
-            await self._begin(200, EVENTS)
-        body = {"type": "http.response.body", "body": events.encode(), "more_body": True}
-        await self._send(body)
-
-    async def end(self, events: str = "") -> None:
-        """Write the last events."""
-        if not self.begun:
-            await self._begin(200, EVENTS)
-        self.ended = True
-        await self._send({"type": "http.response.body", "body": events.encode()})
-
-    async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
-        self.begun = True
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-class StreamingAnswer(Response):
+class Answer(Response):
     """An answer that a coroutine writes, and that ends with its client.
 
     The coroutine is cancelled when the client disconnects or the server shuts down. An exception of
@@ -132,17 +80,58 @@ async def _refuse(writer: ResponseWriter, refusal: ApiError) -> None:
         await writer.json(refusal.as_json(), refusal.status, refusal.headers)
 
 
-def translate_and_log(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
-    """Return what the client is told; errors that it did not cause are logged with their trace."""
-    refusal = translate(error, names)
-    if refusal.message in LOGGED:
-        logger.error("a request failed", exc_info=error)
-    return refusal
-
-
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+class ResponseWriter:
+    """Writes one answer: `json` once, or `write` for each event and then `end`.
+
+    Attributes:
+        begun: Whether the status and the headers are written.
+        ended: Whether the whole answer is written.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.ended = False
+
+    async def json(
+        self, document: Any, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a whole answer.
+
+        Args:
+            document: The JSON document, or its text.
+            status: The HTTP status.
+            headers: Further headers.
+        """
+        text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+        body = text.encode()
+        own = {"content-type": "application/json", "content-length": str(len(body))}
+        await self._begin(status, {**own, **(headers or {})})
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def write(self, events: str) -> None:
+        """Write events; the first ones begin the answer. Waits for a client that reads slowly."""
+        if not self.begun:
+            await self._begin(200, EVENTS)
+        body = {"type": "http.response.body", "body": events.encode(), "more_body": True}
+        await self._send(body)
+
+    async def end(self, events: str = "") -> None:
+        """Write the last events."""
+        if not self.begun:
+            await self._begin(200, EVENTS)
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": events.encode()})
+
+    async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
+        self.begun = True
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 
 T = TypeVar("T", str, ChatDelta)
@@ -178,3 +167,16 @@ class FlushTimer:
             piece += source.take()
         self._next = self._loop.time() + FLUSH_SECONDS
         return piece
+
+
+async def run_together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines at once; the first error cancels the others."""
+    if len(work) == 1:
+        await work[0]
+        return
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

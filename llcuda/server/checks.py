@@ -1,0 +1,36 @@
+"""Checks of a request for texts that need its engine: before it is queued, and of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llcuda.engine.engine import Engine
+from llcuda.engine.outputs import Completion
+from llcuda.errors import ArgumentError, UnsupportedError
+from llcuda.server.errors import ApiError
+from llcuda.structured import compile_response_format
+
+
+def check_count(engine: Engine, count: int, param: str) -> None:
+    """Raise ApiError for more texts than the queue ever holds."""
+    room = engine.params.n_parallel + engine.params.queue_size
+    if count > room:
+        raise ApiError(400, f"{param}: {count} texts at once, at most {room}", param=param)
+
+
+def check_format(engine: Engine, response_format: dict[str, Any] | None) -> None:
+    """Compile a response_format, which is kept, so that its errors name the field."""
+    try:
+        compile_response_format(engine.model, response_format)
+    except (ArgumentError, UnsupportedError) as error:
+        error.parameter = error.parameter or "response_format"
+        raise
+
+
+def check_deadline(completions: Sequence[Completion]) -> None:
+    """Raise ApiError if the deadline left no text at all."""
+    empty = [not done.tokens and done.finish_reason == "timeout" for done in completions]
+    if empty and all(empty):
+        message = "the deadline passed before the first token"
+        raise ApiError(503, message, code="deadline_exceeded", retry=1)
