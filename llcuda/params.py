@@ -178,7 +178,8 @@ class ContextParams:
         rope_freq_scale: Scale of RoPE's frequency; None = the model's.
         yarn_ext_factor: Mix of extrapolation in YaRN (Peng et al., arXiv:2309.00071); None = the
             model's. The other `yarn_` fields are YaRN's as well.
-        yarn_attn_factor: Scale of the attention's magnitude.
+        yarn_attn_factor: Scale of the attention's magnitude; llama.cpp reads it only with
+            yarn_ext_factor=0, and computes it otherwise.
         yarn_beta_fast: Rotations over the original context above which a dimension is kept.
         yarn_beta_slow: Rotations over the original context below which a dimension is interpolated.
         yarn_orig_ctx: Tokens of the original context.
