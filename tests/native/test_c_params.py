@@ -187,7 +187,13 @@ def test_what_is_not_given() -> None:
 def test_keywords_are_the_fields(model_files: dict[str, Path]) -> None:
     """Model and Context take each field by its name."""
     for_model: dict[str, Any] = {"gpu_layers": 0, "mmap": False, "check_tensors": True}
-    for_context: dict[str, Any] = {"ctx_size": 64, "sequences": 2, "threads": 1, "offload_kqv": False, **YARN}
+    for_context: dict[str, Any] = {
+        "ctx_size": 64,
+        "sequences": 2,
+        "threads": 1,
+        "offload_kqv": False,
+        **YARN,
+    }
     with (
         Model(model_files["llama"], **for_model) as model,
         Context(model, **for_context) as context,
