@@ -333,7 +333,8 @@ class InferenceEngine:
             seed: The same seed on the same backend gives the same text; None = at random.
             stop: Text, or texts, that end the continuation and are not part of it.
             stop_sequences: Another name of `stop`.
-            **keywords: Further fields of RequestParams and SamplingParams, and response_format.
+            **keywords: Further fields of RequestParams and SamplingParams, response_format, and
+                parse_special, by default True: control tokens in the prompt are read as such.
 
         Raises:
             ArgumentError: A value is outside what is allowed; an error is never returned as text.

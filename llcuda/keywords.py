@@ -183,11 +183,13 @@ class SubmitKeywords(TextKeywords, total=False):
     """The keywords of `Engine.submit` and `Engine.submit_n`."""
 
     response_format: Any
+    parse_special: bool
 
 
-class ChatKeywords(SubmitKeywords, total=False):
+class ChatKeywords(TextKeywords, total=False):
     """The keywords of `chat`."""
 
+    response_format: Any
     tools: Sequence[Any] | None
     tool_choice: str | Mapping[str, Any]
     template: str | None
@@ -204,6 +206,7 @@ class InferKeywords(_FurtherRequest, _FurtherSampling, total=False):
     """The keywords of `InferenceEngine.infer` beyond those in its signature."""
 
     response_format: Any
+    parse_special: bool
 
 
 class StreamKeywords(_FurtherRequest, SamplingKeywords, total=False):
@@ -212,6 +215,7 @@ class StreamKeywords(_FurtherRequest, SamplingKeywords, total=False):
     stop: Iterable[str] | None
     stop_sequences: Iterable[str] | None
     response_format: Any
+    parse_special: bool
 
 
 # --- sorting ---
@@ -323,6 +327,7 @@ HINTS = {
     "n": _SEVERAL,
     "num_beams": "llcuda has no beam search",
     "num_return_sequences": _SEVERAL,
+    "parse_special": "infer() and submit() read control tokens in raw prompts, chat() never does",
     "reasoning_effort": 'chat() takes template_variables={"reasoning_effort": ...}',
     "stream": _ITERATE,
     "stream_options": _ITERATE,

@@ -373,6 +373,24 @@ def test_stop_sequences_everywhere(engine: llcuda.InferenceEngine) -> None:
     assert asyncio.run(engine.ainfer("There was a", **asked)).text == whole.split("Jonas")[0]
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_control_tokens_everywhere(engine: llcuda.InferenceEngine, special: bool) -> None:
+    """Each way in reads them in a raw prompt by default, and as text with parse_special=False."""
+    prompt = "<|im_start|>user\nHello!<|im_end|>"
+    tokens = len(engine.model.tokenize(prompt, parse_special=special))
+    asked: Any = {"max_tokens": 1, **({} if special else {"parse_special": False})}
+    counts = [
+        engine.infer(prompt, **asked).prompt_tokens,
+        engine.submit(prompt, **asked).result().prompt_tokens,
+        asyncio.run(engine.ainfer(prompt, **asked)).prompt_tokens,
+        *(result.prompt_tokens for result in engine.infer_n(prompt, 2, **asked)),
+        *(result.prompt_tokens for result in engine.batch_infer([prompt, prompt], **asked)),
+    ]
+    assert [tokens] * 7 == counts
+    greedy: Any = {**asked, "max_tokens": 8, "temperature": 0}
+    assert engine.infer(prompt, **greedy).text == "".join(engine.stream(prompt, **greedy))
+
+
 def test_a_bad_prompt_of_a_batch_is_named(engine: llcuda.InferenceEngine) -> None:
     """The error says which; the engine stays usable."""
     with pytest.raises(ArgumentError, match="prompt 1: "):

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.errors import ClosedError
-from llcuda.keywords import TextKeywords
+from llcuda.keywords import TextKeywords, unknown_keyword
 from llcuda.native.model import Model
 from llcuda.params import wrong_argument, wrong_value
 
@@ -319,6 +319,8 @@ def start(
     from llcuda.chat.constraint import chat_guide
     from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
 
+    if "parse_special" in parameters:  # `submit` takes it, for raw prompts
+        raise unknown_keyword("parse_special", ())
     if not isinstance(template_variables or {}, Mapping):
         raise wrong_value("template_variables", template_variables, "expected a mapping")
     if reserved := RESERVED.intersection(template_variables or ()):

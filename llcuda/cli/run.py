@@ -58,14 +58,17 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Show the prompt before its text.")] = False,
     special: Annotated[
-        bool, typer.Option("--special", help="Read control tokens in the prompt, e.g. <|im_end|>.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--special/--no-special", help="Read control tokens in the prompt, e.g. <|im_end|>."
+        ),
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document with timings instead.")
     ] = False,
 ) -> None:
     """Continue a text, token by token. Ctrl-C stops and keeps the text so far."""
-    from llcuda.engine.engine import Engine
+    from llcuda.engine.engine import Engine, tokenize_prompt
     from llcuda.engine.request import RequestParams
     from llcuda.hub.registry import resolve
     from llcuda.native.model import Model
@@ -89,7 +92,7 @@ def run(
     # Only the loaded model can count tokens. A text has hardly more of them than characters.
     model_params = place_layers(path, gpu_layers, ctx_size, len(text) + max_tokens)
     with Model(path, params=model_params, progress=show_bar) as loaded:
-        tokens = loaded.tokenize(text, parse_special=special)
+        tokens = tokenize_prompt(loaded, text, special)
         size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
         if len(tokens) >= size:
             raise ArgumentError(

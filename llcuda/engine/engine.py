@@ -144,8 +144,9 @@ class Engine:
             prompt: A text, a list of tokens, or an array of them in one dimension.
             params: What ends the request and what it reports; or keywords.
             sampling: How tokens are chosen; or keywords.
-            **keywords: The fields of RequestParams and SamplingParams, and response_format, which
-                becomes a guide: see `llcuda.structured.compile`.
+            **keywords: The fields of RequestParams and SamplingParams; response_format, which
+                becomes a guide: see `llcuda.structured.compile`; and parse_special, by default
+                True: control tokens that are written in a text prompt are read as such.
 
         Raises:
             ArgumentError: A value is outside what is allowed, or the prompt is empty.
@@ -189,6 +190,7 @@ class Engine:
         keywords: SubmitKeywords,
     ) -> list[Request]:
         response_format = keywords.pop("response_format", None)
+        parse_special = keywords.pop("parse_special", True)
         if keywords:
             if params is not None or sampling is not None:
                 raise ArgumentError("give params= and sampling=, or keywords, not both")
@@ -214,7 +216,13 @@ class Engine:
                     "give response_format= or guide=, not both", parameter="response_format"
                 )
             grammar = compile_response_format(self.model, response_format)
-        tokens, dropped = self._prompt_tokens(prompt, params)
+        if not isinstance(parse_special, bool):
+            raise wrong_value("parse_special", parse_special, "expected True or False")
+        if isinstance(prompt, str):
+            tokens = tokenize_prompt(self.model, prompt, parse_special)
+        else:
+            tokens = self.model.token_list(prompt)
+        tokens, dropped = self._fitting_tokens(tokens, params)
         sequences: list[Sequence] = []
         for i in range(n):
             sampler = self._sampler(sampling, params, i)
@@ -242,14 +250,8 @@ class Engine:
             raise
         return [sequence.request for sequence in sequences]
 
-    def _prompt_tokens(
-        self, prompt: str | abc.Sequence[int], params: RequestParams
-    ) -> tuple[list[int], int]:
+    def _fitting_tokens(self, tokens: list[int], params: RequestParams) -> tuple[list[int], int]:
         """Return the prompt's tokens that fit, and how many others were dropped."""
-        if isinstance(prompt, str):
-            tokens = self.model.tokenize(prompt) if prompt else []
-        else:
-            tokens = self.model.token_list(prompt)
         if not tokens:
             raise ArgumentError("the prompt is empty", parameter="prompt")
         given, limit = len(tokens), self.params.ctx_size
@@ -367,6 +369,26 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def tokenize_prompt(model: Model, prompt: str | bytes, parse_special: bool = True) -> list[int]:
+    """Return the tokens of a raw prompt.
+
+    A model that wants BOS before each text gets one, whether the prompt writes it or not.
+
+    Args:
+        model: The model whose vocabulary is used.
+        prompt: A text, or its UTF-8 bytes.
+        parse_special: Read control tokens that are written in the text, for example <|im_end|>, as
+            those tokens.
+
+    Returns:
+        The tokens; none for an empty text.
+    """
+    tokens = model.tokenize(prompt, parse_special=parse_special) if prompt else []
+    if parse_special and model.adds_bos and tokens[:2] == [model.bos, model.bos]:
+        del tokens[0]
+    return tokens
 
 
 def _given_config(config: EngineConfig | None, keywords: EngineKeywords) -> EngineConfig:

@@ -98,10 +98,11 @@ class LogprobFormatter:
     Args:
         model: The model, for the text of tokens.
         shown_tokens: Control tokens that have a text in the result.
+        echo: The prompt, where the result begins with it.
     """
 
-    def __init__(self, model: Model, shown_tokens: Collection[int] = ()) -> None:
-        self._model = model
+    def __init__(self, model: Model, shown_tokens: Collection[int] = (), echo: str = "") -> None:
+        self._model, self._echo = model, echo
         self._shown_tokens = shown_tokens
         self._text_bytes = self._token_bytes = self._count = self._offset = 0
 
@@ -125,9 +126,12 @@ class LogprobFormatter:
         pieces, offsets = [], []
         for score in scores:
             token = score if isinstance(score, int) else score.token
-            pieces.append(self._name(token))
+            name, piece = self._name(token), self._model.piece(token)
+            if not piece and self._echo.startswith(name, self._offset):
+                piece = name  # a control token that the prompt writes
+            pieces.append(name)
             offsets.append(self._offset)
-            self._offset += len(self._model.piece(token))
+            self._offset += len(piece)
         return {
             "tokens": pieces,
             "token_logprobs": [

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from llcuda.engine.engine import Engine
+from llcuda.engine.engine import Engine, tokenize_prompt
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError
@@ -87,7 +87,11 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
     choices: list[Choice] = []
     try:
         for number, prompt in enumerate(prompts):
-            tokens = _tokens(engine, prompt)
+            tokens = (
+                tokenize_prompt(model, prompt, body.parse_special is not False)
+                if isinstance(prompt, str)
+                else prompt
+            )
             echo = ""
             if body.echo:
                 echo = prompt if isinstance(prompt, str) else model.detokenize(tokens)
@@ -109,12 +113,6 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
             choice.generation.cancel()
         raise
     return choices
-
-
-def _tokens(engine: Engine, prompt: str | list[int]) -> list[int]:
-    if isinstance(prompt, list):
-        return prompt
-    return engine.model.tokenize(prompt) if prompt else []
 
 
 async def _whole(
@@ -152,7 +150,7 @@ def _choice(
 ) -> dict[str, Any]:
     logprobs = None
     if body.logprobs is not None:
-        scores = LogprobFormatter(engine.model)
+        scores = LogprobFormatter(engine.model, echo=choice.echo)
         echoed: list[Any] = []
         if body.echo:
             echoed = [*choice.tokens[:1], *(completion.prompt_logprobs or [])]
@@ -179,7 +177,7 @@ async def _stream(
 
     async def follow(choice: Choice) -> None:
         chunks = ChunkFormatter(fields, choice.index, '"text":', ',"logprobs":')
-        scores = LogprobFormatter(engine.model)
+        scores = LogprobFormatter(engine.model, echo=choice.echo)
         generation, timer, echo = choice.generation, FlushTimer(), bool(body.echo)
         while True:
             text = await timer.read(generation)

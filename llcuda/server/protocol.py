@@ -167,6 +167,9 @@ class CompletionBody(SamplingBody):
     prompt: Inputs
     max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     echo: bool | None = None
+    parse_special: bool | None = Field(
+        None, description="false: control tokens written in the prompt are text."
+    )
     logprobs: int | None = Field(None, ge=0, le=100)
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     suffix: Unsupported = None

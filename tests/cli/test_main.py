@@ -82,8 +82,17 @@ def test_a_text_may_fill_its_context() -> None:
 def test_run_ends_by_itself() -> None:
     """The demo model ends its turn."""
     chat = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
-    result = llcuda_command("run", chat, "--special", "--temperature", "0", "--json")
+    result = llcuda_command("run", chat, "--temperature", "0", "--json")
     assert json.loads(result.stdout)["finish_reason"] == "stop"
+
+
+def test_control_tokens_in_a_prompt() -> None:
+    """They are read as such; --no-special reads them as text."""
+    counts = []
+    for options in ([], ["--special"], ["--no-special"]):
+        result = llcuda_command("run", "<|im_end|>", *options, "-n", "1", "--json")
+        counts.append(json.loads(result.stdout)["prompt_tokens"])
+    assert [2, 2, 6] == counts
 
 
 def test_echo_shows_the_prompt_first() -> None:

@@ -178,6 +178,47 @@ def test_speculation_on_a_recurrent_model(
     ]
 
 
+# --- control tokens ---
+
+CHAT = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("ways", [{}, {"parse_special": True}, {"parse_special": False}], ids=repr)
+def test_control_tokens_in_a_raw_prompt(
+    engine: Engine, model: Model, ways: dict[str, bool]
+) -> None:
+    """They are read as such unless parse_special=False, also beside params=; the texts differ."""
+    special = ways.get("parse_special", True)
+    tokens = model.tokenize(CHAT, parse_special=special)
+    expected = engine.submit(tokens, max_tokens=8, temperature=0).result(10)
+    done = engine.submit(CHAT, max_tokens=8, temperature=0, **ways).result(10)
+    assert (len(tokens), expected.tokens) == (done.prompt_tokens, done.tokens)
+    params = RequestParams(max_tokens=1)
+    assert len(tokens) == engine.submit(CHAT, params, **ways).result(10).prompt_tokens
+    several = engine.submit_n(CHAT, 2, max_tokens=1, **ways)
+    assert [len(tokens)] * 2 == [request.result(10).prompt_tokens for request in several]
+    scored = engine.submit(CHAT, max_tokens=0, echo=True, **ways).result(10)
+    assert scored.prompt_logprobs is not None
+    assert tokens[1:] == [report.token for report in scored.prompt_logprobs]
+
+
+def test_one_bos_begins_a_prompt(engine: Engine, model: Model) -> None:
+    """A prompt that writes BOS gets no second one; as text it has both."""
+    written = engine.submit("<|bos|>One day", max_tokens=1).result(10)
+    assert len(model.tokenize("One day")) == written.prompt_tokens
+    as_text = engine.submit("<|bos|>One day", max_tokens=1, parse_special=False).result(10)
+    assert len(model.tokenize("<|bos|>One day")) == as_text.prompt_tokens
+
+
+def test_parse_special_is_true_or_false_and_never_a_chats(engine: Engine) -> None:
+    """Another value, and the keyword in a chat, are errors."""
+    with pytest.raises(ArgumentError, match="parse_special=1: expected True or False"):
+        engine.submit("One day", parse_special=1)  # type: ignore[arg-type]
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(TypeError, match=r"raw prompts, chat\(\) never does"):
+        engine.chat(messages, parse_special=True)  # type: ignore[call-arg]
+
+
 # --- how many ---
 
 

@@ -110,10 +110,13 @@ def _mean(logprobs: Any) -> float:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_echo_and_logprobs(client: openai.OpenAI, server: Served, stream: bool) -> None:
+@pytest.mark.parametrize(
+    "begin", [PROMPT, "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"]
+)
+def test_echo_and_logprobs(client: openai.OpenAI, server: Served, begin: str, stream: bool) -> None:
     """The prompt's tokens are scored too; the offsets are places in the text."""
     answer: Any = client.completions.create(
-        model="demo", prompt=PROMPT, max_tokens=5, echo=True, logprobs=3, seed=1, stream=stream
+        model="demo", prompt=begin, max_tokens=5, echo=True, logprobs=3, seed=1, stream=stream
     )
     choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
     text = "".join(choice.text for choice in choices)
@@ -121,8 +124,8 @@ def test_echo_and_logprobs(client: openai.OpenAI, server: Served, stream: bool) 
     for choice in choices:
         for name, values in joined.items():
             values.extend(getattr(choice.logprobs, name) if choice.logprobs else [])
-    prompt = server.engine.model.tokenize(PROMPT)
-    assert text.startswith(PROMPT)
+    prompt = server.engine.model.tokenize(begin, parse_special=True)
+    assert text.startswith(begin)
     assert len(prompt) + 5 == len(joined["tokens"])
     assert text == "".join(joined["tokens"][1:])  # the first one is BOS
     assert joined["token_logprobs"][0] is None
@@ -132,6 +135,22 @@ def test_echo_and_logprobs(client: openai.OpenAI, server: Served, stream: bool) 
         assert math.isclose(expected.logprob, score, abs_tol=0.3)  # computed in other company
     for token, offset in zip(joined["tokens"][1:], joined["text_offset"][1:], strict=True):
         assert text[offset:].startswith(token)
+
+
+def test_control_tokens_in_a_prompt(client: openai.OpenAI, server: Served) -> None:
+    """They are read as such unless "parse_special" is false; a chat does not know the field."""
+    prompt, counts = "<|im_start|>user\nHello!<|im_end|>", []
+    asked: Any = {"model": "demo", "prompt": prompt, "max_tokens": 1}
+    for extra in ({}, {"parse_special": True}, {"parse_special": False}):
+        answer = client.completions.create(**asked, extra_body=extra)
+        assert answer.usage is not None
+        counts.append(answer.usage.prompt_tokens)
+    model = server.engine.model
+    special = len(model.tokenize(prompt, parse_special=True))
+    assert [special, special, len(model.tokenize(prompt))] == counts
+    messages = [{"role": "user", "content": "Hello!"}]
+    refusal = server.post("/v1/chat/completions", messages=messages, parse_special=True)
+    assert (400, "parse_special") == (refusal.status_code, refusal.json()["error"]["param"])
 
 
 def test_score_a_text(client: openai.OpenAI) -> None:
