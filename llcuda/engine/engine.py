@@ -55,7 +55,8 @@ class Engine:
     flash_attention=False makes them exact, but for prompts that are cached as a whole and for
     speculation, which seldom round otherwise; it is slower.
 
-    The model must stay open: closing it ends every request with ClosedError, and the engine.
+    The model must stay open: closing it ends every request with ClosedError, and the engine. An
+    engine that nobody holds finishes the requests that it has, and is freed.
 
     Args:
         model: The model; any number of engines may share it.
@@ -127,7 +128,7 @@ class Engine:
         reporter = Reporter(self.metrics, on_step, on_request)
         self.loop = EngineLoop(self.context, params, reporter)
         self.loop.start()
-        weakref.finalize(self, self.loop.close).atexit = False
+        weakref.finalize(self, self.loop.close_when_idle).atexit = False
 
     # --- for callers ---
 

@@ -1,7 +1,7 @@
 """EngineLoop: the engine's thread, the messages to it, and its step.
 
 The thread refers to the loop, not to the engine: an engine that nobody holds any more is
-collected, and closes as it goes.
+collected, and its loop ends with the last unfinished request.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from llcuda.engine.config import EngineParams
 from llcuda.engine.metrics import EngineLoad, Reporter
 from llcuda.engine.model_runner import Batch, DraftBatch, ModelRunner
 from llcuda.engine.output_processor import OutputProcessor
-from llcuda.engine.request import Request
+from llcuda.engine.request import Request, copy_of
 from llcuda.engine.scheduler import CacheChange, CopyPrefix, Move, Scheduler, SchedulerOutput
-from llcuda.engine.sequence import Sequence
+from llcuda.engine.sequence import Sequence, now
 from llcuda.errors import (
     ClosedError,
     ConcurrencyError,
@@ -36,7 +35,6 @@ from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
 
 logger = logging.getLogger("llcuda.engine")
-now = time.perf_counter
 _this_thread = threading.local()
 
 
@@ -184,7 +182,7 @@ class EngineLoop:
         self._check_process()
         with self._lock:
             if self.closed is not None:
-                raise type(self.closed)(*self.closed.args) from self.closed.__cause__
+                raise copy_of(self.closed)
             self._unfinished.add(len(sequences))
             self._messages.put(Submit(sequences))
 
@@ -243,21 +241,29 @@ class EngineLoop:
         if threading.current_thread() is self._thread:
             raise ConcurrencyError("the engine cannot be closed from one of its hooks")
 
-    def close(self, drain: bool = False) -> None:
-        """Refuse further requests, stop, and wait for the end, unless on the loop's own thread.
+    def close(self, drain: bool = False, wait: bool = True) -> None:
+        """Refuse further requests, and stop.
 
         In a forked child it does nothing: no thread is there, and the lock may be held for ever.
 
         Args:
             drain: Finish the requests first; another close() cuts that short.
+            wait: Whether to wait for the end; the loop's own thread never waits.
         """
         if os.getpid() != self._process:
             return
         with self._lock:
             self.closed = self.closed or ClosedError("the engine is closed")
         self._messages.put(Drain() if drain else Stop())
-        if threading.current_thread() is not self._thread:
+        if wait and threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def close_when_idle(self) -> None:
+        """Refuse further requests, and stop when all have ended; for an engine that nobody holds.
+
+        Waits for the end only if no request is unfinished.
+        """
+        self.close(drain=True, wait=not self._unfinished.value)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -300,7 +306,8 @@ class EngineLoop:
         match message:
             case Submit():
                 for sequence in message.sequences:
-                    self._processor.add(sequence)
+                    if self._processor.register(sequence):
+                        self._scheduler.add(sequence)
             case Cancel():
                 self._processor.cancel(message.request)
             case Hold():

@@ -1,24 +1,23 @@
 """ModelRunner: decodes and samples the batches that the scheduler chose.
 
-It is the only part of the engine that uses the context, and it decides nothing.
+All that the engine computes on its context is computed here. The scheduler decides what; the
+runner chooses only the tokens that speculation proposes.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from llcuda.engine.outputs import TokenLogprob
 from llcuda.engine.scheduler import CacheChange, Chunk, CopyPrefix, Move, SchedulerOutput
-from llcuda.engine.sequence import Sequence
+from llcuda.engine.sequence import Sequence, now
 from llcuda.engine.speculation import StepCosts
 from llcuda.native.batch_sampler import BatchSampler
 from llcuda.native.context import Context
 
 logger = logging.getLogger("llcuda.engine")
-now = time.perf_counter
 
 
 class Batch:
@@ -183,6 +182,28 @@ class ModelRunner:
         self._released: list[Any] = []
         self._step_costs = StepCosts()
 
+    # --- the KV cache ---
+
+    def change(self, change: CacheChange) -> None:
+        """Change the KV cache as scheduled.
+
+        Raises:
+            UnsupportedError: The memory cannot do that.
+        """
+        memory = self.context.memory
+        if isinstance(change, Move):
+            memory.copy(change.source, change.seq_id)
+            memory.remove(change.source)
+            return
+        if isinstance(change, CopyPrefix):  # whole: a split KV cache shares no part of a sequence
+            memory.copy(change.source, change.seq_id)
+        memory.remove(change.seq_id, change.length)
+
+    def clear(self, seq_ids: Iterable[int]) -> None:
+        """Remove all cells of these slots."""
+        for seq_id in seq_ids:
+            self.context.memory.remove(seq_id)
+
     # --- a step ---
 
     def launch(self, scheduled: SchedulerOutput) -> Batch | DraftBatch:
@@ -260,6 +281,15 @@ class ModelRunner:
             for token, (value, best) in zip(tokens, scores, strict=True)
         ]
 
+    def shift(self, seq_id: int, begin: int, end: int) -> None:
+        """Remove the cells from `begin` to `end`, and close the gap.
+
+        Raises:
+            UnsupportedError: The memory cannot do that.
+        """
+        self.context.memory.remove(seq_id, begin, end)
+        self.context.memory.shift(begin - end, seq_id, end)
+
     def release(self, sequence: Sequence) -> None:
         """Let go of a sequence that ends; a step that runs may still use its sampler."""
         self._released.append(sequence.sampler)
@@ -271,37 +301,6 @@ class ModelRunner:
         for sampler in self._released:
             sampler.close()
         self._released.clear()
-
-    # --- the KV cache ---
-
-    def change(self, change: CacheChange) -> None:
-        """Change the KV cache as scheduled.
-
-        Raises:
-            UnsupportedError: The memory cannot do that.
-        """
-        memory = self.context.memory
-        if isinstance(change, Move):
-            memory.copy(change.source, change.seq_id)
-            memory.remove(change.source)
-            return
-        if isinstance(change, CopyPrefix):  # whole: a split KV cache shares no part of a sequence
-            memory.copy(change.source, change.seq_id)
-        memory.remove(change.seq_id, change.length)
-
-    def clear(self, seq_ids: Iterable[int]) -> None:
-        """Remove all cells of these slots."""
-        for seq_id in seq_ids:
-            self.context.memory.remove(seq_id)
-
-    def shift(self, seq_id: int, begin: int, end: int) -> None:
-        """Remove the cells from `begin` to `end`, and close the gap.
-
-        Raises:
-            UnsupportedError: The memory cannot do that.
-        """
-        self.context.memory.remove(seq_id, begin, end)
-        self.context.memory.shift(begin - end, seq_id, end)
 
 
 def _last_tokens(sequences: list[Sequence]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import abc
 from itertools import count
 from typing import Any
@@ -11,13 +10,12 @@ from llcuda.engine.metrics import Reporter, StepRecord, StepSums
 from llcuda.engine.model_runner import Batch, DecodeBatch, DraftBatch, ModelRunner
 from llcuda.engine.request import Request, kept_tokens, wake
 from llcuda.engine.scheduler import Chunk, Scheduler, SchedulerOutput
-from llcuda.engine.sequence import Sequence
+from llcuda.engine.sequence import Sequence, now
 from llcuda.engine.speculation import Drafter
 from llcuda.engine.token_masks import TokenMaskState, token_masks
 from llcuda.errors import LlcudaError, UnsupportedError
 from llcuda.params import wrong_argument
 
-now = time.perf_counter
 JUMP_SEQUENCES = 8  # with more sequences at once forced tokens are not computed ahead
 JUMP_TOKENS = 1  # forced tokens for each sequence at once that make a chunk worth its step
 
@@ -57,8 +55,8 @@ class OutputProcessor:
 
     # --- requests ---
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence that was submitted."""
+    def register(self, sequence: Sequence) -> bool:
+        """Take note of a submitted sequence; False where its request fails at once."""
         guide = sequence.params.guide
         in_use = guide is not None and any(
             other.params.guide is guide for other in self._unfinished.values()
@@ -67,14 +65,14 @@ class OutputProcessor:
         if in_use:
             problem = "this guide is already used by another request"
             self.fail(sequence, wrong_argument("guide", problem, remedy="create one per request"))
-            return
+            return False
         if sequence.params.timeout is not None:
             self._with_deadline.add(sequence)
         if guide is not None:
             sequence.token_masks = TokenMaskState(guide, self._model.vocab_size)
         if self._runner.speculation:
             sequence.drafter = Drafter(self._runner.speculation)
-        self._scheduler.add(sequence)
+        return True
 
     def cancel(self, request: Request) -> None:
         """End a request with what it has; nothing when it has ended."""

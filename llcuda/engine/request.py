@@ -150,7 +150,8 @@ class Request:
 
     Only one reader may iterate; a reader that leaves its loop early cancels the request. A reader
     gets the exception of a request that failed. Waiting in a forked child is a ForkError, in a
-    hook of the engine a ConcurrencyError. A request has no thread of its own.
+    hook of the engine a ConcurrencyError. A request has no thread of its own. It is finished even
+    if nobody holds its engine; closing the engine ends it with ClosedError.
 
     Attributes:
         params: The request's parameters.

@@ -261,37 +261,64 @@ class Scheduler:
         assert sequence.seq_id is not None
         return self.slots[sequence.seq_id]
 
-    # --- when the KV cache cannot do what was scheduled ---
+    # --- admission and the prefix cache ---
 
-    def requeue(self, seq_id: int) -> Sequence:
-        """Put the sequence of a slot at the queue's head; no cell of the slot counts any more."""
-        slot = self.slots[seq_id]
-        sequence = slot.sequence
-        assert sequence is not None
-        self._release(slot, sequence)
-        self.waiting.appendleft(sequence)
-        slot.keep(0)
-        sequence.computed_tokens = sequence.cached_tokens = 0
-        return sequence
+    def _admit(self) -> list[CacheChange]:
+        """Give waiting sequences slots, in order; return the changes that this needs."""
+        changes: list[CacheChange] = []
+        room = self._parallel - len(self.running) - len(self.prefilling)
+        admitted = [s for s in self.waiting if not _in_prefill(s.shares_prompt_with)]
+        for sequence in admitted[: max(room, 0)]:
+            self.waiting.remove(sequence)
+            slot, count, source = self._choose_slot(sequence)
+            if source is not None:
+                changes.append(CopyPrefix(source.seq_id, slot.seq_id, count))
+                slot.tokens = source.tokens[:count]
+            elif slot.stale or len(slot.tokens) > count:
+                changes.append(Truncate(slot.seq_id, count))
+                del slot.tokens[count:]
+            slot.stale = False
+            slot.sequence, sequence.seq_id = sequence, slot.seq_id
+            sequence.computed_tokens = sequence.cached_tokens = count
+            sequence.admitted_at = sequence.admitted_at or now()
+            self.prefilling.append(sequence)
+        self._begin_decoding()  # prompts that are cached but for a last token that is deferred
+        return changes
 
-    def undo_move(self, move: Move) -> None:
-        """Note that the cells could not be moved: a sequence stays, a cached prefix is lost."""
-        if move.running:
-            self._move_running(move.seq_id, move.source)
-        self.slots[move.seq_id].keep(0)
+    def _choose_slot(self, sequence: Sequence) -> tuple[Slot, int, Slot | None]:
+        """Return a free slot, how much of the prompt it will hold, and the slot to copy it from.
 
-    def invalidate(self, sequence: Sequence) -> None:
-        """Note that a step has failed: the cells of a sequence cannot be reused."""
-        if sequence.seq_id is not None:
-            self._slot(sequence).keep(0)
+        A cached prefix is used up only when most of it is reused, or when no other slot is free.
+        Otherwise its beginning is copied to the least recently used slot.
+        """
+        free = [slot for slot in self.slots if slot.sequence is None]
+        count, best = self._longest_prefix(sequence, self.slots)
+        count_in_place, in_place = self._longest_prefix(sequence, free)
+        if (
+            in_place is not None
+            and count_in_place == count
+            and (2 * count >= len(in_place.tokens) or len(free) == 1)
+        ):
+            return in_place, count, None
+        oldest = min(free, key=_by_use)
+        worth_copying = count >= WORTH_COPYING or sequence.shares_prompt_with is not None
+        if self._can_copy_prefix and best is not None and best is not oldest and worth_copying:
+            return oldest, count, best
+        return oldest, self._longest_prefix(sequence, [oldest])[0], None
 
-    def evict_cached_prefixes(self) -> list[int]:
-        """Forget all cached prefixes, and return the slots whose cells are to be removed."""
-        evicted = [slot for slot in self.slots if slot.sequence is None]
-        evicted = [slot for slot in evicted if slot.tokens or slot.stale]
-        for slot in evicted:
-            slot.tokens, slot.stale = [], False
-        return [slot.seq_id for slot in evicted]
+    def _longest_prefix(self, sequence: Sequence, slots: Iterable[Slot]) -> tuple[int, Slot | None]:
+        """Return the length of the longest usable prefix, and its slot.
+
+        The last prompt token is always computed: its logits choose the first new token.
+        """
+        longest: tuple[int, Slot | None] = (0, None)
+        for slot in () if sequence.skip_prefix_cache else slots:
+            count = common_prefix(slot.tokens, sequence.tokens, sequence.prefill_size - 1)
+            if not self._can_truncate and (slot.stale or count < len(slot.tokens)):
+                continue
+            if count > longest[0]:
+                longest = (count, slot)
+        return longest
 
     # --- prefill ---
 
@@ -370,64 +397,37 @@ class Scheduler:
         self.running.sort(key=_by_slot)
         self.decode_step = None
 
-    # --- admission and the prefix cache ---
+    # --- when the KV cache cannot do what was scheduled ---
 
-    def _admit(self) -> list[CacheChange]:
-        """Give waiting sequences slots, in order; return the changes that this needs."""
-        changes: list[CacheChange] = []
-        room = self._parallel - len(self.running) - len(self.prefilling)
-        admitted = [s for s in self.waiting if not _in_prefill(s.shares_prompt_with)]
-        for sequence in admitted[: max(room, 0)]:
-            self.waiting.remove(sequence)
-            slot, count, source = self._choose_slot(sequence)
-            if source is not None:
-                changes.append(CopyPrefix(source.seq_id, slot.seq_id, count))
-                slot.tokens = source.tokens[:count]
-            elif slot.stale or len(slot.tokens) > count:
-                changes.append(Truncate(slot.seq_id, count))
-                del slot.tokens[count:]
-            slot.stale = False
-            slot.sequence, sequence.seq_id = sequence, slot.seq_id
-            sequence.computed_tokens = sequence.cached_tokens = count
-            sequence.admitted_at = sequence.admitted_at or now()
-            self.prefilling.append(sequence)
-        self._begin_decoding()  # prompts that are cached but for a last token that is deferred
-        return changes
+    def requeue(self, seq_id: int) -> Sequence:
+        """Put the sequence of a slot at the queue's head; no cell of the slot counts any more."""
+        slot = self.slots[seq_id]
+        sequence = slot.sequence
+        assert sequence is not None
+        self._release(slot, sequence)
+        self.waiting.appendleft(sequence)
+        slot.keep(0)
+        sequence.computed_tokens = sequence.cached_tokens = 0
+        return sequence
 
-    def _choose_slot(self, sequence: Sequence) -> tuple[Slot, int, Slot | None]:
-        """Return a free slot, how much of the prompt it will hold, and the slot to copy it from.
+    def undo_move(self, move: Move) -> None:
+        """Note that the cells could not be moved: a sequence stays, a cached prefix is lost."""
+        if move.running:
+            self._move_running(move.seq_id, move.source)
+        self.slots[move.seq_id].keep(0)
 
-        A cached prefix is used up only when most of it is reused, or when no other slot is free.
-        Otherwise its beginning is copied to the least recently used slot.
-        """
-        free = [slot for slot in self.slots if slot.sequence is None]
-        count, best = self._longest_prefix(sequence, self.slots)
-        count_in_place, in_place = self._longest_prefix(sequence, free)
-        if (
-            in_place is not None
-            and count_in_place == count
-            and (2 * count >= len(in_place.tokens) or len(free) == 1)
-        ):
-            return in_place, count, None
-        oldest = min(free, key=_by_use)
-        worth_copying = count >= WORTH_COPYING or sequence.shares_prompt_with is not None
-        if self._can_copy_prefix and best is not None and best is not oldest and worth_copying:
-            return oldest, count, best
-        return oldest, self._longest_prefix(sequence, [oldest])[0], None
+    def invalidate(self, sequence: Sequence) -> None:
+        """Note that a step has failed: the cells of a sequence cannot be reused."""
+        if sequence.seq_id is not None:
+            self._slot(sequence).keep(0)
 
-    def _longest_prefix(self, sequence: Sequence, slots: Iterable[Slot]) -> tuple[int, Slot | None]:
-        """Return the length of the longest usable prefix, and its slot.
-
-        The last prompt token is always computed: its logits choose the first new token.
-        """
-        longest: tuple[int, Slot | None] = (0, None)
-        for slot in () if sequence.skip_prefix_cache else slots:
-            count = common_prefix(slot.tokens, sequence.tokens, sequence.prefill_size - 1)
-            if not self._can_truncate and (slot.stale or count < len(slot.tokens)):
-                continue
-            if count > longest[0]:
-                longest = (count, slot)
-        return longest
+    def evict_cached_prefixes(self) -> list[int]:
+        """Forget all cached prefixes, and return the slots whose cells are to be removed."""
+        evicted = [slot for slot in self.slots if slot.sequence is None]
+        evicted = [slot for slot in evicted if slot.tokens or slot.stale]
+        for slot in evicted:
+            slot.tokens, slot.stale = [], False
+        return [slot.seq_id for slot in evicted]
 
 
 def _prefill_step(changes: list[CacheChange], chunks: list[Chunk]) -> SchedulerOutput:

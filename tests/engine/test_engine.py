@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda import Context, Engine, Model, Sampler
+from llcuda import Context, Engine, InferenceEngine, Model, Request, Sampler
 from llcuda.errors import ArgumentError, ClosedError, DecodeError, QueueFullError
+from tests.support.engine import eventually
 
 # Their greedy texts have no near ties: the best logit leads by 0.14 or more at every token, so that
 # the rounding of another batch size does not turn them.
@@ -508,6 +509,30 @@ def test_an_engine_that_nobody_holds_is_freed() -> None:
         gc.collect()
     assert threading.active_count() == before
     assert all(context.closed for context in contexts)
+
+
+def test_a_request_outlives_the_engine_that_nobody_holds() -> None:
+    """It ends as it would have, read in any way; then the engine is freed."""
+    before = threading.active_count()
+    asked: dict[str, Any] = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
+
+    def story() -> Request:
+        return Engine(Model("demo"), ctx_size=256, threads=1).submit("Once", **asked)
+
+    expected = Engine(Model("demo"), ctx_size=256, threads=1).submit("Once", **asked).result(20)
+    streamed, waiting, cancelled = story(), story(), story()
+    gc.collect()
+    cancelled.cancel()
+    assert (expected.finish_reason, cancelled.result(20).finish_reason) == ("length", "cancelled")
+    assert "".join(streamed) == expected.text == waiting.result(20).text
+    loaded = InferenceEngine()
+    loaded.load_model("demo", threads=1, ctx_size=256, verbose=False)
+    request = loaded.submit("Once", **asked)
+    del loaded
+    gc.collect()
+    assert request.result(20).text == expected.text
+    gc.collect()
+    assert eventually(lambda: threading.active_count() == before)
 
 
 def test_several_conversations_reuse_their_own_beginnings(model: Model) -> None:
