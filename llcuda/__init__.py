@@ -6,11 +6,14 @@ imported at first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llcuda._lazy import lazy
 
 if TYPE_CHECKING:
-    from llcuda import samplers as steps
+    from llcuda import errors as errors
+    from llcuda import steps as steps
+    from llcuda._version import __version__ as __version__
     from llcuda.chat.parser import ChatDelta as ChatDelta
     from llcuda.chat.session import Chat as Chat
     from llcuda.chat.session import ChatCompletion as ChatCompletion
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
     from llcuda.params import ModelParams as ModelParams
     from llcuda.params import SamplingParams as SamplingParams
 
-    __version__: str
-
 _HOMES = {
     "Adapter": "llcuda.native.adapter",
     "Chat": "llcuda.chat.session",
@@ -78,36 +79,22 @@ _HOMES = {
     "SamplingParams": "llcuda.params",
     "Timings": "llcuda.native.timings",
     "Utf8Decoder": "llcuda.engine.detokenizer",
+    "__version__": "llcuda._version",
     "check_gpu_compatibility": "llcuda.device",
     "convert": "llcuda.conversion.convert",
     "demo_model": "llcuda.demo",
     "detect_cuda": "llcuda.device",
     "divergence": "llcuda.evaluate",
+    "errors": "llcuda.errors",
     "importance_matrix": "llcuda.evaluate",
     "memory_needed": "llcuda.native.estimate",
     "perplexity": "llcuda.evaluate",
     "quantize": "llcuda.native.quantization.quantize",
     "quantize_plan": "llcuda.native.quantization.quantize",
     "quick_infer": "llcuda.inference",
+    "steps": "llcuda.steps",
 }
 
-__all__ = [*_HOMES, "errors", "steps"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        value: Any = version("llcuda")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in ("errors", "steps"):
-        value = importlib.import_module(f"llcuda.{name}")
-    else:
-        raise AttributeError(f"module 'llcuda' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__all__ = [name for name in _HOMES if name != "__version__"]
+if not TYPE_CHECKING:  # a checker would take every name for one of this package
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

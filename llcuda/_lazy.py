@@ -16,17 +16,29 @@ def lazy(
 
     Args:
         package: Dotted name of the package.
-        homes: Module that defines each public name.
+        homes: Module that defines each public name; the name itself may be a module.
     """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(homes[name]), name)
+        home = importlib.import_module(homes[name])
+        value = home if homes[name] == f"{package}.{name}" else getattr(home, name)
         setattr(sys.modules[package], name, value)
         return value
 
     return get, lambda: sorted(homes)
+
+
+def warn_deprecated(old: str, new: str) -> None:
+    """Warn the user of a deprecated name; called by the module or the property that has it.
+
+    Args:
+        old: The deprecated name.
+        new: The name to use.
+    """
+    text = f"{old} is deprecated: use {new}; the old name goes with the next release"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
 
 
 def deprecated(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
@@ -40,11 +52,7 @@ def deprecated(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if name not in renamed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(
-            f"{module}.{name} is deprecated: use {module}.{renamed[name]}",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_deprecated(f"{module}.{name}", f"{module}.{renamed[name]}")
         return getattr(sys.modules[module], renamed[name])
 
     return get

@@ -1,5 +1,7 @@
 """The steps of an explicit sampler chain: every sampler of llama.cpp, and steps in Python.
 
+Users import them as `llcuda.steps`.
+
 ::
 
     Sampler(chain=[steps.TopK(40), steps.Temperature(0.7), steps.Distribution(seed=1)])

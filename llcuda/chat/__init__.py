@@ -8,5 +8,5 @@ from llcuda._lazy import lazy
 
 if TYPE_CHECKING:
     from llcuda.chat.template import ChatTemplate as ChatTemplate
-
-__getattr__, __dir__ = lazy(__name__, {"ChatTemplate": "llcuda.chat.template"})
+else:  # a checker would take every name for one of this package
+    __getattr__, __dir__ = lazy(__name__, {"ChatTemplate": "llcuda.chat.template"})

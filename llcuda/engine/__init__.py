@@ -9,7 +9,7 @@ from llcuda._lazy import lazy
 if TYPE_CHECKING:
     from llcuda.engine.config import EngineParams as EngineParams
     from llcuda.engine.engine import Engine as Engine
-
-__getattr__, __dir__ = lazy(
-    __name__, {"Engine": "llcuda.engine.engine", "EngineParams": "llcuda.engine.config"}
-)
+else:  # a checker would take every name for one of this package
+    __getattr__, __dir__ = lazy(
+        __name__, {"Engine": "llcuda.engine.engine", "EngineParams": "llcuda.engine.config"}
+    )

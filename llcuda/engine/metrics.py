@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import warnings
 import weakref
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from llcuda._lazy import warn_deprecated
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -67,11 +68,7 @@ class RequestRecord:
     @property
     def reused_tokens(self) -> int:
         """The old name of `cached_tokens`; deprecated."""
-        warnings.warn(
-            "reused_tokens is now cached_tokens; the old name goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_deprecated("RequestRecord.reused_tokens", "RequestRecord.cached_tokens")
         return self.cached_tokens
 
 

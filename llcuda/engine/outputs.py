@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-import warnings
 from dataclasses import dataclass, field
+
+from llcuda._lazy import warn_deprecated
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,7 @@ class Completion:
     @property
     def reused_tokens(self) -> int:
         """The old name of `cached_tokens`; deprecated."""
-        warnings.warn(
-            "reused_tokens is now cached_tokens; the old name goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_deprecated("Completion.reused_tokens", "Completion.cached_tokens")
         return self.cached_tokens
 
     def __str__(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 
+from llcuda._lazy import warn_deprecated
 from llcuda.demo import resolve
 from llcuda.errors import (
     ArgumentError,
@@ -157,7 +157,7 @@ class Model:
     @property
     def most_positions(self) -> int:
         """The old name of `max_positions`."""
-        warnings.warn("most_positions is now max_positions", DeprecationWarning, stacklevel=2)
+        warn_deprecated("Model.most_positions", "Model.max_positions")
         return self.max_positions
 
     @property

@@ -34,7 +34,7 @@ class Sampler:
     at a time.
 
     Args:
-        chain: The steps of `llcuda.samplers` to apply, in order; the last one must choose.
+        chain: The steps of `llcuda.steps` to apply, in order; the last one must choose.
         params: The parameters as one object, in place of `chain`.
         model: Bind to the vocabulary of this model now, so that a grammar or a token that does not
             fit is an error here; else the first `sample` binds.
@@ -306,7 +306,7 @@ def _check_chain(given: Sequence[steps.Step]) -> list[steps.Step]:
     checked = list(given)
     for step in checked:
         if type(step) not in STEPS:
-            raise wrong_argument("chain", f"{step!r} is not a step of llcuda.samplers")
+            raise wrong_argument("chain", f"{step!r} is not a step of llcuda.steps")
     if not checked or not checked[-1].chooses:
         raise wrong_argument(
             "chain",
