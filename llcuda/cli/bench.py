@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llcuda.cli.console import INTERRUPTED, show_status, stdout_console
+from llcuda.cli.console import INTERRUPTED, DecodeThreads, show_status, stdout_console
 from llcuda.errors import ArgumentError
 
 app = typer.Typer()
@@ -45,7 +45,7 @@ def bench(
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers on the GPU, e.g. 0,13,27.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    threads: DecodeThreads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tables, less exact.")] = False,
     compare: Annotated[Path | None, typer.Option(help="Output of an earlier run.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,

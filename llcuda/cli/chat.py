@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llcuda.cli.console import DecodeThreads
 from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def chat(
         int | None, typer.Option(min=1, help="Tokens of the conversation; default: up to 8,192.")
     ] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    threads: DecodeThreads = None,
     chat_template: Annotated[
         str | None, typer.Option(help="A Jinja file, or the name of one of the model's templates.")
     ] = None,

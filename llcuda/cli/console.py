@@ -1,15 +1,22 @@
-"""What the commands share for their output: consoles of rich, the status line, errors."""
+"""What the commands share: consoles of rich, the status line, errors, the option --threads."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 PIPE_WIDTH = 120  # columns where stdout is not a terminal, so that tables are not cut
+
+DecodeThreads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Default: every processor, or 1 for a model below 32 MiB."),
+]
 
 
 def stdout_console(pipe_width: int = PIPE_WIDTH, *, quiet: bool = False) -> Console:

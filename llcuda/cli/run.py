@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import INTERRUPTED
+from llcuda.cli.console import INTERRUPTED, DecodeThreads
 from llcuda.errors import ArgumentError, DecodeAbortedError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
     gpu_layers: Annotated[
         int | None, typer.Option(min=0, help="Layers on the GPU; default: all that fit.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    threads: DecodeThreads = None,
     echo: Annotated[bool, typer.Option("--echo", help="Show the prompt before its text.")] = False,
     special: Annotated[
         bool,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llcuda.cli.console import DecodeThreads
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def serve(
     parallel: Annotated[int, typer.Option(min=1, max=256, help="Sequences in one batch.")] = 4,
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Tokens of each sequence.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: every processor.")] = None,
+    threads: DecodeThreads = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 1024,
     pooling: Annotated[
         str | None, typer.Option(help="Of embeddings: mean, cls, last. Default: the model's.")

@@ -18,6 +18,8 @@ from llcuda.cli.run import place_layers, stream_text
 from llcuda.engine import autofit
 from llcuda.errors import DecodeAbortedError
 from llcuda.native import library
+from llcuda.native.c_params import SMALL_MODEL, threads_for
+from llcuda.params import default_threads
 
 
 def llcuda_command(
@@ -28,6 +30,14 @@ def llcuda_command(
     return subprocess.run(
         command, input=text or b"", env=wide, capture_output=True, check=False, timeout=120
     )
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "serve", "bench"])
+def test_help_of_threads(command: str) -> None:
+    """The help says below which size a model gets one thread, as `threads_for` decides it."""
+    size = f"1 for a model below {SMALL_MODEL >> 20} MiB"
+    assert size in " ".join(llcuda_command(command, "--help").stdout.decode().split())
+    assert (threads_for(SMALL_MODEL - 1), threads_for(SMALL_MODEL)) == (1, default_threads())
 
 
 def test_run_streams_a_text() -> None:
