@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from llcuda.native.estimate import DeviceMemory as DeviceMemory
     from llcuda.native.estimate import memory_needed as memory_needed
     from llcuda.native.model import Model as Model
+    from llcuda.native.quantization.file_types import FILE_TYPES as FILE_TYPES
+    from llcuda.native.quantization.file_types import MATRIX_TYPES as MATRIX_TYPES
+    from llcuda.native.quantization.file_types import TENSOR_TYPES as TENSOR_TYPES
     from llcuda.native.quantization.imatrix import ImportanceMatrix as ImportanceMatrix
     from llcuda.native.quantization.quantize import quantize as quantize
     from llcuda.native.quantization.quantize import quantize_plan as quantize_plan
@@ -67,16 +70,19 @@ _HOMES = {
     "Engine": "llcuda.engine.engine",
     "EngineConfig": "llcuda.engine.config",
     "EngineParams": "llcuda.engine.config",
+    "FILE_TYPES": "llcuda.native.quantization.file_types",
     "ImportanceMatrix": "llcuda.native.quantization.imatrix",
     "InferResult": "llcuda.engine.outputs",
     "InferenceEngine": "llcuda.inference",
     "LlcudaError": "llcuda.errors",
+    "MATRIX_TYPES": "llcuda.native.quantization.file_types",
     "Model": "llcuda.native.model",
     "ModelParams": "llcuda.params",
     "Request": "llcuda.engine.request",
     "RequestParams": "llcuda.engine.request",
     "Sampler": "llcuda.native.sampler",
     "SamplingParams": "llcuda.params",
+    "TENSOR_TYPES": "llcuda.native.quantization.file_types",
     "Timings": "llcuda.native.timings",
     "Utf8Decoder": "llcuda.engine.detokenizer",
     "__version__": "llcuda._version",

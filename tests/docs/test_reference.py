@@ -27,7 +27,6 @@ from tests.support.documents import DOCS, ROOT
 REFERENCE = DOCS / "reference"
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in REFERENCE.glob("*.md")}
 SHOWN = [path for text in PAGES.values() for path in re.findall(r"(?m)^::: (\S+)$", text)]
-OBJECTS = [pkgutil.resolve_name(path) for path in SHOWN]
 
 
 def own_names(module: ModuleType) -> list[str]:
@@ -39,31 +38,42 @@ def own_names(module: ModuleType) -> list[str]:
     ]
 
 
+def exported_names(module: ModuleType) -> list[str]:
+    """Return what `__all__` lists, constants and imported names too; without it the own names."""
+    return list(getattr(module, "__all__", None) or own_names(module))
+
+
 PUBLIC = {
     llcuda: [name for name in dir(llcuda) if name != "__version__"],
-    core: core.__all__,
-    errors: own_names(errors),
-    gguf_parser: own_names(gguf_parser),
-    gguf_writer: own_names(gguf_writer),
-    hub: hub.__all__,
-    nf4: own_names(nf4),
-    samplers: own_names(samplers),
-    server: server.__all__,
-    structured: structured.__all__,
-    unsloth: own_names(unsloth),
-}
+    **{
+        module: exported_names(module)
+        for module in (
+            core, errors, gguf_parser, gguf_writer, hub, nf4, samplers, server, structured, unsloth
+        )
+    },
+}  # fmt: skip
 
 
-def is_shown(value: object) -> bool:
-    """Whether the reference shows an object: by one of its names, or with its module."""
-    return any(value is shown for shown in OBJECTS) or getattr(value, "__module__", None) in SHOWN
+def shown_objects() -> list[object]:
+    """Return what the reference shows: each path's object, and what a module exports."""
+    objects = []
+    for path in SHOWN:
+        shown = pkgutil.resolve_name(path)
+        objects.append(shown)
+        if inspect.ismodule(shown):
+            objects += [getattr(shown, name) for name in exported_names(shown)]
+    return objects
+
+
+OBJECTS = shown_objects()
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_every_public_name_is_shown(module: ModuleType) -> None:
     """Each name is on a page; `llcuda.steps` is another name of `llcuda.samplers`."""
+    ids = {id(shown) for shown in OBJECTS}
     names = [name for name in PUBLIC[module] if name != "steps"]
-    missing = [name for name in names if not is_shown(getattr(module, name))]
+    missing = [name for name in names if id(getattr(module, name)) not in ids]
     assert not missing, f"docs/reference lacks {missing} of {module.__name__}"
 
 

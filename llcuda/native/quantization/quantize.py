@@ -39,12 +39,11 @@ def quantize(
     Args:
         source: The model file, or "demo".
         target: The file to write.
-        file_type: One of `llcuda.native.quantization.file_types.FILE_TYPES`, or of its
-            MATRIX_TYPES, which need `imatrix`. A tensor whose shape does not fit gets a larger
-            type.
+        file_type: One of `llcuda.FILE_TYPES`, or of `llcuda.MATRIX_TYPES`, which need `imatrix`.
+            A tensor whose shape does not fit gets a larger type.
         imatrix: An importance matrix of this model, or its file. It improves every type.
-        tensor_types: One of TENSOR_TYPES for single tensors. Each name is a regular expression that
-            is searched in the tensors' names; the first match counts.
+        tensor_types: One of `llcuda.TENSOR_TYPES` for single tensors. Each name is a regular
+            expression that is searched in the tensors' names; the first match counts.
         threads: Processors; None is all.
         requantize: Allow weights that are quantized already.
         progress: Called with 0.0 to 1.0 after each tensor. False cancels, an exception cancels and

@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda import Context, ImportanceMatrix, Model, demo_model, importance_matrix, quantize_plan
+from llcuda import (
+    FILE_TYPES,
+    MATRIX_TYPES,
+    Context,
+    ImportanceMatrix,
+    Model,
+    demo_model,
+    importance_matrix,
+    quantize_plan,
+)
 from llcuda.errors import ArgumentError, LoadCancelledError, ModelError, ModelNotFoundError
 from llcuda.gguf_parser import GGUFReader
 from llcuda.native.quantization import quantize as native
-from llcuda.native.quantization.file_types import FILE_TYPES, MATRIX_TYPES
 from llcuda.native.quantization.quantize import quantize, tensor_size
 
 WEIGHTS = "blk.0.ffn_up.weight"
