@@ -1,0 +1,147 @@
+"""The way of each parameter of an engine and a request: from its keyword to what is observed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llcuda import Completion, Engine, Model
+from llcuda.engine.config import EngineParams
+from llcuda.engine.metrics import StepRecord
+from llcuda.engine.request import RequestParams
+from llcuda.engine.speculation import Drafter
+from llcuda.errors import QueueFullError
+from tests.engine.test_guide import Sequence
+
+START, END, WORD = 2, 3, 756  # tokens of the demo model: <|im_start|>, <|im_end|>, Lena
+PROMPT = "Once upon a time"
+LONG = list(range(100, 180))  # tokens, more than the context has room for
+ASKED: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
+
+
+def always(token: int, bias: float = 1e6) -> dict[str, Any]:
+    """Return the keywords with which every token is this one."""
+    return {"logit_bias": {token: bias}}
+
+
+# Field -> a value that is not its default, the keywords it needs beside it, and what is true of a
+# completion with it only.
+REQUEST: dict[str, tuple[Any, dict[str, Any], Callable[[Completion], bool]]] = {
+    "max_tokens": (3, {}, lambda done: len(done.tokens) == 3),
+    "stop": (
+        ["Lena L"],
+        always(WORD),
+        lambda done: (done.finish_reason, done.text) == ("stop", " "),
+    ),
+    "stop_tokens": (
+        [WORD],
+        always(WORD),
+        lambda done: (done.finish_reason, done.text) == ("stop", ""),
+    ),
+    "shown_tokens": ([START], always(START), lambda done: done.text == "<|im_start|>" * 12),
+    "ignore_eos": (True, always(END), lambda done: len(done.tokens) == 12),
+    "logprobs": (
+        2,
+        {},
+        lambda done: [len(report.top) for report in done.logprobs or ()] == [2] * 12,
+    ),
+    "echo": (True, {}, lambda done: bool(done.prompt_logprobs)),
+    "timeout": (0.0, {}, lambda done: done.finish_reason == "timeout"),
+    "overflow": ("shift", {"max_tokens": 70, **always(WORD)}, lambda done: len(done.tokens) == 70),
+    "keep": (
+        8,
+        {"prompt": LONG, "overflow": "truncate", "echo": True},
+        lambda done: [score.token for score in done.prompt_logprobs or ()][:8] == [*LONG[1:8], 140],
+    ),
+    "guide": (None, {}, lambda done: done.text == " Tom had"),
+}
+
+SMALL: dict[str, int] = {
+    "n_parallel": 2, "ctx_size": 96, "batch_size": 32, "ubatch_size": 16, "queue_size": 2,
+}  # fmt: skip
+REFRAIN = 'root ::= " Tom had a red ball." root'
+
+# Field -> a value that SMALL does not have, and what it changes of `observed`.
+ENGINE: dict[str, tuple[int, dict[str, Any]]] = {
+    "n_parallel": (3, {"running": 3, "cells": 288, "accepted": 5}),
+    "ctx_size": (64, {"full": 64, "cells": 128}),
+    "cache_size": (384, {"cells": 384}),
+    "batch_size": (24, {"chunk": 24}),
+    "ubatch_size": (8, {"ubatch": 8}),
+    "queue_size": (5, {"accepted": 7}),
+    "speculation": (3, {"guesses": True}),
+}
+
+
+def observed(model: Model, sizes: dict[str, int]) -> dict[str, Any]:
+    """Return what an engine of these sizes does with more requests than it takes, and a refrain."""
+    records: list[StepRecord] = []
+    prompt = model.tokenize("Tom had a red ball. " * 6)
+    with Engine(model, threads=1, on_step=records.append, **sizes) as engine:
+        requests = []
+        with engine.loop.hold(), pytest.raises(QueueFullError):
+            while True:
+                requests.append(engine.submit(prompt, max_tokens=3, ignore_eos=True))
+        for request in requests:
+            request.result(10)
+        refrain: dict[str, Any] = {"max_tokens": 500, "ignore_eos": True, "grammar": REFRAIN}
+        full = engine.submit(prompt, **refrain).result(10)
+        seen = {
+            "accepted": len(requests),
+            "cells": engine.load().cells,
+            "full": full.prompt_tokens + len(full.tokens),
+            "ubatch": engine.context.params.ubatch_size,
+        }
+    steps = engine.metrics.snapshot()["batch"]["decode_steps"]
+    return {
+        **seen,
+        "chunk": max(record.tokens for record in records if record.phase == "prefill"),
+        "running": max(record.rows for record in records),
+        "guesses": len(full.tokens) > 2 * steps,  # more than one token that was guessed
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guess at every step, whatever guesses cost on this machine."""
+    monkeypatch.setattr(Drafter, "update", lambda *arguments: None)
+
+
+@pytest.fixture(scope="module")
+def small(model: Model) -> dict[str, Any]:
+    """What an engine of the sizes of SMALL does."""
+    return observed(model, SMALL)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model) -> Any:
+    """An engine of one short sequence."""
+    with Engine(model, ctx_size=64, threads=1) as engine:
+        yield engine
+
+
+def test_every_field_has_a_row() -> None:
+    """A new field fails here until a table above moves it."""
+    assert {field.name for field in dataclasses.fields(RequestParams)} == REQUEST.keys()
+    assert {field.name for field in dataclasses.fields(EngineParams)} == ENGINE.keys()
+
+
+@pytest.mark.parametrize("field", REQUEST)
+def test_a_keyword_changes_the_completion(field: str, engine: Engine, model: Model) -> None:
+    """What it promises is true with it, and only with it."""
+    value, beside, holds = REQUEST[field]
+    if field == "guide":
+        value = Sequence(model, " Tom had")
+    without = {"prompt": PROMPT, **ASKED, **beside}
+    assert holds(engine.submit(**{**without, field: value}).result(10))
+    assert not holds(engine.submit(**without).result(10))
+
+
+@pytest.mark.parametrize("field", ENGINE)
+def test_a_keyword_changes_the_engine(field: str, model: Model, small: dict[str, Any]) -> None:
+    """It changes what its name says, and nothing else."""
+    value, changes = ENGINE[field]
+    assert observed(model, {**SMALL, field: value}) == {**small, **changes}
