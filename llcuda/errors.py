@@ -8,6 +8,7 @@
     ├── ModelError (RuntimeError)          a model or adapter file cannot be loaded
     │   ├── ModelNotFoundError (FileNotFoundError)
     │   ├── GGUFError (ValueError)         a file that is damaged, or no GGUF file
+    │   ├── FileWriteError (OSError)       a file cannot be written
     │   └── LoadCancelledError             the progress callback returned False
     ├── ContextError (RuntimeError)        a context cannot be created
     ├── ArgumentError (ValueError)         a value outside what is allowed
@@ -89,6 +90,15 @@ class ModelNotFoundError(ModelError, FileNotFoundError):
 
 class GGUFError(ModelError, ValueError):
     """A file is damaged, or is no GGUF file."""
+
+
+class FileWriteError(ModelError, OSError):
+    """A file cannot be written; `errno` and `strerror` say why. The file is as it was before."""
+
+    @property
+    def problem(self) -> str:
+        """The message, without the number of the error."""
+        return str(self.args[0])
 
 
 class LoadCancelledError(ModelError):

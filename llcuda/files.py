@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import secrets
 import shutil
-import time
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llcuda.errors import ArgumentError, ModelError
+from llcuda.errors import ArgumentError, FileWriteError, LlcudaError, ModelError
 
-ABANDONED_SECONDS = 3600  # a partial file that did not change for so long has no writer
+PREFIX, SUFFIX = ".llcuda-", ".part"  # of the names of partial files
 
 
 def check_target(path: Path, *sources: Path) -> None:
@@ -38,29 +41,157 @@ def check_target(path: Path, *sources: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield the path of a partial file, which replaces `path` when the block ends without error.
+    """Yield the path of an empty partial file, which replaces `path` when the block succeeds.
+
+    The partial file has a random name in the same folder. It gets the mode of the file that it
+    replaces, and its bytes reach the disk before its name does. A symbolic link is replaced, not
+    followed.
 
     Args:
         path: The file to write; after an error it is as it was before.
 
     Raises:
-        ModelError: The operating system refuses to write.
+        FileWriteError: `path` is not the name of a file, or the operating system refuses to write.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    replaces_file = path.is_file() and not path.is_symlink()
+    with _write_errors(path), _temporary_file(path.parent, private=replaces_file) as partial:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "expected the name of a file, not of a folder or device")
         yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise ModelError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        publish(partial, path)
+
+
+@contextlib.contextmanager
+def temporary_file(folder: Path) -> Iterator[Path]:
+    """Yield the path of an empty file of a random name, which is deleted after the block.
+
+    Args:
+        folder: The folder of the file.
+
+    Raises:
+        FileWriteError: The operating system refuses to write.
+    """
+    with _write_errors(folder), _temporary_file(folder) as partial:
+        yield partial
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield the path of a private folder of a random name, which is deleted after the block.
+
+    Args:
+        parent: The folder of the folder.
+
+    Raises:
+        FileWriteError: The operating system refuses to write.
+    """
+
+    def make(path: Path) -> int:
+        path.mkdir(mode=0o700)
+        return os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    with _write_errors(parent), _locked(parent, make) as folder:
+        yield folder
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Name a finished file `path`, once its bytes are on the disk.
+
+    Args:
+        partial: The finished file, in the folder of `path`.
+        path: The file that it becomes. A file of this name is replaced, and its mode kept.
+    """
+    with partial.open("rb") as file, contextlib.suppress(FileNotFoundError):
+        os.fsync(file.fileno())
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+    partial.replace(path)
+    with contextlib.suppress(OSError):  # some file systems cannot; the file is whole all the same
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete the partial files that killed processes left in a folder."""
-    for partial in folder.glob(".*.part"):
-        if partial.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-            partial.unlink(missing_ok=True)
+    """Delete the partial files and temporary folders of killed processes in a folder.
+
+    Each is locked by its writer. The lock ends with the process, so nothing that is being written
+    is deleted. On a file system without locks nothing is.
+    """
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        with contextlib.suppress(OSError):  # locked, gone meanwhile, or another user's
+            is_folder = path.is_dir()
+            flags = os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_NONBLOCK
+            descriptor = os.open(path, flags | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _delete(path)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raise the operating system's errors as FileWriteError."""
+    try:
+        yield
+    except LlcudaError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        failure = FileWriteError(f"cannot write {path}: {reason}")
+        failure.errno, failure.strerror = error.errno, reason
+        raise failure from None
+
+
+def _temporary_file(folder: Path, private: bool = False) -> contextlib.AbstractContextManager[Path]:
+    flags, mode = os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666
+    return _locked(folder, lambda path: os.open(path, flags, mode))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, make: Callable[[Path], int]) -> Iterator[Path]:
+    """Yield a new path that is locked, so that no other process takes it for abandoned.
+
+    Args:
+        folder: The folder of the path.
+        make: Makes the file or folder, which must not exist, and returns a descriptor of it.
+    """
+    remove_abandoned(folder)
+    path, descriptor = _create(folder, make)
+    try:
+        yield path
+    finally:
+        _delete(path)
+        os.close(descriptor)
+
+
+def _create(folder: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """Return a new path and its descriptor, which holds the lock."""
+    while True:
+        path = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
+        descriptor = make(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            removed = os.fstat(descriptor).st_nlink == 0
+        except BlockingIOError:  # `remove_abandoned` of another process is about to delete it
+            removed = True
+        except OSError:  # a file system without locks
+            removed = False
+        if not removed:
+            return path, descriptor
+        _delete(path)
+        os.close(descriptor)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_free_space(folder: Path, needed: int, remedy: str) -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from llcuda.conversion.checkpoint import INDEX
 from llcuda.conversion.convert import convert
 from llcuda.errors import ArgumentError, ModelError
+from llcuda.files import temporary_folder
 from llcuda.native.quantization.file_types import check_file_type
 
 SHARD_BYTES = 10**9  # of a file that holds several tensors
@@ -75,11 +75,10 @@ def save_pretrained_llcuda(
     weights = _weights(base)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary_folder = tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent)
     except OSError as error:
         raise ModelError(f"cannot write in {target.parent}: {error.strerror}") from None
-    with temporary_folder as temporary:
-        folder = Path(temporary) / target.stem
+    with temporary_folder(target.parent) as temporary:
+        folder = temporary / target.stem
         folder.mkdir()
         config = copy.deepcopy(base.config)
         config.architectures = [type(base).__name__]
@@ -88,7 +87,7 @@ def save_pretrained_llcuda(
         _save_weights(weights, folder)
         if adapter is None:
             return convert(folder, target, file_type, threads=threads, progress=progress)
-        source = Path(temporary) / "adapter" / target.stem
+        source = temporary / "adapter" / target.stem
         model.save_pretrained(source, selected_adapters=[adapter], save_embedding_layers=False)
         source = source if adapter == "default" else source / adapter
         return convert(

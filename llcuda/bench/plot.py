@@ -9,6 +9,7 @@ from typing import Any
 
 from llcuda.bench.report import FIGURES, TITLES, Document, Row
 from llcuda.errors import ArgumentError, LlcudaError
+from llcuda.files import atomic_write
 
 PLOTTED = {  # table: x, the figures over it
     "parallel": (
@@ -81,7 +82,8 @@ def draw_plot(document: Document, path: Path) -> None:
         if len(series) > 1:
             axes.legend(fontsize="small")
     figure.suptitle(f"{document['model']['description']} on {document['device']['name']}")
-    figure.savefig(path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format=path.suffix.lower()[1:])
 
 
 def _series(name: str, rows: Sequence[Row]) -> list[tuple[str, list[Any], list[float]]]:

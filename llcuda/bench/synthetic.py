@@ -7,8 +7,8 @@ the right size, but its words are invented.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from llcuda.errors import LlcudaError, ModelError
-from llcuda.files import atomic_write, cache_folder, check_free_space, remove_abandoned
+from llcuda.files import (
+    atomic_write,
+    cache_folder,
+    check_free_space,
+    remove_abandoned,
+    temporary_file,
+)
 from llcuda.native.quantization.file_types import check_file_type
 from llcuda.native.quantization.quantize import quantize
 from llcuda.params import wrong_value
@@ -169,20 +175,18 @@ def make_synthetic_model(
         remove_abandoned(folder)
         if file_type == "F16":
             check_free_space(folder, file_size(shape), REMEDY)
-            _write_f16(shape, path, report)
+            with atomic_write(path) as partial:
+                _write_f16(shape, partial, report)
             return path
         check_free_space(folder, _bytes_to_write(shape, file_type, f16_path.is_file()), REMEDY)
-        source = f16_path
-        if not f16_path.is_file():
-            source = folder / f".{f16_path.name}.{os.getpid()}.source.part"
-            _write_f16(shape, source, report)
-        try:
+        with contextlib.ExitStack() as stack:
+            source = f16_path
+            if not f16_path.is_file():
+                source = stack.enter_context(temporary_file(folder))
+                _write_f16(shape, source, report)
             return quantize(
                 source, path, file_type, progress=lambda share: report(f"making {path.name}", share)
             )
-        finally:
-            if source != f16_path:
-                source.unlink(missing_ok=True)
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror}") from None
 
@@ -209,9 +213,8 @@ def _bytes_to_write(shape: ModelShape, file_type: str, has_f16: bool) -> int:
 
 
 def _write_f16(shape: ModelShape, path: Path, report: Progress) -> None:
-    with atomic_write(path) as partial:
-        write_header(shape, partial)
-        write_weights(shape, partial, lambda share: report("writing random weights", share))
+    write_header(shape, path)
+    write_weights(shape, path, lambda share: report("writing random weights", share))
 
 
 def write_header(shape: ModelShape, path: Path) -> None:

@@ -231,7 +231,7 @@ def _line_editing(commands: list[str]) -> Iterator[None]:
         return
     import readline
 
-    from llcuda.files import state_folder
+    from llcuda.files import atomic_write, state_folder
 
     def match(text: str, number: int) -> str | None:
         matches = [name for name in commands if text and name.startswith(text)]
@@ -250,4 +250,5 @@ def _line_editing(commands: list[str]) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a disk that is full or read-only takes no history
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            readline.write_history_file(path)
+            with atomic_write(path) as partial:
+                readline.write_history_file(partial)

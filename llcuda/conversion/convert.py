@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +39,14 @@ from llcuda.conversion.runner import (
     run_converter,
 )
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
-from llcuda.files import cache_folder, check_free_space, check_target, remove_abandoned
+from llcuda.files import (
+    atomic_write,
+    cache_folder,
+    check_free_space,
+    check_target,
+    remove_abandoned,
+    temporary_file,
+)
 from llcuda.hub.snapshot import download_folder, parse_repository
 from llcuda.native.estimate import check_loads
 from llcuda.native.quantization.file_types import check_file_type
@@ -260,9 +266,8 @@ def file_digest(path: Path) -> str:
         return kept.read_text()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    partial = kept.with_name(f".{key}.{os.getpid()}.part")
-    partial.write_text(digest)
-    partial.replace(kept)
+    with atomic_write(kept) as partial:
+        partial.write_text(digest)
     return digest
 
 
@@ -277,32 +282,22 @@ def _write(
     progress: Progress | bool | None,
 ) -> Path:
     """Write the target, which appears when it is complete."""
-    partial = target.with_name(f".convert.{os.getpid()}.{threading.get_ident()}.part")
     with contextlib.ExitStack() as stack:
-        stack.callback(partial.unlink, missing_ok=True)
         if progress is True:
             progress = stack.enter_context(progress_bar(f"Converting {source.name}"))
         report = progress if callable(progress) else lambda share: None
-        try:
-            if source.checkpoint is None:
-                run_converter(source, partial, file_type, 0, report)
-                partial.replace(target)
-            else:
-                _write_model(source, partial, target, file_type, threads, report)
-        except OSError as error:
-            raise ModelError(f"cannot write {target}: {error.strerror}") from error
+        if source.checkpoint is None:
+            partial = stack.enter_context(atomic_write(target))
+            run_converter(source, partial, file_type, 0, report)
+        else:
+            _write_model(source, target, file_type, threads, report)
     return target
 
 
 def _write_model(
-    source: Source,
-    partial: Path,
-    target: Path,
-    file_type: str,
-    threads: int | None,
-    report: Progress,
+    source: Source, target: Path, file_type: str, threads: int | None, report: Progress
 ) -> None:
-    """Convert a model to `partial` in 16 or 32 bits and, for another type, quantize that."""
+    """Convert a model in 16 or 32 bits and, for another type, quantize the result."""
     checkpoint = source.checkpoint
     assert checkpoint is not None
     direct = file_type in CONVERTER_TYPES
@@ -311,8 +306,24 @@ def _write_model(
     size = checkpoint.weight_count * (4 if partial_type == "F32" else 2)
     quantized_size = 0 if direct else int(checkpoint.weight_count * MAX_BYTES_PER_WEIGHT)
     check_free_space(target.parent, size + quantized_size, REMEDY)
-    share = 1.0 if direct else CONVERSION_SHARE
-    run_converter(source, partial, partial_type, size, lambda done: report(done * share))
+    if direct:
+        with atomic_write(target) as partial:
+            _convert_model(source, partial, partial_type, size, report)
+        return
+    with temporary_file(target.parent) as partial:
+        share = CONVERSION_SHARE
+        _convert_model(source, partial, partial_type, size, lambda done: report(done * share))
+        quantize(
+            partial, target, file_type, threads=threads,
+            progress=lambda done: report(share + done * (1 - share)),
+        )  # fmt: skip
+
+
+def _convert_model(
+    source: Source, partial: Path, file_type: str, size: int, report: Progress
+) -> None:
+    """Convert a model and check that llama.cpp loads the result."""
+    run_converter(source, partial, file_type, size, report)
     try:
         check_loads(partial)
     except ModelError as error:
@@ -320,10 +331,3 @@ def _write_model(
         raise ModelError(
             f"{source.name}: config.json and the weights do not fit: {reason}"
         ) from error
-    if direct:
-        partial.replace(target)
-    else:
-        quantize(
-            partial, target, file_type, threads=threads,
-            progress=lambda done: report(share + done * (1 - share)),
-        )  # fmt: skip

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llcuda.files import publish
 from llcuda.progress import is_visible
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _fill_blob(repo: str, file: str, commit: str, bar: type[tqdm]) -> None:
     with WeakFileLock(lock):
         if not blob.exists():
             source.complete(partial)
-            partial.replace(blob)
+            publish(partial, blob)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -16,6 +18,7 @@ from llcuda.errors import (
     LlcudaError,
     UnsupportedError,
 )
+from llcuda.files import atomic_write
 from llcuda.keywords import ContextKeywords, given_params
 from llcuda.native import library
 from llcuda.native.adapter import Adapter
@@ -463,16 +466,20 @@ class Context:
         """Return the state of a sequence, or of the whole context, and write it to a file.
 
         Args:
-            path: The file; None writes none.
+            path: The file, which appears when it is complete and replaces one of the same name;
+                None writes none.
             seq: The sequence; None saves the whole context.
 
         Returns:
             The state, as `Memory.save` returns it.
+
+        Raises:
+            FileWriteError: The file cannot be written; one of the same name is as it was before.
         """
         state = self.memory.save(seq)
         if path is not None:
-            with open(path, "wb") as file:  # noqa: PTH123 - takes file descriptors and PathLike too
-                file.write(state)
+            with atomic_write(Path(os.fsdecode(path))) as partial:
+                partial.write_bytes(state)
         return state
 
     def load_state(self, state: Any, seq: int | None = None) -> None:

@@ -25,6 +25,7 @@ from llcuda.errors import ArgumentError, ContextError, LlcudaError, ModelError
 from llcuda.native import library
 from llcuda.native.estimate import memory_needed
 from llcuda.native.quantization.quantize import tensor_size
+from tests.support.programs import run as run_program
 
 FAST = Budget(turns=1, seconds=0.01, steps=(2, 4))
 
@@ -98,17 +99,22 @@ def test_llama_cpp_takes_each_shape(name: str, tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_nothing_to_be_taken(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a file has another name, and goes when nobody writes it any more."""
-    cache.mkdir(parents=True)
-    old, new = cache / ".tiny-F16.gguf.1.part", cache / ".tiny-F16.gguf.2.part"
-    for path in (old, new):
-        path.write_text("half")
-    os.utime(old, (0, 0))
+    """Half a file has another name, and goes when the next one is made."""
+    program = """
+import os, signal
+from llcuda.bench import synthetic
+
+synthetic.write_weights = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+synthetic.make_synthetic_model("tiny", "Q8_0")
+"""
+    assert -9 == run_program(program).returncode
+    (left,) = cache.iterdir()
+    assert left.suffix == ".part"
     with monkeypatch.context() as patched:
         patched.setattr(synthetic, "write_weights", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_synthetic_model("tiny", "Q8_0")
-    assert [new] == list(cache.iterdir())
+    assert [] == list(cache.iterdir())
     assert make_synthetic_model("tiny", "Q8_0").stat().st_size > 10**6
 
 

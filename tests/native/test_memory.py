@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 
 from llcuda import Context, Model
-from llcuda.errors import ArgumentError, BatchError, ContextError, StateError, UnsupportedError
+from llcuda.errors import (
+    ArgumentError,
+    BatchError,
+    ContextError,
+    FileWriteError,
+    StateError,
+    UnsupportedError,
+)
 from llcuda.native.memory import HEADER, checksum
 
 Make = Callable[..., Context]
@@ -248,6 +256,21 @@ class TestState:
         np.testing.assert_allclose(logits_after(context), expected, **TOLERANCE)
         with pytest.raises(OSError, match="no-such-file"):
             context.load_state(tmp_path / "no-such-file")
+
+    def test_a_full_disk_leaves_the_file_of_before(self, context: Context, tmp_path: Path) -> None:
+        """save_state(path) replaces a good state by a whole one, or not at all."""
+        context.decode(PROMPT)
+        path = tmp_path / "state"
+        before = context.save_state(path)
+        context.decode([1, 2, 3])
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
+        try:
+            with pytest.raises(FileWriteError, match=r"cannot write .*state: File too large"):
+                context.save_state(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert ([path], before) == (list(tmp_path.iterdir()), path.read_bytes())
 
     @pytest.mark.parametrize("state", [b"", b"x", b"LLCUDAST", b"\0" * 100, bytearray(40)])
     def test_no_state(self, state: bytes, context: Context) -> None:

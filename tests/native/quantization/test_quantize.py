@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +130,24 @@ def test_the_matrix_is_not_overwritten(matrix: ImportanceMatrix, tmp_path: Path)
     path = matrix.save(tmp_path / "matrix.gguf")
     with pytest.raises(ArgumentError, match="the source itself"):
         quantize("demo", path, imatrix=path, requantize=True)
+
+
+def test_threads_write_one_target(tmp_path: Path) -> None:
+    """The file is whole, that of one of them."""
+    types = ("Q4_0", "Q8_0")
+    whole = [
+        quantize("demo", tmp_path / f"{name}.gguf", name, requantize=True).read_bytes()
+        for name in types
+    ]
+    target = tmp_path / "m.gguf"
+
+    def write(file_type: str) -> None:
+        quantize("demo", target, file_type, requantize=True, threads=1)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in range(3):
+            assert [None, None] == list(pool.map(write, types))
+            assert target.read_bytes() in whole
 
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
