@@ -111,7 +111,8 @@ def _json(schema: Any, compact: bool) -> str:
 
 def _with_spaces(schema: Any, compact: bool) -> dict[str, Any]:
     spaces = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITESPACE}
-    return {**prepare(schema), "x-guidance": spaces}
+    prepared, escapes = prepare(schema)
+    return {**prepared, "x-guidance": spaces | escapes}
 
 
 def _choice(choices: Any) -> str:

@@ -6,8 +6,10 @@ The prepared schema is a copy, which allows no text that the schema does not.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from itertools import islice
 from typing import Any, TypeGuard
 from urllib.parse import unquote
 
@@ -17,6 +19,8 @@ MAX_BYTES = 1 << 18
 MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compiler recurses
 MAX_MULTIPLE = 100_000  # llguidance makes a state of each remainder
 MAX_ROUNDS = 200  # of looking for schemas that a finite text satisfies
+ANY_ESCAPES = {"json_allow_general_unicode_escapes": True}
+SHORT_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
@@ -28,29 +32,49 @@ _DATE = (
     "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-(0[13-9]|1[0-2]|02-([01]|2[0-8]))"
     "|^([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)-02-29"
 )
+# llguidance lets a name of a pattern contain \u only for a control character.
+_NAMES_WITHOUT_UNICODE_ESCAPES = r"^[^\x00-\x1f\x7f]*$"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_WITHOUT_SHORT_ESCAPE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
-def prepare(schema: Any) -> dict[str, Any]:
-    """Prepare a schema.
+def prepare(schema: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    r"""Prepare a schema.
+
+    A name that is escaped equals the name that is not (RFC 8259, section 8.3), and llguidance
+    compares names as they are written. So names beside declared ones have no `\u` escapes. Other
+    texts have every escape of JSON, or no `\u` at all where a schema has patterns, in which
+    llguidance allows `\u` only for control characters.
 
     Args:
         schema: A JSON schema; draft 2020-12, as far as llguidance knows it.
 
     Returns:
-        A copy that llguidance understands as the schema is meant.
+        A copy that llguidance understands as the schema is meant, and llguidance's options for the
+        escapes in it.
 
     Raises:
         ArgumentError: This is not a JSON schema, it cannot be honoured, or no finite text satisfies
             it.
     """
     prepared = _copy(schema)
-    for count, node in enumerate(_schemas(prepared)):
-        if count == MAX_SCHEMAS:
-            raise ArgumentError(f"the JSON schema contains more than {MAX_SCHEMAS} schemas")
+    nodes = list(islice(_schemas(prepared), MAX_SCHEMAS + 1))
+    if len(nodes) > MAX_SCHEMAS:
+        raise ArgumentError(f"the JSON schema contains more than {MAX_SCHEMAS} schemas")
+    any_escapes = not any(map(_needs_short_escapes, nodes))
+    for node in nodes:
+        if not any_escapes:
+            _check_values(node)
         _prepare_node(node)
     if not _has_texts(prepared):
         raise ArgumentError("nothing finite satisfies the JSON schema: it needs false, or itself")
-    return prepared
+    if not any_escapes:
+        return prepared, SHORT_ESCAPES
+    for node in nodes:
+        if node.get("properties") and _allows_any_names(node):
+            node["patternProperties"] = {_NAMES_WITHOUT_UNICODE_ESCAPES: True}
+            node["additionalProperties"] = False
+    return prepared, ANY_ESCAPES
 
 
 def _copy(schema: Any) -> dict[str, Any]:
@@ -73,14 +97,18 @@ def _copy(schema: Any) -> dict[str, Any]:
     return copy
 
 
-def _schemas(root: Any) -> Iterator[dict[str, Any]]:
-    """Return every schema that is an object: `root`, and those in it."""
-    unvisited = [root]
+def _schemas(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return every schema that is an object: `root`, those in it, and those that it refers to."""
+    unvisited: list[Any] = [root]
+    visited = set()
     while unvisited:
         node = unvisited.pop()
-        if isinstance(node, dict):
+        if isinstance(node, dict) and id(node) not in visited:
+            visited.add(id(node))
             yield node
             unvisited += _inner(node)
+            if isinstance(reference := node.get("$ref"), str):
+                unvisited.append(_target(reference, root))
 
 
 def _inner(node: dict[str, Any]) -> Iterator[Any]:
@@ -92,6 +120,38 @@ def _inner(node: dict[str, Any]) -> Iterator[Any]:
             yield from inner
     for key in _ALONE:
         yield node.get(key)
+
+
+def _needs_short_escapes(node: dict[str, Any]) -> bool:
+    """Whether llguidance could not keep the escapes apart that a schema allows and forbids."""
+    if "pattern" in node or node.get("patternProperties"):
+        return True
+    properties, required = node.get("properties"), node.get("required")
+    names = list(properties) if isinstance(properties, dict) else []
+    if names and node.get("additionalProperties") is not False and not _allows_any_names(node):
+        return True
+    return any(map(_CONTROL.search, [*names, *(required if _is_names(required) else ())]))
+
+
+def _allows_any_names(node: dict[str, Any]) -> bool:
+    """Whether an object may have names that are not declared, with any values."""
+    others = node.get("additionalProperties", True)
+    return others is True or others == {}
+
+
+def _check_values(node: dict[str, Any]) -> None:
+    r"""Refuse texts that only `\u` escapes could spell."""
+    values = node["enum"] if isinstance(node.get("enum"), list) else []
+    unvisited = [*values, node.get("const")]
+    while unvisited:
+        value = unvisited.pop()
+        if isinstance(value, str) and _WITHOUT_SHORT_ESCAPE.search(value):
+            raise ArgumentError(
+                f"enum and const: {value!r} contains a control character; it cannot be honoured in "
+                "a schema with a pattern, or with a schema for additionalProperties"
+            )
+        if isinstance(value, list | dict):
+            unvisited += [*value, *value.values()] if isinstance(value, dict) else value
 
 
 def _prepare_node(node: dict[str, Any]) -> None:

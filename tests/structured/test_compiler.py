@@ -330,6 +330,80 @@ def test_what_schemas_mean(model: Model, keywords: Any, yes: list[Any], no: list
     assert [value for value in no if fits(model, grammar, compact_json(value))] == []
 
 
+INTEGER: dict[str, Any] = {"type": "integer"}
+OPEN: dict[str, Any] = {"properties": {"a": INTEGER}}
+TEXT: dict[str, Any] = {"type": "string"}
+PATTERNED: dict[str, Any] = {"properties": {"a": INTEGER}, "patternProperties": {"^p": INTEGER}}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "yes", "no"),
+    [
+        (OPEN, [r'{"a":1,"b\"\\":"x"}', r'{"a":1,"b":"\u0061"}', '{"é":[]}', '{"":{"a":"x"}}'],
+         [r'{"a":1,"\u0061":"x"}', r'{"\u0061":"x"}', '{"a":"x"}', '{"a":1,"a":2}']),
+        ({**OPEN, "additionalProperties": True, "required": ["c"]}, ['{"a":1,"c":"x"}'],
+         ['{"a":1}', r'{"a":1,"c":2,"\u0061":"x"}']),
+        ({**OPEN, "additionalProperties": TEXT}, ['{"a":1,"b":"x"}', r'{"a":1,"b\n":"\n"}'],
+         [r'{"a":1,"\u0061":"x"}', '{"b":1}']),
+        (PATTERNED, ['{"a":1,"p":1,"q":"x"}'], [r'{"a":1,"\u0070":"x"}', r'{"\u0061":"x"}']),
+        ({"properties": {"\n\x01": INTEGER}}, [r'{"\n\u0001":1}', '{"b":[]}'],
+         [r'{"\n\u0001":"x"}', r'{"\u000a\u0001":"x"}', '{"\\u000A\\u0001":"x"}']),
+        ({"allOf": [OPEN, {"properties": {"b": TEXT}, "required": ["b", "c"]}]},
+         ['{"a":1,"b":"x","c":1}'], ['{"a":1,"b":1,"c":1}', r'{"b":"x","c":1,"\u0061":"x"}']),
+        ({"properties": {"a": INTEGER, "next": {"$ref": "#"}}}, ['{"next":{"next":{"b":1}}}'],
+         [r'{"next":{"\u0061":"x"}}']),
+        ({"$ref": "#/shared/x", "shared": {"x": OPEN}}, ['{"a":1,"b":2}'], [r'{"\u0061":"x"}']),
+        ({"additionalProperties": INTEGER}, [r'{"\u0061":1}'], [r'{"\u0061":"x"}']),
+    ],
+)  # fmt: skip
+def test_escaped_names_are_names(
+    model: Model, keywords: Any, yes: list[str], no: list[str]
+) -> None:
+    """As RFC 8259 compares them: a declared name that is escaped has its schema, too."""
+    grammar = structured.compile(model, schema={"type": "object", **keywords}, compact=True)
+    for text in (*yes, *no):
+        parsed = json.loads(text)
+        assert jsonschema.Draft202012Validator(keywords).is_valid(parsed) == (text in yes) or (
+            text == '{"a":1,"a":2}'  # twice, which Python's parser forgets
+        )
+    assert [text for text in yes if not fits(model, grammar, text)] == []
+    assert [text for text in no if fits(model, grammar, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("keywords", "yes", "no"),
+    [
+        ({}, [r'"\u00e9\u0041\u0001\ud83e\uDD8A\n"'],
+         [r'"\ud83e"', r'"\udd8a\ud83e"', r'"\u00g0"']),
+        ({"maxLength": 2}, [r'"\u00e9\ud83e\udd8a"'], [r'"\u00e9\ud83e\udd8ax"']),
+        ({"const": "a\n\x01\x7f"}, [r'"a\n\u0001\u007f"'], ['"a"']),
+        ({"pattern": "^[^x]*$"}, [r'"é\n\"\\"'], [r'"\u0001"', r'"\u00e9"', '"x"']),
+        ({"anyOf": [{"pattern": "^x$"}, {"maxLength": 3}]}, [r'"é\n"'], [r'"\u00e9"']),
+        ({"pattern": "^x", "enum": ["x\n"]}, [r'"x\n"'], ['"x"']),
+        ({"format": "date"}, ['"2024-02-29"'], [r'"2024-02-2\u0039"']),
+    ],
+)  # fmt: skip
+def test_unicode_escapes(model: Model, keywords: Any, yes: list[str], no: list[str]) -> None:
+    r"""All of them, or none: a \u that begins can end as the model means it."""
+    grammar = structured.compile(model, schema={"type": "string", **keywords}, compact=True)
+    assert [text for text in yes if not fits(model, grammar, text)] == []
+    assert [text for text in no if fits(model, grammar, text)] == []
+
+
+@pytest.mark.parametrize("value", ["\x01", {"a": ["\x7f"]}, {"\x1f": 1}])
+def test_control_characters_beside_patterns(model: Model, value: Any) -> None:
+    """Only an escape could spell them, which such a schema does not allow."""
+    for values in ({"const": value}, {"enum": ["x", value]}):
+        with pytest.raises(ArgumentError, match="control character"):
+            structured.compile(model, schema=schema_of(values))
+        assert structured.compile(model, schema=values)
+
+
+def schema_of(inner: Any) -> dict[str, Any]:
+    """Return a schema with a pattern beside another schema."""
+    return {"type": "array", "prefixItems": [{"type": "string", "pattern": "^x"}, inner]}
+
+
 def test_whitespace(model: Model) -> None:
     """As people and models write JSON, but not without end; none at all when compact."""
     keywords = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
