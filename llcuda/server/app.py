@@ -13,7 +13,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -33,7 +33,7 @@ from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.chunks import unix_time
 from llcuda.server.completions import answer_completion
 from llcuda.server.embeddings import answer_embeddings, answer_rerank
-from llcuda.server.errors import ApiError, from_validation, translate_and_log
+from llcuda.server.errors import ApiError, translate_and_log
 from llcuda.server.metrics import metrics_text
 from llcuda.server.middleware import LOOPBACK, Limits, RequestGuardMiddleware, Traffic
 from llcuda.server.models import LoadedModel, ModelPool, ModelSpec
@@ -50,6 +50,7 @@ from llcuda.server.protocol import (
     TokenizeBody,
 )
 from llcuda.server.tokens import answer_detokenize, answer_tokenize
+from llcuda.server.validation import from_validation
 
 logger = logging.getLogger("llcuda.server")
 
@@ -68,15 +69,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "The server is busy.",
     }.items()
 }
-# The APIs' names of the engine's parameters, where they differ.
-CHAT_NAMES = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
-RESPONSES_NAMES = {
-    "prompt": "input",
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "response_format": "text.format",
-}
-EMBEDDING_NAMES = {"texts": "input"}
 Work = Callable[[Any, LoadedModel, ResponseWriter], Awaitable[None]]
 
 
@@ -157,17 +149,17 @@ def _text_routes(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody) -> Response:
         """Answer a conversation."""
-        return service.answer(body, partial(answer_chat, deadline=deadline), CHAT_NAMES)
+        return service.answer(body, partial(answer_chat, deadline=deadline))
 
     @router.post("/v1/responses")
     async def responses(body: ResponsesBody) -> Response:
         """Answer a conversation, in items; nothing is stored."""
-        return service.answer(body, partial(answer_response, deadline=deadline), RESPONSES_NAMES)
+        return service.answer(body, partial(answer_response, deadline=deadline))
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody) -> Response:
         """Turn texts into vectors."""
-        return service.answer(body, answer_embeddings, EMBEDDING_NAMES)
+        return service.answer(body, answer_embeddings)
 
     @router.post("/v1/rerank")
     async def rerank(body: RerankBody) -> Response:
@@ -177,12 +169,12 @@ def _text_routes(service: Service) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
         """Turn a text into tokens."""
-        return service.answer(body, answer_tokenize, {"text": "content"})
+        return service.answer(body, answer_tokenize)
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
         """Turn tokens into a text."""
-        return service.answer(body, answer_detokenize, {"token": "tokens"})
+        return service.answer(body, answer_detokenize)
 
     return router
 
@@ -203,20 +195,19 @@ class Service:
         self.traffic = Traffic()
         self.started = unix_time()
 
-    def answer(self, body: ModelBody, work: Work, names: Mapping[str, str] | None = None) -> Answer:
+    def answer(self, body: ModelBody, work: Work) -> Answer:
         """Return an answer of the model that the body names, which stays loaded meanwhile.
 
         Args:
             body: The body of the request.
             work: Writes the answer.
-            names: The API's names of the engine's parameters, where they differ.
         """
 
         async def run(writer: ResponseWriter) -> None:
             async with self.models.use(body.model) as loaded:
                 await work(body, loaded, writer)
 
-        return Answer(run, self.traffic.count_disconnect, names)
+        return Answer(run, self.traffic.count_disconnect, body.engine_names)
 
 
 def _model_routes(service: Service) -> APIRouter:

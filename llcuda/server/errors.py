@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from llcuda.errors import (
     ArgumentError,
@@ -24,7 +23,6 @@ from llcuda.errors import (
 logger = logging.getLogger("llcuda.server")
 
 RETRY_SECONDS = 1
-_KEY_ERRORS = ("missing", "union_tag_not_found")  # the key itself is at fault
 
 
 class ApiError(Exception):
@@ -70,7 +68,7 @@ class ApiError(Exception):
     def as_json(self) -> str:
         """Return the body: {"error": {...}}."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False)
+        return json.dumps({"error": error})  # also with half of a surrogate pair in it
 
 
 INTERNAL = "internal error; the server's log says more"
@@ -119,46 +117,3 @@ def _public_name(parameter: str, names: Mapping[str, str]) -> str:
     """Return the API's name of a parameter, which may be an element of it."""
     end = next((i for i, letter in enumerate(parameter) if letter in ".["), len(parameter))
     return names.get(parameter[:end], parameter[:end]) + parameter[end:]
-
-
-def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
-    """Return the error for a body that pydantic refused.
-
-    The first field at fault is named. The message for a value that may have several types names all
-    of them.
-
-    Args:
-        errors: Pydantic's errors.
-        body: The body.
-    """
-    if isinstance(body, bytes):  # FastAPI leaves a body that is not sent as JSON
-        return ApiError(400, "the body is not sent as JSON: set Content-Type: application/json")
-    field = _path(errors[0], body)
-    messages = [error["msg"] for error in errors if _path(error, body) == field]
-    if errors[0]["type"] == "json_invalid":
-        reason = str(errors[0].get("ctx", {}).get("error", "")) or messages[0]
-        return ApiError(400, f"the body is not a JSON document: {reason}", code="invalid_json")
-    if errors[0]["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown parameter: {field}", param=field, code="unknown_parameter")
-    reason = " or ".join(list(dict.fromkeys(messages))[:4])
-    if errors[0]["type"] == "unsupported":
-        return ApiError(400, f"{field}: {reason}", param=field, code="unsupported_parameter")
-    return ApiError(400, f"{field or 'the body'}: {reason}", param=field or None)
-
-
-def _path(error: Mapping[str, Any], body: Any) -> str:
-    """Return the field at fault, e.g. "messages[0].role", without the branches of a union."""
-    path, here = "", body
-    places = [place for place in error["loc"] if place not in ("body", "query", "path", "header")]
-    if error["type"] == "json_invalid":
-        return ""
-    if error["type"].startswith("union_tag") and "discriminator" in error.get("ctx", {}):
-        places.append(str(error["ctx"]["discriminator"]).strip("'"))
-    for place in places:
-        if isinstance(place, int):
-            if not isinstance(here, list) or place >= len(here):
-                continue
-            path, here = f"{path}[{place}]", here[place]
-        elif isinstance(here, dict) and (place in here or error["type"] in _KEY_ERRORS):
-            path, here = f"{path}.{place}" if path else str(place), here.get(place)
-    return path

@@ -7,12 +7,14 @@ data; knows nothing of HTTP and holds no model. `chunks` and `responses` have th
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from llcuda.keywords import TextKeywords
+from llcuda.keywords import PEERS, ConfigKeywords, TextKeywords
 from llcuda.server.errors import ApiError
 
 MAX_STOPS = 256
@@ -33,9 +35,38 @@ Tokens = Annotated[list[int], Field(min_length=1)]
 
 
 class Body(BaseModel):
-    """A body of strict types, without unknown fields or NaN."""
+    """A body of strict types, without unknown fields or NaN.
+
+    Attributes:
+        engine_names: The API's names of the engine's parameters, where they differ.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    engine_names: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_fields(cls, values: Any) -> Any:
+        """Refuse an unknown field before a missing one, with what was meant by it."""
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                shown = name[:100].encode(errors="backslashreplace").decode()
+                context = {"name": shown, "hint": cls._meant(shown)}
+                raise PydanticCustomError("unknown_field", "unknown parameter", context)
+        return values
+
+    @classmethod
+    def _meant(cls, name: str) -> str:
+        """Return which field an unknown one stands for; nothing where it cannot be told."""
+        own_names = [own for own, peers in PEERS.items() if name in peers.split()] or [name]
+        for own in own_names:
+            field = cls.engine_names.get(own, own)
+            if field in cls.model_fields:
+                return f"this API calls it {field}"
+        if any(own in ConfigKeywords.__annotations__ for own in own_names):
+            return "it is set when the server starts"
+        near = get_close_matches(name, cls.model_fields, 1)
+        return f"did you mean {near[0]}?" if near else ""
 
 
 class ModelBody(Body):
@@ -197,6 +228,8 @@ TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions. `engine.chat` checks messages and tools."""
 
+    engine_names = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
+
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
     tools: list[dict[str, Any]] | None = Field(None, max_length=512)
     tool_choice: ToolChoice | None = None
@@ -268,6 +301,13 @@ class ResponsesStreamOptions(Body):
 class ResponsesBody(ModelBody):
     """POST /v1/responses."""
 
+    engine_names = {
+        "prompt": "input",
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    }
+
     input: str | list[dict[str, Any]] = Field(max_length=2**24)
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
@@ -298,6 +338,8 @@ class ResponsesBody(ModelBody):
 class EmbeddingBody(ModelBody):
     """POST /v1/embeddings."""
 
+    engine_names = {"texts": "input"}
+
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
@@ -325,6 +367,8 @@ class RerankBody(ModelBody):
 class TokenizeBody(ModelBody):
     """POST /tokenize: turn a text into tokens."""
 
+    engine_names = {"text": "content"}
+
     content: str
     add_special: bool = False
     parse_special: bool = False
@@ -333,6 +377,8 @@ class TokenizeBody(ModelBody):
 
 class DetokenizeBody(ModelBody):
     """POST /detokenize: turn tokens into a text."""
+
+    engine_names = {"token": "tokens"}
 
     tokens: list[int]
 

@@ -84,6 +84,89 @@ def test_wrong_values(server: Served, param: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("param", "value", "message"),
+    [
+        ("prompt", 5, "prompt=5: expected a text or a list"),
+        ("prompt", [], "prompt=[]: expected at least 1 element, not 0"),
+        ("prompt", [[]], "prompt[0]=[]: expected at least 1 element, not 0"),
+        ("prompt", [1, "a"], "prompt[1]='a': expected a whole number or a list"),
+        ("prompt", [1.5], "prompt[0]=1.5: expected a text, a whole number or a list"),
+        ("prompt", ["a"] * 5000, "prompt: expected at most 2048 elements, not 5000"),
+        ("max_tokens", -1, "max_tokens=-1: expected a whole number at least 0"),
+        ("max_tokens", 10**20, f"max_tokens={10**20}: expected a whole number at most {2**31 - 1}"),
+        ("max_tokens", "5", "max_tokens='5': expected a whole number"),
+        ("temperature", math.nan, "temperature=NaN: expected a finite number"),
+        ("temperature", True, "temperature=true: expected a number"),
+        ("top_p", 5.0, "top_p=5.0: expected a number from 0 to 1"),
+        ("frequency_penalty", 3, "frequency_penalty=3: expected a number at most 2"),
+        ("timeout", 0, "timeout=0: expected a number above 0"),
+        ("stop", ["a", 5], "stop[1]=5: expected a text"),
+        ("stop", ["a"] * 999, "stop: expected at most 256 elements, not 999"),
+        ("overflow", "burst", "overflow='burst': expected error, truncate or shift"),
+        ("echo", "yes", "echo='yes': expected true or false"),
+        ("stream_options", 3, "stream_options=3: expected an object"),
+        ("logit_bias", [1], "logit_bias: expected an object"),
+        ("logit_bias", {"7": "x"}, "logit_bias.7='x': expected a number"),
+        ("suffix", "end", "suffix: this server does not support it"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_messages(server: Served, param: str, value: Any, message: str) -> None:
+    """The rule follows the field and its value, whoever found the mistake."""
+    answer = post(server, json.dumps({"prompt": "a", param: value}).encode())
+    assert message == is_error(answer, 400, message.partition("=")[0].partition(":")[0])["message"]
+
+
+def test_messages_of_other_bodies(server: Served) -> None:
+    """A missing field, a field with one value, an element of two types, no object at all."""
+    error = is_error(server.post("/v1/chat/completions"), 400, "messages")
+    assert error["message"] == "messages: missing"
+    message = {"role": "user", "content": "a"}
+    error = is_error(server.post("/v1/chat/completions", messages=[message], store=True), 400)
+    assert error["message"] == "store=true: expected false"
+    error = is_error(
+        server.post("/v1/chat/completions", messages=[message], tool_choice=5), 400, "tool_choice"
+    )
+    assert error["message"] == "tool_choice=5: expected none, auto or required, or an object"
+    error = is_error(server.post("/v1/rerank", query="a", documents=["a", 5]), 400, "documents[1]")
+    assert error["message"] == "documents[1]=5: expected a text or an object"
+    assert is_error(post(server, b"5"), 400)["message"] == "the body=5: expected an object"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "hint"),
+    [
+        ("/v1/completions", "max_tokn", "did you mean max_tokens?"),
+        ("/v1/completions", "promt", "did you mean prompt?"),
+        ("/v1/completions", "repetition_penalty", "this API calls it repeat_penalty"),
+        ("/v1/completions", "num_ctx", "it is set when the server starts"),
+        ("/v1/completions", "gpu_layers", "it is set when the server starts"),
+        ("/v1/chat/completions", "n_predict", "this API calls it max_tokens"),
+        ("/v1/chat/completions", "prompt", "this API calls it messages"),
+        ("/v1/responses", "max_tokens", "this API calls it max_output_tokens"),
+        ("/v1/responses", "messages", "this API calls it input"),
+        ("/v1/embeddings", "texts", "this API calls it input"),
+    ],
+)
+def test_hints_for_unknown_fields(server: Served, path: str, field: str, hint: str) -> None:
+    """The field that is meant is named, also where a field is missing as well."""
+    error = is_error(server.post(path, **{field: 1}), 400, field)
+    assert error["message"] == f"unknown parameter: {field}; {hint}"
+    assert error["code"] == "unknown_parameter"
+
+
+def test_unknown_fields_without_a_hint(server: Served) -> None:
+    """A field like no other, one in a list, and one that is no text in Unicode."""
+    error = is_error(server.post(COMPLETIONS, prompt="a", zzz=1), 400, "zzz")
+    assert error["message"] == "unknown parameter: zzz"
+    error = is_error(
+        server.post("/v1/rerank", query="a", documents=["a", {"x": 1}]), 400, "documents[1].x"
+    )
+    assert error["message"] == "unknown parameter: documents[1].x"
+    is_error(post(server, b'{"prompt": "a", "\\ud800": 1}'), 400, r"\ud800")
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405), ("GET", "/v1", 404),
