@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from llcuda.files import data_file
+from llcuda.files import data_file, path_text
 
 DEMO_NAME = "demo"
 
@@ -14,6 +15,15 @@ def demo_model() -> Path:
     return data_file("demo.gguf")
 
 
-def resolve(path: str | Path) -> Path:
-    """Return a path as a Path; the name "demo" is that of the demo model."""
-    return demo_model() if path == DEMO_NAME else Path(path)
+def resolve(path: str | os.PathLike[str], parameter: str = "path") -> Path:
+    """Return a caller's path as a Path; the name "demo" is that of the demo model.
+
+    Args:
+        path: The path, or "demo".
+        parameter: The caller's name of it, for an error.
+
+    Raises:
+        TypeError: It is not a path.
+    """
+    text = path_text(path, parameter)
+    return demo_model() if text == DEMO_NAME else Path(text)

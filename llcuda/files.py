@@ -17,6 +17,22 @@ from llcuda.errors import ArgumentError, FileWriteError, LlcudaError, ModelError
 PREFIX, SUFFIX = ".llcuda-", ".part"  # of the names of partial files
 
 
+def path_text(path: str | os.PathLike[str], parameter: str = "path") -> str:
+    """Return the text of a caller's path.
+
+    Args:
+        path: The path.
+        parameter: The caller's name of it, for an error.
+
+    Raises:
+        TypeError: It is neither a str nor a pathlib.Path, nor a like object.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise TypeError(f"{parameter}={path!r}: expected a path; give a str or a pathlib.Path")
+    return text
+
+
 def check_target(path: Path, *sources: Path) -> None:
     """Raise unless a file can be written to a path.
 

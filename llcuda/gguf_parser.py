@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from llcuda._lazy import deprecated
 from llcuda.errors import ClosedError, GGUFError, ModelError
+from llcuda.files import path_text
 from llcuda.native.gguf import mapped
 from llcuda.native.gguf.check import check_tensors, part_names
 from llcuda.native.gguf.mapped import MappedFile
@@ -139,7 +140,7 @@ class GGUFReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, split: bool = True) -> None:
-        self._files = _open(Path(os.fspath(path)), split)
+        self._files = _open(Path(path_text(path)), split)
         first = self._files[0]
         self.path, self.metadata = first.path, Metadata(first)
         self.version, self.alignment = first.index.version, first.index.alignment

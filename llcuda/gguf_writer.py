@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llcuda.errors import ArgumentError, LlcudaError
-from llcuda.files import atomic_write
+from llcuda.files import atomic_write, path_text
 from llcuda.native.gguf.metadata import LOSSLESS, Metadata, Texts
 from llcuda.native.gguf.types import NUMPY_VALUES, GGMLType, GGUFValueType
-from llcuda.params import wrong_argument
+from llcuda.params import wrong_argument, wrong_value
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -72,7 +72,10 @@ def write_gguf(
         raise LlcudaError(
             "writing a GGUF file needs the gguf package; pip install 'gguf>=0.17'"
         ) from error
-    target = Path(path)
+    target = Path(path_text(path))
+    for name, given in (("metadata", metadata), ("tensors", tensors)):
+        if not isinstance(given, Mapping):
+            raise wrong_value(name, given, "expected a mapping, such as a dict")
     with atomic_write(target) as part:
         writer = gguf.GGUFWriter(part, str(metadata.get("general.architecture", "")))
         try:

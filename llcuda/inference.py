@@ -31,6 +31,7 @@ from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
+from llcuda.files import path_text
 from llcuda.hub.registry import resolve
 from llcuda.keywords import (
     ChatKeywords,
@@ -43,7 +44,8 @@ from llcuda.keywords import (
     SubmitKeywords,
 )
 from llcuda.native.estimate import memory_needed
-from llcuda.native.model import Model
+from llcuda.native.model import Model, check_devices
+from llcuda.params import check_flag
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
@@ -101,8 +103,9 @@ class InferenceEngine:
     ) -> bool:
         """Load a model in place of the one before.
 
-        What is loaded stays when the file cannot be found, is broken, or does not go with the
-        settings.
+        A loaded model stays when the new file cannot be found or is broken, and when the settings
+        do not fit the file or this machine's devices. It is gone when memory is too small for the
+        new one, because it is freed first, and with `auto_start=False`.
 
         Args:
             model_name: A registry name, a path, "repo/id:file.gguf", or "repo/id" with `filename`.
@@ -136,6 +139,9 @@ class InferenceEngine:
         _refuse_in_hook("load_model")
         if ctx_size is not None and context_size is not None and ctx_size != context_size:
             raise TypeError(f"ctx_size={ctx_size} and context_size={context_size} differ")
+        path_text(model_name, "model_name")
+        for name, flag in (("auto_start", auto_start), ("verbose", verbose), ("silent", silent)):
+            check_flag(name, flag)
         check_hooks(on_step=on_step, on_request=on_request)
         size = context_size if ctx_size is None else ctx_size
         settings: ConfigKeywords = {
@@ -521,7 +527,8 @@ def _refuse_in_hook(method: str) -> None:
 
 
 def _check_file(path: Path, config: EngineConfig) -> None:
-    """Raise the errors of loading a file, without taking the memory."""
+    """Raise the errors of loading a file on these devices, without taking the memory."""
+    check_devices(config.model)
     on_cpu = replace(config.model, gpu_layers=0, devices=(), split_mode="layer")
     memory_needed(path, model=on_cpu, context=config.context_params())
 

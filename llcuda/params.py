@@ -81,11 +81,16 @@ def check_texts(parameter: str, values: Any, max_bytes: int | None = None) -> No
         _check_text(parameter, value, max_bytes)
 
 
+def check_flag(parameter: str, value: Any) -> None:
+    """Raise ArgumentError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise wrong_value(parameter, value, "expected True or False")
+
+
 def check_flags(params: Any, names: str) -> None:
     """Raise ArgumentError unless these fields, named in one text, are True or False."""
     for name in names.split():
-        if not isinstance(getattr(params, name), bool):
-            raise wrong_value(name, getattr(params, name), "expected True or False")
+        check_flag(name, getattr(params, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,13 @@ def test_context_size_is_ctx_size() -> None:
         ({"sequences": 3}, ArgumentError),
         ({"embeddings": True}, ArgumentError),
         ({"on_step": "print"}, ArgumentError),
+        ({"verbose": 0}, ArgumentError),
+        ({"verbose": "no"}, ArgumentError),
+        ({"silent": 1}, ArgumentError),
+        ({"auto_start": "x"}, ArgumentError),
+        ({"devices": ["no-such-device"]}, ArgumentError),
+        ({"tensor_split": [1.0] * 1000}, ArgumentError),
+        ({"filename": 5}, TypeError),
     ],
 )
 def test_wrong_load_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
@@ -137,8 +144,15 @@ def test_wrong_load_arguments(arguments: dict[str, Any], error: type[Exception])
     with llcuda.InferenceEngine() as engine:
         engine.load_model("demo", silent=True)
         with pytest.raises(error):
-            engine.load_model("demo", silent=True, **arguments)
+            engine.load_model("demo", **{"silent": True, **arguments})
         assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+
+
+def test_a_name_of_another_type(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused before anything is printed."""
+    with pytest.raises(TypeError, match=r"model_name=5: expected a path; give a str or a pathlib"):
+        llcuda.InferenceEngine().load_model(5)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == ""
 
 
 def test_an_unknown_model_is_an_error() -> None:

@@ -44,6 +44,7 @@ from llcuda.files import (
     cache_folder,
     check_free_space,
     check_target,
+    path_text,
     remove_abandoned,
     temporary_file,
 )
@@ -191,7 +192,7 @@ def _open(
 
 def _source_folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Path, str]:
     """Return a checkpoint's folder and name, downloading the files that are missing."""
-    text = os.fspath(source)
+    text = path_text(source, "source")
     path = Path(text).expanduser()
     if text and path.is_dir():
         return path, path.resolve().name or "model"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from llcuda.demo import DEMO_NAME, demo_model
 from llcuda.errors import ArgumentError, ModelNotFoundError
-from llcuda.files import data_file
+from llcuda.files import data_file, path_text
 from llcuda.hub.repository import (
     REPOSITORY_ID,
     HubUnreachableError,
@@ -166,7 +166,9 @@ def pull(name: str, filename: str | None = None, *, progress: bool = True) -> Pa
 
 def _parse(name: str | os.PathLike[str], filename: str | None) -> Path | tuple[str, str | None]:
     """Return the path that a name is, or the repository and the file or quantization in it."""
-    text = os.fspath(name)
+    text = path_text(name, "name")
+    if filename is not None:
+        filename = path_text(filename, "filename")
     if not text:
         raise ArgumentError("the name of the model is empty")
     if isinstance(name, str):

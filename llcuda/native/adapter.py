@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda.errors import ModelError
+from llcuda.files import path_text
 from llcuda.native import library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.model import Model, read_metadata
@@ -34,7 +35,7 @@ class Adapter:
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
         if not isinstance(model, Model):
             raise wrong_value("model", model, "expected a Model")
-        self.path = Path(os.fspath(path))
+        self.path = Path(path_text(path))
         check_file(self.path)
         ffi, lib = library.load()
         check_tensors(self.path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llcuda.native import library
-from llcuda.params import ContextParams, ModelParams, default_threads, wrong_argument
+from llcuda.params import ContextParams, ModelParams, default_threads, wrong_argument, wrong_value
 
 SMALL_MODEL = 32 * 2**20  # bytes; below, threads wait for each other longer than they compute
 MIN_CELLS = 256  # llama.cpp rounds the cells of a sequence up to this
@@ -22,7 +22,8 @@ def model_params(params: ModelParams, kept: list[Any]) -> Any:
         kept: Gets the C memory that the result points to; it must live as long as the result.
 
     Raises:
-        ArgumentError: An unknown device, or more shares than llama.cpp has devices.
+        ArgumentError: An unknown device, more shares than llama.cpp has devices, or a split over
+            GPUs where there are none.
     """
     ffi, lib = library.load()
     c = lib.llama_model_default_params()
@@ -37,14 +38,17 @@ def model_params(params: ModelParams, kept: list[Any]) -> Any:
     if params.tensor_split is not None:
         shares, limit = list(params.tensor_split), lib.llama_max_devices()
         if len(shares) > limit:
-            raise wrong_argument(
-                "tensor_split", f"{len(shares)} shares, at most {limit} are allowed"
-            )
+            rule = f"{len(shares)} shares, at most {limit} are allowed"
+            raise wrong_argument("tensor_split", rule, "give one for each GPU")
         c.tensor_split = split = ffi.new("float[]", shares + [0.0] * (limit - len(shares)))
         kept.append(split)
     if params.devices is not None:
         c.devices = devices = ffi.new("ggml_backend_dev_t[]", _devices(params.devices))
         kept.append(devices)
+    if params.split_mode == "tensor" and not _gpu_count(params):
+        raise wrong_value("split_mode", "tensor", "there is no GPU to split over", 'use "layer"')
+    if params.split_mode == "none" and params.main_gpu >= (count := _gpu_count(params)) > 0:
+        raise wrong_value("main_gpu", params.main_gpu, f"expected an index from 0 to {count - 1}")
     if params.overrides:
         c.kv_overrides = overrides = _overrides(params.overrides)
         kept.append(overrides)
@@ -106,8 +110,18 @@ def _devices(names: Sequence[str]) -> list[Any]:
         known[ffi.string(lib.ggml_backend_dev_name(device)).decode()] = device
     for name in names:
         if name not in known:
-            raise wrong_argument("devices", f"{name!r} is not one of {', '.join(known)}")
+            raise wrong_value(
+                "devices", list(names), f"{name!r} is not one of {', '.join(known)}",
+                "`llcuda doctor` lists the devices; leave it out for all GPUs",
+            )  # fmt: skip
     return [*(known[name] for name in names), ffi.NULL]
+
+
+def _gpu_count(params: ModelParams) -> int:
+    """Return how many devices were named, or how many GPUs there are."""
+    if params.devices is not None:
+        return len(params.devices)
+    return sum(device.kind in ("gpu", "igpu") for device in library.devices())
 
 
 def _overrides(overrides: Mapping[str, int | float | bool | str]) -> Any:

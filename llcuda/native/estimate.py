@@ -80,7 +80,7 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts:
         ModelNotFoundError: The file does not exist.
         GGUFError: The file is not a GGUF file, or is damaged.
     """
-    file = MappedFile(resolve(os.fspath(path)))
+    file = MappedFile(resolve(path))
     metadata = Metadata(file)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture.isprintable():
@@ -186,7 +186,7 @@ def _outline(path: str | os.PathLike[str], facts: FileFacts, params: ModelParams
     if facts.tokens:
         architecture = overrides.get("general.architecture", facts.architecture)
         overrides[f"{architecture}.vocab_size"] = facts.tokens
-    path = resolve(os.fspath(path))
+    path = resolve(path)
     check_file(path)
     _, lib = library.load()
     pointer, _ = load_model(path, replace(params, overrides=overrides), allocate=False)

@@ -91,7 +91,7 @@ class Model:
         **parameters: Unpack[ModelKeywords],
     ) -> None:
         self.params = given_params(ModelParams, params, parameters)
-        self.path = resolve(os.fspath(path))
+        self.path = resolve(path)
         check_file(self.path)
         self._ffi, self._lib = library.load()
         started = time.perf_counter()
@@ -547,6 +547,11 @@ class _ProgressReport:
     def __call__(self, fraction: float) -> bool:
         self.cancelled = self.progress(fraction) is False
         return not self.cancelled
+
+
+def check_devices(params: ModelParams) -> None:
+    """Raise ArgumentError for devices, or shares of them, that this machine does not have."""
+    model_params(params, [])
 
 
 def load_model(

@@ -21,7 +21,7 @@ def load(
     """Return the named tensors of a file, or all; on the CPU they are views of its mapping."""
     if isinstance(names, str):
         raise wrong_value("names", names, "expected a list of names")
-    with GGUFReader(resolve(os.fspath(path))) as reader:
+    with GGUFReader(resolve(path)) as reader:
         chosen = reader.list_tensors() if names is None else list(names)
         if missing := [name for name in chosen if name not in reader.tensors]:
             raise wrong_argument("names", f"{os.fspath(path)} has no tensor {missing[0]!r}")

@@ -164,6 +164,8 @@ def test_parameters_that_do_not_fit(model_files: dict[str, Path]) -> None:
     for parameters in (
         {"devices": ["no-such-device"]},
         {"tensor_split": [1.0] * 1000},
+        {"split_mode": "tensor", "devices": []},
+        {"split_mode": "none", "main_gpu": 1, "devices": ["CPU"]},
         {"params": ModelParams(), "mmap": False},
     ):
         with pytest.raises(ArgumentError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import ModelError
+from llcuda.files import path_text
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.gguf.types import GGMLType
@@ -121,7 +122,7 @@ class QuantizeJob:
         tensor_types: Mapping[str, str] | None,
         threads: int | None = None,
     ) -> None:
-        self.path = resolve(os.fspath(source))
+        self.path = resolve(source, "source")
         self.file_type = check_file_type(file_type, (*FILE_TYPES, *MATRIX_TYPES))
         self.overrides = _check_overrides(tensor_types or {}, self.file_type)
         self.threads = threads
@@ -136,7 +137,7 @@ class QuantizeJob:
                 raise wrong_argument("tensor_types", f"{pattern!r} is not a regular expression")
         self.matrix_file = ""
         if imatrix is not None and not isinstance(imatrix, ImportanceMatrix):
-            self.matrix_file = os.fspath(imatrix)
+            self.matrix_file = path_text(imatrix, "imatrix")
             imatrix = ImportanceMatrix.load(imatrix)
         elif imatrix is not None and (name := imatrix.implausible()):
             raise wrong_argument("imatrix", f"{name} has values that are not sums of squares")

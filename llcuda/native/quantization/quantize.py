@@ -11,7 +11,7 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import LoadCancelledError, ModelError
-from llcuda.files import atomic_write, check_target
+from llcuda.files import atomic_write, check_target, path_text
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, parts
 from llcuda.native.quantization.check import check_matrix, check_weights
@@ -58,7 +58,7 @@ def quantize(
         LoadCancelledError: `progress` returned False.
         ArgumentError: An argument is not allowed.
     """
-    into = Path(target)
+    into = Path(path_text(target, "target"))
     job = QuantizeJob(source, file_type, imatrix, tensor_types, threads)
     matrix_file = [Path(job.matrix_file)] if job.matrix_file else []
     check_target(into, *parts(job.path), *matrix_file)
@@ -112,7 +112,7 @@ def tensor_size(path: str | os.PathLike[str], name: str) -> int:
         ModelNotFoundError: The file does not exist.
         ModelError: The file is damaged.
     """
-    path = resolve(os.fspath(path))
+    path = resolve(path)
     check_file(path)
     _, lib = library.load()
     size: int = lib.llcuda_tensor_size(os.fsencode(path), name.encode())
