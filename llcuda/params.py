@@ -285,17 +285,19 @@ class SamplingParams:
         logit_bias: Token -> number added to its logit; -inf forbids the token.
         grammar: GBNF grammar that the text follows (llama.cpp, grammars/README.md).
         grammar_root: Start rule of the grammar.
-        repeat_penalty: Divides the logits of repeated tokens; 1 = off. Keskar et al.,
-            arXiv:1909.05858.
-        frequency_penalty: Subtracted for each time that a token came; 0 = off. OpenAI's formula.
-        presence_penalty: Subtracted once if a token came; 0 = off. OpenAI's formula.
-        penalty_last_n: Tokens that the three penalties look back on.
-        dry_multiplier: Strength of DRY, which makes the continuation of a repetition less likely;
-            0 = off. A continuation of a repetition of n tokens loses
+        repeat_penalty: Divides the logits of tokens that came in the prompt or in the text; 1 =
+            off. Keskar et al., arXiv:1909.05858.
+        frequency_penalty: Subtracted for each time that a token came in the text; 0 = off. OpenAI's
+            formula.
+        presence_penalty: Subtracted once if a token came in the text; 0 = off. OpenAI's formula.
+        penalty_last_n: Tokens that the three penalties look back on: repeat_penalty on those of
+            prompt and text, the others on those of the text.
+        dry_multiplier: Strength of DRY, which makes the continuation of a repetition in prompt and
+            text less likely; 0 = off. A continuation of a repetition of n tokens loses
             dry_multiplier x dry_base^(n - dry_allowed_length).
         dry_base: See dry_multiplier.
         dry_allowed_length: Longest repetition without a penalty.
-        dry_last_n: Tokens that DRY looks back on.
+        dry_last_n: Tokens of prompt and text that DRY looks back on.
         dry_breakers: Texts that no repetition goes beyond.
         top_n_sigma: Keep logits within so many standard deviations of the best; 0 or less = off.
             Tang et al., arXiv:2411.07641.

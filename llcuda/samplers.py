@@ -238,11 +238,13 @@ class AdaptiveP(Step):
 class Penalties(Step):
     """Make the last accepted tokens less likely.
 
+    The repetition penalty counts those of `Sampler.accept_prompt` too.
+
     Attributes:
         last_n: Tokens to look back on.
         repeat: Divides the logits of repeated tokens; 1 = off.
-        frequency: Subtracted for each time that a token came; 0 = off.
-        presence: Subtracted once if a token came; 0 = off.
+        frequency: Subtracted for each time that a token came in the text; 0 = off.
+        presence: Subtracted once if a token came in the text; 0 = off.
     """
 
     last_n: int = 64
@@ -261,7 +263,8 @@ class Penalties(Step):
 class DRY(Step):
     """Make the continuation of a repetition less likely.
 
-    A continuation of a repetition of n tokens loses multiplier x base^(n - allowed_length).
+    A continuation of a repetition of n tokens loses multiplier x base^(n - allowed_length). The
+    tokens of `Sampler.accept_prompt` count too.
 
     Attributes:
         multiplier: Strength; 0 = off.

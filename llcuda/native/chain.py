@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from llcuda import samplers as steps
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
-from llcuda.native import library
+from llcuda.native import callbacks, library
 from llcuda.native.grammar_check import check_grammar
 from llcuda.params import SamplingParams
 
@@ -65,6 +66,14 @@ def steps_of(params: SamplingParams, seed: int) -> list[steps.Step]:
     return [*chain, steps.Distribution(seed)]
 
 
+def _parts_of(chain: Sequence[steps.Step]) -> list[steps.Step]:
+    """Return the steps of a chain as llama.cpp computes them."""
+    parts: list[steps.Step] = []
+    for step in chain:
+        parts += _split(step) if isinstance(step, steps.Penalties) else [step]
+    return parts
+
+
 def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
     """Return which logits can decide what a chain chooses.
 
@@ -83,11 +92,13 @@ def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
             return (step.k + lowered, raised) if step.k < MAX_SUPERSET else (0, [])
         if isinstance(step, steps.Greedy):
             return 1 + lowered, raised
-        if isinstance(step, steps.DRY) or (
+        if isinstance(step, steps.DRY):
+            lowered += step.last_n
+        elif (
             isinstance(step, steps.Penalties)
             and min(step.repeat - 1, step.frequency, step.presence) >= 0
         ):
-            lowered += step.last_n
+            lowered += step.last_n * len(_split(step))
         elif isinstance(step, steps.LogitBias):
             lowered += sum(bias <= 0 for bias in step.bias.values())
             raised += [token for token, bias in step.bias.items() if bias > 0]
@@ -96,11 +107,26 @@ def superset_of(chain: Sequence[steps.Step]) -> tuple[int, list[int]]:
     return 0, []
 
 
+def _split(step: steps.Penalties) -> list[steps.Penalties]:
+    """Return penalties as those that count the prompt and those that do not."""
+    if step.repeat == 1 or not (step.frequency or step.presence):
+        return [step]
+    return [replace(step, frequency=0.0, presence=0.0), replace(step, repeat=1.0)]
+
+
+def prompt_window(step: steps.Step) -> int:
+    """Return how many of the last tokens of a prompt a step counts."""
+    if isinstance(step, steps.DRY) or (isinstance(step, steps.Penalties) and step.repeat != 1):
+        return step.last_n
+    return 0
+
+
 def draw_params(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
     """Return what a device needs to choose as a chain does.
 
     A device knows LogitBias, Penalties, TopK up to LLCUDA_MOST_CANDIDATES, TopP, MinP, Temperature
-    and Distribution in this order, or Greedy after the first two.
+    and Distribution in this order, or Greedy after the first two. Of a sequence's tokens it has one
+    count each, so it does not know Penalties that count some with the prompt and some without.
 
     Args:
         chain: The steps.
@@ -121,6 +147,8 @@ def draw_params(chain: Sequence[steps.Step]) -> dict[str, Any] | None:
         return None
     bias, penalties, top_k, top_p, min_p, temperature, end = (by_kind.get(kind) for kind in kinds)
     if end is None or any(getattr(step, "min_keep", 0) > 1 for step in (top_p, min_p)):
+        return None
+    if penalties and len(_split(penalties)) > 1:
         return None
     if temperature and (temperature.temperature <= 0 or temperature.spread):
         return None
@@ -161,6 +189,42 @@ def owned_draw(pointer: Any) -> Any:
     return ffi.gc(pointer, lib.llcuda_draw_free)
 
 
+class Part(NamedTuple):
+    """A C sampler of a chain, which owns it.
+
+    Attributes:
+        pointer: The llama_sampler.
+        prompt_window: How many of the last tokens of a prompt it counts.
+    """
+
+    pointer: Any
+    prompt_window: int
+
+
+def clone_chain(parts: Sequence[Part]) -> tuple[Any, list[Part]]:
+    """Return a copy of a chain in the same state, which the caller frees, and its parts.
+
+    Args:
+        parts: The parts of the chain.
+
+    Raises:
+        SamplingError: llama.cpp cannot clone a part.
+        Exception: What a Python step raised.
+    """
+    ffi, lib = library.load()
+    pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    copies: list[Part] = []
+    for part in parts:
+        copy = lib.llcuda_sampler_clone(part.pointer)
+        if copy == ffi.NULL:
+            lib.llama_sampler_free(pointer)
+            callbacks.reraise()
+            library.fail(SamplingError, "this chain cannot be cloned")
+        lib.llama_sampler_chain_add(pointer, copy)
+        copies.append(part._replace(pointer=copy))
+    return pointer, copies
+
+
 class ChainBuilder:
     """Builds the C sampler of each step for one vocabulary.
 
@@ -171,6 +235,7 @@ class ChainBuilder:
 
     Attributes:
         handles (list[Any]): What the C objects of Python steps refer to; must live as long.
+        parts (list[Part]): The C samplers of the chain that was built, in order.
     """
 
     def __init__(self, vocab: Any, vocab_size: int, seed: int) -> None:
@@ -179,6 +244,7 @@ class ChainBuilder:
         self._vocab_size = vocab_size
         self._seed = seed
         self.handles: list[Any] = []
+        self.parts: list[Part] = []
 
     def build(self, chain: Sequence[steps.Step]) -> Any:
         """Return a llama_sampler chain, which the caller frees.
@@ -194,11 +260,12 @@ class ChainBuilder:
         lib = self._lib
         pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         try:
-            for step in chain:
+            for step in _parts_of(chain):
                 sampler = _BUILD[type(step)](self, step)
                 if sampler == self._ffi.NULL:
                     library.fail(SamplingError, f"llama.cpp cannot create {step}")
                 lib.llama_sampler_chain_add(pointer, sampler)
+                self.parts.append(Part(sampler, prompt_window(step)))
         except BaseException:
             lib.llama_sampler_free(pointer)
             raise

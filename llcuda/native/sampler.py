@@ -17,6 +17,8 @@ from llcuda.native import callbacks, library
 from llcuda.native.chain import (
     STEPS,
     ChainBuilder,
+    Part,
+    clone_chain,
     draw_seed,
     owned_draw,
     steps_of,
@@ -118,12 +120,19 @@ class Sampler:
         builder = ChainBuilder(model.vocab, model.vocab_size, self.seed)
         pointer = builder.build(self.chain)
         draw = builder.device_draw(self.chain)
-        self._attach(model, pointer, owner, builder.handles, draw)
+        self._attach(model, pointer, builder.parts, owner, builder.handles, draw)
 
     def _attach(
-        self, model: Model, pointer: Any, owner: library.Owner, handles: list[Any], draw: Any
+        self,
+        model: Model,
+        pointer: Any,
+        parts: list[Part],
+        owner: library.Owner,
+        handles: list[Any],
+        draw: Any,
     ) -> None:
         self._model = model
+        self._parts = parts
         self._vocab = model.vocab
         self._step_handles = handles
         self.handle = library.Handle("sampler", pointer, self._lib.llama_sampler_free, owner)
@@ -210,7 +219,9 @@ class Sampler:
         return token
 
     def accept(self, token: int, model: Model | None = None) -> None:
-        """Tell the chain of a token that it did not choose, such as one of a prompt.
+        """Tell the chain of a token of the text that it did not choose.
+
+        `accept_prompt` tells it of the tokens before the text.
 
         Args:
             token: The token.
@@ -230,8 +241,35 @@ class Sampler:
         if status:
             self._fail(status, lambda: f"token {token} is not accepted")
 
+    def accept_prompt(self, tokens: Sequence[int], model: Model | None = None) -> None:
+        """Tell the chain of the tokens before the text.
+
+        The repetition penalty and DRY count them. The presence and frequency penalties count the
+        text alone, which also follows its grammar alone. Call it before the first `sample`.
+
+        Args:
+            tokens: The tokens of the prompt.
+            model: The model, for a sampler that is not bound yet.
+
+        Raises:
+            ArgumentError: A token is outside the vocabulary, or `model` is missing.
+        """
+        self._bind_to(model)
+        window = max(part.prompt_window for part in self._parts)
+        if not window:
+            return
+        last = self._model.token_list(tokens[-window:], "tokens")
+        with self._locked():
+            owner = self.handle.owner  # type: ignore[union-attr]
+            for part in self._parts:
+                for token in last[-part.prompt_window :] if part.prompt_window else ():
+                    self._lib.llcuda_sampler_accept(part.pointer, token)
+                    if self._draw:  # then no other part counts the prompt
+                        self._lib.llcuda_draw_accept(self._draw, token)
+            del owner
+
     def reset(self) -> None:
-        """Forget the accepted tokens and restart the random numbers from the seed."""
+        """Forget the accepted tokens, also the prompt's, and restart the random numbers."""
         if self.handle is not None:
             owner = self.handle.owner
             with self._locked():
@@ -260,13 +298,10 @@ class Sampler:
             copy._ffi, copy._lib = self._ffi, self._lib
             owner = self.handle.owner
             with self._locked():
-                pointer = self._lib.llcuda_sampler_clone(owner.pointer)
                 draw = self._draw and owned_draw(self._lib.llcuda_draw_clone(self._draw))
-            callbacks.reraise()
-            if pointer == self._ffi.NULL:
-                library.fail(SamplingError, "this chain cannot be cloned")
+                pointer, parts = clone_chain(self._parts)
             assert owner.parent is not None
-            copy._attach(self._model, pointer, owner.parent, self._step_handles, draw)
+            copy._attach(self._model, pointer, parts, owner.parent, self._step_handles, draw)
         return copy
 
     def _bind_to(self, model: Model | None) -> None:

@@ -105,6 +105,8 @@ def test_tokens_chosen_on_the_gpu_are_those_chosen_on_the_cpu(
         options: Any = {"sequences": rows, "unified_kv": False, "device_logits": stays}
         with Context(gpu_demo, ctx_size=256, **options) as context:
             samplers = [Sampler(model=gpu_demo, **{"seed": i, **asked}) for i in range(rows)]
+            for sampler in samplers:
+                sampler.accept_prompt(range(5, 20))
             chooser, tokens, texts = (
                 BatchSampler(context, samplers),
                 [5 + i for i in range(rows)],

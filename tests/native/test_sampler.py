@@ -162,3 +162,28 @@ def test_a_forced_row_draws_nothing(model: Model, make_context: Callable[..., Co
     best = BatchSampler(context, [Sampler(temperature=0) for _ in range(3)]).sample()
     assert penalised.sample(None, None, best) == best
     assert all(a != b for a, b in zip(penalised.sample(), best, strict=True))
+
+
+def test_a_prompt_stays_in_a_clone_and_goes_with_reset(model: Model, logits: Float32) -> None:
+    """A clone counts it, takes another one, and is not told of what the first is told."""
+    best, second = np.argsort(-logits)[:2].tolist()
+    sampler = Sampler(temperature=0, repeat_penalty=1e6, model=model)
+    sampler.accept_prompt([best])
+    clone = sampler.clone()
+    assert second == clone.clone().sample_logits(logits)
+    assert second == sampler.sample_logits(logits)
+    assert second == clone.sample_logits(logits)
+    sampler.reset()
+    assert best == sampler.sample_logits(logits)
+    clone.reset()
+    clone.accept_prompt([best])
+    assert second == clone.sample_logits(logits)
+
+
+def test_a_prompt_is_not_of_the_grammar(model: Model, logits: Float32) -> None:
+    """A sampler with a grammar may be told of any prompt; a wrong token is an error."""
+    sampler = Sampler(temperature=0, grammar='root ::= "a"', repeat_penalty=1.5, model=model)
+    sampler.accept_prompt(model.tokenize("Not in the grammar"))
+    assert "a" == model.piece(sampler.sample_logits(logits))
+    with pytest.raises(ArgumentError, match=str(model.vocab_size)):
+        sampler.accept_prompt([model.vocab_size])

@@ -94,6 +94,31 @@ def test_penalties_lower_what_was_accepted(model: Model, logits: Float32) -> Non
     np.testing.assert_allclose(after(model, [step], logits, high, low, high), expected, rtol=1e-6)
 
 
+def test_of_a_prompt_only_the_repetition_penalty_counts(model: Model, logits: Float32) -> None:
+    """Frequency and presence count the text; a step of all three does each as it alone."""
+    prompt, text = [3, 4, 5, 3], [5, 6]
+    expected = logits.copy()
+    for token in (3, 4, 5, 6):
+        expected[token] *= 1.5 if expected[token] <= 0 else 1 / 1.5
+    left = after(model, [steps.Penalties(64, 1.5)], logits, *text, prompt=prompt)
+    np.testing.assert_allclose(left, expected, rtol=1e-6)
+    expected[[5, 6]] -= 0.25 + 0.5
+    left = after(model, [steps.Penalties(64, 1.5, 0.25, 0.5)], logits, *text, prompt=prompt)
+    np.testing.assert_allclose(left, expected, rtol=1e-6)
+    counts = [steps.Penalties(64, 1.0, 0.25, 0.5)]
+    np.testing.assert_array_equal(
+        after(model, counts, logits, *text), after(model, counts, logits, *text, prompt=prompt)
+    )
+
+
+def test_penalties_look_back_over_prompt_and_text(model: Model, logits: Float32) -> None:
+    """The last last_n tokens of both, in their order; none with last_n=0."""
+    left = after(model, [steps.Penalties(3, 2.0)], logits, 6, prompt=[3, 4, 5])
+    assert [4, 5, 6] == np.flatnonzero(left != logits).tolist()
+    left = after(model, [steps.Penalties(0, 2.0)], logits, 6, prompt=[3, 4, 5])
+    np.testing.assert_array_equal(left, logits)
+
+
 def test_penalties_forget_beyond_last_n(model: Model, logits: Float32) -> None:
     """Only the last last_n tokens count."""
     left = after(model, [steps.Penalties(1, presence=1.0)], logits, 3, 4)
@@ -104,6 +129,8 @@ def test_dry_lowers_the_continuation_of_a_repetition(model: Model, logits: Float
     """After 1 2 3 4 1 2 3, token 4 loses multiplier * base ** (3 - allowed_length)."""
     step = steps.DRY(1.0, 2.0, 2, 64, [])
     left = after(model, [step], logits, 11, 12, 13, 14, 11, 12, 13)
+    np.testing.assert_allclose(left, logits - 2.0 * (np.arange(N) == 14), rtol=1e-5)
+    left = after(model, [step], logits, 12, 13, prompt=[11, 12, 13, 14, 11])
     np.testing.assert_allclose(left, logits - 2.0 * (np.arange(N) == 14), rtol=1e-5)
 
 

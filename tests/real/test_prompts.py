@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llcuda import Engine
+from llcuda import Engine, Model
 
 CHAT = "<|im_start|>user\nSay hello in French.<|im_end|>\n<|im_start|>assistant\n"
 FILL_IN = "<|fim_prefix|>def add(a, b):\n    <|fim_suffix|>\n<|fim_middle|>"
@@ -23,3 +23,14 @@ def test_fill_in_the_middle(engine: Engine) -> None:
     done = engine.submit(FILL_IN, temperature=0, max_tokens=8).result()
     assert 11 == done.prompt_tokens
     assert done.text.startswith("return a + b")
+
+
+def test_the_repetition_penalty_counts_the_prompt(gemma: Model) -> None:
+    """The word that the prompt repeats is not repeated again."""
+    rhyme = "Mary had a little lamb. Mary had a little lamb. Mary had a little"
+    with Engine(gemma, ctx_size=256) as engine:
+        plain = engine.submit(rhyme, temperature=0, max_tokens=2).result()
+        assert plain.text.startswith(" lamb")
+        for penalty in ({"repeat_penalty": 1.3}, {"dry_multiplier": 2.0}):
+            penalized = engine.submit(rhyme, temperature=0, max_tokens=2, **penalty).result()
+            assert " baby" == penalized.text[:5]

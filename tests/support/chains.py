@@ -16,7 +16,13 @@ N = models.VOCABULARY
 Float32 = npt.NDArray[np.float32]
 
 
-def after(model: Model, chain: Sequence[steps.Step], logits: Float32, *accepted: int) -> Float32:
+def after(
+    model: Model,
+    chain: Sequence[steps.Step],
+    logits: Float32,
+    *accepted: int,
+    prompt: Sequence[int] = (),
+) -> Float32:
     """Return the logits that a chain leaves, -inf for what it removed."""
     left = np.full(N, -np.inf, np.float32)
 
@@ -25,6 +31,7 @@ def after(model: Model, chain: Sequence[steps.Step], logits: Float32, *accepted:
         return int(candidates["id"][candidates["logit"].argmax()])
 
     sampler = Sampler(chain=[*chain, steps.Python(look)], model=model)
+    sampler.accept_prompt(prompt)
     for token in accepted:
         sampler.accept(token)
     sampler.sample_logits(logits)
