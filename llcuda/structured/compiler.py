@@ -137,6 +137,7 @@ class CompiledGrammar:
         self._tokenizer = tokenizer
         self._mask_words = (model.vocab_size + 31) // 32
         self._end_tokens = model.eog_tokens
+        self._end_bits = [divmod(token, 32) for token in sorted(self._end_tokens)]
         self._compilations = [_Compilation(self)]
         self._lock = threading.Lock()
 
@@ -258,7 +259,19 @@ class TextGuide:
                 self._start_again()
                 self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
                 self._check("masks a token")
+            self._forbid_early_end(mask)
         return mask
+
+    def _forbid_early_end(self, mask: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+        """Take the tokens that end a text out of a set of tokens, such as all but one of them."""
+        ends = [(word, bit) for word, bit in self._grammar._end_bits if int(mask[word]) >> bit & 1]
+        if not ends or self._matcher.is_accepting():
+            return
+        before = mask.copy()
+        for word, bit in ends:
+            mask[word] &= np.uint32(~(1 << bit) & 0xFFFFFFFF)
+        if not mask.any():  # the grammar names them
+            mask[:] = before
 
     def accept(self, token: int) -> None:
         """Go on behind a token.

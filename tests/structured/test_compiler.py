@@ -627,6 +627,42 @@ def test_forced_tokens_spell_the_text(name: str) -> None:
         assert raw.decode() == words
 
 
+@pytest.mark.parametrize(
+    ("kind", "grammar"),
+    [
+        ("gbnf", 'root ::= !<[11]>{8} "x"'),
+        ("gbnf", "root ::= !<[11]>+"),
+        ("lark", 'start: <[^11]>{8} "x"'),
+        ("lark", 'start: <[*]>{8} "x"'),
+        ("lark", 'start: <[1-5]>{8} "x"'),
+    ],
+)
+def test_no_text_ends_within_its_grammar(
+    engine: Engine, model: Model, kind: str, grammar: str
+) -> None:
+    """A set of tokens does not contain those that end a text, but where the grammar may end."""
+    compiled = structured.compile(model, {"type": kind, "grammar": grammar})
+    guide = compiled.guide()
+    bits = np.unpackbits(guide.mask().view(np.uint8), bitorder="little")
+    assert bits.sum() > 1
+    assert not any(bits[token] for token in model.eog_tokens)
+    bias = dict.fromkeys(model.eog_tokens, 100.0)  # what the model wants most
+    done = engine.submit("Once", response_format=compiled, max_tokens=20, logit_bias=bias, **FREE)
+    assert done.result(60).finish_reason == "stop"
+    assert len(done.result().tokens) == (1 if "+" in grammar else 9)
+
+
+def test_a_grammar_may_name_the_end(engine: Engine, model: Model) -> None:
+    """A token that ends a text ends it where nothing else may come."""
+    (end,) = model.eog_tokens
+    for grammar in (f'root ::= "a" <[{end}]>', 'root ::= "a" <[11]>*'):
+        asked = {
+            "response_format": {"type": "gbnf", "grammar": grammar},
+            "logit_bias": {end: 100.0},
+        }
+        assert engine.submit("Once", **asked).result(60).text == "a"
+
+
 @pytest.mark.parametrize("depth", [200, 201])
 def test_nested_groups(model: Model, depth: int) -> None:
     """The same depth as a sampler's grammar may have."""
