@@ -30,7 +30,8 @@
     ├── UnsupportedError (RuntimeError)    this model's memory, or this device, cannot do that
     ├── QueueFullError (RuntimeError)      more requests wait than the engine's queue holds
     ├── ClosedError (RuntimeError)         use after close
-    └── ConcurrencyError (RuntimeError)    two threads in one context
+    └── ConcurrencyError (RuntimeError)    two threads in one context or sampler, or a call that a
+                                           hook of an engine must not make
 
 Each also is the built-in exception in parentheses. A message says what was given and what is
 allowed; where llama.cpp logged an error, its last lines follow. `parameter` is the
@@ -185,4 +186,4 @@ class ClosedError(LlcudaError, RuntimeError):
 
 
 class ConcurrencyError(LlcudaError, RuntimeError):
-    """Another thread is inside this context."""
+    """Another thread is inside this context or sampler, or a hook makes a call that it must not."""

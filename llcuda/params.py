@@ -22,6 +22,7 @@ ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 POOLINGS = ("none", "mean", "cls", "last", "rank")
 ATTENTIONS = ("causal", "non_causal")
 INT32_MAX = 2**31 - 1
+BATCH_SIZE = UBATCH_SIZE = 512  # of a context and of an engine; the second is llama.cpp's own
 MAX_SEED = 2**32 - 2  # the next one is llama.cpp's word for "at random"
 
 
@@ -206,8 +207,8 @@ class ContextParams:
 
     ctx_size: int | None = None
     sequences: int = 1
-    batch_size: int = 512
-    ubatch_size: int = 512
+    batch_size: int = BATCH_SIZE
+    ubatch_size: int = UBATCH_SIZE
     outputs_max: int = 0
     unified_kv: bool = True
     threads: int | None = None

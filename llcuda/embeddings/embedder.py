@@ -26,7 +26,14 @@ from llcuda.native.callbacks import without_repeated_warnings
 from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
 from llcuda.native.model import Model
-from llcuda.params import INT32_MAX, ContextParams, check_number, default_threads, wrong_value
+from llcuda.params import (
+    BATCH_SIZE,
+    INT32_MAX,
+    ContextParams,
+    check_number,
+    default_threads,
+    wrong_value,
+)
 
 Float32 = npt.NDArray[np.float32]
 Text = str | Sequence[int]
@@ -86,7 +93,7 @@ class Embedder:
         *,
         pooling: str | None = None,
         ctx_size: int | None = None,
-        batch_size: int = 512,
+        batch_size: int = BATCH_SIZE,
         **parameters: Unpack[EmbedderKeywords],
     ) -> None:
         context_params: dict[str, Any] = {**parameters}

@@ -8,10 +8,17 @@ from typing import Any, Self, Unpack
 
 from llcuda.errors import ArgumentError
 from llcuda.keywords import ConfigKeywords, split_keywords
-from llcuda.params import INT32_MAX, ContextParams, ModelParams, check_number, wrong_value
+from llcuda.params import (
+    BATCH_SIZE,
+    INT32_MAX,
+    UBATCH_SIZE,
+    ContextParams,
+    ModelParams,
+    check_number,
+    wrong_value,
+)
 
 CTX_SIZE = 2048  # of an engine, where the model was trained on as much
-UBATCH_SIZE = 512  # of an Engine, as llama.cpp's own default
 LOAD_UBATCH_SIZE = 128  # of `InferenceEngine.load_model` and of the server
 ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
 
@@ -44,7 +51,7 @@ class EngineParams:
     n_parallel: int = 1
     ctx_size: int = CTX_SIZE
     cache_size: int | None = None
-    batch_size: int = 512
+    batch_size: int = BATCH_SIZE
     ubatch_size: int = UBATCH_SIZE
     queue_size: int = 1024
     speculation: int = 0

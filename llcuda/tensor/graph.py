@@ -25,12 +25,21 @@ Shape = tuple[int, ...]
 class Node:
     """The shape and type of a tensor, and either its memory, its base, or its sources.
 
-    shape, strides: row-major as in numpy, strides in bytes; the stride is 0 along the axis of a
-    quantized type's blocks, where single values have no address.
-    storage: the memory; None for a view, and for an operation that is not computed yet.
-    base: the node whose memory a view shows; never a view itself.
-    offset: bytes from the beginning of the memory, or of the base.
-    op, sources, numbers, values: an operation, its operands and its parameters.
+    Args:
+        dtype: The type of the values.
+        shape: The size of each axis, row-major as in numpy.
+        device: Where the values are, or will be computed.
+
+    Attributes:
+        strides: Bytes from one value to the next along each axis; 0 along the axis of a quantized
+            type's blocks, where single values have no address.
+        storage: The memory; None for a view, and for an operation that is not computed yet.
+        base: The node whose memory a view shows; never a view itself.
+        offset: Bytes from the beginning of the memory, or of the base.
+        op: The end of the operation's LLCUDA_OP_ name; "LEAF" for memory.
+        sources: The operands.
+        numbers: The whole-number parameters of the operation, at most 8.
+        values: Its parameters that are floats, at most 8.
     """
 
     __slots__ = (
@@ -133,7 +142,17 @@ def operation(
     values: Sequence[float] = (),
     device: Device | None = None,
 ) -> Node:
-    """Return a node that is not computed yet. op: the end of a LLCUDA_OP_ name."""
+    """Return a node that is not computed yet.
+
+    Args:
+        op: The end of a LLCUDA_OP_ name.
+        dtype: The type of the result.
+        shape: The shape of the result.
+        sources: The operands.
+        numbers: The whole-number parameters, at most 8.
+        values: The parameters that are floats, at most 8.
+        device: Where it is computed; None = where the first operand is.
+    """
     node = Node(dtype, shape, sources[0].device if device is None else device)
     node.op = op
     node.sources = tuple(sources)
@@ -238,7 +257,11 @@ def _allocate(device: Device, dtype: DType, shape: Shape) -> Storage:
 
 
 def empty(dtype: DType, shape: Shape, device: Device) -> Node:
-    """Return a node over new memory, whose values are not set; OutOfMemoryError."""
+    """Return a node over new memory, whose values are not set.
+
+    Raises:
+        OutOfMemoryError: The device has too little memory.
+    """
     return leaf(_allocate(device, dtype, shape), dtype, shape)
 
 

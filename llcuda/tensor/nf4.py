@@ -6,7 +6,6 @@ from math import prod
 
 import numpy as np
 
-from llcuda.errors import ArgumentError
 from llcuda.native.nf4 import dequantize, dequantize_on_gpu
 from llcuda.native.tensor import stream
 from llcuda.nf4 import CODES, QuantState
@@ -21,14 +20,19 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def expand(state: QuantState, dtype: DType | None, device: Device) -> Node:
-    """Return the weights as floats; dtype: None is the type that they had before.
+    """Return the weights as floats.
 
-    Raises ArgumentError for types that are not floats and for more than 4 axes, OutOfMemoryError.
+    Args:
+        state: The packed weights.
+        dtype: The type of the result; None = the type that the weights had before.
+        device: The device that computes and holds the result.
+
+    Raises:
+        ArgumentError: `dtype` is no type of floats, or the weights have more than 4 axes.
+        OutOfMemoryError: The device has too little memory.
     """
     if not isinstance(state, QuantState):
-        raise ArgumentError(
-            f"state={state!r:.80}: expected a QuantState of llcuda.nf4", parameter="state"
-        )
+        raise wrong_value("state", state, "expected a QuantState of llcuda.nf4")
     dtype = _DTYPES[state.dtype] if dtype is None else dtype
     if dtype not in _NAMES:
         raise wrong_value("dtype", dtype, f"expected one of {', '.join(map(repr, _NAMES))}")

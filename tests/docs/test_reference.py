@@ -22,6 +22,7 @@ from llcuda import (
     structured,
     unsloth,
 )
+from llcuda.engine.metrics import Metrics
 from tests.support.documents import DOCS, ROOT
 
 REFERENCE = DOCS / "reference"
@@ -81,6 +82,18 @@ def test_every_public_name_is_shown(module: ModuleType) -> None:
 def test_every_shown_name_exists(path: str) -> None:
     """A path of the reference is a module, a class or a function, and has a docstring."""
     assert inspect.getdoc(pkgutil.resolve_name(path))
+
+
+def test_the_reference_leaves_out_what_only_the_engine_calls() -> None:
+    """Every name that mkdocs.yml leaves out exists; a Request shows its callers' methods only."""
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    left_out = {n for names in re.findall(r"!\^\((.+?)\)\$", config) for n in names.split("|")}
+    members = {name for value in OBJECTS for name in dir(value)}
+    assert left_out <= members
+    methods = {name for name in vars(llcuda.Request) if not name.startswith("_")} - left_out
+    assert methods == {"cancel", "done", "more", "result", "take"}
+    methods = {name for name in vars(Metrics) if not name.startswith("_")} - left_out
+    assert methods == {"families", "prometheus_text", "reset", "snapshot"}
 
 
 def test_nothing_is_shown_twice() -> None:
