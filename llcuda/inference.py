@@ -4,8 +4,8 @@
     engine.load_model("gemma-3-1b-Q4_K_M")
     print(engine.infer("What is AI?", max_tokens=100).text)
 
-Joins the hub, which finds files by name, and the engine. Only `load_model` prints, and only if
-`verbose`.
+Joins the hub, which finds files by name, and the engine. Only loading prints, and only if
+`verbose`: in `load_model`, or in the first call that needs the model after `auto_start=False`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from llcuda.keywords import (
 )
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
-from llcuda.params import check_flag
+from llcuda.params import BATCH_SIZE, check_flag
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
@@ -90,7 +90,7 @@ class InferenceEngine:
         gpu_layers: int | None = None,
         ctx_size: int | None = None,
         context_size: int | None = None,
-        batch_size: int = 512,
+        batch_size: int = BATCH_SIZE,
         ubatch_size: int = LOAD_UBATCH_SIZE,
         n_parallel: int = 1,
         cache_size: int | None = None,
@@ -460,7 +460,16 @@ class InferenceEngine:
     def chat(
         self, messages: Sequence[Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
     ) -> Chat[Completion]:
-        """Queue an answer to `messages` and return its handle; see `Engine.chat`."""
+        """Queue an answer to `messages` and return its handle; see `Engine.chat`.
+
+        Args:
+            messages: Objects with "role" and "content", in OpenAI's shapes.
+            **keywords: The keywords of `Engine.chat`.
+
+        Raises:
+            ArgumentError: Messages, tools or other parameters are wrong.
+            ClosedError: No model is loaded.
+        """
         return self.engine.chat(messages, **keywords)
 
     # --- metrics ---
@@ -483,6 +492,13 @@ class InferenceEngine:
 
     def __exit__(self, *exception: object) -> None:
         self.unload_model()
+
+    def __repr__(self) -> str:
+        engine, model, pending = self._engine, self._model, self._pending
+        if model is not None:
+            return f"<llcuda.InferenceEngine: {engine or model!r}>"
+        state = "no model" if pending is None else f"{str(pending.name)!r} is loaded at first use"
+        return f"<llcuda.InferenceEngine: {state}>"
 
 
 def quick_infer(

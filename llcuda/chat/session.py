@@ -177,7 +177,10 @@ class Chat(Generic[CompletionT]):
     async def more(self) -> ChatDelta:
         """Wait for text and return the delta of all that has come; a false one at the end.
 
-        Raises this request's error. Cancelling the task cancels the request.
+        Cancelling the task cancels the request.
+
+        Raises:
+            Exception: The exception of a request that failed.
         """
         while text := await self.request.more():
             if (delta := self._parse(text)) is not None:
@@ -203,6 +206,9 @@ class Chat(Generic[CompletionT]):
     def __await__(self) -> Generator[Any, None, ChatCompletion[CompletionT]]:
         completion = yield from self.request.__await__()
         return self._complete(completion)
+
+    def __repr__(self) -> str:
+        return f"<llcuda.Chat: {self.request!r}>"
 
     def _parse(self, text: str) -> ChatDelta | None:
         """Return the delta of further text, None if it shows nothing; then it joins the next."""

@@ -372,6 +372,12 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        load, params = self.load(), self.params
+        state = f"{params.n_parallel} x {params.ctx_size} tokens, {load.running} running"
+        state = "closed" if self.closed else f"{state}, {load.waiting} waiting"
+        return f"<llcuda.Engine on {self.model.path.name!r}: {state}>"
+
 
 def tokenize_prompt(model: Model, prompt: str | bytes, parse_special: bool = True) -> list[int]:
     """Return the tokens of a raw prompt.

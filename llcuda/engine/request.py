@@ -327,6 +327,15 @@ class Request:
             self._reader_left()
         self._completion()
 
+    def __repr__(self) -> str:
+        outcome = self._outcome
+        if isinstance(outcome, BaseException):
+            state = f"failed with {type(outcome).__name__}"
+        else:
+            state = "unfinished" if outcome is None else outcome.finish_reason
+        size = f"{self.prompt_tokens} prompt tokens, {len(self.tokens)} generated"
+        return f"<llcuda.Request: {size}, {state}>"
+
 
 def wake(waiters: Iterable[Waiter]) -> None:
     """Resolve the futures of `waiters`, with one call for each event loop."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llcuda import Engine, Model
+from llcuda import Engine, InferenceEngine, Model
 from llcuda.errors import (
     ConcurrencyError,
     DecodeError,
@@ -205,3 +205,29 @@ def test_an_engine_that_nobody_holds_lets_go_of_the_model() -> None:
         assert eventually(lambda: left() is None)
     finally:
         gc.enable()
+
+
+def test_handles_say_what_they_are(model: Model) -> None:
+    """A repr has the model, the size and the state; no address."""
+    name = model.path.name
+    engine = Engine(model, n_parallel=2, ctx_size=256, threads=1)
+    assert repr(engine) == f"<llcuda.Engine on {name!r}: 2 x 256 tokens, 0 running, 0 waiting>"
+    with engine.loop.hold():
+        request = engine.submit([5, 6, 7], max_tokens=4, ignore_eos=True)
+        assert repr(request) == "<llcuda.Request: 3 prompt tokens, 0 generated, unfinished>"
+    request.result(10)
+    assert repr(request) == "<llcuda.Request: 3 prompt tokens, 4 generated, length>"
+    chat = engine.chat([{"role": "user", "content": "Hi"}], max_tokens=1, ignore_eos=True)
+    chat.result(10)
+    assert repr(chat) == f"<llcuda.Chat: {chat.request!r}>"
+    request = engine.submit([5, 6, 7], **ENDLESS)
+    engine.close()
+    assert repr(request).endswith(" generated, failed with ClosedError>")
+    assert repr(engine) == f"<llcuda.Engine on {name!r}: closed>"
+    loaded = InferenceEngine()
+    assert repr(loaded) == "<llcuda.InferenceEngine: no model>"
+    loaded.load_model("demo", auto_start=False)
+    assert repr(loaded) == "<llcuda.InferenceEngine: 'demo' is loaded at first use>"
+    with loaded:
+        loaded.load_model("demo", ctx_size=64, verbose=False)
+        assert repr(loaded) == f"<llcuda.InferenceEngine: {loaded.engine!r}>"
