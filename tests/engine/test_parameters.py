@@ -69,7 +69,7 @@ ENGINE: dict[str, tuple[int, dict[str, Any]]] = {
     "n_parallel": (3, {"running": 3, "cells": 288, "accepted": 5}),
     "ctx_size": (64, {"full": 64, "cells": 128}),
     "cache_size": (384, {"cells": 384}),
-    "batch_size": (24, {"chunk": 24}),
+    "batch_size": (24, {"chunk": 24, "batch": 24}),
     "ubatch_size": (8, {"ubatch": 8}),
     "queue_size": (5, {"accepted": 7}),
     "speculation": (3, {"guesses": True}),
@@ -93,6 +93,7 @@ def observed(model: Model, sizes: dict[str, int]) -> dict[str, Any]:
             "accepted": len(requests),
             "cells": engine.load().cells,
             "full": full.prompt_tokens + len(full.tokens),
+            "batch": engine.context.params.batch_size,
             "ubatch": engine.context.params.ubatch_size,
         }
     steps = engine.metrics.snapshot()["batch"]["decode_steps"]
@@ -145,3 +146,12 @@ def test_a_keyword_changes_the_engine(field: str, model: Model, small: dict[str,
     """It changes what its name says, and nothing else."""
     value, changes = ENGINE[field]
     assert observed(model, {**SMALL, field: value}) == {**small, **changes}
+
+
+def test_keep_holds_in_a_shift_too(engine: Engine) -> None:
+    """Other tokens before the same ones: after the shift, another text."""
+    asked: dict[str, Any] = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    asked |= {"prompt": LONG[:40], "overflow": "shift"}
+    short, long = (engine.submit(keep=keep, **asked).result(10).tokens for keep in (1, 30))
+    assert short[:24] == long[:24]
+    assert short != long
