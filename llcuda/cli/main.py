@@ -28,7 +28,13 @@ for module in (run, chat, serve, files, inspect, quantize, bench, diagnose):
 
 
 # Parameters of the library whose options have another name here.
-OPTION_NAMES = {"n_parallel": "parallel", "queue_size": "queue", "template": "chat_template"}
+OPTION_NAMES = {
+    "body_bytes": "max_body",
+    "memory_budget": "memory",
+    "n_parallel": "parallel",
+    "queue_size": "queue",
+    "template": "chat_template",
+}
 
 
 @app.command()

@@ -33,7 +33,7 @@ def serve(
     threads: DecodeThreads = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 1024,
     pooling: Annotated[
-        str | None, typer.Option(help="Of embeddings: mean, cls, last. Default: the model's.")
+        str | None, typer.Option(help="Of embeddings: mean, cls, last, rank. Default: the model's.")
     ] = None,
     chat_template: Annotated[
         str | None, typer.Option(help="A Jinja file, or the name of one of the model's templates.")

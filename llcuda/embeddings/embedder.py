@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -399,14 +400,23 @@ def _pooling(model: Model, parameters: dict[str, Any]) -> tuple[str, bool]:
     return pooling, can_split and (pooling == "last" or (pooling == "rank" and not by_mean))
 
 
-def _check_rank_head(model: Model) -> None:
-    """Raise ArgumentError for a file without a classifier, or with more classes than results."""
-    with GGUFReader(model.path) as reader:
+def classifier_layers(path: Path) -> list[str]:
+    """Return the tensors of a file's classifier.
+
+    Raises:
+        ArgumentError: The file has no classifier.
+    """
+    with GGUFReader(path) as reader:
         layers = [name for name in reader.tensors if name.startswith("cls.")]
     if not layers:
-        raise ArgumentError(
-            f"{model.path.name} has no classifier, so it gives no scores", parameter="pooling"
-        )
+        rule = f"{path.name} has no classifier, so it gives no scores"
+        raise wrong_value("pooling", "rank", rule)
+    return layers
+
+
+def _check_rank_head(model: Model) -> None:
+    """Raise ArgumentError for a file without a classifier, or with more classes than results."""
+    layers = classifier_layers(model.path)
     if "cls.output.weight" not in layers and len(model.labels) > model.embedding_size:
         raise ArgumentError(
             f"{model.path.name} contradicts itself: {len(model.labels)} classes, and a classifier "

@@ -28,6 +28,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import llcuda
 from llcuda.errors import ArgumentError
+from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.server.answer import Answer, ResponseWriter
 from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.chunks import unix_time
@@ -99,6 +100,12 @@ def create_app(
         ModelNotFoundError: There is no such file.
         ModelError: The first model cannot be loaded.
     """
+    keys = _texts("keys", keys)
+    hosts = _texts("hosts", hosts)
+    cors_origins = _texts("cors_origins", cors_origins)
+    if limits is not None and not isinstance(limits, Limits):
+        raise wrong_value("limits", limits, "expected Limits")
+    check_flag("preload", preload)
     service = Service(ModelPool(models, memory_budget), limits or Limits())
     service.models.open(preload)
 
@@ -125,17 +132,25 @@ def create_app(
         RequestGuardMiddleware,
         limits=service.limits,
         traffic=service.traffic,
-        keys=tuple(keys),
-        hosts=tuple(hosts),
+        keys=keys,
+        hosts=hosts,
     )
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(cors_origins),
+            allow_origins=cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
     return app
+
+
+def _texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Return texts, none of them empty. A message does not show them, because keys are secret."""
+    texts = None if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    if texts is None or not all(isinstance(text, str) and text for text in texts):
+        raise wrong_argument(parameter, "expected a list of texts, none of them empty")
+    return texts
 
 
 def _text_routes(service: Service) -> APIRouter:
@@ -300,6 +315,8 @@ def serve(
         ArgumentError: The address cannot be used.
         KeyboardInterrupt: Ctrl-C, after the server has stopped.
     """
+    check_number("port", port, "int", 0, 65535)
+    check_number("drain_seconds", drain_seconds, "number", 0)
     _raise_file_limit()
     with listen(host, port) as listener:
         config = uvicorn.Config(

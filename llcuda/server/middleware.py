@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llcuda.params import check_number
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.chunks import new_id
 from llcuda.server.errors import ApiError
 
 KEYLESS_PATHS = ("/", "/health")
+MIN_SECONDS = 0.001
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -32,12 +34,22 @@ class Limits:
         body_seconds: Longest time until the body has arrived.
         requests: Largest number of requests at once, those that wait included.
         deadline: Seconds of a request, after which it ends with what there is; None = no deadline.
+
+    Raises:
+        ArgumentError: A limit is not a number, or not above 0.
     """
 
     body_bytes: int = 16 * 2**20
     body_seconds: float = 30.0
     requests: int = 2048
     deadline: float | None = 600.0
+
+    def __post_init__(self) -> None:
+        check_number("body_bytes", self.body_bytes, "int", 1)
+        check_number("body_seconds", self.body_seconds, "number", MIN_SECONDS)
+        check_number("requests", self.requests, "int", 1)
+        if self.deadline is not None:
+            check_number("deadline", self.deadline, "number", MIN_SECONDS)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda.chat.template import ChatTemplate
-from llcuda.embeddings.embedder import Embedder
+from llcuda.embeddings.embedder import Embedder, classifier_layers
 from llcuda.engine.autofit import Fitted, fit
 from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine
@@ -22,12 +22,13 @@ from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
 from llcuda.hub.registry import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
-from llcuda.params import wrong_argument
+from llcuda.params import check_number, wrong_argument, wrong_value
 from llcuda.server.errors import ApiError
 
 logger = logging.getLogger("llcuda.server")
 
 DEFAULTS = {"ubatch_size": LOAD_UBATCH_SIZE, "n_parallel": 4}  # where the server's are others
+SERVED_POOLINGS = ("mean", "cls", "last", "rank")  # with "none" a text has no vector
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class ModelSpec:
     filename: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for parameter, value in (("name", self.name), ("source", self.source)):
+            if not isinstance(value, str):
+                raise wrong_value(parameter, value, "expected a text")
+        if not isinstance(self.parameters, Mapping):
+            rule = "expected a mapping of keywords of load_model"
+            raise wrong_value("parameters", self.parameters, rule, 'for example {"ctx_size": 2048}')
+
     def config(self) -> EngineConfig:
         """Return the settings of the model and its engine.
 
@@ -55,6 +64,9 @@ class ModelSpec:
             ArgumentError: A value is outside what is allowed.
             TypeError: A keyword is unknown.
         """
+        pooling = self.parameters.get("pooling")
+        if pooling is not None and pooling not in SERVED_POOLINGS:
+            raise wrong_value("pooling", pooling, f"expected one of {', '.join(SERVED_POOLINGS)}")
         given = {k: v for k, v in self.parameters.items() if k not in ("pooling", "template")}
         if self._automatic_ctx_size():
             given.pop("ctx_size", None)
@@ -63,6 +75,14 @@ class ModelSpec:
     def fitted(self, path: Path) -> Fitted:
         """Return the settings for a model file on this machine."""
         return fit(self.config(), path, automatic_ctx_size=self._automatic_ctx_size())
+
+    def check(self, path: Path) -> None:
+        """Raise ArgumentError for a pooling or a chat template that a model file cannot have."""
+        if self.parameters.get("pooling") == "rank":
+            classifier_layers(path)
+        if self.parameters.get("template") is not None:
+            with Model(path, vocab_only=True) as model:
+                ChatTemplate.of(model, self.parameters["template"])
 
     def memory_needed(self, path: Path) -> list[DeviceMemory]:
         """Return the memory of each device that a model file takes; [] where it cannot be told."""
@@ -101,8 +121,6 @@ class LoadedModel:
         self.embedding_executor = ThreadPoolExecutor(1, "llcuda-embedder")
         self.model = Model(path, params=config.model)
         try:
-            if spec.parameters.get("template") is not None:
-                ChatTemplate.of(self.model, spec.parameters["template"])
             try:
                 self.engine = Engine(self.model, config=config)
             except ArgumentError as error:  # it generates no text
@@ -162,11 +180,20 @@ class ModelPool:
         specs: Sequence[ModelSpec],
         memory_budget: int | None = None,
     ) -> None:
+        if (
+            isinstance(specs, str)
+            or not isinstance(specs, Sequence)
+            or not all(isinstance(spec, ModelSpec) for spec in specs)
+        ):
+            example = '[ModelSpec("demo", "demo")]'
+            raise wrong_value("models", specs, "expected a list of ModelSpec", f"give {example}")
         self.specs = {spec.name: spec for spec in specs}
         if not specs or len(self.specs) != len(specs) or "" in self.specs:
             raise wrong_argument(
                 "models", "expected at least one model, each with a name of its own"
             )
+        if memory_budget is not None:
+            check_number("memory_budget", memory_budget, "int", 1)
         self.loaded: dict[str, LoadedModel] = {}
         self.loads = self.unloads = 0
         self._budget = memory_budget
@@ -182,7 +209,7 @@ class ModelPool:
             preload: Whether to load the first model.
 
         Raises:
-            ArgumentError: A model is larger than the budget.
+            ArgumentError: A model is larger than the budget, or has no such pooling or template.
             ModelNotFoundError: There is no such file.
             ModelError: The first model cannot be loaded.
         """
@@ -195,6 +222,7 @@ class ModelPool:
                     f"memory_budget={self._budget}: {name} alone takes {needs}",
                     parameter="memory_budget",
                 )
+            spec.check(path)
         if preload:
             name, spec = next(iter(self.specs.items()))
             self.loaded[name] = LoadedModel(spec, self.paths[name], sizes[name])

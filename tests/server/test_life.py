@@ -18,6 +18,7 @@ import pytest
 from llcuda import demo_model
 from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
 from llcuda.server.app import create_app
+from llcuda.server.middleware import Limits
 from llcuda.server.models import ModelPool, ModelSpec
 from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
 
@@ -190,6 +191,67 @@ def test_wrong_settings_are_errors_at_the_start() -> None:
     for specs in ([], [demo(), demo()], [demo("")]):
         with pytest.raises(LlcudaError, match="a name of its own"):
             ModelPool(specs)
+
+
+@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"pooling": "max"}, "pooling='max': expected one of mean, cls, last, rank"),
+        ({"pooling": "none"}, "pooling='none': expected one of mean, cls, last, rank"),
+        ({"pooling": 5}, "pooling=5: expected one of mean, cls, last, rank"),
+        ({"pooling": "rank"}, r"pooling='rank': demo\.gguf has no classifier"),
+        ({"template": "nope"}, "template='nope'"),
+        ({"template": "{% if"}, "does not parse"),
+        ({"template": 5}, "template"),
+    ],
+    ids=str,
+)
+def test_settings_of_requests_are_checked_at_the_start(
+    parameters: dict[str, Any], message: str, preload: bool
+) -> None:
+    """A pooling and a template that this model cannot have, also where it is loaded later."""
+    with pytest.raises(ArgumentError, match=message):
+        create_app([demo(**parameters)], preload=preload)
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "message"),
+    [
+        ("demo", {}, r"models='demo': expected a list of ModelSpec; give \["),
+        (demo(), {}, "models=ModelSpec.*: expected a list of ModelSpec"),
+        (["demo"], {}, r"models=\['demo'\]: expected a list of ModelSpec"),
+        ([demo()], {"keys": "secret"}, "^keys: expected a list of texts, none of them empty"),
+        ([demo()], {"keys": ["secret", ""]}, "^keys: expected a list of texts"),
+        ([demo()], {"hosts": "localhost"}, "^hosts: expected a list of texts"),
+        ([demo()], {"cors_origins": "http://a"}, "^cors_origins: expected a list of texts"),
+        ([demo()], {"limits": 5}, "limits=5: expected Limits"),
+        ([demo()], {"preload": "no"}, "preload='no': expected True or False"),
+        ([demo()], {"memory_budget": -5}, "memory_budget=-5: expected a whole number"),
+    ],
+)
+def test_wrong_types_are_errors_at_the_start(
+    models: Any, options: dict[str, Any], message: str
+) -> None:
+    """The argument is named, and a key is not shown."""
+    with pytest.raises(ArgumentError, match=message) as caught:
+        create_app(models, **options)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (Limits, {"deadline": 0}, "deadline=0: expected a number at least"),
+        (Limits, {"requests": 1.5}, "requests=1.5: expected a whole number at least 1"),
+        (ModelSpec, {"name": "a", "source": 5}, "source=5: expected a text"),
+        (ModelSpec, {"name": "a", "source": "demo", "parameters": 5}, "parameters=5: expected a"),
+    ],
+)
+def test_settings_of_wrong_types(kind: type, values: dict[str, Any], message: str) -> None:
+    """Limits and models are checked when they are made."""
+    with pytest.raises(ArgumentError, match=message):
+        kind(**values)
 
 
 # --- llcuda serve ---
