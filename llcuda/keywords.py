@@ -239,7 +239,9 @@ def given_params(kind: type[Params], params: Params | None, keywords: Mapping[st
         return kind(**split_keywords(keywords, kind)[0])
     if keywords:
         raise ArgumentError(
-            f"params= and {', '.join(keywords)}=: give one or the other", parameter="params"
+            f"params= and {', '.join(keywords)}=: cannot be given together",
+            parameter="params",
+            remedy="give one or the other",
         )
     if not isinstance(params, kind):
         raise wrong_value("params", params, f"expected {kind.__name__}")

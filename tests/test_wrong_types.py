@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import llcuda
+from llcuda.chat.template import ChatTemplate
+from llcuda.engine.config import EngineConfig, EngineParams
+from llcuda.engine.request import RequestParams
+from llcuda.errors import ArgumentError
 from llcuda.gguf_parser import GGUFReader, inspect_gguf
 from llcuda.gguf_writer import write_gguf
+from llcuda.params import ContextParams, ModelParams
 
 PATHS: dict[str, Callable[[Any, Path], Any]] = {
     "Model": lambda wrong, _: llcuda.Model(wrong),
@@ -44,6 +50,82 @@ def test_a_path_of_another_type(call: str, wrong: Any, tmp_path: Path) -> None:
 )
 def test_write_gguf_takes_mappings(arguments: Any, says: str, tmp_path: Path) -> None:
     """The parameter is named, and no file is begun."""
-    with pytest.raises(llcuda.errors.ArgumentError, match=says):
+    with pytest.raises(ArgumentError, match=says):
         write_gguf(tmp_path / "x.gguf", *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- objects of another type, and settings without effect ---
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[llcuda.Engine]:
+    with llcuda.Model("demo") as model, llcuda.Engine(model, ctx_size=128, threads=1) as engine:
+        yield engine
+
+
+REFUSED: list[tuple[Callable[[llcuda.Engine], Any], str]] = [
+    (lambda e: llcuda.Engine("demo"), "model='demo': expected a Model; give Model('demo')"),  # type: ignore[arg-type]
+    (lambda e: llcuda.Context(5), "model=5: expected a Model; give Model(path)"),  # type: ignore[arg-type]
+    (lambda e: llcuda.Embedder(None), "model=None: expected a Model"),  # type: ignore[arg-type]
+    (lambda e: llcuda.Adapter("demo", "x"), "model='demo': expected a Model"),  # type: ignore[arg-type]
+    (lambda e: ChatTemplate.of(5), "model=5: expected a Model"),  # type: ignore[arg-type]
+    (lambda e: llcuda.Engine(e.model, config=5), "config=5: expected an EngineConfig"),  # type: ignore[arg-type]
+    (lambda e: llcuda.Engine(e.model, metrics=5), "metrics=5: expected a Metrics"),  # type: ignore[arg-type]
+    (lambda e: EngineConfig(engine=5), "engine=5: expected EngineParams"),  # type: ignore[arg-type]
+    (lambda e: EngineConfig(model={}), "model={}: expected ModelParams"),  # type: ignore[arg-type]
+    (lambda e: EngineConfig(context=ContextParams()), "expected a mapping of fields of Context"),  # type: ignore[arg-type]
+    (
+        lambda e: EngineConfig(context={"ctx_size": 5}),
+        "context: 'ctx_size' is a field of EngineParams; give engine=EngineParams(ctx_size=...)",
+    ),
+    (
+        lambda e: llcuda.Engine(e.model, config=EngineConfig.from_kwargs(gpu_layers=7)),
+        "gpu_layers=7: the model is loaded already, with gpu_layers=None; give it to Model()",
+    ),
+    (
+        lambda e: llcuda.Engine(e.model, config=EngineConfig(model=ModelParams(mmap=False))),
+        "mmap=False: the model is loaded already",
+    ),
+    (
+        lambda e: e.submit("x", grammar="root ::= 'a'", response_format={"type": "json_object"}),
+        "response_format: a grammar is given as well; give response_format or grammar, not both",
+    ),
+    (
+        lambda e: e.chat(
+            [{"role": "user", "content": "x"}],
+            grammar="root ::= 'a'",
+            response_format={"type": "json_object"},
+        ),
+        "grammar: expected none with tools or response_format",
+    ),
+    (lambda e: e.submit("x", keep=7), 'keep=7: has no effect with overflow="error"'),
+    (lambda e: e.embed(["x"], pooling="mean", normalize="no"), "normalize='no': expected True"),  # type: ignore[arg-type]
+    (lambda e: e.embed(["x"], pooling="mean", truncate=1), "truncate=1: expected True or False"),  # type: ignore[arg-type]
+    (lambda e: e.submit("x", stop_tokens=[5, 10**7]), "stop_tokens=[10000000]: expected tokens"),
+    (lambda e: e.submit("x", shown_tokens=[10**7]), "shown_tokens=[10000000]: expected tokens"),
+    (lambda e: e.submit(["x", "y"]), "prompt: expected one text, or a list of tokens; submit() "),  # type: ignore[list-item]
+    (lambda e: e.submit(""), "prompt: the prompt is empty; give a text, or at least one token"),
+    (lambda e: e.submit("x", stop=5), "stop=5: expected a list of texts, or one text"),  # type: ignore[arg-type]
+    (
+        lambda e: e.submit("x", RequestParams(), max_tokens=3),
+        "params: max_tokens= cannot be given beside params= and sampling=; give objects or keywords, not both",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "says"), REFUSED, ids=[says for _, says in REFUSED])
+def test_what_has_no_meaning_or_no_effect(
+    call: Callable[[llcuda.Engine], Any], says: str, engine: llcuda.Engine
+) -> None:
+    """The parameter is named, with the rule and a remedy."""
+    with pytest.raises(ArgumentError, match=re.escape(says)) as caught:
+        call(engine)
+    assert says.startswith(str(caught.value.parameter)) or "expected a mapping" in says
+
+
+def test_a_config_may_repeat_how_the_model_was_loaded(engine: llcuda.Engine) -> None:
+    """The same settings, and defaults, are no contradiction."""
+    config = EngineConfig(engine.model.params, {"threads": 1}, EngineParams(ctx_size=64))
+    with llcuda.Engine(engine.model, config=config) as other:
+        assert other.params.ctx_size == 64

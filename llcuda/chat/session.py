@@ -350,6 +350,8 @@ def start(
     if guide is not None:
         if parameters.get("guide") is not None:
             raise wrong_argument("guide", "expected none with tools or response_format")
+        if parameters.get("grammar") is not None:
+            raise wrong_argument("grammar", "expected none with tools or response_format")
         parameters["guide"] = guide
     parameters.setdefault("max_tokens", max(1, ctx_size - len(prompt.tokens)))
     end_tokens = {*parameters.pop("stop_tokens", ()), *program.end_tokens}

@@ -22,7 +22,7 @@ from llcuda.chat.jinja_sandbox import Program
 from llcuda.chat.messages import check_messages, check_tools, plain_data
 from llcuda.chat.prompt import ControlTexts, Prompt
 from llcuda.errors import ArgumentError
-from llcuda.native.model import Model
+from llcuda.native.model import Model, check_model
 from llcuda.params import wrong_argument, wrong_value
 
 KEY = "tokenizer.chat_template"
@@ -93,6 +93,7 @@ class ChatTemplate:
             ArgumentError: The model has no template, none of this name, or the text is not a
                 template.
         """
+        check_model(model)
         templates = _templates.setdefault(model, {})
         if name not in templates:
             if len(templates) >= MAX_TEMPLATES:

@@ -26,11 +26,12 @@ from llcuda.keywords import EmbedderKeywords, split_keywords
 from llcuda.native.callbacks import without_repeated_warnings
 from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
-from llcuda.native.model import Model
+from llcuda.native.model import Model, check_model
 from llcuda.params import (
     BATCH_SIZE,
     INT32_MAX,
     ContextParams,
+    check_flag,
     check_number,
     default_threads,
     wrong_value,
@@ -102,8 +103,7 @@ class Embedder:
             if name in context_params:
                 raise wrong_value(name, context_params[name], "an Embedder chooses that itself")
         split_keywords(context_params, ContextParams)
-        if not isinstance(model, Model):
-            raise wrong_value("model", model, "expected a Model")
+        check_model(model)
         if model.has_encoder:
             raise UnsupportedError(f"{model.path.name}: encoder-decoder models are not supported")
         check_number("batch_size", batch_size, "int", 1, 2**20)
@@ -181,6 +181,7 @@ class Embedder:
                 f"{self.model.path.name} gives scores, not embeddings",
                 remedy="use rerank() or classify()",
             )
+        check_flag("normalize", normalize)
         if dimensions is not None:
             check_number("dimensions", dimensions, "int", 1, self.size)
         result = self._compute(self._tokenize(texts, truncate))
@@ -215,6 +216,7 @@ class Embedder:
     ) -> EmbeddingResult:
         """Return the scores of documents and the tokens of each with the query; see `rerank`."""
         self._check_classifier("rerank")
+        check_flag("truncate", truncate)
         result = self._compute(self._rerank_prompt.tokenize(query, documents, truncate))
         return EmbeddingResult(result.values[:, 0].copy(), result.token_counts)
 
@@ -246,6 +248,7 @@ class Embedder:
 
     def _tokenize(self, texts: Sequence[Text], truncate: bool) -> list[list[int]]:
         """Return the tokens of each text; raise ArgumentError for one with none or too many."""
+        check_flag("truncate", truncate)
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
             raise ArgumentError(
                 f"texts must be a list of texts, not {type(texts).__name__}", parameter="texts"

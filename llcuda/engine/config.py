@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self, Unpack
 
-from llcuda.errors import ArgumentError
 from llcuda.keywords import ConfigKeywords, split_keywords
 from llcuda.params import (
     BATCH_SIZE,
@@ -15,6 +14,7 @@ from llcuda.params import (
     ContextParams,
     ModelParams,
     check_number,
+    wrong_argument,
     wrong_value,
 )
 
@@ -73,6 +73,9 @@ class EngineParams:
         return min(256, self.n_parallel + max(0, extra))
 
 
+_ENGINE_FIELDS = frozenset(item.name for item in fields(EngineParams))
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """The settings of a model and of an engine on it.
@@ -92,6 +95,17 @@ class EngineConfig:
     engine: EngineParams = field(default_factory=EngineParams)
 
     def __post_init__(self) -> None:
+        for part, kind in (("model", ModelParams), ("engine", EngineParams)):
+            if not isinstance(getattr(self, part), kind):
+                raise wrong_value(part, getattr(self, part), f"expected {kind.__name__}")
+        if not isinstance(self.context, Mapping):
+            rule = "expected a mapping of fields of ContextParams"
+            raise wrong_value("context", self.context, rule, 'give a dict, e.g. {"threads": 1}')
+        for name in self.context:
+            if name in _ENGINE_FIELDS:
+                rule = f"{name!r} is a field of EngineParams"
+                raise wrong_argument("context", rule, f"give engine=EngineParams({name}=...)")
+        split_keywords(self.context, ContextParams)
         if "sequences" in self.context:
             raise wrong_value(
                 "sequences",
@@ -153,21 +167,18 @@ class EngineConfig:
             **chosen,
         )
         if params.device_logits and engine.speculation:
-            raise ArgumentError(
-                "device_logits=True has no rows for speculation",
-                parameter="device_logits",
-                remedy="give one of them",
-            )
+            rule = f"has no rows for speculation={engine.speculation}"
+            raise wrong_value("device_logits", True, rule, "give one of them")
         if not params.swa_full and rows > engine.ubatch_size:
-            raise ArgumentError(
-                f"speculation={engine.speculation}: with swa_full=False expected less than "
-                f"ubatch_size={engine.ubatch_size}, or a wrong guess could not be forgotten",
-                parameter="speculation",
+            raise wrong_value(
+                "speculation",
+                engine.speculation,
+                f"with swa_full=False expected less than ubatch_size={engine.ubatch_size}, or a "
+                "wrong guess could not be forgotten",
+                "give a larger ubatch_size, or swa_full=True",
             )
         if 0 < params.outputs_max < engine.n_parallel * rows:
-            raise ArgumentError(
-                f"outputs_max={params.outputs_max}: expected 0, or at least "
-                f"n_parallel x (1 + speculation) = {engine.n_parallel * rows}",
-                parameter="outputs_max",
-            )
+            least = engine.n_parallel * rows
+            rule = f"expected 0, or at least n_parallel x (1 + speculation) = {least}"
+            raise wrong_value("outputs_max", params.outputs_max, rule, "give 0 for batch_size")
         return params

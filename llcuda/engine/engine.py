@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import abc
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Unpack
 
 from llcuda.chat.session import Chat
@@ -33,9 +33,16 @@ from llcuda.keywords import (
 )
 from llcuda.native import library
 from llcuda.native.context import Context
-from llcuda.native.model import Model
+from llcuda.native.model import Model, check_model
 from llcuda.native.sampler import Sampler
-from llcuda.params import ContextParams, SamplingParams, check_number, wrong_argument, wrong_value
+from llcuda.params import (
+    ContextParams,
+    ModelParams,
+    SamplingParams,
+    check_number,
+    wrong_argument,
+    wrong_value,
+)
 from llcuda.structured import compile_response_format
 
 logger = logging.getLogger("llcuda.engine")
@@ -94,8 +101,12 @@ class Engine:
         metrics: Metrics | None = None,
         **keywords: Unpack[EngineKeywords],
     ) -> None:
+        check_model(model)
         check_hooks(on_step=on_step, on_request=on_request)
+        if not isinstance(metrics, Metrics | None):
+            raise wrong_value("metrics", metrics, "expected a Metrics, or None")
         self.config = config = _given_config(config, keywords)
+        _check_loaded_as(config.model, model)
         self.params = params = config.engine
         self.model = model
         self.metrics = metrics or Metrics()
@@ -114,8 +125,8 @@ class Engine:
         if not self.context.remembers:
             self.context.close()
             raise NoTextError(
-                f"{model.path.name} ({model.description}) remembers no text and generates none; "
-                "an Embedder gives its embeddings or scores"
+                f"{model.path.name} ({model.description}) remembers no text and generates none",
+                remedy="an Embedder gives its embeddings or scores",
             )
         if params.ctx_size > model.train_ctx_size > 0 and not _stretched(config.context):
             logger.warning(
@@ -194,7 +205,8 @@ class Engine:
         parse_special = keywords.pop("parse_special", True)
         if keywords:
             if params is not None or sampling is not None:
-                raise ArgumentError("give params= and sampling=, or keywords, not both")
+                rule = f"{', '.join(keywords)}= cannot be given beside params= and sampling="
+                raise wrong_argument("params", rule, "give objects or keywords, not both")
             params, sampling = request_params(keywords)
         params = given_params(RequestParams, params, {})
         sampling = given_params(SamplingParams, sampling, {})
@@ -213,12 +225,17 @@ class Engine:
         grammar = None
         if response_format is not None:
             if params.guide is not None:
-                raise ArgumentError(
-                    "give response_format= or guide=, not both", parameter="response_format"
-                )
+                remedy = "give response_format or guide, not both"
+                raise wrong_argument("response_format", "another guide is given", remedy)
+            if sampling.grammar is not None:
+                remedy = "give response_format or grammar, not both"
+                raise wrong_argument("response_format", "a grammar is given as well", remedy)
             grammar = compile_response_format(self.model, response_format)
         if not isinstance(parse_special, bool):
             raise wrong_value("parse_special", parse_special, "expected True or False")
+        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
+            remedy = "submit() each text, or give them to InferenceEngine.batch_infer()"
+            raise wrong_argument("prompt", "expected one text, or a list of tokens", remedy)
         if isinstance(prompt, str):
             tokens = tokenize_prompt(self.model, prompt, parse_special)
         else:
@@ -255,23 +272,25 @@ class Engine:
     def _fitting_tokens(self, tokens: list[int], params: RequestParams) -> tuple[list[int], int]:
         """Return the prompt's tokens that fit, and how many others were dropped."""
         if not tokens:
-            raise ArgumentError("the prompt is empty", parameter="prompt")
+            remedy = "give a text, or at least one token"
+            raise wrong_argument("prompt", "the prompt is empty", remedy)
         given, limit = len(tokens), self.params.ctx_size
         if given > limit - bool(params.max_tokens):
             if params.overflow == "error":
                 raise ContextLengthError(
-                    f"the prompt has {given} tokens, prompt and answer may have {limit}",
+                    f"prompt: has {given} tokens, prompt and answer may have {limit}",
                     parameter="prompt",
                     remedy="overflow='truncate' or 'shift' drops its beginning",
                 )
             keep = kept_tokens(params, self.model.adds_bos, limit)
             tokens = tokens[:keep] + tokens[given - (limit * 3 // 4 - keep) :]
             if not tokens:
-                raise ArgumentError(
-                    f"ctx_size={limit} has no room for a prompt and an answer", parameter="ctx_size"
-                )
-        for token in params.stop_tokens:
-            self.model.check_token(token)
+                rule = "has no room for a prompt and an answer"
+                raise wrong_value("ctx_size", limit, rule, "give a larger one")
+        for name in ("stop_tokens", "shown_tokens"):
+            if unknown := [t for t in getattr(params, name) if t >= self.model.vocab_size]:
+                rule = f"expected tokens from 0 to {self.model.vocab_size - 1}"
+                raise wrong_value(name, unknown, rule)
         return tokens, given - len(tokens)
 
     def _sampler(self, sampling: SamplingParams, params: RequestParams, i: int) -> Sampler:
@@ -406,9 +425,24 @@ def _given_config(config: EngineConfig | None, keywords: EngineKeywords) -> Engi
         return EngineConfig(context=context, engine=EngineParams(**engine))
     if keywords:
         raise ArgumentError(
-            f"config= and {', '.join(keywords)}=: give one or the other", parameter="config"
+            f"config= and {', '.join(keywords)}=: cannot be given together",
+            parameter="config",
+            remedy="give one or the other",
         )
+    if not isinstance(config, EngineConfig):
+        remedy = "give EngineConfig.from_kwargs(...), or keywords"
+        raise wrong_value("config", config, "expected an EngineConfig", remedy)
     return config
+
+
+def _check_loaded_as(params: ModelParams, model: Model) -> None:
+    """Raise ArgumentError for settings that the model was not loaded with; defaults ask nothing."""
+    default = ModelParams()
+    for item in fields(params):
+        given, actual = getattr(params, item.name), getattr(model.params, item.name)
+        if given not in (actual, getattr(default, item.name)):
+            rule = f"the model is loaded already, with {item.name}={actual!r}"
+            raise wrong_value(item.name, given, rule, "give it to Model()")
 
 
 def _stretched(given: abc.Mapping[str, Any]) -> bool:

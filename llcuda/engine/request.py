@@ -48,7 +48,7 @@ class RequestParams:
             the context. "error": the prompt is refused, the text ends. "truncate": the prompt
             loses its beginning. "shift": the older half after `keep` tokens is dropped, and the
             text goes on.
-        keep: Tokens of the prompt's beginning that "truncate" and "shift" leave.
+        keep: Tokens of the prompt's beginning that "truncate" and "shift" leave; 0 with "error".
         guide: Restricts every token; see `llcuda.guide`. Each request needs its own.
 
     Raises:
@@ -77,6 +77,9 @@ class RequestParams:
             check_number("timeout", self.timeout, "number", 0)
         if self.overflow not in OVERFLOWS:
             raise wrong_value("overflow", self.overflow, f"expected one of {', '.join(OVERFLOWS)}")
+        if self.keep and self.overflow == "error":
+            rule = 'has no effect with overflow="error"'
+            raise wrong_value("keep", self.keep, rule, 'give overflow="truncate" or "shift"')
         if self.guide is not None and not isinstance(self.guide, Guide):
             raise wrong_value("guide", self.guide, "expected an object with mask() and accept()")
         object.__setattr__(self, "stop", _texts(self.stop))
@@ -100,7 +103,8 @@ def kept_tokens(params: RequestParams, adds_bos: bool, ctx_size: int) -> int:
 
 def _items(name: str, given: Any, what: str) -> tuple[Any, ...]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise wrong_value(name, given, f"expected a list of {what}")
+        what = "a list of texts, or one text" if what == "texts" else f"a list of {what}"
+        raise wrong_value(name, given, f"expected {what}")
     return tuple(given)
 
 

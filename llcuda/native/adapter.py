@@ -11,8 +11,8 @@ from llcuda.errors import ModelError
 from llcuda.files import path_text
 from llcuda.native import library
 from llcuda.native.gguf.check import check_file, check_tensors
-from llcuda.native.model import Model, read_metadata
-from llcuda.params import wrong_argument, wrong_value
+from llcuda.native.model import Model, check_model, read_metadata
+from llcuda.params import wrong_argument
 
 
 class Adapter:
@@ -33,8 +33,7 @@ class Adapter:
     """
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
-        if not isinstance(model, Model):
-            raise wrong_value("model", model, "expected a Model")
+        check_model(model)
         self.path = Path(path_text(path))
         check_file(self.path)
         ffi, lib = library.load()

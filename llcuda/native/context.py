@@ -25,7 +25,7 @@ from llcuda.native.adapter import Adapter
 from llcuda.native.c_params import context_params
 from llcuda.native.kv_size import check_kv_size
 from llcuda.native.memory import Memory
-from llcuda.native.model import Model
+from llcuda.native.model import Model, check_model
 from llcuda.native.timings import DecodeEvent, Timings
 from llcuda.params import POOLINGS, ContextParams, check_number, wrong_argument, wrong_value
 
@@ -75,8 +75,7 @@ class Context:
         self.model = model
         self.hooks: list[Callable[[DecodeEvent], None]] = []
         self._ffi, self._lib = library.load()
-        if not isinstance(model, Model):
-            raise wrong_value("model", model, "expected a Model")
+        check_model(model)
         owner = model.handle.owner
         if model.params.vocab_only:
             raise ContextError("this model was loaded with vocab_only=True and has no weights")

@@ -549,6 +549,13 @@ class _ProgressReport:
         return not self.cancelled
 
 
+def check_model(model: Any) -> None:
+    """Raise ArgumentError unless a caller's `model` is a Model."""
+    if not isinstance(model, Model):
+        path = repr(model) if isinstance(model, str) else "path"
+        raise wrong_value("model", model, "expected a Model", f"give Model({path})")
+
+
 def check_devices(params: ModelParams) -> None:
     """Raise ArgumentError for devices, or shares of them, that this machine does not have."""
     model_params(params, [])
