@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import html
+import inspect
 import os
 import pty
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 import llcuda
+from llcuda.engine.config import EngineConfig
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
@@ -112,6 +114,7 @@ def test_context_size_is_ctx_size() -> None:
     """Both names mean the same; two different values are a TypeError."""
     with llcuda.InferenceEngine() as engine:
         engine.load_model(model_name="demo", context_size=320, silent=True)
+        assert engine.engine.params.ctx_size == 320
         engine.load_model("demo", context_size=320, ctx_size=320, silent=True)
         with pytest.raises(TypeError):
             engine.load_model("demo", context_size=320, ctx_size=321)
@@ -525,6 +528,55 @@ def test_a_stream_begins_at_the_call(engine: llcuda.InferenceEngine) -> None:
     del unwanted
     assert engine.infer("One day", max_tokens=1).tokens_generated == 1
     assert engine.get_metrics()["finish_reasons"] == {"cancelled": 1, "length": 1}
+
+
+LOADED: dict[str, Any] = {
+    "gpu_layers": 0, "ctx_size": 96, "batch_size": 48, "ubatch_size": 24, "n_parallel": 2,
+    "cache_size": 288, "queue_size": 7, "speculation": 3, "mmap": False, "check_tensors": True,
+    "threads": 1, "threads_batch": 2, "type_k": "q8_0", "yarn_attn_factor": 0.9,
+    "offload_kqv": False, "op_offload": False,
+}  # fmt: skip
+
+
+def test_load_model_hands_every_keyword_on() -> None:
+    """Those of its signature and the others reach the engine and its model."""
+    with llcuda.InferenceEngine() as engine:
+        engine.load_model("demo", silent=True, **LOADED)
+        expected = EngineConfig.from_kwargs(**LOADED)
+        assert engine.engine.config == expected
+        assert engine.model.params == expected.model
+        assert engine.engine.context.params == expected.context_params()
+
+
+ASKED: dict[str, Any] = {"max_tokens": 12, "temperature": 1.5, "seed": 5, "top_k": 0, "top_p": 1.0}
+
+
+INFERRED: dict[str, Any] = {
+    "max_tokens": 5, "temperature": 0.3, "top_p": 0.2, "top_k": 2, "seed": 6, "stop": [" "],
+    "stop_sequences": [" "], "mirostat": 2, "logit_bias": {260: 100.0}, "echo": True,
+}  # fmt: skip
+
+
+def test_every_keyword_of_a_signature_has_a_value() -> None:
+    """A new one fails here until LOADED or INFERRED has it."""
+    beside = {"self", "model_name", "filename", "context_size", "auto_start", "verbose", "silent"}
+    beside |= {"on_step", "on_request", "keywords", "prompt"}
+    for call, values in (("load_model", LOADED), ("infer", INFERRED)):
+        names = inspect.signature(getattr(llcuda.InferenceEngine, call)).parameters
+        assert names.keys() - beside <= values.keys()
+
+
+@pytest.mark.parametrize("name", INFERRED)
+def test_infer_hands_every_keyword_on(engine: llcuda.InferenceEngine, name: str) -> None:
+    """It generates what the engine generates with the keyword, and not what it does without."""
+    value, own_name = INFERRED[name], "stop" if name == "stop_sequences" else name
+    outputs = [
+        engine.engine.submit("There was a", **ASKED).result(10),
+        engine.engine.submit("There was a", **{**ASKED, own_name: value}).result(10),
+        engine.infer("There was a", **{**ASKED, name: value}),
+    ]
+    without, expected, inferred = ((o.tokens, o.prompt_logprobs is None) for o in outputs)
+    assert inferred == expected != without
 
 
 def test_params_as_objects(engine: llcuda.InferenceEngine) -> None:
