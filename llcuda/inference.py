@@ -367,7 +367,7 @@ class InferenceEngine:
 
         Args:
             prompt: The text to continue.
-            n: Continuations; with a seed, each has the next one.
+            n: Continuations; with a seed, each has the next one, 0 after the largest.
             **keywords: The keywords of `infer`.
 
         Raises:

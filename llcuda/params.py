@@ -392,6 +392,11 @@ _SAMPLING_BOUNDS: dict[str, tuple[str, float, float]] = {
 }
 
 
+def seed_after(seed: int, count: int) -> int:
+    """Return the seed that comes `count` after another; after the largest one comes 0."""
+    return (seed + count) % (MAX_SEED + 1)
+
+
 def check_sampling(name: str, value: Any, parameter: str | None = None) -> None:
     """Raise ArgumentError unless a field of SamplingParams may have this value.
 

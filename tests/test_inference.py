@@ -506,6 +506,15 @@ def test_several_completions_of_one_prompt(engine: llcuda.InferenceEngine) -> No
         engine.infer_n("x", 0)
 
 
+def test_seeds_go_on_after_the_largest(engine: llcuda.InferenceEngine) -> None:
+    """The next one is 0, as 2**32 - 1 means a random seed to llama.cpp; each gives its text."""
+    asked: dict[str, Any] = {"max_tokens": 5, "temperature": 1}
+    results = engine.infer_n("Once", 3, seed=2**32 - 2, **asked)
+    assert [2**32 - 2, 0, 1] == [result.seed for result in results]
+    for result in results:
+        assert result.text == engine.infer("Once", seed=result.seed, **asked).text
+
+
 def test_more_completions_than_the_queue_holds() -> None:
     """An idle engine takes as many as may run and wait; the error has the numbers."""
     with llcuda.InferenceEngine() as engine:

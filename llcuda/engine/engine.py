@@ -40,6 +40,7 @@ from llcuda.params import (
     ModelParams,
     SamplingParams,
     check_number,
+    seed_after,
     wrong_argument,
     wrong_value,
 )
@@ -181,7 +182,7 @@ class Engine:
 
         Args:
             prompt: As that of `submit`.
-            n: Continuations; with a seed, each has the next one.
+            n: Continuations; with a seed, each has the next one, 0 after the largest.
             params: As that of `submit`.
             sampling: As that of `submit`.
             **keywords: As those of `submit`.
@@ -297,7 +298,7 @@ class Engine:
         """Return the sampler of the i-th continuation."""
         changes: dict[str, Any] = {}
         if sampling.seed is not None and i:
-            changes["seed"] = (sampling.seed + i) % 2**32
+            changes["seed"] = seed_after(sampling.seed, i)
         if params.ignore_eos:
             changes["logit_bias"] = {
                 **sampling.logit_bias,

@@ -198,6 +198,7 @@ class Model:
         self.adds_sep: bool = lib.llama_vocab_get_add_sep(vocab)
         self._piece_bytes: dict[tuple[int, bool], bytes] = {}
         self._piece_texts: dict[int, str] = {}
+        self._adds_space: bool | None = None  # whether `tokenize` puts a space before a text
         self._eog_tokens: frozenset[int] | None = None
         self._control_tokens: dict[str, int] | None = None
 
@@ -205,6 +206,9 @@ class Model:
         self, text: str | bytes, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
         """Return the tokens of a text.
+
+        The text is not normalized. The reference tokenizers of some models, such as Qwen, bring it
+        to NFC first: `unicodedata.normalize("NFC", text)`.
 
         Args:
             text: The text, or its UTF-8 bytes.
@@ -258,14 +262,24 @@ class Model:
         return tokens
 
     def detokenize(
-        self, tokens: Sequence[int], remove_special: bool = False, special: bool = False
+        self,
+        tokens: Sequence[int],
+        remove_special: bool = False,
+        special: bool = False,
+        clean_spaces: bool | None = None,
     ) -> str:
         """Return the text of tokens.
+
+        The text that `tokenize` was given comes back as it was, but for what a vocabulary itself
+        drops, such as capitals and accents in those of BERT.
 
         Args:
             tokens: The tokens.
             remove_special: Leave out the tokens that `tokenize` adds.
             special: Write control tokens as text.
+            clean_spaces: Remove spaces before punctuation, as llama.cpp does where the reference
+                tokenizer has clean_up_tokenization_spaces; None = only for WordPiece, whose tokens
+                do not say where spaces were.
 
         Returns:
             The text; bytes that are not UTF-8, such as unfinished characters, become U+FFFD.
@@ -279,6 +293,37 @@ class Model:
         tokens = list(tokens)
         for token in tokens:
             self.check_token(token)
+        if clean_spaces is None:
+            clean_spaces = self.metadata.get("tokenizer.ggml.model") == "bert"
+        if clean_spaces:
+            text = self._clean_text(tokens, remove_special, special)
+        else:
+            text = self._whole_text(tokens, remove_special, special)
+        del owner
+        self.tokenizer_timings.detokenize_seconds += time.perf_counter() - started
+        self.tokenizer_timings.detokenized_tokens += len(tokens)
+        return text
+
+    def _whole_text(self, tokens: list[int], remove_special: bool, special: bool) -> str:
+        """Return the pieces of tokens as one text, without the space that `tokenize` put first."""
+        if remove_special and self.adds_bos and tokens[:1] == [self.bos]:
+            tokens = tokens[1:]
+        if remove_special and self.adds_eos and tokens[-1:] == [self.eos]:
+            tokens = tokens[:-1]
+        pieces = self._piece_bytes
+        text = b"".join(
+            pieces[token, special]
+            if (token, special) in pieces
+            else self._read_piece(token, special)
+            for token in tokens
+        ).decode(errors="replace")
+        if self._adds_space is None:
+            first = self.tokenize(" a", add_special=False)[:1]
+            self._adds_space = not self._clean_text(first, False, False).startswith(" ")
+        return text.removeprefix(" ") if self._adds_space else text
+
+    def _clean_text(self, tokens: list[int], remove_special: bool, special: bool) -> str:
+        """Return the text of tokens as llama.cpp writes it."""
         ffi, lib = self._ffi, self._lib
         array = ffi.new("int32_t[]", tokens)
         capacity = 8 * len(array) + 16
@@ -299,9 +344,6 @@ class Model:
                 library.fail(ModelError, f"this model cannot detokenize {len(array)} tokens")
             capacity = -count
         text: str = ffi.buffer(buffer, count)[:].decode("utf-8", errors="replace")
-        del owner
-        self.tokenizer_timings.detokenize_seconds += time.perf_counter() - started
-        self.tokenizer_timings.detokenized_tokens += len(array)
         return text
 
     def piece(self, token: int) -> str:

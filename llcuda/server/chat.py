@@ -12,6 +12,7 @@ from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
+from llcuda.params import seed_after
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import check_count, check_deadline, check_format
 from llcuda.server.chunks import (
@@ -123,7 +124,7 @@ def _submit_all(
     try:
         for i in range(count):
             if "seed" in parameters and i:
-                parameters["seed"] = (parameters["seed"] + 1) % 2**32
+                parameters["seed"] = seed_after(parameters["seed"], 1)
             chats.append(
                 engine.chat(
                     body.messages,

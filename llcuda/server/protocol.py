@@ -15,13 +15,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from llcuda.keywords import PEERS, ConfigKeywords, TextKeywords
+from llcuda.params import seed_after
 from llcuda.server.errors import ApiError
 
 MAX_STOPS = 256
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI documents it
-SEEDS = 2**32 - 1
 
 
 def _refuse(value: Any) -> None:
@@ -144,7 +144,7 @@ class SamplingBody(ModelBody):
         known = TextKeywords.__annotations__.keys() - {"logit_bias", "seed", "logprobs", "echo"}
         keywords = self.model_dump(include=set(known), exclude_none=True)
         if self.seed is not None:
-            keywords["seed"] = self.seed % SEEDS
+            keywords["seed"] = seed_after(self.seed, 0)
         if self.logit_bias:
             keywords["logit_bias"] = _logit_bias(self.logit_bias, vocab_size)
         if (self.frequency_penalty or self.presence_penalty) and self.penalty_last_n is None:

@@ -161,7 +161,7 @@ OPERATIONS: dict[str, list[Any]] = {
     "close": [small],
     "close_model": [small],
     "tokenize": [small, text, flag, flag],
-    "detokenize": [small, tokens, flag, flag],
+    "detokenize": [small, tokens, flag, flag, flag],
     "piece": [small, token],
     "facts": [small],
 }

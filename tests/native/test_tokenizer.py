@@ -74,10 +74,31 @@ def test_tokens_detokenize_to_the_text(vocabulary: tuple[str, Model, list, list]
         whole = model.detokenize(tokens)
         if kind in SPACE_IN_FRONT:
             assert text == pieces.removeprefix(" ")
-            assert text.removeprefix(" ") == whole.removeprefix(" ")
+            assert text == whole
         else:
             assert text == pieces
-            assert whole in (text, cleaned(text))
+            assert text == whole
+            assert model.detokenize(tokens, clean_spaces=True) in (text, cleaned(text))
+
+
+@pytest.mark.parametrize("text", ["What is it ? I ' m , no .", "I 'm , ça n't", " two  spaces "])
+@pytest.mark.parametrize("path", [path for path in FILES if name(path) not in LOSSY], ids=name)
+def test_spaces_before_punctuation_stay(path: Path, text: str) -> None:
+    """With BOS and without, as text and as what is left of control tokens."""
+    with Model(path, vocab_only=True) as model:
+        for added in (True, False):
+            tokens = model.tokenize(text, add_special=added)
+            assert text == model.detokenize(tokens)
+            assert text == model.detokenize(tokens, remove_special=True)
+
+
+def test_wordpiece_is_cleaned_by_default() -> None:
+    """Its tokens are the same with a space before punctuation and without one."""
+    with Model(VENDOR_MODELS / "ggml-vocab-bert-bge.gguf", vocab_only=True) as model:
+        tokens = model.tokenize("It is, he said.", add_special=False)
+        assert tokens == model.tokenize("It is , he said .", add_special=False)
+        assert "it is, he said." == model.detokenize(tokens).strip()
+        assert "it is , he said ." == model.detokenize(tokens, clean_spaces=False).strip()
 
 
 @given(text=st.text())

@@ -94,6 +94,18 @@ def test_prompts_and_choices(client: openai.OpenAI, server: Served) -> None:
     assert {choice.index: choice.text for choice in answer.choices} == streamed
 
 
+def test_choices_with_the_largest_seed(client: openai.OpenAI) -> None:
+    """After it comes 0, in completions and chats."""
+    asked: dict[str, Any] = {"model": "demo", "max_tokens": 6, "temperature": 1}
+    two = client.completions.create(prompt=PROMPT, n=2, seed=2**32 - 2, **asked)
+    second = client.completions.create(prompt=PROMPT, seed=0, **asked)
+    assert two.choices[1].text == second.choices[0].text
+    asked["messages"] = [{"role": "user", "content": "Hello!"}]
+    answers = client.chat.completions.create(n=2, seed=2**32 - 2, **asked)
+    answer = client.chat.completions.create(seed=0, **asked)
+    assert answers.choices[1].message.content == answer.choices[0].message.content
+
+
 def test_best_of(client: openai.OpenAI) -> None:
     """best_of makes more, and shows the most probable."""
     answer = client.completions.create(
@@ -220,7 +232,7 @@ def test_models(client: openai.OpenAI, server: Served) -> None:
     assert 200 == server.post("/v1/completions", prompt=PROMPT, max_tokens=1).status_code
 
 
-@pytest.mark.parametrize("text", ["", "A fox.", "über 🦊\n", "a\0b", "<|im_end|>"])
+@pytest.mark.parametrize("text", ["", "A fox.", "What is it ?", "über 🦊\n", "a\0b", "<|im_end|>"])
 def test_tokenize_and_back(server: Served, text: str) -> None:
     """Tokens are those of the model, never control tokens unless asked; back is the text."""
     answer = server.post("/tokenize", content=text, with_pieces=True).json()
