@@ -48,10 +48,15 @@ def to_lark(grammar: str) -> str:
     def lark(item: Item) -> str:
         if len(item.repeats) > 1:
             raise error_at(grammar, item.position, "two repetitions in a row; use parentheses")
+        for repeat in item.repeats:
+            if repeat.maximum is not None and repeat.maximum < repeat.minimum:
+                raise error_at(grammar, item.position, f"{repeat} allows no number of repetitions")
         try:
             symbol = names[item.text] if item.kind == "name" else _terminal(item)
         except ValueError as error:
             raise error_at(grammar, item.position, str(error)) from None
+        if any(repeat.maximum == 0 for repeat in item.repeats):
+            return '""'
         return symbol + "".join(map(str, item.repeats))
 
     lines = [f"start: {names['root']}"]

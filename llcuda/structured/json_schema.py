@@ -6,19 +6,22 @@ The prepared schema is a copy, which allows no text that the schema does not.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import islice
 from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 from llcuda.errors import ArgumentError
+from llcuda.native.gbnf import closure
 
 MAX_BYTES = 1 << 18
 MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compiler recurses
+MAX_BOUND = float(1 << 59)  # llguidance does not survive the least integer of 64 bits
+MAX_EXACT = 1 << 53  # llguidance makes floats of numbers
 MAX_MULTIPLE = 100_000  # llguidance makes a state of each remainder
-MAX_ROUNDS = 200  # of looking for schemas that a finite text satisfies
 ANY_ESCAPES = {"json_allow_general_unicode_escapes": True}
 SHORT_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 
@@ -34,6 +37,7 @@ _DATE = (
 )
 # llguidance lets a name of a pattern contain \u only for a control character.
 _NAMES_WITHOUT_UNICODE_ESCAPES = r"^[^\x00-\x1f\x7f]*$"
+_INDEX = re.compile("[0-9]{1,9}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _WITHOUT_SHORT_ESCAPE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
@@ -63,8 +67,7 @@ def prepare(schema: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ArgumentError(f"the JSON schema contains more than {MAX_SCHEMAS} schemas")
     any_escapes = not any(map(_needs_short_escapes, nodes))
     for node in nodes:
-        if not any_escapes:
-            _check_values(node)
+        _check_values(node, any_escapes)
         _prepare_node(node)
     if not _has_texts(prepared):
         raise ArgumentError("nothing finite satisfies the JSON schema: it needs false, or itself")
@@ -139,13 +142,17 @@ def _allows_any_names(node: dict[str, Any]) -> bool:
     return others is True or others == {}
 
 
-def _check_values(node: dict[str, Any]) -> None:
-    r"""Refuse texts that only `\u` escapes could spell."""
+def _check_values(node: dict[str, Any], any_escapes: bool) -> None:
+    r"""Refuse numbers that llguidance would round, and texts that only `\u` escapes could spell."""
     values = node["enum"] if isinstance(node.get("enum"), list) else []
     unvisited = [*values, node.get("const")]
     while unvisited:
         value = unvisited.pop()
-        if isinstance(value, str) and _WITHOUT_SHORT_ESCAPE.search(value):
+        if _is_number(value) and abs(value) > MAX_EXACT:
+            raise ArgumentError(
+                f"enum and const: {value!r:.40}: numbers up to 2^53 = {MAX_EXACT} can be honoured"
+            )
+        if isinstance(value, str) and not any_escapes and _WITHOUT_SHORT_ESCAPE.search(value):
             raise ArgumentError(
                 f"enum and const: {value!r} contains a control character; it cannot be honoured in "
                 "a schema with a pattern, or with a schema for additionalProperties"
@@ -166,15 +173,39 @@ def _prepare_node(node: dict[str, Any]) -> None:
             f"minProperties={minimum}: at most 1, or the number of required properties, can be "
             "honoured; require more of them"
         )
+    for key in _BOUNDS:
+        if _is_number(bound := node.get(key)):
+            node[key] = _exact_bound(key, bound)
     multiple = node.get("multipleOf")
     if _is_number(multiple) and _digits(multiple) > MAX_MULTIPLE:
-        raise ArgumentError(f"multipleOf={multiple}: a number of fewer digits can be honoured")
+        raise ArgumentError(
+            f"multipleOf={multiple!r:.40}: a number of fewer digits can be honoured"
+        )
     if node.get("type") != "integer":
         _exclude_whole_bounds(node)
     if node.get("format") in ("date", "date-time"):
-        if "pattern" in node:
-            node["allOf"] = [*node.get("allOf", []), {"pattern": node.pop("pattern")}]
+        others = node.get("allOf", [])
+        if "pattern" in node and isinstance(others, list):  # llguidance refuses anything else
+            node["allOf"] = [*others, {"pattern": node.pop("pattern")}]
         node["pattern"] = _DATE
+
+
+def _exact_bound(key: str, bound: float) -> float:
+    """Return a bound that llguidance's numbers hold, the next one that allows no more numbers.
+
+    It makes floats of bounds, and 64-bit integers of those of integers.
+    """
+    sign = 1 if key in ("minimum", "exclusiveMinimum") else -1
+    if bound * sign > MAX_BOUND:
+        raise ArgumentError(
+            f"{key}={bound!r:.40}: bounds up to 2^59 = {MAX_BOUND:.0f} can be honoured"
+        )
+    if bound * sign < -MAX_BOUND:
+        return -sign * MAX_BOUND
+    rounded = float(bound)
+    if rounded != bound and (rounded > bound) != (sign > 0):
+        rounded = math.nextafter(rounded, sign * math.inf)
+    return bound if rounded == bound else rounded
 
 
 def _exclude_whole_bounds(node: dict[str, Any]) -> None:
@@ -210,61 +241,65 @@ def _digits(number: float) -> int:
 
 def _has_texts(root: dict[str, Any]) -> bool:
     """Whether a finite text can satisfy `root`, as far as references decide that."""
-    nodes = list(_schemas(root))[::-1]
-    unproven = {id(node) for node in nodes}
-    for _ in range(MAX_ROUNDS):
-        before = len(unproven)
-        for node in nodes:
-            if id(node) in unproven and _ends(node, root, unproven):
-                unproven.discard(id(node))
-        if len(unproven) == before:
-            break
-    return id(root) not in unproven
+    implications: list[tuple[str, list[str]]] = []
+
+    def require(name: str, schemas: Iterable[Any]) -> None:
+        """Note that `name` has a finite text if all of these schemas have one."""
+        needed = [schema for schema in schemas if isinstance(schema, dict) or schema is False]
+        implications.append((name, [str(id(schema)) for schema in needed]))
+
+    for node in _schemas(root):
+        name = str(id(node))
+        groups = []
+        for group, alternatives in enumerate(_alternatives(node, root)):
+            groups.append(f"{name}:{group}")
+            for schemas in alternatives:
+                require(groups[-1], schemas)
+        implications.append((name, groups))
+    return str(id(root)) in closure(implications)
 
 
-def _ends(node: dict[str, Any], root: dict[str, Any], unproven: set[int]) -> bool:
-    """Whether `node` has a finite text, if all schemas but the `unproven` ones have one."""
-
-    def known(inner: Any) -> bool:
-        return inner is not False and id(inner) not in unproven
-
+def _alternatives(node: dict[str, Any], root: dict[str, Any]) -> Iterator[list[list[Any]]]:
+    """Return lists of alternatives: in each all schemas of one alternative need a finite text."""
     reference = node.get("$ref")
-    if isinstance(reference, str) and not known(_target(reference, root)):
-        return False
-    for key, enough in (("anyOf", any), ("oneOf", any), ("allOf", all)):
-        schemas = node.get(key)
-        if isinstance(schemas, list) and not enough(map(known, schemas)):
-            return False
+    if isinstance(reference, str):
+        yield [[_target(reference, root)]]
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schemas := node.get(key), list):
+            yield [[schema] for schema in schemas]
+    if isinstance(schemas := node.get("allOf"), list):
+        yield [schemas]
     kind = node.get("type")
     names = [kind] if isinstance(kind, str) else kind
     kinds = set(names) if _is_names(names) else {"null"}  # anything
     if "enum" in node or "const" in node or not kinds <= {"object", "array"}:
-        return True
-    return ("object" in kinds and _object_ends(node, known)) or (
-        "array" in kinds and _array_ends(node, known)
-    )
+        return
+    needed = {"object": _needed_in_object, "array": _needed_in_array}
+    yield [needed[kind](node) for kind in kinds]
 
 
 def _is_names(names: Any) -> TypeGuard[list[str]]:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-def _object_ends(node: dict[str, Any], known: Callable[[Any], bool]) -> bool:
+def _needed_in_object(node: dict[str, Any]) -> list[Any]:
+    """Return the schemas of required properties."""
     required, properties = node.get("required"), node.get("properties")
     if not _is_names(required):
-        return True
+        return []
     others = node.get("additionalProperties", True)
     inner = properties if isinstance(properties, dict) else {}
-    return all(known(inner.get(name, others)) for name in required)
+    return [inner.get(name, others) for name in required]
 
 
-def _array_ends(node: dict[str, Any], known: Callable[[Any], bool]) -> bool:
+def _needed_in_array(node: dict[str, Any]) -> list[Any]:
+    """Return the schemas of required items."""
     minimum, items = node.get("minItems", 0), node.get("items", True)
     first = node.get("prefixItems", items if isinstance(items, list) else [])
     others = node.get("additionalItems", True) if isinstance(items, list) else items
     if not isinstance(minimum, int) or not isinstance(first, list):
-        return True
-    return all(map(known, first[:minimum])) and (minimum <= len(first) or known(others))
+        return []
+    return first[:minimum] + ([others] if minimum > len(first) else [])
 
 
 def _target(reference: str, root: dict[str, Any]) -> Any:
@@ -275,7 +310,8 @@ def _target(reference: str, root: dict[str, Any]) -> Any:
     for part in reference.split("/")[1:]:
         name = unquote(part).replace("~1", "/").replace("~0", "~")
         if isinstance(target, list):
-            target = target[int(name)] if name.isdigit() and int(name) < len(target) else True
+            is_index = _INDEX.fullmatch(name) is not None and int(name) < len(target)
+            target = target[int(name)] if is_index else True
         else:
             target = target.get(name, True) if isinstance(target, dict) else True
     return target

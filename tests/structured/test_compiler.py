@@ -18,7 +18,7 @@ from llcuda import Engine, Model, Sampler, structured
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.structured import compiler
 from tests.conftest import VENDOR_MODELS
-from tests.support.schemas import random_schema
+from tests.support.schemas import damaged_schema, random_schema
 
 GRAMMARS = sorted((VENDOR_MODELS.parent / "grammars").glob("*.gbnf"))
 FREE: dict[str, Any] = {"temperature": 1, "top_k": 0, "top_p": 1}
@@ -218,6 +218,15 @@ REFUSED: list[Any] = [
     schema(**{"x-guidance": {"lenient": True}}), schema(multipleOf=1_000_003),
     schema(enum=[float("nan")]), schema(const={1, 2}), schema(enum=["x" * 300_000]),
     schema(anyOf=[{"const": i} for i in range(20_000)]),
+    schema(**{"$ref": "#/prefixItems/²", "prefixItems": [{"type": "integer"}]}),
+    schema(prefixItems=[{"$ref": "#/prefixItems/²"}]),
+    schema(prefixItems=[{"$ref": "#/prefixItems/9"}]),
+    schema(**{"$ref": "#/prefixItems/" + "9" * 5000, "prefixItems": [{}]}),
+    schema(format="date", pattern="x", allOf=5), schema(format="date", pattern="x", allOf=None),
+    schema(format="date", pattern="x", allOf={"a": 1}), schema(minimum=10**400, maximum=2.5),
+    schema(type="integer", minimum=10**400), schema(multipleOf=10**400),
+    schema(type="integer", maximum=-(2**63)), schema(type="integer", const=-1e308),
+    schema(const=2**53 + 1), schema(enum=[{"id": [12345678901234567890]}]),
 ]  # fmt: skip
 
 
@@ -235,6 +244,26 @@ def test_why_nothing_satisfies_it(model: Model, inner: dict[str, Any]) -> None:
     """A property that nothing satisfies and one without an end, each in words that hold."""
     with pytest.raises(ArgumentError, match="false, or itself"):
         structured.compile(model, schema(type="object", properties=inner, required=["a"]))
+
+
+def run_damaged_schemas(model: Model, seeds: range) -> None:
+    """Compile each; what comes is a grammar, or our error."""
+    for seed in seeds:
+        try:
+            structured.compile(model, schema=damaged_schema(seed))
+        except ArgumentError as error:
+            assert error.parameter == "response_format"
+
+
+def test_damaged_schemas(model: Model) -> None:
+    """A value of any kind in any place."""
+    run_damaged_schemas(model, range(500))
+
+
+@pytest.mark.slow
+def test_many_damaged_schemas(model: Model) -> None:
+    """The same with 20,000."""
+    run_damaged_schemas(model, range(500, 20_500))
 
 
 def test_a_refused_format_harms_nothing(engine: Engine) -> None:
@@ -259,6 +288,31 @@ def chain(length: int) -> dict[str, Any]:
         f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}, {"type": "null"}]} for i in range(length)
     }
     return {"$ref": "#/$defs/a0", "$defs": {**definitions, f"a{length}": {"type": "integer"}}}
+
+
+def chain_of_references(length: int, reverse: bool) -> dict[str, Any]:
+    """Definitions that are references to the next, or to the one before."""
+    names = [f"a{i}" for i in range(length + 1)]
+    definitions: dict[str, Any] = {names[-1]: {"type": "integer"}}
+    for name, following in zip(names[-2::-1], names[:0:-1], strict=True):
+        definitions[name] = {"$ref": f"#/$defs/{following}"}
+    if reverse:
+        definitions = dict(reversed(definitions.items()))
+    return {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a0"}], "$defs": definitions}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 500, 3000])
+def test_chains_of_references_are_followed(model: Model, length: int, reverse: bool) -> None:
+    """However long they are, and in any order; one that ends in itself has no text."""
+    keywords = chain_of_references(length, reverse)
+    required = {"type": "object", "properties": {"x": {"$ref": "#/$defs/a0"}}, "required": ["x"]}
+    grammar = structured.compile(model, schema={**keywords, **required, "anyOf": [{}]})
+    assert fits(model, grammar, '{"x": 12}')
+    assert not fits(model, grammar, '{"x": "a"}')
+    keywords["$defs"][f"a{length}"] = {"$ref": "#/$defs/a0"}
+    with pytest.raises(ArgumentError, match="false, or itself"):
+        structured.compile(model, schema={**keywords, **required})
 
 
 HOSTILE: dict[str, Any] = {
@@ -316,6 +370,12 @@ def test_hostile_formats_end_nothing(engine: Engine, name: str) -> None:
         ({"allOf": [{"exclusiveMaximum": 0}, {"minimum": -0.5}], "type": "number"}, [-0.25], [0]),
         ({"type": "integer", "exclusiveMinimum": 2, "exclusiveMaximum": 4}, [3], [2, 4]),
         ({"type": "number", "exclusiveMinimum": 0}, [1e-3, 1, 7.5], [0, -1]),
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, [0, 10**17, -(10**17)],
+         [2**63, -(2**63) - 1, 10**20]),
+        ({"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 7},
+         [2**53 + 2, 2**53 + 4, 2**53 + 6], [2**53, 2**53 + 8]),
+        ({"type": "integer", "exclusiveMaximum": -(2**53) - 1}, [-(2**53) - 4], [-(2**53) - 1]),
+        ({"type": "number", "maximum": 1e300}, [2.5, -7], ["a"]),
         ({"$ref": "#/components/x", "components": {"x": {"type": "integer"}}}, [1], ["a"]),
     ],
 )  # fmt: skip
@@ -682,6 +742,10 @@ def test_nested_groups(model: Model, depth: int) -> None:
     [
         ('root ::= "a"\nroot ::= "b"', "line 2: rule 'root' is defined twice"),
         ('root ::= "a"\nb ::= c{0,3}', "no rule 'c'"),
+        ('root ::= "a" | b', "no rule 'b'"),
+        ('root ::= "a" b?', "no rule 'b'"),
+        ('root ::= "a" ("b" | c)*', "no rule 'c'"),
+        ('root ::= "a" "b"{3,1}', r"line 1: \{3,1\} allows no number of repetitions"),
         ('a ::= "a"', "no rule 'root'"),
         ('root ::= "a" ("b" root)', "no text ever ends rule 'root'"),
         ('root ::= "a" | "\\q"', r"unknown escape \\q"),
@@ -695,6 +759,12 @@ def test_errors_of_gbnf(model: Model, grammar: str, error: str) -> None:
     """Say what is wrong, in terms of the grammar that was given."""
     with pytest.raises(GrammarError, match=error):
         structured.compile(model, {"type": "gbnf", "grammar": grammar})
+
+
+def test_nothing_may_be_repeated_no_time(model: Model) -> None:
+    """As in llama.cpp: it is not there."""
+    grammar = 'root ::= "a" "b"{0,0} x{0} "c"\nx ::= "d" | x "e"{0}'
+    assert fits(model, structured.compile(model, {"type": "gbnf", "grammar": grammar}), "ac")
 
 
 @pytest.mark.parametrize(

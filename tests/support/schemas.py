@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Iterator
 from typing import Any
 
 Schema = dict[str, Any]
@@ -30,6 +32,40 @@ def random_schema(seed: int) -> Schema:
             "additionalProperties": False,
         }
     return {**root, "$defs": definitions}
+
+
+JUNK: tuple[Any, ...] = (
+    None, True, 0, -1, 5, 2.5, 1e308, 10**400, "", "²", "#", "#/$defs/²", "#/$defs/one", "\ud800",
+    "(", [], {}, [1], ["a"], [None], {"a": 1}, {"$ref": "#"}, ["string", "²"], "date", "object",
+)  # fmt: skip
+KEYWORDS = (
+    "type", "properties", "required", "enum", "const", "pattern", "format", "items", "prefixItems",
+    "additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "minItems",
+    "minimum", "exclusiveMaximum", "multipleOf", "minProperties", "maxLength", "uniqueItems",
+    "$defs", "additionalItems", "$id", "$schema", "x-guidance",
+)  # fmt: skip
+
+
+def damaged_schema(seed: int) -> Schema:
+    """Return the schema of a number with values of other kinds in some places."""
+    rng = random.Random(seed)
+    schema = random_schema(seed)
+    for _ in range(rng.randint(1, 3)):
+        container, key = rng.choice(list(_places(schema)))
+        if rng.random() < 0.5 and isinstance(container, dict):
+            key = rng.choice(KEYWORDS)
+        container[key] = copy.deepcopy(rng.choice(JUNK))
+    return schema
+
+
+def _places(schema: Schema) -> Iterator[tuple[Any, Any]]:
+    """Return every list and dict in a schema with each of its indices or keys."""
+    unvisited: list[Any] = [schema]
+    while unvisited:
+        value = unvisited.pop()
+        items = list(value.items() if isinstance(value, dict) else enumerate(value))
+        yield from ((value, key) for key, _ in items)
+        unvisited += [inner for _, inner in items if isinstance(inner, dict | list)]
 
 
 def _schema(rng: random.Random, depth: int, names: list[str]) -> Schema:
