@@ -105,7 +105,7 @@ def perplexity(
         chunk: Tokens of a chunk.
         chunks: Chunks to read at most; None is all.
         progress: Called with the share that is done, 0.0 to 1.0; False stops.
-        gpu_layers: Layers on GPUs if `model` is a path; None is all.
+        gpu_layers: Layers on GPUs if `model` is a path; None is all, whether they fit or not.
         **parameters: Further fields of ContextParams, e.g. `threads`, `type_k` or
             `flash_attention`.
 
@@ -148,7 +148,7 @@ def divergence(
         chunk: Tokens of a chunk.
         chunks: Chunks to read at most; None is all.
         progress: Called with the share that is done, 0.0 to 1.0; False stops.
-        gpu_layers: Layers on GPUs of a model given as a path; None is all.
+        gpu_layers: Layers on GPUs of a model given as a path; None is all, whether they fit or not.
         **parameters: Further fields of ContextParams, e.g. `threads`, `type_k` or
             `flash_attention`.
 
@@ -219,7 +219,7 @@ def importance_matrix(
         output: Whether to measure the output matrix too.
         dataset: The source of the text, which the matrix's file names.
         progress: Called with the share that is done, 0.0 to 1.0; False stops.
-        gpu_layers: Layers on GPUs if `model` is a path; None is all.
+        gpu_layers: Layers on GPUs if `model` is a path; None is all, whether they fit or not.
         **parameters: Further fields of ContextParams, e.g. `threads`.
 
     Raises:

@@ -138,7 +138,10 @@ class InferenceEngine:
         """
         _refuse_in_hook("load_model")
         if ctx_size is not None and context_size is not None and ctx_size != context_size:
-            raise TypeError(f"ctx_size={ctx_size} and context_size={context_size} differ")
+            raise TypeError(
+                f"ctx_size={ctx_size} and context_size={context_size}: two names of one setting; "
+                "give one of them"
+            )
         path_text(model_name, "model_name")
         for name, flag in (("auto_start", auto_start), ("verbose", verbose), ("silent", silent)):
             check_flag(name, flag)
@@ -393,7 +396,7 @@ class InferenceEngine:
                 are cancelled. A full queue is waited for.
         """
         if isinstance(prompts, str):
-            raise TypeError("prompts must be a sequence of texts, not one text")
+            raise TypeError("prompts: expected a list of texts; infer() takes one text")
         requests: list[Request] = []
         try:
             for i, prompt in enumerate(prompts):
@@ -529,7 +532,7 @@ def _with_stop(keywords: GenerateKeywords) -> SubmitKeywords:
     given: Any = {k: v for k, v in keywords.items() if k != "stop_sequences"}
     stop, same = keywords.get("stop"), keywords.get("stop_sequences")
     if stop is not None and same is not None and stop != same:
-        raise TypeError("give stop= or stop_sequences=, not both")
+        raise TypeError("stop= and stop_sequences=: two names of one setting; give one of them")
     if same is not None:
         given["stop"] = same
     return given  # type: ignore[no-any-return]

@@ -320,7 +320,7 @@ HINTS = {
     "device_map": "gpu_layers says how many layers are on GPUs, devices on which",
     "do_sample": "temperature=0 always takes the most probable token",
     "enable_thinking": 'chat() takes template_variables={"enable_thinking": ...}',
-    "gpu_memory_utilization": "gpu_layers=None takes as many layers as fit",
+    "gpu_memory_utilization": "load_model(gpu_layers=None) takes as many layers as fit",
     "instructions": _SYSTEM,
     "logits_all": 'Context.decode(tokens, logits="all") computes them; echo=True scores a prompt',
     "logits_processor": "guide restricts a request; a Sampler's chain has steps.Python",

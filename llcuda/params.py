@@ -23,7 +23,40 @@ POOLINGS = ("none", "mean", "cls", "last", "rank")
 ATTENTIONS = ("causal", "non_causal")
 INT32_MAX = 2**31 - 1
 BATCH_SIZE = UBATCH_SIZE = 512  # of a context and of an engine; the second is llama.cpp's own
+MAX_SHOWN = 200  # characters of a wrong value in a message
 MAX_SEED = 2**32 - 2  # the next one is llama.cpp's word for "at random"
+
+
+# What stands for a wish that other libraries write as -1 or None, or that no number says.
+_OFF_AT_0, _OFF_AT_1 = "0 turns it off", "1 turns it off"
+_REMEDIES = {
+    "gpu_layers": "99 = all layers, 0 = the CPU",
+    "ctx_size": "leave it out for the default",
+    "cache_size": "None = n_parallel x ctx_size",
+    "threads": "leave it out for the default",
+    "threads_batch": "leave it out for the default",
+    "max_tokens": "ctx_size sets no other limit than the context",
+    "logprobs": "None = no log-probabilities, 0 = those of the chosen tokens",
+    "timeout": "None = no limit",
+    "speculation": _OFF_AT_0,
+    "seed": "None = at random",
+    "temperature": "0 = always the most probable token",
+    "top_k": _OFF_AT_0,
+    "top_p": _OFF_AT_1,
+    "typical_p": _OFF_AT_1,
+    "min_p": _OFF_AT_0,
+    "top_n_sigma": "-1 turns it off",
+    "repeat_penalty": _OFF_AT_1,
+    "frequency_penalty": _OFF_AT_0,
+    "presence_penalty": _OFF_AT_0,
+    "penalty_last_n": "ctx_size looks back on the whole text",
+    "dry_multiplier": _OFF_AT_0,
+    "dry_last_n": "ctx_size looks back on the whole text",
+    "xtc_probability": _OFF_AT_0,
+    "dynatemp_range": _OFF_AT_0,
+    "mirostat": _OFF_AT_0,
+    "adaptive_target": "-1 turns it off",
+}
 
 
 def default_threads() -> int:
@@ -37,22 +70,36 @@ def wrong_argument(parameter: str, rule: str, remedy: str | None = None) -> Argu
 
 
 def wrong_value(parameter: str, value: Any, rule: str, remedy: str | None = None) -> ArgumentError:
-    """Return the error `parameter=value: rule; remedy`."""
-    return ArgumentError(f"{parameter}={value!r}: {rule}", parameter=parameter, remedy=remedy)
+    """Return the error `parameter=value: rule; remedy`; a long value is cut."""
+    shown = repr(value)
+    if len(shown) > MAX_SHOWN:
+        shown = f"{shown[: MAX_SHOWN - 3]}..."
+    return ArgumentError(f"{parameter}={shown}: {rule}", parameter=parameter, remedy=remedy)
 
 
 def check_number(parameter: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
     """Raise ArgumentError unless `value` is an "int" or "number" with low <= value <= high.
 
-    numpy's numbers are numbers; True and False are not.
+    numpy's numbers are numbers; True and False are not. The error has the remedy of the field that
+    `parameter` names, if there is one.
     """
     number = type(value) is int or isinstance(value, Integral)
     if not number and kind == "number":
         number = type(value) is float or isinstance(value, Real)
     if not number or isinstance(value, bool) or not low <= value <= high:
-        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        what = "a whole number" if kind == "int" else "a number"
-        raise wrong_value(parameter, value, f"expected {what} {bounds}")
+        rule = "expected a whole number" if kind == "int" else "expected a number"
+        if high != math.inf:
+            rule = f"{rule} from {_plain(low)} to {_plain(high)}"
+        elif low != -math.inf:
+            rule = f"{rule} at least {_plain(low)}"
+        raise wrong_value(parameter, value, rule, _REMEDIES.get(parameter))
+
+
+def _plain(number: float) -> str:
+    """Return a number as prose has it, such as 1,000,000 or 0.000001."""
+    if 1e-6 <= abs(number) < 1e15 and number != int(number):
+        return f"{number:,.6f}".rstrip("0")
+    return f"{int(number):,}" if abs(number) < 1e15 and number == int(number) else f"{number:g}"
 
 
 def _check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:
@@ -99,7 +146,9 @@ class ModelParams:
     """How a model file is loaded.
 
     Attributes:
-        gpu_layers: Layers on the GPU; None or a number beyond the model's layers = all, 0 = none.
+        gpu_layers: Layers on the GPU; a number beyond the model's layers, such as 99, = all,
+            0 = none. None = all; for `InferenceEngine.load_model` and the command line as many as
+            fit.
         split_mode: How several GPUs share the model: "none", "layer" (layers and their KV cells),
             "row" or "tensor".
         main_gpu: Index of the GPU that is used with split_mode="none".
@@ -237,15 +286,13 @@ class ContextParams:
             check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
         check_number("sequences", self.sequences, "int", 1, 256)
         if (self.ctx_size or 0) * self.sequences > INT32_MAX:
-            raise ArgumentError(
-                f"ctx_size={self.ctx_size} x sequences={self.sequences}: at most {INT32_MAX} cells",
-                parameter="ctx_size",
-            )
+            rule = f"times sequences={self.sequences} expected at most {INT32_MAX:,} KV cells"
+            raise wrong_value("ctx_size", self.ctx_size, rule, "lower one of them")
         check_number("batch_size", self.batch_size, "int", 1, 2**20)
         check_number("ubatch_size", self.ubatch_size, "int", 1, 2**20)
         if self.batch_size < self.sequences:
             rule = f"expected at least sequences={self.sequences}"
-            raise wrong_value("batch_size", self.batch_size, rule)
+            raise wrong_value("batch_size", self.batch_size, rule, "raise it, or lower sequences")
         check_number("outputs_max", self.outputs_max, "int", 0, 2**20)
         if 0 < self.outputs_max < self.sequences:
             rule = f"expected 0 or at least sequences={self.sequences}"
@@ -254,13 +301,13 @@ class ContextParams:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), "int", 1, 512)
         if self.flash_attention is not None and not isinstance(self.flash_attention, bool):
-            raise wrong_value(
-                "flash_attention", self.flash_attention, "expected None, True or False"
-            )
+            rule, remedy = "expected None, True or False", "None = where the device has it"
+            raise wrong_value("flash_attention", self.flash_attention, rule, remedy)
         _check_choice("type_k", self.type_k, KV_TYPES)
         _check_choice("type_v", self.type_v, KV_TYPES)
         if self.flash_attention is False and self.type_v not in ("f32", "f16", "bf16"):
-            raise wrong_value("type_v", self.type_v, "needs flash attention, which is off")
+            rule, remedy = "needs flash attention, which is off", "leave flash_attention out"
+            raise wrong_value("type_v", self.type_v, rule, remedy)
         for name, choices in (
             ("rope_scaling", ROPE_SCALINGS),
             ("pooling", POOLINGS),

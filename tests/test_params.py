@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -150,3 +151,37 @@ def test_params_of_another_type(wrong: object) -> None:
     """params= takes an object of its own type only."""
     with pytest.raises(ArgumentError, match="expected ContextParams"):
         given_params(ContextParams, wrong, {})  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "says"),
+    [
+        (ModelParams, {"gpu_layers": -1}, "2,147,483,647; 99 = all layers, 0 = the CPU"),
+        (ContextParams, {"threads": -1}, "from 1 to 512; leave it out for the default"),
+        (ContextParams, {"flash_attention": "auto"}, "True or False; None = where the device has it"),
+        (EngineParams, {"cache_size": -1}, "at least 2,048; None = n_parallel x ctx_size"),
+        (SamplingParams, {"seed": -1}, "from 0 to 4,294,967,294; None = at random"),
+        (SamplingParams, {"top_k": -1}, "0 turns it off"),
+        (SamplingParams, {"top_p": None}, "expected a number from 0 to 1; 1 turns it off"),
+        (SamplingParams, {"penalty_last_n": -1}, "ctx_size looks back on the whole text"),
+        (SamplingParams, {"repeat_penalty": 0}, "from 0.000001 to 1,000,000; 1 turns it off"),
+        (SamplingParams, {"adaptive_decay": 1}, "from 0 to 0.99"),
+        (SamplingParams, {"logit_bias": {1: "x"}}, "logit_bias[1]='x': expected a number"),
+        (RequestParams, {"max_tokens": None}, "ctx_size sets no other limit than the context"),
+        (RequestParams, {"timeout": -1}, "expected a number at least 0; None = no limit"),
+    ],
+)  # fmt: skip
+def test_peers_values_get_a_remedy(kind: type, given: dict[str, Any], says: str) -> None:
+    """-1 and None of other libraries: the message says what stands for them, in plain numbers."""
+    with pytest.raises(ArgumentError, match=re.escape(says) + "$") as caught:
+        kind(**given)
+    assert str(caught.value).startswith(next(iter(given)))
+
+
+def test_a_long_value_is_cut() -> None:
+    """A message does not repeat a whole list or text."""
+    with pytest.raises(
+        ArgumentError, match=r"^devices='x+\.\.\.: expected a list of texts$"
+    ) as caught:
+        ModelParams(devices="x" * 10_000)
+    assert len(str(caught.value)) < 300
