@@ -9,15 +9,44 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from llcuda.cli import bench, chat, diagnose, files, inspect, quantize, run, serve
 from llcuda.cli.console import INTERRUPTED, print_error
 from llcuda.errors import ArgumentError, LlcudaError
 
+# What Typer's errors on numbers expect, by pydantic's kinds.
+NUMBER_RULES = {
+    "int_parsing": "expected a whole number",
+    "float_parsing": "expected a number",
+    "greater_than_equal": "expected a number at least {ge:g}",
+    "less_than_equal": "expected a number at most {le:g}",
+}
+
+
+class _Commands(TyperGroup):
+    """Reports a wrong number in an option in the words of the library."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # Pydantic's, where Typer uses it.
+            errors: list[Any] = getattr(error.__cause__, "errors", list)()
+            rule = NUMBER_RULES.get(errors[0]["type"]) if errors else None
+            if rule is None or error.param is None:
+                raise
+            expected = rule.format(**errors[0].get("ctx", {}))
+            message = f"{_option_name(error.param)} {errors[0]['input']}: {expected}"
+            raise ArgumentError(message) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="GGUF language models inside a Python process.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -30,6 +59,7 @@ for module in (run, chat, serve, files, inspect, quantize, bench, diagnose):
 # Parameters of the library whose options have another name here.
 OPTION_NAMES = {
     "body_bytes": "max_body",
+    "drain_seconds": "drain",
     "memory_budget": "memory",
     "n_parallel": "parallel",
     "queue_size": "queue",
@@ -72,8 +102,13 @@ def _message(error: LlcudaError) -> str:
     command = next((commands[word] for word in sys.argv[1:] if word in commands), None)
     for option in command.params if command and parameter else ():
         if option.name == OPTION_NAMES.get(str(parameter), parameter):
-            is_option = option.param_type_name == "option"
-            name = max(option.opts, key=len) if is_option else option.human_readable_name
             before, _, problem = error.problem.partition(f"{parameter}=")
-            return str(error) if before else f"{name} {problem}"
+            return str(error) if before else f"{_option_name(option)} {problem}"
     return str(error)
+
+
+def _option_name(option: Any) -> str:
+    """Return the long name of an option, or the name of an argument."""
+    if option.param_type_name == "option":
+        return str(max(option.opts, key=len))
+    return str(option.human_readable_name)

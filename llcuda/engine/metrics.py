@@ -392,7 +392,7 @@ class Metrics:
         return families
 
 
-_MISSING = "Prometheus text needs: pip install 'llcuda[server]'"
+_MISSING = "Prometheus text needs prometheus_client: pip install 'llcuda[server]'"
 
 
 def exposition(families: Iterable[Metric]) -> str:
