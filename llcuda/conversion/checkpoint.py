@@ -16,8 +16,12 @@ from typing import Any
 
 from llcuda.errors import ModelError, ModelNotFoundError
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json",
+    "spiece.model", "sentencepiece.bpe.model", "rwkv_vocab_v20230424.txt",
+)  # fmt: skip
 QUANTIZATIONS = (
     "bitsandbytes", "bitnet", "compressed-tensors", "fp8", "gptq", "modelopt", "mxfp4",
 )  # fmt: skip
@@ -28,6 +32,7 @@ ITEM_BYTES = {
     "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 _PART = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_NUMBERED = re.compile(r"model-\d+\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,45 @@ class Checkpoint:
 def has_weights(folder: Path) -> bool:
     """Return whether a folder holds a model's weights or their index."""
     return (folder / INDEX).is_file() or any(folder.glob("model*.safetensors"))
+
+
+def weight_files(names: Iterable[str], indexed: Iterable[str] | None) -> list[str]:
+    """Return the names of the files that hold a model's weights, also of those that are missing.
+
+    A repository may hold the weights once more in another precision (`model.fp16.safetensors`), or
+    an index of parts that are gone. Neither is a part of the model.
+
+    Args:
+        names: The files in the folder.
+        indexed: The files that the folder's index names; None without an index.
+    """
+    present, listed = set(names), sorted(indexed or ())
+    if listed and (WEIGHTS not in present or WEIGHTS in listed or present.issuperset(listed)):
+        return listed
+    candidates = sorted(
+        name for name in present if name.startswith("model") and name.endswith(".safetensors")
+    )
+    if WEIGHTS in present:
+        return [WEIGHTS, *filter(_NUMBERED.fullmatch, candidates)]
+    if match := next(filter(None, map(_PART.fullmatch, candidates)), None):
+        return [f"model-{i:05}-of-{match[2]}.safetensors" for i in range(1, 1 + int(match[2]))]
+    return [name for name in candidates if not name.startswith("model.")] or candidates
+
+
+def indexed_weights(folder: Path) -> dict[str, str] | None:
+    """Return the file of each tensor by the folder's index; None without an index.
+
+    Raises:
+        ModelError: The index names no files, or files that are not in the folder.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{path} has no weight_map")
+    plain_names(weight_map.values(), path)
+    return weight_map
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -218,16 +262,10 @@ def plain_names(names: Iterable[Any], source: Path) -> list[str]:
 
 def _weights(folder: Path) -> tuple[tuple[Path, ...], set[str] | None]:
     """Return the files of weights, and the tensors in their index, if there is one."""
-    indexed: set[str] | None = None
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{folder / INDEX} has no weight_map")
-        indexed, names = set(weight_map), plain_names(weight_map.values(), folder / INDEX)
-    else:
-        names = sorted(path.name for path in folder.glob("model*.safetensors"))
-        if match := next(filter(None, map(_PART.fullmatch, names)), None):
-            names = [f"model-{i:05}-of-{match[2]}.safetensors" for i in range(1, 1 + int(match[2]))]
+    weight_map = indexed_weights(folder)
+    listed = sorted(set(weight_map.values())) if weight_map else None
+    names = weight_files((path.name for path in folder.iterdir()), listed)
+    indexed = set(weight_map) if weight_map and names == listed else None
     if not names:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         other = f"; {pickles[0]} is a pickle: save it as safetensors" if pickles else ""

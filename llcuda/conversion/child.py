@@ -29,6 +29,7 @@ from llcuda.conversion.lora import (
     lora_scale,
     replaced_weights,
 )
+from llcuda.conversion.runner import MODEL_CARD
 from llcuda.conversion.sentencepiece import complete_tokenizer
 from llcuda.errors import ModelError
 from llcuda.nf4 import QuantState
@@ -95,6 +96,7 @@ def _run(job: dict[str, Any]) -> None:
         script, options = "convert_lora_to_gguf.py", ["--base", job["folder"], job["adapter"]]
     else:
         complete_tokenizer(Path(job["folder"]))
+        drop_broken_card(Path(job["folder"]))
         get_model_class = conversion.get_model_class
         adapter = Path(job["adapter"]) if job["adapter"] else None
         conversion.get_model_class = lambda name, mmproj=False: extended(
@@ -103,6 +105,17 @@ def _run(job: dict[str, Any]) -> None:
         script, options = "convert_hf_to_gguf.py", ["--model-name", job["name"], job["folder"]]
     sys.argv = [script, "--outfile", job["target"], "--outtype", job["type"], *options]
     runpy.run_path(str(Path(job["converter"]) / script), run_name="__main__")
+
+
+def drop_broken_card(folder: Path) -> None:
+    """Delete the link to a model card from which the converter cannot read the model's names."""
+    import gguf
+
+    try:
+        gguf.Metadata.load(None, folder)
+    except Exception as error:  # of YAML, of the encoding, or of a value's type
+        logging.getLogger(__name__).warning("the model card is ignored: %s", error)
+        (folder / MODEL_CARD).unlink(missing_ok=True)
 
 
 def extended(model_class: Any, adapter: Path | None) -> Any:

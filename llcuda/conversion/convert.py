@@ -14,13 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llcuda.conversion.checkpoint import (
-    INDEX,
     check_tokenizer,
     has_weights,
-    plain_names,
+    indexed_weights,
     read_checkpoint,
     read_config,
-    read_json,
+    weight_files,
 )
 from llcuda.conversion.lora import (
     ADAPTER_CONFIG,
@@ -31,11 +30,12 @@ from llcuda.conversion.lora import (
     replaced_weights,
 )
 from llcuda.conversion.runner import (
-    LINKED_SUFFIXES,
     Source,
     architectures,
     check_packages,
     converter_version,
+    files_read,
+    is_read,
     run_converter,
 )
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
@@ -199,26 +199,18 @@ def _source_folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Pa
     repo = parse_repository(text) if isinstance(source, str) and text else None
     if repo is None or path.exists():
         raise ModelNotFoundError(f"no such folder: {text!r}; expected one, or repo/id on the hub")
-    folder = download_folder(repo, lambda file: file.endswith(LINKED_SUFFIXES))
+    folder = download_folder(
+        repo, lambda names: [name for name in names if name == ADAPTER_CONFIG or is_read(name)]
+    )
     if not (folder / ADAPTER_CONFIG).is_file():  # refuse before the weights are downloaded
         read_config(folder, architectures())
         check_tokenizer(folder)
     if weights:
         check_packages()
-        index = folder / INDEX
-        weight_map = read_json(index).get("weight_map") if index.is_file() else None
-        names = plain_names(weight_map.values(), index) if isinstance(weight_map, dict) else None
-        download_folder(repo, lambda file: _is_weights(file, names))
+        weight_map = indexed_weights(folder)
+        listed = weight_map.values() if weight_map else None
+        download_folder(repo, lambda names: [ADAPTER_WEIGHTS, *weight_files(names, listed)])
     return folder, repo.partition("/")[2]
-
-
-def _is_weights(file: str, indexed: list[str] | None) -> bool:
-    """Return whether a repository's file holds weights, by its index if there is one."""
-    if file == ADAPTER_WEIGHTS:
-        return True
-    if indexed is not None:
-        return file in indexed
-    return file.startswith("model") and file.endswith(".safetensors")
 
 
 def _check_type(source: Source, file_type: str | None) -> str:
@@ -231,23 +223,24 @@ def _target_path(source: Source, target: str | os.PathLike[str] | None, file_typ
     name = f"{source.name}-{file_type}.gguf"
     path = Path(target or name).expanduser()
     path = path / name if path.is_dir() else path
-    check_target(path, *_source_files(source))
+    check_target(path, *_source_files(source).values())
     return path
 
 
-def _source_files(source: Source) -> list[Path]:
-    folders = {source.base, source.adapter.folder} if source.adapter else {source.base}
-    return [
-        path
-        for folder in sorted(folders)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name.endswith((*LINKED_SUFFIXES, ".safetensors"))
-    ]
+def _source_files(source: Source) -> dict[str, Path]:
+    """Return the files that are read for a conversion, by names that do not depend on the place."""
+    files = {name: source.base / name for name in files_read(source.base)}
+    files |= {path.name: path for path in (source.checkpoint.weights if source.checkpoint else ())}
+    if source.adapter is not None:
+        folder = source.adapter.folder
+        names = [*files_read(folder), ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        files |= {f"adapter/{name}": folder / name for name in names}
+    return files
 
 
 def source_digest(source: Source, file_type: str) -> str:
     """Return a SHA-256 over the content of the source's files, the converter and the type."""
-    files = [[path.name, file_digest(path)] for path in _source_files(source)]
+    files = [[name, file_digest(path)] for name, path in _source_files(source).items()]
     key = json.dumps([converter_version(), file_type, files])
     return hashlib.sha256(key.encode()).hexdigest()
 

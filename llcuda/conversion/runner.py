@@ -24,16 +24,37 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from llcuda.conversion.checkpoint import TOKENIZERS, Checkpoint, plain_names, read_json
+from llcuda.conversion.checkpoint import (
+    INDEX,
+    TOKENIZERS,
+    Checkpoint,
+    indexed_weights,
+    plain_names,
+    read_json,
+)
 from llcuda.conversion.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraFolder, replaced_weights
 from llcuda.errors import LibraryError, LlcudaError, LoadCancelledError, ModelError
 from llcuda.native.library import installation
 
 MODULES = ("torch", "transformers", "safetensors", "sentencepiece", "yaml", "requests", "tqdm")
-LINKED_SUFFIXES = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt")  # no code or weights
+READ_SUFFIXES = (".jinja", ".model", ".tiktoken", ".txt")
+MODEL_CARD = "README.md"
+CONFIG = "config.json"
+READ_CONFIGS = (
+    CONFIG, "tokenizer_config.json", "generation_config.json", "hf_quant_config.json",
+)  # fmt: skip
+TEMPLATES = "additional_chat_templates"
+MODULES_FILE = "modules.json"  # of sentence-transformers
 POLL_SECONDS = 0.1  # between two reports of the progress
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-_TOKENIZER = re.compile(r"(tokenizer.*|special_tokens_map|added_tokens|merges|chat_template)\.\w+")
+_READ_JSON = re.compile(
+    r"(tokenizer.*|special_tokens_map|added_tokens|vocab.*|tekken|chat_template|modules)\.json"
+)
+_MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")  # sentence-transformers' name
+_TOKENIZER = re.compile(
+    r"(tokenizer.*|special_tokens_map|added_tokens|merges|chat_template)\.\w+"
+    rf"|{TEMPLATES}/.*"
+)
 
 logger = logging.getLogger("llcuda.converter")
 
@@ -174,12 +195,11 @@ def stage_model(source: Source, folder: Path) -> Path:
     tokenizer_folder = source.base
     if merged_adapter and any((merged_adapter.folder / name).is_file() for name in TOKENIZERS):
         tokenizer_folder = merged_adapter.folder  # with the tokens that were added in training
-    for path in sorted(source.base.iterdir()):
-        if not _is_tokenizer(path.name):
-            _link(path, folder)
-    for path in sorted(tokenizer_folder.iterdir()):
-        if _is_tokenizer(path.name):
-            _link(path, folder)
+    for name in files_read(source.base):
+        if name != CONFIG and not _is_tokenizer(name):
+            _link(source.base / name, folder / name)
+    for name in filter(_is_tokenizer, files_read(tokenizer_folder)):
+        _link(tokenizer_folder / name, folder / name)
     config = _without_code(source.config)
     for part in (config, config.get("text_config")):
         settings = part.get("quantization_config") if isinstance(part, dict) else None
@@ -188,10 +208,12 @@ def stage_model(source: Source, folder: Path) -> Path:
     vocabulary_size = _vocabulary_size(merged_adapter)
     if vocabulary_size is not None:
         config["vocab_size"] = vocabulary_size
-    _write_json(folder / "config.json", config)
-    _link_modules(source.base, folder)
-    for path in source.checkpoint.weights if source.checkpoint else ():
-        (folder / path.name).symlink_to(path.resolve())
+    _write_json(folder / CONFIG, config)
+    if source.checkpoint is not None:
+        weights = [path.name for path in source.checkpoint.weights]
+        indexed = set((indexed_weights(source.base) or {}).values()) == set(weights)
+        for name in [*weights, INDEX] if indexed else weights:
+            _link(source.base / name, folder / name)
     return folder
 
 
@@ -205,33 +227,58 @@ def _stage_adapter(source: Source, folder: Path) -> Path:
     return folder
 
 
-def _is_tokenizer(name: str) -> bool:
-    return name in TOKENIZERS or bool(_TOKENIZER.fullmatch(name))
+def is_read(name: str) -> bool:
+    """Return whether the converter may read a file of a repository, apart from the weights.
+
+    Args:
+        name: The path of the file in the repository.
+    """
+    folder, _, file = name.rpartition("/")
+    if folder:
+        is_template = folder == TEMPLATES and file.endswith(".jinja")
+        return is_template or bool(_MODULE_CONFIG.fullmatch(name))
+    if file in READ_CONFIGS or file in (INDEX, MODEL_CARD) or file.endswith(READ_SUFFIXES):
+        return True
+    return bool(_READ_JSON.fullmatch(file))
 
 
-def _link(path: Path, folder: Path) -> None:
-    """Link a file that the converter reads, or copy a configuration without the names of code."""
-    if not path.is_file() or not path.name.endswith(LINKED_SUFFIXES):
-        return
-    if path.name.endswith("config.json"):
-        _write_json(folder / path.name, _without_code(read_json(path)))
-    else:
-        (folder / path.name).symlink_to(path.resolve())
+def files_read(folder: Path) -> list[str]:
+    """Return the files of a checkpoint's folder that the converter may read apart from the weights.
+
+    They are the tokenizer, configurations, chat templates, the model card, and the configurations
+    of an embedding model's modules after its layers, e.g. pooling.
+
+    Raises:
+        ModelError: The list of modules is broken.
+    """
+    names = [path.name for path in folder.iterdir() if is_read(path.name) and path.name != INDEX]
+    names += [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")]
+    names += [f"{name}/{CONFIG}" for name in _module_names(folder / MODULES_FILE)]
+    return sorted(name for name in names if (folder / name).is_file())
 
 
-def _link_modules(base: Path, folder: Path) -> None:
-    """Link the configurations of an embedding model's modules after its layers, e.g. pooling."""
-    path = base / "modules.json"
+def _module_names(path: Path) -> list[str]:
+    """Return the folders of an embedding model's modules."""
     if not path.is_file():
-        return
+        return []
     try:
         names = [module["path"] for module in json.loads(path.read_bytes())]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ModelError(f"{path} is not a list of modules") from None
-    for name in plain_names(filter(None, names), path):
-        if (base / name / "config.json").is_file():
-            (folder / name).mkdir()
-            _link(base / name / "config.json", folder / name)
+    return plain_names(filter(None, names), path)
+
+
+def _is_tokenizer(name: str) -> bool:
+    return name in TOKENIZERS or bool(_TOKENIZER.fullmatch(name))
+
+
+def _link(path: Path, link: Path) -> None:
+    """Link a file, or copy a configuration of classes without the names of code."""
+    link.parent.mkdir(exist_ok=True)
+    if path.name == "tokenizer_config.json":
+        _write_json(link, _without_code(read_json(path)))
+    else:
+        link.symlink_to(path.resolve())
 
 
 def _vocabulary_size(adapter: LoraFolder | None) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llcuda.errors import ModelError, ModelNotFoundError
@@ -17,14 +17,17 @@ def parse_repository(name: str) -> str | None:
     return remote[0] if remote and remote[1] is None else None
 
 
-def download_folder(repo: str, wanted: Callable[[str], bool], *, progress: bool = True) -> Path:
+def download_folder(
+    repo: str, choose: Callable[[list[str]], Iterable[str]], *, progress: bool = True
+) -> Path:
     """Return the folder with the wanted files of a repository's newest version.
 
     Without an answer of the hub it is the folder of the files that were downloaded before.
 
     Args:
         repo: The repository, `owner/name`.
-        wanted: Returns whether a file is wanted by its name; files in subfolders never are.
+        choose: Takes the paths of the repository's files and returns the wanted ones; it may name
+            others, which are ignored.
         progress: Whether to draw a bar on stderr, in a terminal and in a notebook.
 
     Raises:
@@ -40,13 +43,15 @@ def download_folder(repo: str, wanted: Callable[[str], bool], *, progress: bool 
             if path := repository.cached_path([configuration]):
                 return path.parent
         raise
-    top_level = [file for file in info.siblings or () if "/" not in file.rfilename]
-    chosen = [file for file in top_level if wanted(file.rfilename)]
+    files = info.siblings or []
+    wanted = set(choose([file.rfilename for file in files]))
+    chosen = [file for file in files if file.rfilename in wanted]
     if not chosen:
         raise ModelNotFoundError(f"{repo} has no files of a checkpoint")
     missing = [file for file in chosen if not repository.cached_path([file.rfilename], info.sha)]
     repository.download(missing, info.sha, progress=progress)
-    path = repository.cached_path([chosen[0].rfilename], info.sha)
+    name = chosen[0].rfilename
+    path = repository.cached_path([name], info.sha)
     if path is None:
         raise ModelError(f"{repo} was changed while it was downloaded; try again")
-    return path.parent
+    return path.parents[name.count("/")]

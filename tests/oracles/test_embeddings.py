@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ gguf = pytest.importorskip("gguf")
 from llcuda import Embedder, Model, convert  # noqa: E402
 from tests.support import checkpoints as material  # noqa: E402
 from tests.support import models  # noqa: E402
+from tests.support.hub_server import Hub  # noqa: E402
 
 CLOSE = 1e-3  # of a vector of length 1, and of a score
 TEXTS = [
@@ -92,6 +96,28 @@ POOLS: dict[str, Pool] = {
     "cls_token": lambda rows: rows[0],
     "lasttoken": lambda rows: rows[-1],
 }
+
+
+def test_a_published_repository(tmp_path: Path) -> None:
+    """From the hub, as all-MiniLM-L6-v2 lies there: files of other programs change nothing."""
+    model, tokenizer = bert(), bert_tokenizer()
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    pooled_by(tmp_path / "m", "mean_tokens")
+    rows = [tokenizer.encode(text) for text in TEXTS]
+    expected = unit([POOLS["mean_tokens"](hidden(model, tokens)) for tokens in rows])
+    paths = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
+    files = {path.relative_to(tmp_path / "m").as_posix(): path.read_bytes() for path in paths}
+    junk = dict.fromkeys(("onnx/model.onnx", "sentence_bert_config.json"), b"\xff[")
+    junk |= {"data_config.json": b"[1]", "README.md": b"---\ntags: [\xff\n---\n"}
+    with Hub({"me/m": {**files, **junk}}) as hub:
+        program = "import sys; from llcuda import convert; convert('me/m', sys.argv[1], 'F32')"
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+        target = tmp_path / "m.gguf"
+        subprocess.run([sys.executable, "-c", program, target], check=True, env=environment)
+    with Model(target) as loaded, exact(loaded) as to:
+        vectors = to.embed(TEXTS)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
