@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llcuda.errors import ArgumentError, LlcudaError
+from llcuda.errors import LlcudaError
 from llcuda.files import atomic_write, path_text
 from llcuda.native.gguf.metadata import LOSSLESS, Metadata, Texts
 from llcuda.native.gguf.types import NUMPY_VALUES, GGMLType, GGUFValueType
@@ -101,15 +101,11 @@ def _add_value(writer: GGUFWriter, key: str, metadata: Mapping[str, Any]) -> Non
     is_array = isinstance(value, (list, tuple, np.ndarray, Texts))
     elements = value if is_array else [value]
     if not key:
-        raise wrong_argument("metadata", "a key is empty; leave it out")
+        raise wrong_argument("metadata", "a key is empty", remedy="leave it out")
     if not len(elements):
-        raise ArgumentError(
-            f"metadata[{key!r}]: the array is empty; leave it out", parameter="metadata"
-        )
+        raise wrong_argument(f"metadata[{key!r}]", "the array is empty", remedy="leave it out")
     if key == "general.alignment" and (type(value) is not int or value < 1 or value & (value - 1)):
-        raise ArgumentError(
-            f"metadata[{key!r}]={value!r}: expected a power of 2", parameter="metadata"
-        )
+        raise wrong_value(f"metadata[{key!r}]", value, "expected a power of 2")
     kind = metadata.type(key) if isinstance(metadata, Metadata) else _type_of(key, elements)
     plain = elements.tolist() if isinstance(elements, np.ndarray) else list(elements)
     if kind == GGUFValueType.STRING:
@@ -146,24 +142,18 @@ def _type_of(key: str, elements: Sequence[Any] | NDArray[Any]) -> GGUFValueType:
                     return GGUFValueType[name]
         elif kind in _NUMBERS:
             return _NUMBERS[kind]
-    raise ArgumentError(
-        f"metadata[{key!r}]={elements!r:.200}: GGUF has no type for it", parameter="metadata"
-    )
+    raise wrong_argument(f"metadata[{key!r}]", f"GGUF has no type for {elements!r:.200}")
 
 
 def _add_tensor_info(writer: GGUFWriter, name: str, tensor: NDArray[Any] | RawTensor) -> None:
     import gguf
 
     if not 1 <= len(name.encode()) <= MAX_NAME_BYTES or "\0" in name:
-        raise ArgumentError(
-            f"tensors[{name!r}]: a name has 1 to {MAX_NAME_BYTES} bytes, and no NUL among them",
-            parameter="tensors",
-        )
+        rule = f"a name has 1 to {MAX_NAME_BYTES} bytes, and no NUL among them"
+        raise wrong_argument(f"tensors[{name!r}]", rule)
     if not 1 <= len(tensor.shape) <= MAX_DIMS:
-        raise ArgumentError(
-            f"tensors[{name!r}] has the shape {[*tensor.shape]}: expected 1 to {MAX_DIMS} axes",
-            parameter="tensors",
-        )
+        rule = f"expected 1 to {MAX_DIMS} axes, not the shape {[*tensor.shape]}"
+        raise wrong_argument(f"tensors[{name!r}]", rule)
     try:
         if isinstance(tensor, RawTensor):
             raw_type = gguf.GGMLQuantizationType(tensor.ggml_type)
@@ -172,7 +162,7 @@ def _add_tensor_info(writer: GGUFWriter, name: str, tensor: NDArray[Any] | RawTe
         else:
             writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
     except ValueError as error:
-        raise ArgumentError(f"tensors[{name!r}]: {error}", parameter="tensors") from None
+        raise wrong_argument(f"tensors[{name!r}]", str(error)) from None
 
 
 def _bytes(tensor: NDArray[Any] | RawTensor) -> NDArray[Any]:

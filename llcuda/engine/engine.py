@@ -116,10 +116,11 @@ class Engine:
             and params.n_parallel > 1
             and (model.is_recurrent or model.is_hybrid)
         ):
-            raise ArgumentError(
-                f"device_logits=True: the states of {model.path.name} cannot be moved, so that its "
-                "texts are not computed in one batch",
-                parameter="device_logits",
+            raise wrong_value(
+                "device_logits",
+                True,
+                f"the states of {model.path.name} cannot be moved, so that its texts are not "
+                "computed in one batch",
                 remedy="leave it out, or give n_parallel=1",
             )
         self.context = Context(model, params=config.context_params(_on_gpu(model)))
@@ -214,11 +215,8 @@ class Engine:
         context = self.context.params
         outputs_max = 0 if context.device_logits else context.outputs_max
         if params.echo and 0 < outputs_max < self.params.batch_size:
-            raise ArgumentError(
-                f"echo=True: outputs_max={outputs_max} has no room for the logits of whole prompts",
-                parameter="echo",
-                remedy="give the engine outputs_max=0",
-            )
+            rule = f"outputs_max={outputs_max} has no room for the logits of whole prompts"
+            raise wrong_value("echo", True, rule, remedy="give the engine outputs_max=0")
         if params.guide is not None and n > 1:
             raise wrong_argument(
                 "guide", "a guide restricts one text", remedy="submit each with a guide of its own"

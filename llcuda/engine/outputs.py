@@ -73,11 +73,15 @@ class Completion:
         return self.latency_seconds * 1000
 
     @property
-    def tokens_per_second(self) -> float:
+    def tokens_per_sec(self) -> float:
         """Generated tokens per second of the whole latency."""
         return len(self.tokens) / self.latency_seconds if self.latency_seconds else 0.0
 
-    tokens_per_sec = tokens_per_second
+    @property
+    def tokens_per_second(self) -> float:
+        """The old name of `tokens_per_sec`; deprecated."""
+        warn_deprecated("Completion.tokens_per_second", "Completion.tokens_per_sec")
+        return self.tokens_per_sec
 
     @property
     def timings(self) -> dict[str, float]:
@@ -117,7 +121,7 @@ class Completion:
         dropped = f", {self.dropped_tokens} tokens of the prompt dropped"
         return (
             f"{len(self.tokens)} tokens, {self.latency_ms:.0f} ms, "
-            f"{self.tokens_per_second:.1f} tokens/s, {self.finish_reason}"
+            f"{self.tokens_per_sec:.1f} tokens/s, {self.finish_reason}"
             f"{dropped if self.dropped_tokens else ''}"
         )
 

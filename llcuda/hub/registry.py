@@ -27,6 +27,7 @@ from llcuda.hub.repository import (
     parse_remote_name,
     path_exists,
 )
+from llcuda.params import wrong_value
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -175,9 +176,8 @@ def _parse(name: str | os.PathLike[str], filename: str | None) -> Path | tuple[s
         entry = next((e for e in registry().values() if e.name.lower() == text.lower()), None)
         if text == DEMO_NAME or entry:
             if filename is not None:
-                raise ArgumentError(
-                    f"filename={filename!r}: {text!r} names a file already; leave it out"
-                )
+                rule = f"{text!r} names a file already"
+                raise wrong_value("filename", filename, rule, remedy="leave it out")
             return (entry.repo, entry.file) if entry else demo_model()
         if remote := parse_remote_name(text, filename):
             return remote
@@ -191,7 +191,8 @@ def _local(text: str, filename: str | None) -> Path:
         raise _unknown(text, path)
     if filename is not None:
         if not path.is_dir():
-            raise ArgumentError(f"filename={filename!r}: {text!r} is a file already; leave it out")
+            rule = f"{text!r} is a file already"
+            raise wrong_value("filename", filename, rule, remedy="leave it out")
         path = path / filename
         if not path_exists(path):
             raise _unknown(str(path), path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.hub.download import download, partial_size
+from llcuda.params import wrong_value
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -166,9 +167,8 @@ def parse_remote_name(text: str, filename: str | None = None) -> tuple[str, str 
             return None
     repo, inside = match.groups()
     if inside and filename and inside != filename:
-        raise ArgumentError(
-            f"filename={filename!r}: {text!r} names another file, {inside!r}; give only one"
-        )
+        rule = f"{text!r} names another file, {inside!r}"
+        raise wrong_value("filename", filename, rule, remedy="give only one")
     file = inside or filename
     if file and (file.startswith("/") or "\\" in file or ".." in file.split("/")):
         raise ArgumentError(f"{file!r}: expected the name of a file in the repository {repo}")

@@ -218,10 +218,7 @@ class ModelPool:
             path = self.paths[name] = resolve(spec.source, spec.filename)
             sizes[name] = needs = sum(device.needed for device in spec.memory_needed(path))
             if self._budget is not None and needs > self._budget:
-                raise ArgumentError(
-                    f"memory_budget={self._budget}: {name} alone takes {needs}",
-                    parameter="memory_budget",
-                )
+                raise wrong_value("memory_budget", self._budget, f"{name} alone takes {needs}")
             spec.check(path)
         if preload:
             name, spec = next(iter(self.specs.items()))

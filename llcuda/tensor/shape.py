@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from llcuda.errors import ArgumentError, TensorError, UnsupportedError
-from llcuda.params import check_number, wrong_value
+from llcuda.errors import TensorError, UnsupportedError
+from llcuda.params import check_number, wrong_argument, wrong_value
 from llcuda.tensor.dtype import DType
 from llcuda.tensor.graph import MAX_DIMS, Node, Shape, operation, row_major, view
 
@@ -141,7 +141,7 @@ def take(node: Node, key: Any) -> Node:
     dims = len(node.shape)
     dots = [place for place, index in enumerate(keys) if index is Ellipsis]
     if len(dots) > 1 or len(keys) - len(dots) > dims:
-        raise ArgumentError(f"index: {len(keys) - len(dots)} indices for {dims} axes")
+        raise wrong_argument("index", f"{len(keys) - len(dots)} indices for {dims} axes")
     place = dots[0] if dots else len(keys)
     keys[place : place + len(dots)] = [slice(None)] * (dims - len(keys) + len(dots))
     if node.dtype.is_quantized and (not node.is_contiguous or keys[-1] != slice(None)):
@@ -153,7 +153,7 @@ def take(node: Node, key: Any) -> Node:
                 check_number("step", index.step, "int", 1, MAX_VALUES)
             start, stop, step = index.indices(size)
             if stop <= start:
-                raise ArgumentError(f"index: of {size} values nothing is left by {start}:{stop}")
+                raise wrong_argument("index", f"of {size} values nothing is left by {start}:{stop}")
             shape.append(-(-(stop - start) // step))
             strides.append(stride * step)
             offset += start * stride

@@ -25,7 +25,9 @@ def test_there_is_one_type_of_result() -> None:
     assert llcuda.InferResult is llcuda.Completion
     assert COMPLETION.completion is COMPLETION
     assert (COMPLETION.tokens_generated, COMPLETION.latency_ms) == (3, 1500.0)
-    assert COMPLETION.tokens_per_sec == COMPLETION.tokens_per_second == 2.0
+    assert COMPLETION.tokens_per_sec == 2.0
+    with pytest.warns(DeprecationWarning, match="use Completion.tokens_per_sec;"):
+        assert COMPLETION.tokens_per_second == 2.0
     assert COMPLETION.timings == {
         "queue_seconds": 0.25,
         "prefill_seconds": 0.25,
