@@ -170,11 +170,11 @@ def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
     for token, bias in biases.items():
         number = int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
         if not 0 <= number < vocab_size:
-            message = f"logit_bias: token {token[:20]!r}: expected 0 to {vocab_size - 1}"
-            raise ApiError(400, message, param="logit_bias")
+            rule = f"expected tokens from 0 to {vocab_size - 1}"
+            raise ApiError(400, f"logit_bias[{token[:20]!r}]: {rule}", param="logit_bias")
         if not -100 <= bias <= 100:
-            message = f"logit_bias: bias {bias}: expected -100 to 100"
-            raise ApiError(400, message, param="logit_bias")
+            rule = "expected a number from -100 to 100"
+            raise ApiError(400, f"logit_bias[{token!r}]={bias}: {rule}", param="logit_bias")
         checked[number] = -math.inf if bias == -100 else bias
     return checked
 

@@ -51,20 +51,25 @@ class _InputReader:
         self._reasoning = ""
 
     def read(self, items: list[dict[str, Any]]) -> None:
+        readers = {
+            "message": self._message,
+            "function_call": self._call,
+            "function_call_output": self._output,
+            "reasoning": self._reason,
+        }
         for i, item in enumerate(items):
             kind = item.get("type", "message")
-            read = {
-                "message": self._message,
-                "function_call": self._call,
-                "function_call_output": self._output,
-                "reasoning": self._reason,
-            }.get(kind if isinstance(kind, str) else "")
+            read = readers.get(kind if isinstance(kind, str) else "")
             if read is None:
                 where = f"input[{i}].type"
-                raise ApiError(400, f"{where}: {str(kind)[:100]!r} is not supported", param=where)
+                wrong = f"{where}={str(kind)[:100]!r}: expected one of {', '.join(readers)}"
+                raise ApiError(400, wrong, param=where)
             try:
                 read(item)
-            except (KeyError, TypeError, AttributeError) as error:
+            except KeyError as error:
+                wrong = f"input[{i}]: {error.args[0]} is missing"
+                raise ApiError(400, wrong, param=f"input[{i}]") from None
+            except (TypeError, AttributeError) as error:
                 wrong = f"input[{i}]: expected a complete {kind}: {error}"
                 raise ApiError(400, wrong, param=f"input[{i}]") from None
 
@@ -110,7 +115,7 @@ class _InputReader:
 def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
     if tool.get("type") != "function":
         where = f"tools[{index}].type"
-        wrong = f"{where}: {str(tool.get('type'))[:100]!r} is not supported, only function"
+        wrong = f"{where}={str(tool.get('type'))[:100]!r}: expected function"
         raise ApiError(400, wrong, param=where)
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 

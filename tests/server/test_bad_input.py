@@ -131,6 +131,12 @@ def test_messages_of_other_bodies(server: Served) -> None:
     error = is_error(server.post("/v1/rerank", query="a", documents=["a", 5]), 400, "documents[1]")
     assert error["message"] == "documents[1]=5: expected a text or an object"
     assert is_error(post(server, b"5"), 400)["message"] == "the body=5: expected an object"
+    error = is_error(server.post("/v1/responses", input=[{"type": "x"}]), 400, "input[0].type")
+    assert error["message"].startswith("input[0].type='x': expected one of message, function_call")
+    error = is_error(server.post("/v1/responses", input=[{"role": "user"}]), 400, "input[0]")
+    assert error["message"] == "input[0]: content is missing"
+    error = is_error(server.post(COMPLETIONS, prompt="a", logit_bias={"1": 200}), 400, "logit_bias")
+    assert error["message"] == "logit_bias['1']=200.0: expected a number from -100 to 100"
 
 
 @pytest.mark.parametrize(
