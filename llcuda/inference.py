@@ -24,7 +24,7 @@ from llcuda.chat.session import Chat
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
-from llcuda.engine.config import CTX_SIZE, LOAD_UBATCH_SIZE, EngineConfig
+from llcuda.engine.config import CTX_SIZE, LOAD_UBATCH_SIZE, EngineConfig, EngineParams
 from llcuda.engine.engine import Engine, check_hooks
 from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
@@ -42,10 +42,11 @@ from llcuda.keywords import (
     LoadKeywords,
     StreamKeywords,
     SubmitKeywords,
+    check_keywords,
 )
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
-from llcuda.params import BATCH_SIZE, check_flag
+from llcuda.params import BATCH_SIZE, ContextParams, ModelParams, check_flag
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
@@ -142,6 +143,8 @@ class InferenceEngine:
                 f"ctx_size={ctx_size} and context_size={context_size}: two names of one setting; "
                 "give one of them"
             )
+        known = EngineParams, ModelParams, ContextParams
+        check_keywords(keywords, InferenceEngine.load_model, *known)
         path_text(model_name, "model_name")
         for name, flag in (("auto_start", auto_start), ("verbose", verbose), ("silent", silent)):
             check_flag(name, flag)
@@ -305,6 +308,7 @@ class InferenceEngine:
             pooling: As that of `Embedder`; None = as the model's file says.
             **keywords: The keywords of `Embedder.embed`.
         """
+        check_keywords(keywords, InferenceEngine.embed, EmbedKeywords)
         return self.embedder(pooling).embed(texts, **keywords)
 
     def rerank(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> Float32:
@@ -350,6 +354,7 @@ class InferenceEngine:
             TypeError: A keyword is unknown, or `stop` and `stop_sequences` differ.
             ClosedError: No model is loaded.
         """
+        check_keywords(keywords, InferenceEngine.infer, InferKeywords)
         request = self.submit(
             prompt,
             max_tokens=max_tokens,
@@ -395,6 +400,7 @@ class InferenceEngine:
             ArgumentError: A prompt is refused; the message has its index, and the other requests
                 are cancelled. A full queue is waited for.
         """
+        check_keywords(keywords, InferenceEngine.batch_infer, StreamKeywords)
         if isinstance(prompts, str):
             raise TypeError("prompts: expected a list of texts; infer() takes one text")
         requests: list[Request] = []
@@ -434,6 +440,7 @@ class InferenceEngine:
             max_tokens: Largest number of tokens to sample.
             **keywords: The keywords of `infer`.
         """
+        check_keywords(keywords, InferenceEngine.stream, StreamKeywords)
         request = self.submit(prompt, max_tokens=max_tokens, **keywords)
         pieces = iter(request)
         weakref.finalize(pieces, request.cancel).atexit = False  # also when no loop ever began
@@ -449,6 +456,7 @@ class InferenceEngine:
             max_tokens: Largest number of tokens to sample.
             **keywords: The keywords of `infer`.
         """
+        check_keywords(keywords, InferenceEngine.ainfer, StreamKeywords)
         return await self.submit(prompt, max_tokens=max_tokens, **keywords)
 
     def submit(self, prompt: str | Sequence[int], **keywords: Unpack[GenerateKeywords]) -> Request:
@@ -529,6 +537,7 @@ def _results(requests: Sequence[Request]) -> list[Completion]:
 
 def _with_stop(keywords: GenerateKeywords) -> SubmitKeywords:
     """Return `keywords` with one name for the stop texts."""
+    check_keywords(keywords.keys() - {"params", "sampling"}, None, GenerateKeywords)
     given: Any = {k: v for k, v in keywords.items() if k != "stop_sequences"}
     stop, same = keywords.get("stop"), keywords.get("stop_sequences")
     if stop is not None and same is not None and stop != same:

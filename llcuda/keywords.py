@@ -6,14 +6,14 @@ equal. Calls take them as `**keywords: Unpack[...Keywords]`, and sort them with 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache, wraps
+from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar
 
 from llcuda.errors import ArgumentError
 from llcuda.guide import Guide
-from llcuda.params import wrong_value
 
 # --- settings of a model, a context, an engine ---
 
@@ -220,22 +220,32 @@ class StreamKeywords(_FurtherRequest, SamplingKeywords, total=False):
 
 # --- sorting ---
 
+NEAR = 0.8  # of difflib: "temprature" is near "temperature", "dtype" is not near "type_v"
+
 Params = TypeVar("Params")
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
-def given_params(kind: type[Params], params: Params | None, keywords: Mapping[str, Any]) -> Params:
+def given_params(
+    kind: type[Params],
+    params: Params | None,
+    keywords: Mapping[str, Any],
+    call: Callable[..., Any] | None = None,
+) -> Params:
     """Return the settings that a call was given, as an object or as keywords.
 
     Args:
         kind: The dataclass of the settings.
         params: An object of it, or None.
         keywords: Its fields.
+        call: As for `check_keywords`.
 
     Raises:
         ArgumentError: Both are given, or `params` is of another type.
         TypeError: A keyword is unknown.
     """
     if params is None:
+        check_keywords(keywords, call, kind)
         return kind(**split_keywords(keywords, kind)[0])
     if keywords:
         raise ArgumentError(
@@ -244,7 +254,7 @@ def given_params(kind: type[Params], params: Params | None, keywords: Mapping[st
             remedy="give one or the other",
         )
     if not isinstance(params, kind):
-        raise wrong_value("params", params, f"expected {kind.__name__}")
+        raise ArgumentError(f"params={params!r}: expected {kind.__name__}", parameter="params")
     return params
 
 
@@ -266,9 +276,51 @@ def split_keywords(keywords: Mapping[str, Any], *kinds: type) -> list[dict[str, 
     return parts
 
 
+def check_keywords(keywords: Iterable[str], call: Callable[..., Any] | None, *kinds: type) -> None:
+    """Refuse the keywords that a call does not know.
+
+    Args:
+        keywords: The names that the call was given beyond those in its signature.
+        call: The function or class, whose own parameters may be meant; None = none.
+        kinds: Dataclasses of settings and `...Keywords` classes, whose fields it takes.
+
+    Raises:
+        TypeError: A keyword is unknown; the message says what was meant.
+    """
+    names = [_field_names(kind) for kind in kinds]
+    for name in keywords:
+        if not any(name in known for known in names):
+            raise unknown_keyword(name, frozenset().union(_own_names(call), *names))
+
+
+def explain_keywords(call: Call) -> Call:
+    """Decorate a dataclass, or a function, to say what an unknown keyword stands for."""
+    function: Any = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
+    known = _own_names(function)
+
+    @wraps(function)
+    def checked(*args: Any, **keywords: Any) -> Any:
+        if not known.issuperset(keywords):
+            raise unknown_keyword(next(name for name in keywords if name not in known), known)
+        return function(*args, **keywords)
+
+    if not isinstance(call, type):
+        return checked  # type: ignore[return-value]
+    call.__init__ = checked  # type: ignore[misc]
+    return call
+
+
+def _own_names(call: Callable[..., Any] | None) -> frozenset[str]:
+    """Return the keywords in the signature of a call."""
+    kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
+    parameters = signature(call).parameters.values() if call else ()
+    return frozenset(p.name for p in parameters if p.kind in kinds) - {"self"}
+
+
 @cache
 def _field_names(kind: type) -> frozenset[str]:
-    return frozenset(item.name for item in fields(kind))
+    names = (item.name for item in fields(kind)) if is_dataclass(kind) else kind.__annotations__
+    return frozenset(names)
 
 
 def unknown_keyword(name: str, known: Collection[str]) -> TypeError:
@@ -295,7 +347,7 @@ def _hint(name: str, known: Collection[str]) -> str:
                 return f": {also}a keyword of {call}"
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, 1)
+    near = get_close_matches(name, sorted(known), 1, NEAR)
     return f": did you mean {near[0]}?" if near else ""
 
 
@@ -311,11 +363,25 @@ _ITERATE = (
     "a request or a chat streams when it is iterated over; InferenceEngine has stream() as well"
 )
 _SYSTEM = 'begin the messages of chat() with {"role": "system", "content": ...}'
+_FIELDS_AS_KEYWORDS = "give its fields as keywords"
+_LEAST_LENGTH = "llcuda has no least length; ignore_eos=True goes on after the end of text"
+_TYPES = "the weights have the types of their file; type_k and type_v are those of the KV cache"
 _SEVERAL = "submit_n() and infer_n() generate several continuations"
 _LOGGING = 'llcuda logs to logging.getLogger("llcuda")'
 
 # What other libraries' keywords stand for, where a name alone does not say it.
 HINTS = {
+    "dtype": _TYPES,
+    "ftype": "quantize() and convert() take file_type",
+    "min_length": _LEAST_LENGTH,
+    "min_new_tokens": _LEAST_LENGTH,
+    "min_tokens": _LEAST_LENGTH,
+    "options": "give each option as a keyword",
+    "pad_token_id": "llcuda pads nothing",
+    "params": _FIELDS_AS_KEYWORDS,
+    "prompt": "submit() and infer() take a prompt, chat() takes messages",
+    "sampling": _FIELDS_AS_KEYWORDS,
+    "torch_dtype": _TYPES,
     "best_of": _SEVERAL,
     "device_map": "gpu_layers says how many layers are on GPUs, devices on which",
     "do_sample": "temperature=0 always takes the most probable token",
@@ -361,6 +427,7 @@ PEERS = {
     ),
     "mlock": "use_mlock",
     "mmap": "use_mmap",
+    "normalize": "normalize_embeddings",
     "n_parallel": "n_seq_max n_slots np parallel num_parallel max_num_seqs max_batch_size",
     "overrides": "kv_overrides",
     "penalty_last_n": "repeat_last_n",

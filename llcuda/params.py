@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from llcuda.errors import ArgumentError
+from llcuda.keywords import explain_keywords
 
 SPLIT_MODES = ("none", "layer", "row", "tensor")
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -141,6 +142,7 @@ def check_flags(params: Any, names: str) -> None:
         check_flag(name, getattr(params, name))
 
 
+@explain_keywords
 @dataclass(frozen=True, slots=True)
 class ModelParams:
     """How a model file is loaded.
@@ -203,6 +205,7 @@ class ModelParams:
                 raise wrong_value(parameter, value, "beyond 64 bits")
 
 
+@explain_keywords
 @dataclass(frozen=True, slots=True)
 class ContextParams:
     """The size and the arithmetic of a context.
@@ -325,6 +328,7 @@ class ContextParams:
         check_flags(self, "unified_kv embeddings swa_full device_logits offload_kqv op_offload")
 
 
+@explain_keywords
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen; the steps run in the order of the attributes.

@@ -12,9 +12,11 @@ PACKAGE = Path(llcuda.__file__).parent
 # docs/decisions.md, "The house": a package imports from itself and from those on earlier lines.
 ORDER = (
     {"errors", "_lazy", "_version", "progress"},
-    {"params", "files"},
-    {"guide", "samplers", "demo"},
-    {"steps", "keywords"},
+    {"guide", "files"},
+    {"keywords", "demo"},
+    {"params"},
+    {"samplers"},
+    {"steps"},
     {"native"},
     {"hub", "structured", "gguf_parser", "gguf_writer", "nf4", "device"},
     {"tensor", "chat", "embeddings", "conversion"},

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llcuda import Context, Engine, InferenceEngine, Model, Sampler, memory_needed
+from llcuda import Context, Engine, InferenceEngine, Model, Sampler, memory_needed, quantize
 from llcuda.engine.config import EngineConfig, EngineParams
 from llcuda.engine.request import RequestParams
 from llcuda.errors import ArgumentError
@@ -14,7 +14,7 @@ from llcuda.params import ContextParams, ModelParams, SamplingParams
 
 SETTINGS = (ModelParams, ContextParams, EngineParams, SamplingParams, RequestParams)
 OWN = {item.name for kind in SETTINGS for item in dataclasses.fields(kind)} | {
-    *("response_format", "tools", "tool_choice", "template", "template_variables")
+    *("response_format", "tools", "tool_choice", "template", "template_variables", "normalize")
 }
 
 
@@ -62,6 +62,12 @@ def test_the_tables_name_what_is_there() -> None:
         ("temperature", r"a keyword of submit\(\), infer\(\) and chat\(\)$"),
         ("max_new_tokens", r"llcuda calls it max_tokens, a keyword of submit\(\)"),
         ("gpu_layer", r"did you mean gpu_layers\?$"),
+        ("auto_strat", r"did you mean auto_start\?$"),
+        ("verbos", r"did you mean verbose\?$"),
+        ("silen", r"did you mean silent\?$"),
+        ("on_requests", r"did you mean on_request\?$"),
+        ("filenam", r"did you mean filename\?$"),
+        ("dtype", "the weights have the types of their file"),
         ("nonsense", "unknown keyword nonsense$"),
     ],
 )
@@ -124,3 +130,84 @@ def test_settings_as_one_object_or_as_keywords() -> None:
             assert engine.context.params.threads == 1
         with pytest.raises(ArgumentError, match=r"config= and ctx_size="):
             Engine(model, config=config, ctx_size=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("tool_choise", r"did you mean tool_choice\?$"),
+        ("tool", r"did you mean tools\?$"),
+        ("templates", r"did you mean template\?$"),
+        ("template_variable", r"did you mean template_variables\?$"),
+        ("functions", "llcuda calls it tools$"),
+        ("params", "give its fields as keywords$"),
+        ("sampling", "give its fields as keywords$"),
+        ("prompt", r"chat\(\) takes messages$"),
+    ],
+)
+def test_a_chat_says_what_was_meant(name: str, says: str) -> None:
+    """Its own keywords are known too, and nothing that it sets itself gets in their way."""
+    expected = pytest.raises(TypeError, match=f"^unknown keyword {name}: .*{says}")
+    with Model("demo") as model, Engine(model, ctx_size=64, threads=1) as engine, expected:
+        engine.chat([{"role": "user", "content": "Hello"}], **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("stop_sequnces", r": did you mean stop_sequences\?"),
+        ("max_tokn", r": did you mean max_tokens\?"),
+        ("min_tokens", ": llcuda has no least length; ignore_eos=True goes on .*"),
+        ("pad_token_id", ": llcuda pads nothing"),
+        ("options", ": give each option as a keyword"),
+        ("params", ": give its fields as keywords"),
+        ("templates", ""),
+    ],
+)
+def test_infer_says_what_was_meant(name: str, says: str) -> None:
+    """Before anything else, and never a name that is only a little alike."""
+    with pytest.raises(TypeError, match=f"^unknown keyword {name}{says}$"):
+        InferenceEngine().infer("One day", **{name: 1})
+    if name == "stop_sequnces":
+        with InferenceEngine() as engine:
+            engine.load_model("demo", silent=True)
+            for call in (engine.submit, engine.stream):
+                with pytest.raises(TypeError, match=f"^unknown keyword {name}{says}$"):
+                    call("One day", **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        (SamplingParams, "temp", "llcuda calls it temperature"),
+        (SamplingParams, "max_tokens", r"a keyword of submit\(\), infer\(\) and chat\(\)"),
+        (ContextParams, "n_ctx", "llcuda calls it ctx_size"),
+        (RequestParams, "max_new_tokens", "llcuda calls it max_tokens"),
+        (EngineParams, "n_seq_max", "llcuda calls it n_parallel"),
+        (ModelParams, "ngl", "llcuda calls it gpu_layers"),
+    ],
+)
+def test_settings_say_what_was_meant(kind: type, name: str, says: str) -> None:
+    """A dataclass of settings knows other libraries' names as calls do."""
+    with pytest.raises(TypeError, match=f"^unknown keyword {name}: {says}$"):
+        kind(**{name: 1})
+
+
+def test_names_of_other_calls() -> None:
+    """Embeddings and quantization have hints as well."""
+    with pytest.raises(TypeError, match=r"unknown keyword ftype: .* take file_type$"):
+        quantize("demo", "x.gguf", ftype="Q8_0")  # type: ignore[call-arg]
+    with Model("demo") as model, Engine(model, ctx_size=64, threads=1) as engine:
+        with pytest.raises(TypeError, match=r"normalize_embeddings: llcuda calls it normalize$"):
+            engine.embed(["x"], pooling="mean", normalize_embeddings=True)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match=r"on_steps: did you mean on_step\?$"):
+            Engine(model, on_steps=1)  # type: ignore[call-arg]
+
+
+def test_a_chat_may_show_control_tokens() -> None:
+    """shown_tokens join those of the template."""
+    with Model("demo") as model, Engine(model, ctx_size=256, threads=1) as engine:
+        message = {"role": "user", "content": "Hello"}
+        chat = engine.chat([message], shown_tokens=[5], max_tokens=1)
+        assert 5 in chat.request.params.shown_tokens
+        chat.result(30)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.errors import ClosedError
-from llcuda.keywords import TextKeywords, unknown_keyword
+from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
 from llcuda.params import wrong_argument, wrong_value
 
@@ -325,8 +325,7 @@ def start(
     from llcuda.chat.constraint import chat_guide
     from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
 
-    if "parse_special" in parameters:  # `submit` takes it, for raw prompts
-        raise unknown_keyword("parse_special", ())
+    check_keywords(parameters, start, TextKeywords)
     if not isinstance(template_variables or {}, Mapping):
         raise wrong_value("template_variables", template_variables, "expected a mapping")
     if reserved := RESERVED.intersection(template_variables or ()):
@@ -355,9 +354,8 @@ def start(
         parameters["guide"] = guide
     parameters.setdefault("max_tokens", max(1, ctx_size - len(prompt.tokens)))
     end_tokens = {*parameters.pop("stop_tokens", ()), *program.end_tokens}
-    request = submit(
-        prompt.tokens, stop_tokens=end_tokens, shown_tokens=program.shown_tokens, **parameters
-    )
+    shown_tokens = {*parameters.pop("shown_tokens", ()), *program.shown_tokens}
+    request = submit(prompt.tokens, stop_tokens=end_tokens, shown_tokens=shown_tokens, **parameters)
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered}
     parser = ChatParser(program.syntax, prompt.text, schemas or None, _call_ids())
     return Chat(request, parser, model)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from llcuda.embeddings.rerank import RerankPrompt
 from llcuda.errors import ArgumentError, DecodeError, ForkError, UnsupportedError
 from llcuda.gguf_parser import GGUFReader
-from llcuda.keywords import EmbedderKeywords, split_keywords
+from llcuda.keywords import EmbedderKeywords, check_keywords
 from llcuda.native.callbacks import without_repeated_warnings
 from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
@@ -102,7 +102,7 @@ class Embedder:
         for name in RESERVED:
             if name in context_params:
                 raise wrong_value(name, context_params[name], "an Embedder chooses that itself")
-        split_keywords(context_params, ContextParams)
+        check_keywords(context_params, Embedder, ContextParams)
         check_model(model)
         if model.has_encoder:
             raise UnsupportedError(f"{model.path.name}: encoder-decoder models are not supported")

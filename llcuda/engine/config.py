@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, Unpack
 
-from llcuda.keywords import ConfigKeywords, split_keywords
+from llcuda.keywords import ConfigKeywords, explain_keywords, split_keywords
 from llcuda.params import (
     BATCH_SIZE,
     INT32_MAX,
@@ -30,6 +30,7 @@ _FOR_TEXT: dict[str, tuple[Any, ...]] = {
 }
 
 
+@explain_keywords
 @dataclass(frozen=True, slots=True)
 class EngineParams:
     """The size of an engine.

@@ -28,6 +28,7 @@ from llcuda.keywords import (
     EmbedKeywords,
     EngineKeywords,
     SubmitKeywords,
+    check_keywords,
     given_params,
     split_keywords,
 )
@@ -347,6 +348,7 @@ class Engine:
             pooling: As that of `Embedder`; None = as the model's file says.
             **keywords: The keywords of `Embedder.embed`.
         """
+        check_keywords(keywords, Engine.embed, EmbedKeywords)
         return self.embedder(pooling).embed(texts, **keywords)
 
     def rerank(
@@ -420,6 +422,7 @@ def tokenize_prompt(model: Model, prompt: str | bytes, parse_special: bool = Tru
 def _given_config(config: EngineConfig | None, keywords: EngineKeywords) -> EngineConfig:
     """Return the settings that an engine was given, as an object or as keywords."""
     if config is None:
+        check_keywords(keywords, Engine, EngineParams, ContextParams)
         engine, context = split_keywords(keywords, EngineParams, ContextParams)
         return EngineConfig(context=context, engine=EngineParams(**engine))
     if keywords:

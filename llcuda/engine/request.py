@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.guide import Guide
-from llcuda.keywords import split_keywords
+from llcuda.keywords import explain_keywords, split_keywords
 from llcuda.params import SamplingParams, check_flags, check_number, wrong_argument, wrong_value
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OVERFLOWS = ("error", "truncate", "shift")
 
 
+@explain_keywords
 @dataclass(frozen=True, slots=True)
 class RequestParams:
     """What ends a request and what it reports; SamplingParams say how tokens are chosen.

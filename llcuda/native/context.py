@@ -71,7 +71,7 @@ class Context:
         params: ContextParams | None = None,
         **parameters: Unpack[ContextKeywords],
     ) -> None:
-        self.params = given_params(ContextParams, params, parameters)
+        self.params = given_params(ContextParams, params, parameters, Context)
         self.model = model
         self.hooks: list[Callable[[DecodeEvent], None]] = []
         self._ffi, self._lib = library.load()

@@ -90,7 +90,7 @@ class Model:
         params: ModelParams | None = None,
         **parameters: Unpack[ModelKeywords],
     ) -> None:
-        self.params = given_params(ModelParams, params, parameters)
+        self.params = given_params(ModelParams, params, parameters, Model)
         self.path = resolve(path)
         check_file(self.path)
         self._ffi, self._lib = library.load()

@@ -63,7 +63,7 @@ class Sampler:
         if len(given) + bool(parameters) > 1:
             raise ArgumentError(f"give one of chain=, params= and keywords, not {given}")
         self.params = (
-            None if chain is not None else given_params(SamplingParams, params, parameters)
+            None if chain is not None else given_params(SamplingParams, params, parameters, Sampler)
         )
         self._given_chain = None if chain is None else _check_chain(chain)
         self._seed = self.params.seed if self.params else None

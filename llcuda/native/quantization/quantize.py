@@ -12,6 +12,7 @@ from typing import Any
 from llcuda.demo import resolve
 from llcuda.errors import LoadCancelledError, ModelError
 from llcuda.files import atomic_write, check_target, path_text
+from llcuda.keywords import explain_keywords
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, parts
 from llcuda.native.quantization.check import check_matrix, check_weights
@@ -21,6 +22,7 @@ from llcuda.native.quantization.plan import QuantizeJob, QuantizePlan
 FULL_DISK = 2**20  # free bytes, below which a full disk is taken as the reason of a failure
 
 
+@explain_keywords
 def quantize(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
