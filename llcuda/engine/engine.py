@@ -139,6 +139,8 @@ class Engine:
         self._embedders = Embedders(
             model, params.ctx_size, params.batch_size, True, asdict(self.context.params)
         )
+        states = model.is_recurrent or model.is_hybrid  # from which nothing can be removed
+        self._can_shift = not states and self.context.memory.can_shift
         reporter = Reporter(self.metrics, on_step, on_request)
         self.loop = EngineLoop(self.context, params, reporter)
         self.loop.start()
@@ -222,6 +224,9 @@ class Engine:
             raise wrong_argument(
                 "guide", "a guide restricts one text", remedy="submit each with a guide of its own"
             )
+        if params.overflow == "shift" and not self._can_shift:
+            rule = f"the memory of {self.model.path.name} cannot drop the middle of a text"
+            raise wrong_value("overflow", "shift", rule, 'give "truncate" or "error"')
         grammar = None
         if response_format is not None:
             if params.guide is not None:

@@ -365,7 +365,7 @@ class EngineLoop:
         A sequence that was to copy from the slot of a failed change starts over too.
         """
         failed: set[int] = set()
-        for change in changes:
+        for i, change in enumerate(changes):
             try:
                 if isinstance(change, CopyPrefix) and change.source in failed:
                     raise UnsupportedError("the cells to copy are not there")
@@ -373,9 +373,10 @@ class EngineLoop:
             except ClosedError:
                 raise
             except LlcudaError as error:
-                if isinstance(change, Move):
-                    self._scheduler.undo_move(change)
-                    continue
+                if isinstance(change, Move):  # then all are, and later ones may build on it
+                    for move in reversed(changes[i:]):
+                        self._scheduler.undo_move(move)  # type: ignore[arg-type]
+                    break
                 failed.add(change.seq_id)
                 sequence = self._scheduler.requeue(change.seq_id)
                 if sequence.skip_prefix_cache:

@@ -13,7 +13,7 @@ from llcuda.engine.scheduler import Chunk, Scheduler, SchedulerOutput
 from llcuda.engine.sequence import Sequence, now
 from llcuda.engine.speculation import Drafter
 from llcuda.engine.token_masks import TokenMaskState, token_masks
-from llcuda.errors import LlcudaError, UnsupportedError
+from llcuda.errors import ClosedError, LlcudaError
 from llcuda.params import wrong_argument
 
 JUMP_SEQUENCES = 8  # with more sequences at once forced tokens are not computed ahead
@@ -306,7 +306,10 @@ class OutputProcessor:
         end = begin + (sequence.computed_tokens - begin) // 2
         try:
             self._runner.shift(sequence.seq_id, begin, end)
-        except UnsupportedError as error:
+        except ClosedError:
+            raise
+        except LlcudaError as error:
+            self._scheduler.invalidate(sequence)  # some cells may be gone
             self.fail(sequence, error)
             return
         self._scheduler.shift(sequence, begin, end)

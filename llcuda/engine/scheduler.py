@@ -411,9 +411,14 @@ class Scheduler:
         return sequence
 
     def undo_move(self, move: Move) -> None:
-        """Note that the cells could not be moved: a sequence stays, a cached prefix is lost."""
+        """Note that the cells were not moved, or not wholly: a sequence stays, a prefix is lost.
+
+        Of several moves the last one is undone first.
+        """
         if move.running:
             self._move_running(move.seq_id, move.source)
+        else:
+            self.slots[move.source].keep(0)
         self.slots[move.seq_id].keep(0)
 
     def invalidate(self, sequence: Sequence) -> None:
@@ -426,7 +431,7 @@ class Scheduler:
         evicted = [slot for slot in self.slots if slot.sequence is None]
         evicted = [slot for slot in evicted if slot.tokens or slot.stale]
         for slot in evicted:
-            slot.tokens, slot.stale = [], False
+            slot.keep(0)  # stale until it is used: removing the cells may fail
         return [slot.seq_id for slot in evicted]
 
 

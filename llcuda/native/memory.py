@@ -7,7 +7,7 @@ import sys
 import zlib
 from typing import Any
 
-from llcuda.errors import ArgumentError, StateError
+from llcuda.errors import ArgumentError, StateError, UnsupportedError
 from llcuda.native import library
 from llcuda.native.model import Model
 from llcuda.params import INT32_MAX, ContextParams, wrong_value
@@ -127,6 +127,15 @@ class Memory:
         """
         begin, end = _range(begin, end)
         self._call("shift", seq, begin, end, delta)
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether `shift` can change positions: not with M-RoPE, nor with swa_full=False."""
+        try:
+            self.shift(0)  # moves nothing
+        except UnsupportedError:
+            return False
+        return True
 
     def divide(self, divisor: int, seq: int = 0, begin: int = 0, end: int | None = None) -> None:
         """Divide positions by a number (self-extend, arXiv:2401.01325).

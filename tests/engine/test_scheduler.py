@@ -410,6 +410,52 @@ def test_a_decode_step_stays_the_same_while_its_members_stay() -> None:
     assert set(step().sequences) == {second, third}
 
 
+@pytest.mark.parametrize("failing", range(4))
+def test_moves_are_undone_from_the_one_that_failed(failing: int) -> None:
+    """Running sequences are where their cells are, and no slot claims cells that it lacks."""
+    scheduler, cache = Scheduler(10, 8, chunk_size=100, contiguous_slots=True), FakeCache()
+    sequences = [new_sequence([i, i, i, i]) for i in range(8)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    while len(scheduler.running) < 8:
+        scheduled = scheduler.schedule()
+        assert scheduled
+        cache.apply(scheduled)
+        scheduler.computed(scheduled)
+    for sequence in sequences:
+        sequence.tokens.append(7)
+    scheduler.finish(sequences[2])
+    scheduler.finish(sequences[5])
+    scheduled = scheduler.schedule()
+    assert scheduled
+    moves = [change for change in scheduled.changes if isinstance(change, Move)]
+    assert {True, False} == {move.running for move in moves}
+    assert 4 == len(moves)
+    cache.apply(SchedulerOutput(list(moves[:failing]), []))
+    for move in reversed(moves[failing:]):
+        scheduler.undo_move(move)
+    for slot in scheduler.slots:
+        cells = cache.cells[slot.seq_id]
+        assert slot.tokens == cells or (slot.stale and slot.tokens == cells[: len(slot.tokens)])
+        assert slot.sequence is None or (slot.tokens and not slot.stale)
+
+
+def test_evicted_slots_are_emptied_before_their_next_use() -> None:
+    """Removing their cells may fail."""
+    scheduler, cache = Scheduler(2, 2, chunk_size=100), FakeCache()
+    first = new_sequence(range(10))
+    scheduler.add(first)
+    run(scheduler, {first: 1}, cache)
+    assert [0] == scheduler.evict_cached_prefixes()
+    again = new_sequence(range(10))
+    scheduler.add(again)
+    scheduler.add(other := new_sequence(range(20, 30)))
+    scheduled = scheduler.schedule()
+    assert scheduled
+    assert [Truncate(0, 0)] == scheduled.changes
+    assert 0 == again.cached_tokens == other.cached_tokens
+
+
 def test_nothing_moves_before_a_cached_prefix_is_sure() -> None:
     """A sequence that starts over, because its slot cannot be truncated, is where it was put."""
     scheduler = Scheduler(3, 3, chunk_size=100, contiguous_slots=True, defer_last_prompt_token=True)

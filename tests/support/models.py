@@ -151,6 +151,25 @@ def llama(seed: int = 1) -> tuple[dict[str, Any], Tensors]:
     return metadata, weights.tensors
 
 
+def qwen2vl(seed: int = 9) -> tuple[dict[str, Any], Tensors]:
+    """Return a decoder whose positions have several parts (M-RoPE), so that no cell can move."""
+    metadata = _shape(
+        "qwen2vl",
+        attention__head_count_kv=KV_HEADS,
+        attention__layer_norm_rms_epsilon=1e-5,
+        rope__dimension_sections=[2, 3, 3, 0],
+    )
+    weights = Weights(seed)
+    weights.matrix("token_embd.weight", VOCABULARY, EMBEDDING, scale=1.0)
+    weights.matrix("output.weight", VOCABULARY, EMBEDDING, scale=0.4)
+    weights.ones("output_norm.weight")
+    for i in range(LAYERS):
+        weights.ones(f"blk.{i}.attn_norm.weight", f"blk.{i}.ffn_norm.weight")
+        weights.attention(f"blk.{i}")
+        weights.gated_feed_forward(f"blk.{i}")
+    return metadata, weights.tensors
+
+
 def gemma3(seed: int = 2) -> tuple[dict[str, Any], Tensors]:
     """Return a model whose layers look back 16 tokens only, but for every sixth."""
     layers = 6
@@ -331,4 +350,6 @@ def merged(base: Tensors, adapter: Tensors, alpha: float = 8.0) -> Tensors:
     return result
 
 
-BUILDERS = {"llama": llama, "gemma3": gemma3, "mamba": mamba, "bert": bert}
+BUILDERS = {
+    "llama": llama, "gemma3": gemma3, "mamba": mamba, "qwen2vl": qwen2vl, "bert": bert
+}  # fmt: skip

@@ -1,0 +1,139 @@
+"""Changes of the KV cache that fail: what cannot be finished is forgotten, and fails alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llcuda import Context, Engine, Model
+from llcuda.errors import ArgumentError, NoRoomError, UnsupportedError
+
+GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+EXACT: dict[str, Any] = {"ctx_size": 64, "threads": 1, "flash_attention": False}
+
+
+class FailingCall:
+    """Raises UnsupportedError for some calls of a function, and counts all.
+
+    Args:
+        function: The function.
+        fails: Whether the call of this number, from 0, fails.
+    """
+
+    def __init__(self, function: Callable[..., None], fails: Callable[[int], bool]) -> None:
+        self.count = 0
+        self._function, self._fails = function, fails
+
+    def __call__(self, *arguments: Any) -> None:
+        """Call the function, or fail."""
+        self.count += 1
+        if self._fails(self.count - 1):
+            raise UnsupportedError("this memory cannot do that")
+        self._function(*arguments)
+
+
+# --- shifts ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("llama", {}, True),
+        ("gemma3", {"swa_full": True}, True),
+        ("gemma3", {"swa_full": False, "ubatch_size": 32}, False),
+        ("qwen2vl", {}, False),
+    ],
+)
+def test_what_can_shift(
+    model_files: dict[str, Path], kind: str, options: dict[str, Any], expected: bool
+) -> None:
+    """M-RoPE and short windows cannot, which `can_shift` tells without changing anything."""
+    with Model(model_files[kind]) as model, Context(model, ctx_size=512, **options) as context:
+        for _ in range(2):
+            assert context.memory.can_shift == expected
+            context.decode([5, 6, 7])
+        assert range(6) == context.memory.range()
+        if not expected:
+            with pytest.raises(UnsupportedError):
+                context.memory.shift(-1, begin=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("qwen2vl", {}), ("mamba", {}), ("gemma3", {"swa_full": False, "ubatch_size": 32})],
+)
+def test_a_shift_that_is_impossible_is_refused_at_submit(
+    model_files: dict[str, Path], kind: str, options: dict[str, Any]
+) -> None:
+    """The error names the model; the other ways to overflow work."""
+    with Model(model_files[kind]) as model, Engine(model, ctx_size=512, **options) as engine:
+        with pytest.raises(ArgumentError, match=rf"overflow='shift': .* {kind}\.gguf") as raised:
+            engine.submit([5, 6, 7], overflow="shift")
+        assert "overflow" == raised.value.parameter
+        done = engine.submit([5, 6, 7], overflow="truncate", max_tokens=999, **GREEDY).result(20)
+        assert ("context", 509) == (done.finish_reason, len(done.tokens))
+
+
+@pytest.mark.parametrize("call", ["shift", "remove"])
+def test_nothing_of_a_failed_shift_is_reused(
+    model: Model, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A later prompt with the same beginning is computed whole; the neighbour goes on."""
+    prompt = model.tokenize("Once upon a time there was a fox who lived in a forest")
+    asked: dict[str, Any] = {"max_tokens": 8, "logprobs": 0, **GREEDY}
+    with Engine(model, **EXACT) as engine:
+        begun = engine.submit(prompt, max_tokens=25, **GREEDY).result(20).tokens
+        expected = engine.submit([*prompt, *begun, 7, 8], **asked).result(20)
+        neighbour = engine.submit([9, *prompt], max_tokens=40, **GREEDY).result(20)
+    with Engine(model, n_parallel=2, **EXACT) as engine:
+        memory = engine.context.memory
+        failing_call = FailingCall(getattr(memory, call), lambda number: number == 0)
+        monkeypatch.setattr(memory, call, failing_call)
+        with engine.loop.hold():
+            failing = engine.submit(prompt, overflow="shift", max_tokens=200, **GREEDY)
+            beside = engine.submit([9, *prompt], max_tokens=40, **GREEDY)
+        with pytest.raises(UnsupportedError):
+            failing.result(20)
+        assert neighbour.tokens == beside.result(20).tokens
+        later = engine.submit([*prompt, *begun, 7, 8], **asked).result(20)
+        assert failing_call.count
+        assert 1 >= later.cached_tokens  # of the neighbour, BOS at most
+        assert expected.tokens == later.tokens
+        assert [score.logprob for score in later.logprobs or ()] == pytest.approx(
+            [score.logprob for score in expected.logprobs or ()], abs=1e-4
+        )
+
+
+# --- evictions ---
+
+
+def test_cells_whose_eviction_failed_are_not_built_upon(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step fails; the next prompt in the slot is computed in an empty one."""
+    prompt = model.tokenize("Once upon a time there was a fox")
+    with Engine(model, **EXACT) as engine:
+        expected = engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY).result(20)
+    with Engine(model, n_parallel=2, **EXACT) as engine:
+        for first in (5, 6):
+            engine.submit([first, *prompt], max_tokens=8, **GREEDY).result(20)
+        decode, memory = engine.context.decode_batch, engine.context.memory
+
+        def no_room(*arguments: Any) -> None:
+            monkeypatch.setattr(engine.context, "decode_batch", decode)
+            raise NoRoomError("the KV cache is full")
+
+        removals = FailingCall(memory.remove, lambda number: number == 1)
+        monkeypatch.setattr(engine.context, "decode_batch", no_room)
+        monkeypatch.setattr(memory, "remove", removals)
+        with pytest.raises(UnsupportedError):
+            engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY).result(20)
+        for _ in range(2):
+            with engine.loop.hold():
+                later = [
+                    engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY) for _ in range(2)
+                ]
+            assert [expected.tokens] * 2 == [request.result(20).tokens for request in later]
