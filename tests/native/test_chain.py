@@ -129,3 +129,24 @@ def test_mirostat_draws_otherwise(version: int, model: Model, logits: Float32) -
     texts = [draws(model, logits, {**PLAIN, "mirostat": other}) for other in (0, 1, 2)]
     chosen = texts.pop(version)
     assert chosen not in texts
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "beside"),
+    [
+        ("mirostat_tau", (1.0, 5.0), {"mirostat": 1}),
+        ("mirostat_eta", (0.1, 0.9), {"mirostat": 1}),
+        ("top_n_sigma", (1.0, 2.0), {}),
+        ("typical_p", (0.3, 0.9), {}),
+        ("min_p", (0.05, 0.3), {}),
+        ("xtc_probability", (0.5, 0.9), {}),
+        ("dynatemp_range", (0.1, 0.75), {}),
+        ("dry_multiplier", (0.8, 3.0), FEW),
+    ],
+)
+def test_two_values_draw_two_texts(
+    name: str, values: tuple[float, float], beside: dict[str, Any], model: Model, logits: Float32
+) -> None:
+    """The sampler has the value itself, not only the step."""
+    first, second = (draws(model, logits, {**PLAIN, **beside, name: value}) for value in values)
+    assert first != second
