@@ -15,6 +15,7 @@
     │   ├── BatchError                     tokens, positions or sequences that do not fit
     │   ├── ContextLengthError             a prompt that is longer than its context
     │   ├── GrammarError                   a grammar that does not parse
+    │   ├── MissingTensorError (KeyError)  a tensor that a file does not have
     │   ├── NoTextError                    a model that gives embeddings or scores, and no text
     │   └── StateError                     a saved state that is damaged or of another model
     ├── DecodeError (RuntimeError)         llama.cpp failed while computing
@@ -106,7 +107,7 @@ class LoadCancelledError(ModelError):
     """The progress callback returned False."""
 
 
-class ContextError(LlcudaError, RuntimeError):
+class ContextError(_ParameterError, RuntimeError):
     """A context cannot be created with these parameters."""
 
 
@@ -124,6 +125,15 @@ class ContextLengthError(ArgumentError):
 
 class GrammarError(ArgumentError):
     """A grammar that does not parse."""
+
+
+class MissingTensorError(ArgumentError, KeyError):
+    """A GGUF file has no tensor of this name."""
+
+    @property
+    def problem(self) -> str:
+        """The message without the remedy; KeyError would show its repr."""
+        return str(self.args[0])
 
 
 class NoTextError(ArgumentError):
@@ -153,7 +163,7 @@ class DeviceLostError(DecodeError):
     """A GPU failed, or is gone: nothing that lies on it can be used in this process any more."""
 
 
-class TensorError(LlcudaError, RuntimeError):
+class TensorError(_ParameterError, RuntimeError):
     """Tensors whose shapes, types or devices do not fit, or that cannot be computed."""
 
 

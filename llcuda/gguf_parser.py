@@ -6,6 +6,7 @@ became shorter ends the process, as with every mapping. Everything else raises a
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections import Counter
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from numpy.typing import NDArray
 
 from llcuda._lazy import deprecated
-from llcuda.errors import ClosedError, GGUFError, ModelError
-from llcuda.files import path_text
+from llcuda.demo import resolve
+from llcuda.errors import ClosedError, GGUFError, MissingTensorError, ModelError
 from llcuda.native.gguf import mapped
 from llcuda.native.gguf.check import check_tensors, part_names
 from llcuda.native.gguf.mapped import MappedFile
@@ -121,7 +122,7 @@ class GGUFReader:
     survive `close()`.
 
     Args:
-        path: The file, or one of the files of a split model.
+        path: The file, one of the files of a split model, or "demo".
         split: Whether to read all files of a split model; False reads only this one.
 
     Attributes:
@@ -140,7 +141,7 @@ class GGUFReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, split: bool = True) -> None:
-        self._files = _open(Path(path_text(path)), split)
+        self._files = _open(resolve(path), split)
         first = self._files[0]
         self.path, self.metadata = first.path, Metadata(first)
         self.version, self.alignment = first.index.version, first.index.alignment
@@ -212,7 +213,7 @@ class GGUFReader:
             A read-only view of the mapped file, without a copy.
 
         Raises:
-            KeyError: There is no such tensor.
+            MissingTensorError: There is no such tensor; a KeyError.
             ClosedError: The reader is closed.
         """
         mapping, start = self._locate(name)
@@ -229,7 +230,7 @@ class GGUFReader:
             types; I8 to I64 and F64 keep their type.
 
         Raises:
-            KeyError: There is no such tensor.
+            MissingTensorError: There is no such tensor; a KeyError.
             ClosedError: The reader is closed.
             UnsupportedError: ggml computes no values of this type: Q8_1 and Q8_K, which occur in
                 products only.
@@ -304,6 +305,13 @@ class GGUFReader:
 
     def _locate(self, name: str) -> tuple[memory_map, int]:
         """Return the mapping of a tensor's file, and where in it its bytes begin."""
+        if name not in self._file_of:
+            near = difflib.get_close_matches(str(name), self._file_of, 1, 0.5)
+            raise MissingTensorError(
+                f"name={name!r}: {self.path.name} has no such tensor",
+                parameter="name",
+                remedy=f"did you mean {near[0]!r}?" if near else "list_tensors() names them",
+            )
         file = self._file_of[name]
         if file.mmap is None:
             raise ClosedError(f"{file.path} is closed")
@@ -317,7 +325,7 @@ def inspect_gguf(path: str | os.PathLike[str]) -> None:
     model takes.
 
     Args:
-        path: The file, or one of the files of a split model.
+        path: The file, one of the files of a split model, or "demo".
 
     Raises:
         ModelNotFoundError: There is no such file; a FileNotFoundError.

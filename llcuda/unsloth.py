@@ -62,7 +62,7 @@ def save_pretrained_llcuda(
         LoadCancelledError: `progress` returned False.
         LlcudaError: A package of llcuda[convert] is missing.
     """
-    file_type = check_file_type(quantization)
+    file_type = check_file_type(quantization, parameter="quantization")
     target = Path(path).expanduser()
     if target.suffix != ".gguf":
         target = target / f"model-{file_type}.gguf"

@@ -21,6 +21,7 @@ from llcuda.errors import (
     ClosedError,
     GGUFError,
     LlcudaError,
+    MissingTensorError,
     ModelError,
     UnsupportedError,
 )
@@ -166,6 +167,33 @@ def test_old_names() -> None:
     with pytest.warns(DeprecationWarning, match="use llcuda.gguf_parser.GGUFTensorInfo"):
         assert getattr(gguf_parser, "TensorInfo") is GGUFTensorInfo  # noqa: B009
     assert not hasattr(gguf_parser, "no_such_name")
+
+
+def test_the_demo_model_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name "demo" is that of the demo model, as everywhere."""
+    with GGUFReader("demo") as reader:
+        assert reader.path == demo_model()
+    inspect_gguf("demo")
+    assert capsys.readouterr().out.startswith(f"{demo_model()}: GGUF version 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("token_embd.weigh", "did you mean 'token_embd.weight'?"),
+        ("nope", "list_tensors() names them"),
+    ],
+)
+def test_a_tensor_that_is_missing(name: str, remedy: str) -> None:
+    """It is a KeyError whose message is plain text, with the name that was meant."""
+    with GGUFReader("demo") as reader:
+        for read in (reader.numpy, reader.get_tensor_data):
+            with pytest.raises(MissingTensorError) as caught:
+                read(name)
+            assert isinstance(caught.value, KeyError)
+            assert caught.value.parameter == "name"
+            problem = f"name={name!r}: demo.gguf has no such tensor"
+            assert str(caught.value) == f"{problem}; {remedy}"
 
 
 def test_closed_readers_say_so() -> None:

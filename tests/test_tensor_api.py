@@ -542,6 +542,28 @@ def test_bad_input(
 
 
 @on_each_device
+@pytest.mark.parametrize(
+    ("a", "b", "rule", "remedy"),
+    [
+        ([2, 3], [2, 3], "3 columns on the left, 2 rows on the right",
+         "transpose an operand with .T"),
+        ([2, 2, 3], [3, 3, 2], "the axes before the last two cannot be broadcast",
+         "use .reshape()"),
+        ([2, 3], [], "expected tensors with an axis",
+         "use *, or .item() of the one without an axis"),
+    ],
+)  # fmt: skip
+def test_incompatible_dimensions(
+    device: str, a: list[int], b: list[int], rule: str, remedy: str
+) -> None:
+    """A product that does not fit says which sizes differ, and what to do."""
+    with pytest.raises(TensorError) as caught:
+        Tensor.zeros(a, device=device) @ Tensor.zeros(b, device=device)
+    assert caught.value.problem == f"Incompatible dimensions: {a} @ {b}: {rule}"
+    assert caught.value.remedy == remedy
+
+
+@on_each_device
 def test_use_after_close(device: str) -> None:
     """A closed tensor says so; views of it live on."""
     tensor, values = made(normal(4, 6), device)

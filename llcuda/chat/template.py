@@ -73,7 +73,7 @@ class ChatTemplate:
         self, source: str, *, bos: str = "", eos: str = "", controls: Mapping[str, int] = _NONE
     ) -> None:
         if not isinstance(source, str):
-            raise wrong_argument("template", f"expected a string, not {type(source).__name__}")
+            raise wrong_argument("template", f"expected a string, got {type(source).__name__}")
         self.source = source
         self._fixed = {"bos_token": bos, "eos_token": eos}
         self._controls = controls
@@ -160,9 +160,11 @@ class ChatTemplate:
     ) -> str:
         reserved = _OWN & variables.keys()
         if reserved:
-            raise wrong_argument("template_variables", f"{min(reserved)!r} is set by llcuda")
+            rule = f"{min(reserved)!r} is set by llcuda"
+            raise wrong_argument("template_variables", rule, "choose another name")
         if tools and not self.takes_tools:
-            raise wrong_argument("tools", "this model's chat template has no place for them")
+            rule = "this model's chat template has no place for them"
+            raise wrong_argument("tools", rule, "give template=, or describe them in a message")
         values = {
             "documents": None,
             **self._legacy_variables(tools),
@@ -354,7 +356,9 @@ def _source(model: Model, name: str | None) -> str:
     """Return the text of a model's template, or `name` when it is the text of a template."""
     if name is not None and not isinstance(name, str):
         raise wrong_argument(
-            "template", f"expected a name or the text of a template, not {type(name).__name__}"
+            "template",
+            f"expected a name or the text of a template, got {type(name).__name__}",
+            remedy="leave it out for the model's own template",
         )
     if name is not None and ("{%" in name or "{{" in name):
         return name
@@ -364,11 +368,13 @@ def _source(model: Model, name: str | None) -> str:
     if isinstance(source, str):
         return source
     if name is None and not names:
-        raise ArgumentError(
+        raise wrong_argument(
+            "template",
             f"{model.path.name} has no chat template",
             remedy="give template=, a Jinja template as text, or use infer() with your own prompt",
         )
-    raise wrong_value("template", name, f"{model.path.name} has {', '.join(names) or 'none'}")
+    rule = f"{model.path.name} has no template of this name, only {', '.join(names) or 'none'}"
+    raise wrong_value("template", name, rule, "give one of its names, or a Jinja template as text")
 
 
 def _token_text(model: Model, token: int | None) -> str:

@@ -102,8 +102,11 @@ def _message(error: LlcudaError) -> str:
     command = next((commands[word] for word in sys.argv[1:] if word in commands), None)
     for option in command.params if command and parameter else ():
         if option.name == OPTION_NAMES.get(str(parameter), parameter):
-            before, _, problem = error.problem.partition(f"{parameter}=")
-            return str(error) if before else f"{_option_name(option)} {problem}"
+            before, _, problem = error.problem.partition(str(parameter))
+            if not before and problem[:1] == "=":
+                return f"{_option_name(option)} {problem[1:]}"
+            if not before and problem[:1] == ":":
+                return f"{_option_name(option)}{problem}"
     return str(error)
 
 
@@ -111,4 +114,4 @@ def _option_name(option: Any) -> str:
     """Return the long name of an option, or the name of an argument."""
     if option.param_type_name == "option":
         return str(max(option.opts, key=len))
-    return str(option.human_readable_name)
+    return str(option.metavar or option.name).upper()

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llcuda import samplers as steps
-from llcuda.errors import ArgumentError, GrammarError, SamplingError
+from llcuda.errors import SamplingError
 from llcuda.native import callbacks, library
+from llcuda.native.gbnf import grammar_error
 from llcuda.native.grammar_check import check_grammar
-from llcuda.params import SamplingParams
+from llcuda.params import SamplingParams, wrong_value
 
 MAX_SUPERSET = 2**20  # candidates; no vocabulary has more tokens
 
@@ -288,7 +289,7 @@ class ChainBuilder:
             return None
         tokens = list(k["bias"])
         for token in tokens:
-            self._check_token(token)
+            self._check_token(token, "logit_bias")
         return owned_draw(
             self._lib.llcuda_draw_new(
                 k["k"], k["top_p"], k["min_p"], k["temperature"], self._seed_of(k["seed"]),
@@ -300,24 +301,24 @@ class ChainBuilder:
     def _seed_of(self, seed: int | None) -> int:
         return self._seed if seed is None else seed
 
-    def _check_token(self, token: int) -> None:
+    def _check_token(self, token: int, parameter: str) -> None:
         if token >= self._vocab_size:
-            raise ArgumentError(f"token {token}: expected 0 to {self._vocab_size - 1}")
+            raise wrong_value(parameter, token, f"expected a token, 0 to {self._vocab_size - 1}")
 
     def _logit_bias(self, step: steps.LogitBias) -> Any:
         biases = self._ffi.new("llama_logit_bias[]", len(step.bias))
         for item, (token, bias) in zip(biases, step.bias.items(), strict=True):
-            self._check_token(token)
+            self._check_token(token, "logit_bias")
             item.token, item.bias = token, bias
         return self._lib.llama_sampler_init_logit_bias(self._vocab_size, len(biases), biases)
 
     def _grammar(self, step: steps.Grammar) -> Any:
         ffi, lib = self._ffi, self._lib
         if not step.grammar.strip():
-            raise GrammarError("the grammar is empty")
+            raise grammar_error("it is empty", "write a rule: root ::= ...")
         check_grammar(step.grammar)
         for token in step.tokens:
-            self._check_token(token)
+            self._check_token(token, "tokens")
         texts = [ffi.new("char[]", pattern.encode()) for pattern in step.patterns]
         patterns = ffi.new("char *[]", texts)
         sampler = lib.llcuda_grammar(
@@ -325,7 +326,10 @@ class ChainBuilder:
             list(step.tokens), len(step.tokens),
         )  # fmt: skip
         if sampler == ffi.NULL:
-            library.fail(GrammarError, f"the grammar (start rule {step.root!r}) does not parse")
+            log = library.errors(ffi, lib).partition("error parsing grammar: ")
+            reason = (log[2] or log[0]).partition("\n")[0].strip().removesuffix(" at")
+            rule = f"it does not parse from rule {step.root!r}" + (reason and f": {reason}")
+            raise grammar_error(rule, 'write rules such as root ::= "yes" | "no"')
         return sampler
 
     def _dry(self, step: steps.DRY) -> Any:

@@ -78,7 +78,11 @@ class Context:
         check_model(model)
         owner = model.handle.owner
         if model.params.vocab_only:
-            raise ContextError("this model was loaded with vocab_only=True and has no weights")
+            raise ContextError(
+                "model: it was loaded with vocab_only=True and has no weights",
+                parameter="model",
+                remedy="load it without vocab_only",
+            )
         library.sync_log_level(self._lib)
         c_params, p = self.c_params(), self.params
         check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
@@ -148,7 +152,7 @@ class Context:
         except (TypeError, OverflowError, KeyError):
             return self._decode_converted(tokens, seq, pos, logits)
         if status:
-            self._raise_decode_error(status, len(tokens), seq, pos, logits)
+            self._raise_decode_error(status, tokens, seq, pos, logits)
         if self.hooks:
             self._call_hooks()
         return None
@@ -182,16 +186,19 @@ class Context:
             flags = [1] * n if logits is None else [bool(flag) for flag in logits]
             if not n == len(seqs) == len(starts) == len(flags):
                 raise BatchError(
-                    f"{n} tokens, {len(seqs)} sequences, {len(starts)} positions, "
-                    f"{len(flags)} logits: expected as many of each"
+                    f"{n} tokens, {len(seqs)} seqs, {len(starts)} positions, {len(flags)} logits: "
+                    "expected as many of each",
+                    remedy="give one of each for every row",
                 )
             if positions is not None and n and min(starts) < 0:
-                problem = f"positions: {min(starts)} is below 0"
+                problem = f"positions: {min(starts)} is below 0, expected at least 0"
                 raise BatchError(problem, parameter="positions")
             status = self._lib.llcuda_decode_rows(owner.pointer, n, tokens, seqs, starts, flags)
         except (TypeError, OverflowError) as error:
-            raise BatchError(f"rows must be whole numbers: {error}") from None
+            problem = f"tokens, seqs and positions: expected whole numbers: {error}"
+            raise BatchError(problem, parameter="tokens") from None
         if status:
+            self._check_rows(tokens, seqs)
             library.check(status, lambda: f"{n} rows, {self._limits()}")
         if self.hooks:
             self._call_hooks()
@@ -209,11 +216,14 @@ class Context:
         """
         owner = self.handle.owner
         if not self.model.has_encoder:
-            raise UnsupportedError("this model has no encoder; use decode()")
+            raise UnsupportedError("this model has no encoder", remedy="use decode()")
         try:
             status = self._lib.llcuda_encode(owner.pointer, list(tokens), len(tokens))
         except (TypeError, OverflowError) as error:
-            raise BatchError(f"tokens must be whole numbers: {error}") from None
+            problem = f"tokens: expected whole numbers: {error}"
+            raise BatchError(problem, parameter="tokens") from None
+        if status:
+            self._check_rows(tokens, ())
         library.check(status, lambda: f"{len(tokens)} tokens, {self._limits()}")
 
     def _decode_converted(self, tokens: Any, seq: int, pos: int | None, logits: str) -> None:
@@ -230,25 +240,46 @@ class Context:
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
             problem = f"tokens={tokens!r}: expected whole numbers in one dimension"
             raise BatchError(problem, parameter="tokens")
-        if len(array) and not 0 <= array.min() <= array.max() < self.model.vocab_size:
-            raise BatchError(
-                f"tokens from {array.min()} to {array.max()}: "
-                f"expected 0 to {self.model.vocab_size - 1}",
-                parameter="tokens",
-            )
+        self._check_rows(array.tolist(), ())
         self.decode(array.tolist(), seq, pos, logits)
 
     def _raise_decode_error(
-        self, status: int, n_tokens: int, seq: int, pos: int | None, logits: str
+        self,
+        status: int,
+        tokens: Sequence[int] | npt.NDArray[np.int32],
+        seq: int,
+        pos: int | None,
+        logits: str,
     ) -> None:
+        self._check_rows(tokens, [seq])
+
         def message() -> str:
             held = ""
             with contextlib.suppress(LlcudaError):  # an encoder remembers nothing
                 held = f" (it holds {self.n_past(seq)})"
-            call = f"{n_tokens} tokens, seq={seq}{held}, pos={pos}, logits={logits!r}"
+            call = f"{len(tokens)} tokens, seq={seq}{held}, pos={pos}, logits={logits!r}"
             return f"{call}; {self._limits()}"
 
         library.check(status, message)
+
+    def _check_rows(
+        self, tokens: Sequence[int] | npt.NDArray[np.int32], seqs: Sequence[int]
+    ) -> None:
+        """Raise BatchError for tokens or sequences that this context does not have."""
+        vocab_size, sequences = self.model.vocab_size, self.params.sequences
+        if not len(tokens):
+            problem = "tokens=[]: expected at least one token"
+            raise BatchError(problem, parameter="tokens", remedy="decode a token first, e.g. BOS")
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                problem = f"tokens: token {token} is not one of the model's 0 to {vocab_size - 1}"
+                remedy = "use the tokens that tokenize() of this model returns"
+                raise BatchError(problem, parameter="tokens", remedy=remedy)
+        for seq in seqs:
+            if not 0 <= seq < sequences:
+                problem = f"seq={seq}: expected 0 to {sequences - 1}"
+                remedy = "create the context with a larger sequences="
+                raise BatchError(problem, parameter="seq", remedy=remedy)
 
     def _limits(self) -> str:
         p = self.params
@@ -380,16 +411,18 @@ class Context:
         try:
             tokens, indices = list(tokens), list(indices)
             for token in tokens:
-                self.model.check_token(token)
+                self.model.check_token(token, "tokens")
             if (rows := len(tokens)) != len(indices):
-                raise ArgumentError(f"{rows} tokens, {len(indices)} indices: expected as many")
+                problem = f"{rows} tokens, {len(indices)} indices: expected as many of each"
+                raise ArgumentError(problem, parameter="indices")
             values, top_values = ffi.new("double[]", rows), ffi.new("double[]", rows * n)
             top_tokens = ffi.new("int32_t[]", rows * n)
             status = self._lib.llcuda_logprobs(
                 owner.pointer, rows, indices, tokens, n, values, top_tokens, top_values
             )
         except (TypeError, OverflowError) as error:
-            raise ArgumentError(f"tokens and indices must be whole numbers: {error}") from None
+            problem = f"tokens and indices: expected whole numbers: {error}"
+            raise ArgumentError(problem, parameter="tokens") from None
         if status:
             library.check(
                 status, lambda: f"logits at {_shortened(indices)}; {self.describe_outputs()}"
@@ -534,7 +567,9 @@ class Context:
             ArgumentError: The context was created without embeddings=True.
         """
         if not self.params.embeddings:
-            raise ArgumentError("set_embeddings() is for a context with embeddings=True")
+            raise wrong_value(
+                "on", on, "this context has no embeddings", "create it with embeddings=True"
+            )
         owner = self.handle.owner
         status = self._lib.llcuda_set_embeddings(owner.pointer, bool(on))
         library.check(status, lambda: f"set_embeddings({on})")

@@ -33,7 +33,8 @@ def compare(
     """
     ffi, lib = library.load()
     if len(tokens) != len(indices):
-        raise ArgumentError(f"{len(tokens)} tokens, {len(indices)} indices: expected as many")
+        problem = f"{len(tokens)} tokens, {len(indices)} indices: expected as many of each"
+        raise ArgumentError(problem, parameter="indices")
     rows = np.empty(len(tokens), layout.dtype("llcuda_comparison"))
     owners = [context.handle.owner for context in contexts]
     status = lib.llcuda_compare(

@@ -9,9 +9,10 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from llcuda.errors import ArgumentError, TensorError
+from llcuda.errors import TensorError
 from llcuda.native import library
 from llcuda.native.tensor import CPU, Storage
+from llcuda.params import wrong_argument
 
 CPU_MEMORY, CUDA_MEMORY = 1, 2
 CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost: memory of the host, also if CUDA has pinned it
@@ -109,12 +110,13 @@ def take(capsule: Any, device: int) -> tuple[Storage, View]:
     ffi, lib = library.load()
     name = next((name for name in (VERSIONED, PLAIN) if _is_valid(capsule, name)), None)
     if name is None:
-        raise ArgumentError("expected a DLPack capsule that nobody has taken")
+        raise wrong_argument("source", "expected a DLPack capsule that nobody has taken")
     versioned = name is VERSIONED
     kind = "struct llcuda_dl_versioned *" if versioned else "struct llcuda_dl_managed *"
     managed = ffi.cast(kind, _pointer(capsule, name))
     if versioned and managed.major != 1:
-        raise ArgumentError(f"DLPack {managed.major}.{managed.minor}: expected 1.x")
+        rule = f"expected DLPack 1.x, got {managed.major}.{managed.minor}"
+        raise wrong_argument("source", rule)
     view = _view_of(managed.tensor, ffi)
     span = sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
     size = span + view.kind[1] // 8
@@ -130,17 +132,18 @@ def _view_of(tensor: Any, ffi: Any) -> View:
     shape = tuple(tensor.shape[0 : tensor.ndim]) if tensor.ndim else ()
     size = tensor.bits // 8
     if tensor.lanes != 1 or tensor.bits % 8 or not size:
-        raise ArgumentError(
-            f"elements of {tensor.lanes} values of {tensor.bits} bits: expected 1 of whole bytes"
-        )
+        elements = f"{tensor.lanes} values of {tensor.bits} bits"
+        raise wrong_argument("source", f"expected elements of whole bytes, got {elements}")
     address = int(ffi.cast("uintptr_t", tensor.data)) + tensor.byte_offset
     if any(n < 1 for n in shape) or not address or address % size:
-        raise ArgumentError(f"shape {list(shape)} at {address:#x}: empty, or not aligned")
+        rule = f"shape {list(shape)} at {address:#x} is empty, or not aligned"
+        raise wrong_argument("source", rule)
     step, strides = size, list[int]()
     for axis in reversed(range(tensor.ndim)):
         given = tensor.strides != ffi.NULL
         strides.insert(0, tensor.strides[axis] * size if given else step)
         step *= shape[axis]
     if any(n > 1 and stride <= 0 for n, stride in zip(shape, strides, strict=True)):
-        raise ArgumentError(f"strides {strides} bytes: expected more than 0; make it contiguous")
+        rule = f"expected strides of more than 0 bytes, got {strides}"
+        raise wrong_argument("source", rule, "make it contiguous")
     return View((tensor.code, tensor.bits), shape, tuple(max(stride, 0) for stride in strides))

@@ -154,7 +154,11 @@ def simulate(
         LlcudaError: As `memory_needed`.
     """
     if model.split_mode == "tensor":
-        raise UnsupportedError('split_mode="tensor": the memory it takes cannot be estimated')
+        raise UnsupportedError(
+            "split_mode='tensor': the memory it takes cannot be estimated",
+            parameter="split_mode",
+            remedy="use 'layer'",
+        )
     with callbacks.without_repeated_warnings(), _outline(path, facts, model) as pointer:
         return _memory_needed(pointer, context)
 
@@ -181,7 +185,11 @@ def _outline(path: str | os.PathLike[str], facts: FileFacts, params: ModelParams
     load.
     """
     if params.vocab_only:
-        raise ContextError("vocab_only=True: without weights there is no context")
+        raise ContextError(
+            "vocab_only=True: without weights there is no context",
+            parameter="vocab_only",
+            remedy="leave it out",
+        )
     overrides = {**params.overrides, "tokenizer.ggml.model": "none"}
     if facts.tokens:
         architecture = overrides.get("general.architecture", facts.architecture)

@@ -138,8 +138,8 @@ def _parse(grammar: str, rules: list[Rule]) -> GrammarError | None:
         items = open_rules[-1].alternatives[-1]
         if text == "(":
             if len(open_rules) > MAX_GROUPS:
-                raise GrammarError(
-                    f"the grammar nests deeper than {MAX_GROUPS} groups; name some of them as rules"
+                raise grammar_error(
+                    f"it nests deeper than {MAX_GROUPS} groups", "name some of them as rules"
                 )
             group = f"{open_rules[0].name}({len(rules)}"
             items.append(Item("name", group, position))
@@ -175,11 +175,16 @@ def _number(digits: str) -> int:
     return int(digits.lstrip("0")[:11] or "0")
 
 
+def grammar_error(rule: str, remedy: str | None = None) -> GrammarError:
+    """Return the error `grammar: rule; remedy`."""
+    return GrammarError(f"grammar: {rule}", parameter="grammar", remedy=remedy)
+
+
 def error_at(grammar: str, position: int, problem: str) -> GrammarError:
     """Return an error that names the line and shows the text at `position`."""
     line = grammar.count("\n", 0, position) + 1
     rest = grammar[position : position + 20]
-    return GrammarError(f"grammar, line {line}: {problem}, at {rest!r}")
+    return GrammarError(f"grammar, line {line}: {problem}, at {rest!r}", parameter="grammar")
 
 
 def closure(implications: Sequence[tuple[str, Sequence[str]]]) -> set[str]:

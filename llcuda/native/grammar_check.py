@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from llcuda.errors import GrammarError
-from llcuda.native.gbnf import Grammar, Item, Repeat, closure, parse
+from llcuda.native.gbnf import Grammar, Item, Repeat, closure, grammar_error, parse
 
 MAX_CHAIN = 2000  # rules that begin with one another; llama.cpp's check of left recursion recurses
 MAX_WIDTH = 10_000  # ways in which a text may go on; llama.cpp keeps a stack for each
@@ -39,11 +38,11 @@ def check_grammar(grammar: str) -> None:
     try:
         size = len(grammar.encode())
     except UnicodeEncodeError as error:
-        raise GrammarError(f"the grammar cannot be encoded as UTF-8: {error}") from None
+        raise grammar_error(f"it cannot be encoded as UTF-8: {error}") from None
     if "\0" in grammar:
-        raise GrammarError("the grammar contains a NUL character")
+        raise grammar_error("it contains a NUL character")
     if size > MAX_BYTES:
-        raise GrammarError(f"the grammar has {size} bytes; at most {MAX_BYTES} are allowed")
+        raise grammar_error(f"it has {size} bytes, at most {MAX_BYTES} are allowed")
     _check_recursion(_without_repeats(parse(grammar)))
 
 
@@ -61,8 +60,8 @@ def _without_repeats(grammar: Grammar) -> _Rules:
                 for repeat in item.repeats:
                     elements += size * _copies(repeat)
                     if elements > MAX_ELEMENTS:
-                        raise GrammarError(
-                            f"the grammar repeats more than {MAX_ELEMENTS} characters and rules"
+                        raise grammar_error(
+                            f"it repeats more than {MAX_ELEMENTS} characters and rules"
                         )
                     size = size * repeat.minimum + 1
                     rest = f"{rule.name}*{len(rules)}"
@@ -78,7 +77,7 @@ def _copies(repeat: Repeat) -> int:
     """Return how often llama.cpp copies what is repeated."""
     copies = max(repeat.minimum, 1) if repeat.maximum is None else repeat.maximum
     if copies < repeat.minimum or copies > MAX_REPEAT:
-        raise GrammarError(
+        raise grammar_error(
             f"{repeat}: expected at most {MAX_REPEAT} repetitions and no less than the least"
         )
     return copies
@@ -126,9 +125,9 @@ def _check_recursion(rules: _Rules) -> None:
         for other, follows in others.items():
             if follows and component[name] == component[other]:
                 written = re.split(r"[(*]", name)[0]  # not the name of a group or a repetition
-                raise GrammarError(
-                    f"the grammar is left-recursive in rule {written!r}; write the repetition as "
-                    "x* or x+"
+                raise grammar_error(
+                    f"it is left-recursive in rule {written!r}",
+                    "write the repetition as x* or x+",
                 )
 
 
@@ -143,7 +142,7 @@ def _check_width(rules: _Rules, empty: set[str], order: Iterable[str]) -> None:
                 if not (symbol is True or symbol in empty):
                     break
         if width[name] > MAX_WIDTH:
-            raise GrammarError(f"the grammar can go on in more than {MAX_WIDTH} ways at once")
+            raise grammar_error(f"it can go on in more than {MAX_WIDTH} ways at once")
 
 
 def _components(first: dict[str, dict[str, bool]]) -> dict[str, int]:
@@ -163,7 +162,7 @@ def _components(first: dict[str, dict[str, bool]]) -> dict[str, int]:
         stack.append(root)
         while work:
             if len(work) > MAX_CHAIN:
-                raise GrammarError(f"more than {MAX_CHAIN} rules begin with one another")
+                raise grammar_error(f"more than {MAX_CHAIN} rules begin with one another")
             name, others = work[-1]
             for other in others:
                 if other not in index:

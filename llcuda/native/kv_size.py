@@ -59,7 +59,9 @@ def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: 
     if needed > present:
         raise OutOfMemoryError(
             f"{cells} KV cells need at least {needed / 2**30:,.1f} GiB, and {present / 2**30:,.1f} "
-            "GiB are free; choose a smaller ctx_size, fewer sequences or a smaller KV type"
+            "GiB are free",
+            parameter="ctx_size",
+            remedy="choose a smaller ctx_size, fewer sequences or a smaller KV type",
         )
 
 

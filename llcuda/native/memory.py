@@ -201,21 +201,30 @@ class Memory:
         owner = self._handle.owner
         view = memoryview(state).cast("B")
         if len(view) < HEADER.size or bytes(view[:8]) != MAGIC:
-            raise StateError("these bytes are not a state that save() returned")
+            problem = "state: these bytes are not one that save() returned"
+            raise StateError(problem, parameter="state")
         *facts, digest, size = HEADER.unpack_from(view)
         _, version, fingerprint, saved, flags = facts
         payload = view[HEADER.size :]
         known = version == VERSION and flags in (0, self._lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
         if not known or len(payload) != size or checksum(tuple(facts), payload) != digest:
-            raise StateError(f"the state is damaged (version {version}, {len(payload)} bytes)")
+            problem = f"state: it is damaged (version {version}, {len(payload)} bytes)"
+            raise StateError(problem, parameter="state")
         # llama.cpp makes room for its first text, of any length, before it looks at the size.
         if saved < 0 and int.from_bytes(payload[:4], sys.byteorder) > len(payload):
-            raise StateError("the state is damaged: its first text is longer than the state")
+            problem = "state: it is damaged, its first text is longer than the state"
+            raise StateError(problem, parameter="state")
         if (saved < 0) != (seq is None):
-            what = "the whole context" if saved < 0 else "one sequence: give seq="
-            raise StateError(f"the state is of {what}, load(seq={seq}) asks for another")
+            what, remedy = (
+                ("the whole context", "leave seq out")
+                if saved < 0
+                else ("one sequence", "give seq=")
+            )
+            problem = f"seq={seq}: this is a state of {what}"
+            raise StateError(problem, parameter="seq", remedy=remedy)
         if fingerprint != self._fingerprint(seq):
-            raise StateError("the state is of another model, or of a context of another kind")
+            problem = "state: it is of another model, or of a context of another kind"
+            raise StateError(problem, parameter="state")
         number, _ = self._state_arguments(seq, False)
         data = self._ffi.from_buffer("uint8_t[]", payload)
         read = self._lib.llcuda_state_load(owner.pointer, number, flags, data, size)

@@ -16,7 +16,6 @@ import numpy as np
 from llcuda._lazy import warn_deprecated
 from llcuda.demo import resolve
 from llcuda.errors import (
-    ArgumentError,
     ContextError,
     LoadCancelledError,
     ModelError,
@@ -228,17 +227,14 @@ class Model:
         try:
             raw = text.encode() if isinstance(text, str) else bytes(memoryview(text))
         except UnicodeEncodeError as error:
-            raise ArgumentError(
-                f"text cannot be encoded as UTF-8: {error}", parameter="text"
-            ) from None
+            rule = f"it cannot be encoded as UTF-8: {error}"
+            raise wrong_argument("text", rule, "replace the lone surrogates") from None
         except TypeError:
-            raise ArgumentError(
-                f"text must be str or bytes, not {type(text).__name__}", parameter="text"
-            ) from None
+            rule = f"expected str or bytes, got {type(text).__name__}"
+            raise wrong_argument("text", rule) from None
         if len(raw) > MAX_TEXT:
-            raise ArgumentError(
-                f"text has {len(raw)} bytes: at most {MAX_TEXT} at once", parameter="text"
-            )
+            rule = f"it has {len(raw)} bytes, at most {MAX_TEXT} are allowed"
+            raise wrong_argument("text", rule, "tokenize it in parts")
         ffi, lib = self._ffi, self._lib
         capacity = len(raw) + 4
         while True:
@@ -290,9 +286,9 @@ class Model:
         """
         started = time.perf_counter()
         owner = self.handle.owner
-        tokens = list(tokens)
-        for token in tokens:
-            self.check_token(token)
+        if isinstance(tokens, str | bytes):
+            raise wrong_value("tokens", tokens, "expected a list of tokens")
+        tokens = self.token_list(list(tokens), "tokens")
         if clean_spaces is None:
             clean_spaces = self.metadata.get("tokenizer.ggml.model") == "bert"
         if clean_spaces:
@@ -488,11 +484,12 @@ class Model:
         del owner
         return self._control_tokens
 
-    def check_token(self, token: int) -> None:
+    def check_token(self, token: int, parameter: str = "token") -> None:
         """Check a token of a caller.
 
         Args:
             token: The token.
+            parameter: The name of the caller's parameter, for an error.
 
         Raises:
             ArgumentError: It is not a whole number, or outside the vocabulary.
@@ -501,9 +498,9 @@ class Model:
             try:
                 token = token.__index__()
             except AttributeError:
-                raise wrong_value("token", token, "expected a whole number") from None
+                raise wrong_value(parameter, token, "expected a whole number") from None
         if not 0 <= token < self.vocab_size:
-            raise wrong_value("token", token, f"expected 0 to {self.vocab_size - 1}")
+            raise wrong_value(parameter, token, f"expected a token, 0 to {self.vocab_size - 1}")
 
     def token_list(self, tokens: Any, parameter: str = "prompt") -> list[int]:
         """Return tokens of a caller as a list.
@@ -523,17 +520,13 @@ class Model:
         if not isinstance(tokens, Sequence) or isinstance(
             tokens, str | bytes | bytearray | memoryview
         ):
-            kind = type(tokens).__name__
-            raise ArgumentError(
-                f"{parameter} must be str, or tokens in one dimension, not {kind}",
-                parameter=parameter,
-            )
+            rule = f"expected a text, or tokens in one dimension, not {type(tokens).__name__}"
+            raise wrong_argument(parameter, rule, "give a str or a list of whole numbers")
         checked = [t if type(t) is int else _whole_number(t, parameter) for t in tokens]
         if checked and not 0 <= min(checked) <= max(checked) < self.vocab_size:
             wrong = min(checked) if min(checked) < 0 else max(checked)
-            raise ArgumentError(
-                f"token {wrong}: expected 0 to {self.vocab_size - 1}", parameter=parameter
-            )
+            rule = f"token {wrong}: expected 0 to {self.vocab_size - 1}"
+            raise wrong_argument(parameter, rule)
         return checked
 
     # --- life ---
@@ -688,6 +681,10 @@ def _text(write: Callable[[Any, int], int]) -> str:
 
 
 def _whole_number(token: Any, parameter: str) -> int:
+    """Return an element of a list of tokens as int."""
+    if isinstance(token, str | bytes):
+        rule = f"{token!r:.40} is an element of a list, expected a text or a list of tokens"
+        raise wrong_argument(parameter, rule, "give one text at a time")
     check_number(parameter, token, "int", 0)
     return int(token)
 

@@ -61,7 +61,11 @@ class Sampler:
     ) -> None:
         given = [n for n, v in (("chain", chain), ("params", params)) if v is not None]
         if len(given) + bool(parameters) > 1:
-            raise ArgumentError(f"give one of chain=, params= and keywords, not {given}")
+            names = ", ".join([*given, *parameters])
+            problem = f"{names}: expected one of chain=, params= and keywords"
+            raise ArgumentError(
+                problem, parameter=given[-1], remedy="put all settings into one of them"
+            )
         self.params = (
             None if chain is not None else given_params(SamplingParams, params, parameters, Sampler)
         )
@@ -111,7 +115,7 @@ class Sampler:
             return
         if self._vocab is not None:
             raise ArgumentError(
-                "this sampler belongs to another model",
+                "model: this sampler belongs to another model",
                 parameter="model",
                 remedy="create one for each model",
             )
@@ -204,7 +208,7 @@ class Sampler:
         try:
             row = np.ascontiguousarray(logits, dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise ArgumentError(f"logits must be numbers: {error}", parameter="logits") from None
+            raise wrong_argument("logits", f"expected numbers: {error}") from None
         if row.shape != (self._model.vocab_size,):
             raise wrong_argument(
                 "logits", f"shape {row.shape}, expected ({self._model.vocab_size},)"
@@ -308,9 +312,7 @@ class Sampler:
         if model is not None:
             self.bind(model)
         elif self._vocab is None:
-            raise ArgumentError(
-                "this sampler has no model yet", parameter="model", remedy="give model="
-            )
+            raise wrong_argument("model", "this sampler has no model yet", "give model=")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

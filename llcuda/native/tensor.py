@@ -332,7 +332,11 @@ def from_float(
         ffi.cast("float *", weights),
     )
     if status == lib.LLCUDA_UNSUPPORTED:
-        raise UnsupportedError("this type needs an importance for each column: importance=")
+        raise UnsupportedError(
+            "importance=None: this type needs the importance of each column",
+            parameter="importance",
+            remedy="give importance=",
+        )
     if status:
         library.fail(TensorError, "these values cannot be quantized: some are too large")
     return rows

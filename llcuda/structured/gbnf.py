@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from llcuda.errors import GrammarError
-from llcuda.native.gbnf import Alternatives, Item, closure, error_at, parse
+from llcuda.native.gbnf import Alternatives, Item, closure, error_at, grammar_error, parse
 
 _ANY = "/(?s:.)/"
 _TOKEN = re.compile(r"!<\[[0-9]+\]>|<[^<>\s]+>")
@@ -129,13 +128,13 @@ def _check(rules: Mapping[str, Alternatives]) -> None:
     sequences = [(name, items) for name, rule in rules.items() for items in rule]
     for name in ("root", *(name for _, items in sequences for name in _names(items))):
         if name not in rules:
-            raise GrammarError(f"the grammar has no rule {name!r}")
+            raise grammar_error(f"it has no rule {name!r}")
     required = [
         (name, _names(item for item in items if not item.is_optional)) for name, items in sequences
     ]
     finite = closure(required)
     if endless := next((name for name in rules if name not in finite), None):
-        raise GrammarError(f"no text ever ends rule {endless.partition('(')[0]!r} of the grammar")
+        raise grammar_error(f"no text ever ends rule {endless.partition('(')[0]!r}")
 
 
 def _names(items: Iterable[Item]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from llcuda.demo import resolve
 from llcuda.errors import UnsupportedError
 from llcuda.gguf_parser import GGUFReader, GGUFTensorInfo
 from llcuda.native.tensor import adopt
@@ -21,7 +20,7 @@ def load(
     """Return the named tensors of a file, or all; on the CPU they are views of its mapping."""
     if isinstance(names, str):
         raise wrong_value("names", names, "expected a list of names")
-    with GGUFReader(resolve(path)) as reader:
+    with GGUFReader(path) as reader:
         chosen = reader.list_tensors() if names is None else list(names)
         if missing := [name for name in chosen if name not in reader.tensors]:
             raise wrong_argument("names", f"{os.fspath(path)} has no tensor {missing[0]!r}")
@@ -32,9 +31,9 @@ def _load(reader: GGUFReader, info: GGUFTensorInfo, device: Device) -> Node:
     dtype = FROM_GGML.get(info.ggml_type)
     if dtype is None:
         raise UnsupportedError(
-            f"names={info.name!r}: llcuda.core has no tensors of type {info.ggml_type.name}; read "
-            "it with GGUFReader.numpy()",
+            f"names={info.name!r}: llcuda.core has no tensors of type {info.ggml_type.name}",
             parameter="names",
+            remedy="read it with GGUFReader.numpy()",
         )
     shape, data = check_shape(info.shape), reader.get_tensor_data(info.name)
     if device.is_cpu:

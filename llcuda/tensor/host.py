@@ -47,7 +47,9 @@ def write(node: Node, array: Any) -> None:
     """Copy an array of the same shape and type over the values of a tensor; TensorError."""
     values = np.asarray(array)
     if not node.is_contiguous:
-        raise TensorError("write: the values of the tensor must lie without gaps")
+        raise TensorError(
+            "write: the values of the tensor must lie without gaps", remedy="use .contiguous()"
+        )
     if values.shape != node.shape or values.dtype != NUMPY.get(node.dtype):
         raise TensorError(
             f"write: an array of {values.dtype} {list(values.shape)} does not fit a tensor of "
@@ -55,7 +57,10 @@ def write(node: Node, array: Any) -> None:
         )
     memory = memory_of(node)
     if memory.readonly:
-        raise TensorError("write: this tensor is part of a file, or of another read-only object")
+        raise TensorError(
+            "write: this tensor is part of a file, or of another read-only object",
+            remedy="write into a copy",
+        )
     memory.write(node.offset, _bytes(values))
 
 

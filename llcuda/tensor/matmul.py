@@ -31,18 +31,21 @@ def multiply(a: Node, b: Node) -> Node:
     check_devices("matmul", a, b)
     if not a.shape or not b.shape:
         raise TensorError(
-            f"Incompatible dimensions: {list(a.shape)} @ {list(b.shape)}; expected vectors, "
-            "matrices or batches"
+            f"Incompatible dimensions: {list(a.shape)} @ {list(b.shape)}: expected tensors with "
+            "an axis",
+            remedy="use *, or .item() of the one without an axis",
         )
     if a.dtype.is_quantized and b.dtype.is_quantized:
         raise TensorError(
-            f"matmul: only one operand can be quantized, got {a.dtype.name} and {b.dtype.name}; "
-            "use .to()"
+            f"matmul: only one operand can be quantized, got {a.dtype.name} and {b.dtype.name}",
+            remedy="use .to()",
         )
     left = reshape(a, (1, -1)) if len(a.shape) == 1 and not a.dtype.is_quantized else a
     right = reshape(b, (-1, 1)) if len(b.shape) == 1 and not b.dtype.is_quantized else b
     if min(len(left.shape), len(right.shape)) < 2:
-        raise TensorError("matmul: a quantized operand must be a matrix, got a vector")
+        raise TensorError(
+            "matmul: a quantized operand must be a matrix, got a vector", remedy="use .to()"
+        )
     product = _product(left, right, _batch(a, b, left, right))
     shape = product.shape[:-2]
     shape += () if len(a.shape) == 1 else product.shape[-2:-1]
@@ -57,7 +60,13 @@ def _batch(a: Node, b: Node, left: Node, right: Node) -> Shape:
     except ValueError:
         batch = None
     if batch is None or left.shape[-1] != right.shape[-2]:
-        raise TensorError(f"Incompatible dimensions: {list(a.shape)} @ {list(b.shape)}")
+        shapes = f"{list(a.shape)} @ {list(b.shape)}"
+        if batch is None:
+            rule = "the axes before the last two cannot be broadcast"
+            raise TensorError(f"Incompatible dimensions: {shapes}: {rule}", remedy="use .reshape()")
+        rule = f"{left.shape[-1]} columns on the left, {right.shape[-2]} rows on the right"
+        remedy = "transpose an operand with .T"
+        raise TensorError(f"Incompatible dimensions: {shapes}: {rule}", remedy=remedy)
     if max(*left.shape[-2:], right.shape[-1]) > MAX_VALUES:
         raise UnsupportedError("matmul: at most 2**31 - 1 rows and columns are possible")
     return batch
@@ -74,7 +83,8 @@ def _product(a: Node, b: Node, batch: Shape) -> Node:
         dtype, weights = float_type("matmul", a), swap(b)
         if not weights.is_contiguous:
             raise TensorError(
-                f"matmul: {b.dtype.name} is multiplied along its rows; write x @ w.T, or w @ x"
+                f"matmul: {b.dtype.name} is multiplied along its rows",
+                remedy="write x @ w.T, or w @ x",
             )
         return _by_ggml(cast(a, DType.Float32), weights, shape, dtype)
     dtype = float_type("matmul", a, b)

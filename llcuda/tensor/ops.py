@@ -50,7 +50,8 @@ def _broadcast(name: str, a: Node, b: Node) -> Shape:
         return np.broadcast_shapes(a.shape, b.shape)
     except ValueError:
         raise TensorError(
-            f"{name}: shapes {list(a.shape)} and {list(b.shape)} do not fit each other"
+            f"{name}: shapes {list(a.shape)} and {list(b.shape)} do not fit each other",
+            remedy="use .reshape()",
         ) from None
 
 
@@ -69,7 +70,9 @@ def stretch(node: Node, shape: Shape) -> Node:
     if node.shape == shape:
         return node
     if math.prod(shape) > MAX_VALUES:
-        raise UnsupportedError(f"shape={list(shape)}: at most 2**31 - 1 values are possible")
+        raise UnsupportedError(
+            f"shape={list(shape)}: at most 2**31 - 1 values are possible", parameter="shape"
+        )
     source = prepared(node, FLOAT, HALF)
     return cast(operation("REPEAT", source.dtype, shape, [source]), node.dtype)
 
@@ -200,7 +203,7 @@ def concat(nodes: Sequence[Node], axis: Any) -> Node:
     check_devices("concat", *nodes)
     dims = len(first.shape)
     if not dims:
-        raise TensorError("concat: expected tensors with an axis; reshape these to [1]")
+        raise TensorError("concat: expected tensors with an axis", remedy="reshape them to [1]")
     axis = check_axis(axis, dims)
     before, after = first.shape[:axis], first.shape[axis + 1 :]
     if any(
@@ -241,7 +244,7 @@ def get_rows(table: Node, rows: Node) -> Node:
             f"{list(table.shape)} and {rows.dtype.name}"
         )
     if table.dtype in (DType.Int64, DType.UInt8):
-        raise TensorError(f"get_rows: {table.dtype.name} is not possible; use .to()")
+        raise TensorError(f"get_rows: {table.dtype.name} is not possible", remedy="use .to()")
     shape = (*rows.shape, table.shape[1])
     if len(shape) > MAX_DIMS:
         raise TensorError(
@@ -284,7 +287,9 @@ def rope(
     dims = size if dims is None else dims
     check_number("dims", dims, "int", 2, size)
     if dims % 2 or size % 2:
-        raise TensorError(f"dims={dims}: dims and the last axis, {size}, must be even")
+        raise TensorError(
+            f"dims={dims}: dims and the last axis, {size}, must be even", parameter="dims"
+        )
     check_number("base", base, "number", 1e-6, 1e30)
     check_number("scaling", scaling, "number", 1e-30, 1e30)
     sources = [prepared(node, FLOAT, HALF), contiguous(positions)]

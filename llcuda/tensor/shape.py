@@ -36,7 +36,8 @@ def check_blocks(dtype: DType, shape: Shape) -> None:
     values, _ = dtype.block
     if values > 1 and (not shape or shape[-1] % values):
         raise TensorError(
-            f"shape={list(shape)}: {dtype.name} needs a last axis that is a multiple of {values}"
+            f"shape={list(shape)}: {dtype.name} needs a last axis that is a multiple of {values}",
+            parameter="shape",
         )
 
 
@@ -50,7 +51,9 @@ def check_devices(op: str, *nodes: Node) -> None:
     """Raise TensorError unless nodes are on the same device."""
     if any(node.device != nodes[0].device for node in nodes):
         names = " and ".join(dict.fromkeys(str(node.device) for node in nodes))
-        raise TensorError(f"{op}: tensors must be on the same device, got {names}; use .to()")
+        raise TensorError(
+            f"{op}: tensors must be on the same device, got {names}", remedy="use .to()"
+        )
 
 
 def float_type(op: str, *nodes: Node) -> DType:
@@ -59,7 +62,8 @@ def float_type(op: str, *nodes: Node) -> DType:
     if len(dtypes) > 1 or not dtypes[0].is_float:
         names = " and ".join(dtype.name for dtype in dtypes)
         raise TensorError(
-            f"{op}: expected one type of Float32, Float16 or BFloat16, got {names}; use .to()"
+            f"{op}: expected one type of Float32, Float16 or BFloat16, got {names}",
+            remedy="use .to()",
         )
     return dtypes[0]
 
@@ -67,7 +71,9 @@ def float_type(op: str, *nodes: Node) -> DType:
 def check_size(op: str, *nodes: Node) -> None:
     """Raise UnsupportedError for more values than ggml's kernels count."""
     if any(node.numel > MAX_VALUES for node in nodes):
-        raise UnsupportedError(f"{op}: at most 2**31 - 1 values are possible; compute it in parts")
+        raise UnsupportedError(
+            f"{op}: at most 2**31 - 1 values are possible", remedy="compute it in parts"
+        )
 
 
 def transpose(node: Node, axes: Sequence[int] | None = None) -> Node:
@@ -95,11 +101,11 @@ def contiguous(node: Node) -> Node:
         return node
     if node.dtype.is_quantized:
         raise UnsupportedError(
-            f"{node.dtype.name}: rows with gaps between them cannot be copied; use .to()"
+            f"{node.dtype.name}: rows with gaps between them cannot be copied", remedy="use .to()"
         )
     if not node.device.is_cpu and node.dtype in (DType.Int64, DType.UInt8):
         raise UnsupportedError(
-            f"{node.dtype.name}: a view cannot be copied on a GPU; use .to('cpu')"
+            f"{node.dtype.name}: a view cannot be copied on a GPU", remedy="use .to('cpu')"
         )
     check_size("copy", node)
     if not node.device.is_cpu and len(node.shape) >= 3 and math.prod(node.shape[:-3]) == 1:
@@ -124,12 +130,16 @@ def reshape(node: Node, shape: Any, copy: bool = True) -> Node:
         sizes[unknown[0]] = node.numel // rest
     target = check_shape(sizes)
     if math.prod(target) != node.numel:
-        raise TensorError(f"shape={list(target)}: {list(node.shape)} has {node.numel} values")
+        raise TensorError(
+            f"shape={list(target)}: expected {node.numel} values as in {list(node.shape)}",
+            parameter="shape",
+        )
     if not node.is_contiguous and not copy:
-        raise TensorError("view: the values lie with gaps between them; use reshape()")
+        raise TensorError("view: the values lie with gaps between them", remedy="use reshape()")
     if node.dtype.is_quantized and target[-1:] != node.shape[-1:]:
         raise TensorError(
-            f"shape={list(target)}: the last axis of {node.dtype.name} must stay {node.shape[-1]}"
+            f"shape={list(target)}: the last axis of {node.dtype.name} must stay {node.shape[-1]}",
+            parameter="shape",
         )
     flat = node if node.is_contiguous else contiguous(node)
     return view(flat, target, row_major(flat.dtype, target))
@@ -145,7 +155,11 @@ def take(node: Node, key: Any) -> Node:
     place = dots[0] if dots else len(keys)
     keys[place : place + len(dots)] = [slice(None)] * (dims - len(keys) + len(dots))
     if node.dtype.is_quantized and (not node.is_contiguous or keys[-1] != slice(None)):
-        raise TensorError(f"{node.dtype.name}: only whole rows can be taken")
+        raise TensorError(
+            f"index: only whole rows of {node.dtype.name} can be taken",
+            parameter="index",
+            remedy="use .to()",
+        )
     shape, strides, offset = [], [], 0
     for index, size, stride in zip(keys, node.shape, node.strides, strict=True):
         if isinstance(index, slice):
@@ -153,7 +167,8 @@ def take(node: Node, key: Any) -> Node:
                 check_number("step", index.step, "int", 1, MAX_VALUES)
             start, stop, step = index.indices(size)
             if stop <= start:
-                raise wrong_argument("index", f"of {size} values nothing is left by {start}:{stop}")
+                rule = f"nothing is left of {size} values by {start}:{stop}"
+                raise wrong_argument("index", rule, "choose at least one value")
             shape.append(-(-(stop - start) // step))
             strides.append(stride * step)
             offset += start * stride

@@ -128,7 +128,9 @@ class Tensor:
         if check_dtype(dtype).is_float:
             return cls._of(ops.full(value, dtype, sizes, on_device))
         if dtype.is_quantized:
-            raise TensorError(f"full: {dtype.name} is quantized; use .to({dtype!r}) on floats")
+            raise TensorError(
+                f"full: {dtype.name} is quantized", remedy=f"use .to({dtype!r}) on floats"
+            )
         try:
             values = np.full(sizes, operator.index(value), NUMPY[dtype])  # type: ignore[arg-type]
         except (TypeError, OverflowError) as error:
@@ -278,7 +280,10 @@ class Tensor:
             TensorError: The tensor has several values.
         """
         if self.numel() != 1:
-            raise TensorError(f"item: expected a tensor of one value, got {self.numel()}")
+            raise TensorError(
+                f"item: expected a tensor of one value, got {self.numel()}",
+                remedy="index it first, or use .numpy()",
+            )
         value: float | int = self.numpy().reshape(-1)[0].item()
         return value
 
@@ -482,7 +487,10 @@ def tensor_of(node: Node) -> Tensor:
 def node_of(value: Any) -> Node:
     """Return the node of a tensor; ArgumentError for other values, ClosedError after close()."""
     if not isinstance(value, Tensor):
-        raise ArgumentError(f"{value!r:.80}: expected a Tensor")
+        raise ArgumentError(
+            f"{value!r:.80}: expected a Tensor",
+            remedy="make one with Tensor.from_numpy() or Tensor.full()",
+        )
     return value._node
 
 

@@ -41,8 +41,8 @@ def check_matrix(job: QuantizeJob, plan: QuantizePlan) -> None:
     if matrix is None:
         if needed:
             raise ArgumentError(
-                f"{job.file_type} needs an importance matrix: without one {len(needed)} tensors "
-                f"would be garbage, for example {needed[0]}",
+                f"imatrix=None: {job.file_type} needs an importance matrix, without one "
+                f"{len(needed)} tensors would be garbage, for example {needed[0]}",
                 parameter="imatrix",
                 remedy="give imatrix=, which `llcuda imatrix` makes",
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
-from llcuda.errors import ArgumentError
 from llcuda.native.gguf.types import GGMLType
+from llcuda.params import wrong_value
 
 FILE_TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M",
@@ -33,18 +34,23 @@ DEMANDING = {*ASSERTING, GGMLType.IQ3_XXS, GGMLType.IQ2_S, GGMLType.IQ1_M}
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
 
-def check_file_type(name: Any, types: tuple[str, ...] = FILE_TYPES) -> str:
+def check_file_type(
+    name: Any, types: tuple[str, ...] = FILE_TYPES, parameter: str = "file_type"
+) -> str:
     """Return the name of a type in upper case.
 
     Args:
         name: The name, in any case.
         types: The names that are allowed.
+        parameter: The name of the caller's parameter, for an error.
 
     Raises:
         ArgumentError: It is not one of them.
     """
     if not isinstance(name, str) or name.upper() not in types:
-        raise ArgumentError(f"type {name!r}: expected one of {', '.join(types)}")
+        near = difflib.get_close_matches(str(name).upper(), types, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise wrong_value(parameter, name, f"expected one of {', '.join(types)}", hint)
     return name.upper()
 
 

@@ -18,6 +18,7 @@ from llcuda.native.gguf.mapped import MappedFile, array
 from llcuda.native.gguf.metadata import Metadata, Texts
 from llcuda.native.gguf.types import GGMLType
 from llcuda.native.model import Model
+from llcuda.params import wrong_value
 
 Float32 = npt.NDArray[np.float32]
 Entry = tuple[Float32, Float32]
@@ -41,6 +42,12 @@ class ImportanceMatrix:
     datasets: tuple[str, ...] = ()
     chunks: int = 0
     chunk_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.entries, dict):
+            rule = "expected a dict of sums and counts by tensor"
+            remedy = "ImportanceMatrix.load(path) reads a file"
+            raise wrong_value("entries", self.entries, rule, remedy)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImportanceMatrix:

@@ -239,8 +239,8 @@ class QuantizeJob:
             hits = {name for name, hit in zip(names, flags, strict=True) if hit}
             if not hits:
                 near = difflib.get_close_matches(pattern, names, 3, 0.5)
-                hint = f"; there are {', '.join(near)}" if near else ""
-                raise wrong_argument("tensor_types", f"no tensor is called {pattern!r}{hint}")
+                hint = f"there are {', '.join(near)}" if near else None
+                raise wrong_argument("tensor_types", f"no tensor is called {pattern!r}", hint)
             taken = [t for t in plan.tensors if t.name in hits & left]
             if all(t.new_type != kind and t.new_type in PLAIN for t in taken):
                 raise wrong_argument(
@@ -262,5 +262,6 @@ def _check_overrides(tensor_types: Any, file_type: str) -> list[tuple[str, GGMLT
             remedy="choose a quantized type",
         )
     return [
-        (name, GGMLType[check_file_type(kind, TENSOR_TYPES)]) for name, kind in tensor_types.items()
+        (name, GGMLType[check_file_type(kind, TENSOR_TYPES, "tensor_types")])
+        for name, kind in tensor_types.items()
     ]
