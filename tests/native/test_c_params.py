@@ -88,7 +88,7 @@ MODEL_CHOICES: list[tuple[dict[str, Any], str, str]] = [
     ({"mmap": False, "mlock": True}, "load_mode", "LLAMA_LOAD_MODE_MLOCK"),
     *(
         ({"split_mode": name}, "split_mode", f"LLAMA_SPLIT_MODE_{name.upper()}")
-        for name in ("none", "layer", "tensor")
+        for name in ("none", "layer")  # "tensor" needs a GPU
     ),
 ]
 YARN: dict[str, Any] = {"rope_scaling": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 128}

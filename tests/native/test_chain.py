@@ -140,6 +140,7 @@ def test_mirostat_draws_otherwise(version: int, model: Model, logits: Float32) -
         ("typical_p", (0.3, 0.9), {}),
         ("min_p", (0.05, 0.3), {}),
         ("xtc_probability", (0.5, 0.9), {}),
+        ("adaptive_target", (0.05, 0.5), {}),
         ("dynatemp_range", (0.1, 0.75), {}),
         ("dry_multiplier", (0.8, 3.0), FEW),
     ],
