@@ -11,6 +11,7 @@ grammar ends; one that `max_tokens` cuts off is the beginning of a text that fol
 from __future__ import annotations
 
 import os
+import random
 import threading
 import weakref
 from collections import OrderedDict
@@ -36,6 +37,8 @@ MAX_GRAMMARS = 64  # kept for each model
 MAX_COMPILATIONS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # of one grammar
 MAX_LEXER_STATES = 50_000  # of one compilation: 100 MB
 MAX_FORCED = 8192  # tokens that a beginning may force; longer ones never end
+PROBE_TOKENS = 6  # chosen for a text that is tried before the first one
+PROBE_CHOICES = 500
 STACK_BYTES = 256 << 20  # of the thread that compiles, which recurses; touched as far as it is used
 
 
@@ -289,19 +292,65 @@ class TextGuide:
         self._compilation.start = _with_stack(self._grammar._compile)
         self._matcher = self._compilation.start.deep_copy()
         self._matcher.consume_tokens(self._accepted)
-        self._check(f"accepts {len(self._accepted)} tokens")
+        if self._matcher.is_error():
+            problem = _message(self._matcher)
+            if "satisfy the grammar" in problem:
+                problem = self._limit() or problem
+            raise _failed(f"accepts {len(self._accepted)} tokens", problem)
+
+    def _limit(self) -> str:
+        """Return the limit that the last token has passed; "" where it leaves the grammar.
+
+        llguidance says of a lexer that stopped at a limit that the token does not fit.
+        """
+        *before, token = self._accepted
+        matcher = self._compilation.start.deep_copy()
+        matcher.consume_tokens(before)
+        mask = np.zeros_like(self._mask)
+        if not matcher.is_error():
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if matcher.is_error():
+            return _message(matcher)
+        is_allowed = int(mask[token // 32]) >> token % 32 & 1
+        return "it is too large to be followed further" if is_allowed else ""
 
     def _check(self, action: str) -> None:
         if self._matcher.is_error():
-            raise SamplingError(
-                f"response_format: the guide fails where it {action}: {_message(self._matcher)}"
-            )
+            raise _failed(action, _message(self._matcher))
 
 
 @cache
 def _threads() -> ThreadPoolExecutor:
     """Return the threads that compute masks beside the engine's."""
     return ThreadPoolExecutor(max(1, MAX_COMPILATIONS - 1), thread_name_prefix="llcuda-mask")
+
+
+def _failed(action: str, problem: str) -> SamplingError:
+    return SamplingError(f"response_format: the guide fails where it {action}: {problem}")
+
+
+def _probe(grammar: CompiledGrammar) -> None:
+    """Refuse a grammar whose texts pass a limit of llguidance soon, for it would be too late later.
+
+    A text is tried whose tokens are chosen among those with low numbers, which are common.
+    """
+    guide, choice = grammar.guide(), random.Random(0)
+    try:
+        for _ in range(PROBE_TOKENS):
+            forced = guide.forced()
+            if not grammar._end_tokens.isdisjoint(forced):
+                return
+            for token in forced:
+                guide.accept(token)
+            bits = np.unpackbits(guide.mask().view(np.uint8), bitorder="little")
+            common = np.flatnonzero(bits)[:PROBE_CHOICES].tolist()
+            allowed = [token for token in common if token not in grammar._end_tokens]
+            if not allowed:
+                return
+            guide.accept(choice.choice(allowed))
+    except SamplingError as error:
+        problem = str(error).removeprefix("response_format: ")
+        raise _refused(f"it is too complex for texts in it: {problem}") from None
 
 
 def _refused(problem: str) -> GrammarError:
@@ -330,7 +379,9 @@ class _Compiler:
         with self._lock:
             if source not in self._grammars:
                 self._tokenizer = self._tokenizer or tokenizer_of(model)
-                self._grammars[source] = CompiledGrammar(model, self._tokenizer, source)
+                grammar = CompiledGrammar(model, self._tokenizer, source)
+                _probe(grammar)
+                self._grammars[source] = grammar
             self._grammars.move_to_end(source)
             while len(self._grammars) > MAX_GRAMMARS:
                 self._grammars.popitem(last=False)

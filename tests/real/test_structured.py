@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llcuda import Model, structured
+from llcuda.errors import GrammarError
 from llcuda.structured import CompiledGrammar
 
 
@@ -28,3 +29,12 @@ def test_escapes_end_as_they_begin(name: str, request: pytest.FixtureRequest) ->
         assert allows(model, grammar, f'{{"name": "{value}"}}')
     assert allows(model, grammar, '{"name": "x", "other": "y"}')
     assert not allows(model, grammar, r'{"name": "x", "\u006e": "y"}')
+
+
+def test_what_a_large_vocabulary_makes_too_complex_is_refused(qwen: Model) -> None:
+    """Before the first token: its masks pass the lexer's limit at the second one."""
+    patterns = [{"pattern": pattern} for pattern in (" an", "she", "doctor")]
+    schema = {"type": "string", "maxLength": 2000, "allOf": patterns}
+    with pytest.raises(GrammarError, match=r"too complex .*too many expressions"):
+        structured.compile(qwen, schema=schema)
+    structured.compile(qwen, schema={**schema, "allOf": patterns[:1]})

@@ -648,6 +648,29 @@ def test_a_worn_out_grammar_is_made_anew(model: Model, monkeypatch: pytest.Monke
         worn.accept(tokens["x"])
 
 
+def test_a_limit_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that a limit ends is not said to leave its grammar, and the other way round."""
+    monkeypatch.setattr(compiler, "MAX_LEXER_STATES", 200)
+    grammar = structured.compile(model, {"type": "regex", "regex": "(a|b)*a(a|b){14}"})
+    monkeypatch.setattr(compiler, "MAX_LEXER_STATES", 10)
+    tokens = {letter: model.tokenize(letter, add_special=False)[-1] for letter in "abx"}
+    guides = [grammar.guide() for _ in range(2)]
+    with pytest.raises(SamplingError, match=r"accepts \d+ tokens: .*too many states: \d+ >= 10"):
+        for letter in np.random.default_rng(1).choice(["a", "b"], 400):
+            guides[0].accept(tokens[letter])
+    with pytest.raises(SamplingError, match=r"accepts 1 tokens: .*satisfy the grammar"):
+        guides[1].accept(tokens["x"])
+
+
+def test_a_limit_that_texts_pass_soon_is_known_before(model: Model) -> None:
+    """At the first token of an object with many optional properties, for example."""
+    properties = {f"w{i}": {"type": "string"} for i in range(600)}
+    with pytest.raises(GrammarError, match=r"too complex .*Current row has"):
+        structured.compile(model, schema={"type": "object", "properties": properties})
+    required = {"required": list(properties), "additionalProperties": False}
+    structured.compile(model, schema={"type": "object", "properties": properties, **required})
+
+
 def test_engines_may_share_a_format(model: Model) -> None:
     """Two workers with one grammar: neither waits for the other for ever."""
     grammar = structured.compile(model, schema={"type": "array", "items": PERSON, "minItems": 3})
