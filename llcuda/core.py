@@ -1,4 +1,4 @@
-"""Tensors on the CPU and on GPUs, computed by ggml.
+"""The tensors that users import; `llcuda.tensor` implements them, ggml computes them.
 
     from llcuda.core import DType, Tensor
 

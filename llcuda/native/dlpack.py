@@ -1,4 +1,4 @@
-"""DLPack: tensors to and from other libraries without a copy.
+"""DLPack's capsules and structs, in C's terms; `llcuda.tensor.dlpack` makes tensors of them.
 
 The structs are those of https://dmlc.github.io/dlpack/latest/c_api.html.
 """

@@ -1,4 +1,4 @@
-"""Memory, graphs and types of tensors, below `llcuda.core`.
+"""Memory and graphs of ggml, in C's terms; `llcuda.tensor.tensor` has the class Tensor.
 
 A device is the number of a CUDA GPU, or CPU. Sizes and strides are in ggml's order, fastest first,
 four of each, strides in bytes. `llcuda.tensor.ops` checks what ggml would end the process for.

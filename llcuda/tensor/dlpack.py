@@ -1,4 +1,4 @@
-"""Sharing of tensors with numpy, torch and cupy by DLPack, without a copy."""
+"""DLPack of a Tensor, without a copy; `llcuda.native.dlpack` holds the capsules."""
 
 from __future__ import annotations
 

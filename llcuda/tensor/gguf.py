@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file on a device, without a copy in between."""
+"""`load_tensors` of `llcuda.core`: tensors of a GGUF file, which `llcuda.gguf_parser` reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors of NF4 and FP4 weights: only the packed weights are copied to a device."""
+"""`from_nf4` of `llcuda.core`: packed weights of `llcuda.nf4` become a tensor on a device."""
 
 from __future__ import annotations
 

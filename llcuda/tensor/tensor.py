@@ -1,4 +1,4 @@
-"""The class Tensor: values on a device, and Python's operators for them."""
+"""The class Tensor of `llcuda.core`; `llcuda.native.tensor` below it holds memory and graphs."""
 
 from __future__ import annotations
 

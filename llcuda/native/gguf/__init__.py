@@ -1,1 +1,1 @@
-"""GGUF files through ggml's reader: header, metadata, tensor data, checks."""
+"""GGUF files as C maps and checks them; `llcuda.gguf_parser` is the class that users read with."""
