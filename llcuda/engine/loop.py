@@ -323,8 +323,10 @@ class EngineLoop:
     def step(self) -> None:
         """Schedule, run, process: once."""
         started = now()
-        scheduler, processor = self._scheduler, self._processor
+        scheduler, processor, context = self._scheduler, self._processor, self._context
         processor.end_overdue()
+        if context.adapter_key is not scheduler.adapter_key:
+            scheduler.change_adapters(context.adapter_key)
         scheduled = scheduler.schedule()
         if scheduled is None:
             return
@@ -337,6 +339,8 @@ class EngineLoop:
             began = now()
             batch = self._launch(scheduled)
             scheduler.computed(scheduled)
+            if context.adapter_key is not scheduler.adapter_key:  # changed before the decode
+                scheduler.change_adapters(context.adapter_key)
             launched = now()
             processor.deliver()  # the tokens of the step before, while a GPU computes this one
             if scheduled.chunks is not None:

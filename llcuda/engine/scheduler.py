@@ -30,6 +30,7 @@ class Slot:
         sequence: The sequence that uses it; None for a free slot, whose tokens are a cached prefix.
         last_used: When it became free, on the scheduler's clock.
         stale: Whether its cells hold more than `tokens`, to be removed before the next use.
+        adapter_key: The adapters that the tokens were computed with.
     """
 
     seq_id: int
@@ -37,6 +38,7 @@ class Slot:
     sequence: Sequence | None = None
     last_used: int = 0
     stale: bool = False
+    adapter_key: object = None
 
     def keep(self, count: int) -> None:
         """Count on the first `count` tokens only."""
@@ -131,6 +133,7 @@ class Scheduler:
         prefilling: Sequences whose prompt is not computed yet.
         running: Sequences that decode, by slot.
         decode_step: The decode step that is scheduled again as long as its members stay.
+        adapter_key: The adapters of the next steps; see `change_adapters`.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class Scheduler:
         self.prefilling: list[Sequence] = []
         self.running: list[Sequence] = []
         self.decode_step: SchedulerOutput | None = None
+        self.adapter_key: object = None
         self._parallel = parallel
         self._chunk_size = chunk_size
         self._can_truncate = can_truncate
@@ -168,6 +172,20 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
         self.waiting.append(sequence)
+
+    def change_adapters(self, key: object) -> None:
+        """Note that cells are computed with other adapters from now on.
+
+        Cached prefixes serve those who have the same adapters. What runs has cells of both, which
+        nobody may reuse.
+
+        Args:
+            key: The adapters and their scales; equal for equal ones.
+        """
+        self.adapter_key = key
+        for slot in self.slots:
+            if slot.sequence is not None:
+                slot.adapter_key = object()
 
     def schedule(self) -> SchedulerOutput | None:
         """Return the next step; None when nothing can be computed."""
@@ -277,7 +295,7 @@ class Scheduler:
             elif slot.stale or len(slot.tokens) > count:
                 changes.append(Truncate(slot.seq_id, count))
                 del slot.tokens[count:]
-            slot.stale = False
+            slot.stale, slot.adapter_key = False, self.adapter_key
             slot.sequence, sequence.seq_id = sequence, slot.seq_id
             sequence.computed_tokens = sequence.cached_tokens = count
             sequence.admitted_at = sequence.admitted_at or now()
@@ -313,6 +331,8 @@ class Scheduler:
         """
         longest: tuple[int, Slot | None] = (0, None)
         for slot in () if sequence.skip_prefix_cache else slots:
+            if slot.adapter_key != self.adapter_key:
+                continue
             count = common_prefix(slot.tokens, sequence.tokens, sequence.prefill_size - 1)
             if not self._can_truncate and (slot.stale or count < len(slot.tokens)):
                 continue
@@ -382,6 +402,7 @@ class Scheduler:
         if not slot.tokens or spare is None or (spare.tokens and spare.last_used > slot.last_used):
             return []
         spare.tokens, spare.last_used, spare.stale = slot.tokens, slot.last_used, slot.stale
+        spare.adapter_key = slot.adapter_key
         slot.tokens = []
         return [Move(slot.seq_id, spare.seq_id, running=False)]
 
@@ -392,6 +413,7 @@ class Scheduler:
         assert sequence is not None
         assert there.sequence is None
         there.tokens, there.sequence, there.stale = here.tokens, sequence, here.stale
+        there.adapter_key = here.adapter_key
         here.tokens, here.sequence, here.stale = [], None, False
         sequence.seq_id = target
         self.running.sort(key=_by_slot)

@@ -108,6 +108,8 @@ class Context:
         self.memory = Memory(self.handle, model, p, self.cells)
         self._row = self._ffi.new("float **")
         self._adapters: list[Adapter] = []
+        # Equal for equal adapters and scales; for the engine, whose cells depend on them.
+        self.adapter_key: object = frozenset()
 
     def c_params(self) -> Any:
         """Return the parameters as llama_context_params, for the rest of llcuda.native."""
@@ -550,9 +552,11 @@ class Context:
         for scale in scales:
             check_number("scale", scale, "number", -1e6, 1e6)
         owner = self.handle.owner
+        self.adapter_key = object()  # another thread may decode before the call returns
         status = self._lib.llcuda_set_adapters(owner.pointer, pointers, scales, len(pointers))
         library.check(status, lambda: f"set_adapters with {len(pointers)} adapters")
         self._adapters = list(adapters)
+        self.adapter_key = frozenset((a, s) for a, s in adapters.items() if s)
 
     def set_embeddings(self, on: bool) -> None:
         """Turn the embeddings of every token on or off, from the next decode on.

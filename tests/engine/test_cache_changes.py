@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llcuda import Context, Engine, Model
+from llcuda import Adapter, Context, Engine, Model
+from llcuda.engine.metrics import StepRecord
 from llcuda.errors import ArgumentError, NoRoomError, UnsupportedError
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
@@ -137,3 +138,65 @@ def test_cells_whose_eviction_failed_are_not_built_upon(
                     engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY) for _ in range(2)
                 ]
             assert [expected.tokens] * 2 == [request.result(20).tokens for request in later]
+
+
+# --- adapters ---
+
+
+@pytest.fixture
+def tuned(model_files: dict[str, Path]) -> Iterator[tuple[Model, Adapter]]:
+    """The tiny llama and its adapter."""
+    with Model(model_files["llama"]) as model:
+        yield model, Adapter(model, model_files["lora"])
+
+
+def test_other_adapters_reuse_no_cells(tuned: tuple[Model, Adapter]) -> None:
+    """Every answer is a fresh engine's, and what had the same adapters and scales is reused."""
+    model, adapter = tuned
+    prompt = list(range(3, 40))
+    asked: dict[str, Any] = {"max_tokens": 8, "logprobs": 0, **GREEDY}
+    sizes: dict[str, Any] = {**EXACT, "cache_size": 64 * 4}
+    changes: list[dict[Adapter, float]] = [{}, {adapter: 1.0}, {adapter: 2.0}, {adapter: 0.0}]
+    alone = []
+    for adapters in changes:
+        with Engine(model, **EXACT) as engine:
+            engine.context.set_adapters(adapters)
+            done = engine.submit(prompt, **asked).result(20)
+            alone.append((done.tokens, [score.logprob for score in done.logprobs or ()]))
+    assert alone[0] == alone[3]
+    assert alone[0][1] != alone[1][1] != alone[2][1]
+    with Engine(model, **sizes) as engine:
+        for turn in range(2):
+            for i, (adapters, expected) in enumerate(zip(changes, alone, strict=True)):
+                engine.context.set_adapters(adapters)
+                done = engine.submit([*prompt], **asked).result(20)
+                assert expected[0] == done.tokens
+                logprobs = [score.logprob for score in done.logprobs or ()]
+                assert expected[1] == pytest.approx(logprobs, abs=1e-4)
+                assert done.cached_tokens == (36 if turn or i == 3 else 0)
+
+
+def test_a_change_of_adapters_while_a_text_runs(tuned: tuple[Model, Adapter]) -> None:
+    """Its cells are of both; later prompts with its beginning are computed anew."""
+    model, adapter = tuned
+    prompt = list(range(3, 40))
+    asked: dict[str, Any] = {"max_tokens": 8, **GREEDY}
+    with Engine(model, **EXACT) as engine:
+        plain = engine.submit(prompt, **asked).result(20)
+        engine.context.set_adapters({adapter: 1.0})
+        changed = engine.submit(prompt, **asked).result(20)
+    steps: list[StepRecord] = []
+
+    def change(step: StepRecord) -> None:
+        steps.append(step)
+        if len(steps) == 10:
+            engine.context.set_adapters({adapter: 1.0})
+
+    with Engine(model, on_step=change, **EXACT) as engine:
+        mixed = engine.submit(prompt, max_tokens=20, **GREEDY).result(20)
+        again = engine.submit(prompt, **asked).result(20)
+        assert (changed.tokens, 0) == (again.tokens, again.cached_tokens)
+        engine.context.set_adapters({})
+        again = engine.submit([*prompt, *mixed.tokens], **asked).result(20)
+        assert 0 == again.cached_tokens
+        assert plain.tokens == engine.submit(prompt, **asked).result(20).tokens
