@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ logging.getLogger("llcuda").addHandler(logging.NullHandler())  # a library print
 LOG_LEVELS = {1: 5, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 _raised = threading.local()
+_exiting = threading.Event()
+PARKED_SECONDS = 3600
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -33,10 +36,23 @@ def reraise() -> None:
     Raises:
         BaseException: That exception.
     """
+    park_at_exit()
     error = getattr(_raised, "error", None)
     if error is not None:
         _raised.error = None
         raise error
+
+
+def begin_exit() -> None:
+    """End the C functions that report their progress, and park the threads that return from C."""
+    _exiting.set()
+
+
+def park_at_exit() -> None:
+    """Hold the calling thread at exit, until the process ends, unless it is the main thread."""
+    if _exiting.is_set() and threading.current_thread() is not threading.main_thread():
+        while True:
+            time.sleep(PARKED_SECONDS)
 
 
 @contextlib.contextmanager
@@ -76,7 +92,7 @@ def define(ffi: Any) -> None:
 
     @callback(error=False, onerror=keep)
     def llcuda_on_progress(fraction: float, user_data: Any) -> bool:
-        return bool(ffi.from_handle(user_data)(fraction))
+        return not _exiting.is_set() and bool(ffi.from_handle(user_data)(fraction))
 
     @callback(error=1, onerror=keep)
     def llcuda_on_step_apply(handle: Any, data: Any, size: int, selected: Any, kept: Any) -> int:

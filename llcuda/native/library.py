@@ -11,11 +11,14 @@ import atexit
 import importlib
 import logging
 import os
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from llcuda.errors import (
@@ -43,6 +46,8 @@ CUDA_LIBRARY = "libggml-cuda.so"
 logger = logging.getLogger("llcuda")
 
 _lock = threading.RLock()
+EXIT_SECONDS = 30  # for C functions of daemon threads to end
+
 _loaded: tuple[Any, Any] | None = None
 _forked = False
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
@@ -58,6 +63,7 @@ def load() -> tuple[Any, Any]:
         ForkError: This process was forked from one that had loaded it.
     """
     global _loaded
+    callbacks.park_at_exit()
     if _loaded is not None:
         return _loaded
     if _forked:
@@ -379,6 +385,8 @@ class Owner:
         self.parent = parent
         # The finalizer holds the parent too: a child's memory goes before its parent's.
         self.finalizer = weakref.finalize(self, _free, free, pointer, parent)
+        if not _owners:
+            _end_before_finalizers()
         _owners.add(self)
 
 
@@ -433,6 +441,9 @@ class Handle:
         if owner is None:
             raise ClosedError(f"this {self._name} is closed")
         if owner.pointer is None:
+            callbacks.park_at_exit()
+            if not _forked:
+                raise ClosedError(f"this {self._name} is closed, because Python is exiting")
             raise ForkError(f"this {self._name} was loaded before the fork of this process")
         return owner
 
@@ -452,21 +463,53 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 def close_at_exit(user: Any) -> None:
     """Have an object closed at exit, before Python frees the C objects that its thread works on.
 
-    The finalizers of the C objects run in one exit function, which was registered with the first of
-    them. Exit functions run in reverse order, so `_close_all`, registered again here, runs before
-    it.
-
     Args:
         user: The object, which has a method `close` and is not kept alive.
     """
     _open.add(user)
+    _end_before_finalizers()
+
+
+def _end_before_finalizers() -> None:
+    """Have `_close_all` run at exit before the finalizers of the C objects.
+
+    They run in one exit function, which was registered with the first of them. Exit functions run
+    in reverse order of their registration.
+    """
     atexit.unregister(_close_all)
     atexit.register(_close_all)
 
 
 def _close_all() -> None:
+    """Close what has a thread, and let no daemon thread compute while its memory is freed."""
     for user in list(_open):
         user.close()
+    owners = list(_owners)
+    for owner in owners:
+        owner.pointer = None  # a thread that asks for it is parked
+    callbacks.begin_exit()
+    deadline = time.monotonic() + EXIT_SECONDS
+    while _thread_computes():
+        if time.monotonic() > deadline:  # free nothing under it
+            for owner in owners:
+                owner.finalizer.detach()
+            return
+        time.sleep(0.005)
+
+
+def _thread_computes() -> bool:
+    """Return whether another thread is in a C function, or about to call one."""
+    frames = sys._current_frames()
+    del frames[threading.get_ident()]
+    own = os.path.dirname(__file__)  # noqa: PTH120 - of every module that calls C
+    for top in frames.values():
+        frame: FrameType | None = top
+        parked = top.f_code is callbacks.park_at_exit.__code__
+        while frame is not None and not parked:  # also below a callback of the user's
+            if frame.f_code.co_filename.startswith(own):
+                return True
+            frame = frame.f_back
+    return False
 
 
 def _after_fork() -> None:

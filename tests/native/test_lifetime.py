@@ -334,3 +334,37 @@ def test_a_cancel_while_nothing_runs_is_forgotten(context: Context) -> None:
     context.cancel()
     context.decode([1, 2, 3])
     assert context.n_past() == 3
+
+
+COMPUTE = {
+    "decode": "context.memory.clear(); context.decode([5] * 400)",
+    "one token": "context.memory.clear(); context.decode([5])",
+    "tokenize": "model.tokenize('Once upon a time there was a fox. ' * 3000)",
+    "quantize": "quantize('demo', sys.argv[1], 'Q8_0', requantize=True, threads=1)",
+}
+
+
+@pytest.mark.parametrize("name", COMPUTE)
+def test_exit_with_a_daemon_thread_in_c(name: str, tmp_path: Path) -> None:
+    """Python's exit waits for the thread or cancels it; it neither crashes nor says anything."""
+    program = f"""
+import sys, threading, time
+from llcuda import Context, Model, quantize
+
+model = Model("demo", gpu_layers=0)
+context = Context(model, ctx_size=1024, batch_size=1024)
+
+def compute():
+    while True:
+        {COMPUTE[name]}
+        computed.set()
+
+computed = threading.Event()
+threading.Thread(target=compute, daemon=True).start()
+computed.wait()
+sys.exit(7)
+"""
+    for _ in range(3):
+        result = run(program, tmp_path / "m.gguf")
+        assert (7, "") == (result.returncode, result.stderr)
+    assert {"m.gguf"} >= {path.name for path in tmp_path.iterdir() if path.suffix != ".part"}
