@@ -323,10 +323,10 @@ def test_scale_of_a_pair() -> None:
         (["FOLDER", "FOLDER/model.safetensors"], {}, ArgumentError, "is the source itself"),
         (["ADAPTER", "ADAPTER/adapter_config.json"], {}, ArgumentError, "is the source itself"),
         (["ADAPTER", "FOLDER/config.json"], {"base": "FOLDER"}, ArgumentError, "is the source"),
-        (["FOLDER", None, "q9"], {}, ArgumentError, "type 'q9': expected one of F32"),
+        (["FOLDER", None, "q9"], {}, ArgumentError, "type='q9': expected one of F32"),
         (["FOLDER"], {"merge": True}, ArgumentError, "goes with an adapter"),
         (["FOLDER"], {"base": "x"}, ArgumentError, "goes with an adapter"),
-        (["ADAPTER", None, "q4_k_m"], {}, ArgumentError, "type 'q4_k_m': expected one of F32"),
+        (["ADAPTER", None, "q4_k_m"], {}, ArgumentError, "type='q4_k_m': expected one of F32"),
     ],
 )
 def test_bad_arguments(
