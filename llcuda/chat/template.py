@@ -167,7 +167,7 @@ class ChatTemplate:
             raise wrong_argument("tools", rule, "give template=, or describe them in a message")
         values = {
             "documents": None,
-            **self._legacy_variables(tools),
+            **self.legacy_variables(tools),
             **variables,
             **self._fixed,
             "messages": self._adapt(messages),
@@ -176,7 +176,7 @@ class ChatTemplate:
         }
         return self._program.render(values, _size(values))
 
-    def _legacy_variables(self, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+    def legacy_variables(self, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Return the variables by which firefunction's template reads tools."""
         if "functions" not in self._program.names:
             return {}
@@ -223,7 +223,7 @@ class ChatTemplate:
     def _probe(self, messages: list[Any], tools: Any = (_TOOL,)) -> str | None:
         """Render a probe; None if the template refuses it."""
         values = {
-            **self._legacy_variables([_TOOL]),
+            **self.legacy_variables([_TOOL]),
             **self._fixed,
             "documents": None,
             "messages": deepcopy(messages),

@@ -111,7 +111,7 @@ def test_templates_render_alike(path: Any, name: str, generate: bool) -> None:
     template = ChatTemplate(source, bos="<BOS>", eos="<EOS>")
     messages, with_tools = CONVERSATIONS[name]
     tools = [TOOL] if with_tools and template.takes_tools else None
-    more = template._old_names(tools)
+    more = template.legacy_variables(tools)
 
     def oracle() -> str:
         [[text], _] = render_jinja_template(
@@ -135,7 +135,7 @@ def test_parts_render_as_one_text(path: Any) -> None:
     source = path.read_text()
     template = ChatTemplate(source, bos="<BOS>", eos="<EOS>")
     tools = [TOOL] if "_use" in path.stem else None  # which these templates need
-    more = template._old_names(tools)
+    more = template.legacy_variables(tools)
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     texts = []
     for content in (parts, "one\ntwo"):
