@@ -103,6 +103,8 @@ def _run(job: dict[str, Any]) -> None:
             get_model_class(name, mmproj), adapter
         )
         script, options = "convert_hf_to_gguf.py", ["--model-name", job["name"], job["folder"]]
+        if job["dense"]:
+            options.append("--sentence-transformers-dense-modules")
     sys.argv = [script, "--outfile", job["target"], "--outtype", job["type"], *options]
     runpy.run_path(str(Path(job["converter"]) / script), run_name="__main__")
 

@@ -29,6 +29,7 @@ from llcuda.conversion.lora import (
     read_adapter,
     replaced_weights,
 )
+from llcuda.conversion.modules import check_modules
 from llcuda.conversion.runner import (
     Source,
     architectures,
@@ -169,6 +170,7 @@ def _open(
         if base is not None:
             raise wrong_value("base", str(base), f"goes with an adapter, but {source} is a model")
         checkpoint = read_checkpoint(folder, known)
+        check_modules(folder, checkpoint.config)
         return Source(name, folder, checkpoint.config, checkpoint, None)
     adapter = read_adapter(folder)
     base = base or adapter.base
@@ -203,7 +205,7 @@ def _source_folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Pa
         repo, lambda names: [name for name in names if name == ADAPTER_CONFIG or is_read(name)]
     )
     if not (folder / ADAPTER_CONFIG).is_file():  # refuse before the weights are downloaded
-        read_config(folder, architectures())
+        check_modules(folder, read_config(folder, architectures()))
         check_tokenizer(folder)
     if weights:
         check_packages()

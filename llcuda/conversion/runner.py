@@ -29,10 +29,10 @@ from llcuda.conversion.checkpoint import (
     TOKENIZERS,
     Checkpoint,
     indexed_weights,
-    plain_names,
     read_json,
 )
 from llcuda.conversion.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraFolder, replaced_weights
+from llcuda.conversion.modules import has_dense_modules, module_files
 from llcuda.errors import LibraryError, LlcudaError, LoadCancelledError, ModelError
 from llcuda.native.library import installation
 
@@ -44,13 +44,12 @@ READ_CONFIGS = (
     CONFIG, "tokenizer_config.json", "generation_config.json", "hf_quant_config.json",
 )  # fmt: skip
 TEMPLATES = "additional_chat_templates"
-MODULES_FILE = "modules.json"  # of sentence-transformers
 POLL_SECONDS = 0.1  # between two reports of the progress
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 _READ_JSON = re.compile(
     r"(tokenizer.*|special_tokens_map|added_tokens|vocab.*|tekken|chat_template|modules)\.json"
 )
-_MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")  # sentence-transformers' name
+_MODULE_FILE = re.compile(r"\d+_\w+/config\.json|\d+_Dense/model\.safetensors")
 _TOKENIZER = re.compile(
     r"(tokenizer.*|special_tokens_map|added_tokens|merges|chat_template)\.\w+"
     rf"|{TEMPLATES}/.*"
@@ -131,6 +130,7 @@ def run_converter(
             "folder": str(stage_model(source, folder / "model")),
             "adapter": str(_stage_adapter(source, folder / "adapter")) if source.adapter else None,
             "merge": source.checkpoint is not None,
+            "dense": has_dense_modules(source.base),
             "report": str(folder / "report.json"),
         }
         try:
@@ -236,7 +236,7 @@ def is_read(name: str) -> bool:
     folder, _, file = name.rpartition("/")
     if folder:
         is_template = folder == TEMPLATES and file.endswith(".jinja")
-        return is_template or bool(_MODULE_CONFIG.fullmatch(name))
+        return is_template or bool(_MODULE_FILE.fullmatch(name))
     if file in READ_CONFIGS or file in (INDEX, MODEL_CARD) or file.endswith(READ_SUFFIXES):
         return True
     return bool(_READ_JSON.fullmatch(file))
@@ -245,27 +245,16 @@ def is_read(name: str) -> bool:
 def files_read(folder: Path) -> list[str]:
     """Return the files of a checkpoint's folder that the converter may read apart from the weights.
 
-    They are the tokenizer, configurations, chat templates, the model card, and the configurations
-    of an embedding model's modules after its layers, e.g. pooling.
+    They are the tokenizer, configurations, chat templates, the model card, and the modules of an
+    embedding model after its layers, e.g. pooling.
 
     Raises:
         ModelError: The list of modules is broken.
     """
     names = [path.name for path in folder.iterdir() if is_read(path.name) and path.name != INDEX]
     names += [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")]
-    names += [f"{name}/{CONFIG}" for name in _module_names(folder / MODULES_FILE)]
+    names += module_files(folder)
     return sorted(name for name in names if (folder / name).is_file())
-
-
-def _module_names(path: Path) -> list[str]:
-    """Return the folders of an embedding model's modules."""
-    if not path.is_file():
-        return []
-    try:
-        names = [module["path"] for module in json.loads(path.read_bytes())]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise ModelError(f"{path} is not a list of modules") from None
-    return plain_names(filter(None, names), path)
 
 
 def _is_tokenizer(name: str) -> bool:

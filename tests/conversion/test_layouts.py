@@ -72,6 +72,25 @@ POOLED = {
     ]),
     "1_Pooling/config.json": document({"pooling_mode_mean_tokens": True}),
 }  # fmt: skip
+DENSE = {
+    "modules.json": document([
+        *json.loads(POOLED["modules.json"])[:2],
+        {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+        {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"},
+        {"idx": 4, "name": "4", "path": "4_Normalize", "type": "sentence_transformers.Normalize"},
+    ]),
+    "1_Pooling/config.json": POOLED["1_Pooling/config.json"],
+    "2_Dense/config.json": document({
+        "in_features": 2, "out_features": 4, "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }),
+    "2_Dense/model.safetensors": weights("linear.weight"),
+    "3_Dense/config.json": document({
+        "in_features": 4, "out_features": 2, "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }),
+    "3_Dense/model.safetensors": weights("linear.weight"),
+}  # fmt: skip
 PICKLES = {"pytorch_model.bin": JUNK, "tf_model.h5": JUNK, "flax_model.msgpack": JUNK}
 ONNX = {"onnx/model.onnx": JUNK, "onnx/config.json": JUNK, "onnx/model_O4.onnx": JUNK}
 TRAINER = {
@@ -97,6 +116,11 @@ LAYOUTS: dict[str, tuple[Files, Files]] = {
     "multilingual-e5": (
         {**model("XLMRobertaModel"), **ONE, **POOLED, "sentencepiece.bpe.model": b""},
         {**PICKLES, **ONNX, "sentence_bert_config.json": JUNK},
+    ),
+    "embeddinggemma-300m": (
+        {**model("Gemma3TextModel"), **ONE, **DENSE, **TOKENIZER, "tokenizer.model": b"",
+         "added_tokens.json": b"{}", "generation_config.json": b"{}"},
+        {"config_sentence_transformers.json": b"{}", "sentence_bert_config.json": b"[]"},
     ),
     "gpt2": (
         {**model("GPT2LMHeadModel"), **ONE, **BPE, "generation_config.json": b"{}"},
@@ -232,6 +256,53 @@ def test_pooling_is_part_of_the_key(tmp_path: Path) -> None:
     before = source_digest(source(folder), "Q8_0")
     written(folder, {"1_Pooling/config.json": document({"pooling_mode_cls_token": True})})
     assert before != source_digest(source(folder), "Q8_0")
+
+
+GEMMA = document({"architectures": ["Gemma3TextModel"], "hidden_size": 2})
+
+
+def changed(name: str, **settings: Any) -> Files:
+    """Return the configuration of one module with other settings."""
+    return {name: document({**json.loads(DENSE[name]), **settings})}
+
+
+def kind(name: str, path: str = "5_Last") -> Files:
+    """Return the list of modules with one more."""
+    modules = json.loads(DENSE["modules.json"])
+    return {"modules.json": document([*modules, {"path": path, "type": f"a.{name}"}])}
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (kind("LayerNorm"), r"'5_Last' \(LayerNorm\)"),
+        (kind("CNN"), r"'5_Last' \(CNN\)"),
+        (kind("Dense", "4_Dense"), r"'2_Dense' \(Dense\)"),
+        (changed("2_Dense/config.json", bias=True), "bias or an activation"),
+        (changed("3_Dense/config.json", activation_function="torch.nn.Tanh"), "an activation"),
+        (changed("3_Dense/config.json", in_features=7), "Dense of 7 inputs"),
+        (changed("3_Dense/config.json", out_features=7), "Dense of 7 outputs"),
+        (changed("1_Pooling/config.json", pooling_mode_cls_token=True), "computes one pooling"),
+        ({"modules.json": b"[3]"}, "not a list of modules"),
+        ({"config.json": document({"architectures": ["BertModel"]})}, r"'2_Dense' \(Dense\)"),
+    ],
+)
+def test_modules_that_cannot_be_converted(files: Files, reason: str, tmp_path: Path) -> None:
+    """A module is never left out without a word: the vectors would be others."""
+    own, _ = LAYOUTS["embeddinggemma-300m"]
+    folder = written(tmp_path, own, {"config.json": GEMMA}, files)
+    with pytest.raises(ModelError, match=reason):
+        convert(folder, tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("name", ["1_Pooling/config.json", "3_Dense/model.safetensors"])
+def test_modules_that_lack_a_file(name: str, tmp_path: Path) -> None:
+    """The file is named."""
+    own, _ = LAYOUTS["embeddinggemma-300m"]
+    folder = written(tmp_path, own, {"config.json": GEMMA})
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=f"{name.partition('/')[0]} lacks {Path(name).name}"):
+        convert(folder, tmp_path / "a.gguf")
 
 
 def test_a_folder_is_its_own_source(tmp_path: Path) -> None:

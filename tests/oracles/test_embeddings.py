@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from llcuda import Embedder, Model, convert  # noqa: E402
 from tests.support import checkpoints as material  # noqa: E402
@@ -165,6 +166,40 @@ def test_gemma_with_two_directions(tmp_path: Path) -> None:
         vectors = to.embed(texts)
     expected = unit([hidden(model, tokens).mean(0) for tokens in rows])
     print(f"gemma: {np.abs(vectors - expected).max():.1e}")
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
+
+
+def test_dense_matrices_after_the_pooling(tmp_path: Path) -> None:
+    """EmbeddingGemma's two, which sentence-transformers keeps in folders of their own."""
+    folder = tmp_path / "gemma"
+    folder.mkdir()
+    material.tokenizer("gemma3", folder).save_pretrained(folder)
+    material.model("gemma3", use_bidirectional_attention=True).model.save_pretrained(folder)
+    pooled_by(folder, "mean_tokens")
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    size = model.config.hidden_size
+    torch.manual_seed(5)
+    matrices = [torch.randn(4 * size, size) / 8, torch.randn(size, 4 * size) / 16]
+    modules = json.loads((folder / "modules.json").read_text())
+    for number, matrix in enumerate(matrices, 2):
+        name = f"{number}_Dense"
+        (folder / name).mkdir()
+        settings = {
+            "in_features": matrix.shape[1], "out_features": matrix.shape[0], "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }  # fmt: skip
+        (folder / name / "config.json").write_text(json.dumps(settings))
+        safetensors_torch.save_file({"linear.weight": matrix}, folder / name / "model.safetensors")
+        kind = "sentence_transformers.models.Dense"
+        modules.append({"idx": number, "name": str(number), "path": name, "type": kind})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    texts = [text for text in TEXTS if text]
+    with Model(convert(folder, tmp_path / "g.gguf", "F32")) as loaded, exact(loaded) as to:
+        rows = [loaded.tokenize(text) for text in texts]
+        vectors = to.embed(texts)
+    dense = (matrices[1] @ matrices[0]).numpy()
+    expected = unit([dense @ hidden(model, tokens).mean(0) for tokens in rows])
+    print(f"dense: {np.abs(vectors - expected).max():.1e}")
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
 
 
