@@ -22,7 +22,7 @@ from llcuda.native.context import Context
 from llcuda.native.divergence import compare
 from llcuda.native.model import Model
 from llcuda.native.quantization.imatrix import Collector, ImportanceMatrix
-from llcuda.params import check_number, default_threads
+from llcuda.params import check_number, default_threads, wrong_value
 
 DEFAULT_CHUNK = 512  # tokens; published figures mostly have this size
 MAX_LOGITS = 2**26  # values in memory at once, which take 256 MiB
@@ -272,11 +272,8 @@ def split_chunks(
         raise UnsupportedError(f"{model.path.name} does not generate text token by token")
     tokens = model.tokenize(text)
     if len(tokens) < chunk:
-        raise ArgumentError(
-            f"the text has {len(tokens)} tokens, a chunk {chunk}: give a longer text or a smaller "
-            "chunk",
-            parameter="text",
-        )
+        rule = f"the text is shorter, {len(tokens)} tokens long; give a longer text"
+        raise wrong_value("chunk", chunk, rule)
     begins = range(0, len(tokens) - chunk + 1, chunk)
     token_chunks = [tokens[begin : begin + chunk] for begin in begins][:chunks]
     if model.adds_bos and model.bos is not None:

@@ -114,6 +114,7 @@ class EmbedKeywords(TypedDict, total=False):
     normalize: bool
     truncate: bool
     dimensions: int | None
+    parse_special: bool
 
 
 # --- settings of a request ---

@@ -292,8 +292,8 @@ def test_targets_of_matrices(matrix: ImportanceMatrix, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "says"),
     [
-        ({"text": ""}, ArgumentError, "the text has 1 tokens, a chunk 32"),
-        ({"text": "Once"}, ArgumentError, "give a longer text or a smaller chunk"),
+        ({"text": ""}, ArgumentError, "chunk=32: the text is shorter, 1 tokens long"),
+        ({"text": "Once"}, ArgumentError, "tokens long; give a longer text"),
         ({"text": 5}, ArgumentError, "str or bytes"),
         ({"chunk": 3}, ArgumentError, "chunk=3: expected a whole number at least 4"),
         ({"chunks": 0}, ArgumentError, "chunks=0"),

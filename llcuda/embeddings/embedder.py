@@ -144,6 +144,7 @@ class Embedder:
         normalize: bool = True,
         truncate: bool = False,
         dimensions: int | None = None,
+        parse_special: bool = True,
     ) -> Float32:
         """Return the vectors of texts.
 
@@ -154,6 +155,8 @@ class Embedder:
                 such a text is an error.
             dimensions: How many of the first numbers of each vector to return, for a model that
                 was trained for that. None is all.
+            parse_special: Whether a control token written in a text, for example [SEP], is read
+                as that token, as transformers does. False reads it as text.
 
         Returns:
             float32, shape (len(texts), dimensions or size), in the order of the texts.
@@ -164,7 +167,11 @@ class Embedder:
             DecodeError: The computation fails or gives values that are not numbers.
         """
         return self.embed_counted(
-            texts, normalize=normalize, truncate=truncate, dimensions=dimensions
+            texts,
+            normalize=normalize,
+            truncate=truncate,
+            dimensions=dimensions,
+            parse_special=parse_special,
         ).values
 
     def embed_counted(
@@ -174,6 +181,7 @@ class Embedder:
         normalize: bool = True,
         truncate: bool = False,
         dimensions: int | None = None,
+        parse_special: bool = True,
     ) -> EmbeddingResult:
         """Return the vectors of texts and the numbers of their tokens; see `embed`."""
         if self.pooling == "rank":
@@ -184,7 +192,7 @@ class Embedder:
         check_flag("normalize", normalize)
         if dimensions is not None:
             check_number("dimensions", dimensions, "int", 1, self.size)
-        result = self._compute(self._tokenize(texts, truncate))
+        result = self._compute(self._tokenize(texts, truncate, parse_special))
         vectors = result.values[:, :dimensions]
         return EmbeddingResult(_unit(vectors) if normalize else vectors, result.token_counts)
 
@@ -220,12 +228,15 @@ class Embedder:
         result = self._compute(self._rerank_prompt.tokenize(query, documents, truncate))
         return EmbeddingResult(result.values[:, 0].copy(), result.token_counts)
 
-    def classify(self, texts: Sequence[Text], *, truncate: bool = False) -> Float32:
+    def classify(
+        self, texts: Sequence[Text], *, truncate: bool = False, parse_special: bool = True
+    ) -> Float32:
         """Return a classifier's scores of texts.
 
         Args:
             texts: Texts, or lists of tokens, which are used unchanged.
             truncate: Whether to drop the end of a text with more than `ctx_size` tokens.
+            parse_special: As `embed` takes it.
 
         Returns:
             float32, shape (len(texts), len(labels)).
@@ -235,7 +246,7 @@ class Embedder:
             DecodeError: The computation fails or gives values that are not numbers.
         """
         self._check_classifier("classify")
-        return self._compute(self._tokenize(texts, truncate)).values
+        return self._compute(self._tokenize(texts, truncate, parse_special)).values
 
     def _check_classifier(self, method: str) -> None:
         if self.pooling != "rank":
@@ -246,9 +257,12 @@ class Embedder:
 
     # --- from tokens to rows ---
 
-    def _tokenize(self, texts: Sequence[Text], truncate: bool) -> list[list[int]]:
+    def _tokenize(
+        self, texts: Sequence[Text], truncate: bool, parse_special: bool
+    ) -> list[list[int]]:
         """Return the tokens of each text; raise ArgumentError for one with none or too many."""
         check_flag("truncate", truncate)
+        check_flag("parse_special", parse_special)
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
             raise ArgumentError(
                 f"texts must be a list of texts, not {type(texts).__name__}", parameter="texts"
@@ -256,16 +270,16 @@ class Embedder:
         sequences = []
         for i, text in enumerate(texts):
             try:
-                sequences.append(self._tokenize_one(text, truncate))
+                sequences.append(self._tokenize_one(text, truncate, parse_special))
             except ArgumentError as error:
                 raise ArgumentError(
                     f"texts[{i}]: {error.problem}", parameter=f"texts[{i}]", remedy=error.remedy
                 ) from error
         return sequences
 
-    def _tokenize_one(self, text: Text, truncate: bool) -> list[int]:
+    def _tokenize_one(self, text: Text, truncate: bool, parse_special: bool) -> list[int]:
         if isinstance(text, str):
-            tokens = self.model.tokenize(text)
+            tokens = self.model.tokenize(text, parse_special=parse_special)
         else:
             tokens = self.model.token_list(text, "text")
         if not tokens:

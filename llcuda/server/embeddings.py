@@ -22,7 +22,8 @@ async def answer_embeddings(
     def compute() -> tuple[list[Any], int]:
         embedder = loaded.embedder()
         _check_size(body, embedder)
-        result = embedder.embed_counted(body.texts())
+        parse_special = body.parse_special is not False
+        result = embedder.embed_counted(body.texts(), parse_special=parse_special)
         if body.encoding_format == "base64":
             rows = (vector.astype("<f4").tobytes() for vector in result.values)
             return [base64.b64encode(row).decode() for row in rows], sum(result.token_counts)

@@ -343,6 +343,9 @@ class EmbeddingBody(ModelBody):
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
+    parse_special: bool | None = Field(
+        None, description="false: control tokens written in a text are text."
+    )
 
     def texts(self) -> list[str | list[int]]:
         """Return each text, or its tokens."""

@@ -581,6 +581,22 @@ class TestInferenceEngine:
             assert (1, models.EMBEDDING) == engine.embed(["a"], pooling="mean").shape
 
 
+def test_control_tokens_written_in_texts(make: Make) -> None:
+    """They are read as tokens, as transformers does, unless parse_special=False."""
+    embedder = make("words")
+    model = embedder.model
+    first, last = model.tokenize("")
+    text = f"the cat{model.piece_bytes(last, special=True).decode()}the hat"
+    words = [model.tokenize(part, add_special=False) for part in ("the cat", "the hat")]
+    expected = embedder.embed([[first, *words[0], last, *words[1], last]])
+    np.testing.assert_array_equal(expected, embedder.embed([text]))
+    plain = embedder.embed([model.tokenize(text)])
+    np.testing.assert_array_equal(plain, embedder.embed([text], parse_special=False))
+    assert not np.array_equal(expected, plain)
+    with pytest.raises(ArgumentError, match="parse_special=1: "):
+        embedder.embed(["a"], parse_special=1)  # type: ignore[arg-type]
+
+
 def test_the_public_name() -> None:
     """llcuda.Embedder is the class."""
     assert Embedder is llcuda.Embedder

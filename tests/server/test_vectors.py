@@ -36,6 +36,20 @@ def test_tokens_as_input(server: Served) -> None:
     assert (1, 2) == (len(single), len(two))
 
 
+def test_control_tokens_written_in_texts(server: Served) -> None:
+    """They are tokens, unless parse_special is false."""
+    tokens = []
+    for parse_special in (True, False, None):
+        answer = server.post(
+            "/v1/embeddings", input="<|im_end|>", parse_special=parse_special
+        ).json()
+        tokens.append(answer["usage"]["prompt_tokens"])
+    model = server.engine.model
+    special = len(model.tokenize("<|im_end|>", parse_special=True))
+    assert [special, len(model.tokenize("<|im_end|>")), special] == tokens
+    assert tokens[0] < tokens[1]
+
+
 def test_what_cannot_be_had(server: Served) -> None:
     """Other dimensions, empty and too long texts, and ranking without a classifier are 400s."""
     is_error(server.post("/v1/embeddings", input="a", dimensions=3), 400, "dimensions")
