@@ -106,7 +106,6 @@ class Context:
         self.remembers: bool = self._lib.llcuda_context_remembers(pointer)
         self.whole_texts: bool = self._lib.llcuda_context_whole(pointer)
         self.memory = Memory(self.handle, model, p, self.cells)
-        self._row = self._ffi.new("float **")
         self._adapters: list[Adapter] = []
         # Equal for equal adapters and scales; for the engine, whose cells depend on them.
         self.adapter_key: object = frozenset()
@@ -313,15 +312,16 @@ class Context:
     # --- results of the last decode ---
 
     def logits(self, i: int = -1) -> Float32:
-        """Return the logits of one token of the last decode, without a copy.
+        """Return the logits of one token of the last decode.
 
         Args:
             i: The index of the token in that call; a negative index counts the computed rows from
                 the last one.
 
         Returns:
-            A float32 array of shape (vocab_size,) on C's memory. It is valid until the next decode
-            or state load; copy it to keep it. A sampler sees what is written into it.
+            A float32 array of shape (vocab_size,), which keeps its values. Until the next decode or
+            state load every call returns the same memory, and samplers and log-probabilities see
+            what is written into it; later writes change the array alone.
 
         Raises:
             NoOutputError: No logits were computed for the token.
@@ -329,13 +329,13 @@ class Context:
         return self._output("logits", i, self.model.vocab_size)
 
     def embeddings(self, i: int = -1) -> Float32:
-        """Return the embedding of one token of the last decode, without a copy.
+        """Return the embedding of one token of the last decode.
 
         Args:
             i: The index of the token, as in `logits`.
 
         Returns:
-            A float32 array of shape (embedding_size,), valid as that of `logits`.
+            A float32 array of shape (embedding_size,), which keeps its values.
 
         Raises:
             NoOutputError: No embedding was computed; it needs embeddings=True.
@@ -349,8 +349,8 @@ class Context:
             seq: The sequence.
 
         Returns:
-            A float32 array of shape (embedding_size,), or (classes,) with pooling="rank", valid as
-            that of `logits`.
+            A float32 array of shape (embedding_size,), or (classes,) with pooling="rank", which
+            keeps its values.
 
         Raises:
             NoOutputError: No embedding was computed; it needs embeddings=True and a pooling.
@@ -363,14 +363,16 @@ class Context:
 
     def _output(self, name: str, i: int, size: int) -> Float32:
         owner = self.handle.owner
+        row = self._ffi.new("float **")
         try:
-            status = getattr(self._lib, f"llcuda_{name}")(owner.pointer, i, self._row)
+            status = getattr(self._lib, f"llcuda_{name}")(owner.pointer, i, row)
         except (TypeError, OverflowError):
             parameter = "seq" if name == "embeddings_seq" else "i"
             raise wrong_value(parameter, i, "expected a whole number") from None
         if status:
             library.check(status, lambda: f"{name} at {i}; {self.describe_outputs()}")
-        return np.asarray(_CRow(int(self._ffi.cast("uintptr_t", self._row[0])), size, owner))
+        values = self._ffi.gc(row[0], self._lib.llcuda_row_release, 4 * size)
+        return np.frombuffer(self._ffi.buffer(values, 4 * size), np.float32)
 
     def output_indices(self) -> list[int]:
         """Return the indices, in the last decode call, of the tokens that have logits."""
@@ -687,21 +689,6 @@ class Context:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.params.sequences} x {self.ctx_size} tokens"
         return f"<llcuda.Context on {self.model.path.name!r}: {state}>"
-
-
-class _CRow:
-    """C's memory as numpy takes it; the array that refers to it keeps the context's memory."""
-
-    __slots__ = ("__array_interface__", "owner")
-
-    def __init__(self, address: int, size: int, owner: library.Owner) -> None:
-        self.owner = owner
-        self.__array_interface__ = {
-            "data": (address, False),
-            "shape": (size,),
-            "typestr": "<f4",
-            "version": 3,
-        }
 
 
 def _shortened(numbers: Sequence[int]) -> str:

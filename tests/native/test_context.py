@@ -17,26 +17,29 @@ PROMPT = list(range(40, 60))
 TOLERANCE = {"rtol": 0, "atol": 5e-3}  # as in test_decode.py
 
 
-class TestViews:
-    """Logits and embeddings as views on C's memory."""
+class TestResults:
+    """Logits and embeddings as arrays that the context shares until the next decode."""
 
-    def test_logits_are_no_copy(self, context: Context) -> None:
-        """What is written into the view is what a sampler sees, and every view is the same."""
+    def test_a_sampler_sees_what_is_written(self, context: Context) -> None:
+        """Every call returns the same memory, and whatever reads logits reads it."""
         context.decode([1, 2, 3])
         view = context.logits()
         assert (np.float32, (models.VOCABULARY,)) == (view.dtype, view.shape)
         view[77] = 1e4
         assert 77 == Sampler(temperature=0).sample(context)
+        assert [(77, 0.0)] == context.top_logprobs(1)
         assert 1e4 == context.logits(2)[77]
         assert np.shares_memory(view, context.logits())
 
-    def test_views_of_several_rows_are_next_to_each_other(self, context: Context) -> None:
-        """One buffer holds all rows."""
+    def test_each_row_has_memory_of_its_own(self, context: Context) -> None:
+        """Rows are read in any order, and a write into one changes no other."""
         context.decode([1, 2, 3], logits="all")
-        rows = [context.logits(i) for i in range(3)]
-        assert 3 == len({row.ctypes.data for row in rows})
-        np.testing.assert_array_equal(rows[2], context.logits(-1))
-        np.testing.assert_array_equal(rows[0], context.logits(-3))
+        rows = [context.logits(i) for i in (2, 0, 1)]
+        copies = [row.copy() for row in rows]
+        rows[0][:] = 0
+        np.testing.assert_array_equal(rows[0], context.logits(-1))
+        np.testing.assert_array_equal(copies[1], context.logits(-3))
+        np.testing.assert_array_equal(copies[2], context.logits(1))
 
     def test_top_logprobs_are_the_best_of_log_softmax(self, context: Context) -> None:
         """Best first."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import llcuda
-from llcuda import Context, Model, Sampler
+from llcuda import Context, Model, Sampler, core
 from llcuda import samplers as steps
 from llcuda.errors import (
     ClosedError,
@@ -23,6 +23,7 @@ from llcuda.errors import (
     DecodeAbortedError,
     NoOutputError,
 )
+from llcuda.gguf_parser import GGUFReader
 from tests.support import models
 from tests.support.programs import run
 
@@ -244,16 +245,6 @@ class TestClosing:
         gc.collect()
         assert ord("a") == sampler.sample_logits(logits)
 
-    def test_logits_outlive_their_context(self, model: Model, make_context: Make) -> None:
-        """A view keeps the memory that it shows."""
-        context = make_context(model)
-        context.decode([1, 2, 3])
-        view, copy = context.logits(), context.logits().copy()
-        context.close()
-        del context
-        gc.collect()
-        np.testing.assert_array_equal(view, copy)
-
     def test_contexts_free_their_memory(self, model: Model) -> None:
         """A thousand contexts, closed or forgotten, leave nothing behind."""
         finalizers = []
@@ -291,6 +282,95 @@ class TestClosing:
         )
         result = run(program, model_files["llama"])
         assert (0, "", "") == (result.returncode, result.stdout, result.stderr)
+
+
+# Reads results of a decode, and writes into them after each event that ends them: decodes with more
+# outputs, for which llama.cpp frees its buffer, a state, and the end of the context.
+STALE = """
+import gc, sys
+import numpy as np
+from llcuda import Context, Model, Sampler
+
+path, kind, device = sys.argv[1:]
+options = {} if kind == "logits" else {"embeddings": True}
+pooling = {"sequence_embedding": "mean", "embeddings": "none"}.get(kind)
+with Model(path) as model:
+    context = Context(
+        model, ctx_size=512, batch_size=512, threads=1, device_logits=device == "device",
+        pooling=pooling, **options,
+    )
+    argument = 0 if kind == "sequence_embedding" else -1
+    read = lambda: getattr(context, kind)(argument)
+    context.decode([5, 6, 7])
+    state = context.save_state()
+    rows, copies = [read()], [read().copy()]
+    events = [lambda n=n: (context.memory.clear(), context.decode([5] * n, logits="all"))
+              for n in (40, 200, 450)]
+    events += [lambda: context.load_state(state), lambda: context.decode([9]), context.close]
+    for event in events:
+        event()
+        gc.collect()
+        print(all(map(np.array_equal, rows, copies)), end=" ")
+        for row, copy in zip(rows, copies):
+            row[:] = copy[:] = -1
+        if not context.closed and context.output_indices():
+            rows.append(read())
+            copies.append(rows[-1].copy())
+del context
+gc.collect()
+print(all(map(np.array_equal, rows, copies)))
+"""
+
+
+@pytest.mark.parametrize("device", ["host", "device"])
+@pytest.mark.parametrize("kind", ["logits", "embeddings", "sequence_embedding"])
+def test_results_outlive_their_decode(kind: str, device: str, model_files: dict[str, Path]) -> None:
+    """An array of results holds its values and may be written to, whatever the context does."""
+    result = run(STALE, model_files["llama"], kind, device)
+    assert (0, "True " * 6 + "True\n", "") == (result.returncode, result.stdout, result.stderr)
+
+
+def test_a_write_after_a_decode_reaches_no_sampler(context: Context) -> None:
+    """The next results are the model's."""
+    context.decode([1, 2, 3])
+    stale = context.logits()
+    context.decode([4])
+    expected = context.logits().copy()
+    stale[:] = 0
+    stale[77] = 1e4
+    np.testing.assert_array_equal(expected, context.logits())
+    assert int(expected.argmax()) == Sampler(temperature=0).sample(context)
+
+
+def test_candidates_outlive_their_step(context: Context) -> None:
+    """What a Python step was given is memory of its own."""
+    given: list[Any] = []
+    chain = [steps.Python(lambda candidates: given.append(candidates)), steps.Greedy()]
+    sampler = Sampler(chain=chain)
+    for token in range(5):
+        context.decode([token])
+        sampler.sample(context)
+    copies = [candidates.copy() for candidates in given]
+    context.close()
+    sampler.close()
+    gc.collect()
+    for candidates, copy in zip(given, copies, strict=True):
+        np.testing.assert_array_equal(candidates, copy)
+        candidates["logit"] = 0
+
+
+def test_bytes_of_a_file_outlive_its_reader_and_its_model(model_files: dict[str, Path]) -> None:
+    """Views of the mapped file and tensors of it keep the mapping."""
+    with Model(model_files["llama"]) as model, GGUFReader(model_files["llama"]) as reader:
+        context = Context(model, threads=1, ctx_size=256)
+        name = reader.list_tensors()[0]
+        view, expected = reader.get_tensor_data(name), reader.numpy(name)
+        tensor = core.load_tensors(model_files["llama"], [name])[name]
+    context.close()
+    del reader, model, context
+    gc.collect()
+    np.testing.assert_array_equal(np.frombuffer(view, np.float32), expected.reshape(-1))
+    np.testing.assert_array_equal(tensor.numpy(), expected)
 
 
 def test_no_output_after_an_abort(model: Model, make_context: Make) -> None:

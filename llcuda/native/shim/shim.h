@@ -224,9 +224,12 @@ int llcuda_encode(struct llcuda_context * context, const int32_t * tokens, int32
 
 // Write at most `capacity` indices; returns how many there are, or a status below 0.
 int llcuda_output_indices(struct llcuda_context * context, int32_t * indices, int32_t capacity);
+// A copy of a row of results, the same one until the next decode, which the caller releases. Samplers, log-probabilities
+// and comparisons read what the caller writes into it.
 int llcuda_logits(struct llcuda_context * context, int32_t index, float ** row);
 int llcuda_embeddings(struct llcuda_context * context, int32_t index, float ** row);
 int llcuda_embeddings_seq(struct llcuda_context * context, int32_t seq, float ** row);
+void llcuda_row_release(float * row);
 
 int llcuda_memory_clear(struct llcuda_context * context, bool data);
 int llcuda_memory_remove(struct llcuda_context * context, int32_t seq, int32_t begin, int32_t end);

@@ -98,7 +98,7 @@ int decode_chunk(llcuda_context * context, const int32_t * tokens, int32_t begin
                  int32_t seq, int32_t pos, int outputs) {
     llama_batch_ext_clear(context->batch);
     context->first_row = begin;
-    context->outputs.clear();
+    shim::forget_outputs(context);
     context->first.assign(context->n_seq_max, -1);
     context->first[seq] = pos + begin;
     for (int32_t i = begin; i < end; i++) {
@@ -111,7 +111,7 @@ int decode_chunk(llcuda_context * context, const int32_t * tokens, int32_t begin
     }
     const int status = process(context, LLAMA_PROCESS_TYPE_DECODE, end - begin, total == 1);
     if (status != LLCUDA_OK) {
-        context->outputs.clear();
+        shim::forget_outputs(context);
     }
     return status;
 }
@@ -294,7 +294,7 @@ int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t *
         }
         llama_batch_ext_clear(context->batch);
         context->first_row = 0;
-        context->outputs.clear();
+        shim::forget_outputs(context);
         for (int32_t i = 0; i < n_rows; i++) {
             const int32_t seq = seqs[i];
             one_row_each &= next[seq] < 0;
@@ -316,7 +316,7 @@ int llcuda_decode_rows(llcuda_context * context, int32_t n_rows, const int32_t *
         }
         const int status = process(context, LLAMA_PROCESS_TYPE_DECODE, n_rows, one_row_each);
         if (status != LLCUDA_OK) {
-            context->outputs.clear();
+            shim::forget_outputs(context);
         }
         return status;
     });
@@ -335,7 +335,7 @@ int llcuda_encode(llcuda_context * context, const int32_t * tokens, int32_t n_to
             return LLCUDA_BAD_POSITION;
         }
         llama_batch_ext_clear(context->batch);
-        context->outputs.clear();
+        shim::forget_outputs(context);
         context->first.clear();  // an encoder remembers nothing
         for (int32_t i = 0; i < n_tokens; i++) {
             if (tokens[i] < 0 || tokens[i] >= context->n_vocab) {

@@ -9,6 +9,21 @@
 #include "common.hpp"
 #include "decode/device_logits.hpp"
 
+namespace shim {
+
+// A copy of a row of results in memory of its own, which the context shares with Python.
+struct RowRelease {
+    void operator()(float * row) const { llcuda_row_release(row); }
+};
+using SharedRow = std::unique_ptr<float, RowRelease>;
+
+// The rows that were read since the last decode, by output, or by sequence; null where none was.
+struct ReadRows {
+    std::vector<SharedRow> logits, embeddings, sequences;
+};
+
+}  // namespace shim
+
 struct llcuda_context {
     llama_context *   raw    = nullptr;
     llama_memory_t    memory = nullptr;   // null for encoders
@@ -22,6 +37,7 @@ struct llcuda_context {
 
     int32_t              first_row = 0;  // index within the call of the last batch's first row
     std::vector<int32_t> outputs;        // indices within the call that have outputs, ascending
+    shim::ReadRows       read;
     std::vector<int32_t> next;           // per sequence, while a batch is filled
     std::vector<int32_t> first;          // per sequence, the first position of the last batch; -1 = not in it
     bool computing = false;  // the last batch was begun and llama.cpp has not returned
@@ -68,6 +84,9 @@ template <typename Result, typename Call> Result entered(llcuda_context * contex
     return result;
 }
 
+// Forget the results of the last decode. Rows that Python holds stay as they are.
+void forget_outputs(llcuda_context * context);
+
 // Wait for the device; the time counts as the decode's.
 void wait(llcuda_context * context);
 
@@ -75,7 +94,8 @@ void wait(llcuda_context * context);
 // from the last output.
 int32_t output_of(const llcuda_context * context, int32_t index);
 
-// The logits of an output, null if they were overwritten. The decode must be complete.
+// The logits of an output, those that Python may have changed where it has read them; null if a later micro-batch has
+// overwritten them. The decode must be complete.
 const float * logits_of(llcuda_context * context, int32_t output);
 
 // Wait for the logits at `indices`, null where there are none, then run `call`; its time counts as sampling.

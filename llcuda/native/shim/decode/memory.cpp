@@ -140,7 +140,7 @@ int64_t llcuda_state_load(llcuda_context * context, int32_t seq, uint32_t flags,
         if (seq >= context->n_seq_max) {
             return LLCUDA_BAD_SEQUENCE;
         }
-        context->outputs.clear();
+        shim::forget_outputs(context);
         const size_t read = seq < 0 ? llama_state_set_data(context->raw, data, size)
                                     : llama_state_seq_set_data_ext(context->raw, data, size, seq, flags);
         return read ? static_cast<int64_t>(read) : int64_t{LLCUDA_EXCEPTION};

@@ -3,8 +3,42 @@
 #include "decode/context.hpp"
 
 #include <algorithm>
+#include <cstring>
+#include <new>
 
 using shim::now_ns;
+using shim::SharedRow;
+
+namespace {
+
+// Bytes before the values of a shared row: how many hold it. Keeps the values aligned for vectors.
+constexpr size_t HEAD = 64;
+
+std::atomic<int> & holders(float * row) {
+    return *reinterpret_cast<std::atomic<int> *>(reinterpret_cast<char *>(row) - HEAD);
+}
+
+SharedRow share(const float * values, size_t n) {
+    auto * memory = static_cast<char *>(::operator new(HEAD + n * sizeof(float)));
+    new (memory) std::atomic<int>(1);
+    std::memcpy(memory + HEAD, values, n * sizeof(float));
+    return SharedRow(reinterpret_cast<float *>(memory + HEAD));
+}
+
+}  // namespace
+
+void llcuda_row_release(float * row) {
+    if (--holders(row) == 0) {
+        ::operator delete(reinterpret_cast<char *>(row) - HEAD);
+    }
+}
+
+void shim::forget_outputs(llcuda_context * context) {
+    context->outputs.clear();
+    context->read.logits.clear();
+    context->read.embeddings.clear();
+    context->read.sequences.clear();
+}
 
 void shim::wait(llcuda_context * context) {
     if (!context->pending) {
@@ -34,16 +68,33 @@ static int32_t batch_index(const llcuda_context * context, int32_t output) {
 }
 
 const float * shim::logits_of(llcuda_context * context, int32_t output) {
+    const auto & read = context->read.logits;
+    if (static_cast<size_t>(output) < read.size() && read[output]) {
+        return read[output].get();
+    }
     return context->device ? context->device->row(output)
                            : llama_get_logits_ith(context->raw, batch_index(context, output));
 }
 
-template <typename Read> static int read_output(llcuda_context * context, float ** row, Read && read) {
-    return shim::entered<int>(context, [&]() -> int {
-        shim::wait(context);
-        *row = const_cast<float *>(read());
-        return *row ? LLCUDA_OK : LLCUDA_NO_OUTPUT;
-    });
+// Copy the row number i of `rows`, which `read` finds, unless that was done since the last decode, and give it out.
+template <typename Read>
+static int read_row(llcuda_context * context, std::vector<SharedRow> & rows, int32_t i, size_t size, float ** row,
+                    Read && read) {
+    if (i < 0) {
+        return LLCUDA_NO_OUTPUT;
+    }
+    shim::wait(context);
+    rows.resize(std::max<size_t>(rows.size(), i + 1));
+    if (!rows[i]) {
+        const float * values = read();
+        if (!values) {
+            return LLCUDA_NO_OUTPUT;
+        }
+        rows[i] = share(values, size);
+    }
+    *row = rows[i].get();
+    ++holders(*row);
+    return LLCUDA_OK;
 }
 
 int llcuda_output_indices(llcuda_context * context, int32_t * indices, int32_t capacity) {
@@ -55,16 +106,19 @@ int llcuda_output_indices(llcuda_context * context, int32_t * indices, int32_t c
 }
 
 int llcuda_logits(llcuda_context * context, int32_t index, float ** row) {
-    return read_output(context, row, [&]() -> const float * {
+    return shim::entered<int>(context, [&]() -> int {
         const int32_t output = shim::output_of(context, index);
-        return output < 0 ? nullptr : shim::logits_of(context, output);
+        return read_row(context, context->read.logits, output, context->n_vocab, row,
+                        [&] { return shim::logits_of(context, output); });
     });
 }
 
 int llcuda_embeddings(llcuda_context * context, int32_t index, float ** row) {
-    return read_output(context, row, [&]() -> const float * {
+    return shim::entered<int>(context, [&]() -> int {
         const int32_t output = shim::output_of(context, index);
-        return output < 0 ? nullptr : llama_get_embeddings_ith(context->raw, batch_index(context, output));
+        const size_t size = llama_model_n_embd_out(llama_get_model(context->raw));
+        return read_row(context, context->read.embeddings, output, size, row,
+                        [&] { return llama_get_embeddings_ith(context->raw, batch_index(context, output)); });
     });
 }
 
@@ -72,7 +126,13 @@ int llcuda_embeddings_seq(llcuda_context * context, int32_t seq, float ** row) {
     if (seq < 0 || seq >= context->n_seq_max) {
         return LLCUDA_BAD_SEQUENCE;
     }
-    return read_output(context, row, [&]() -> const float * { return llama_get_embeddings_seq(context->raw, seq); });
+    return shim::entered<int>(context, [&]() -> int {
+        const auto * model = llama_get_model(context->raw);
+        const bool ranks = llama_pooling_type(context->raw) == LLAMA_POOLING_TYPE_RANK;
+        const size_t size = ranks ? llama_model_n_cls_out(model) : llama_model_n_embd_out(model);
+        return read_row(context, context->read.sequences, seq, size, row,
+                        [&] { return llama_get_embeddings_seq(context->raw, seq); });
+    });
 }
 
 int shim::with_rows(llcuda_context * context, const int32_t * indices, std::vector<const float *> & rows,

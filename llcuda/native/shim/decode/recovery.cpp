@@ -24,7 +24,7 @@ void forget_batch(llcuda_context * context) {
             llama_memory_seq_rm(context->memory, seq, -1, -1);
         }
     }
-    context->outputs.clear();
+    shim::forget_outputs(context);
 }
 
 }  // namespace
