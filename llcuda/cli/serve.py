@@ -60,14 +60,20 @@ def serve(
     max_body: Annotated[float, typer.Option(min=0, help="Largest body of a request in MB.")] = 16,
     deadline: Annotated[float, typer.Option(min=0, help="Seconds of a request; 0 = none.")] = 600,
     drain: Annotated[float, typer.Option(min=0, help="Seconds to finish after SIGTERM.")] = 30,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info (a line for each request), warning or error.")
+    ] = "info",
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Serve OpenAI's API until SIGTERM or Ctrl-C."""
     try:
         from llcuda.server import Limits, create_app
         from llcuda.server import serve as serve_app
+        from llcuda.server.log import configure_logging
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
+    configure_logging(log_level, log_format)
     parameters: dict[str, Any] = {
         "n_parallel": parallel,
         "ctx_size": ctx_size,

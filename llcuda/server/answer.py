@@ -13,7 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from llcuda.chat.parser import ChatDelta
 from llcuda.server.errors import ApiError, translate_and_log
+from llcuda.server.log import RequestRecord
 
+RECORD = "llcuda.record"  # the key of an ASGI scope that holds its RequestRecord
 FLUSH_SECONDS = 0.01  # between two events of one text; faster tokens share an event
 EVENTS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -30,31 +32,27 @@ class Answer(Response):
 
     Args:
         work: Writes the answer.
-        on_disconnect: Called when the client disconnects before the end.
         names: The API's names of the engine's parameters, where they differ.
     """
 
     def __init__(
         self,
         work: Callable[[ResponseWriter], Awaitable[None]],
-        on_disconnect: Callable[[], None],
         names: Mapping[str, str] | None = None,
     ) -> None:
         self._work = work
-        self._on_disconnect = on_disconnect
         self._names = names
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop."""
-        writer = ResponseWriter(send)
+        record: RequestRecord = scope[RECORD]
+        writer = ResponseWriter(send, record.request_id)
         work = asyncio.ensure_future(self._answer(writer))
         disconnect = asyncio.ensure_future(_disconnect(receive))
         stopped = False
         try:
             await asyncio.wait((work, disconnect), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                self._on_disconnect()
         except asyncio.CancelledError:  # the server ends; the client is told
             stopped = True
         finally:
@@ -62,6 +60,7 @@ class Answer(Response):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        record.usage = writer.usage
         if stopped and not writer.ended:
             leaving = ApiError(503, "the server is shutting down", code="unavailable", retry=5)
             await _refuse(writer, leaving)
@@ -70,7 +69,7 @@ class Answer(Response):
         try:
             await self._work(writer)
         except Exception as error:
-            await _refuse(writer, translate_and_log(error, self._names))
+            await _refuse(writer, translate_and_log(error, writer.request_id, self._names))
 
 
 async def _refuse(writer: ResponseWriter, refusal: ApiError) -> None:
@@ -88,13 +87,21 @@ async def _disconnect(receive: Receive) -> None:
 class ResponseWriter:
     """Writes one answer: `json` once, or `write` for each event and then `end`.
 
+    Args:
+        send: Sends ASGI messages.
+        request_id: The id of the request.
+
     Attributes:
+        request_id: The id of the request.
         begun: Whether the status and the headers are written.
         ended: Whether the whole answer is written.
+        usage: The tokens of the request for the log, in OpenAI's form.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
+        self.request_id = request_id
+        self.usage: Mapping[str, Any] = {}
         self.begun = self.ended = False
 
     async def json(

@@ -34,7 +34,7 @@ from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.chunks import unix_time
 from llcuda.server.completions import answer_completion
 from llcuda.server.embeddings import answer_embeddings, answer_rerank
-from llcuda.server.errors import ApiError, translate_and_log
+from llcuda.server.errors import ApiError
 from llcuda.server.metrics import metrics_text
 from llcuda.server.middleware import LOOPBACK, Limits, RequestGuardMiddleware, Traffic
 from llcuda.server.models import LoadedModel, ModelPool, ModelSpec
@@ -127,7 +127,6 @@ def create_app(
     app.include_router(_model_routes(service))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_exception_handler(Exception, _failed)
     app.add_middleware(
         RequestGuardMiddleware,
         limits=service.limits,
@@ -222,7 +221,7 @@ class Service:
             async with self.models.use(body.model) as loaded:
                 await work(body, loaded, writer)
 
-        return Answer(run, self.traffic.count_disconnect, body.engine_names)
+        return Answer(run, body.engine_names)
 
 
 def _model_routes(service: Service) -> APIRouter:
@@ -290,10 +289,6 @@ async def _no_route(request: Request, error: Exception) -> Response:
     return answer
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    return _refusal(translate_and_log(error))
-
-
 def serve(
     app: FastAPI,
     *,
@@ -324,6 +319,7 @@ def serve(
             timeout_graceful_shutdown=max(1, round(drain_seconds)),
             timeout_keep_alive=30,
             access_log=False,
+            log_config=None,  # the program configures logging
             log_level="warning",
             server_header=False,
         )

@@ -52,7 +52,8 @@ async def answer_chat(
                 _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
                 for index, answer in enumerate(answers)
             ]
-            await writer.json({**fields, "choices": choices, "usage": _usage(answers)})
+            writer.usage = _usage(answers)
+            await writer.json({**fields, "choices": choices, "usage": writer.usage})
     finally:
         for chat in chats:
             chat.cancel()
@@ -67,16 +68,16 @@ async def answer_response(
     response = ResponseBuilder(body, loaded.spec.name)
     try:
         if not body.stream:
-            async for _ in _response_events(chat_body, engine, chat, response):
+            async for _ in _response_events(chat_body, engine, chat, response, writer):
                 pass
             await writer.json(response.document)
             return
         await writer.write(response.begin())
         try:
-            async for events in _response_events(chat_body, engine, chat, response):
+            async for events in _response_events(chat_body, engine, chat, response, writer):
                 await writer.write(events)
         except Exception as error:
-            await writer.end(response.failed(translate_and_log(error)))
+            await writer.end(response.failed(translate_and_log(error, writer.request_id)))
         else:
             await writer.end()
     finally:
@@ -218,14 +219,18 @@ async def _stream(
 
     await run_together([follow(index, chat) for index, chat in enumerate(chats)])
     ending = ""
+    writer.usage = _usage([answers[index] for index in range(len(chats))])
     if wants_usage:
-        spent = _usage([answers[index] for index in range(len(chats))])
-        ending = event({**fields, "choices": [], "usage": spent})
+        ending = event({**fields, "choices": [], "usage": writer.usage})
     await writer.end(ending + DONE)
 
 
 async def _response_events(
-    body: ChatBody, engine: Engine, chat: Chat[Completion], response: ResponseBuilder
+    body: ChatBody,
+    engine: Engine,
+    chat: Chat[Completion],
+    response: ResponseBuilder,
+    writer: ResponseWriter,
 ) -> AsyncIterator[str]:
     """Read an answer into a response, and yield the events of it."""
     async for delta, scores in _deltas(engine, chat, body):
@@ -234,7 +239,8 @@ async def _response_events(
             yield events
     answer = await chat
     check_deadline([answer.completion])
-    yield response.end(_usage([answer]), answer.completion.finish_reason == "stop")
+    writer.usage = _usage([answer])
+    yield response.end(writer.usage, answer.completion.finish_reason == "stop")
 
 
 async def _deltas(

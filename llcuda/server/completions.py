@@ -136,8 +136,8 @@ async def _whole(
         for i in ranking[:wanted]:
             document = _choice(body, engine, choices[i], completions[i])
             documents.append({**document, "index": len(documents)})
-    totals = usage(completions[::candidates], completions)
-    await writer.json({**fields, "choices": documents, "usage": totals})
+    writer.usage = usage(completions[::candidates], completions)
+    await writer.json({**fields, "choices": documents, "usage": writer.usage})
 
 
 def _mean_logprob(completion: Completion) -> float:
@@ -200,8 +200,8 @@ async def _stream(
 
     await run_together([follow(choice) for choice in choices])
     ending = ""
+    ordered = [completions[choice.index] for choice in choices]
+    writer.usage = usage(ordered[:: body.n or 1], ordered)
     if wants_usage:
-        ordered = [completions[choice.index] for choice in choices]
-        totals = usage(ordered[:: body.n or 1], ordered)
-        ending = event({**fields, "choices": [], "usage": totals})
+        ending = event({**fields, "choices": [], "usage": writer.usage})
     await writer.end(ending + DONE)

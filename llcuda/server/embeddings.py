@@ -32,6 +32,7 @@ async def answer_embeddings(
     vectors, tokens = await asyncio.get_running_loop().run_in_executor(
         loaded.embedding_executor, compute
     )
+    writer.usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     await writer.json({
         "object": "list",
         "data": [
@@ -39,7 +40,7 @@ async def answer_embeddings(
             for i, vector in enumerate(vectors)
         ],
         "model": loaded.spec.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": writer.usage,
     })  # fmt: skip
 
 
@@ -69,9 +70,10 @@ async def answer_rerank(body: RerankBody, loaded: LoadedModel, writer: ResponseW
         if body.return_documents:
             result["document"] = {"text": texts[i]}
         results.append(result)
+    writer.usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     await writer.json({
         "id": new_id("rerank-"),
         "model": loaded.spec.name,
         "results": results,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": writer.usage,
     })  # fmt: skip

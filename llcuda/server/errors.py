@@ -7,7 +7,6 @@ server: errors that the client did not cause go to the log.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 
 from llcuda.errors import (
@@ -19,8 +18,7 @@ from llcuda.errors import (
     QueueFullError,
     UnsupportedError,
 )
-
-logger = logging.getLogger("llcuda.server")
+from llcuda.server.log import log_failure
 
 RETRY_SECONDS = 1
 
@@ -71,17 +69,26 @@ class ApiError(Exception):
         return json.dumps({"error": error})  # also with half of a surrogate pair in it
 
 
-INTERNAL = "internal error; the server's log says more"
-OUT_OF_MEMORY = "too little memory for this request at the moment; the server's log says more"
-NOT_LOADABLE = "the model cannot be loaded; the server's log says more"
+INTERNAL = "internal error"
+OUT_OF_MEMORY = "too little memory for this request at the moment"
+NOT_LOADABLE = "the model cannot be loaded"
 LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE})
 
 
-def translate_and_log(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
-    """Return what the client is told; errors that it did not cause are logged with their trace."""
+def translate_and_log(
+    error: Exception, request_id: str, names: Mapping[str, str] | None = None
+) -> ApiError:
+    """Return what the client is told; errors that it did not cause are logged with their trace.
+
+    Args:
+        error: The exception.
+        request_id: The id of the request, by which the client's message and the log's name it.
+        names: The API's names of the engine's parameters, where they differ.
+    """
     refusal = translate(error, names)
     if refusal.message in LOGGED:
-        logger.error("a request failed", exc_info=error)
+        log_failure(error, request_id)
+        refusal.message += f"; the server's log says more about {request_id}"
     return refusal
 
 

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llcuda.params import check_number
-from llcuda.server.answer import ResponseWriter
-from llcuda.server.chunks import new_id
-from llcuda.server.errors import ApiError
+from llcuda.server.answer import RECORD, ResponseWriter
+from llcuda.server.errors import ApiError, translate_and_log
+from llcuda.server.log import CLIENT_LEFT, RequestRecord
 
 KEYLESS_PATHS = ("/", "/health")
 MIN_SECONDS = 0.001
@@ -66,13 +67,9 @@ class Traffic:
     active: int = 0
     client_disconnects: int = 0
 
-    def count_disconnect(self) -> None:
-        """Count a client that disconnected before its answer was complete."""
-        self.client_disconnects += 1
-
 
 class RequestGuardMiddleware:
-    """Refuses requests of unknown hosts, without a key, beyond a limit; numbers and counts them.
+    """Refuses requests of unknown hosts, without a key, beyond a limit; counts and logs them.
 
     Args:
         app: The application behind it.
@@ -101,27 +98,36 @@ class RequestGuardMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = new_id("req_").encode()
-        status = 500
+        record = scope[RECORD] = RequestRecord.of(scope)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
+                request_id = record.request_id.encode()
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
+            if message["type"] == "http.response.body":
+                record.complete = not message.get("more_body")
 
         self._traffic.active += 1
         try:
             receive_body = await self._check(scope, receive)
             await self._app(scope, receive_body, send_with_id)
-        except ApiError as refusal:
-            await _refuse(refusal, send_with_id)
+        except ClientDisconnect:
+            pass  # nobody reads an answer
+        except Exception as error:
+            refusal = translate_and_log(error, record.request_id)
+            if record.status is None:
+                await _refuse(refusal, ResponseWriter(send_with_id, record.request_id))
+            else:  # the server closes the connection, because the answer is incomplete
+                record.failed = True
         finally:
             self._traffic.active -= 1
+            self._traffic.client_disconnects += record.final_status == CLIENT_LEFT
             route = scope.get("route")
             path = getattr(route, "path", "other")
-            self._traffic.answers[path, status] += 1
+            self._traffic.answers[path, record.final_status] += 1
+            record.log()
 
     async def _check(self, scope: Scope, receive: Receive) -> Receive:
         """Return what gives the application the whole body. Raises ApiError."""
@@ -176,7 +182,7 @@ class RequestGuardMiddleware:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError(400, "the body is incomplete")
+                        raise ClientDisconnect
                     part = message.get("body", b"")
                     size += len(part)
                     if size > max_bytes:
@@ -194,7 +200,7 @@ def _too_large(max_bytes: int) -> ApiError:
     return ApiError(413, message, code="body_too_large")
 
 
-async def _refuse(refusal: ApiError, send: Send) -> None:
+async def _refuse(refusal: ApiError, writer: ResponseWriter) -> None:
     """Answer, and close the connection: a body may still be on its way."""
     headers = {**refusal.headers, "connection": "close"}
-    await ResponseWriter(send).json(refusal.as_json(), refusal.status, headers)
+    await writer.json(refusal.as_json(), refusal.status, headers)
