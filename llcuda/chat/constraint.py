@@ -67,14 +67,9 @@ def chat_guide(
         )
     if form is None:
         return None
-    if syntax.channels is not None and syntax.opens_channel(prompt):
-        # The header of the content may begin with what the prompt ends with.
-        opened, end = syntax.channels.start, syntax.channels.final
-    else:
-        opened, end = "", syntax.open_reasoning(prompt)
-    if not end:
+    if not syntax.opens_channel(prompt) and syntax.open_reasoning(prompt) is None:
         return form.guide()
-    return ReasoningGuide(model, form.guide, end, shown_tokens, opened)
+    return ReasoningGuide(model, form.guide, syntax, prompt, shown_tokens)
 
 
 def _tool_format(
@@ -108,6 +103,17 @@ def _detokenizer(model: Model, shown_tokens: frozenset[int]) -> Callable[[int], 
     return lambda token: decode(model.piece_bytes(token, token in shown_tokens))
 
 
+def _until_content(syntax: ChatSyntax, prompt: str, reader: StreamReader) -> Reading[None]:
+    """Read up to the content of an answer whose prompt opens reasoning or a header."""
+    if (reasoning := syntax.open_reasoning(prompt)) is not None:
+        yield from reader.until(syntax.reasoning_ends(reasoning), nothing)
+    elif (channels := syntax.channels) is not None:
+        header: list[str] = []
+        while not header or not channels.is_content("".join(header)):
+            header = []
+            yield from reader.until((channels.message,), header.append)
+
+
 class ReasoningGuide:
     """Leaves the reasoning free, and has a guide restrict all that follows; see `llcuda.guide`.
 
@@ -116,26 +122,25 @@ class ReasoningGuide:
     Args:
         model: The model that writes the answer.
         new_guide: Makes the guide of the text behind the reasoning.
-        end: The delimiter behind the reasoning.
+        syntax: The delimiters of the model.
+        prompt: The prompt of the answer.
         shown_tokens: Control tokens that are part of the text.
-        opened: A text that the prompt ends with, and with which `end` may begin.
     """
 
     def __init__(
         self,
         model: Model,
         new_guide: Callable[[], Guide],
-        end: str,
+        syntax: ChatSyntax,
+        prompt: str,
         shown_tokens: frozenset[int] = frozenset(),
-        opened: str = "",
     ) -> None:
         self._model = model
         self._new_guide = new_guide
         self._guide: Any = None
         self._detokenize = _detokenizer(model, shown_tokens)
         self._reader = StreamReader()
-        self._reader.feed(opened)
-        self._reading = self._reader.until((end,), nothing)
+        self._reading = _until_content(syntax, prompt, self._reader)
         self._mask = np.full((model.vocab_size + 31) // 32, 0xFFFFFFFF, np.uint32)
         for token in model.eog_tokens:
             self._mask[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)

@@ -7,10 +7,10 @@ template makes of a conversation with a call.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-CONTENT_NAME = "all"  # the function to which functionary writes its content
 _CHANNEL_ENDS = ("<|end|>", "<|eom|>", "<|call|>", "<|return|>", "<|eot|>")
 
 
@@ -30,11 +30,18 @@ class ToolCallFormat:
         name_end: The text between name and arguments.
         header: A regular expression that finds `name`, and `id` if there is one, before `name_end`.
         parameter: For "tags": the delimiters before a name, before a value and behind it.
-        frames: Delimiters around calls that mean nothing by themselves. Two stand before and behind
-            all calls of a text.
+        frames: Delimiters around calls that mean nothing by themselves, in pairs before and behind
+            all calls of a text; a single one stands before them.
         body: The text between `begin` and `end` as the model would write it, with %NAME% and %ARGS%
             (JSON) in their places; "" when arguments are not JSON.
         keyed: An object's only key is the name, and its value the arguments.
+        padded: A value on lines of its own has one line break before and behind it that are not
+            part of it.
+        nested: A value that is an object or an array is written in delimiters like a parameter's.
+        cdata: A value may stand in <![CDATA[ and ]]>.
+        content_name: The name in a header behind which content stands, "" when there is none.
+        ends_reasoning: A call may begin within the reasoning, and ends it. Other models only speak
+            of a call there.
     """
 
     notation: Literal["objects", "json", "tags", "python", "gemma"]
@@ -47,6 +54,21 @@ class ToolCallFormat:
     frames: tuple[str, ...] = ()
     body: str = ""
     keyed: bool = False
+    padded: bool = False
+    nested: bool = False
+    cdata: bool = False
+    content_name: str = ""
+    ends_reasoning: bool = False
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """The delimiters with which calls may begin."""
+        return (self.begin, *self.frames[::2])
+
+    @property
+    def behind_arguments(self) -> str:
+        """The text between the arguments and `end`, without the space around it."""
+        return self.body.partition("%ARGS%")[2].strip()
 
     def around(self, name: str) -> tuple[str, str]:
         """Return the text of an answer that is one call, before and behind its JSON arguments."""
@@ -61,25 +83,53 @@ class ToolCallFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """The delimiters before and behind reasoning.
+
+    Attributes:
+        begin: The delimiter before it.
+        end: The delimiter behind it.
+        spoken: `begin` is the first words of the reasoning.
+        anywhere: Reasoning also begins behind content, because `begin` cannot be meant as content.
+    """
+
+    begin: str
+    end: str
+    spoken: bool = False
+    anywhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelFormat:
     """Messages within an answer, each with a header that says of what kind it is.
 
     Attributes:
         start: The delimiter before a header.
         message: The delimiter between header and text.
-        final: The text before content, header included.
         ends: The delimiters behind a message.
         reasoning: A regular expression for headers of reasoning.
-        call: A regular expression for headers of calls with JSON arguments, with the group `name`;
-            "" when calls have no such header.
+        recipient: A regular expression for headers of messages to a tool, with the group `name`.
+        people: Recipients that are not tools.
+        json_calls: A message to a tool is the arguments as JSON. Otherwise it holds calls in the
+            format of `tool_calls`.
     """
 
     start: str
     message: str
-    final: str
     ends: tuple[str, ...]
     reasoning: str
-    call: str
+    recipient: str
+    people: frozenset[str]
+    json_calls: bool
+
+    def tool(self, header: str) -> str:
+        """Return the tool to which a header addresses its message, "" when it is none."""
+        match = re.search(self.recipient, header)
+        return "" if match is None or match["name"] in self.people else match["name"]
+
+    def is_content(self, header: str) -> bool:
+        """Return whether the message behind a header is content."""
+        return not self.tool(header) and re.search(self.reasoning, header) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +137,39 @@ class ChatSyntax:
     """The delimiters of one template's model.
 
     Attributes:
-        reasoning: Pairs of delimiters, before and behind reasoning.
+        reasoning: The formats of reasoning.
         tool_calls: The format of tool calls, None when the template has none that is known.
         channels: The format of messages within an answer, None for most models.
         frames: Delimiters that are left out of the text.
+        content_begins: Those of `frames` behind which content begins; they end reasoning.
     """
 
-    reasoning: tuple[tuple[str, str], ...] = ()
+    reasoning: tuple[ReasoningFormat, ...] = ()
     tool_calls: ToolCallFormat | None = None
     channels: ChannelFormat | None = None
     frames: tuple[str, ...] = ()
+    content_begins: tuple[str, ...] = ()
 
     @property
     def delimiters(self) -> frozenset[str]:
         """Every delimiter; the parser has to see it even when it is a control token."""
-        delimiters = {*self.frames, *(text for pair in self.reasoning for text in pair)}
+        delimiters = {*self.frames}
+        for reasoning in self.reasoning:
+            delimiters |= {reasoning.begin, reasoning.end}
         if (calls := self.tool_calls) is not None:
             delimiters |= {calls.begin, calls.end, calls.name_end, *calls.parameter, *calls.frames}
         if (channels := self.channels) is not None:
             delimiters |= {channels.start, channels.message, *channels.ends}
         return frozenset(delimiters - {""})
 
-    def open_reasoning(self, prompt: str) -> str:
-        """Return the end of the reasoning that a prompt has opened, "" when it has not."""
+    def open_reasoning(self, prompt: str) -> ReasoningFormat | None:
+        """Return the format of the reasoning that a prompt has opened, None when it has not."""
         text = prompt.rstrip()
-        return next((end for begin, end in self.reasoning if text.endswith(begin.rstrip())), "")
+        return next((row for row in self.reasoning if text.endswith(row.begin.rstrip())), None)
+
+    def reasoning_ends(self, reasoning: ReasoningFormat) -> tuple[str, ...]:
+        """Return the delimiters that end reasoning, calls aside."""
+        return (reasoning.end, *self.content_begins)
 
     def opens_channel(self, prompt: str) -> bool:
         """Return whether an answer to a prompt begins with a header."""
@@ -119,29 +177,33 @@ class ChatSyntax:
 
 
 REASONING = (
-    ("<think>", "</think>"),
-    ("<think:opensource>", "</think:opensource>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<mm:think>", "</mm:think>"),
-    ("<thinking>", "</thinking>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|inner_prefix|>", "<|inner_suffix|>"),
-    ("<|channel>thought\n", "<channel|>"),
-    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
-    ("<|think|>", "<|end|>"),
-    ("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]"),
+    ReasoningFormat("<think>", "</think>"),
+    ReasoningFormat("<think:opensource>", "</think:opensource>"),
+    ReasoningFormat("<seed:think>", "</seed:think>"),
+    ReasoningFormat("<mm:think>", "</mm:think>"),
+    ReasoningFormat("<thinking>", "</thinking>"),
+    ReasoningFormat("[THINK]", "[/THINK]"),
+    ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>", anywhere=True),
+    ReasoningFormat("<|inner_prefix|>", "<|inner_suffix|>", anywhere=True),
+    ReasoningFormat("<|channel>thought", "<channel|>", anywhere=True),
+    ReasoningFormat("<|open|>think<|sep|>", "<|close|>think<|sep|>", anywhere=True),
+    ReasoningFormat("<|think|>", "<|end|>", anywhere=True),
+    ReasoningFormat("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]", spoken=True),
 )
 
-# The evidence of delimiters that are left out of the text, and the delimiters.
+# The evidence of delimiters that are left out of the text, and the delimiters; behind the first one
+# of a row content begins.
 FRAMES = (
     ("<|START_RESPONSE|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
     ("<|START_TEXT|>", ("<|START_TEXT|>", "<|END_TEXT|>")),
     ("between <response></response>", ("<response>", "</response>")),
-    ("<|open|>response<|sep|>", ("<|open|>response<|sep|>", "<|close|>response<|sep|>")),
-    ("<|close|>message<|sep|>", ("<|close|>message<|sep|>",)),
+    (
+        "<|open|>response<|sep|>",
+        ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+    ),
     ("<|begin|>assistant<|content|>", ("<|content|>", "<|begin|>assistant")),
-    ("[BEGIN FINAL RESPONSE]", ("[END FINAL RESPONSE]",)),
+    ("[BEGIN FINAL RESPONSE]", ("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]")),
+    ("<|channel>thought", ("<channel|>", "<|channel>")),
 )
 
 CHANNELS = (
@@ -150,10 +212,11 @@ CHANNELS = (
         ChannelFormat(
             "<|start|>assistant",
             "<|message|>",
-            "<|channel|>final<|message|>",
             _CHANNEL_ENDS,
             reasoning=r"<\|channel\|>analysis",
-            call=r"to=(?:functions\.)?(?P<name>[\w.-]+)",
+            recipient=r"to=(?P<name>[\w.-]+)",
+            people=frozenset({"assistant", "user"}),
+            json_calls=True,
         ),
     ),
     (
@@ -161,10 +224,11 @@ CHANNELS = (
         ChannelFormat(
             "<|start|>assistant",
             "<|message|>",
-            "<|start|>assistant<|message|>",
             _CHANNEL_ENDS,
             reasoning=r"to=self",
-            call="",
+            recipient=r"to=(?P<name>[\w.-]+)",
+            people=frozenset({"self", "user"}),
+            json_calls=False,
         ),
     ),
 )
@@ -185,10 +249,17 @@ _FUNCTION_TAGS = ToolCallFormat(
     name_end=">",
     parameter=("<parameter=", ">", "</parameter>"),
     frames=("<tool_call>", "</tool_call>"),
+    padded=True,
+    ends_reasoning=True,
 )
 _KEYS = ("<arg_key>", "<arg_value>", "</arg_value>")
 _GLM = ToolCallFormat(
-    "tags", "<tool_call>", "</tool_call>", ("<tool_call>", "<arg_key>"), parameter=_KEYS
+    "tags",
+    "<tool_call>",
+    "</tool_call>",
+    evidence=("<tool_call>", "<arg_key>"),
+    parameter=_KEYS,
+    ends_reasoning=True,
 )
 _INVOKE = ToolCallFormat(
     "tags",
@@ -198,6 +269,7 @@ _INVOKE = ToolCallFormat(
     name_end='">',
     parameter=('<parameter name="', ">", "</parameter>"),
     frames=("<minimax:tool_call>", "</minimax:tool_call>"),
+    ends_reasoning=True,
 )
 
 
@@ -228,6 +300,8 @@ TOOL_CALLS = (
         name_end='">',
         parameter=(f"{_MINIMAX}<", ">", f"{_MINIMAX}</%KEY%>"),
         frames=(f"{_MINIMAX}<tool_call>", f"{_MINIMAX}</tool_call>"),
+        nested=True,
+        ends_reasoning=True,
     ),
     _prefixed("｜DSML｜", ("tool_calls", "function_calls")),
     _prefixed("atem:", ("function_calls",)),
@@ -241,6 +315,7 @@ TOOL_CALLS = (
         header=r"(?P<name>[^\"]+)\".*",
         parameter=('<|open|>argument key="', "<|sep|>", "<|close|>argument<|sep|>"),
         frames=("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
+        ends_reasoning=True,
     ),
     ToolCallFormat(
         "tags",
@@ -249,6 +324,8 @@ TOOL_CALLS = (
         evidence=('<function name="', '<param name="'),
         name_end='">',
         parameter=('<param name="', ">", "</param>"),
+        cdata=True,
+        ends_reasoning=True,
     ),
     ToolCallFormat(
         "tags",
@@ -258,6 +335,7 @@ TOOL_CALLS = (
         name_end="<tool_sep:opensource>",
         parameter=("<arg_key:opensource>", "<arg_value:opensource>", "</arg_value:opensource>"),
         frames=("<tool_calls:opensource>", "</tool_calls:opensource>"),
+        ends_reasoning=True,
     ),
     _GLM,
     replace(
@@ -274,7 +352,14 @@ TOOL_CALLS = (
         name_end=">",
         body="%NAME%>%ARGS%",
     ),
-    ToolCallFormat("json", ">>>", evidence=(">>>all",), name_end="\n", body="%NAME%\n%ARGS%"),
+    ToolCallFormat(
+        "json",
+        ">>>",
+        evidence=(">>>all",),
+        name_end="\n",
+        body="%NAME%\n%ARGS%",
+        content_name="all",
+    ),
     ToolCallFormat(
         "json",
         "[TOOL_CALLS]",
@@ -289,11 +374,11 @@ TOOL_CALLS = (
     ToolCallFormat(
         "json",
         "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
-        "\n```<｜tool▁call▁end｜>",
+        "<｜tool▁call▁end｜>",
         evidence=("<｜tool▁call▁begin｜>", "```json"),
         name_end="\n```json\n",
         frames=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-        body="%NAME%\n```json\n%ARGS%",
+        body="%NAME%\n```json\n%ARGS%\n```",
     ),
     ToolCallFormat(
         "json",
@@ -313,6 +398,7 @@ TOOL_CALLS = (
         header=r"\s*(?P<id>(?:functions\.)?(?P<name>[^\s:]+)(?::\d+)?)\s*",
         frames=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
         body="functions.%NAME%:0<|tool_call_argument_begin|>%ARGS%",
+        ends_reasoning=True,
     ),
     ToolCallFormat(
         "json",
@@ -403,17 +489,17 @@ def detect(template: str) -> ChatSyntax:
     channels = next(
         (row for evidence, row in CHANNELS if all(e in template for e in evidence)), None
     )
+    frames = [row for evidence, row in FRAMES if evidence in template]
     return ChatSyntax(
         reasoning=tuple(
-            (begin, end)
-            for begin, end in REASONING
-            if channels is None and begin.rstrip() in template and end in template
+            row
+            for row in REASONING
+            if channels is None and row.begin.rstrip() in template and row.end in template
         ),
         tool_calls=next(
             (row for row in TOOL_CALLS if all(e in template for e in row.evidence)), None
         ),
         channels=channels,
-        frames=tuple(
-            text for evidence, frames in FRAMES if evidence in template for text in frames
-        ),
+        frames=tuple(text for row in frames for text in row),
+        content_begins=tuple(row[0] for row in frames),
     )

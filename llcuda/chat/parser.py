@@ -12,13 +12,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llcuda.chat.formats import CONTENT_NAME, ChatSyntax, ToolCallFormat
-from llcuda.chat.stream_reader import Reading, StreamReader, nothing
-from llcuda.chat.tool_arguments import from_gemma, from_python, from_text, to_json
+from llcuda.chat.formats import ChatSyntax, ToolCallFormat
+from llcuda.chat.stream_reader import Reading, Show, StreamReader, nothing
+from llcuda.chat.tool_arguments import (
+    QUOTE,
+    Schema,
+    from_gemma,
+    from_python,
+    from_text,
+    to_json,
+)
 
 _NAMES = ("name", "tool_name", "function")
 _ARGUMENTS = ("arguments", "parameters")
 _IDS = ("id", "tool_call_id")
+_NAME = re.compile(r"[\w.-]+")
+_CDATA = ("<![CDATA[", "]]>")
+_MAX_DEPTH = 64  # of values with delimiters of their own
 
 
 @dataclass(slots=True)
@@ -96,8 +106,11 @@ class ChatParser:
     ) -> None:
         self.reasoning_spans: list[tuple[int, int]] = []
         self._syntax = syntax
-        self._calls = calls = syntax.tool_calls if tools is not None else None
-        self._tools = tools or {}
+        calls = syntax.tool_calls
+        if tools is None and calls is not None and not calls.content_name:
+            calls = None
+        self._calls = calls
+        self._tools = tools
         self._new_id = new_id
         self._read_call = read_call
         self._reader = StreamReader()
@@ -109,8 +122,9 @@ class ChatParser:
         self._space = ""  # white space that is content if more content follows
         self._has_content = False
         self._skips_space = False  # reasoning or a call has no space behind it
-        self._reasoning_ends = dict(syntax.reasoning)
-        delimiters = [*self._reasoning_ends, *syntax.frames]
+        self._reasoning_begins = {row.begin: row for row in syntax.reasoning}
+        self._reasoning_ends = {row.end: row for row in syntax.reasoning}
+        delimiters = [*self._reasoning_begins, *self._reasoning_ends, *syntax.frames]
         if calls is not None:
             delimiters += [calls.begin, calls.end, *calls.frames]
         if syntax.channels is not None:
@@ -153,8 +167,9 @@ class ChatParser:
 
     def _read_answer(self, prompt: str) -> Reading[None]:
         calls, channels = self._calls, self._syntax.channels
-        if end := self._syntax.open_reasoning(prompt):
-            yield from self._reasoning((end,))
+        if (reasoning := self._syntax.open_reasoning(prompt)) is not None:
+            words = reasoning.begin if reasoning.spoken else ""
+            yield from self._reasoning(self._syntax.reasoning_ends(reasoning), words)
         elif self._syntax.opens_channel(prompt):
             yield from self._header()
         elif calls is not None and calls.begin and prompt.rstrip().endswith(calls.begin):
@@ -165,16 +180,24 @@ class ChatParser:
             delimiter = yield from self._reader.until(self._delimiters, self._content)
             if not delimiter:
                 break
-            if delimiter in self._reasoning_ends and self._has_content:
-                self._content(delimiter)
-            elif delimiter in self._reasoning_ends:
-                yield from self._reasoning((self._reasoning_ends[delimiter],))
+            if delimiter in self._syntax.frames:
+                self._interrupt()
+            elif (row := self._reasoning_begins.get(delimiter)) is not None:
+                if self._has_content and not row.anywhere:
+                    self._content(delimiter)
+                else:
+                    words = delimiter if row.spoken else ""
+                    ends = self._syntax.reasoning_ends(row)
+                    yield from self._reasoning(ends, words, len(words))
+            elif (row := self._reasoning_ends.get(delimiter)) is not None:  # of no reasoning
+                if self._has_content and not row.anywhere:
+                    self._content(delimiter)
+                else:
+                    self._interrupt()
             elif channels is not None and delimiter == channels.start:
                 yield from self._header()
             elif calls is not None and delimiter == calls.begin:
                 yield from self._call(calls, delimiter)
-            elif delimiter in self._syntax.frames:
-                self._interrupt()
         if not self._skips_space:
             self._delta.content += self._space
 
@@ -194,8 +217,14 @@ class ChatParser:
         """Note that something else than content came: no white space belongs behind it."""
         self._space, self._skips_space = self._space if self._has_content else "", True
 
-    def _reasoning(self, ends: tuple[str, ...]) -> Reading[None]:
-        """Show reasoning up to one of its ends, without the space around it."""
+    def _reasoning(self, ends: tuple[str, ...], words: str = "", written: int = 0) -> Reading[None]:
+        """Show reasoning up to its end, or to a call in it, without the space around it.
+
+        Args:
+            ends: The delimiters that end it.
+            words: Its first words, which were read.
+            written: The number of their characters that stand in the answer, not in the prompt.
+        """
         space, begun = "", False
 
         def show(text: str) -> None:
@@ -207,27 +236,44 @@ class ChatParser:
                 space, begun = "", True
             space += text[len(shown) :]
 
-        begin = self._reader.position
-        end = yield from self._reader.until(ends, show)
-        self.reasoning_spans.append((begin, self._reader.position - len(end)))
+        show(words)
+        begin = self._reader.position - written
+        calls = self._calls if self._syntax.channels is None else None
+        begins = calls.begins if calls is not None and calls.ends_reasoning else ()
+        while True:
+            stop = yield from self._reader.until((*ends, *begins), show)
+            end = self._reader.position - len(stop)
+            if calls is None or stop not in begins:
+                break
+            if (yield from self._call_in_reasoning(calls, stop, ends, show)):
+                break
+        self.reasoning_spans.append((begin, end))
         self._interrupt()
 
     def _header(self) -> Reading[None]:
-        """Read the header of a message within the answer, and the message unless it is content."""
-        channels = self._syntax.channels
+        """Read the header of a message within the answer, and the message unless it has calls."""
+        channels, reader = self._syntax.channels, self._reader
         assert channels is not None
         parts: list[str] = []
-        delimiter = yield from self._reader.until((channels.message,), parts.append)
+        delimiter = yield from reader.until((channels.message,), parts.append)
         header = "".join(parts)
-        call = re.search(channels.call, header) if channels.call and self._tools else None
+        tool = channels.tool(header)
         if not delimiter:
-            self._content(header)
-        elif call is not None:
-            self._begin_call(call["name"])
-            yield from self._reader.json_value(self._add_arguments)
-            yield from self._reader.until(channels.ends, nothing)
+            if channels.is_content(header) and "<|" not in header:  # a text without a header
+                self._content(header)
+        elif tool and channels.json_calls:
+            name = tool.removeprefix("functions.")
+            if self._tools and (name in self._tools or name != tool):
+                self._begin_call(name)
+                yield from reader.json_value(self._add_arguments)
+            yield from reader.until(channels.ends, nothing)
         elif re.search(channels.reasoning, header):
             yield from self._reasoning(channels.ends)
+        elif not tool:
+            ends = (*channels.ends, channels.start)
+            end = yield from reader.until(ends, self._content, take=False)
+            if end != channels.start:
+                yield from reader.skip(end)
 
     # --- calls ---
 
@@ -262,61 +308,198 @@ class ChatParser:
 
     def _named(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
         """Read a call whose name stands before its arguments."""
+        match, header = yield from self._call_header(calls)
+        if match is None:
+            self._content(delimiter + header)
+        elif not calls.content_name or match["name"] in (self._tools or ()):
+            yield from self._named_call(calls, match)
+        elif match["name"] != calls.content_name:
+            self._content(delimiter + header)
+
+    def _call_header(
+        self, calls: ToolCallFormat, others: tuple[str, ...] = ()
+    ) -> Reading[tuple[re.Match[str] | None, str]]:
+        """Read the text before the arguments of a call; return its name, and the whole text.
+
+        Args:
+            calls: The format of the call.
+            others: Delimiters that end a text which is not a header.
+        """
         parts: list[str] = []
         last = (calls.end,) if calls.notation == "tags" else ()
         stops = (calls.name_end or calls.parameter[0], *last)
-        stop = yield from self._reader.until(stops, parts.append, take=False)
+        stop = yield from self._reader.until((*stops, *others), parts.append, take=False)
         header = "".join(parts)
-        match = re.fullmatch(calls.header, header, re.S) if stop else None
-        if match is None:
-            self._content(delimiter + header)
-            return
-        if stop == calls.name_end and calls.notation != "gemma":
+        match = re.fullmatch(calls.header, header, re.S) if stop in stops else None
+        if match is not None and stop == calls.name_end and calls.notation != "gemma":
             yield from self._reader.skip(stop)
-        if match["name"] == CONTENT_NAME and calls.begin == ">>>":
-            return
+            header += stop
+        return match, header
+
+    def _call_in_reasoning(
+        self, calls: ToolCallFormat, delimiter: str, ends: tuple[str, ...], show: Show
+    ) -> Reading[bool]:
+        """Read a call that begins within the reasoning; return whether it is one.
+
+        Only the name of a tool makes it one. Other text is shown.
+        """
+        reader = self._reader
+        if delimiter != calls.begin:
+            reader.start_recording()
+            yield from reader.skip_space()
+            begun = yield from reader.skip(calls.begin)
+            delimiter += reader.stop_recording()
+            if not begun:
+                show(delimiter)
+                return False
+        if self._read_call is not None:
+            yield from self._read_call(reader, calls.begin)
+            return True
+        match, header = yield from self._call_header(calls, ends)
+        if match is None or match["name"] not in (self._tools or ()):
+            show(delimiter + header)
+            return False
+        yield from self._named_call(calls, match)
+        return True
+
+    def _named_call(self, calls: ToolCallFormat, match: re.Match[str]) -> Reading[None]:
+        """Read the arguments of a call."""
+        reader = self._reader
         self._begin_call(match["name"], match.groupdict().get("id"))
         if calls.notation == "tags":
             yield from self._tags(calls, match["name"])
         elif calls.notation == "gemma":
             body: list[str] = []
-            yield from self._reader.until((calls.end,), body.append)
+            while (yield from reader.until((QUOTE, calls.end), body.append, take=False)) == QUOTE:
+                yield from reader.skip(QUOTE, body.append)  # no delimiter counts between quotes
+                yield from reader.until((QUOTE,), body.append, take=False)
+                yield from reader.skip(QUOTE, body.append)
+            yield from reader.skip(calls.end)
             self._add_arguments(from_gemma("".join(body)))
         else:
-            yield from self._reader.skip_space()
-            yield from self._reader.json_value(self._add_arguments)
-            yield from self._reader.skip(calls.end)
+            yield from reader.skip_space()
+            yield from reader.json_value(self._add_arguments)
+            for text in (calls.behind_arguments, calls.end):
+                yield from reader.skip_space()
+                yield from reader.skip(text)
 
     def _tags(self, calls: ToolCallFormat, name: str) -> Reading[None]:
         """Read parameters that have delimiters of their own, each as soon as it is complete."""
-        schema = self._tools.get(name)
-        schemas = schema.get("properties") if isinstance(schema, dict) else None
-        schemas = schemas if isinstance(schemas, dict) else {}
-        begin, key_end, value_end = calls.parameter
+        schema = (self._tools or {}).get(name)
+        parameters = Schema(schema, schema)
+        begin, key_end, _ = calls.parameter
         separator = "{"
         while (tag := (yield from self._reader.until((begin, calls.end), nothing))) == begin:
-            header: list[str] = []
-            value: list[str] = []
-            yield from self._reader.until((key_end,), header.append)
-            key = re.split(r'["<]', "".join(header))[0].strip()
-            end = value_end.replace("%KEY%", key)
-            if not (yield from self._reader.until((end,), value.append)):
+            parts: list[str] = []
+            yield from self._reader.until((key_end,), parts.append)
+            header = "".join(parts)
+            key = re.split(r'["<]', header)[0].strip()
+            value = yield from self._tag_value(calls, key, header, parameters.property(key))
+            if value is None:
                 return
             self._add_arguments(separator + f"{to_json(key)}: ")
-            self._add_arguments(from_text("".join(value), schemas.get(key), "".join(header)))
+            self._add_arguments(value)
             separator = ", "
         if tag:
             self._add_arguments("{}" if separator == "{" else "}")
 
+    def _tag_value(
+        self, calls: ToolCallFormat, key: str, header: str, schema: Schema, depth: int = 0
+    ) -> Reading[str | None]:
+        """Read a value and the delimiter behind it; return its JSON, None when it is cut off."""
+        reader = self._reader
+        begin, key_end, value_end = calls.parameter
+        end = value_end.replace("%KEY%", key)
+        parts: list[str] = []
+        children: list[tuple[str, str]] = []
+        inner = begin if calls.nested and depth < _MAX_DEPTH else _CDATA[0] if calls.cdata else ""
+        while stop := (yield from reader.until((end, *filter(None, (inner,))), parts.append)):
+            if stop == end:
+                break
+            if calls.cdata:
+                yield from reader.until(_CDATA[1:], parts.append)
+                continue
+            names: list[str] = []
+            yield from reader.until((key_end,), names.append)
+            name = "".join(names)
+            listed = name == "item" and "object" not in schema.types()
+            below = schema.items() if listed else schema.property(name)
+            value = yield from self._tag_value(calls, name, "", below, depth + 1)
+            if value is None:
+                return None
+            children.append((name, value))
+        if not stop:
+            return None
+        text = "".join(parts)
+        types = schema.types()
+        if not children and types in ({"object"}, {"array"}) and not text.strip():
+            return "{}" if types == {"object"} else "[]"
+        if not children:
+            quoted = 'string="true"' in header or 'type="string"' in header
+            return from_text(text, schema, quoted=quoted, padded=calls.padded)
+        if "array" in types or ("object" not in types and all(n == "item" for n, _ in children)):
+            return f"[{', '.join(value for _, value in children)}]"
+        return f"{{{', '.join(f'{to_json(name)}: {value}' for name, value in children)}}}"
+
     def _python(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
-        body: list[str] = []
-        end = yield from self._reader.until((calls.end,), body.append)
-        named_arguments = from_python("".join(body))
-        for name, arguments in named_arguments:
+        """Read calls in Python, in a list or a single one."""
+        reader, before = self._reader, len(self._tool_calls)
+        reader.start_recording()
+        yield from reader.skip_space()
+        listed = yield from reader.skip("[")
+        while (yield from self._python_call()):
+            reader.start_recording()
+            yield from reader.skip_space()
+            if not (yield from reader.skip(",")):
+                break
+            yield from reader.skip_space()
+        text = reader.stop_recording()
+        if len(self._tool_calls) == before:
+            self._content(delimiter + text)
+            return
+        self._content(text.strip(" ,\n"))
+        if listed:
+            yield from reader.skip("]")
+            yield from reader.skip_space()
+        yield from reader.skip(calls.end)
+
+    def _python_call(self) -> Reading[bool]:
+        """Read one call with named arguments; return whether it is one, and complete.
+
+        The reader's record holds what is not part of the call.
+        """
+        reader, before = self._reader, len(self._tool_calls)
+        name = yield from reader.word(_NAME)
+        if not name or not (yield from reader.skip("(")):
+            return False
+        yield from reader.skip_space()
+        separator = "{"
+        while not (yield from reader.skip(")")):
+            key = yield from reader.word(_NAME)
+            yield from reader.skip_space()
+            if not key or not (yield from reader.skip("=")):
+                if len(self._tool_calls) > before:
+                    if (yield from reader.peek()):
+                        self._add_arguments("}")
+                    else:
+                        reader.start_recording()
+                return False
+            if len(self._tool_calls) == before:
+                self._begin_call(name)
+            self._add_arguments(f"{separator}{to_json(key)}: ")
+            separator = ", "
+            value: list[str] = []
+            if not (yield from reader.python_value(value.append)):
+                reader.start_recording()
+                return False
+            self._add_arguments(from_python("".join(value)))
+            yield from reader.skip(",")
+            yield from reader.skip_space()
+            reader.start_recording()
+        if len(self._tool_calls) == before:
             self._begin_call(name)
-            self._add_arguments(arguments)
-        if not named_arguments:
-            self._content(delimiter + "".join(body) + end)
+        self._add_arguments("{}" if separator == "{" else "}")
+        return True
 
     def _objects(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
         """Read JSON objects, in a list or one after the other."""
@@ -383,7 +566,7 @@ class ChatParser:
         complete = yield from reader.json_value(show)
         if key in _NAMES and complete and not call.begun:
             name = _loads(value)
-            known = isinstance(name, str) and bool(calls.begin or name in self._tools)
+            known = isinstance(name, str) and bool(calls.begin or name in (self._tools or ()))
             call.name = name if known else ""
         elif key in _IDS and complete and isinstance(_loads(value), str):
             call.id = _loads(value)

@@ -19,6 +19,7 @@ _SPACE = re.compile(r"\s*")
 _IN_STRING = re.compile(r'[^"\\]+')
 _IN_JSON = re.compile(r'[^"{}\[\]]+')
 _SCALAR = re.compile(r"[^\s,\]}]+")
+_IN_PYTHON = re.compile(r"[^\"'()\[\]{},]+")
 
 
 def nothing(text: str) -> None:
@@ -115,16 +116,22 @@ class StreamReader:
             assert match is not None
             self._read(match.end())
 
-    def skip(self, expected: str) -> Reading[bool]:
-        """Read `expected` if it comes next; return whether it did."""
+    def skip(self, expected: str, show: Show = nothing) -> Reading[bool]:
+        """Read and show `expected` if it comes next; return whether it did."""
         while not self._ended and len(self._text) - self._at < len(expected):
             if not expected.startswith(self._text[self._at :]):
                 return False
             yield
         if not expected or not self._text.startswith(expected, self._at):
             return False
-        self._read(self._at + len(expected))
+        self._read(self._at + len(expected), show)
         return True
+
+    def word(self, letters: re.Pattern[str]) -> Reading[str]:
+        """Read what `letters` matches, "" when nothing does."""
+        parts: list[str] = []
+        yield from self._run(letters, parts.append)
+        return "".join(parts)
 
     def json_value(self, show: Show) -> Reading[bool]:
         """Show a JSON value as it is written; return whether it is complete."""
@@ -146,6 +153,30 @@ class StreamReader:
                 yield from self._run(_IN_JSON, show)
             letter = yield from self.peek()
         return False
+
+    def python_value(self, show: Show) -> Reading[bool]:
+        """Show an argument of a call in Python; return whether a comma or `)` stands behind it."""
+        depth = 0
+        while letter := (yield from self.peek()):
+            if letter in "\"'":
+                yield from self._python_string(letter, show)
+            elif not depth and letter in ",)":
+                return True
+            elif letter in "()[]{},":
+                depth += (letter in "([{") - (letter in ")]}")
+                self._read(self._at + 1, show)
+            else:
+                yield from self._run(_IN_PYTHON, show)
+        return False
+
+    def _python_string(self, quote: str, show: Show) -> Reading[None]:
+        triple = yield from self.skip(quote * 3, show)
+        if triple or (yield from self.skip(quote, show)):
+            ends = ("\\\\", f"\\{quote}", quote * 3 if triple else quote)
+            while end := (yield from self.until(ends, show, take=False)):
+                yield from self.skip(end, show)
+                if end == ends[-1]:
+                    return
 
     def _string(self, show: Show) -> Reading[bool]:
         self._read(self._at + 1, show)

@@ -146,7 +146,7 @@ class ChatTemplate:
         given = check_messages(messages, self._program.strings)
         checked = None if tools is None else check_tools(tools)
         data = [given, checked, plain_data(variables, "template_variables")]
-        reasoning = [delimiter for pair in self.syntax.reasoning for delimiter in pair]
+        reasoning = [text for row in self.syntax.reasoning for text in (row.begin, row.end)]
         breaker = self._texts.break_up(data, self.source, reasoning)
         text = self._render(given, checked, add_generation_prompt, data[2])
         return Prompt.of(model, text, breaker)
@@ -266,6 +266,18 @@ class ChatTemplate:
         return "probe_user" in text or not listed, listed
 
     @cached_property
+    def _reads_thinking_parts(self) -> bool:
+        """Whether reasoning is read as a part of the content, and not beside it."""
+        if "'thinking'" not in self.source:
+            return False
+        text = {"type": "text", "text": "probe_answer"}
+        parts = [_thinking_part("probe_why"), text]
+        listed = self._probe([_USER, {"role": "assistant", "content": parts}], None) or ""
+        beside = {"role": "assistant", "content": "probe_answer", "reasoning_content": "probe_why"}
+        apart = self._probe([_USER, {**beside, "thinking": "probe_why"}], None) or ""
+        return "probe_why" in listed and "'thinking'" not in listed and "probe_why" not in apart
+
+    @cached_property
     def _wants_short_ids(self) -> bool:
         """Whether ids of calls must be nine letters and digits, as Mistral's templates demand."""
         long = self._probe([_USER, _call("", _OBJECT, "call_0123456789")])
@@ -289,6 +301,11 @@ class ChatTemplate:
                 message["content"] = "\n".join(part["text"] for part in content)
             elif isinstance(content, str) and not self._reads_parts[0]:
                 message["content"] = [{"type": "text", "text": content}]
+            if message.get("reasoning_content") and self._reads_thinking_parts:
+                content = message["content"] or []
+                if isinstance(content, str):
+                    content = [{"type": "text", "text": content}]
+                message["content"] = [_thinking_part(message["reasoning_content"]), *content]
             adapted.append(message)
         return adapted
 
@@ -320,6 +337,10 @@ class ChatTemplate:
         if not self._wants_short_ids or (len(identity) == 9 and identity.isalnum()):
             return identity
         return f"{zlib.crc32(identity.encode()) % 10**9:09d}"
+
+
+def _thinking_part(text: str) -> dict[str, str]:
+    return {"type": "thinking", "thinking": text}
 
 
 def _arguments(given: str | dict[str, Any], as_text: bool, where: str) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from llcuda import Engine, InferenceEngine, Model
 from llcuda.chat.constraint import chat_guide
-from llcuda.chat.formats import detect
+from llcuda.chat.formats import ChatSyntax, detect
 from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import count_pieces
 from llcuda.chat.template import ChatTemplate, template_names
@@ -244,11 +244,11 @@ def test_a_call_flows_and_goes_back_into_the_conversation(engine: Engine) -> Non
     assert "<tool_response>\n7\n</tool_response>" in text
 
 
-def tools_guide(model: Model) -> Any:
+def tools_guide(model: Model, syntax: ChatSyntax | None = None) -> Any:
     """The guide of an answer that may call `add`."""
     guide = chat_guide(
         model,
-        detect(f"{HERMES}<think></think>"),
+        syntax or detect(f"{HERMES}<think></think>"),
         "",
         tools=[ADD],
         tool_choice="auto",
@@ -281,7 +281,15 @@ def test_arguments_follow_their_schema_where_a_call_begins(model: Model) -> None
 
 
 def test_what_is_no_call_stays_free(model: Model) -> None:
-    """A delimiter in the reasoning is no call, and one of reasoning is content behind content."""
+    """A delimiter in the reasoning is no call, and one of reasoning is content behind content.
+
+    Where a model begins calls without closing the reasoning, it is one.
+    """
+    kimi = (VENDOR_MODELS / "templates" / "Kimi-K2-Thinking.jinja").read_text()
+    guide = tools_guide(model, ChatTemplate(kimi).syntax)
+    assert accept(model, guide, "<think>I call <|tool_calls_section_begin|>") is None
+    assert accept(model, guide, '<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{"')
+    assert accept(model, guide, 'x": 7}<|tool_call_end|><|tool_calls_section_end|>') is None
     guide = tools_guide(model)
     assert accept(model, guide, "<think>I write <tool_call>\n{ and then") is None
     assert accept(model, guide, " nothing.</think>Well. <tool_call>")
@@ -322,6 +330,22 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
     mask = guide.mask()
     allowed = {model.piece(t) for t in range(model.vocab_size) if mask[t // 32] >> (t % 32) & 1}
     assert {"y", "n"} <= allowed <= {"y", "ye", "yes", "n", "no"}
+    path = VENDOR_MODELS / "templates" / "openai-gpt-oss-120b.jinja"
+    for header in ("final", "final <|constrain|>json", "commentary to=assistant<|channel|>final"):
+        guide = chat_guide(
+            model,
+            ChatTemplate(path.read_text()).syntax,
+            "<|start|>assistant",
+            tools=(),
+            tool_choice="auto",
+            response_format=form,
+            shown_tokens=frozenset(),
+        )
+        before = "<|channel|>analysis<|message|>Why?<|end|><|start|>assistant"
+        assert len(accept(model, guide, before) or ()) == model.vocab_size - len(model.eog_tokens)
+        assert allowed == {
+            model.piece(t) for t in accept(model, guide, f"<|channel|>{header}<|message|>") or ()
+        }
     chat = engine.chat([USER], response_format=form, template=THINKING, max_tokens=12)
     done = chat.result(60)
     assert (done.message["content"], done.finish_reason) == ("", "length")

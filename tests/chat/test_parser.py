@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llcuda.chat.formats import TOOL_CALLS, ChatSyntax, detect
+from llcuda.chat.formats import TOOL_CALLS, ChatSyntax, ReasoningFormat, detect
 from llcuda.chat.parser import ChatParser
 from llcuda.chat.template import ChatTemplate
 from tests.conftest import VENDOR_MODELS
@@ -23,7 +24,7 @@ SCHEMA = {
 TOOLS = {"weather": SCHEMA, "time": {"type": "object", "properties": {}}}
 PARIS = ("weather", {"city": "Paris", "days": 2})
 TIME: tuple[str, dict[str, Any]] = ("time", {})
-THINK = ChatSyntax(reasoning=(("<think>", "</think>"),))
+THINK = ChatSyntax(reasoning=(ReasoningFormat("<think>", "</think>"),))
 HERMES = detect("<think></think><tool_call></tool_call>")
 Split = tuple[str, str, list[tuple[str, str]]]
 
@@ -44,9 +45,11 @@ def split(syntax: ChatSyntax, pieces: list[str], prompt: str = "", tools: Any = 
     return content, reasoning, [(name, arguments) for name, arguments in calls]
 
 
+@cache
 def syntax_of(name: str) -> ChatSyntax:
     """What is found in one of the templates beside llama.cpp's source."""
-    [path] = (VENDOR_MODELS / "templates").glob(f"{name}*.jinja")
+    templates = VENDOR_MODELS / "templates"
+    [path] = [*templates.glob(f"{name}.jinja")] or templates.glob(f"{name}*.jinja")
     return ChatTemplate(path.read_text(), bos="<s>", eos="</s>").syntax
 
 
@@ -269,7 +272,8 @@ def test_every_row_of_calls_is_tried() -> None:
         ("mistralai-Ministral", "", "[THINK]why[/THINK]Yes", ("Yes", "why")),
         ("google-gemma-4-31B-it-inter", "", "<|channel>thought\nwhy<channel|>Yes", ("Yes", "why")),
         ("Apriel-1.6", "Here are my reasoning steps:\n",
-         "why\n[BEGIN FINAL RESPONSE]\nYes\n[END FINAL RESPONSE]", ("Yes", "why")),
+         "why\n[BEGIN FINAL RESPONSE]\nYes\n[END FINAL RESPONSE]",
+         ("Yes", "Here are my reasoning steps:\nwhy")),
         ("Kimi-K3", "<|open|>think<|sep|>",
          "why<|close|>think<|sep|><|open|>response<|sep|>Yes<|close|>response<|sep|>",
          ("Yes", "why")),
@@ -283,6 +287,24 @@ def test_every_row_of_calls_is_tried() -> None:
         ("meetkai-functionary-medium-v3.2", ">>>", "all\nYes", ("Yes", "")),
         ("ibm-granite-granite-3.3", "", "<think>why</think><response>Yes</response>",
          ("Yes", "why")),
+        ("google-gemma-4-31B-it-inter", "",
+         "<|channel>thought<channel|>Yes<channel|>", ("Yes", "")),
+        ("google-gemma-4-31B-it-inter", "", "A<|channel>thought\nb<channel|>c", ("Ac", "b")),
+        ("MiniMax-M3", "", "</mm:think>Yes </mm:think>", ("Yes </mm:think>", "")),
+        ("meetkai-functionary-medium-v3.2", ">>>", "all\nYes\nNo >>>", ("Yes\nNo >>>", "")),
+        ("meetkai-functionary-medium-v3.2", ">>>", "Yes\nNo", ("Yes\nNo", "")),
+        ("openai-gpt-oss", "<|start|>assistant", "<|channel|>commen", ("", "")),
+        ("openai-gpt-oss", "<|start|>assistant",
+         "<|channel|>commentary to=assistant<|channel|>final<|message|>Yes<|end|>", ("Yes", "")),
+        ("openai-gpt-oss", "<|start|>assistant",
+         "<|channel|>commentary to=python <|constrain|>code<|message|>1 + 1<|call|>", ("", "")),
+        ("muse-glimmer", "<|start|>assistant",
+         ' to=user<|message|><atem:invoke name="time"> is a call<|eom|>',
+         ('<atem:invoke name="time"> is a call', "")),
+        ("Qwen3.5-4B", "<think>\n", "A <tool_call> is one:\n<tool_call>\n<function=f></think>Yes",
+         ("Yes", "A <tool_call> is one:\n<tool_call>\n<function=f>")),
+        ("LFM2.5-8B", "<think>", "I say <|tool_call_start|>[time()]<|tool_call_end|></think>Yes",
+         ("Yes", "I say <|tool_call_start|>[time()]<|tool_call_end|>")),
     ],
 )  # fmt: skip
 def test_reasoning_is_split_off(name: str, prompt: str, text: str, expected: Any) -> None:
@@ -348,6 +370,89 @@ def test_values_without_quotes_get_their_schema_s_type() -> None:
     assert json.loads(arguments) == {"a": "12", "b": 12, "c": [1], "d": "x y", "e": True}
 
 
+HTML = {"html": {"properties": {"markup": {"type": "string"}, "data": {"type": "object"}}}}
+NESTED: dict[str, Any] = {
+    "$defs": {"point": {"type": "object", "properties": {"x": {"type": "string"}}}},
+    "properties": {
+        "points": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/point"}}]},
+        "item": {"type": "object", "properties": {"item": {"type": "integer"}}},
+        "none": {"type": "array"},
+    },
+}
+NAMESPACE = "]<]minimax[>["
+
+
+def nested(text: str) -> str:
+    """A call of `f` with <a> for each delimiter of MiniMax-M3."""
+    return f'<invoke name="f">{text}</invoke>'.replace("<", f"{NAMESPACE}<")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("ByteDance", "<function=f><parameter=a>x\n</parameter></function>", {"a": "x\n"}),
+        ("ByteDance", "<function=f><parameter=a>\nx\n\n</parameter></function>", {"a": "x\n"}),
+        ("GLM-4.6", "<tool_call>f<arg_key>a</arg_key><arg_value>\nx\n</arg_value></tool_call>",
+         {"a": "\nx\n"}),
+        ("openbmb", '<function name="html"><param name="markup"><![CDATA[</param>]]></param>'
+         "<param name=\"data\">{'a': True, 'b': 'c'}</param></function>",
+         {"markup": "</param>", "data": {"a": True, "b": "c"}}),
+        ("openbmb", '<function name="html"><param name="markup"><![CDATA[]]]]><![CDATA[>]]></param>'
+         "</function>", {"markup": "]]>"}),
+        ("MiniMax-M3",
+         nested("<points><item><x>1</x></item><item><x>2</x><y>3</y></item></points>"
+                "<item><item>7</item></item><none></none><more><item>1</item></more>"),
+         {"points": [{"x": "1"}, {"x": "2", "y": 3}], "item": {"item": 7}, "none": [],
+          "more": [1]}),
+        ("LFM2-8B", "<|tool_call_start|>[f(a={'b': true}, c=null, d=[1, \"]<|tool_call_end|>)\"])]"
+         "<|tool_call_end|>", {"a": {"b": True}, "c": None, "d": [1, "]<|tool_call_end|>)"]}),
+        ("LFM2-8B", r"""<|tool_call_start|>f(a='\d\'\n', b='''x'y''', c=wrong)<|tool_call_end|>""",
+         {"a": "\\d'\n", "b": "x'y", "c": "wrong"}),
+        ("google-gemma-4-31B-it-inter", '<|tool_call>call:f{a:<|"|><tool_call|>{}<|"|>,b:[{c:-1.5},'
+         'true,<|"|>é<|"|>],<|"|>d e<|"|>:12:30}<tool_call|>',
+         {"a": "<tool_call|>{}", "b": [{"c": -1.5}, True, "é"], "d e": "12:30"}),
+        ("Qwen3-Coder", "<function=f><parameter=a>\nNaN\n</parameter></function>", {"a": "NaN"}),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n"
+         '```json\n{"a": "```"}```<｜tool▁call▁end｜>', {"a": "```"}),
+    ],
+)  # fmt: skip
+def test_arguments_in_the_notation_of_the_template(name: str, text: str, expected: Any) -> None:
+    """Nested values, texts with delimiters in them, line breaks, literals of two languages."""
+    tools = {"f": NESTED, **HTML}
+    for pieces in ([text], list(text)):
+        content, _, [(_, arguments)] = split(syntax_of(name), pieces, tools=tools)
+        assert (expected, "") == (json.loads(arguments), content)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("LFM2-8B", "<|tool_call_start|>[time(), f(1)]<|tool_call_end|>", ("f(1)]", ["{}"])),
+        ("LFM2-8B", "<|tool_call_start|>[f(1)]<|tool_call_end|> x",
+         ("<|tool_call_start|>[f(1)] x", [])),
+        ("LFM2-8B", "<|tool_call_start|>[f(a=1, b", ("", ['{"a": 1'])),
+        ("LFM2-8B", "<|tool_call_start|>[f(a=1, 2)]", ("2)]", ['{"a": 1}'])),
+        ("MiniMax-M3", nested("<points><item>1</item></points><item>")[:-22],
+         ("", ['{"points": [1]'])),
+        ("MiniMax-M3", nested("<a>" * 3000), ("", [""])),
+    ],
+)  # fmt: skip
+def test_a_call_that_is_cut_off(name: str, text: str, expected: Any) -> None:
+    """What was written stays: as arguments, or as content behind the calls."""
+    for pieces in ([text], list(text)):
+        content, _, calls = split(syntax_of(name), pieces)
+        assert expected == (content, [arguments for _, arguments in calls])
+
+
+def test_a_channel_calls_what_it_names() -> None:
+    """A function that is no tool is called all the same; a recipient of another kind is not."""
+    syntax = syntax_of("openai-gpt-oss")
+    for recipient, names in {"functions.f": ["f"], "weather": ["weather"], "exec": []}.items():
+        text = f" to={recipient}<|channel|>commentary<|message|>{{}}<|call|>"
+        content, _, calls = split(syntax, [text], "<|start|>assistant")
+        assert ("", names) == (content, [name for name, _ in calls])
+
+
 FRAGMENTS = st.sampled_from(
     ["<think>", "</think>", "<tool_call>", "</tool_call>", "<thi", "<", ">", "{", "}", '"', " ",
      "\n", "a", "Hello", '{"name": "weather", "arguments": {"city": "x"}}', "[", "]", "\\", ":",
@@ -381,6 +486,23 @@ def test_any_cut_gives_the_same_split(
     pieces = [text[a:b] for a, b in pairwise(places)]
     whole = split(syntax, [text], prompt)
     assert whole == split(syntax, pieces, prompt) == split(syntax, list(text), prompt)
+
+
+@given(st.data())
+def test_any_cut_gives_the_same_split_in_every_notation(data: st.DataObject) -> None:
+    """With the delimiters of a template, in any order."""
+    paths = sorted((VENDOR_MODELS / "templates").glob("*.jinja"))
+    syntax = syntax_of(data.draw(st.sampled_from(paths)).stem)
+    delimiters = sorted(syntax.delimiters)
+    others = ["weather", "functions.time", "to=time", '{"city": "a"}', "city", "a", "item", " ",
+              "\n", "=", "(", ")", ",", "[", "]", "'", "<![CDATA[", "]]>", '<|"|>']  # fmt: skip
+    fragments = st.lists(st.sampled_from([*delimiters, *others]), max_size=20)
+    text = "".join(data.draw(fragments))
+    prompt = data.draw(st.sampled_from(["", *delimiters]))
+    cut = data.draw(st.integers(0, len(text)))
+    whole = split(syntax, [text], prompt)
+    assert whole == split(syntax, [text[:cut], text[cut:]], prompt)
+    assert whole == split(syntax, list(text), prompt)
 
 
 @given(st.text(max_size=60))

@@ -92,6 +92,9 @@ def adapted(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[dict
     """The messages in the shape that a template reads, which transformers leaves to its users."""
     copies = deepcopy(messages)
     for message in copies:
+        if "block['thinking']" in template.source and (why := message.get("reasoning_content")):
+            text = [{"type": "text", "text": message["content"]}] if message["content"] else []
+            message["content"] = [{"type": "thinking", "thinking": why}, *text]
         if "tool_calls" not in message:
             continue
         shape, as_text = template._call_shapes[""]
