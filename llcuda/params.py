@@ -25,6 +25,7 @@ ATTENTIONS = ("causal", "non_causal")
 INT32_MAX = 2**31 - 1
 BATCH_SIZE = UBATCH_SIZE = 512  # of a context and of an engine; the second is llama.cpp's own
 MAX_SHOWN = 200  # characters of a wrong value in a message
+MAX_BIAS = 1e30  # added to a logit, which is a float of 32 bits
 MAX_SEED = 2**32 - 2  # the next one is llama.cpp's word for "at random"
 
 
@@ -52,6 +53,7 @@ _REMEDIES = {
     "presence_penalty": _OFF_AT_0,
     "penalty_last_n": "ctx_size looks back on the whole text",
     "dry_multiplier": _OFF_AT_0,
+    "dry_base": "dry_multiplier=0 turns DRY off",
     "dry_last_n": "ctx_size looks back on the whole text",
     "xtc_probability": _OFF_AT_0,
     "dynatemp_range": _OFF_AT_0,
@@ -347,7 +349,7 @@ class SamplingParams:
         dry_multiplier: Strength of DRY, which makes the continuation of a repetition in prompt and
             text less likely; 0 = off. A continuation of a repetition of n tokens loses
             dry_multiplier x dry_base^(n - dry_allowed_length).
-        dry_base: See dry_multiplier.
+        dry_base: See dry_multiplier; at least 1.
         dry_allowed_length: Longest repetition without a penalty.
         dry_last_n: Tokens of prompt and text that DRY looks back on.
         dry_breakers: Texts that no repetition goes beyond.
@@ -421,7 +423,7 @@ _SAMPLING_BOUNDS: dict[str, tuple[str, float, float]] = {
     "presence_penalty": ("number", -1e6, 1e6),
     "penalty_last_n": ("int", 0, 2**20),
     "dry_multiplier": ("number", 0, 1e6),
-    "dry_base": ("number", 0, 1e6),
+    "dry_base": ("number", 1, 1e6),  # llama.cpp ignores DRY with a smaller one
     "dry_allowed_length": ("int", 0, INT32_MAX),
     "dry_last_n": ("int", 0, 2**20),
     "top_n_sigma": ("number", -1e6, 1e6),
@@ -468,6 +470,9 @@ def check_sampling(name: str, value: Any, parameter: str | None = None) -> None:
         for token, bias in value.items():
             check_number(parameter, token, "int", 0, INT32_MAX)
             check_number(f"{parameter}[{token}]", bias, "number", -math.inf)
+            if bias > MAX_BIAS:
+                rule = f"expected at most {_plain(MAX_BIAS)}"
+                raise wrong_value(f"{parameter}[{token}]", bias, rule)
     elif name == "dry_breakers":
         check_texts(parameter, value)
     elif name == "grammar":

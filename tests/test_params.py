@@ -82,6 +82,7 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
     (SamplingParams, {"penalty_last_n": -1}),
     (SamplingParams, {"penalty_last_n": 2**31}),
     (SamplingParams, {"dry_multiplier": -1}),
+    (SamplingParams, {"dry_base": 0.5}),  # which llama.cpp would ignore
     (SamplingParams, {"dry_breakers": "text"}),
     (SamplingParams, {"dry_breakers": [5]}),
     (SamplingParams, {"dry_breakers": ["a\0b"]}),
@@ -95,6 +96,8 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
     (SamplingParams, {"min_keep": -1}),
     (SamplingParams, {"logit_bias": {-1: 1.0}}),
     (SamplingParams, {"logit_bias": {1: math.nan}}),
+    (SamplingParams, {"logit_bias": {1: math.inf}}),
+    (SamplingParams, {"logit_bias": {1: 1e39}}),  # infinite in 32 bits
     (SamplingParams, {"logit_bias": {1: "x"}}),
     (SamplingParams, {"logit_bias": {"1": 1.0}}),
     (SamplingParams, {"logit_bias": [1]}),
@@ -102,6 +105,38 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
     (SamplingParams, {"grammar": b"root"}),
     (SamplingParams, {"grammar_root": None}),
 ]
+
+# Each numeric field -> its least and its largest value.
+RANGES: dict[str, tuple[float, float]] = {
+    "repeat_penalty": (1e-6, 1e6), "frequency_penalty": (-1e6, 1e6),
+    "presence_penalty": (-1e6, 1e6), "penalty_last_n": (0, 2**20), "dry_multiplier": (0, 1e6),
+    "dry_base": (1, 1e6), "dry_allowed_length": (0, 2**31 - 1), "dry_last_n": (0, 2**20),
+    "top_n_sigma": (-1e6, 1e6), "top_k": (0, 2**31 - 1), "typical_p": (0, 1), "top_p": (0, 1),
+    "min_p": (0, 1), "xtc_probability": (0, 1), "xtc_threshold": (0, 1), "temperature": (0, 1e6),
+    "dynatemp_range": (0, 1e6), "dynatemp_exponent": (0, 1e6), "mirostat": (0, 2),
+    "mirostat_tau": (0, 1e6), "mirostat_eta": (0, 1e6), "adaptive_target": (-1, 1),
+    "adaptive_decay": (0, 0.99), "min_keep": (0, 2**31 - 1), "seed": (0, 2**32 - 2),
+}  # fmt: skip
+
+
+def test_every_numeric_field_has_a_range() -> None:
+    """A new field fails here until the table above names its range."""
+    fields = dataclasses.fields(SamplingParams)
+    assert {f.name for f in fields if f.type in ("int", "float", "int | None")} == RANGES.keys()
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_a_number_is_refused_beyond_its_range(field: str) -> None:
+    """Both ends are values, what lies beyond them is none, nor is what is no number."""
+    low, high = RANGES[field]
+    for value in (low, high):
+        assert value == getattr(SamplingParams(**{field: value}), field)
+    whole = type(getattr(SamplingParams(), field)) is not float
+    beyond = (low - 1, high + 1) if whole else (math.nextafter(low, -math.inf), high * 1.001)
+    for wrong in (*beyond, math.nan, math.inf, -math.inf, True, "1", *([low + 0.5] * whole)):
+        with pytest.raises(ArgumentError) as error:
+            SamplingParams(**{field: wrong})
+        assert field == error.value.parameter
 
 
 @pytest.mark.parametrize(("kind", "given"), REFUSED, ids=lambda value: str(value)[-60:])

@@ -12,7 +12,7 @@ from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
-from llcuda.params import seed_after
+from llcuda.params import seed_after, wrong_value
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import check_count, check_deadline, check_format
 from llcuda.server.chunks import (
@@ -152,8 +152,9 @@ def _effort(template: str, effort: str) -> dict[str, Any]:
         return {"reasoning_effort": effort}
     if THINKING in template:
         return {THINKING: effort not in ("none", "minimal")}
-    unsupported = "reasoning_effort: this model's chat template does not support it"
-    raise ApiError(400, unsupported, param="reasoning_effort", code="unsupported_parameter")
+    rule = "this model's chat template does not support it"
+    error = wrong_value("reasoning_effort", effort, rule)
+    raise ApiError(400, str(error), param=error.parameter, code="unsupported_parameter")
 
 
 def _choice(

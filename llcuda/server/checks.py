@@ -8,15 +8,16 @@ from typing import Any
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError, UnsupportedError
+from llcuda.params import wrong_argument
 from llcuda.server.errors import ApiError
 from llcuda.structured import compile_response_format
 
 
 def check_count(engine: Engine, count: int, param: str) -> None:
-    """Raise ApiError for more texts than the queue ever holds."""
+    """Raise ArgumentError for more texts than the queue ever holds."""
     room = engine.params.n_parallel + engine.params.queue_size
     if count > room:
-        raise ApiError(400, f"{param}: {count} texts at once, at most {room}", param=param)
+        raise wrong_argument(param, f"{count} texts at once, expected at most {room}")
 
 
 def check_format(engine: Engine, response_format: dict[str, Any] | None) -> None:

@@ -100,9 +100,7 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
             except ArgumentError as error:
                 if len(prompts) == 1:
                     raise
-                refusal = translate(error)
-                refusal.message = f"prompt {number}: {refusal.message}"
-                raise refusal from error
+                raise translate(error, {"prompt": f"prompt[{number}]"}) from error
             first = len(choices)
             choices += [
                 Choice(first + i, tokens, echo, generation)

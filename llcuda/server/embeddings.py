@@ -7,9 +7,9 @@ import base64
 from typing import Any
 
 from llcuda.embeddings.embedder import Embedder
+from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.chunks import new_id
-from llcuda.server.errors import ApiError
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import EmbeddingBody, RerankBody
 
@@ -46,8 +46,8 @@ async def answer_embeddings(
 
 def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:
     if body.dimensions not in (None, embedder.size):
-        message = f"dimensions={body.dimensions}: this model has {embedder.size}"
-        raise ApiError(400, message, param="dimensions")
+        rule = f"expected {embedder.size}, the model's"
+        raise wrong_value("dimensions", body.dimensions, rule)
 
 
 async def answer_rerank(body: RerankBody, loaded: LoadedModel, writer: ResponseWriter) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llcuda.params import check_number
+from llcuda.params import check_number, wrong_value
 from llcuda.server.answer import RECORD, ResponseWriter
 from llcuda.server.errors import ApiError, translate_and_log
 from llcuda.server.log import CLIENT_LEFT, RequestRecord
@@ -157,8 +157,8 @@ class RequestGuardMiddleware:
         host = headers.get(b"host", b"").decode("latin-1")
         name = re.sub(r":\d*$", "", host).lower()
         if self._hosts and name not in self._hosts:
-            message = f"Host: {name[:100]!r} is not a name of this server"
-            raise ApiError(403, message, code="unknown_host")
+            error = wrong_value("Host", name, "expected a name of this server")
+            raise ApiError(403, str(error), code="unknown_host")
 
     def _check_key(self, headers: Mapping[bytes, bytes]) -> None:
         """Compare with every key, in a time that does not depend on the keys."""

@@ -138,10 +138,10 @@ class LoadedModel:
         return self.engine is not None and self.engine.closed
 
     def text_engine(self) -> Engine:
-        """Return the engine. Raises ApiError for a model that generates no text."""
+        """Return the engine. Raises ArgumentError for a model that generates no text."""
         if self.engine is None:
-            message = f"model={self.spec.name!r}: generates no text; use /v1/embeddings, /v1/rerank"
-            raise ApiError(400, message, param="model")
+            rule = "generates no text; /v1/embeddings and /v1/rerank take it"
+            raise wrong_value("model", self.spec.name, rule)
         return self.engine
 
     def embedder(self) -> Embedder:
@@ -229,21 +229,22 @@ class ModelPool:
         """Return the name of a model that is served; None means the only one.
 
         Raises:
-            ApiError: There is no such model, or None and several models.
+            ApiError: There is no such model.
+            ArgumentError: None, and there are several models.
         """
         if name is None and len(self.specs) == 1:
             return next(iter(self.specs))
         if name is None:
-            message = f"model: missing; expected one of {', '.join(self.specs)}"
-            raise ApiError(400, message, param="model")
+            raise wrong_argument("model", f"missing; expected one of {', '.join(self.specs)}")
         if name not in self.specs:
-            message = f"model={name[:200]!r}: no such model; GET /v1/models lists the models"
-            raise ApiError(404, message, param="model", code="model_not_found")
+            rule = "no such model; GET /v1/models lists the models"
+            error = wrong_value("model", name, rule)
+            raise ApiError(404, str(error), param="model", code="model_not_found")
         return name
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[LoadedModel]:
-        """Keep a model loaded while the block runs. Raises ApiError, ModelError."""
+        """Keep a model loaded while the block runs. Raises ApiError, ArgumentError, ModelError."""
         name = self.find(name)
         loaded = self.loaded.get(name)
         while loaded is None or loaded.failed:

@@ -15,8 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from llcuda.keywords import PEERS, ConfigKeywords, TextKeywords
-from llcuda.params import seed_after
-from llcuda.server.errors import ApiError
+from llcuda.params import seed_after, wrong_argument, wrong_value
 
 MAX_STOPS = 256
 MAX_CHOICES = 128
@@ -32,6 +31,10 @@ def _refuse(value: Any) -> None:
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
 Texts = Annotated[list[str], Field(max_length=MAX_STOPS)]
 Tokens = Annotated[list[int], Field(min_length=1)]
+# OpenAI's ranges
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Body(BaseModel):
@@ -89,14 +92,14 @@ class SamplingBody(ModelBody):
     Defaults are llcuda's: temperature 0.7, top_p 0.9, top_k 40.
     """
 
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
     logit_bias: dict[str, float] | None = Field(
         None, description="Token -> -100 (never) to 100.", max_length=4096
     )
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stop: str | Texts | None = None
     stream: bool | None = None
@@ -122,6 +125,9 @@ class SamplingBody(ModelBody):
     dry_base: float | None = None
     dry_allowed_length: int | None = None
     dry_last_n: int | None = None
+    dry_breakers: Texts | None = None
+    adaptive_target: float | None = None
+    adaptive_decay: float | None = None
     min_keep: int | None = None
     ignore_eos: bool | None = None
     overflow: Literal["error", "truncate", "shift"] | None = None
@@ -139,7 +145,7 @@ class SamplingBody(ModelBody):
             vocab_size: Tokens of the vocabulary.
 
         Raises:
-            ApiError: A token of logit_bias is unknown, or its bias is outside -100 to 100.
+            ArgumentError: A token of logit_bias is unknown, or its bias is outside -100 to 100.
         """
         known = TextKeywords.__annotations__.keys() - {"logit_bias", "seed", "logprobs", "echo"}
         keywords = self.model_dump(include=set(known), exclude_none=True)
@@ -157,10 +163,9 @@ class SamplingBody(ModelBody):
         return keywords
 
     def wants_usage(self) -> bool:
-        """Whether a stream ends with its usage. Raises ApiError for options without a stream."""
+        """Whether a stream ends with its usage. ArgumentError for options without a stream."""
         if self.stream_options is not None and not self.stream:
-            message = "stream_options: allowed only with stream: true"
-            raise ApiError(400, message, param="stream_options")
+            raise wrong_argument("stream_options", "allowed only with stream: true")
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -170,11 +175,11 @@ def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
     for token, bias in biases.items():
         number = int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
         if not 0 <= number < vocab_size:
-            rule = f"expected tokens from 0 to {vocab_size - 1}"
-            raise ApiError(400, f"logit_bias[{token[:20]!r}]: {rule}", param="logit_bias")
+            rule = f"expected a token from 0 to {vocab_size - 1}"
+            raise wrong_argument(f"logit_bias.{token[:20]}", rule)
         if not -100 <= bias <= 100:
             rule = "expected a number from -100 to 100"
-            raise ApiError(400, f"logit_bias[{token!r}]={bias}: {rule}", param="logit_bias")
+            raise wrong_value(f"logit_bias.{token}", bias, rule)
         checked[number] = -math.inf if bias == -100 else bias
     return checked
 
@@ -215,8 +220,8 @@ class CompletionBody(SamplingBody):
         if self.best_of is None or self.best_of == n:
             return n
         if self.best_of < n or self.stream:
-            reason = "a stream returns all of them" if self.stream else f"expected at least n={n}"
-            raise ApiError(400, f"best_of={self.best_of}: {reason}", param="best_of")
+            expected = "no other than n in a stream" if self.stream else f"at least n={n}"
+            raise wrong_value("best_of", self.best_of, f"expected {expected}")
         return self.best_of
 
 
@@ -257,23 +262,21 @@ class ChatBody(SamplingBody):
         """Return the largest number of tokens of the answer; None = what the context has room for.
 
         Raises:
-            ApiError: Both names of the limit are given, with different values.
+            ArgumentError: Both names of the limit are given, with different values.
         """
         limit, older = self.max_completion_tokens, self.max_tokens
         if limit is not None and older is not None and limit != older:
-            message = f"max_tokens={older}: max_completion_tokens={limit} differs"
-            raise ApiError(400, message, param="max_tokens")
+            raise wrong_value("max_tokens", older, f"max_completion_tokens={limit} differs")
         return older if limit is None else limit
 
     def logprob_alternatives(self) -> int | None:
         """Return how many alternatives to report for each token; None = no log-probabilities.
 
         Raises:
-            ApiError: Alternatives are asked for without log-probabilities.
+            ArgumentError: Alternatives are asked for without log-probabilities.
         """
         if self.top_logprobs is not None and not self.logprobs:
-            message = "top_logprobs: allowed only with logprobs: true"
-            raise ApiError(400, message, param="top_logprobs")
+            raise wrong_value("top_logprobs", self.top_logprobs, "allowed only with logprobs: true")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -311,8 +314,8 @@ class ResponsesBody(ModelBody):
     input: str | list[dict[str, Any]] = Field(max_length=2**24)
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
     top_logprobs: TopLogprobs | None = None
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None

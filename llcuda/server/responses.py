@@ -5,18 +5,22 @@ Nothing is stored, so that requests which need an earlier response are refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.chunks import event, new_id, unix_time
 from llcuda.server.errors import ApiError
 from llcuda.server.protocol import ChatBody, ResponsesBody, ToolChoice
+
+TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 def as_chat(body: ResponsesBody) -> ChatBody:
     """Return the conversation of a request.
 
     Raises:
-        ApiError: An item or a tool is not supported.
+        ArgumentError: An item or a tool is not supported.
     """
     messages: list[dict[str, Any]] = []
     if body.instructions:
@@ -26,7 +30,7 @@ def as_chat(body: ResponsesBody) -> ChatBody:
     else:
         _InputReader(messages).read(body.input)
     if not messages:
-        raise ApiError(400, "input: expected at least one message", param="input")
+        raise wrong_argument("input", "expected at least one message")
     return ChatBody.model_construct(
         **{
             name: getattr(body, name)
@@ -58,41 +62,21 @@ class _InputReader:
             "reasoning": self._reason,
         }
         for i, item in enumerate(items):
-            kind = item.get("type", "message")
-            read = readers.get(kind if isinstance(kind, str) else "")
-            if read is None:
-                where = f"input[{i}].type"
-                wrong = f"{where}={str(kind)[:100]!r}: expected one of {', '.join(readers)}"
-                raise ApiError(400, wrong, param=where)
-            try:
-                read(item)
-            except KeyError as error:
-                wrong = f"input[{i}]: {error.args[0]} is missing"
-                raise ApiError(400, wrong, param=f"input[{i}]") from None
-            except (TypeError, AttributeError) as error:
-                wrong = f"input[{i}]: expected a complete {kind}: {error}"
-                raise ApiError(400, wrong, param=f"input[{i}]") from None
+            where = f"input[{i}]"
+            kind = _text(where, {"type": "message", **item}, "type")
+            if kind not in readers:
+                raise wrong_value(f"{where}.type", kind, f"expected one of {', '.join(readers)}")
+            readers[kind](where, item)
 
-    def _message(self, item: dict[str, Any]) -> None:
-        content = item["content"]
-        if isinstance(content, list):
-            content = [self._part(part) for part in content]
-        message = {"role": item["role"], "content": content}
+    def _message(self, where: str, item: dict[str, Any]) -> None:
+        message = {"role": _text(where, item, "role"), "content": _content(where, item, "content")}
         if item["role"] == "assistant" and self._reasoning:
             message["reasoning_content"], self._reasoning = self._reasoning, ""
         self._messages.append(message)
 
-    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
-        if part["type"] not in ("input_text", "output_text", "text"):
-            raise TypeError(f"content of type {part['type']!r} is not supported, only text")
-        return {"type": "text", "text": part["text"]}
-
-    def _call(self, item: dict[str, Any]) -> None:
-        call = {
-            "id": item["call_id"],
-            "type": "function",
-            "function": {"name": item["name"], "arguments": item["arguments"]},
-        }
+    def _call(self, where: str, item: dict[str, Any]) -> None:
+        function = {name: _text(where, item, name) for name in ("name", "arguments")}
+        call = {"id": _text(where, item, "call_id"), "type": "function", "function": function}
         last = self._messages[-1] if self._messages else {}
         if last.get("role") != "assistant":
             last = {"role": "assistant", "content": None}
@@ -101,22 +85,56 @@ class _InputReader:
             self._messages.append(last)
         last.setdefault("tool_calls", []).append(call)
 
-    def _output(self, item: dict[str, Any]) -> None:
-        output = item["output"]
-        if isinstance(output, list):
-            output = [self._part(part) for part in output]
-        self._messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
+    def _output(self, where: str, item: dict[str, Any]) -> None:
+        output = _content(where, item, "output")
+        call_id = _text(where, item, "call_id")
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
 
-    def _reason(self, item: dict[str, Any]) -> None:
-        parts = item.get("content") or item.get("summary") or ()
-        self._reasoning += "".join(part["text"] for part in parts)
+    def _reason(self, where: str, item: dict[str, Any]) -> None:
+        field = "content" if item.get("content") else "summary"
+        parts = item.get(field) or ()
+        if not isinstance(parts, Sequence) or isinstance(parts, str):
+            raise wrong_value(f"{where}.{field}", parts, "expected a list")
+        for i, part in enumerate(parts):
+            self._reasoning += _text(f"{where}.{field}[{i}]", part, "text")
+
+
+def _value(where: str, item: Any, name: str) -> Any:
+    if not isinstance(item, dict):
+        raise wrong_value(where, item, "expected an object")
+    if name not in item:
+        raise wrong_argument(f"{where}.{name}", "missing")
+    return item[name]
+
+
+def _text(where: str, item: Any, name: str) -> str:
+    value = _value(where, item, name)
+    if not isinstance(value, str):
+        raise wrong_value(f"{where}.{name}", value, "expected a text")
+    return value
+
+
+def _content(where: str, item: Any, name: str) -> str | list[dict[str, Any]]:
+    """Return a content as /v1/chat/completions has it: a text, or its parts."""
+    content = _value(where, item, name)
+    where = f"{where}.{name}"
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise wrong_value(where, content, "expected a text or a list")
+    parts = []
+    for i, part in enumerate(content):
+        kind = _text(f"{where}[{i}]", part, "type")
+        if kind not in TEXT_PARTS:
+            rule = f"expected one of {', '.join(TEXT_PARTS)}"
+            raise wrong_value(f"{where}[{i}].type", kind, rule)
+        parts.append({"type": "text", "text": _text(f"{where}[{i}]", part, "text")})
+    return parts
 
 
 def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
     if tool.get("type") != "function":
-        where = f"tools[{index}].type"
-        wrong = f"{where}={str(tool.get('type'))[:100]!r}: expected function"
-        raise ApiError(400, wrong, param=where)
+        raise wrong_value(f"tools[{index}].type", tool.get("type"), "expected function")
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 

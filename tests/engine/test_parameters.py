@@ -15,6 +15,7 @@ from llcuda.engine.request import RequestParams
 from llcuda.engine.speculation import Drafter
 from llcuda.errors import QueueFullError
 from tests.engine.test_guide import Sequence
+from tests.test_params import RANGES
 
 START, END, WORD = 2, 3, 756  # tokens of the demo model: <|im_start|>, <|im_end|>, Lena
 PROMPT = "Once upon a time"
@@ -58,6 +59,15 @@ REQUEST: dict[str, tuple[Any, dict[str, Any], Callable[[Completion], bool]]] = {
     ),
     "guide": (None, {}, lambda done: done.text == " Tom had"),
 }
+
+# Fields that have an effect only beside others.
+BESIDE: dict[str, dict[str, Any]] = {
+    "dry_base": {"dry_multiplier": 1.0}, "dry_allowed_length": {"dry_multiplier": 1.0},
+    "dry_last_n": {"dry_multiplier": 1.0}, "mirostat_tau": {"mirostat": 2},
+    "mirostat_eta": {"mirostat": 2}, "dynatemp_exponent": {"dynatemp_range": 0.5},
+    "xtc_threshold": {"xtc_probability": 1.0}, "adaptive_decay": {"adaptive_target": 0.5},
+    "penalty_last_n": {"repeat_penalty": 1.5}, "min_keep": {"top_p": 0.0},
+}  # fmt: skip
 
 SMALL: dict[str, int] = {
     "n_parallel": 2, "ctx_size": 96, "batch_size": 32, "ubatch_size": 16, "queue_size": 2,
@@ -156,3 +166,12 @@ def test_keep_holds_in_a_shift_too(engine: Engine) -> None:
     short, long = (engine.submit(keep=keep, **asked).result(10).tokens for keep in (1, 30))
     assert short[:24] == long[:24]
     assert short != long
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_both_ends_of_a_range_give_texts(field: str, engine: Engine) -> None:
+    """No number that is accepted makes an infinity of which no token can be drawn."""
+    for value in RANGES[field]:
+        given = {**BESIDE.get(field, {}), field: value}
+        done = engine.submit(PROMPT, max_tokens=8, ignore_eos=True, **given).result(10)
+        assert 8 == len(done.tokens)

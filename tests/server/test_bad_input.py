@@ -97,7 +97,7 @@ def test_wrong_values(server: Served, param: str, value: Any) -> None:
         ("max_tokens", "5", "max_tokens='5': expected a whole number"),
         ("temperature", math.nan, "temperature=NaN: expected a finite number"),
         ("temperature", True, "temperature=true: expected a number"),
-        ("top_p", 5.0, "top_p=5.0: expected a number from 0 to 1"),
+        ("top_p", 5.0, "top_p=5.0: expected a number at most 1"),
         ("frequency_penalty", 3, "frequency_penalty=3: expected a number at most 2"),
         ("timeout", 0, "timeout=0: expected a number above 0"),
         ("stop", ["a", 5], "stop[1]=5: expected a text"),
@@ -133,10 +133,48 @@ def test_messages_of_other_bodies(server: Served) -> None:
     assert is_error(post(server, b"5"), 400)["message"] == "the body=5: expected an object"
     error = is_error(server.post("/v1/responses", input=[{"type": "x"}]), 400, "input[0].type")
     assert error["message"].startswith("input[0].type='x': expected one of message, function_call")
-    error = is_error(server.post("/v1/responses", input=[{"role": "user"}]), 400, "input[0]")
-    assert error["message"] == "input[0]: content is missing"
-    error = is_error(server.post(COMPLETIONS, prompt="a", logit_bias={"1": 200}), 400, "logit_bias")
-    assert error["message"] == "logit_bias['1']=200.0: expected a number from -100 to 100"
+    answer = server.post(COMPLETIONS, prompt="a", logit_bias={"1": 200})
+    error = is_error(answer, 400, "logit_bias.1")
+    assert error["message"] == "logit_bias.1=200.0: expected a number from -100 to 100"
+    error = is_error(server.post(COMPLETIONS, prompt=["a", "b " * 2000]), 400, "prompt[1]")
+    assert error["message"].startswith("prompt[1]: has 2")
+    error = is_error(server.post(COMPLETIONS, prompt="a", n=2, best_of=1), 400, "best_of")
+    assert error["message"] == "best_of=1: expected at least n=2"
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"role": "user"}, "input[0].content: missing"),
+        ({"role": 5, "content": "a"}, "input[0].role=5: expected a text"),
+        ({"role": "user", "content": 5}, "input[0].content=5: expected a text or a list"),
+        ({"role": "user", "content": ["a"]}, "input[0].content[0]='a': expected an object"),
+        ({"role": "user", "content": [{}]}, "input[0].content[0].type: missing"),
+        (
+            {"role": "user", "content": [{"type": "input_image"}]},
+            "input[0].content[0].type='input_image': expected one of input_text, output_text, text",
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": 5}]},
+            "input[0].content[0].text=5: expected a text",
+        ),
+        ({"type": 5}, "input[0].type=5: expected a text"),
+        ({"type": "function_call", "name": "f"}, "input[0].arguments: missing"),
+        (
+            {"type": "function_call", "name": "f", "arguments": {}},
+            "input[0].arguments={}: expected a text",
+        ),
+        ({"type": "function_call_output", "output": "a"}, "input[0].call_id: missing"),
+        ({"type": "reasoning", "summary": 5}, "input[0].summary=5: expected a list"),
+        ({"type": "reasoning", "summary": [5]}, "input[0].summary[0]=5: expected an object"),
+    ],
+    ids=str,
+)
+def test_messages_on_items(server: Served, item: dict[str, Any], message: str) -> None:
+    """The part of an item that is wrong is named as other fields are."""
+    field = message.partition("=")[0].partition(": ")[0]
+    error = is_error(server.post("/v1/responses", input=[item]), 400, field)
+    assert error["message"] == message
 
 
 @pytest.mark.parametrize(
