@@ -214,8 +214,12 @@ class InferenceEngine:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether a model is in memory."""
-        return self._model is not None
+        """Whether a model is in memory and can be asked.
+
+        False after its engine has failed for good, or the model was closed; load it again then.
+        """
+        model, engine = self._model, self._engine
+        return model is not None and not model.closed and not (engine is not None and engine.closed)
 
     @property
     def model(self) -> Model:

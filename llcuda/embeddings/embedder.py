@@ -315,6 +315,8 @@ class Embedder:
             raise ForkError("this Embedder was made before the fork of this process")
         with self._lock:
             context = self._context
+            if context.failed:  # in a batch before, whose caller was told
+                context.renew()
             if context.remembers:
                 context.memory.clear(data=False)
             if self._needs_last_token_only:

@@ -22,7 +22,13 @@ from llcuda.engine.metrics import EngineLoad, Metrics, Reporter, RequestRecord, 
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request, RequestParams, kept_tokens, request_params
 from llcuda.engine.sequence import Sequence
-from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError, NoTextError
+from llcuda.errors import (
+    ArgumentError,
+    ClosedError,
+    ContextLengthError,
+    LlcudaError,
+    NoTextError,
+)
 from llcuda.keywords import (
     ChatKeywords,
     EmbedKeywords,
@@ -374,8 +380,25 @@ class Engine:
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called, or the engine's thread failed."""
+        """Whether nothing more can be submitted: close() was called, or the engine failed."""
         return self.loop.closed is not None
+
+    @property
+    def failure(self) -> LlcudaError | None:
+        """Why the engine has ended by itself; None if it has not, or was closed."""
+        reason = self.loop.closed
+        return None if isinstance(reason, ClosedError) else reason
+
+    @property
+    def state(self) -> str:
+        """The state: "running", "recovering", "failed" or "closed".
+
+        An engine whose context fails makes it anew meanwhile, and takes requests. A "failed" one
+        has ended, and `failure` says why.
+        """
+        if self.loop.closed is not None:
+            return "failed" if self.failure is not None else "closed"
+        return "recovering" if self.loop.recovering else "running"
 
     def close(self, drain: bool = False) -> None:
         """Stop the engine's thread and free the context; again does nothing.
@@ -400,7 +423,7 @@ class Engine:
     def __repr__(self) -> str:
         load, params = self.load(), self.params
         state = f"{params.n_parallel} x {params.ctx_size} tokens, {load.running} running"
-        state = "closed" if self.closed else f"{state}, {load.waiting} waiting"
+        state = self.state if self.closed else f"{state}, {load.waiting} waiting"
         return f"<llcuda.Engine on {self.model.path.name!r}: {state}>"
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from llcuda.errors import (
     ClosedError,
     ConcurrencyError,
     DecodeError,
+    DeviceLostError,
     ForkError,
     LlcudaError,
     NoRoomError,
@@ -35,6 +37,7 @@ from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
 
 logger = logging.getLogger("llcuda.engine")
+MOST_FAILURES = 5  # of the context, without a text that ended in between; one more ends the engine
 _this_thread = threading.local()
 
 
@@ -133,6 +136,7 @@ class EngineLoop:
 
     Attributes:
         closed: Why nothing more can be submitted; None while the engine is open.
+        recovering: Whether the context failed and is made anew.
     """
 
     def __init__(self, context: Context, params: EngineParams, reporter: Reporter) -> None:
@@ -157,11 +161,14 @@ class EngineLoop:
         self._processor = OutputProcessor(
             self._scheduler, self._runner, reporter, self._unfinished.end_one
         )
+        self._reporter = reporter
+        self._failures = self._completed = 0  # failures since so many texts were complete
         self._process = os.getpid()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._draining = False
         self.closed: LlcudaError | None = None
+        self.recovering = False
         self._thread = threading.Thread(target=self._run, name="llcuda-engine", daemon=True)
 
     # --- for callers, on any thread ---
@@ -289,6 +296,9 @@ class EngineLoop:
         except ClosedError as failure:
             error = ClosedError("the model or the context of this engine was closed under it")
             error.__cause__ = failure
+        except DecodeError as failure:  # a GPU failed, or the context again and again
+            logger.error("the engine ends: %s", failure)
+            error = failure
         except BaseException as failure:
             logger.exception("the engine's thread failed")
             error = DecodeError(f"the engine failed: {failure!r}")
@@ -359,7 +369,13 @@ class EngineLoop:
         except Exception as error:
             if not isinstance(error, DecodeError):
                 logger.exception("a step of the engine failed")
+            is_final = isinstance(error, DeviceLostError)
+            self.recovering = context.failed and not is_final
             processor.fail_step(scheduled, error)
+            if is_final:
+                raise
+            if self.recovering:
+                self._recover(error)
         processor.report(scheduled, size, seconds, now() - started)
         self._runner.close_released()
 
@@ -395,6 +411,37 @@ class EngineLoop:
         except NoRoomError:
             self._runner.clear(self._scheduler.evict_cached_prefixes())
             return self._runner.launch(scheduled)
+
+    def _recover(self, error: Exception) -> None:
+        """Make a context that failed anew; what was not in the failed step goes on.
+
+        Raises:
+            DeviceLostError: A GPU failed.
+            DecodeError: The context fails again and again.
+        """
+        for sequence in self._scheduler.forget_cells():
+            self._processor.fail(sequence, error)
+        while True:
+            if self._completed != self._processor.completed:
+                self._completed, self._failures = self._processor.completed, 0
+            self._failures += 1
+            if self._failures > MOST_FAILURES:
+                raise DecodeError(
+                    f"this engine has ended, because its context failed {self._failures} times in "
+                    f"a row; load the model again. The last failure: {error}"
+                ) from error
+            logger.error("the context failed and is made anew: %s", error)
+            try:
+                self._runner.renew()
+            except (ClosedError, DeviceLostError):
+                raise
+            except LlcudaError as failure:
+                error = failure
+                time.sleep(0.1 * self._failures)  # for memory that others may free
+            else:
+                break
+        self._reporter.recovered()
+        self.recovering = False
 
 
 class _StopLoop(BaseException):

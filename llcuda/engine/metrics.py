@@ -195,6 +195,7 @@ class _State:
         self.step_tokens = 0
         self.busy_seconds = 0.0
         self.step_decode_seconds = self.step_sample_seconds = self.step_deliver_seconds = 0.0
+        self.recoveries = 0
         self.finish_reasons: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
@@ -258,6 +259,11 @@ class Metrics:
         with self._lock:
             self._state.errors[kind] += 1
 
+    def record_recovery(self) -> None:
+        """Count a context that failed and was made anew."""
+        with self._lock:
+            self._state.recoveries += 1
+
     def reset(self) -> None:
         """Forget everything."""
         with self._lock:
@@ -277,6 +283,7 @@ class Metrics:
             - phases: Seconds summed over requests, which overlap in a batch.
             - batch: Steps, and seconds in them: in all, and for decoding, sampling and delivery.
             - reuse: Tokens of the prompts, and how many of them a cached prefix has spared.
+            - recovery: How often the context failed and was made anew.
             - finish_reasons, errors: The number of each. A request that failed is counted in errors
               and nowhere else.
         """
@@ -324,6 +331,7 @@ class Metrics:
                     "reused_tokens": state.cached_tokens,  # the old name, for one release
                     "ratio": _rate(state.cached_tokens, state.prompt_tokens),
                 },
+                "recovery": {"recoveries": state.recoveries},
                 "finish_reasons": dict(state.finish_reasons),
                 "errors": dict(state.errors),
             }
@@ -368,6 +376,7 @@ class Metrics:
             reasons, kinds = state.finish_reasons.items(), state.errors.items()
             counter("request_success", "Requests that ended.", "finished_reason", reasons)
             counter("errors", "Requests that failed.", "kind", kinds)
+            counter("recoveries", "Contexts made anew.", "", [("", state.recoveries)])
             counter("generation_tokens", "Tokens generated.", "", [("", state.generated_tokens)])
             counter("forced_tokens", "Of these not sampled.", "", [("", state.forced_tokens)])
             counter("prompt_tokens", "Tokens of the prompts.", "", [("", state.prompt_tokens)])
@@ -433,6 +442,10 @@ class Reporter:
         self._metrics.record_step(record)
         if self._on_step is not None:
             _call(self._on_step, record)
+
+    def recovered(self) -> None:
+        """Report that the context failed and was made anew."""
+        self._metrics.record_recovery()
 
     def finished(self, record: RequestRecord) -> None:
         """Report a request that has its result."""

@@ -199,6 +199,15 @@ class ModelRunner:
             memory.copy(change.source, change.seq_id)
         memory.remove(change.seq_id, change.length)
 
+    def renew(self) -> None:
+        """Make the context that failed new and empty.
+
+        Raises:
+            LlcudaError: As `Context.renew`.
+        """
+        self._batch = None
+        self.context.renew()
+
     def clear(self, seq_ids: Iterable[int]) -> None:
         """Remove all cells of these slots."""
         for seq_id in seq_ids:

@@ -30,6 +30,9 @@ class OutputProcessor:
         runner: Computes log-probabilities, and shifts the cells of a full sequence.
         reporter: Is told of each step and of each request that ends.
         on_end: Called for each request that ends, before its readers wake.
+
+    Attributes:
+        completed: The number of requests whose text has ended by itself.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class OutputProcessor:
         self._undelivered: list[Sequence] = []
         self._unreported: tuple[SchedulerOutput, tuple[float, float, float], float] | None = None
         self._sums = StepSums()
+        self.completed = 0
 
     # --- requests ---
 
@@ -120,8 +124,10 @@ class OutputProcessor:
         row = 0
         for sequence, begin, end in chunks:
             if sequence.params.echo:
-                tokens = sequence.tokens[begin + 1 : min(end + 1, sequence.prefill_size)]
-                rows, top = range(row, row + len(tokens)), sequence.params.logprobs or 0
+                first = max(begin, len(sequence.prompt_logprobs))  # a recovery computes it again
+                last = min(end, sequence.request.prompt_tokens - 1)
+                tokens, top = sequence.tokens[first + 1 : last + 1], sequence.params.logprobs or 0
+                rows = range(row + first - begin, row + first - begin + len(tokens))
                 sequence.prompt_logprobs += self._runner.logprobs(tokens, rows, top)
                 if end == sequence.prefill_size and not sequence.params.max_tokens:
                     self._finish(sequence, "length")
@@ -377,6 +383,7 @@ class OutputProcessor:
             sequence.flush()
         finished_at = now()
         completion = sequence.completion(reason, finished_at)
+        self.completed += reason in ("stop", "length", "context")
         self._reporter.finished(sequence.record(self._sums, reason, finished_at))
         sequence.request.settle(completion)
 

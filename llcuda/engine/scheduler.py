@@ -297,7 +297,8 @@ class Scheduler:
                 del slot.tokens[count:]
             slot.stale, slot.adapter_key = False, self.adapter_key
             slot.sequence, sequence.seq_id = sequence, slot.seq_id
-            sequence.computed_tokens = sequence.cached_tokens = count
+            sequence.computed_tokens = count
+            sequence.cached_tokens = min(count, len(sequence.tokens) - len(sequence.generated))
             sequence.admitted_at = sequence.admitted_at or now()
             self.prefilling.append(sequence)
         self._begin_decoding()  # prompts that are cached but for a last token that is deferred
@@ -429,8 +430,26 @@ class Scheduler:
         self._release(slot, sequence)
         self.waiting.appendleft(sequence)
         slot.keep(0)
+        sequence.prefill_size = len(sequence.tokens)
         sequence.computed_tokens = sequence.cached_tokens = 0
         return sequence
+
+    def forget_cells(self) -> list[Sequence]:
+        """Note that the KV cache is empty; queue the sequences that have a slot again.
+
+        Returns:
+            The sequences whose tokens alone do not bring their cells back, to be ended: a shift has
+            dropped tokens that they were computed with, or other adapters have computed some.
+        """
+        active = [slot for slot in self.slots if slot.sequence is not None]
+        lost: list[Sequence] = []
+        for slot in sorted(active, key=_by_submission, reverse=True):
+            sequence = self.requeue(slot.seq_id)
+            if sequence.valid_prefix is not None or slot.adapter_key != self.adapter_key:
+                lost.append(sequence)
+        for slot in self.slots:
+            slot.tokens, slot.stale = [], False
+        return lost
 
     def undo_move(self, move: Move) -> None:
         """Note that the cells were not moved, or not wholly: a sequence stays, a prefix is lost.
@@ -463,6 +482,10 @@ def _prefill_step(changes: list[CacheChange], chunks: list[Chunk]) -> SchedulerO
 
 def _by_slot(sequence: Sequence) -> int:
     return sequence.seq_id  # type: ignore[return-value]
+
+
+def _by_submission(slot: Slot) -> float:
+    return slot.sequence.submitted_at  # type: ignore[union-attr]
 
 
 def _by_use(slot: Slot) -> tuple[bool, int]:

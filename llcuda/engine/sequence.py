@@ -35,7 +35,7 @@ class Sequence:
         seq_id: The sequence of the KV cache that holds the tokens; None while it has no slot.
         tokens: The prompt and the generated tokens.
         prefill_size: How many of the tokens are computed in chunks: the prompt, and after
-            `Scheduler.extend` all tokens of that time.
+            `Scheduler.extend` and `Scheduler.requeue` all tokens of that time.
         computed_tokens: How many of the tokens are in the KV cache.
         cached_tokens: How many of the prompt's tokens a cached prefix has spared.
         ended: Whether the scheduler has let go of it.

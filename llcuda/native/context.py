@@ -106,7 +106,8 @@ class Context:
         self.remembers: bool = self._lib.llcuda_context_remembers(pointer)
         self.whole_texts: bool = self._lib.llcuda_context_whole(pointer)
         self.memory = Memory(self.handle, model, p, self.cells)
-        self._adapters: list[Adapter] = []
+        self._adapters: dict[Adapter, float] = {}
+        self._threads: tuple[int, int] | None = None
         # Equal for equal adapters and scales; for the engine, whose cells depend on them.
         self.adapter_key: object = frozenset()
 
@@ -546,6 +547,7 @@ class Context:
         """
         if not isinstance(adapters, Mapping):
             raise wrong_value("adapters", adapters, "expected a mapping of Adapter to scale")
+        adapters = dict(adapters)
         for adapter in adapters:
             if not isinstance(adapter, Adapter):
                 raise wrong_argument("adapters", f"{adapter!r} is not an Adapter")
@@ -557,7 +559,7 @@ class Context:
         self.adapter_key = object()  # another thread may decode before the call returns
         status = self._lib.llcuda_set_adapters(owner.pointer, pointers, scales, len(pointers))
         library.check(status, lambda: f"set_adapters with {len(pointers)} adapters")
-        self._adapters = list(adapters)
+        self._adapters = adapters
         self.adapter_key = frozenset((a, s) for a, s in adapters.items() if s)
 
     def set_embeddings(self, on: bool) -> None:
@@ -593,8 +595,10 @@ class Context:
         check_number("threads", threads, "int", 1, 512)
         ContextParams(threads_batch=threads_batch)  # checks
         owner = self.handle.owner
-        status = self._lib.llcuda_set_threads(owner.pointer, threads, threads_batch or threads)
+        numbers = threads, threads_batch or threads
+        status = self._lib.llcuda_set_threads(owner.pointer, *numbers)
         library.check(status, lambda: f"set_threads({threads})")
+        self._threads = numbers
 
     # --- time ---
 
@@ -661,6 +665,37 @@ class Context:
             hook(event)
 
     # --- life ---
+
+    @property
+    def failed(self) -> bool:
+        """Whether a decode failed so that the context cannot be used any more; `renew` helps.
+
+        An assertion of llama.cpp and too little memory of the machine do that. After too little
+        memory of a GPU the context still works, without the batch.
+        """
+        return bool(self._lib.llcuda_context_lost(self.handle.held.pointer))
+
+    def renew(self) -> None:
+        """Make a context that failed new and empty, with its parameters, adapters and threads.
+
+        The results of the last decode are gone, and embeddings are as the parameters say.
+
+        Raises:
+            ContextError: llama.cpp cannot create it again; the context stays failed.
+            OutOfMemoryError: There is too little memory; the context stays failed.
+            DeviceLostError: A GPU failed: start another process.
+        """
+        owner = self.handle.owner
+        parent = self.model.handle.owner
+        c_params = self.c_params()
+        status = self._lib.llcuda_context_renew(owner.pointer, parent.pointer, c_params)
+        if status == self._lib.LLCUDA_EXCEPTION:
+            library.fail(ContextError, f"cannot create the context again with {self.params}")
+        library.check(status, lambda: "renew()")
+        if self._threads is not None:
+            self.set_threads(*self._threads)
+        if self._adapters:
+            self.set_adapters(self._adapters)
 
     @property
     def closed(self) -> bool:

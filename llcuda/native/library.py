@@ -361,7 +361,7 @@ def check(status: int, message: Callable[[], str]) -> None:
         lib.LLCUDA_NO_OUTPUT: (NoOutputError, "not computed"),
         lib.LLCUDA_NO_CANDIDATES: (SamplingError, "no candidate is left"),
         lib.LLCUDA_UNSUPPORTED: (UnsupportedError, "this memory cannot do that"),
-        lib.LLCUDA_LOST: (DecodeError, "this context failed before: create another"),
+        lib.LLCUDA_LOST: (DecodeError, "this context failed before: renew() it, or create another"),
     }.get(status, (DecodeError, "llama.cpp failed"))
     fail(kind, f"{reason}: {message()}", log)
 

@@ -246,10 +246,15 @@ def _model_routes(service: Service) -> APIRouter:
         """Describe one model."""
         return describe(service.models.find(name))
 
-    @router.get("/health")
-    async def health() -> dict[str, str]:
-        """Say that the server answers."""
-        return {"status": "ok"}
+    @router.get("/health", response_model=dict[str, str])
+    async def health() -> Any:
+        """Say that the server answers; 503 after a model has failed for good."""
+        loaded = service.models.loaded.values()
+        for model in loaded:
+            if model.state == "failed":
+                return _refusal(model.failure())
+        recovers = any(model.state == "recovering" for model in loaded)
+        return {"status": "recovering" if recovers else "ok"}
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

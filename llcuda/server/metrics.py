@@ -22,6 +22,7 @@ def _model_metrics(models: ModelPool) -> Iterator[Metric]:
         "num_requests_waiting": "Requests in the queue.",
         "kv_cache_usage": "Part of the KV cache that is in use, cached prefixes included.",
         "kv_cache_cells": "Tokens that the KV cache has room for.",
+        "engine_up": "1 while the engine computes, 0 while it recovers or after it has failed.",
     }
     families = {
         name: GaugeMetricFamily(f"llcuda_{name}", text, labels=["model"])
@@ -32,7 +33,8 @@ def _model_metrics(models: ModelPool) -> Iterator[Metric]:
             yield from loaded.engine.metrics.families(model=name)
             load = loaded.engine.load()
             usage = load.cells_used / load.cells
-            values = (load.running, load.waiting, usage, load.cells)
+            is_up = loaded.engine.state == "running"
+            values = (load.running, load.waiting, usage, load.cells, is_up)
             for family, value in zip(families.values(), values, strict=True):
                 family.add_metric([name], value)
     yield from families.values()

@@ -18,7 +18,7 @@ from llcuda.embeddings.embedder import Embedder, classifier_layers
 from llcuda.engine.autofit import Fitted, fit
 from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine
-from llcuda.errors import ArgumentError, LlcudaError, UnsupportedError
+from llcuda.errors import ArgumentError, DeviceLostError, LlcudaError, UnsupportedError
 from llcuda.hub.registry import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
@@ -133,12 +133,26 @@ class LoadedModel:
             raise
 
     @property
-    def failed(self) -> bool:
-        """Whether its engine has ended, so that it must be loaded again."""
-        return self.engine is not None and self.engine.closed
+    def state(self) -> str:
+        """The state of its engine, as `Engine.state`; "running" without one."""
+        return "running" if self.engine is None else self.engine.state
+
+    def failure(self) -> ApiError:
+        """Return what clients are told after its engine has failed."""
+        lost = self.engine is not None and isinstance(self.engine.failure, DeviceLostError)
+        reason = "a GPU failed" if lost else "its computation failed again and again"
+        message = f"the model {self.spec.name} has failed: {reason}; restart the server"
+        return ApiError(503, message, code="model_failed")
 
     def text_engine(self) -> Engine:
-        """Return the engine. Raises ArgumentError for a model that generates no text."""
+        """Return the engine.
+
+        Raises:
+            ArgumentError: The model generates no text.
+            ApiError: Its engine has failed.
+        """
+        if self.state == "failed":
+            raise self.failure()
         if self.engine is None:
             rule = "generates no text; /v1/embeddings and /v1/rerank take it"
             raise wrong_value("model", self.spec.name, rule)
@@ -246,9 +260,8 @@ class ModelPool:
     async def use(self, name: str | None) -> AsyncIterator[LoadedModel]:
         """Keep a model loaded while the block runs. Raises ApiError, ArgumentError, ModelError."""
         name = self.find(name)
-        loaded = self.loaded.get(name)
-        while loaded is None or loaded.failed:
-            loaded = await self._ensure_loaded(name)
+        while (loaded := self.loaded.get(name)) is None:
+            await self._ensure_loaded(name)
         loaded.users += 1
         try:
             yield loaded
@@ -256,14 +269,11 @@ class ModelPool:
             loaded.users -= 1
             loaded.used = time.monotonic()
 
-    async def _ensure_loaded(self, name: str) -> LoadedModel:
+    async def _ensure_loaded(self, name: str) -> None:
         """Load a model that is not loaded, after making room for it; one at a time."""
         async with self._lock:
-            loaded = self.loaded.get(name)
-            if loaded is not None and loaded.failed:  # for example its GPU
-                await self._unload(name)
-            elif loaded is not None:
-                return loaded
+            if name in self.loaded:
+                return
             spec, path = self.specs[name], self.paths[name]
             needs = await self._make_room(spec, path)
             started = time.monotonic()
@@ -277,7 +287,6 @@ class ModelPool:
             self.loaded[name] = loaded
             self.loads += 1
             logger.info("loaded %s in %.1f s", name, time.monotonic() - started)
-            return loaded
 
     async def _make_room(self, spec: ModelSpec, path: Path) -> int:
         """Unload idle models until another one fits, and return the bytes that it takes."""

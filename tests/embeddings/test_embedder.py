@@ -600,3 +600,25 @@ def test_control_tokens_written_in_texts(make: Make) -> None:
 def test_the_public_name() -> None:
     """llcuda.Embedder is the class."""
     assert Embedder is llcuda.Embedder
+
+
+def test_an_embedder_whose_context_failed_goes_on(
+    model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that fails an assertion of llama.cpp fails, the next one is answered."""
+    decode = Context.decode_batch
+
+    def fail_once(self: Context, *arguments: Any) -> None:
+        monkeypatch.undo()
+        self.memory.shift(-1, 0, 1, 3)  # which a tiny LFM2 does not survive
+        decode(self, *arguments)
+
+    with (
+        Model(model_files["lfm2"]) as model,
+        Embedder(model, pooling="last", threads=1) as embedder,
+    ):
+        expected = embedder.embed(["One day"])
+        monkeypatch.setattr(Context, "decode_batch", fail_once)
+        with pytest.raises(DecodeError, match="assertion failed"):
+            embedder.embed(["One day"])
+        assert (expected == embedder.embed(["One day"])).all()

@@ -49,6 +49,7 @@ KEYS = {
         *{"decode_seconds", "sample_seconds", "deliver_seconds", "seconds"},
     },
     "reuse": {"prompt_tokens", "cached_tokens", "reused_tokens", "ratio"},
+    "recovery": {"recoveries"},
     "finish_reasons": set(),
     "errors": set(),
 }
@@ -218,10 +219,12 @@ def test_prometheus_text_has_the_snapshots_numbers() -> None:
     metrics.record_request(replace(REQUEST, time_to_first_token_seconds=None, generated_tokens=0))
     metrics.record_step(STEP)
     metrics.record_error("DecodeError")
+    metrics.record_recovery()
     values = samples(metrics)
     expected = {
         'llcuda_request_success_total{finished_reason="stop"}': 3.0,
         'llcuda_errors_total{kind="DecodeError"}': 1.0,
+        "llcuda_recoveries_total": 1.0,
         "llcuda_generation_tokens_total": 40.0,
         "llcuda_prompt_tokens_total": 30.0,
         "llcuda_prefix_cache_queries_total": 30.0,

@@ -1,7 +1,7 @@
 """The scheduler on plain data: a dictionary plays the KV cache, numbers play the tokens."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pytest
 from hypothesis import given
@@ -78,10 +78,12 @@ def run(
     lengths: dict[Sequence, int],
     cache: FakeCache | None = None,
     contiguous: bool = False,
+    failing_steps: Collection[int] = (),
 ) -> list[SchedulerOutput]:
     """Run until every sequence has its number of tokens; a token is the count of those before it.
 
-    contiguous: whether running sequences must lie in neighbouring slots.
+    contiguous: whether running sequences must lie in neighbouring slots. failing_steps: the numbers
+    of steps that end their sequences and lose all cells.
     """
     cache = cache or FakeCache()
     steps: list[SchedulerOutput] = []
@@ -96,12 +98,19 @@ def run(
             first = seq_ids[0]
             assert first is not None
             assert seq_ids == list(range(first, first + len(seq_ids)))
+        if len(steps) in failing_steps:
+            for sequence in scheduled.sequences:
+                scheduler.invalidate(sequence)
+                scheduler.finish(sequence)
+            assert [] == scheduler.forget_cells()
+            cache.cells.clear()
+            continue
         scheduler.computed(scheduled)
         for sequence in scheduled.sequences:
             if sequence.computed_tokens < len(sequence.tokens):
                 continue
             sequence.tokens.append(1000 + len(sequence.tokens))
-            if len(sequence.tokens) - sequence.prefill_size >= lengths[sequence]:
+            if len(sequence.tokens) - sequence.request.prompt_tokens >= lengths[sequence]:
                 scheduler.finish(sequence)
     return steps
 
@@ -115,7 +124,7 @@ prompts = st.lists(
 
 @given(
     prompts, st.integers(1, 4), st.integers(0, 3), st.integers(1, 16), st.booleans(), st.booleans(),
-    st.booleans(),
+    st.booleans(), st.sets(st.integers(1, 40), max_size=3),
 )  # fmt: skip
 def test_every_sequence_is_computed_whole(
     given_prompts: list[tuple[list[int], int]],
@@ -125,8 +134,12 @@ def test_every_sequence_is_computed_whole(
     can_truncate: bool,
     can_copy_prefix: bool,
     late: bool,
+    failing_steps: set[int],
 ) -> None:
-    """Whatever comes, each sequence's cells hold its own tokens, and it ends."""
+    """Whatever comes, each sequence's cells hold its own tokens, and it ends.
+
+    Also where steps fail and lose all cells: what was not in them is computed again.
+    """
     scheduler = Scheduler(
         parallel + kept,
         parallel,
@@ -139,8 +152,11 @@ def test_every_sequence_is_computed_whole(
     lengths = {new_sequence(prompt): length for prompt, length in given_prompts}
     for sequence in lengths:
         scheduler.add(sequence)
-    steps = run(scheduler, lengths, contiguous=late)
-    assert all(len(s.tokens) == s.prefill_size + n for s, n in lengths.items())
+    steps = run(scheduler, lengths, contiguous=late, failing_steps=failing_steps)
+    failed = {s for i, step in enumerate(steps, 1) if i in failing_steps for s in step.sequences}
+    for sequence, n in lengths.items():
+        size = len(sequence.tokens) - sequence.request.prompt_tokens
+        assert size == n or (sequence in failed and size < n)
     assert all(len(step.sequences) <= parallel for step in steps)
     limit = max(chunk_size, parallel)  # a row each, where prompts lie between running sequences
     assert all(step.token_count <= limit for step in steps if step.phase == "prefill")
@@ -312,6 +328,35 @@ def test_a_requeued_sequence_is_computed_anew() -> None:
     assert scheduled.chunks == [Chunk(again, 0, 4)]
     assert scheduled.changes == []  # the other slot was never used
     assert scheduler.slots[0].stale
+
+
+def test_what_its_tokens_do_not_bring_back_is_lost_with_the_cells() -> None:
+    """A sequence with cells of several adapters, and a shifted one; the queue keeps its order."""
+    scheduler = Scheduler(4, 4, chunk_size=64)
+    sequences = [new_sequence([i, 2, 3, 4, 5, 6]) for i in range(5)]
+
+    def step() -> None:
+        scheduled = scheduler.schedule()
+        assert scheduled
+        scheduler.computed(scheduled)
+        for sequence in scheduled.sequences:
+            sequence.tokens.append(7)
+
+    mixed, shifted, *others = sequences
+    scheduler.add(mixed)
+    step()
+    scheduler.change_adapters("another")
+    scheduler.add(shifted)
+    step()
+    step()
+    scheduler.shift(shifted, 1, 3)
+    for sequence in others:
+        scheduler.add(sequence)
+    scheduler.schedule()
+    assert {mixed, shifted} == set(scheduler.forget_cells())
+    assert sequences == list(scheduler.waiting)
+    assert [0] * 5 == [sequence.computed_tokens for sequence in sequences]
+    assert all(not slot.tokens and not slot.stale for slot in scheduler.slots)
 
 
 def test_finish_takes_a_sequence_out_of_any_queue() -> None:

@@ -251,6 +251,8 @@ def test_health_metrics_and_document(server: Served) -> None:
         'llcuda_time_per_output_token_seconds_bucket{le="0.001",model="demo"}',
         'llcuda_kv_cache_usage{model="demo"}',
         'llcuda_num_requests_waiting{model="demo"}',
+        'llcuda_engine_up{model="demo"} 1.0',
+        'llcuda_recoveries_total{model="demo"} 0.0',
         "llcuda_http_requests_total",
     ):
         assert name in text

@@ -224,6 +224,33 @@ def mamba(seed: int = 3) -> tuple[dict[str, Any], Tensors]:
     return metadata, weights.tensors
 
 
+def lfm2(seed: int = 10, window: int = 16) -> tuple[dict[str, Any], Tensors]:
+    """Return a hybrid model: a convolution's state in one layer, a sliding window in the other."""
+    kernel = 3
+    metadata = _shape(
+        "lfm2",
+        attention__head_count_kv=[0, KV_HEADS],
+        attention__layer_norm_rms_epsilon=1e-5,
+        attention__sliding_window=window,
+        shortconv__l_cache=kernel,
+        rope__dimension_count=HEAD_SIZE,
+        vocab_size=VOCABULARY,
+    )
+    weights = Weights(seed)
+    weights.matrix("token_embd.weight", VOCABULARY, EMBEDDING, scale=0.2)
+    weights.ones("token_embd_norm.weight")
+    for i in range(LAYERS):
+        block = f"blk.{i}"
+        weights.ones(f"{block}.attn_norm.weight", f"{block}.ffn_norm.weight")
+        weights.gated_feed_forward(block)
+    weights.matrix("blk.0.shortconv.conv.weight", EMBEDDING, kernel)
+    weights.matrix("blk.0.shortconv.in_proj.weight", 3 * EMBEDDING, EMBEDDING)
+    weights.matrix("blk.0.shortconv.out_proj.weight", EMBEDDING, EMBEDDING)
+    weights.ones("blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight", size=HEAD_SIZE)
+    weights.attention("blk.1")
+    return metadata, weights.tensors
+
+
 def bert(seed: int = 4) -> tuple[dict[str, Any], Tensors]:
     """Return an encoder for embeddings, with mean pooling."""
     metadata = _shape("bert", attention__layer_norm_epsilon=1e-5)
@@ -351,5 +378,6 @@ def merged(base: Tensors, adapter: Tensors, alpha: float = 8.0) -> Tensors:
 
 
 BUILDERS = {
-    "llama": llama, "gemma3": gemma3, "mamba": mamba, "qwen2vl": qwen2vl, "bert": bert
+    "llama": llama, "gemma3": gemma3, "mamba": mamba, "lfm2": lfm2, "qwen2vl": qwen2vl,
+    "bert": bert,
 }  # fmt: skip

@@ -52,9 +52,9 @@ class Served:
         connection.sendall(data)
         return connection
 
-    def unfinished(self) -> int:
-        """Return how many requests of the engine run or wait."""
-        load = self.engine.load()
+    def unfinished(self, engine: Engine | None = None) -> int:
+        """Return how many requests of an engine, by default the demo model's, run or wait."""
+        load = (engine or self.engine).load()
         return load.running + load.waiting
 
     def idle(self) -> bool:

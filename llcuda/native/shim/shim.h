@@ -200,6 +200,9 @@ struct llcuda_event {
 // keep_logits: logits stay on the device, and a row is copied when it is read.
 struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions,
                                            bool keep_logits);
+// Whether it must not be used any more; llcuda_context_renew makes it new and empty, with the parameters given.
+bool llcuda_context_lost(struct llcuda_context * context);
+int  llcuda_context_renew(struct llcuda_context * context, struct llama_model * model, struct llama_context_params params);
 bool llcuda_context_remembers(struct llcuda_context * context);  // false for an encoder
 bool llcuda_context_whole(struct llcuda_context * context);      // a text cannot be split over several batches
 bool llcuda_context_reduces(struct llcuda_context * context);  // sampling begins on the device; known after a decode

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include <pthread.h>
 
@@ -13,10 +14,10 @@ using shim::now_ns;
 
 namespace shim {
 
-Entry::Entry(llcuda_context * context) : context(context) {
+Entry::Entry(llcuda_context * context, bool even_lost) : context(context) {
     if (context->busy.exchange(true, std::memory_order_acquire)) {
         status = LLCUDA_BUSY;
-    } else if (context->closed || context->lost) {
+    } else if (context->closed || (context->lost && !even_lost)) {
         status = context->closed ? LLCUDA_CLOSED : LLCUDA_LOST;
         context->busy.store(false, std::memory_order_release);
     }
@@ -116,38 +117,76 @@ int decode_chunk(llcuda_context * context, const int32_t * tokens, int32_t begin
     return status;
 }
 
+// Create llama.cpp's context, which has neither cells nor results yet; false if that fails.
+bool create(llcuda_context * context, llama_model * model, llama_context_params params) {
+    params.abort_callback = on_abort_poll;
+    params.abort_callback_data = context;
+    if (context->keep_logits) {
+        context->device = std::make_unique<shim::DeviceLogits>(params);
+    }
+    const bool made = shim::survives([&] { context->raw = llama_init_from_model(model, params); });
+    if (!made || !context->raw) {
+        return false;
+    }
+    const auto * vocab = llama_model_get_vocab(model);
+    context->n_vocab       = llama_vocab_n_tokens(vocab);
+    context->memory        = llama_get_memory(context->raw);
+    context->n_batch       = llama_n_batch(context->raw);
+    context->n_seq_max     = llama_n_seq_max(context->raw);
+    context->n_outputs_max = params.n_outputs_max && !llama_model_has_encoder(model)
+                                 ? params.n_outputs_max : context->n_batch;
+    context->window        = params.swa_full ? 0 : llama_model_n_swa(model);
+    context->unified       = params.kv_unified || context->n_seq_max == 1;
+    context->embeddings    = params.embeddings;
+    if (!context->memory || !llama_get_causal_attn(context->raw)) {
+        context->n_batch = std::min<int32_t>(context->n_batch, llama_n_ubatch(context->raw));
+        context->whole = true;
+    }
+    context->batch = llama_batch_ext_init(context->raw);
+    return true;
+}
+
+// Free llama.cpp's context; nothing after a GPU failed, because what fails in a destructor ends the process.
+void destroy(llcuda_context * context) {
+    if (context->batch) {
+        llama_batch_ext_free(std::exchange(context->batch, nullptr));
+    }
+    if (context->raw) {
+        llama_free(std::exchange(context->raw, nullptr));
+    }
+    context->device.reset();
+    shim::forget_outputs(context);
+    context->first.clear();
+}
+
 }  // namespace
 
 llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params, int64_t positions,
                                     bool keep_logits) {
     return guarded<llcuda_context *>(nullptr, [&]() -> llcuda_context * {
         auto context = std::make_unique<llcuda_context>();
-        params.abort_callback = on_abort_poll;
-        params.abort_callback_data = context.get();
-        if (keep_logits) {
-            context->device = std::make_unique<shim::DeviceLogits>(params);
-        }
-        const bool made = shim::survives([&] { context->raw = llama_init_from_model(model, params); });
-        if (!made || !context->raw) {
-            return nullptr;
-        }
-        const auto * vocab = llama_model_get_vocab(model);
-        context->n_vocab       = llama_vocab_n_tokens(vocab);
-        context->memory        = llama_get_memory(context->raw);
-        context->n_batch       = llama_n_batch(context->raw);
-        context->n_seq_max     = llama_n_seq_max(context->raw);
-        context->n_outputs_max = params.n_outputs_max && !llama_model_has_encoder(model)
-                                     ? params.n_outputs_max : context->n_batch;
-        context->end_position  = positions > 0 && positions < INT32_MAX ? static_cast<int32_t>(positions) : INT32_MAX;
-        context->window        = params.swa_full ? 0 : llama_model_n_swa(model);
-        context->unified       = params.kv_unified || context->n_seq_max == 1;
-        context->embeddings    = params.embeddings;
-        if (!context->memory || !llama_get_causal_attn(context->raw)) {
-            context->n_batch = std::min<int32_t>(context->n_batch, llama_n_ubatch(context->raw));
-            context->whole = true;
-        }
-        context->batch = llama_batch_ext_init(context->raw);
-        return context.release();
+        context->keep_logits  = keep_logits;
+        context->end_position = positions > 0 && positions < INT32_MAX ? static_cast<int32_t>(positions) : INT32_MAX;
+        return create(context.get(), model, params) ? context.release() : nullptr;
+    });
+}
+
+bool llcuda_context_lost(llcuda_context * context) { return context->lost; }
+
+int llcuda_context_renew(llcuda_context * context, llama_model * model, llama_context_params params) {
+    shim::Entry entry(context, true);
+    if (entry.status != LLCUDA_OK) {
+        return entry.status;
+    }
+    context->lost = true;  // until there is another one
+    if (!shim::gpus_answer()) {
+        return LLCUDA_LOST;
+    }
+    shim::Guard guard;  // keeps the error lines until the caller reads them
+    return guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
+        destroy(context);
+        context->lost = !create(context, model, params);
+        return context->lost ? LLCUDA_EXCEPTION : LLCUDA_OK;
     });
 }
 
@@ -160,13 +199,11 @@ int llcuda_context_close(llcuda_context * context) {
 }
 
 void llcuda_context_free(llcuda_context * context) {
-    if (context->lost || !shim::gpus_answer()) {
-        return;  // what fails in a destructor ends the process
+    if (!shim::gpus_answer()) {
+        return;
     }
     guarded<int>(0, [&] {
-        llama_batch_ext_free(context->batch);
-        llama_free(context->raw);
-        context->device.reset();
+        destroy(context);
         return 0;
     });
     delete context;

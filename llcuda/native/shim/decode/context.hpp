@@ -42,7 +42,8 @@ struct llcuda_context {
     std::vector<int32_t> first;          // per sequence, the first position of the last batch; -1 = not in it
     bool computing = false;  // the last batch was begun and llama.cpp has not returned
     bool unfinished = false;  // the last batch was begun and not completed
-    bool lost      = false;  // its state is unknown, or its device failed: it is neither used nor freed
+    bool lost      = false;  // its state is unknown, or its device failed: it is renewed or freed, and not used
+    bool keep_logits = false;  // logits stay on the device
 
     std::atomic<bool> busy{false}, cancelled{false};
     bool closed = false;  // changed while busy
@@ -60,7 +61,7 @@ namespace shim {
 
 // Marks a context as in use by this thread, as long as the object lives. `status` is not OK if it must not be used.
 struct Entry {
-    explicit Entry(llcuda_context * context);
+    explicit Entry(llcuda_context * context, bool even_lost = false);
     ~Entry();
     Entry(const Entry &) = delete;
     llcuda_context * context;

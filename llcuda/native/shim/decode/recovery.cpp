@@ -50,8 +50,8 @@ bool gpus_answer() {
     return !gpu_failed;
 }
 
-// An error of CUDA is thrown between two kernels, where all is as it was before the batch. Others, std::bad_alloc
-// among them, leave llama.cpp and its CPU backend with pointers to what they have freed.
+// An error of CUDA is thrown between two kernels, where all is as it was before the batch. After others, std::bad_alloc
+// among them, nobody knows what llama.cpp has done of the batch.
 void recover(llcuda_context * context) {
     const bool by_cuda = std::exchange(cuda_failed, false);
     forget_cuda_error();
