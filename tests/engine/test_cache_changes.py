@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llcuda import Adapter, Context, Engine, Model
+from llcuda import Adapter, Context, Engine, Model, Sampler
 from llcuda.engine.metrics import StepRecord
 from llcuda.errors import ArgumentError, NoRoomError, UnsupportedError
 
@@ -138,6 +138,49 @@ def test_cells_whose_eviction_failed_are_not_built_upon(
                     engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY) for _ in range(2)
                 ]
             assert [expected.tokens] * 2 == [request.result(20).tokens for request in later]
+
+
+def shifted_by_hand(model: Model, prompt: list[int], keep: int, count: int) -> list[int]:
+    """Return the greedy continuation by Context and Sampler, with the shifts of an engine."""
+    size, written = EXACT["ctx_size"], list(prompt)
+    with Context(model, **EXACT) as context:
+        sampler = Sampler(temperature=0, logit_bias=dict.fromkeys(model.eog_tokens, -1e30))
+        context.decode(prompt)
+        for _ in range(count):
+            written.append(sampler.sample(context))
+            if context.n_past() == size - 1:
+                end = keep + (size - 1 - keep) // 2
+                context.memory.remove(0, keep, end)
+                context.memory.shift(keep - end, 0, end)
+            context.decode(written[-1:])
+    return written[len(prompt) :]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, 1), (3, 3)], ids=["BOS", "3 tokens"])
+def test_a_shift_keeps_the_beginning_and_no_more_is_reused(
+    model: Model, keep: int, kept: int
+) -> None:
+    """BOS always stays. The later cells were computed with the dropped ones: they serve nobody."""
+    prompt = model.tokenize("Once upon a time there was a fox who lived in a forest")
+    assert (True, model.bos) == (model.adds_bos, prompt[0])
+    count = 70 - len(prompt)  # one shift
+    expected = shifted_by_hand(model, prompt, kept, count)
+    asked: dict[str, Any] = {"max_tokens": 6, "logprobs": 0, **GREEDY}
+    with Engine(model, **EXACT) as engine:
+        done = engine.submit(
+            prompt, overflow="shift", keep=keep, max_tokens=count, **GREEDY
+        ).result(20)
+        assert expected == done.tokens
+        whole = [*prompt, *done.tokens]
+        left = [*whole[:kept], *whole[kept + (63 - kept) // 2 :]]
+        later = engine.submit(left, **asked).result(20)
+    with Engine(model, **EXACT) as engine:
+        alone = engine.submit(left, **asked).result(20)
+    assert kept == later.cached_tokens
+    assert alone.tokens == later.tokens
+    assert [score.logprob for score in alone.logprobs or ()] == pytest.approx(
+        [score.logprob for score in later.logprobs or ()], abs=1e-4
+    )
 
 
 # --- adapters ---

@@ -1,12 +1,14 @@
 """The same text alone, in company, with guesses."""
 
 import random
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llcuda import Engine, Model
+from llcuda import Completion, Engine, Model
 from llcuda.engine.speculation import NGRAM, Drafter
 
 WORDS = """Once upon a time there was little fox named Tom who lived in the forest and liked to play
@@ -81,6 +83,78 @@ def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch)
             steps = engine.metrics.snapshot()["batch"]["decode_steps"]
     assert 50 < steps < 140
     np.testing.assert_allclose(logprobs[1], logprobs[0], atol=0.3)
+
+
+@pytest.fixture
+def always_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no loss silence the drafter."""
+    monkeypatch.setattr(Drafter, "update", lambda *arguments: None)
+
+
+REFRAIN = "abcdfghjk"  # a token for each letter in the tiny models' vocabulary
+FORCED: dict[str, Any] = {
+    "grammar": f'root ::= "{REFRAIN}" root', "temperature": 0, "logprobs": 0, "max_tokens": 150,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exact_llama(model_files: dict[str, Path]) -> Iterator[Model]:
+    """A model in F32, whose rounding is small."""
+    with Model(model_files["llama"]) as model:
+        yield model
+
+
+def facts(completion: Completion) -> tuple[Any, ...]:
+    """Return what guesses must not change, scores as far as rounding leaves them equal."""
+    scores = [round(score.logprob, 2) for score in completion.logprobs or ()]
+    return completion.text, completion.tokens, scores, completion.finish_reason
+
+
+@pytest.mark.usefixtures("always_guess")
+@pytest.mark.parametrize(
+    "end",
+    [{"stop": "c"}, {"stop": "kab"}, {"stop_tokens": [66]}, {"max_tokens": 7}],
+    ids=["stop", "a stop of three tokens", "stop token", "length"],
+)
+def test_a_guess_that_ends_a_text_leaves_its_neighbour_alone(
+    exact_llama: Model, end: dict[str, Any]
+) -> None:
+    """Right guesses go beyond the end of one text: both texts are what they are without guesses."""
+    results = []
+    for speculation in (0, 5):
+        sizes: dict[str, Any] = {"n_parallel": 3, "ctx_size": 256, "threads": 1}
+        with Engine(exact_llama, speculation=speculation, **sizes) as engine:
+            with engine.loop.hold():
+                requests = [
+                    engine.submit(prompt, **{**FORCED, **given})
+                    for prompt, given in ((REFRAIN * 2, {}), (REFRAIN * 3, end), (REFRAIN, {}))
+                ]
+            results.append([facts(request.result(20)) for request in requests])
+            steps = engine.metrics.snapshot()["batch"]["decode_steps"]
+    assert results[0] == results[1]
+    assert 20 < steps < 60  # of 150: guesses were right
+
+
+@pytest.mark.usefixtures("always_guess")
+@pytest.mark.parametrize("overflow", ["shift", "error"])
+@pytest.mark.parametrize("ctx_size", [61, 62, 63, 64])
+def test_guesses_end_where_the_context_ends(
+    exact_llama: Model, ctx_size: int, overflow: str
+) -> None:
+    """However many right tokens would follow: the text is that without guesses, over shifts too."""
+    results = []
+    for speculation in (0, 5):
+        sizes: dict[str, Any] = {"n_parallel": 2, "ctx_size": ctx_size, "threads": 1}
+        with Engine(exact_llama, speculation=speculation, **sizes) as engine:
+            with engine.loop.hold():
+                requests = [
+                    engine.submit(prompt, overflow=overflow, **FORCED)
+                    for prompt in (REFRAIN * 2, REFRAIN * 3)
+                ]
+            results.append([facts(request.result(20)) for request in requests])
+            steps = engine.metrics.snapshot()["batch"]["decode_steps"]
+    assert results[0] == results[1]
+    assert steps < 60
 
 
 def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
