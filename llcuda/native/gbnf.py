@@ -103,21 +103,27 @@ class Grammar:
     error: GrammarError | None
 
 
-def parse(grammar: str) -> Grammar:
+def parse(grammar: str, max_rules: int | None = None) -> Grammar:
     """Parse a grammar up to its end, or up to what is not GBNF, which llama.cpp refuses, too.
 
+    Args:
+        grammar: The grammar.
+        max_rules: The largest number of rules and groups; None is no limit.
+
     Raises:
-        GrammarError: Groups are nested deeper than MAX_GROUPS.
+        GrammarError: Groups are nested deeper than MAX_GROUPS, or there are too many.
     """
     rules: list[Rule] = []
-    return Grammar(rules, _parse(grammar, rules))
+    return Grammar(rules, _parse(grammar, rules, max_rules))
 
 
-def _parse(grammar: str, rules: list[Rule]) -> GrammarError | None:
+def _parse(grammar: str, rules: list[Rule], max_rules: int | None) -> GrammarError | None:
     """Append the rules up to the first error, which is returned."""
     open_rules: list[Rule] = []  # the current rule, and the groups that are open in it
 
     def begin(name: str, position: int) -> None:
+        if len(rules) == max_rules:
+            raise grammar_error(f"it has more than {max_rules} rules and groups")
         rules.append(Rule(name, position))
         open_rules.append(rules[-1])
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from llcuda.chat.parser import ChatDelta
@@ -29,6 +29,7 @@ from llcuda.server.errors import ApiError, translate, translate_and_log
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ChatBody, ResponsesBody
 from llcuda.server.responses import ResponseBuilder, as_chat
+from llcuda.server.submission import submit_beside
 
 THINKING = "enable_thinking"  # the variable of templates that know on and off only
 
@@ -87,19 +88,12 @@ async def answer_response(
 async def _submit(
     loaded: LoadedModel, body: ChatBody, deadline: float | None
 ) -> list[Chat[Completion]]:
-    """Queue beside the event loop; when the client disconnects meanwhile, cancel the answers."""
-    work = asyncio.ensure_future(asyncio.to_thread(_submit_all, loaded, body, deadline))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        work.add_done_callback(_cancel_all)
-        raise
-
-
-def _cancel_all(work: asyncio.Future[list[Chat[Completion]]]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        for chat in work.result():
-            chat.cancel()
+    """Queue beside the event loop: templates and tools take time."""
+    return await submit_beside(
+        partial(_submit_all, loaded, body, deadline),
+        body.time_limit(deadline),
+        compiles=body.response_format is not None or bool(body.tools),
+    )
 
 
 def _submit_all(

@@ -9,7 +9,7 @@ from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError, UnsupportedError
 from llcuda.params import wrong_argument
-from llcuda.server.errors import ApiError
+from llcuda.server.errors import deadline_exceeded
 from llcuda.structured import compile_response_format
 
 
@@ -33,5 +33,4 @@ def check_deadline(completions: Sequence[Completion]) -> None:
     """Raise ApiError if the deadline left no text at all."""
     empty = [not done.tokens and done.finish_reason == "timeout" for done in completions]
     if empty and all(empty):
-        message = "the deadline passed before the first token"
-        raise ApiError(503, message, code="deadline_exceeded", retry=1)
+        raise deadline_exceeded()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llcuda.engine.engine import Engine, tokenize_prompt
@@ -25,6 +25,7 @@ from llcuda.server.chunks import (
 from llcuda.server.errors import translate
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
+from llcuda.server.submission import submit_beside
 
 LONG_TEXT = 2000  # characters; a longer text is tokenized beside the event loop
 
@@ -36,7 +37,11 @@ async def answer_completion(
     engine, name, wants_usage = loaded.text_engine(), loaded.spec.name, body.wants_usage()
     size = sum(len(prompt) for prompt in body.prompts())
     if size > LONG_TEXT or body.response_format is not None:
-        choices = await asyncio.to_thread(_submit, engine, body, deadline)
+        choices = await submit_beside(
+            partial(_submit, engine, body, deadline),
+            body.time_limit(deadline),
+            compiles=body.response_format is not None,
+        )
     else:
         choices = _submit(engine, body, deadline)
     fields = {
@@ -52,7 +57,7 @@ async def answer_completion(
             await _whole(body, engine, choices, fields, writer)
     finally:
         for choice in choices:
-            choice.generation.cancel()
+            choice.cancel()
 
 
 @dataclass
@@ -70,6 +75,10 @@ class Choice:
     tokens: list[int]
     echo: str
     generation: Generation
+
+    def cancel(self) -> None:
+        """End the generation."""
+        self.generation.cancel()
 
 
 def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list[Choice]:
@@ -108,7 +117,7 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
             ]
     except BaseException:
         for choice in choices:
-            choice.generation.cancel()
+            choice.cancel()
         raise
     return choices
 

@@ -69,6 +69,12 @@ class ApiError(Exception):
         return json.dumps({"error": error})  # also with half of a surrogate pair in it
 
 
+def deadline_exceeded() -> ApiError:
+    """Return the error of a request whose deadline left no text at all."""
+    message = "the deadline passed before the first token"
+    return ApiError(503, message, code="deadline_exceeded", retry=1)
+
+
 INTERNAL = "internal error"
 OUT_OF_MEMORY = "too little memory for this request at the moment"
 NOT_LOADABLE = "the model cannot be loaded"

@@ -134,6 +134,11 @@ class SamplingBody(ModelBody):
     keep: int | None = None
     timeout: float | None = Field(None, gt=0, description="Seconds; the server may have less.")
 
+    def time_limit(self, deadline: float | None) -> float | None:
+        """Return the seconds of the request: its own, or the server's where those are fewer."""
+        limits = [seconds for seconds in (self.timeout, deadline) if seconds is not None]
+        return min(limits, default=None)
+
     def submit_keywords(
         self, deadline: float | None, ctx_size: int, vocab_size: int
     ) -> dict[str, Any]:
@@ -155,9 +160,8 @@ class SamplingBody(ModelBody):
             keywords["logit_bias"] = _logit_bias(self.logit_bias, vocab_size)
         if (self.frequency_penalty or self.presence_penalty) and self.penalty_last_n is None:
             keywords["penalty_last_n"] = ctx_size  # OpenAI's penalties see the whole text
-        limits = [seconds for seconds in (self.timeout, deadline) if seconds is not None]
-        if limits:
-            keywords["timeout"] = min(limits)
+        if (limit := self.time_limit(deadline)) is not None:
+            keywords["timeout"] = limit
         if self.response_format is not None and self.response_format.get("type") != "text":
             keywords["response_format"] = self.response_format
         return keywords

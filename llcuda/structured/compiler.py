@@ -24,8 +24,19 @@ import numpy as np
 
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.params import wrong_argument
-from llcuda.structured.grammar import grammar_source
+from llcuda.structured.cost import MAX_SMALL
+from llcuda.structured.grammar import GrammarSource, grammar_source
 from llcuda.structured.tokenizer import tokenizer_of
+from llcuda.structured.trial import (
+    ENDLESS,
+    MAX_FORCED,
+    STACK_BYTES,
+    STEPS,
+    acquired,
+    check_cancelled,
+    readable,
+    try_out,
+)
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -36,10 +47,7 @@ T = TypeVar("T")
 MAX_GRAMMARS = 64  # kept for each model
 MAX_COMPILATIONS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # of one grammar
 MAX_LEXER_STATES = 50_000  # of one compilation: 100 MB
-MAX_FORCED = 8192  # tokens that a beginning may force; longer ones never end
-PROBE_TOKENS = 6  # chosen for a text that is tried before the first one
-PROBE_CHOICES = 500
-STACK_BYTES = 256 << 20  # of the thread that compiles, which recurses; touched as far as it is used
+PROBE_CHOICES = 500  # of each token of the text that is tried before the first one
 
 
 def compile(  # noqa: A001 - as that of re
@@ -134,8 +142,10 @@ class CompiledGrammar:
         source: The grammar as llguidance gets it.
     """
 
-    def __init__(self, model: Model, tokenizer: LLTokenizer, source: str) -> None:
-        self.source = source
+    def __init__(self, model: Model, tokenizer: LLTokenizer, source: GrammarSource) -> None:
+        self.source = source.text
+        # A copy of a large grammar would take as long as the grammar, while texts wait.
+        self._max_compilations = MAX_COMPILATIONS if source.cost <= MAX_SMALL else 1
         self._model = weakref.ref(model)  # which keeps its grammars
         self._tokenizer = tokenizer
         self._mask_words = (model.vocab_size + 31) // 32
@@ -152,7 +162,7 @@ class CompiledGrammar:
         """Return a guide for one text."""
         with self._lock:
             compilation = min(self._compilations, key=lambda shared: len(shared.guides))
-            if compilation.guides and len(self._compilations) < MAX_COMPILATIONS:
+            if compilation.guides and len(self._compilations) < self._max_compilations:
                 compilation = _Compilation(self)
                 self._compilations.append(compilation)
             guide = TextGuide(self, compilation)
@@ -163,15 +173,7 @@ class CompiledGrammar:
         """Return a matcher at the beginning of a text."""
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(  # what hostile grammars may cost; an error where it is passed
-            initial_lexer_fuel=1_000_000,  # 20 ms of compiling
-            step_lexer_fuel=200_000,  # 15 ms of a mask
-            step_max_items=50_000,
-            max_items_in_row=2_000,
-            max_lexer_states=MAX_LEXER_STATES,
-            max_grammar_size=500_000,
-            verbose_errors=False,
-        )
+        limits = LLParserLimits(**_limits())
         start = LLMatcher(self._tokenizer, self.source, log_level=0, limits=limits)
         if start.is_error():
             raise _refused(_message(start))
@@ -181,11 +183,24 @@ class CompiledGrammar:
         if trial.is_error() or set(allowed.tolist()) <= self._end_tokens:
             raise _refused("no text satisfies it, or only the empty one")
         if len(trial.compute_ff_tokens()) > MAX_FORCED:
-            raise _refused("no text that satisfies it ever ends")
+            raise _refused(ENDLESS)
         return start
 
     def __repr__(self) -> str:
         return f"<llcuda.structured.CompiledGrammar {self.source:.80}>"
+
+
+def _limits() -> dict[str, Any]:
+    """Return what a grammar and the masks of its texts may cost; beyond it is an error."""
+    return {
+        "initial_lexer_fuel": 1_000_000,  # 20 ms of compiling
+        "step_lexer_fuel": 200_000,  # 15 ms of a mask
+        "step_max_items": 50_000,
+        "max_items_in_row": 2_000,
+        "max_lexer_states": MAX_LEXER_STATES,
+        "max_grammar_size": 500_000,
+        "verbose_errors": False,
+    }
 
 
 class _Compilation:
@@ -336,7 +351,7 @@ def _probe(grammar: CompiledGrammar) -> None:
     """
     guide, choice = grammar.guide(), random.Random(0)
     try:
-        for _ in range(PROBE_TOKENS):
+        for _ in range(STEPS):
             forced = guide.forced()
             if not grammar._end_tokens.isdisjoint(forced):
                 return
@@ -358,12 +373,15 @@ def _refused(problem: str) -> GrammarError:
 
 
 def _message(matcher: LLMatcher) -> str:
-    """Return a matcher's error without the state that follows in it."""
-    text = matcher.get_error().partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()
-    if text.startswith("panic"):
-        text = "it is too large"
-    lines = [line[:200] for line in text.splitlines()[:8]]
-    return "\n".join(lines) or "it cannot be followed"
+    return readable(matcher.get_error())
+
+
+class _Entry:
+    """A grammar that is compiled once; whoever needs it meanwhile waits."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.grammar: CompiledGrammar | None = None
 
 
 class _Compiler:
@@ -371,21 +389,32 @@ class _Compiler:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._tokenizer_lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._grammars: OrderedDict[str, CompiledGrammar] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
-    def compile(self, model: Model, source: str) -> CompiledGrammar:
-        """Return the compiled grammar, which is compiled once."""
+    def compile(self, model: Model, source: GrammarSource) -> CompiledGrammar:
+        """Return the compiled grammar, which is compiled once; others do not wait for it."""
         with self._lock:
-            if source not in self._grammars:
-                self._tokenizer = self._tokenizer or tokenizer_of(model)
-                grammar = CompiledGrammar(model, self._tokenizer, source)
+            entry = self._entries.setdefault(source.text, _Entry())
+            self._entries.move_to_end(source.text)
+            while len(self._entries) > MAX_GRAMMARS:
+                self._entries.popitem(last=False)
+        with acquired(entry.lock):
+            if entry.grammar is None:
+                check_cancelled()
+                if source.cost > MAX_SMALL:
+                    try_out(source.trial, _limits())
+                grammar = CompiledGrammar(model, self.tokenizer(model), source)
                 _probe(grammar)
-                self._grammars[source] = grammar
-            self._grammars.move_to_end(source)
-            while len(self._grammars) > MAX_GRAMMARS:
-                self._grammars.popitem(last=False)
-            return self._grammars[source]
+                entry.grammar = grammar
+            return entry.grammar
+
+    def tokenizer(self, model: Model) -> LLTokenizer:
+        """Return the tokenizer; the first call reads the vocabulary."""
+        with acquired(self._tokenizer_lock):
+            self._tokenizer = self._tokenizer or tokenizer_of(model)
+            return self._tokenizer
 
 
 _compilers: weakref.WeakKeyDictionary[Model, _Compiler] = weakref.WeakKeyDictionary()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from llcuda.native.gbnf import Alternatives, Item, closure, error_at, grammar_error, parse
 
+MAX_RULES = 20_000  # rules and groups
 _ANY = "/(?s:.)/"
 _TOKEN = re.compile(r"!<\[[0-9]+\]>|<[^<>\s]+>")
 _CHARACTER = re.compile(
@@ -19,20 +20,21 @@ _CHARACTER = re.compile(
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 
 
-def to_lark(grammar: str) -> str:
-    """Translate a grammar.
+def to_lark(grammar: str) -> tuple[str, float]:
+    """Translate a grammar, in time that grows with its length only.
 
     Args:
         grammar: GBNF whose first rule is `root`; rules may stand in any order.
 
     Returns:
-        A Lark grammar of the same texts, and of the tokens that the grammar names.
+        A Lark grammar of the same texts, and of the tokens that the grammar names; and what it
+        costs to compile, see `llcuda.structured.cost`.
 
     Raises:
-        GrammarError: The grammar cannot be read, a rule is missing or defined twice, or no finite
-            text satisfies one.
+        GrammarError: The grammar cannot be read, has too many rules, a rule is missing or defined
+            twice, or no finite text satisfies one.
     """
-    parsed = parse(grammar)
+    parsed = parse(grammar, MAX_RULES)
     if parsed.error is not None:
         raise parsed.error
     rules: dict[str, Alternatives] = {}
@@ -41,7 +43,8 @@ def to_lark(grammar: str) -> str:
             raise error_at(grammar, rule.position, f"rule {rule.name!r} is defined twice")
         rules[rule.name] = rule.alternatives
     _check(rules)
-    prefix = "R" if _is_regular(rules) else "r"  # a terminal's name in Lark is upper-case
+    is_regular = _is_regular(rules)
+    prefix = "R" if is_regular else "r"  # a terminal's name in Lark is upper-case
     names = {name: f"{prefix}{i}" for i, name in enumerate(rules)}
 
     def lark(item: Item) -> str:
@@ -62,7 +65,35 @@ def to_lark(grammar: str) -> str:
     for name, alternatives in rules.items():
         sequences = (" ".join(map(lark, items)) or '""' for items in alternatives)
         lines.append(f"{names[name]}: {' | '.join(sequences)}")
-    return "\n".join(lines)
+    cost = _expanded_size(rules) if is_regular else _parser_cost(rules)
+    return "\n".join(lines), cost
+
+
+def _expanded_size(rules: Mapping[str, Alternatives]) -> float:
+    """Return the size of a regular grammar whose rules are written out in one another."""
+    sizes: dict[str, float] = {}
+    pending = ["root"]
+    while pending:
+        items = [item for sequence in rules[pending[-1]] for item in sequence]
+        if missing := [name for name in _names(items) if name not in sizes]:
+            pending += missing
+        else:
+            sizes[pending.pop()] = sum(_item_size(item, sizes) for item in items)
+    return sizes["root"]
+
+
+def _item_size(item: Item, sizes: Mapping[str, float]) -> float:
+    size = sizes[item.text] if item.kind == "name" else float(len(item.text))
+    for repeat in item.repeats:
+        size *= max(repeat.minimum, repeat.maximum or 0) + 1
+    return size + 1
+
+
+def _parser_cost(rules: Mapping[str, Alternatives]) -> float:
+    """Return the cost of a grammar whose items the parser may all follow at once."""
+    items = (item for rule in rules.values() for sequence in rule for item in sequence)
+    size = sum(_item_size(item, dict.fromkeys(rules, 1.0)) for item in items)
+    return size * size / 100
 
 
 def _terminal(item: Item) -> str:

@@ -5,16 +5,35 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llcuda.errors import ArgumentError
 from llcuda.params import wrong_argument, wrong_value
+from llcuda.structured.cost import UNKNOWN, regex_cost
 from llcuda.structured.gbnf import to_lark
 from llcuda.structured.json_schema import MAX_BYTES, prepare
 
 # A space, or line breaks and an indentation; without a bound models write blanks for ever.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})"
 _ANY_TEXT = "(?s:.)*"
+# What a token can stand in or beside in Lark: a comment, a text, a regular expression.
+_LARK_PART = re.compile(
+    r'//[^\n]*|"(?:\\.|[^"\\\n])*+"|/(?:\\.|[^/\\\n])++/|(?P<token><[^<>\s]+>)', re.DOTALL
+)
+
+
+class GrammarSource(NamedTuple):
+    """A grammar for llguidance.
+
+    Attributes:
+        text: llguidance's Lark, or its JSON with several grammars; tells grammars apart, too.
+        cost: What it costs to compile; see `llcuda.structured.cost`.
+        trial: A grammar that costs as much and names no tokens of a vocabulary.
+    """
+
+    text: str
+    cost: float
+    trial: str
 
 
 class HasPieces(Protocol):
@@ -24,16 +43,13 @@ class HasPieces(Protocol):
         """Return the texts of all tokens, and the control tokens among them."""
 
 
-def grammar_source(response_format: Any, model: HasPieces, compact: bool) -> str:
-    """Translate a response format; the text also tells compiled grammars apart.
+def grammar_source(response_format: Any, model: HasPieces, compact: bool) -> GrammarSource:
+    """Translate a response format.
 
     Args:
         response_format: See `llcuda.structured.compile`.
         model: Where the control tokens are looked up that tool calls name.
         compact: Whether JSON has no whitespace.
-
-    Returns:
-        A grammar in llguidance's Lark, or its JSON with several grammars.
 
     Raises:
         ArgumentError: The format is unknown, or cannot be honoured.
@@ -61,8 +77,10 @@ def grammar_source(response_format: Any, model: HasPieces, compact: bool) -> str
     if kind == "regex":
         # The whole text matches anyway, and llguidance knows no anchors.
         text = re.sub(r"(?<!\\)((?:\\\\)*)\$$", r"\1", text.removeprefix("^"))
-        return json.dumps({"grammars": [{"lark_grammar": f"start: {_regex(text)}"}]})
-    return to_lark(text) if kind == "gbnf" else text
+        source = json.dumps({"grammars": [{"lark_grammar": f"start: {_regex(text)}"}]})
+        return GrammarSource(source, regex_cost(text), source)
+    lark, cost = to_lark(text) if kind == "gbnf" else (text, UNKNOWN)
+    return GrammarSource(lark, cost, _LARK_PART.sub(_without_token, lark))
 
 
 _FIELDS: dict[str, set[str]] = {
@@ -92,6 +110,10 @@ def _text(kind: str, text: Any) -> str:
     return text
 
 
+def _without_token(part: re.Match[str]) -> str:
+    return '"."' if part["token"] else part.group()
+
+
 def _regex(text: str) -> str:
     return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", text).replace("\n", "\\n") + "/"
 
@@ -105,24 +127,28 @@ def _schema_of(json_schema: Any) -> Any:
     return json_schema["schema"]
 
 
-def _json(schema: Any, compact: bool) -> str:
-    return json.dumps({"grammars": [{"json_schema": _with_spaces(schema, compact)}]})
+def _json(schema: Any, compact: bool) -> GrammarSource:
+    with_spaces, cost = _with_spaces(schema, compact)
+    source = json.dumps({"grammars": [{"json_schema": with_spaces}]})
+    return GrammarSource(source, cost, source)
 
 
-def _with_spaces(schema: Any, compact: bool) -> dict[str, Any]:
+def _with_spaces(schema: Any, compact: bool) -> tuple[dict[str, Any], float]:
+    """Return a schema as llguidance reads it, and its cost."""
     spaces = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITESPACE}
-    prepared, escapes = prepare(schema)
-    return {**prepared, "x-guidance": spaces | escapes}
+    prepared = prepare(schema)
+    return {**prepared.schema, "x-guidance": spaces | prepared.escapes}, prepared.cost
 
 
-def _choice(choices: Any) -> str:
+def _choice(choices: Any) -> GrammarSource:
     if isinstance(choices, str | bytes) or not isinstance(choices, Sequence) or not choices:
         raise _refused("choices must be a list of texts")
     for choice in choices:
         if not isinstance(choice, str) or not choice:
             raise _refused(f"choices: expected texts that are not empty, not {choice!r}")
     text = " | ".join(_literal(choice) for choice in choices)
-    return _text("choice", f"start: CHOICE\nCHOICE: {text}")
+    source = _text("choice", f"start: CHOICE\nCHOICE: {text}")
+    return GrammarSource(source, len(source), source)
 
 
 def _literal(text: str) -> str:
@@ -195,18 +221,20 @@ def _function(tool: Any) -> Mapping[str, Any]:
     return function
 
 
-def _tools(tool_format: Mapping[str, Any], model: HasPieces, compact: bool) -> str:
+def _tools(tool_format: Mapping[str, Any], model: HasPieces, compact: bool) -> GrammarSource:
     pieces, tokens = model.pieces()
     names = {pieces[token].decode(errors="replace"): token for token in tokens if pieces[token]}
     trigger, required = tool_format["trigger"], tool_format["required"]
     lines, grammars = [], []
+    cost = 0.0
     triggered = 0 if required else len(trigger)
     for i, call in enumerate(tool_format["calls"]):
         before = _parts(call["before"][triggered:], names)
         after = _parts(call["after"], names)
         head = "" if required or not trigger else "trigger "
         lines.append(f"call_{i}: {head}{before} @schema_{i} {after}")
-        schema = _with_spaces(call["schema"], compact)
+        schema, schema_cost = _with_spaces(call["schema"], compact)
+        cost += schema_cost
         grammars.append({"name": f"schema_{i}", "json_schema": schema})
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(grammars))))
     if required:
@@ -221,8 +249,12 @@ def _tools(tool_format: Mapping[str, Any], model: HasPieces, compact: bool) -> s
         special = mark.startswith("<[")
         lines.append(f"trigger{'' if special else '[lazy]'}: TEXT {mark}")
         lines.append(f"TEXT: /{_ANY_TEXT}/")
-    lark = "\n".join([f"start: {start}", *lines])
-    return json.dumps({"grammars": [{"name": "tools", "lark_grammar": lark}, *grammars]})
+    schemas = " | ".join(f"@{grammar['name']}" for grammar in grammars)
+    source, trial = (
+        json.dumps({"grammars": [{"name": "tools", "lark_grammar": lark}, *grammars]})
+        for lark in ("\n".join([f"start: {start}", *lines]), f"start: {schemas}")
+    )
+    return GrammarSource(source, cost, trial)
 
 
 def _parts(text: str, names: Mapping[str, int]) -> str:

@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import islice
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import unquote
 
 from llcuda.errors import ArgumentError
 from llcuda.native.gbnf import closure
+from llcuda.structured.cost import remainders, schema_cost
 
 MAX_BYTES = 1 << 18
 MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compiler recurses
 MAX_BOUND = float(1 << 59)  # llguidance does not survive the least integer of 64 bits
 MAX_EXACT = 1 << 53  # llguidance makes floats of numbers
 MAX_MULTIPLE = 100_000  # llguidance makes a state of each remainder
+MAX_COMMON_MULTIPLE = (1 << 16) - 1
 ANY_ESCAPES = {"json_allow_general_unicode_escapes": True}
 SHORT_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 
@@ -42,7 +44,21 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _WITHOUT_SHORT_ESCAPE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
-def prepare(schema: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+class PreparedSchema(NamedTuple):
+    """A schema as llguidance reads it.
+
+    Attributes:
+        schema: The schema.
+        escapes: llguidance's options for the escapes in it.
+        cost: What it costs to compile; see `llcuda.structured.cost`.
+    """
+
+    schema: dict[str, Any]
+    escapes: dict[str, Any]
+    cost: float
+
+
+def prepare(schema: Any) -> PreparedSchema:
     r"""Prepare a schema.
 
     A name that is escaped equals the name that is not (RFC 8259, section 8.3), and llguidance
@@ -54,8 +70,7 @@ def prepare(schema: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         schema: A JSON schema; draft 2020-12, as far as llguidance knows it.
 
     Returns:
-        A copy that llguidance understands as the schema is meant, and llguidance's options for the
-        escapes in it.
+        A copy that llguidance understands as the schema is meant.
 
     Raises:
         ArgumentError: This is not a JSON schema, it cannot be honoured, or no finite text satisfies
@@ -65,19 +80,21 @@ def prepare(schema: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     nodes = list(islice(_schemas(prepared), MAX_SCHEMAS + 1))
     if len(nodes) > MAX_SCHEMAS:
         raise ArgumentError(f"the JSON schema contains more than {MAX_SCHEMAS} schemas")
+    cost = schema_cost(len(json.dumps(prepared)), nodes)
     any_escapes = not any(map(_needs_short_escapes, nodes))
     for node in nodes:
         _check_values(node, any_escapes)
         _prepare_node(node)
+    _check_multiples(nodes, prepared)
     if not _has_texts(prepared):
         raise ArgumentError("nothing finite satisfies the JSON schema: it needs false, or itself")
     if not any_escapes:
-        return prepared, SHORT_ESCAPES
+        return PreparedSchema(prepared, SHORT_ESCAPES, cost)
     for node in nodes:
         if node.get("properties") and _allows_any_names(node):
             node["patternProperties"] = {_NAMES_WITHOUT_UNICODE_ESCAPES: True}
             node["additionalProperties"] = False
-    return prepared, ANY_ESCAPES
+    return PreparedSchema(prepared, ANY_ESCAPES, cost)
 
 
 def _copy(schema: Any) -> dict[str, Any]:
@@ -177,7 +194,7 @@ def _prepare_node(node: dict[str, Any]) -> None:
         if _is_number(bound := node.get(key)):
             node[key] = _exact_bound(key, bound)
     multiple = node.get("multipleOf")
-    if _is_number(multiple) and _digits(multiple) > MAX_MULTIPLE:
+    if _is_number(multiple) and remainders(multiple) > MAX_MULTIPLE:
         raise ArgumentError(
             f"multipleOf={multiple!r:.40}: a number of fewer digits can be honoured"
         )
@@ -225,15 +242,51 @@ def _exclude_whole_bounds(node: dict[str, Any]) -> None:
         node[key] = bound + sign * (delta if delta * 1024 < width else width / 1024)
 
 
+def _check_multiples(nodes: Sequence[dict[str, Any]], root: dict[str, Any]) -> None:
+    """Refuse multiples that may be asked of one number where the least common one is too large.
+
+    llguidance computes it with 32 bits, by multiplying, also for two that are equal.
+    """
+    multiples = {node["multipleOf"] for node in nodes if _is_number(node.get("multipleOf"))}
+    if _common_multiple(multiples) <= MAX_COMMON_MULTIPLE:
+        return
+    for node in nodes:
+        group = list(_schemas_in_place(node, root))
+        together = {item["multipleOf"] for item in group if _is_number(item.get("multipleOf"))}
+        if len(group) > 1 and _common_multiple(together) > MAX_COMMON_MULTIPLE:
+            numbers = ", ".join(map(repr, sorted(together)))
+            raise ArgumentError(
+                f"multipleOf: {numbers:.80} beside other schemas: a least common multiple up to "
+                f"{MAX_COMMON_MULTIPLE} can be honoured"
+            )
+
+
+def _common_multiple(multiples: Iterable[float]) -> int:
+    """Return the least common multiple of numbers without their points."""
+    numbers = [Decimal(repr(multiple)) for multiple in multiples]
+    places = min((int(number.as_tuple().exponent) for number in numbers), default=0)
+    return math.lcm(*(int(abs(number).scaleb(-min(0, places))) for number in numbers))
+
+
+def _schemas_in_place(node: dict[str, Any], root: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return `node` and the schemas that describe the same value."""
+    unvisited: list[Any] = [node]
+    visited = set()
+    while unvisited:
+        inner = unvisited.pop()
+        if not isinstance(inner, dict) or id(inner) in visited:
+            continue
+        visited.add(id(inner))
+        yield inner
+        for key in ("allOf", "anyOf", "oneOf"):
+            if isinstance(schemas := inner.get(key), list):
+                unvisited += schemas
+        if isinstance(reference := inner.get("$ref"), str):
+            unvisited.append(_target(reference, root))
+
+
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _digits(number: float) -> int:
-    """Return the digits of a number without its point, as a whole number."""
-    value = Decimal(repr(number))
-    exponent = value.as_tuple().exponent
-    return int(abs(value).scaleb(max(0, -exponent if isinstance(exponent, int) else 0)))
 
 
 # --- whether a finite text satisfies a schema ---

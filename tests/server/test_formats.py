@@ -1,0 +1,148 @@
+"""Formats that take long to compile: what they cost other requests, and the server's end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from llcuda.structured import trial
+from tests.server.test_chat import TEMPLATE
+from tests.support.grammars import doubling_rules
+from tests.support.processes import children
+from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
+
+CHAT = [{"role": "user", "content": "Hello"}]
+
+
+def endless_format(count: int = 4000) -> dict[str, Any]:
+    """A format that takes seconds to compile; minutes without a bound."""
+    return {"type": "gbnf", "grammar": doubling_rules(count)}
+
+
+@pytest.fixture
+def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the bounds: only the request's end can end a compilation."""
+    monkeypatch.setattr(trial, "CPU_SECONDS", 300)
+    monkeypatch.setattr(trial, "WALL_SECONDS", 300)
+    monkeypatch.setattr(trial, "MEMORY_BYTES", 4 << 30)
+
+
+@pytest.mark.usefixtures("unbounded")
+@pytest.mark.parametrize(
+    ("path", "prompt"), [("completions", {"prompt": "a"}), ("chat/completions", {"messages": CHAT})]
+)
+def test_a_deadline_ends_a_compilation(server: Served, path: str, prompt: dict[str, Any]) -> None:
+    """The stream that runs goes on, others begin, and the process ends."""
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions",
+        json={"prompt": "Once", "stream": True, **ENDLESS}, timeout=60, trust_env=False,
+    ) as stream:  # fmt: skip
+        events = (line for line in stream.iter_lines() if line)
+        next(events)
+        answers: list[httpx.Response] = []
+        asked = {**prompt, "response_format": endless_format(), "timeout": 2}
+        thread = threading.Thread(
+            target=lambda: answers.append(server.post(f"/v1/{path}", **asked))
+        )
+        thread.start()
+        assert eventually(lambda: len(children()) > 0)
+        for _ in range(20):
+            next(events)
+        short = server.post("/v1/completions", prompt="a", max_tokens=1)
+        regex = {"type": "regex", "regex": "meanwhile"}
+        formatted = server.post("/v1/completions", prompt="a", response_format=regex)
+        assert [200, 200] == [short.status_code, formatted.status_code]
+        assert not answers
+        thread.join()
+    error = is_error(answers[0], 503)
+    assert ("deadline_exceeded", "the deadline passed before the first token") == (
+        error["code"],
+        error["message"],
+    )
+    assert eventually(lambda: children() == [])
+    assert eventually(server.idle)
+
+
+@pytest.mark.usefixtures("unbounded")
+def test_a_client_that_leaves_ends_its_compilations() -> None:
+    """Those of formats and of tools."""
+    rows = {"type": "array", "prefixItems": [{"multipleOf": 90_000 + i} for i in range(2000)]}
+    parameters = {"type": "object", "properties": {"rows": rows}, "required": ["rows"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    with served(demo(template=TEMPLATE)) as server:
+        for body in (
+            {"response_format": endless_format()},
+            {"response_format": endless_format(5000)},
+            {"tools": [tool], "tool_choice": "required"},
+        ):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(
+                    f"{server.url}/v1/chat/completions", json={"messages": CHAT, **body},
+                    timeout=1, trust_env=False,
+                )  # fmt: skip
+            assert eventually(lambda: children() == [])
+        assert eventually(server.idle)
+
+
+def test_a_refusal_names_the_field(server: Served) -> None:
+    """In the client's words, without a path or a call."""
+    refused = server.post("/v1/completions", prompt="a", response_format=endless_format())
+    error = is_error(refused, 400, "response_format")
+    assert "takes more than" in error["message"]
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`llcuda serve` on a free port."""
+    command = [sys.executable, "-m", "llcuda", "serve", "demo", "--port", "0", "--threads", "1"]
+    with subprocess.Popen(
+        [*command, "--drain", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        url = running.stdout.readline().split()[-1].removesuffix("/v1")
+        yield running, url
+        running.kill()
+
+
+def answers(url: str) -> bool:
+    """Whether the server takes connections."""
+    try:
+        httpx.get(f"{url}/health", trust_env=False, timeout=5)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def test_compilations_do_not_hold_up_the_end(process: tuple[subprocess.Popen[str], str]) -> None:
+    """A second SIGTERM ends them, and the server, whatever waits."""
+    running, url = process
+    bodies = [{"prompt": "a", "response_format": endless_format(4000 + i)} for i in range(12)]
+    statuses: list[int] = []
+
+    def ask(body: dict[str, Any]) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60, trust_env=False)
+            statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=ask, args=(body,)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    metrics = f"{url}/metrics"
+    assert eventually(lambda: "active 13" in httpx.get(metrics, trust_env=False).text)
+    running.send_signal(signal.SIGTERM)
+    assert eventually(lambda: not answers(url))
+    running.send_signal(signal.SIGTERM)
+    assert 0 == running.wait(30)
+    for thread in threads:
+        thread.join()
+    assert 503 in statuses
+    assert running.stderr is not None
+    assert "Traceback" not in running.stderr.read()
