@@ -9,7 +9,8 @@
     │   ├── ModelNotFoundError (FileNotFoundError)
     │   ├── GGUFError (ValueError)         a file that is damaged, or no GGUF file
     │   ├── FileWriteError (OSError)       a file cannot be written
-    │   └── LoadCancelledError             the progress callback returned False
+    │   ├── LoadCancelledError             the progress callback returned False
+    │   └── ModelChangedError              a mapped file was written to; a DecodeError too
     ├── ContextError (RuntimeError)        a context cannot be created
     ├── ArgumentError (ValueError)         a value outside what is allowed
     │   ├── BatchError                     tokens, positions or sequences that do not fit
@@ -146,6 +147,13 @@ class StateError(ArgumentError):
 
 class DecodeError(LlcudaError, RuntimeError):
     """llama.cpp failed while computing."""
+
+
+class ModelChangedError(ModelError, DecodeError):
+    """The file of a loaded model was truncated or overwritten while it is mapped.
+
+    Nothing can be computed with this model any more.
+    """
 
 
 class NoRoomError(DecodeError):

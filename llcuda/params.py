@@ -158,7 +158,8 @@ class ModelParams:
         main_gpu: Index of the GPU that is used with split_mode="none".
         tensor_split: Share of each GPU, in any unit; None = by free memory.
         devices: Names of the devices to use, as `llcuda doctor` lists them; None = all GPUs.
-        mmap: Map the file into memory instead of reading it.
+        mmap: Map the file into memory instead of reading it. The file must not be written to then:
+            that is a ModelChangedError at the next decode.
         mlock: Keep the file in RAM.
         check_tensors: Look for NaN and other invalid values in the weights.
         vocab_only: Load the tokenizer only; such a model has no context.

@@ -118,6 +118,8 @@ class BatchSampler:
                 callbacks.reraise()
                 if status == self._lib.LLCUDA_NO_OUTPUT:
                     raise NoOutputError("no logits were computed for this row")
+                if status == self._lib.LLCUDA_NOT_A_NUMBER:
+                    raise SamplingError(library.NOT_NUMBERS)
                 raise SamplingError(text or "no candidate is left")
             except Exception as error:
                 tokens[i] = error

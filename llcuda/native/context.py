@@ -84,6 +84,7 @@ class Context:
                 remedy="load it without vocab_only",
             )
         library.sync_log_level(self._lib)
+        library.check(self._lib.llcuda_model_check(owner.pointer), lambda: "model")
         c_params, p = self.c_params(), self.params
         check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
         model.probe(c_params)

@@ -31,6 +31,7 @@ from llcuda.errors import (
     ForkError,
     LibraryError,
     LlcudaError,
+    ModelChangedError,
     NoOutputError,
     NoRoomError,
     OutOfMemoryError,
@@ -43,6 +44,7 @@ from llcuda.native.oom import available_memory, oom_message
 
 BUILD_COMMAND = "pip install --no-cache-dir ."
 CUDA_LIBRARY = "libggml-cuda.so"
+NOT_NUMBERS = "the logits are not numbers (NaN), because weights are damaged or overflow their type"
 logger = logging.getLogger("llcuda")
 
 _lock = threading.RLock()
@@ -347,6 +349,10 @@ def check(status: int, message: Callable[[], str]) -> None:
     log = errors(ffi, lib)  # now: `message` may call C
     if status == lib.LLCUDA_LOST and not lib.llcuda_gpus_answer():
         raise _device_lost(log)
+    if status == lib.LLCUDA_FILE_CHANGED:
+        changed = ModelChangedError(log.splitlines()[-1])
+        changed.remedy = "load the model again, or with mmap=False, which reads the file"
+        raise changed
     kind, reason = {
         lib.LLCUDA_NO_ROOM: (NoRoomError, "no free KV cells"),
         lib.LLCUDA_ABORTED: (DecodeAbortedError, "cancelled"),
@@ -360,6 +366,7 @@ def check(status: int, message: Callable[[], str]) -> None:
         lib.LLCUDA_TOO_MANY_OUTPUTS: (BatchError, "more rows of logits than outputs_max"),
         lib.LLCUDA_NO_OUTPUT: (NoOutputError, "not computed"),
         lib.LLCUDA_NO_CANDIDATES: (SamplingError, "no candidate is left"),
+        lib.LLCUDA_NOT_A_NUMBER: (SamplingError, NOT_NUMBERS),
         lib.LLCUDA_UNSUPPORTED: (UnsupportedError, "this memory cannot do that"),
         lib.LLCUDA_LOST: (DecodeError, "this context failed before: renew() it, or create another"),
     }.get(status, (DecodeError, "llama.cpp failed"))

@@ -99,8 +99,8 @@ def test_no_chain(chain: Any, model: Model) -> None:
 )
 @pytest.mark.parametrize("given", [{}, {"temperature": 0}, {"mirostat": 2}, {"top_k": 0}], ids=str)
 def test_no_candidate_is_left(values: Float32, given: dict[str, Any], model: Model) -> None:
-    """Nothing but -inf or NaN is a SamplingError, not an arbitrary token."""
-    with pytest.raises(SamplingError):
+    """Nothing but -inf or NaN is a SamplingError, which says which, not an arbitrary token."""
+    with pytest.raises(SamplingError, match="NaN" if np.isnan(values[0]) else "no candidate"):
         Sampler(seed=1, **given).sample_logits(values, model)
 
 

@@ -143,6 +143,8 @@ def _write(
     if status == lib.LLCUDA_ABORTED:
         callbacks.reraise()
         raise LoadCancelledError(f"quantizing {job.path} was cancelled by progress()")
+    if status == lib.LLCUDA_FILE_CHANGED:
+        library.check(status, lambda: "quantize()")
     if status:
         log = library.errors(ffi, lib, keep=True)
         if shutil.disk_usage(part.parent).free < FULL_DISK or "iostream error" in log:

@@ -41,6 +41,9 @@ extern uint64_t main_thread;
 // Append a line to this thread's errors.
 void add_error(const std::string & line);
 
+// Pass a line to Python's log.
+void log_warning(const std::string & line);
+
 // Passes each line that llama.cpp logs on this thread, of any level, to `see`, as long as the object lives. An exception
 // of `see` passes through llama.cpp.
 struct LogWatch {
@@ -72,6 +75,10 @@ template <typename Result, typename Call> Result guarded(Result failed, Call && 
 // Run `call` inside `guarded`; false if it divides by zero, or reads through a null pointer or the mapping of a file
 // that became shorter. Its allocations are lost then, so this is for faults that only a damaged file causes.
 bool survives(const std::function<void()> & call);
+
+// Handle the bus errors of watched files, on every thread, from the first of these calls to the last of those.
+void hold_bus_errors();
+void release_bus_errors();
 
 // Whether the last call on this thread that threw did so by an error of CUDA.
 extern thread_local bool cuda_failed;

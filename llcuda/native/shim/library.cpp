@@ -75,6 +75,8 @@ void add_error(const std::string & line) {
     }
 }
 
+void log_warning(const std::string & line) { on_log(GGML_LOG_LEVEL_WARN, (line + "\n").c_str(), nullptr); }
+
 LogWatch::LogWatch(std::function<void(const std::string & line)> see) { watch = std::move(see); }
 LogWatch::~LogWatch() { watch = nullptr; }
 

@@ -22,7 +22,9 @@ enum llcuda_status {
     LLCUDA_EXCEPTION         = -110, // llama.cpp threw or asserted; see llcuda_errors()
     LLCUDA_INVALID_FILE      = -112, // a model file that must not be loaded; see llcuda_errors()
     LLCUDA_LOST              = -113, // the device under this context failed
-    LLCUDA_TRUNCATED         = -114  // bytes of a file that end too early; see llcuda_errors()
+    LLCUDA_TRUNCATED         = -114, // bytes of a file that end too early; see llcuda_errors()
+    LLCUDA_FILE_CHANGED      = -115, // a mapped file is another than it was; the last of llcuda_errors() says how
+    LLCUDA_NOT_A_NUMBER      = -116  // as NO_CANDIDATES, because logits are NaN
 };
 
 enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUTPUT_ALL = 2 };
@@ -90,6 +92,8 @@ int llcuda_gguf_validate(const char * data, uint64_t size, int type);
 // --- decode/model.cpp ---
 
 void llcuda_model_free(struct llama_model * model);  // does nothing after a GPU failed
+// LLCUDA_FILE_CHANGED: a file that the weights are mapped from; each decode says so too.
+int llcuda_model_check(const struct llama_model * model);
 struct llama_model * llcuda_model_load(const char * path, struct llama_model_params params);
 int32_t llcuda_tokenize(const struct llama_vocab * vocab, const char * text, int32_t length,
                         int32_t * tokens, int32_t capacity, bool add_special, bool parse_special);

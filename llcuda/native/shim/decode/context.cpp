@@ -84,6 +84,10 @@ int process(llcuda_context * context, llama_process_type type, int32_t n_tokens,
     if (context->device) {
         context->device->computed(context->raw, context->outputs.size());
     }
+    // Afterwards: what was computed with other weights is no result.
+    if (context->files && shim::report_change(*context->files)) {
+        return LLCUDA_FILE_CHANGED;
+    }
     return status < LLCUDA_INVALID_BATCH ? static_cast<int>(LLCUDA_EXCEPTION) : status;
 }
 
@@ -143,6 +147,7 @@ bool create(llcuda_context * context, llama_model * model, llama_context_params 
         context->whole = true;
     }
     context->batch = llama_batch_ext_init(context->raw);
+    context->files = shim::files_of(model);
     return true;
 }
 

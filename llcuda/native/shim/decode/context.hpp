@@ -8,6 +8,7 @@
 
 #include "common.hpp"
 #include "decode/device_logits.hpp"
+#include "gguf/watched.hpp"
 
 namespace shim {
 
@@ -52,6 +53,7 @@ struct llcuda_context {
     int     polls         = 0;
 
     bool pending = false;  // work may still run on the device
+    std::shared_ptr<const shim::WatchedFiles> files;  // that the weights are mapped from; null without any
     std::unique_ptr<shim::DeviceLogits> device;  // null: llama.cpp copies every row to the host
     llcuda_event   event   = {};
     llcuda_timings timings = {};
@@ -84,6 +86,9 @@ template <typename Result, typename Call> Result entered(llcuda_context * contex
     }
     return result;
 }
+
+// The files that the weights of a model are mapped from; null without any.
+std::shared_ptr<const WatchedFiles> files_of(const llama_model * model);
 
 // Forget the results of the last decode. Rows that Python holds stay as they are.
 void forget_outputs(llcuda_context * context);

@@ -2,12 +2,28 @@
 
 #include "common.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <map>
 #include <vector>
+
+#include "decode/context.hpp"
 
 using shim::guarded;
 
 namespace {
+
+std::mutex watched_mutex;
+std::map<const llama_model *, std::shared_ptr<const shim::WatchedFiles>> watched;
+
+// Keep the files that the weights are mapped from; the others may change.
+void watch(const llama_model * model, shim::WatchedFiles files) {
+    files.erase(std::remove_if(files.begin(), files.end(), [](auto & file) { return !file->mapped(); }), files.end());
+    if (!files.empty()) {
+        std::lock_guard<std::mutex> lock(watched_mutex);
+        watched[model] = std::make_shared<const shim::WatchedFiles>(std::move(files));
+    }
+}
 
 struct Progress {
     llama_progress_callback report;
@@ -29,13 +45,36 @@ llama_model * llcuda_model_load(const char * path, llama_model_params params) {
             params.progress_callback = on_progress;
             params.progress_callback_user_data = &progress;
         }
+        const bool maps = params.load_mode != LLAMA_LOAD_MODE_NONE && params.load_mode != LLAMA_LOAD_MODE_MLOCK;
+        auto files = maps ? shim::watch_model(path) : shim::WatchedFiles();
         llama_model * model = nullptr;
         shim::survives([&] { model = llama_model_load_from_file(path, params); });
+        if (model) {
+            watch(model, std::move(files));
+        }
         return model;
     });
 }
 
+std::shared_ptr<const shim::WatchedFiles> shim::files_of(const llama_model * model) {
+    std::lock_guard<std::mutex> lock(watched_mutex);
+    const auto found = watched.find(model);
+    return found == watched.end() ? nullptr : found->second;
+}
+
+int llcuda_model_check(const llama_model * model) {
+    return guarded<int>(LLCUDA_EXCEPTION, [&]() -> int {
+        const auto files = shim::files_of(model);
+        return files && shim::report_change(*files) ? LLCUDA_FILE_CHANGED : LLCUDA_OK;
+    });
+}
+
 void llcuda_model_free(llama_model * model) {
+    const auto files = shim::files_of(model);  // watched until it is freed
+    {
+        std::lock_guard<std::mutex> lock(watched_mutex);
+        watched.erase(model);  // before another model can have its address
+    }
     if (shim::gpus_answer()) {
         guarded<int>(0, [&] { llama_model_free(model); return 0; });
     }

@@ -10,6 +10,7 @@
 
 #include "ggml.h"
 #include "gguf.h"
+#include "gguf/watched.hpp"
 
 using shim::guarded;
 
@@ -48,9 +49,14 @@ int llcuda_quantize(const char * source, const char * target, llama_model_quanti
                 }
             }
         });
+        const auto files = shim::watch_model(source);
         bool written = false;
         try {
-            if (!shim::survives([&] { written = llama_model_quantize(source, target, &params) == 0; }) || !written) {
+            const bool survived = shim::survives([&] { written = llama_model_quantize(source, target, &params) == 0; });
+            if (shim::report_change(files)) {
+                return LLCUDA_FILE_CHANGED;
+            }
+            if (!survived || !written) {
                 return LLCUDA_EXCEPTION;
             }
         } catch (const Stopped &) {

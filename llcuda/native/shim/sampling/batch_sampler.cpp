@@ -176,6 +176,10 @@ int llcuda_sample_rows(llcuda_context * context, int32_t n, const int32_t * indi
                 sample(i);
             }
             failed += statuses[i] != LLCUDA_OK;
+            if (statuses[i] == LLCUDA_NO_CANDIDATES && rows[i].best) {
+                const float * logits = shim::logits_of(context, outputs[i]);
+                statuses[i] = logits ? shim::why_none_is_left(logits, n_vocab) : statuses[i];
+            }
             if (!messages[i].empty()) {
                 shim::add_error(messages[i]);
             }

@@ -129,9 +129,14 @@ static bool gather(const llcuda_sampling & sampling, const shim::Row & row, int3
     }
     candidates.resize(n);
     for (int32_t i = 0; i < n; i++) {
-        candidates[i] = {i, logits[i], 0.0f};
+        candidates[i] = {i, std::isnan(logits[i]) ? -INFINITY : logits[i], 0.0f};  // no sort would end in order with NaN
     }
     return false;
+}
+
+int shim::why_none_is_left(const float * logits, int32_t n) {
+    const bool nan = std::any_of(logits, logits + n, [](float logit) { return std::isnan(logit); });
+    return nan ? LLCUDA_NOT_A_NUMBER : LLCUDA_NO_CANDIDATES;
 }
 
 int shim::take_forced(const llcuda_sampling & sampling, int32_t * token) {
@@ -169,7 +174,7 @@ int shim::sample_row(const llcuda_sampling & sampling, const Row & row, int32_t 
                                           : choose(sampling.chain, candidates, ranked, n, token);
     if (status != LLCUDA_OK) {
         forget_choice(sampling.chain);
-        return status;
+        return status == LLCUDA_NO_CANDIDATES && row.logits ? why_none_is_left(row.logits, n) : status;
     }
     if (sampling.draw) {
         llcuda_draw_accept(sampling.draw, *token);

@@ -14,8 +14,11 @@ struct Row {
     int32_t                  n_best = 0;
 };
 
-// Choose a token from a row of n logits; the chain accepts it.
+// Choose a token from a row of n logits; the chain accepts it. NaN is left out.
 int sample_row(const llcuda_sampling & sampling, const Row & row, int32_t n, int32_t * token);
+
+// Why nothing was left to choose from n logits: LLCUDA_NOT_A_NUMBER where some are NaN, or LLCUDA_NO_CANDIDATES.
+int why_none_is_left(const float * logits, int32_t n);
 
 // Give a row the token that its sampling forces; the chain accepts it.
 int take_forced(const llcuda_sampling & sampling, int32_t * token);
