@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
 from llcuda.params import check_number, wrong_argument, wrong_value
 from llcuda.server.errors import ApiError
+from llcuda.structured import read_vocabulary
 
 logger = logging.getLogger("llcuda.server")
 
@@ -123,6 +124,8 @@ class LoadedModel:
         try:
             try:
                 self.engine = Engine(self.model, config=config)
+                with suppress(UnsupportedError):  # it has no token that ends a text
+                    read_vocabulary(self.model)
             except ArgumentError as error:  # it generates no text
                 try:
                     self.embedder()

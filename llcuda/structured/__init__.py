@@ -9,6 +9,7 @@ from llcuda.structured.compiler import (
     compile,  # noqa: A004 - as that of re
     compile_response_format,
     guide,
+    read_vocabulary,
 )
 from llcuda.structured.grammar import tool_format
 
@@ -18,6 +19,7 @@ __all__ = [
     "compile",
     "compile_response_format",
     "guide",
+    "read_vocabulary",
     "tool_format",
 ]
 

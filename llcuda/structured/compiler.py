@@ -135,6 +135,21 @@ def compile_response_format(model: Model, response_format: Any) -> CompiledGramm
     return compile(model, response_format)
 
 
+def read_vocabulary(model: Model) -> None:
+    """Read the vocabulary of a model now, which otherwise its first format does.
+
+    It takes up to a second, in which no other thread runs Python: llguidance holds the GIL. The
+    server reads it when it loads a model.
+
+    Args:
+        model: The model.
+
+    Raises:
+        UnsupportedError: The model has no token that ends a text.
+    """
+    _compiler_of(model).tokenizer(model)
+
+
 class CompiledGrammar:
     """A compiled format, which any number of texts may follow, in any thread; see `compile`.
 

@@ -36,14 +36,22 @@ class GrammarSource(NamedTuple):
     trial: str
 
 
-class HasPieces(Protocol):
+class HasControlTokens(Protocol):
     """A model, as far as grammars of tool calls need it."""
 
-    def pieces(self) -> tuple[list[bytes], list[int]]:
-        """Return the texts of all tokens, and the control tokens among them."""
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Every control token by its name."""
+
+    @property
+    def eog_tokens(self) -> frozenset[int]:
+        """The tokens that end a text."""
+
+    def piece_bytes(self, token: int, special: bool = False) -> bytes:
+        """Return the text of a token; `special`: the name of a control token."""
 
 
-def grammar_source(response_format: Any, model: HasPieces, compact: bool) -> GrammarSource:
+def grammar_source(response_format: Any, model: HasControlTokens, compact: bool) -> GrammarSource:
     """Translate a response format.
 
     Args:
@@ -221,9 +229,10 @@ def _function(tool: Any) -> Mapping[str, Any]:
     return function
 
 
-def _tools(tool_format: Mapping[str, Any], model: HasPieces, compact: bool) -> GrammarSource:
-    pieces, tokens = model.pieces()
-    names = {pieces[token].decode(errors="replace"): token for token in tokens if pieces[token]}
+def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: bool) -> GrammarSource:
+    ends = {model.piece_bytes(end, special=True): end for end in model.eog_tokens}
+    names = {**model.control_tokens, **{n.decode(errors="replace"): t for n, t in ends.items()}}
+    names.pop("", None)
     trigger, required = tool_format["trigger"], tool_format["required"]
     lines, grammars = [], []
     cost = 0.0

@@ -30,7 +30,10 @@ def tokenizer_of(model: Model) -> LLTokenizer:
             f"model={model.path.name!r}: structured output needs a model with a token that ends a "
             "text"
         )
-    return LLTokenizer(TokenizerWrapper(_Vocabulary(model, ends[0])), eos_token=ends)
+    vocabulary = TokenizerWrapper(_Vocabulary(model, ends[0]))
+    # In two calls, because each holds the GIL to its end.
+    tokenizer = LLTokenizer(vocabulary, eos_token=ends, slices=[])
+    return tokenizer.with_slices(LLTokenizer.general_slices())
 
 
 class _Vocabulary:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llcuda import Model
 from llcuda.structured import trial
 from tests.server.test_chat import TEMPLATE
 from tests.support.grammars import doubling_rules
@@ -90,6 +91,20 @@ def test_a_client_that_leaves_ends_its_compilations() -> None:
                 )  # fmt: skip
             assert eventually(lambda: children() == [])
         assert eventually(server.idle)
+
+
+def test_the_vocabulary_is_read_when_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the first request with a format or with tools, which would stop all streams."""
+    reads: list[Model] = []
+    pieces = Model.pieces
+    monkeypatch.setattr(Model, "pieces", lambda model: reads.append(model) or pieces(model))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with served(demo(template=TEMPLATE)) as server:
+        assert 1 == len(reads)
+        for body in ({"response_format": {"type": "json_object"}}, {"tools": [tool]}):
+            answer = server.post("/v1/chat/completions", messages=CHAT, max_tokens=2, **body)
+            assert 200 == answer.status_code
+    assert 1 == len(reads)
 
 
 def test_a_refusal_names_the_field(server: Served) -> None:
