@@ -148,10 +148,12 @@ def check_tools(tools: Any) -> list[dict[str, Any]]:
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
         raise wrong_argument("tools", f"expected a list, not {type(tools).__name__}")
     checked = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
-    names = [tool["function"]["name"] for tool in checked]
-    for name in names:
-        if names.count(name) > 1:
+    names = set()
+    for tool in checked:
+        name = tool["function"]["name"]
+        if name in names:
             raise wrong_argument("tools", f"several have the name {name!r}")
+        names.add(name)
     return checked
 
 

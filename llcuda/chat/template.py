@@ -174,7 +174,7 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": bool(add_generation_prompt),
         }
-        return self._program.render(values, _size(values))
+        return self._program.render(values)
 
     def legacy_variables(self, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Return the variables by which firefunction's template reads tools."""
@@ -362,15 +362,6 @@ def _call(content: str | None, arguments: Any, identity: str = "probe0123") -> d
     function = {"name": "probe_tool", "arguments": arguments}
     call = {"id": identity, "type": "function", "function": function}
     return {"role": "assistant", "content": content, "tool_calls": [call]}
-
-
-def _size(value: Any) -> int:
-    """Return about how many characters plain data have."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(len(key) + _size(item) for key, item in value.items())
-    return sum(map(_size, value)) if isinstance(value, list) else 1
 
 
 def _source(model: Model, name: str | None) -> str:

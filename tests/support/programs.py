@@ -15,11 +15,14 @@ sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
 """
 
 
-def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a Python program with the arguments as text; at most a minute."""
+def run(
+    program: str, *arguments: object, given: str | None = None, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program with the arguments as text, and `given` as its input."""
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
+        input=given,
     )
