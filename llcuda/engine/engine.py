@@ -146,7 +146,9 @@ class Engine:
             model, params.ctx_size, params.batch_size, True, asdict(self.context.params)
         )
         states = model.is_recurrent or model.is_hybrid  # from which nothing can be removed
-        self._can_shift = not states and self.context.memory.can_shift
+        unified = self.context.params.unified_kv and self.context.params.sequences > 1
+        shared = unified and model.sliding_window  # cells that no text can have alone
+        self._can_shift = not states and not shared and self.context.memory.can_shift
         reporter = Reporter(self.metrics, on_step, on_request)
         self.loop = EngineLoop(self.context, params, reporter)
         self.loop.start()

@@ -49,7 +49,8 @@ class RequestParams:
             the context. "error": the prompt is refused, the text ends. "truncate": the prompt
             loses its beginning. "shift": the older half after `keep` tokens is dropped, and the
             text goes on; an error for models whose memory cannot do that: recurrent and hybrid
-            ones, those with M-RoPE, and any with swa_full=False.
+            ones, those with M-RoPE, and those with a sliding window with swa_full=False or with
+            unified_kv=True and several sequences.
         keep: Tokens of the prompt's beginning that "truncate" and "shift" leave; 0 with "error".
         guide: Restricts every token; see `llcuda.guide`. Each request needs its own.
 

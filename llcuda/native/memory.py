@@ -71,7 +71,8 @@ class Memory:
 
         Raises:
             UnsupportedError: The sequence could not go on from `begin`: in a recurrent state, or
-                with swa_full=False beyond the sliding window. `save` and `load` go back there.
+                where cells of the sliding window are gone: with swa_full=False, and after the
+                `load` of one sequence's state. `save` and `load` go back there.
         """
         begin, end = _range(begin, end)
         self._call("remove", _sequence(seq), begin, end)
@@ -119,11 +120,17 @@ class Memory:
     def shift(self, delta: int, seq: int = 0, begin: int = 0, end: int | None = None) -> None:
         """Add a number to positions; the keys are rotated at the next decode.
 
+        A sequence that shares cells with others, see `copy`, first gets cells of its own.
+
         Args:
             delta: What to add; may be negative.
             seq: The sequence.
             begin: The first position to change.
             end: The position after the last one to change.
+
+        Raises:
+            UnsupportedError: The memory cannot, see `can_shift`; or there is no room for a copy of
+                shared cells, which a model with a sliding window cannot copy at all.
         """
         begin, end = _range(begin, end)
         self._call("shift", seq, begin, end, delta)
@@ -138,7 +145,7 @@ class Memory:
         return True
 
     def divide(self, divisor: int, seq: int = 0, begin: int = 0, end: int | None = None) -> None:
-        """Divide positions by a number (self-extend, arXiv:2401.01325).
+        """Divide positions by a number (self-extend, arXiv:2401.01325); as `shift` otherwise.
 
         Args:
             divisor: The number.
@@ -162,7 +169,8 @@ class Memory:
     def save(self, seq: int | None = None, partial: bool = False) -> bytes:
         """Return the state of a sequence, or of the whole context.
 
-        A state holds no logits: after `load`, decode a token before sampling.
+        A state holds no logits: after `load`, decode a token before sampling. The state of one
+        sequence leaves out the cells that a sliding window hides.
 
         Args:
             seq: The sequence; None saves the whole context.

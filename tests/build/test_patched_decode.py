@@ -63,6 +63,36 @@ def test_single_ubatch_changes_no_logit_and_no_cell(
     assert unpatched.stdout == patched.stdout
 
 
+# Shifts a text, goes back to its beginning, and prints its positions.
+SHIFT = """
+import sys
+from llcuda import Context, Model
+from llcuda.errors import UnsupportedError
+
+with Model(sys.argv[1], gpu_layers=0) as model, Context(model, ctx_size=256, threads=1) as context:
+    context.decode(list(range(60)))
+    context.memory.remove(0, 5, 25)
+    context.memory.shift(-20, 0, 25)
+    context.decode(list(range(20)))
+    print(context.memory.range())
+    try:
+        context.memory.remove(0, 5)
+    except UnsupportedError:
+        print("refused")
+    print(context.memory.range())
+"""
+
+
+def test_swa_cells_keeps_what_the_window_hides(
+    model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the patch a rollback to cells that are gone is refused, and changes nothing."""
+    kept = "range(0, 60)\nrange(0, 5)\n"
+    assert kept == run(SHIFT, model_files["gemma3"]).stdout
+    monkeypatch.setenv("LLCUDA_NO_SWA_CELLS", "1")
+    assert "range(5, 60)\nrefused\nrange(5, 60)\n" == run(SHIFT, model_files["gemma3"]).stdout
+
+
 # Writes the logits of 64 sequences, all in one step. Arguments: a model's file, layers on the GPU,
 # whether the logits stay on the device, and where to write.
 STEP = """

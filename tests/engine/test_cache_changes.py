@@ -10,6 +10,7 @@ import pytest
 
 from llcuda import Adapter, Context, Engine, Model, Sampler
 from llcuda.engine.metrics import StepRecord
+from llcuda.engine.speculation import Drafter
 from llcuda.errors import ArgumentError, NoRoomError, UnsupportedError
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
@@ -64,7 +65,12 @@ def test_what_can_shift(
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("qwen2vl", {}), ("mamba", {}), ("gemma3", {"swa_full": False, "ubatch_size": 32})],
+    [
+        ("qwen2vl", {}),
+        ("mamba", {}),
+        ("gemma3", {"swa_full": False, "ubatch_size": 32}),
+        ("gemma3", {"unified_kv": True, "n_parallel": 2}),
+    ],
 )
 def test_a_shift_that_is_impossible_is_refused_at_submit(
     model_files: dict[str, Path], kind: str, options: dict[str, Any]
@@ -106,6 +112,59 @@ def test_nothing_of_a_failed_shift_is_reused(
         assert [score.logprob for score in later.logprobs or ()] == pytest.approx(
             [score.logprob for score in expected.logprobs or ()], abs=1e-4
         )
+
+
+def test_a_prompt_after_a_shifted_text_in_a_sliding_window(model_files: dict[str, Path]) -> None:
+    """Only what `keep` left is reused, and its cells are there: others have not taken them."""
+    prompt = list(range(100, 140))
+    asked: dict[str, Any] = {"max_tokens": 8, "logprobs": 0, **GREEDY}
+    with Model(model_files["gemma3"]) as model:
+        prompt.insert(0, model.bos or 0)
+        with Engine(model, **EXACT) as engine:
+            expected = engine.submit(prompt, **asked).result(20)
+        with Engine(model, **EXACT) as engine:
+            shifting = [*prompt[:6], *range(3, 40)]
+            engine.submit(shifting, overflow="shift", keep=6, max_tokens=60, **GREEDY).result(20)
+            for cached in (6, 40):
+                later = engine.submit(prompt, **asked).result(20)
+                assert (expected.tokens, cached) == (later.tokens, later.cached_tokens)
+                assert [score.logprob for score in later.logprobs or ()] == pytest.approx(
+                    [score.logprob for score in expected.logprobs or ()], abs=1e-3
+                )
+
+
+def test_wrong_guesses_after_a_shift_in_a_sliding_window(
+    model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are forgotten: no cell that the window hides was given to a guess."""
+    monkeypatch.setattr(Drafter, "update", lambda *arguments: None)  # never silent
+    asked: dict[str, Any] = {"overflow": "shift", "keep": 30, "ignore_eos": True, "top_k": 2}
+    texts = []
+    with Model(model_files["gemma3"]) as model:
+        for speculation in (0, 2):
+            sizes: dict[str, Any] = {"n_parallel": 4, "speculation": speculation, **EXACT}
+            with Engine(model, type_k="f32", type_v="f32", **sizes) as engine:
+                with engine.loop.hold():
+                    requests = [
+                        engine.submit([5, 6, 7, 8 + i] * 5, seed=1, max_tokens=150, **asked)
+                        for i in range(4)
+                    ]
+                texts.append([request.result(20).tokens for request in requests])
+    assert texts[0] == texts[1]
+
+
+def test_a_shift_changes_no_neighbour_that_shares_cells(model: Model) -> None:
+    """With unified KV continuations share the prompt's cells, and both drop some of them."""
+    prompt = model.tokenize("Once upon a time there was a fox who lived in a forest. " * 3)
+    asked: dict[str, Any] = {"max_tokens": 60, "overflow": "shift", "ignore_eos": True}
+    alone = []
+    for seed in (5, 6):
+        with Engine(model, **EXACT) as engine:
+            alone.append(engine.submit(prompt, seed=seed, **asked).result(20).tokens)
+    with Engine(model, n_parallel=2, unified_kv=True, **EXACT) as engine:
+        both = [request.result(20) for request in engine.submit_n(prompt, 2, seed=5, **asked)]
+    assert len(prompt) - 1 == both[1].cached_tokens
+    assert alone == [completion.tokens for completion in both]
 
 
 # --- evictions ---

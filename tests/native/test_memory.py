@@ -110,6 +110,43 @@ class TestCells:
         assert range(len(PROMPT) - 5) == context.memory.range()
         assert np.isfinite(logits_after(context)).all()
 
+    @pytest.mark.parametrize("change", ["shift", "divide"])
+    def test_a_shift_leaves_a_fork_where_it_is(
+        self, change: str, model: Model, make_context: Make, expected: np.ndarray
+    ) -> None:
+        """Shared cells have one position: the sequence whose positions change gets its own."""
+        context, alone = make_context(model, sequences=3), make_context(model)
+        for each in (context, alone):
+            each.decode(PROMPT)
+            if each is context:
+                each.memory.copy(0, 1)
+                each.memory.copy(1, 2)
+            if change == "shift":
+                each.memory.remove(0, 5, 10)
+                each.memory.shift(-5, 0, 10)
+            else:
+                each.memory.divide(2, 0, 10)
+        assert range(len(PROMPT)) == context.memory.range(1) == context.memory.range(2)
+        for seq in (1, 2):
+            np.testing.assert_allclose(logits_after(context, seq=seq), expected, **TOLERANCE)
+        assert alone.memory.range() == context.memory.range()
+        np.testing.assert_allclose(logits_after(context), logits_after(alone), **TOLERANCE)
+
+    def test_a_shift_without_room_for_a_copy_is_refused(
+        self, model: Model, make_context: Make, expected: np.ndarray
+    ) -> None:
+        """Nothing changes; a sequence that has its cells alone shifts."""
+        context = make_context(model, sequences=2, ctx_size=128)
+        context.decode([*PROMPT, *range(120)])
+        context.memory.copy(0, 1)
+        with pytest.raises(UnsupportedError):
+            context.memory.shift(1)
+        context.memory.rollback(120, 1)
+        np.testing.assert_allclose(logits_after(context, seq=1), expected, **TOLERANCE)
+        context.memory.remove(1)
+        context.memory.shift(1)
+        assert range(1, 141) == context.memory.range()
+
     def test_a_shifted_key_is_rotated(self, model: Model, make_context: Make) -> None:
         """Rotary positions are relative: shifting all by one changes next to nothing."""
         plain, shifted = make_context(model), make_context(model)
@@ -177,6 +214,49 @@ class TestSlidingWindow:
             context.memory.rollback(700)
         context.memory.rollback(5)
         assert 795 == context.n_past()
+
+    def test_a_state_of_one_sequence_holds_the_window(
+        self, gemma: Model, make_context: Make
+    ) -> None:
+        """It goes on as the original; it goes back only with cells that it has."""
+        context, loaded = make_context(gemma), make_context(gemma)
+        context.decode(list(range(60)))
+        loaded.memory.load(context.memory.save(0), 0)
+        for count in (2, 5, 30, 59):
+            with pytest.raises(UnsupportedError):
+                loaded.memory.rollback(count)
+        assert range(44, 60) == loaded.memory.range()
+        np.testing.assert_allclose(logits_after(loaded), logits_after(context), **TOLERANCE)
+        whole = make_context(gemma)
+        whole.memory.load(context.memory.save())
+        for same in (context, whole):
+            same.memory.rollback(30)
+        np.testing.assert_allclose(logits_after(whole), logits_after(context), **TOLERANCE)
+
+    def test_a_shift_keeps_what_the_window_hides(self, gemma: Model, make_context: Make) -> None:
+        """With swa_full the beginning is not given to other tokens: the text can go back to it."""
+        context, fresh = make_context(gemma), make_context(gemma)
+        context.decode(list(range(60)))
+        context.memory.remove(0, 5, 25)
+        context.memory.shift(-20, 0, 25)
+        context.decode(list(range(20)))
+        assert range(60) == context.memory.range()
+        context.memory.remove(0, 5)
+        fresh.decode(list(range(5)))
+        for each in (context, fresh):
+            each.decode(list(range(50, 80)))
+        np.testing.assert_allclose(logits_after(context), logits_after(fresh), **TOLERANCE)
+
+    def test_shared_cells_do_not_shift(self, gemma: Model, make_context: Make) -> None:
+        """The state that would make a copy of them lacks what the window hides."""
+        context = make_context(gemma, sequences=2)
+        context.decode(list(range(60)))
+        context.memory.copy(0, 1)
+        with pytest.raises(UnsupportedError):
+            context.memory.shift(1)
+        context.memory.remove(1)
+        context.memory.shift(1)
+        assert range(1, 61) == context.memory.range()
 
     def test_a_partial_state_is_a_cheap_checkpoint(self, gemma: Model, make_context: Make) -> None:
         """It holds the window's cells only, and restores them after a rollback."""

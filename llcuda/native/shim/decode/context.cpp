@@ -139,8 +139,9 @@ bool create(llcuda_context * context, llama_model * model, llama_context_params 
     context->n_seq_max     = llama_n_seq_max(context->raw);
     context->n_outputs_max = params.n_outputs_max && !llama_model_has_encoder(model)
                                  ? params.n_outputs_max : context->n_batch;
-    context->window        = params.swa_full ? 0 : llama_model_n_swa(model);
+    context->window        = llama_model_n_swa(model);
     context->unified       = params.kv_unified || context->n_seq_max == 1;
+    context->shared.assign(context->n_seq_max, std::vector<bool>(context->n_seq_max));
     context->embeddings    = params.embeddings;
     if (!context->memory || !llama_get_causal_attn(context->raw)) {
         context->n_batch = std::min<int32_t>(context->n_batch, llama_n_ubatch(context->raw));

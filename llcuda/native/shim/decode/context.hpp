@@ -31,8 +31,9 @@ struct llcuda_context {
     llama_batch_ext * batch  = nullptr;
     int32_t n_vocab = 0, n_batch = 0, n_seq_max = 0, n_outputs_max = 0;
     int32_t end_position = INT32_MAX;  // the first position that no token may have
-    int32_t window = 0;       // tokens that the sliding window's cells are kept for; 0: all are kept
+    int32_t window = 0;       // tokens of the sliding window; 0: every layer sees all
     bool unified    = true;   // one KV buffer: partial copies between sequences work
+    std::vector<std::vector<bool>> shared;  // unified: per sequence, those that may have cells in common with it
     bool embeddings = false;  // then every row is an output
     bool whole      = false;  // a prompt cannot be split over several batches
 
