@@ -195,6 +195,7 @@ class ChatKeywords(TextKeywords, total=False):
     tool_choice: str | Mapping[str, Any]
     template: str | None
     template_variables: Mapping[str, Any] | None
+    bare_tool_calls: bool
 
 
 class GenerateKeywords(SubmitKeywords, total=False):

@@ -14,7 +14,8 @@ from llcuda.params import ContextParams, ModelParams, SamplingParams
 
 SETTINGS = (ModelParams, ContextParams, EngineParams, SamplingParams, RequestParams)
 OWN = {item.name for kind in SETTINGS for item in dataclasses.fields(kind)} | {
-    *("response_format", "tools", "tool_choice", "template", "template_variables", "normalize")
+    *("response_format", "tools", "tool_choice", "template", "template_variables", "normalize"),
+    "bare_tool_calls",
 }
 
 

@@ -79,14 +79,14 @@ def _tool_format(
     inside: bool,
 ) -> dict[str, Any]:
     """Return the format of an answer's calls, or the one of the text inside of one call."""
-    strict = [_strict(tool) for tool in tools]
+    strict = [strict_tool(tool) for tool in tools]
     if inside:
         return structured.tool_format(strict, "required", around=calls.inside, parallel=False)
     parallel = bool(calls.begin) and tool_choice == "required"
     return structured.tool_format(strict, tool_choice, around=calls.around, parallel=parallel)
 
 
-def _strict(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+def strict_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a tool that allows no further parameters; any if it is not strict."""
     function = tool["function"]
     schema = function["parameters"]

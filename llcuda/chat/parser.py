@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llcuda.chat.bare_calls import read_bare_calls
 from llcuda.chat.formats import ChatSyntax, ToolCallFormat
 from llcuda.chat.stream_reader import Reading, Show, StreamReader, nothing
 from llcuda.chat.tool_arguments import (
@@ -88,6 +89,8 @@ class ChatParser:
         syntax: The delimiters of the model.
         prompt: The prompt of the answer, which may open reasoning, a header or a call.
         tools: The schema of each tool's parameters by the tool's name; None looks for no calls.
+        bare_tools: The same for calls without delimiters, of which the whole answer consists; None
+            looks for no such calls.
         new_id: Makes the id of a call of its index.
         read_call: Reads the text behind the delimiter of a call in place of the parser. It gets the
             reader, and the delimiter: "" when the prompt has opened the call.
@@ -101,6 +104,7 @@ class ChatParser:
         syntax: ChatSyntax,
         prompt: str = "",
         tools: Mapping[str, Any] | None = None,
+        bare_tools: Mapping[str, Any] | None = None,
         new_id: Callable[[int], str] = "call_{}".format,
         read_call: Callable[[StreamReader, str], Reading[None]] | None = None,
     ) -> None:
@@ -111,6 +115,11 @@ class ChatParser:
             calls = None
         self._calls = calls
         self._tools = tools
+        if calls is not None and not calls.begin:
+            bare_tools = None  # such calls are the format
+        self._bare_tools = {
+            name: Schema(given, given) for name, given in (bare_tools or {}).items()
+        }
         self._new_id = new_id
         self._read_call = read_call
         self._reader = StreamReader()
@@ -175,6 +184,11 @@ class ChatParser:
         elif calls is not None and calls.begin and prompt.rstrip().endswith(calls.begin):
             yield from self._call(calls, "")
         while True:
+            if self._bare_tools and not self._has_content and not self._tool_calls:
+                bare_calls = yield from read_bare_calls(self._reader, self._bare_tools)
+                for name, arguments in bare_calls:
+                    self._begin_call(name)
+                    self._add_arguments(arguments)
             if calls is not None and not calls.begin and not self._has_content:
                 yield from self._objects(calls, "")
             delimiter = yield from self._reader.until(self._delimiters, self._content)

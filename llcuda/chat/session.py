@@ -31,7 +31,7 @@ from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.errors import ClosedError
 from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
-from llcuda.params import wrong_argument, wrong_value
+from llcuda.params import check_flag, wrong_argument, wrong_value
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "model", "self"})
@@ -294,6 +294,7 @@ def start(
     response_format: Any = None,
     template: str | None = None,
     template_variables: Mapping[str, Any] | None = None,
+    bare_tool_calls: bool = True,
     **parameters: Unpack[TextKeywords],
 ) -> Chat[CompletionT]:
     """Queue an answer to `messages` and return its handle.
@@ -312,6 +313,9 @@ def start(
         template: The name of one of the model's templates, or the text of another one. None: the
             main template, and with tools the one that the model has for them.
         template_variables: Further variables of the template, such as {"enable_thinking": False}.
+        bare_tool_calls: With tool_choice="auto", an answer that is nothing but JSON with the name
+            of a tool and arguments that follow its schema, or a list or a fenced block of such
+            JSON, is a call. False: only calls in the notation of the template are calls.
         **parameters: The keywords of `Engine.submit`. max_tokens is by default the room that the
             prompt leaves in the context. Stop texts end the text as the model writes it, reasoning
             and calls included.
@@ -322,7 +326,7 @@ def start(
         UnsupportedError: The model does not write calls as JSON, and `tool_choice` demands one.
         QueueFullError: As `submit` raises it; so are its other errors.
     """
-    from llcuda.chat.constraint import chat_guide
+    from llcuda.chat.constraint import chat_guide, strict_tool
     from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
 
     check_keywords(parameters, start, TextKeywords)
@@ -330,6 +334,7 @@ def start(
         raise wrong_value("template_variables", template_variables, "expected a mapping")
     if reserved := RESERVED.intersection(template_variables or ()):
         raise wrong_argument("template_variables", f"{min(reserved)!r} is set by llcuda")
+    check_flag("bare_tool_calls", bare_tool_calls)
     functions = check_tools(tools) if tools is not None else []
     _check_tool_choice(tool_choice, [tool["function"]["name"] for tool in functions])
     offered = functions if tool_choice != "none" else []
@@ -357,7 +362,17 @@ def start(
     shown_tokens = {*parameters.pop("shown_tokens", ()), *program.shown_tokens}
     request = submit(prompt.tokens, stop_tokens=end_tokens, shown_tokens=shown_tokens, **parameters)
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered}
-    parser = ChatParser(program.syntax, prompt.text, schemas or None, _call_ids())
+    bare_schemas = None
+    if bare_tool_calls and tool_choice == "auto":
+        strict = [strict_tool(tool)["function"] for tool in offered]
+        bare_schemas = {function["name"]: function["parameters"] for function in strict}
+    parser = ChatParser(
+        program.syntax,
+        prompt.text,
+        schemas or None,
+        bare_tools=bare_schemas,
+        new_id=_call_ids(),
+    )
     return Chat(request, parser, model)
 
 

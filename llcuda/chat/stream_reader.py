@@ -35,12 +35,16 @@ class StreamReader:
         self._dropped = 0  # characters before _text
         self._ended = False
         self._recorded: list[str] | None = None
+        self._mark: int | None = None
 
     def feed(self, text: str) -> None:
         """Add a piece of text."""
-        self._text = self._text[self._at :] + text
-        self._dropped += self._at
-        self._at = 0
+        begin = self._at if self._mark is None else self._mark
+        self._text = self._text[begin:] + text
+        self._dropped += begin
+        self._at -= begin
+        if self._mark is not None:
+            self._mark = 0
 
     def end(self) -> None:
         """Note that no more text comes."""
@@ -63,6 +67,19 @@ class StreamReader:
         """Return what was read since `start_recording`."""
         text, self._recorded = "".join(self._recorded or ()), None
         return text
+
+    def mark(self) -> None:
+        """Keep the text from here on, for `rewind`."""
+        self._mark = self._at
+
+    def unmark(self) -> None:
+        """Let go of the text since `mark`."""
+        self._mark = None
+
+    def rewind(self) -> None:
+        """Go back to `mark`."""
+        assert self._mark is not None
+        self._at, self._mark = self._mark, None
 
     def _read(self, end: int, show: Show = nothing) -> str:
         text = self._text[self._at : end]
@@ -126,6 +143,13 @@ class StreamReader:
             return False
         self._read(self._at + len(expected), show)
         return True
+
+    def one_of(self, options: tuple[str, ...]) -> Reading[str]:
+        """Read the first of some texts that comes next; "" when none does."""
+        for option in options:  # one that cannot be told yet waits for more text
+            if (yield from self.skip(option)):
+                return option
+        return ""
 
     def word(self, letters: re.Pattern[str]) -> Reading[str]:
         """Read what `letters` matches, "" when nothing does."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,7 +17,7 @@ _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _LITERALS = {"true": True, "false": False, "null": None}
 _ESCAPE = re.compile(r"\\(.)", re.S)
 _ESCAPED = "\\'\"abfnrtvxuUN01234567\n"
-_MAX_DEPTH = 16  # of references and alternatives in a schema
+_MAX_STEPS = 10_000  # of comparing a value with a schema
 
 
 def to_json(value: Any) -> str:
@@ -42,17 +41,13 @@ class Schema:
         """Return the types that a value may have; nothing when it may have any."""
         types: set[str] = set()
         for branch in self._branches():
-            named = branch.get("type")
-            if isinstance(named, str):
-                types.add(named)
-            elif isinstance(named, list) and named:
-                types.update(map(str, named))
-            elif isinstance(values := branch.get("enum", [branch.get("const")]), list) and (
-                "enum" in branch or "const" in branch
-            ):
-                types.update(map(_type_of, values))
-            else:
+            named = _names(branch.get("type"))
+            choices = branch.get("enum", [branch["const"]] if "const" in branch else None)
+            if not named and not isinstance(choices, list):
                 return frozenset()
+            types |= named or set(map(_type_of, choices or ()))
+            if branch.get("nullable") is True:
+                types.add("null")
         return frozenset(types)
 
     def property(self, name: str) -> Schema:
@@ -63,6 +58,27 @@ class Schema:
                 return Schema(properties[name], self.root)
         return self._first("additionalProperties")
 
+    def allows(self, name: str) -> bool:
+        """Return whether an object may have a property of this name."""
+        branches = self._branches()
+        return not branches or any(
+            branch.get("additionalProperties") is not False
+            or name in (branch.get("properties") or ())
+            or "patternProperties" in branch
+            for branch in branches
+        )
+
+    def admits(self, value: Any) -> bool:
+        """Return whether a value follows the schema.
+
+        Looks at types, `enum` and `const`, properties and items, alternatives, references, bounds
+        and lengths; not at patterns, formats and rarer keywords.
+        """
+        try:
+            return _Admission(self.root).admits(self.value, value)
+        except RecursionError:
+            return False
+
     def items(self) -> Schema:
         """Return the schema of an array's items."""
         return self._first("items")
@@ -72,27 +88,133 @@ class Schema:
         return Schema(next((v for v in values if isinstance(v, dict)), None), self.root)
 
     def _branches(self) -> list[dict[str, Any]]:
-        return list(_branches(self.value, self.root, _MAX_DEPTH))
+        """Return the alternatives of the schema, each of its parts once."""
+        branches: list[dict[str, Any]] = []
+        waiting, seen = [self.value], set()
+        while waiting:
+            schema = waiting.pop()
+            if not isinstance(schema, dict) or id(schema) in seen:
+                continue
+            seen.add(id(schema))
+            inner = [item for key in ("oneOf", "anyOf", "allOf") for item in _items(schema, key)]
+            if "$ref" in schema:
+                waiting.append(_target(schema["$ref"], self.root))
+            elif inner and "type" not in schema:
+                waiting += reversed(inner)
+            else:
+                branches.append(schema)
+        return branches
 
 
-def _branches(schema: Any, root: Any, depth: int) -> Iterator[dict[str, Any]]:
-    """Yield the alternatives of a schema, references resolved."""
-    if not isinstance(schema, dict) or not depth:
-        return
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#/"):
-        target = root
-        for key in reference[2:].split("/"):
-            key = key.replace("~1", "/").replace("~0", "~")
-            target = target.get(key) if isinstance(target, dict) else None
-        yield from _branches(target, root, depth - 1)
-        return
-    for key in ("anyOf", "oneOf", "allOf"):
-        if isinstance(schema.get(key), list) and "type" not in schema:
-            for branch in schema[key]:
-                yield from _branches(branch, root, depth - 1)
-            return
-    yield schema
+def _target(reference: Any, root: Any) -> Any:
+    """Return what a reference within a schema refers to, None when it is not known."""
+    if reference == "#":
+        return root
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return None
+    target = root
+    for key in reference[2:].split("/"):
+        key = key.replace("~1", "/").replace("~0", "~")
+        target = target.get(key) if isinstance(target, dict) else None
+    return target
+
+
+class _Admission:
+    """Compares a value with a schema: each part of it with each part of the schema once.
+
+    Args:
+        root: The whole schema, to which references refer.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def admits(self, schema: Any, value: Any) -> bool:
+        """Return whether `value` follows `schema`; False when that takes too many steps."""
+        if not isinstance(schema, dict):
+            return schema is not False
+        place = (id(schema), id(value))
+        if place not in self._known:
+            if len(self._known) >= _MAX_STEPS:
+                return False
+            self._known[place] = True  # while references lead in a circle
+            self._known[place] = self._follows(schema, value)
+        return self._known[place]
+
+    def _follows(self, schema: dict[str, Any], value: Any) -> bool:
+        if value is None and schema.get("nullable") is True:
+            return True
+        types, choices = _names(schema.get("type")), schema.get("enum")
+        if "const" in schema:
+            choices = [schema["const"]]
+        if (types and not _is_of_type(value, types)) or (
+            isinstance(choices, list) and not any(_equal(value, choice) for choice in choices)
+        ):
+            return False
+        if "$ref" in schema and not self.admits(_target(schema["$ref"], self._root), value):
+            return False
+        if not all(self.admits(branch, value) for branch in _items(schema, "allOf")):
+            return False
+        for key in ("anyOf", "oneOf"):
+            count = sum(self.admits(branch, value) for branch in _items(schema, key))
+            if key in schema and (not count or (key == "oneOf" and count > 1)):
+                return False
+        if isinstance(value, dict):
+            properties, further = schema.get("properties"), schema.get("additionalProperties")
+            properties = properties if isinstance(properties, dict) else {}
+            further = None if "patternProperties" in schema else further
+            return (
+                all(name in value for name in _items(schema, "required"))
+                and _is_within(len(value), schema, "minProperties", "maxProperties")
+                and all(self.admits(properties.get(k, further), v) for k, v in value.items())
+            )
+        if isinstance(value, list):
+            first, rest = _items(schema, "prefixItems"), schema.get("items")
+            schemas = [*first[: len(value)], *[rest] * (len(value) - len(first))]
+            return _is_within(len(value), schema, "minItems", "maxItems") and all(
+                map(self.admits, schemas, value)
+            )
+        if isinstance(value, str):
+            return _is_within(len(value), schema, "minLength", "maxLength")
+        return isinstance(value, bool | None) or (
+            _is_within(value, schema, "minimum", "maximum")
+            and _is_within(value, schema, "exclusiveMinimum", "exclusiveMaximum")
+            and not any(value == schema.get(f"exclusive{end}imum") for end in ("Min", "Max"))
+        )
+
+
+def _items(schema: dict[str, Any], key: str) -> list[Any]:
+    """Return a list in a schema, which may hold something else there."""
+    items = schema.get(key)
+    return items if isinstance(items, list) else []
+
+
+def _names(types: Any) -> frozenset[str]:
+    """Return the names in a schema's "type"."""
+    if isinstance(types, str):
+        return frozenset({types})
+    return frozenset(map(str, types)) if isinstance(types, list) else frozenset()
+
+
+def _is_within(number: float, schema: dict[str, Any], least: str, most: str) -> bool:
+    """Return whether a number is within two bounds that a schema may have."""
+    low, high = schema.get(least), schema.get(most)
+    return not (
+        (isinstance(low, int | float) and number < low)
+        or (isinstance(high, int | float) and number > high)
+    )
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Return whether two JSON values are equal; true is not 1."""
+    if isinstance(value, bool) or isinstance(other, bool):
+        return value is other
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_equal, value, other))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_equal(v, other[k]) for k, v in value.items())
+    return bool(value == other)
 
 
 def _type_of(value: Any) -> str:
@@ -122,7 +244,8 @@ def from_text(text: str, schema: Schema, *, quoted: bool = False, padded: bool =
     except (ValueError, RecursionError):
         is_python = types and "string" not in types and written.startswith(("{", "["))
         return from_python(written) if is_python else to_json(text)
-    return to_json(text) if "string" in types and not _is_of_type(value, types) else written
+    is_text = "string" in types and not _is_of_type(value, types - {"string"})
+    return to_json(text) if is_text else written
 
 
 def _no_number(name: str) -> NoReturn:
@@ -130,9 +253,11 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _is_of_type(value: Any, types: frozenset[str]) -> bool:
-    """Return whether `value` is of one of a schema's types other than string."""
+    """Return whether `value` is of one of a schema's types."""
     name = _type_of(value)
-    return name != "string" and (name in types or (name == "integer" and "number" in types))
+    if name == "number" and value.is_integer() and "integer" in types:
+        return True
+    return name in types or (name == "integer" and "number" in types)
 
 
 def from_python(text: str) -> str:

@@ -38,6 +38,9 @@ def serve(
     chat_template: Annotated[
         str | None, typer.Option(help="A Jinja file, or the name of one of the model's templates.")
     ] = None,
+    bare_tool_calls: Annotated[
+        bool, typer.Option(help="An answer of JSON that names a tool is a call.")
+    ] = True,
     memory: Annotated[
         float | None,
         typer.Option(min=0, help="GB for all models; default: what is free."),
@@ -80,6 +83,7 @@ def serve(
         "gpu_layers": gpu_layers,
         "queue_size": queue,
         "threads": threads,
+        "bare_tool_calls": bare_tool_calls,
     }
     if pooling is not None:
         parameters["pooling"] = pooling

@@ -327,8 +327,9 @@ class Engine:
 
         Args:
             messages: Objects with "role" and "content", in OpenAI's shapes.
-            **keywords: tools, tool_choice, response_format, template, template_variables, as
-                `llcuda.chat.session.start` describes them, and the keywords of `submit`.
+            **keywords: tools, tool_choice, response_format, template, template_variables,
+                bare_tool_calls, as `llcuda.chat.session.start` describes them, and the keywords of
+                `submit`.
 
         Raises:
             ArgumentError: Messages, tools or other parameters are wrong; otherwise as `submit`.

@@ -112,6 +112,9 @@ def _submit_all(
     if max_tokens is not None:
         parameters["max_tokens"] = max_tokens
     parameters["logprobs"] = body.logprob_alternatives()
+    bare_tool_calls = body.bare_tool_calls
+    if bare_tool_calls is None:
+        bare_tool_calls = loaded.spec.parameters.get("bare_tool_calls", True)
     variables = {**(body.chat_template_kwargs or {})}
     if body.reasoning_effort is not None:
         variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
@@ -127,6 +130,7 @@ def _submit_all(
                     tool_choice="auto" if body.tool_choice is None else body.tool_choice,
                     template=template,
                     template_variables=variables,
+                    bare_tool_calls=bare_tool_calls,
                     **parameters,
                 )
             )

@@ -22,7 +22,7 @@ from llcuda.errors import ArgumentError, DeviceLostError, LlcudaError, Unsupport
 from llcuda.hub.registry import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
-from llcuda.params import check_number, wrong_argument, wrong_value
+from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.server.errors import ApiError
 from llcuda.structured import read_vocabulary
 
@@ -42,7 +42,7 @@ class ModelSpec:
             `InferenceEngine.load_model`.
         filename: File of a Hugging Face repository.
         parameters: Further keywords of `load_model` (gpu_layers, ctx_size, n_parallel, ...), and
-            `pooling` of the Embedder, and `template` of `Engine.chat`.
+            `pooling` of the Embedder, and `template` and `bare_tool_calls` of `Engine.chat`.
     """
 
     name: str
@@ -68,7 +68,9 @@ class ModelSpec:
         pooling = self.parameters.get("pooling")
         if pooling is not None and pooling not in SERVED_POOLINGS:
             raise wrong_value("pooling", pooling, f"expected one of {', '.join(SERVED_POOLINGS)}")
-        given = {k: v for k, v in self.parameters.items() if k not in ("pooling", "template")}
+        check_flag("bare_tool_calls", self.parameters.get("bare_tool_calls", True))
+        others = ("pooling", "template", "bare_tool_calls")
+        given = {k: v for k, v in self.parameters.items() if k not in others}
         if self._automatic_ctx_size():
             given.pop("ctx_size", None)
         return EngineConfig.from_kwargs(**{**DEFAULTS, **given})

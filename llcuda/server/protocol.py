@@ -249,6 +249,9 @@ class ChatBody(SamplingBody):
     top_logprobs: TopLogprobs | None = None
     reasoning_effort: str | None = Field(None, description="For templates that know it.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="For the template.")
+    bare_tool_calls: bool | None = Field(
+        None, description="false: JSON without the template's delimiters is no call."
+    )
     store: Literal[False] | None = None
     metadata: Metadata | None = Field(None, description="Has no effect.")
     safety_identifier: str | None = Field(None, description="Has no effect.")

@@ -11,15 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 import llcuda
-from llcuda import Engine, Model
+from llcuda import Engine, Model, server
+from llcuda.cli import serve
 from llcuda.cli.run import place_layers, stream_text
 from llcuda.engine import autofit
 from llcuda.errors import DecodeAbortedError
 from llcuda.native import library
 from llcuda.native.c_params import SMALL_MODEL, threads_for
 from llcuda.params import default_threads
+from llcuda.server import log
 
 
 def llcuda_command(
@@ -228,6 +231,18 @@ def test_errors_are_one_message(arguments: list[str], status: int, message: str)
     assert (result.returncode, message in shown) == (status, True), shown
     assert "Traceback" not in shown
     assert result.stdout == b""
+
+
+@pytest.mark.parametrize("option", ["--bare-tool-calls", "--no-bare-tool-calls"])
+def test_serve_passes_its_options_on(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the models of the app that it serves."""
+    specs: list[server.ModelSpec] = []
+    monkeypatch.setattr(server, "create_app", lambda models, **_: specs.extend(models))
+    monkeypatch.setattr(server, "serve", lambda app, **_: None)
+    monkeypatch.setattr(log, "configure_logging", lambda *_: None)
+    result = CliRunner().invoke(serve.app, ["demo", option])
+    assert 0 == result.exit_code, result.output
+    assert [option == "--bare-tool-calls"] == [s.parameters["bare_tool_calls"] for s in specs]
 
 
 def test_bad_grammar_names_the_reason(tmp_path: Path) -> None:

@@ -293,6 +293,7 @@ def test_reasoning_apart(caller: openai.OpenAI, stream: bool) -> None:
         ("top_logprobs", 2), ("top_logprobs", 21), ("logprobs", 2), ("n", 0), ("audio", {}),
         ("functions", []), ("store", True), ("modalities", ["audio"]), ("service_tier", "flex"),
         ("reasoning_effort", "high"), ("chat_template_kwargs", {"messages": 5}),
+        ("bare_tool_calls", "no"),
         ("max_completion_tokens", 7), ("stop", ["a"] * 10_000), ("temperature", -1),
     ],
     ids=str,

@@ -204,6 +204,7 @@ def test_wrong_settings_are_errors_at_the_start() -> None:
         ({"pooling": "none"}, "pooling='none': expected one of mean, cls, last, rank"),
         ({"pooling": 5}, "pooling=5: expected one of mean, cls, last, rank"),
         ({"pooling": "rank"}, r"pooling='rank': demo\.gguf has no classifier"),
+        ({"bare_tool_calls": "no"}, "bare_tool_calls='no': expected True or False"),
         ({"template": "nope"}, "template='nope'"),
         ({"template": "{% if"}, "does not parse"),
         ({"template": 5}, "template"),
