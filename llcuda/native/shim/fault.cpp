@@ -125,7 +125,9 @@ bool survives(const std::function<void()> & call) {
     }
     landing = outer;
     add_error(signal == SIGBUS ? "the file became shorter while it was read"
-                               : "llama.cpp divides by zero or misses a tensor: the file contradicts its architecture");
+              : signal == SIGFPE ? "llama.cpp divides by zero: the file contradicts its architecture"
+                                 : "llama.cpp read through a null pointer: a tensor is missing in the file, or "
+                                   "llcuda's libraries were not built with one compiler");
     return false;
 }
 
