@@ -59,11 +59,14 @@ for module in (run, chat, serve, files, inspect, quantize, bench, diagnose):
 # Parameters of the library whose options have another name here.
 OPTION_NAMES = {
     "body_bytes": "max_body",
+    "body_seconds": "body_timeout",
     "drain_seconds": "drain",
+    "idle_seconds": "idle_timeout",
     "memory_budget": "memory",
     "n_parallel": "parallel",
     "queue_size": "queue",
     "template": "chat_template",
+    "total_body_bytes": "max_bodies",
 }
 
 

@@ -61,6 +61,16 @@ def serve(
         typer.Option(help="Origin whose pages may send requests; may be repeated."),
     ] = None,
     max_body: Annotated[float, typer.Option(min=0, help="Largest body of a request in MB.")] = 16,
+    max_bodies: Annotated[
+        float | None,
+        typer.Option(min=0, help="Bodies of all requests in MB. Default: 16 of the largest."),
+    ] = None,
+    body_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds until a body has arrived.")
+    ] = 30,
+    idle_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds of a connection without a request.")
+    ] = 30,
     deadline: Annotated[float, typer.Option(min=0, help="Seconds of a request; 0 = none.")] = 600,
     drain: Annotated[float, typer.Option(min=0, help="Seconds to finish after SIGTERM.")] = 30,
     log_level: Annotated[
@@ -104,14 +114,26 @@ def serve(
         keys=keys,
         cors_origins=cors_origin or (),
         hosts=() if "*" in hosts else hosts,
-        limits=Limits(body_bytes=int(max_body * 1e6), deadline=deadline or None),
+        limits=Limits(
+            body_bytes=int(max_body * 1e6),
+            total_body_bytes=None if max_bodies is None else int(max_bodies * 1e6),
+            body_seconds=body_timeout,
+            deadline=deadline or None,
+        ),
     )
     names = ", ".join(spec.name for spec in specs)
 
     def ready(address: str) -> None:
         print(f"{names} at {address}/v1", flush=True)
 
-    serve_app(app, host=host, port=port, drain_seconds=drain, on_ready=ready)
+    serve_app(
+        app,
+        host=host,
+        port=port,
+        drain_seconds=drain,
+        idle_seconds=idle_timeout,
+        on_ready=ready,
+    )
 
 
 def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:

@@ -21,22 +21,22 @@ from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 import llcuda
-from llcuda.errors import ArgumentError
 from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.server.answer import Answer, ResponseWriter
+from llcuda.server.bodies import BodyReader, BodyRoute
 from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.chunks import unix_time
 from llcuda.server.completions import answer_completion
+from llcuda.server.connections import GuardedProtocol, listen
 from llcuda.server.embeddings import answer_embeddings, answer_rerank
 from llcuda.server.errors import ApiError
 from llcuda.server.metrics import metrics_text
-from llcuda.server.middleware import LOOPBACK, Limits, RequestGuardMiddleware, Traffic
+from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuardMiddleware, Traffic
 from llcuda.server.models import LoadedModel, ModelPool, ModelSpec
 from llcuda.server.page import page_response
 from llcuda.server.protocol import (
@@ -51,11 +51,9 @@ from llcuda.server.protocol import (
     TokenizeBody,
 )
 from llcuda.server.tokens import answer_detokenize, answer_tokenize
-from llcuda.server.validation import from_validation
 
 logger = logging.getLogger("llcuda.server")
 
-CLIENT_TIMEOUT_MS = 60_000  # a client that reads nothing for so long is disconnected
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
@@ -108,10 +106,12 @@ def create_app(
     check_flag("preload", preload)
     service = Service(ModelPool(models, memory_budget), limits or Limits())
     service.models.open(preload)
+    bodies = BodyReader()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        bodies.close()
         await service.models.close()
 
     app = FastAPI(
@@ -123,9 +123,10 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
+    app.state.bodies = bodies
     app.include_router(_text_routes(service))
     app.include_router(_model_routes(service))
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(
         RequestGuardMiddleware,
@@ -153,7 +154,8 @@ def _texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
 
 
 def _text_routes(service: Service) -> APIRouter:
-    router, deadline = APIRouter(responses=ERRORS), service.limits.deadline
+    router = APIRouter(responses=ERRORS, route_class=BodyRoute)
+    deadline = service.limits.deadline
 
     @router.post("/v1/completions")
     async def completions(body: CompletionBody) -> Response:
@@ -276,15 +278,14 @@ def _refusal(refusal: ApiError) -> Response:
     )
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _refusal(from_validation(error.errors(), error.body))
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _refusal(error)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {
-        400: "the body is not a JSON document in UTF-8 of a sensible size and depth",
         404: f"no such path: {request.url.path[:200]}",
         405: "this path has other methods",
     }
@@ -300,6 +301,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     drain_seconds: float = 30.0,
+    idle_seconds: float = 30.0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that run then are finished first.
@@ -309,6 +311,8 @@ def serve(
         host: Address to listen on; "0.0.0.0" = every IPv4 address of the machine.
         port: Port to listen on; 0 = a free one.
         drain_seconds: Longest time that running requests may take to finish.
+        idle_seconds: Longest time until the whole head of a request has come over a connection,
+            counted from its beginning or from the answer before.
         on_ready: Called with the server's URL when it takes connections.
 
     Raises:
@@ -317,17 +321,10 @@ def serve(
     """
     check_number("port", port, "int", 0, 65535)
     check_number("drain_seconds", drain_seconds, "number", 0)
+    check_number("idle_seconds", idle_seconds, "number", MIN_SECONDS)
     _raise_file_limit()
     with listen(host, port) as listener:
-        config = uvicorn.Config(
-            app,
-            timeout_graceful_shutdown=max(1, round(drain_seconds)),
-            timeout_keep_alive=30,
-            access_log=False,
-            log_config=None,  # the program configures logging
-            log_level="warning",
-            server_header=False,
-        )
+        config = uvicorn_config(app, drain_seconds, idle_seconds)
         address, port = listener.getsockname()[:2]
         name = f"[{address}]" if ":" in address else address
         server = _Server(config, lambda: on_ready and on_ready(f"http://{name}:{port}"))
@@ -337,6 +334,21 @@ def serve(
                 server.run([listener])
         finally:
             signal.signal(signal.SIGTERM, previous)
+
+
+def uvicorn_config(app: FastAPI, drain_seconds: float, idle_seconds: float) -> uvicorn.Config:
+    """Return the configuration of uvicorn's server; the parameters are those of `serve`."""
+    return uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        timeout_keep_alive=idle_seconds,  # type: ignore[arg-type]  # a float is a time too
+        access_log=False,
+        log_config=None,  # the program configures logging
+        log_level="warning",
+        server_header=False,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -369,24 +381,6 @@ class _SigtermError(BaseException):
 
 def _on_sigterm(number: int, frame: Any) -> None:
     raise _SigtermError
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket, whose connections end when a client reads nothing any more."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_TIMEOUT_MS)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise ArgumentError(
-            f"cannot listen on {host}:{port}: {error.strerror}", parameter="host"
-        ) from error
-    return listener
 
 
 def _raise_file_limit() -> None:

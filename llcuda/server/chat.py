@@ -14,7 +14,7 @@ from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
 from llcuda.params import seed_after, wrong_value
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
-from llcuda.server.checks import check_count, check_deadline, check_format
+from llcuda.server.checks import check_count, check_deadline, check_format, is_large
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
@@ -39,7 +39,7 @@ async def answer_chat(
 ) -> None:
     """Answer POST /v1/chat/completions."""
     engine, wants_usage = loaded.text_engine(), body.wants_usage()
-    chats = await _submit(loaded, body, deadline)
+    chats = await _submit(loaded, body, deadline, is_large(body))
     fields = {"id": new_id("chatcmpl-"), "created": unix_time(), "model": loaded.spec.name}
     try:
         if body.stream:
@@ -65,7 +65,7 @@ async def answer_response(
 ) -> None:
     """Answer POST /v1/responses."""
     chat_body, engine = as_chat(body), loaded.text_engine()
-    [chat] = await _submit(loaded, chat_body, deadline)
+    [chat] = await _submit(loaded, chat_body, deadline, is_large(body))
     response = ResponseBuilder(body, loaded.spec.name)
     try:
         if not body.stream:
@@ -86,13 +86,14 @@ async def answer_response(
 
 
 async def _submit(
-    loaded: LoadedModel, body: ChatBody, deadline: float | None
+    loaded: LoadedModel, body: ChatBody, deadline: float | None, large: bool
 ) -> list[Chat[Completion]]:
     """Queue beside the event loop: templates and tools take time."""
     return await submit_beside(
         partial(_submit_all, loaded, body, deadline),
         body.time_limit(deadline),
         compiles=body.response_format is not None or bool(body.tools),
+        large=large,
     )
 
 

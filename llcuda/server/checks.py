@@ -10,7 +10,15 @@ from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError, UnsupportedError
 from llcuda.params import wrong_argument
 from llcuda.server.errors import deadline_exceeded
+from llcuda.server.protocol import Body
 from llcuda.structured import compile_response_format
+
+LARGE_REQUEST = 2**16  # bytes; a larger body may take seconds to render and to tokenize
+
+
+def is_large(body: Body) -> bool:
+    """Whether a request waits for other large ones, so that it keeps no small one waiting."""
+    return body.size > LARGE_REQUEST
 
 
 def check_count(engine: Engine, count: int, param: str) -> None:

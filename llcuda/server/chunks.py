@@ -86,6 +86,19 @@ def event(document: dict[str, Any], name: str | None = None) -> str:
     return f"event: {name}\ndata: {text}\n\n" if name else f"data: {text}\n\n"
 
 
+def json_list(values: Sequence[Any], step: int = 4096) -> str:
+    """Return a list as JSON.
+
+    Python's lock is held while `json.dumps` runs, so that other threads go on between the parts.
+
+    Args:
+        values: The list.
+        step: Values that are encoded at once.
+    """
+    parts = [json.dumps(values[i : i + step])[1:-1] for i in range(0, len(values), step)]
+    return f"[{', '.join(parts)}]"
+
+
 def _number(logprob: float) -> float:
     return max(logprob, NEVER)
 

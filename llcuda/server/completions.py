@@ -11,7 +11,7 @@ from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
-from llcuda.server.checks import check_count, check_deadline, check_format
+from llcuda.server.checks import check_count, check_deadline, check_format, is_large
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
@@ -41,6 +41,7 @@ async def answer_completion(
             partial(_submit, engine, body, deadline),
             body.time_limit(deadline),
             compiles=body.response_format is not None,
+            large=is_large(body),
         )
     else:
         choices = _submit(engine, body, deadline)

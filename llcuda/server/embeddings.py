@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 from llcuda.embeddings.embedder import Embedder
 from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
-from llcuda.server.chunks import new_id
+from llcuda.server.chunks import json_list, new_id
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import EmbeddingBody, RerankBody
 
@@ -19,29 +20,28 @@ async def answer_embeddings(
 ) -> None:
     """Answer POST /v1/embeddings: floats, or the bytes of little-endian float32 in base64."""
 
-    def compute() -> tuple[list[Any], int]:
+    def compute() -> tuple[list[str], int]:
         embedder = loaded.embedder()
         _check_size(body, embedder)
         parse_special = body.parse_special is not False
         result = embedder.embed_counted(body.texts(), parse_special=parse_special)
         if body.encoding_format == "base64":
             rows = (vector.astype("<f4").tobytes() for vector in result.values)
-            return [base64.b64encode(row).decode() for row in rows], sum(result.token_counts)
-        return result.values.tolist(), sum(result.token_counts)
+            texts = [f'"{base64.b64encode(row).decode()}"' for row in rows]
+        else:
+            texts = [json_list(vector.tolist()) for vector in result.values]
+        return texts, sum(result.token_counts)
 
     vectors, tokens = await asyncio.get_running_loop().run_in_executor(
         loaded.embedding_executor, compute
     )
     writer.usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    await writer.json({
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": i, "embedding": vector}
-            for i, vector in enumerate(vectors)
-        ],
-        "model": loaded.spec.name,
-        "usage": writer.usage,
-    })  # fmt: skip
+    data = ", ".join(
+        f'{{"object": "embedding", "index": {i}, "embedding": {vector}}}'
+        for i, vector in enumerate(vectors)
+    )
+    rest = json.dumps({"model": loaded.spec.name, "usage": writer.usage})[1:]
+    await writer.json(f'{{"object": "list", "data": [{data}], {rest}')
 
 
 def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:

@@ -48,6 +48,11 @@ def _server_metrics(models: ModelPool, traffic: Traffic) -> Iterator[Metric]:
         answers.add_metric([path, str(status)], count)
     yield answers
     yield GaugeMetricFamily("llcuda_http_active", "Requests being answered.", traffic.active)
+    yield GaugeMetricFamily(
+        "llcuda_http_body_bytes",
+        "Bytes of the bodies of these requests, beyond the first 64 KiB of each.",
+        traffic.body_bytes,
+    )
     yield CounterMetricFamily(
         "llcuda_http_client_disconnects",
         "Clients that disconnected before their answer was complete.",

@@ -18,11 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llcuda.params import check_number, wrong_value
 from llcuda.server.answer import RECORD, ResponseWriter
-from llcuda.server.errors import ApiError, translate_and_log
+from llcuda.server.errors import RETRY_SECONDS, ApiError, translate_and_log
 from llcuda.server.log import CLIENT_LEFT, RequestRecord
 
 KEYLESS_PATHS = ("/", "/health")
 MIN_SECONDS = 0.001
+FREE_BYTES = 2**16  # of each body that do not count; `Limits.requests` bounds these
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -32,21 +33,28 @@ class Limits:
 
     Attributes:
         body_bytes: Largest size of a request's body.
+        total_body_bytes: Largest size of the bodies of all unanswered requests; None = 16 of the
+            largest size. The first 64 KiB of each body do not count, so that small requests are
+            taken on beside large ones.
         body_seconds: Longest time until the body has arrived.
         requests: Largest number of requests at once, those that wait included.
         deadline: Seconds of a request, after which it ends with what there is; None = no deadline.
 
     Raises:
-        ArgumentError: A limit is not a number, or not above 0.
+        ArgumentError: A limit is not a number, or not above 0, or the limit of all bodies is below
+            that of one.
     """
 
     body_bytes: int = 16 * 2**20
+    total_body_bytes: int | None = None
     body_seconds: float = 30.0
     requests: int = 2048
     deadline: float | None = 600.0
 
     def __post_init__(self) -> None:
         check_number("body_bytes", self.body_bytes, "int", 1)
+        if self.total_body_bytes is not None:
+            check_number("total_body_bytes", self.total_body_bytes, "int", self.body_bytes)
         check_number("body_seconds", self.body_seconds, "number", MIN_SECONDS)
         check_number("requests", self.requests, "int", 1)
         if self.deadline is not None:
@@ -60,11 +68,13 @@ class Traffic:
     Attributes:
         answers: Answers by path and status.
         active: Requests that are being answered.
+        body_bytes: Size of their bodies beyond the first 64 KiB of each.
         client_disconnects: Clients that disconnected before their answer was complete.
     """
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     active: int = 0
+    body_bytes: int = 0
     client_disconnects: int = 0
 
 
@@ -110,8 +120,9 @@ class RequestGuardMiddleware:
                 record.complete = not message.get("more_body")
 
         self._traffic.active += 1
+        share = _BodyShare(self._traffic, self._limits)
         try:
-            receive_body = await self._check(scope, receive)
+            receive_body = await self._check(scope, receive, share)
             await self._app(scope, receive_body, send_with_id)
         except ClientDisconnect:
             pass  # nobody reads an answer
@@ -122,6 +133,7 @@ class RequestGuardMiddleware:
             else:  # the server closes the connection, because the answer is incomplete
                 record.failed = True
         finally:
+            share.give_back()
             self._traffic.active -= 1
             self._traffic.client_disconnects += record.final_status == CLIENT_LEFT
             route = scope.get("route")
@@ -129,7 +141,7 @@ class RequestGuardMiddleware:
             self._traffic.answers[path, record.final_status] += 1
             record.log()
 
-    async def _check(self, scope: Scope, receive: Receive) -> Receive:
+    async def _check(self, scope: Scope, receive: Receive, share: _BodyShare) -> Receive:
         """Return what gives the application the whole body. Raises ApiError."""
         headers = dict(scope["headers"])
         self._check_host(headers)
@@ -140,15 +152,12 @@ class RequestGuardMiddleware:
                 raise ApiError(503, busy, code="overloaded", retry=1)
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             return receive
-        body = await self._body(headers, receive)
-        received = False
+        bodies = [await self._body(headers, receive, share)]
 
         async def receive_body() -> Message:
-            nonlocal received
-            if received:
+            if not bodies:
                 return await receive()
-            received = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
 
         return receive_body
 
@@ -171,7 +180,9 @@ class RequestGuardMiddleware:
             message = "wrong API key" if key else "missing API key: send Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key")
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(
+        self, headers: Mapping[bytes, bytes], receive: Receive, share: _BodyShare
+    ) -> bytes:
         max_bytes = self._limits.body_bytes
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > max_bytes:
@@ -187,12 +198,37 @@ class RequestGuardMiddleware:
                     size += len(part)
                     if size > max_bytes:
                         raise _too_large(max_bytes)
+                    share.grow(size)
                     parts.append(part)
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
             problem = f"the body did not arrive within {self._limits.body_seconds:g} s"
             raise ApiError(408, problem) from None
+
+
+class _BodyShare:
+    """The part of the limit of all bodies that one request takes."""
+
+    def __init__(self, traffic: Traffic, limits: Limits) -> None:
+        self._traffic = traffic
+        own_limit = limits.total_body_bytes
+        self._limit = 16 * limits.body_bytes if own_limit is None else own_limit
+        self._taken = 0
+
+    def grow(self, size: int) -> None:
+        """Take what a body of so many bytes needs. Raises ApiError where that is too much."""
+        further = max(0, size - FREE_BYTES) - self._taken
+        if further > 0 and self._traffic.body_bytes + further > self._limit:
+            busy = "the server holds too many large bodies; try again later"
+            raise ApiError(503, busy, code="overloaded", retry=RETRY_SECONDS)
+        self._taken += max(0, further)
+        self._traffic.body_bytes += max(0, further)
+
+    def give_back(self) -> None:
+        """Leave it to other requests."""
+        self._traffic.body_bytes -= self._taken
+        self._taken = 0
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -215,7 +215,7 @@ class ModelPool:
             check_number("memory_budget", memory_budget, "int", 1)
         self.loaded: dict[str, LoadedModel] = {}
         self.loads = self.unloads = 0
-        self._budget = memory_budget
+        self.memory_budget = memory_budget
         self._lock = asyncio.Lock()
         self.paths: dict[str, Path] = {}
         for spec in specs:
@@ -236,8 +236,10 @@ class ModelPool:
         for name, spec in self.specs.items():
             path = self.paths[name] = resolve(spec.source, spec.filename)
             sizes[name] = needs = sum(device.needed for device in spec.memory_needed(path))
-            if self._budget is not None and needs > self._budget:
-                raise wrong_value("memory_budget", self._budget, f"{name} alone takes {needs}")
+            if self.memory_budget is not None and needs > self.memory_budget:
+                raise wrong_value(
+                    "memory_budget", self.memory_budget, f"{name} alone takes {needs}"
+                )
             spec.check(path)
         if preload:
             name, spec = next(iter(self.specs.items()))
@@ -307,9 +309,9 @@ class ModelPool:
             await self._unload(min(idle, key=lambda loaded: loaded.used).spec.name)
 
     def _fits(self, devices: Sequence[DeviceMemory], needs: int) -> bool:
-        if self._budget is None:
+        if self.memory_budget is None:
             return all(device.needed <= device.free for device in devices)
-        return needs + sum(loaded.needs for loaded in self.loaded.values()) <= self._budget
+        return needs + sum(loaded.needs for loaded in self.loaded.values()) <= self.memory_budget
 
     async def _unload(self, name: str) -> None:
         loaded = self.loaded.pop(name)

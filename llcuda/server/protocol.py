@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from llcuda.keywords import PEERS, ConfigKeywords, TextKeywords
@@ -20,6 +28,7 @@ from llcuda.params import seed_after, wrong_argument, wrong_value
 MAX_STOPS = 256
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
+MAX_TOKENIZED = 2**20  # characters of /tokenize, tokens of /detokenize
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI documents it
 
 
@@ -28,9 +37,24 @@ def _refuse(value: Any) -> None:
         raise PydanticCustomError("unsupported", "this server does not support it")
 
 
+def _at_most(count: int) -> BeforeValidator:
+    """Refuse a larger object before each of its values is checked."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            context = {"max_length": count, "actual_length": len(value)}
+            raise PydanticCustomError("too_long", "too many elements", context)
+        return value
+
+    return BeforeValidator(check)
+
+
+# A list is checked up to its first wrong element (fail_fast): an error for each would cost seconds.
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
-Texts = Annotated[list[str], Field(max_length=MAX_STOPS)]
-Tokens = Annotated[list[int], Field(min_length=1)]
+Texts = Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)]
+Tokens = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+Tools = Annotated[Objects, Field(max_length=512)]
 # OpenAI's ranges
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -42,10 +66,21 @@ class Body(BaseModel):
 
     Attributes:
         engine_names: The API's names of the engine's parameters, where they differ.
+        size: Bytes that it was sent as.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     engine_names: ClassVar[Mapping[str, str]] = {}
+    _size: int = PrivateAttr(0)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it was sent as."""
+        return self._size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self._size = size
 
     @model_validator(mode="before")
     @classmethod
@@ -53,8 +88,7 @@ class Body(BaseModel):
         """Refuse an unknown field before a missing one, with what was meant by it."""
         for name in values if isinstance(values, dict) else ():
             if name not in cls.model_fields:
-                shown = name[:100].encode(errors="backslashreplace").decode()
-                context = {"name": shown, "hint": cls._meant(shown)}
+                context = {"name": name[:100], "hint": cls._meant(name[:100])}
                 raise PydanticCustomError("unknown_field", "unknown parameter", context)
         return values
 
@@ -96,8 +130,8 @@ class SamplingBody(ModelBody):
     top_p: Probability | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = Field(
-        None, description="Token -> -100 (never) to 100.", max_length=4096
+    logit_bias: Annotated[dict[str, float], _at_most(4096)] | None = Field(
+        None, description="Token -> -100 (never) to 100."
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -191,9 +225,9 @@ def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
 # One text or several, each as a string or as tokens.
 Inputs: TypeAlias = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     | Tokens
-    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 )
 
 
@@ -230,7 +264,7 @@ class CompletionBody(SamplingBody):
 
 
 ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
-Metadata = dict[str, str]
+Metadata = Annotated[dict[str, str], _at_most(MAX_STOPS)]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 
 
@@ -239,8 +273,8 @@ class ChatBody(SamplingBody):
 
     engine_names = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
-    tools: list[dict[str, Any]] | None = Field(None, max_length=512)
+    messages: Objects = Field(min_length=1, max_length=10_000)
+    tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
@@ -257,7 +291,7 @@ class ChatBody(SamplingBody):
     safety_identifier: str | None = Field(None, description="Has no effect.")
     prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
     service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     audio: Unsupported = None
     function_call: Unsupported = None
     functions: Unsupported = None
@@ -285,6 +319,9 @@ class ChatBody(SamplingBody):
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong_value("top_logprobs", self.top_logprobs, "allowed only with logprobs: true")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+Included = Literal["message.output_text.logprobs"]
 
 
 class TextBody(Body):
@@ -318,7 +355,7 @@ class ResponsesBody(ModelBody):
         "response_format": "text.format",
     }
 
-    input: str | list[dict[str, Any]] = Field(max_length=2**24)
+    input: str | Objects
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     temperature: Temperature | None = None
@@ -326,12 +363,12 @@ class ResponsesBody(ModelBody):
     top_logprobs: TopLogprobs | None = None
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
-    tools: list[dict[str, Any]] | None = Field(None, max_length=512)
+    tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextBody | None = None
     reasoning: ReasoningBody | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: Annotated[list[Included], Field(fail_fast=True)] | None = None
     store: Literal[False] | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
@@ -372,7 +409,7 @@ class RerankBody(ModelBody):
     """POST /v1/rerank: order documents by how well they answer a query."""
 
     query: str
-    documents: list[str | Document] = Field(min_length=1, max_length=MAX_PROMPTS)
+    documents: list[str | Document] = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
     top_n: int | None = Field(None, ge=1)
     return_documents: bool | None = None
 
@@ -382,7 +419,7 @@ class TokenizeBody(ModelBody):
 
     engine_names = {"text": "content"}
 
-    content: str
+    content: str = Field(max_length=MAX_TOKENIZED)
     add_special: bool = False
     parse_special: bool = False
     with_pieces: bool = False
@@ -393,7 +430,7 @@ class DetokenizeBody(ModelBody):
 
     engine_names = {"token": "tokens"}
 
-    tokens: list[int]
+    tokens: list[int] = Field(max_length=MAX_TOKENIZED, fail_fast=True)
 
 
 class ErrorFields(BaseModel):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from llcuda.server.errors import deadline_exceeded
 from llcuda.structured.trial import cancellable, check_cancelled
@@ -24,10 +24,11 @@ class Cancellable(Protocol):
 
 
 T = TypeVar("T", bound=Cancellable)
+Result = TypeVar("Result")
 
 
 async def submit_beside(
-    submit: Callable[[], list[T]], deadline: float | None, *, compiles: bool
+    submit: Callable[[], list[T]], deadline: float | None, *, compiles: bool, large: bool
 ) -> list[T]:
     """Queue texts in another thread.
 
@@ -38,6 +39,7 @@ async def submit_beside(
         submit: Queues the texts, all or none.
         deadline: Seconds, or None.
         compiles: Whether a format is compiled, which must not keep other requests waiting.
+        large: Whether the request is one of the large ones, which wait for each other only.
 
     Raises:
         ApiError: The deadline passed.
@@ -50,7 +52,7 @@ async def submit_beside(
             check_cancelled()
             return submit()
 
-    executor = _compiling_threads() if compiles else None
+    executor = _large_thread() if large else _compiling_threads() if compiles else None
     work = asyncio.get_running_loop().run_in_executor(executor, context.run, run)
     try:
         async with asyncio.timeout(deadline):
@@ -61,6 +63,23 @@ async def submit_beside(
         if not work.done():
             cancelled.set()
             work.add_done_callback(_cancel_all)
+
+
+async def run_beside(large: bool, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Compute something in another thread.
+
+    Args:
+        large: Whether the request is one of the large ones, which wait for each other only.
+        work: What to call.
+        arguments: Its arguments.
+    """
+    executor = _large_thread() if large else None
+    return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+
+
+@cache
+def _large_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="llcuda-large")
 
 
 @cache

@@ -33,12 +33,6 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
         errors: Pydantic's errors.
         body: The body.
     """
-    if isinstance(body, bytes):  # FastAPI leaves a body that is not sent as JSON
-        return ApiError(400, "the body is not sent as JSON: set Content-Type: application/json")
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error") or first["msg"]
-        return ApiError(400, f"the body is not a JSON document: {reason}", code="invalid_json")
     field, alternatives = _deepest(errors, body)
     error = alternatives[0]
     if error["type"] == "unknown_field":
@@ -74,7 +68,7 @@ def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
     """Return the keys and indices of the value at fault, without the branches of a union."""
     path: list[str | int] = []
     here = body
-    for place in error["loc"][1:]:  # the first one is "body"
+    for place in error["loc"]:
         if isinstance(place, int):
             if isinstance(here, list) and place < len(here):
                 path.append(place)
@@ -106,6 +100,8 @@ def _rule(error: Mapping[str, Any]) -> str:
         actual = context.get("actual_length")
         rest = "" if actual is None else f", not {actual}"
         return f"{side} {bound} element{'s' * (bound != 1)}{rest}"
+    if kind == "string_too_long":
+        return f"at most {context['max_length']} characters, not {len(error['input'])}"
     for name, side in (("ge", "at least"), ("le", "at most"), ("gt", "above")):
         if name in context:
             what = "a whole number" if isinstance(context[name], int) else "a number"

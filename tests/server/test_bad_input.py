@@ -24,7 +24,7 @@ def post(server: Served, data: bytes, path: str = COMPLETIONS) -> httpx.Response
     "data",
     [
         b"", b"{", b"[]", b"null", b"5", b'"text"', b"{]", b'{"prompt": "a",}', b"prompt=a",
-        b'{"prompt": "\xff\xfe"}', b'\xff\xfe{\x00', b"[" * 100_000, b'{"a":' * 50_000,
+        b'{"prompt": "\xff\xfe"}', b'\xff\xfe{\x00', b"[" * 50_000, b'{"a":' * 50_000,
         b'{"prompt": "\\ud800"}', b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
         b"\x00" * 100, b'{"prompt": "a"} {"prompt": "b"}',
     ],
@@ -89,8 +89,10 @@ def test_wrong_values(server: Served, param: str, value: Any) -> None:
         ("prompt", 5, "prompt=5: expected a text or a list"),
         ("prompt", [], "prompt=[]: expected at least 1 element, not 0"),
         ("prompt", [[]], "prompt[0]=[]: expected at least 1 element, not 0"),
-        ("prompt", [1, "a"], "prompt[1]='a': expected a whole number or a list"),
+        ("prompt", [1, "a"], "prompt[1]='a': expected a whole number"),
         ("prompt", [1.5], "prompt[0]=1.5: expected a text, a whole number or a list"),
+        ("logit_bias", {str(i): 1 for i in range(5000)},
+         "logit_bias: expected at most 4096 elements, not 5000"),
         ("prompt", ["a"] * 5000, "prompt: expected at most 2048 elements, not 5000"),
         ("max_tokens", -1, "max_tokens=-1: expected a whole number at least 0"),
         ("max_tokens", 10**20, f"max_tokens={10**20}: expected a whole number at most {2**31 - 1}"),
@@ -200,14 +202,13 @@ def test_hints_for_unknown_fields(server: Served, path: str, field: str, hint: s
 
 
 def test_unknown_fields_without_a_hint(server: Served) -> None:
-    """A field like no other, one in a list, and one that is no text in Unicode."""
+    """A field like no other, and one in a list."""
     error = is_error(server.post(COMPLETIONS, prompt="a", zzz=1), 400, "zzz")
     assert error["message"] == "unknown parameter: zzz"
     error = is_error(
         server.post("/v1/rerank", query="a", documents=["a", {"x": 1}]), 400, "documents[1].x"
     )
     assert error["message"] == "unknown parameter: documents[1].x"
-    is_error(post(server, b'{"prompt": "a", "\\ud800": 1}'), 400, r"\ud800")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from llcuda import Engine
-from llcuda.server.app import create_app, listen
+from llcuda.server.app import create_app, uvicorn_config
+from llcuda.server.connections import listen
 from llcuda.server.models import ModelSpec
 
 PARAMETERS: dict[str, Any] = {"threads": 1, "ctx_size": 512, "n_parallel": 4, "pooling": "mean"}
@@ -63,13 +64,11 @@ class Served:
 
 
 @contextmanager
-def served(*models: ModelSpec, **options: Any) -> Iterator[Served]:
+def served(*models: ModelSpec, idle_seconds: float = 30, **options: Any) -> Iterator[Served]:
     """Run a server for as long as the block runs."""
     app = create_app(models or [demo()], **options)
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5, access_log=False)
-    )
+    server = uvicorn.Server(uvicorn_config(app, 5, idle_seconds))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -1,0 +1,174 @@
+"""The way of each option of `llcuda serve` to the setting that it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from llcuda.cli.main import app as command_line
+from llcuda.server.app import Service
+from llcuda.server.middleware import RequestGuardMiddleware
+
+
+class Seen:
+    """What a command line makes: an application, and how it is served and logged."""
+
+    app: FastAPI
+    serving: dict[str, Any]
+    logging: tuple[str, str]
+    output: str
+
+    @property
+    def service(self) -> Service:
+        """The state of the application."""
+        service: Service = self.app.state.service
+        return service
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keywords of the first model."""
+        return dict(next(iter(self.service.models.specs.values())).parameters)
+
+    def middleware(self, name: str) -> dict[str, Any]:
+        """Return the keywords of a middleware; {} where there is none."""
+        kinds = {one.cls.__name__: one.kwargs for one in self.app.user_middleware}  # type: ignore[attr-defined]
+        return dict(kinds.get(name, {}))
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        """The keywords of the middleware that checks hosts and keys."""
+        return self.middleware(RequestGuardMiddleware.__name__)
+
+
+def run(patch: pytest.MonkeyPatch, *arguments: str) -> Seen:
+    """Run `llcuda serve` up to the point where it would listen."""
+    seen = Seen()
+
+    def keep(app: FastAPI, **keywords: Any) -> None:
+        seen.app, seen.serving = app, keywords
+
+    def log(level: str, log_format: str) -> None:
+        seen.logging = level, log_format
+
+    patch.setattr("llcuda.server.serve", keep)
+    patch.setattr("llcuda.server.log.configure_logging", log)
+    result = CliRunner().invoke(command_line, ["serve", *arguments], catch_exceptions=False)
+    assert 0 == result.exit_code, result.output
+    seen.output = result.output
+    return seen
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
+    """Run a command line without a key of the environment."""
+    monkeypatch.delenv("LLCUDA_API_KEY", raising=False)
+    return partial(run, monkeypatch)
+
+
+HOSTS = ("127.0.0.1", "localhost", "[::1]")
+# Option -> its arguments, where its setting is found, its value, and the value without the option.
+OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
+    "models": (["a=demo", "demo"], lambda s: list(s.service.models.specs), ["a", "demo"], ["demo"]),
+    "host": (["--host", "::1"], lambda s: s.serving["host"], "::1", "127.0.0.1"),
+    "port": (["--port", "0"], lambda s: s.serving["port"], 0, 8080),
+    "parallel": (["--parallel", "2"], lambda s: s.parameters["n_parallel"], 2, 4),
+    "ctx_size": (["--ctx-size", "64"], lambda s: s.parameters["ctx_size"], 64, None),
+    "gpu_layers": (["--gpu-layers", "0"], lambda s: s.parameters["gpu_layers"], 0, None),
+    "threads": (["--threads", "1"], lambda s: s.parameters["threads"], 1, None),
+    "queue": (["--queue", "7"], lambda s: s.parameters["queue_size"], 7, 1024),
+    "pooling": (["--pooling", "cls"], lambda s: s.parameters.get("pooling"), "cls", None),
+    "chat_template": (
+        ["--chat-template", "{{ messages }}"], lambda s: s.parameters.get("template"),
+        "{{ messages }}", None,
+    ),
+    "bare_tool_calls": (
+        ["--no-bare-tool-calls"], lambda s: s.parameters["bare_tool_calls"], False, True,
+    ),
+    "memory": (["--memory", "2.5"], lambda s: s.service.models.memory_budget, 2_500_000_000, None),
+    "api_key": (
+        ["--api-key", "a", "--api-key", "b"], lambda s: tuple(s.guard["keys"]), ("a", "b"), (),
+    ),
+    "api_key_file": (["--api-key-file", "KEYS"], lambda s: s.guard["keys"], ("c", "d"), ()),
+    "allowed_host": (
+        ["--allowed-host", "a", "--allowed-host", "b"], lambda s: s.guard["hosts"], ("a", "b"),
+        HOSTS,
+    ),
+    "cors_origin": (
+        ["--cors-origin", "https://a"],
+        lambda s: s.middleware("CORSMiddleware").get("allow_origins"), ("https://a",), None,
+    ),
+    "max_body": (
+        ["--max-body", "0.5"], lambda s: s.service.limits.body_bytes, 500_000, 16_000_000,
+    ),
+    "max_bodies": (
+        ["--max-bodies", "20"], lambda s: s.service.limits.total_body_bytes, 20_000_000, None,
+    ),
+    "body_timeout": (["--body-timeout", "2"], lambda s: s.service.limits.body_seconds, 2, 30),
+    "idle_timeout": (["--idle-timeout", "2.5"], lambda s: s.serving["idle_seconds"], 2.5, 30),
+    "deadline": (["--deadline", "9"], lambda s: s.service.limits.deadline, 9, 600),
+    "drain": (["--drain", "8"], lambda s: s.serving["drain_seconds"], 8, 30),
+    "log_level": (["--log-level", "debug"], lambda s: s.logging[0], "debug", "info"),
+    "log_format": (["--log-format", "json"], lambda s: s.logging[1], "json", "text"),
+}  # fmt: skip
+
+
+def test_every_option_has_a_row() -> None:
+    """A new option fails here until the table above has it."""
+    serve = getattr(get_command(command_line), "commands")["serve"]  # noqa: B009
+    assert {option.name for option in serve.params} == OPTIONS.keys()
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    """What is seen without any option."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LLCUDA_API_KEY", raising=False)
+        seen = run(patch)
+        return {name: find(seen) for name, (_, find, _, _) in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_reaches_its_setting(
+    option: str, serve: Callable[..., Seen], defaults: dict[str, Any], tmp_path: Path
+) -> None:
+    """With the value that was given, and no other setting changes."""
+    arguments, find, value, default = OPTIONS[option]
+    keys = tmp_path / "keys"
+    keys.write_text("c\n\n  d \n")
+    arguments = [str(keys) if argument == "KEYS" else argument for argument in arguments]
+    assert default == defaults[option]
+    seen = serve(*arguments)
+    assert value == find(seen)
+    changed = {name for name, (_, other, _, _) in OPTIONS.items() if other(seen) != defaults[name]}
+    beside = {"allowed_host"} if option in ("api_key", "api_key_file") else set()
+    beside |= {"api_key"} if option == "api_key_file" else set()
+    beside |= {"api_key_file"} if option == "api_key" else set()
+    assert changed == {option} | beside
+
+
+def test_options_that_depend_on_each_other(serve: Callable[..., Seen], tmp_path: Path) -> None:
+    """An open address without a key is warned of; a file of a template is read."""
+    seen = serve("--host", "0.0.0.0")
+    assert "warning: --host 0.0.0.0 is open to others; set --api-key" in seen.output
+    assert () == seen.guard["hosts"]
+    assert "warning" not in serve("--host", "0.0.0.0", "--api-key", "a").output
+    assert () == serve("--allowed-host", "*").guard["hosts"]
+    assert None is serve("--deadline", "0").service.limits.deadline
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}ü", encoding="utf-8")
+    assert "{{ messages }}ü" == serve("--chat-template", str(template)).parameters["template"]
+
+
+def test_a_key_from_the_environment(
+    serve: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLCUDA_API_KEY is --api-key."""
+    monkeypatch.setenv("LLCUDA_API_KEY", "secret")
+    assert ("secret",) == serve().guard["keys"]

@@ -1,0 +1,113 @@
+"""Connections over which no request comes, or one that never ends."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from llcuda.server.connections import MAX_HEAD_BYTES
+from tests.support.server import ENDLESS, Served, eventually, served
+
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Served]:
+    """A server that waits for a request for half a second."""
+    with served(idle_seconds=0.5) as server:
+        yield server
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):  # what it did not read was on its way
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"G", GET[:30], GET[:-2], b"POST /tokenize HTTP/1.1\r\nContent-Length: 5\r\n"],
+    ids=["nothing", "a letter", "half a header", "no end", "no body"],
+)
+@pytest.mark.parametrize("after", [b"", GET, GET * 3], ids=["first", "second", "pipelined"])
+def test_half_a_head_is_not_waited_for(hasty: Served, after: bytes, sent: bytes) -> None:
+    """The connection is closed, the first request of it or a later one."""
+    with hasty.connect(after + sent) as connection:
+        answers = until_closed(connection)
+    assert after.count(b"GET") == answers.count(b"HTTP/1.1 200")
+
+
+def test_a_head_that_trickles_in(hasty: Served) -> None:
+    """A byte now and then does not make the time longer."""
+    with hasty.connect(b"") as connection:
+        connection.settimeout(0.05)
+        sent = 0
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            while True:
+                connection.sendall(GET[sent : sent + 1] if sent < len(GET) - 1 else b"x")
+                sent += 1
+                try:
+                    closed = connection.recv(1) == b""
+                except TimeoutError:
+                    continue
+                assert closed
+
+
+def test_an_answer_may_take_longer(hasty: Served) -> None:
+    """The time ends with the head: neither a body on its way nor a running text is cut."""
+    body = b'{"prompt": "a", "max_tokens": 2}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with hasty.connect(b"") as idle, hasty.connect(head + body[:5]) as slow:
+        assert b"" == until_closed(idle)  # it came before the other
+        with hasty.engine.loop.hold():
+            slow.sendall(body[5:])
+            assert eventually(lambda: hasty.unfinished() == 1)
+            with hasty.connect(b"") as idle:
+                assert b"" == until_closed(idle)
+        assert until_closed(slow).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_is_used_again(hasty: Served) -> None:
+    """One after the other, at once and after a large body."""
+    with hasty.connect(GET + GET) as connection:
+        assert eventually(lambda: b"HTTP" in connection.recv(65536, socket.MSG_PEEK))
+        connection.sendall(GET)
+        assert 3 == until_closed(connection).count(b"HTTP/1.1 200")
+    for _ in range(2):
+        answer = hasty.post("/tokenize", content="a" * 500_000)
+        assert 200 == answer.status_code
+
+
+@pytest.mark.parametrize("after", [b"", GET], ids=["first", "second"])
+def test_a_head_has_a_largest_size(server: Served, after: bytes) -> None:
+    """Beyond it 431, whatever the header; the largest ones of a browser pass."""
+    for line in (b"a: b\r\n", b"a: " + b"b" * 3000 + b"\r\n"):
+        with server.connect(after) as connection:
+            if after:
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.sendall((GET[:-2] + line * MAX_HEAD_BYTES)[:MAX_HEAD_BYTES])
+            connection.sendall(b"a")
+            assert until_closed(connection).startswith(b"HTTP/1.1 431")
+    with server.connect(GET[:-2] + b"Connection: close\r\na: " + b"b" * 30_000) as connection:
+        connection.sendall(b"\r\n\r\n")
+        assert until_closed(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_behind_a_running_request(server: Served) -> None:
+    """One that grows while an answer before it is on its way is not kept either."""
+    body = b'{"prompt": "a", "stream": true, "max_tokens": 100000, "ignore_eos": true,'
+    body += b' "overflow": "shift"}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert ENDLESS["max_tokens"] == 100_000
+    with server.connect(head + body) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            for _ in range(10_000):
+                connection.sendall(b"a: " + b"b" * 3000 + b"\r\n")
+    assert eventually(server.idle)
