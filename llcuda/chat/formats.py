@@ -40,8 +40,8 @@ class ToolCallFormat:
         nested: A value that is an object or an array is written in delimiters like a parameter's.
         cdata: A value may stand in <![CDATA[ and ]]>.
         content_name: The name in a header behind which content stands, "" when there is none.
-        ends_reasoning: A call may begin within the reasoning, and ends it. Other models only speak
-            of a call there.
+        ends_reasoning: A call may begin within the reasoning, and ends it. Other models also speak
+            of calls there.
     """
 
     notation: Literal["objects", "json", "tags", "python", "gemma"]
@@ -63,7 +63,7 @@ class ToolCallFormat:
     @property
     def begins(self) -> tuple[str, ...]:
         """The delimiters with which calls may begin."""
-        return (self.begin, *self.frames[::2])
+        return tuple(filter(None, (self.begin, *self.frames[::2])))
 
     @property
     def behind_arguments(self) -> str:
@@ -379,6 +379,7 @@ TOOL_CALLS = (
         name_end="\n```json\n",
         frames=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
         body="%NAME%\n```json\n%ARGS%\n```",
+        ends_reasoning=True,
     ),
     ToolCallFormat(
         "json",
@@ -388,6 +389,7 @@ TOOL_CALLS = (
         name_end="<｜tool▁sep｜>",
         frames=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
         body="%NAME%<｜tool▁sep｜>%ARGS%",
+        ends_reasoning=True,
     ),
     ToolCallFormat(
         "json",
@@ -408,6 +410,7 @@ TOOL_CALLS = (
         name_end="<|tool_call:args|>",
         header=r"\s*(?P<id>.*?)\s*<\|tool_call:name\|>\s*(?P<name>\S+)\s*",
         frames=("<|tool_calls|>",),
+        ends_reasoning=True,
     ),
     ToolCallFormat(
         "objects",

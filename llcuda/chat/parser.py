@@ -30,6 +30,7 @@ _IDS = ("id", "tool_call_id")
 _NAME = re.compile(r"[\w.-]+")
 _CDATA = ("<![CDATA[", "]]>")
 _MAX_DEPTH = 64  # of values with delimiters of their own
+_MAX_MENTIONS = 16  # of calls in reasoning that is not closed
 
 
 @dataclass(slots=True)
@@ -253,16 +254,26 @@ class ChatParser:
         show(words)
         begin = self._reader.position - written
         calls = self._calls if self._syntax.channels is None else None
-        begins = calls.begins if calls is not None and calls.ends_reasoning else ()
+        begins = calls.begins if calls is not None else ()
+        marked = False
         while True:
             stop = yield from self._reader.until((*ends, *begins), show)
             end = self._reader.position - len(stop)
             if calls is None or stop not in begins:
                 break
-            if (yield from self._call_in_reasoning(calls, stop, ends, show)):
-                break
+            if calls.ends_reasoning:
+                if (yield from self._call_in_reasoning(calls, stop, ends, show)):
+                    break
+                continue
+            if not marked:
+                self._reader.mark(stop)
+                marked = True
+            show(stop)
         self.reasoning_spans.append((begin, end))
         self._interrupt()
+        kept = self._reader.unmark() if marked else ""
+        if calls is not None and not stop:
+            self._calls_at_the_end(calls, kept)
 
     def _header(self) -> Reading[None]:
         """Read the header of a message within the answer, and the message unless it has calls."""
@@ -375,6 +386,32 @@ class ChatParser:
             return False
         yield from self._named_call(calls, match)
         return True
+
+    def _calls_at_the_end(self, calls: ToolCallFormat, text: str) -> None:
+        """Add the calls with which reasoning that was never closed ends.
+
+        Args:
+            calls: The format of the calls.
+            text: The reasoning from the first delimiter of a call on, which was shown.
+        """
+        pattern = "|".join(map(re.escape, calls.begins))
+        for match in [*re.finditer(pattern, text)][:_MAX_MENTIONS] if text else ():
+            parser = ChatParser(ChatSyntax(tool_calls=calls), tools=self._tools)
+            parser.feed(text[match.start() :])
+            parser.flush()
+            message = parser.message()
+            functions = [call["function"] for call in message.get("tool_calls", ())]
+            if functions and not message["content"] and all(map(self._is_complete, functions)):
+                for function in functions:
+                    self._begin_call(function["name"])
+                    self._add_arguments(function["arguments"])
+                break
+
+    def _is_complete(self, function: dict[str, str]) -> bool:
+        """Return whether a call names a tool, and is not cut off."""
+        return (
+            function["name"] in (self._tools or ()) and _loads([function["arguments"]]) is not None
+        )
 
     def _named_call(self, calls: ToolCallFormat, match: re.Match[str]) -> Reading[None]:
         """Read the arguments of a call."""
@@ -585,8 +622,10 @@ class ChatParser:
         elif key in _IDS and complete and isinstance(_loads(value), str):
             call.id = _loads(value)
         elif key in _ARGUMENTS:
-            inner = _loads(value)  # arguments may be JSON in a text
+            inner = _loads(value)  # arguments may be JSON in a text, or null
             call.arguments = inner if isinstance(inner, str) else "".join(value)
+            if call.arguments == "null":
+                call.arguments = "{}"
             if call.begun and not flowing:
                 self._add_arguments(call.arguments)
         if call.name and not call.begun:

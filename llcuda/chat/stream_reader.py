@@ -68,13 +68,14 @@ class StreamReader:
         text, self._recorded = "".join(self._recorded or ()), None
         return text
 
-    def mark(self) -> None:
-        """Keep the text from here on, for `rewind`."""
-        self._mark = self._at
+    def mark(self, before: str = "") -> None:
+        """Keep the text from here on, or from before what was read last."""
+        self._mark = self._at - len(before)
 
-    def unmark(self) -> None:
-        """Let go of the text since `mark`."""
-        self._mark = None
+    def unmark(self) -> str:
+        """Return the text since `mark`, and keep it no longer."""
+        text, self._mark = self._text[self._mark : self._at], None
+        return text
 
     def rewind(self) -> None:
         """Go back to `mark`."""

@@ -444,6 +444,31 @@ def test_a_call_that_is_cut_off(name: str, text: str, expected: Any) -> None:
         assert expected == (content, [arguments for _, arguments in calls])
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Qwen-Qwen3-0.6B", '<tool_call>\n{"name": "time", "arguments": null}\n</tool_call>'),
+        ("NVIDIA-Nemotron-Nano", '<TOOLCALL>[{"name": "time", "arguments": {}}]</TOOLCALL>'),
+        ("LFM2.5-8B", "<|tool_call_start|>[time()]<|tool_call_end|>"),
+        ("mistralai-Ministral", "[TOOL_CALLS]time[ARGS]{}"),
+        ("CohereForAI-c4ai-command-r7b",
+         '<|START_ACTION|>[{"tool_name": "time", "parameters": {}}]<|END_ACTION|>'),
+        ("Apertus", '<|tools_prefix|>[{"time": {}}]<|tools_suffix|>'),
+    ],
+)  # fmt: skip
+def test_calls_at_the_end_of_reasoning_that_is_not_closed(name: str, text: str) -> None:
+    """They are calls, though their text was shown as reasoning; earlier mentions are none."""
+    syntax = syntax_of(name)
+    begin, end = syntax.reasoning[0].begin, syntax.reasoning[0].end
+    thought = f"I say {text} or so.\n{text}\n{text}"
+    for pieces in ([thought], list(thought)):
+        assert ("", thought, [("time", "{}")] * 2) == split(syntax, pieces, begin)
+    assert ("", f"I say {text} or so.", []) == split(syntax, [f"I say {text} or so."], begin)
+    assert ("Yes", thought, []) == split(syntax, [f"{thought}{end}Yes"], begin)
+    assert [] == split(syntax, [thought], begin, {"other": {}})[2]
+    assert [] == split(syntax, [thought], begin, None)[2]
+
+
 def test_a_channel_calls_what_it_names() -> None:
     """A function that is no tool is called all the same; a recipient of another kind is not."""
     syntax = syntax_of("openai-gpt-oss")
