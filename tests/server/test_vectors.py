@@ -1,13 +1,16 @@
 """POST /v1/embeddings and /v1/rerank."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
 
+from llcuda import Model
 from llcuda.embeddings.embedder import Embedder
 from llcuda.server.models import ModelSpec
+from tests.support import models
 from tests.support.server import Served, is_error, served
 
 TEXTS = ["A fox in the forest.", "One day", "The sea"]
@@ -71,3 +74,63 @@ def test_a_model_that_only_embeds(encoders: list[ModelSpec]) -> None:
         answer = server.post("/v1/embeddings", input="a").json()
         assert abs(float(np.linalg.norm(answer["data"][0]["embedding"])) - 1) < 1e-4
         is_error(server.post("/v1/completions", prompt="a"), 400, "model")
+
+
+@pytest.fixture(scope="module")
+def rerankers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An encoder with a classifier, and a decoder that is asked for yes or no."""
+    folder = tmp_path_factory.mktemp("rerank")
+    built = {"encoder": models.reranker(), "decoder": models.qwen3(rerank=True)}
+    files = {name: models.write(folder / f"{name}.gguf", *model) for name, model in built.items()}
+    specs = [ModelSpec(name, str(file), parameters={"threads": 1}) for name, file in files.items()]
+    with served(*specs) as server:
+        yield server
+
+
+DOCUMENTS = ["a cat on the sea", "the fox", "hats and cats", "the fox?"]
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_rerank(rerankers: Served, name: str) -> None:
+    """The scores are the embedder's, with the best document first and its index in the request."""
+    with (
+        Model(rerankers.service.models.paths[name]) as model,
+        Embedder(model, threads=1) as embedder,
+    ):
+        expected = embedder.rerank_counted("the fox?", DOCUMENTS)
+    answer = rerankers.post("/v1/rerank", model=name, query="the fox?", documents=DOCUMENTS).json()
+    results = answer["results"]
+    order = [result["index"] for result in results]
+    assert sorted(order, key=lambda i: -expected.values[i]) == order
+    assert [0, 1, 2, 3] == sorted(order)
+    scores = [result["relevance_score"] for result in results]
+    np.testing.assert_allclose(expected.values[order], scores, atol=1e-5)
+    assert [{"index", "relevance_score"}] * 4 == [set(result) for result in results]
+    tokens = sum(expected.token_counts)
+    assert {"prompt_tokens": tokens, "total_tokens": tokens} == answer["usage"]
+    assert (name, "rerank-") == (answer["model"], answer["id"][:7])
+
+
+@pytest.mark.parametrize(("top_n", "count"), [(1, 1), (3, 3), (99, 4), (None, 4)])
+def test_the_best_documents(rerankers: Served, top_n: int | None, count: int) -> None:
+    """The first of the whole ranking, with their texts where these are asked for."""
+    asked = {"model": "encoder", "query": "the fox?"}
+    whole = rerankers.post("/v1/rerank", **asked, documents=DOCUMENTS).json()["results"]
+    objects = [{"text": document} for document in DOCUMENTS]
+    best = rerankers.post(
+        "/v1/rerank", **asked, documents=objects, top_n=top_n, return_documents=True
+    ).json()["results"]
+    expected = [{**result, "document": objects[result["index"]]} for result in whole[:count]]
+    assert expected == best
+
+
+def test_what_cannot_be_ranked(rerankers: Served) -> None:
+    """No documents, too long ones, and a model that ranks asked for vectors."""
+    asked = {"model": "encoder", "query": "a"}
+    is_error(rerankers.post("/v1/rerank", **asked, documents=[]), 400, "documents")
+    is_error(rerankers.post("/v1/rerank", **asked, documents=["a"], top_n=0), 400, "top_n")
+    long = rerankers.post("/v1/rerank", **asked, documents=["a", "the cat " * 500])
+    assert "documents[1]" in is_error(long, 400)["message"]
+    is_error(rerankers.post("/v1/embeddings", model="encoder", input="a"), 400)
+    answer = rerankers.post("/v1/completions", model="encoder", prompt="a")
+    assert "/v1/rerank" in is_error(answer, 400, "model")["message"]
