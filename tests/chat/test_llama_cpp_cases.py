@@ -196,7 +196,7 @@ REFUSING = {"Kimi-K2-Instruct-fd9a89da", "NousResearch-Hermes-3-Llama-3.1-8B-too
 )
 def test_the_message_goes_back_into_the_prompt(case: Case) -> None:
     """The template writes the message again as the model wrote it."""
-    if case_name(case) in REFUSING | OTHERWISE.keys():
+    if case_name(case) in OTHERWISE:
         return
     template, tools = template_of(case.template), tools_of(case)
     prompt, text = prompt_and_text(case, tools)
@@ -205,13 +205,49 @@ def test_the_message_goes_back_into_the_prompt(case: Case) -> None:
     parser.feed(text)
     parser.flush()
     messages = [openai_message(m) for m in case.options.get("messages", [])] or [USER]
-    rendered = template.render(
-        [*messages, parser.message()],
-        tools or None if template.takes_tools else None,
-        add_generation_prompt=False,
-        enable_thinking=case.options.get("enable_thinking", True),
-    )
+
+    def render() -> str:
+        return template.render(
+            [*messages, parser.message()],
+            tools or None if template.takes_tools else None,
+            add_generation_prompt=False,
+            enable_thinking=case.options.get("enable_thinking", True),
+        )
+
+    if case_name(case) in REFUSING:
+        with pytest.raises(ArgumentError):
+            render()
+        return
+    rendered = render()
     assert prompt + text == rendered[: len(prompt + text)]
+
+
+SOURCE = """
+static common_chat_tool tool{ /* .name = */ "f", "says", R"({"type": "object"})" };
+static void test_all(bool debug) {
+    for (const auto & path : { "a.jinja", "b.jinja" }) {
+        auto tst = peg_tester(path, debug);
+        const std::string text = "one" " two\\n";
+        if (debug) { throw std::runtime_error("never"); }
+        tst.test(text + "three").tools({ tool }).expect_content("x").%s.run();  // why
+    }
+}
+int main() { test_all(true); return 0; }
+"""
+
+
+def test_the_reader_leaves_no_case_out(tmp_path: Path) -> None:
+    """What it does not know is an error that names the line."""
+    path = tmp_path / "test-chat.cpp"
+    path.write_text(SOURCE % "is_partial(true)")
+    options = {"tools": [["f", "says", '{"type": "object"}']], "is_partial": True}
+    expected = {"role": "assistant", "content": "x"}
+    assert read_cases(path) == [
+        Case(8, name, "one two\nthree", expected, options) for name in ("a.jinja", "b.jinja")
+    ]
+    path.write_text(SOURCE % "expect_something(new)")
+    with pytest.raises(AssertionError, match=r"cannot read the cases of lines \[8\]"):
+        read_cases(path)
 
 
 def test_the_table_holds_cases_of_the_source() -> None:
