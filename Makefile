@@ -6,7 +6,7 @@ ORACLES := .venv-oracles
 DOCS   := .venv-docs
 NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pyproject.toml vendor/llama.cpp.toml
 
-.PHONY: demo test real lint docs oracles bench wheel wheel-cuda clean
+.PHONY: demo test real stress lint docs oracles bench wheel wheel-cuda clean
 
 demo: $(VENV)/installed
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -18,6 +18,11 @@ test: $(VENV)/installed
 real: $(VENV)/installed
 	$(if $(MODELS),,$(error make real MODELS=FOLDER: a folder with the two models that the Makefile names))
 	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v
+
+# REQUESTS, INPUTS: how many of each
+stress: $(VENV)/installed
+	$(BIN)/python -m tests.stress.random_requests --requests $(or $(REQUESTS),20000)
+	$(BIN)/python -m tests.stress.hostile_inputs --inputs $(or $(INPUTS),30000)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -25,6 +25,7 @@ TOKENIZERS = (
 QUANTIZATIONS = (
     "bitsandbytes", "bitnet", "compressed-tensors", "fp8", "gptq", "modelopt", "mxfp4",
 )  # fmt: skip
+MAX_NAME = 255  # bytes of a file's name, on all common file systems
 MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
 MAX_DIMENSIONS = 8
 ITEM_BYTES = {
@@ -253,11 +254,19 @@ def plain_names(names: Iterable[Any], source: Path) -> list[str]:
     Raises:
         ModelError: A name is not that of a file in the folder itself.
     """
-    unique = dict.fromkeys(names)
-    for name in unique:
-        if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-            raise ModelError(f"{source} names {name!r}, which is not a file in its folder")
+    unique: dict[str, None] = {}
+    for name in names:
+        if not _is_plain(name):
+            raise ModelError(f"{source} names {name!r:.200}, which is not a file in its folder")
+        unique[name] = None
     return list(unique)
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether a value is the name of a file that a folder can hold."""
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        return False
+    return len(name.encode("utf-8", "replace")) <= MAX_NAME
 
 
 def _weights(folder: Path) -> tuple[tuple[Path, ...], set[str] | None]:

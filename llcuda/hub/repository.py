@@ -87,13 +87,19 @@ class Repository:
         return Path(str(paths[0])) if all(isinstance(path, str) for path in paths) else None
 
     def cached_files(self) -> list[str]:
-        """Return the paths of the files in the cache, of the newest version downloaded."""
-        from huggingface_hub import CacheNotFound, scan_cache_dir
+        """Return the paths of the files in the cache, of the newest version downloaded.
+
+        Raises:
+            ModelError: The cache is damaged.
+        """
+        from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
         try:
             repos = scan_cache_dir().repos
         except CacheNotFound:
             return []
+        except (OSError, ValueError) as error:  # of any repository in it
+            raise ModelError(f"{constants.HF_HUB_CACHE} is damaged: {error}") from error
         return [
             file.file_path.relative_to(revision.snapshot_path).as_posix()
             for cached in repos

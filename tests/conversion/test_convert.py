@@ -169,6 +169,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "anywhere": (indexed("/etc/passwd"), ModelError, "names '/etc/passwd', which is not a file in"),
     "the folder above": (indexed(".."), ModelError, "not a file in its folder"),
     "not a name": (indexed(7), ModelError, "names 7, which is not a file in its folder"),
+    "a list": (indexed(["a"]), ModelError, r"names \['a'\], which is not a file in its folder"),
+    "too long": (indexed("é" * 128), ModelError, "not a file in its folder"),
     "a null": (indexed("a\0b"), ModelError, "not a file in its folder"),
     "modules elsewhere": (
         written("modules.json", '[{"path": "../../x"}]'), ModelError, "names '../../x'",

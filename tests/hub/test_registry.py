@@ -441,6 +441,16 @@ def test_a_full_disk(ask: Asker) -> None:
     assert ask.path("some/one", prepare=prepare).read_bytes() == b"one"
 
 
+def test_a_damaged_cache(ask: Asker) -> None:
+    """Bytes where the cache names a commit, of any repository, are a ModelError."""
+    ask.path("gemma-3-1b-Q4_K_M")
+    ref = ask.home / "hub" / "models--unsloth--gemma-3-1b-it-GGUF" / "refs" / "main"
+    ref.write_bytes(b"\xff" * 40)
+    message, kinds = ask.error(f"{GEMMA}:Q4_K_M", HF_HUB_OFFLINE="1")
+    assert message.startswith(f"{ask.home / 'hub'} is damaged: ")
+    assert kinds[0] == "ModelError"
+
+
 def test_a_cache_that_cannot_be_written(ask: Asker) -> None:
     """The file system's error is a ModelError."""
     ask.home.mkdir()
