@@ -7,11 +7,24 @@ template makes of a conversation with a call.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 _CHANNEL_ENDS = ("<|end|>", "<|eom|>", "<|call|>", "<|return|>", "<|eot|>")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _python(arguments: dict[str, Any]) -> str:
+    """Return keyword arguments; JSON in Python but for True, False and None."""
+    known = {"true": "True", "false": "False", "null": "None"}
+    texts = {key: _json(value) for key, value in arguments.items()}
+    return ", ".join(f"{key}={known.get(text, text)}" for key, text in texts.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,21 @@ class ToolCallFormat:
         before, after = self.inside(name)
         first, last = self.frames if len(self.frames) == 2 else ("", "")
         return first + self.begin + before, after + last
+
+    def write(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> str:
+        """Return calls, each a name and arguments, as the model writes them; "" if unknown."""
+        if self.notation == "python":
+            texts = [f"{name}({_python(arguments)})" for name, arguments in calls]
+            return f"{self.begin}[{', '.join(texts)}]{self.end}"
+        if not self.body:
+            return ""
+        bodies = [
+            self.body.replace("%NAME%", name).replace("%ARGS%", _json(arguments))
+            for name, arguments in calls
+        ]
+        if self.body.startswith("["):
+            bodies = [f"[{', '.join(body[1:-1].strip() for body in bodies)}]"]
+        return "".join(f"{self.begin}{body}{self.end}" for body in bodies)
 
     def inside(self, name: str) -> tuple[str, str]:
         """Return the text between `begin` and the arguments, and from there to `end`."""

@@ -242,18 +242,19 @@ class ChatTemplate:
 
     @cached_property
     def _call_shapes(self) -> dict[str | None, tuple[str | None, bool]]:
-        """For each empty content: its replacement, and whether arguments are a string."""
+        """For each empty content: its replacement, and whether arguments are a string.
+
+        Nothing for a content with which the template writes no calls.
+        """
         shapes: dict[str | None, tuple[str | None, bool]] = {}
         for content in ("", None):
             for shape, arguments in self._call_variants(content):
                 text = self._probe([_USER, _call(shape, arguments)]) or ""
-                written = "probe_key" in text.rpartition("probe_user")[2]
+                text = text.rpartition("probe_user")[2]
                 quoted = r"\"probe_key" in text or "'probe_key'" in text
-                if written and not quoted and "None" not in text.rpartition("probe_user")[2]:
+                if "probe_key" in text and not quoted and "None" not in text:
                     shapes[content] = (shape, isinstance(arguments, str))
                     break
-            else:
-                shapes[content] = ("", False)
         return shapes
 
     @cached_property
@@ -311,7 +312,7 @@ class ChatTemplate:
 
     def _adapt_calls(self, message: dict[str, Any], where: str, names: dict[str, str]) -> None:
         content = message["content"]
-        shape, as_text = self._call_shapes["" if content == "" else None]
+        shape, as_text = self._call_shapes.get("" if content == "" else None, ("", False))
         if not content:
             message["content"] = shape
         calls = []
@@ -324,6 +325,13 @@ class ChatTemplate:
                 names[call["id"]] = function["name"]
                 calls[-1]["id"] = self._short(call["id"])
         message["tool_calls"] = calls
+        if not self._call_shapes and (form := self.syntax.tool_calls) is not None:
+            functions = [call["function"] for call in calls]
+            written = form.write([(f["name"], f["arguments"]) for f in functions])
+            if isinstance(message["content"], list):
+                message["content"] = [*message["content"], {"type": "text", "text": written}]
+            else:
+                message["content"] += written
 
     def _adapt_result(self, message: dict[str, Any], names: Mapping[str, str]) -> None:
         identity = message.get("tool_call_id")

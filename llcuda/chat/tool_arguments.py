@@ -17,6 +17,7 @@ _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _LITERALS = {"true": True, "false": False, "null": None}
 _ESCAPE = re.compile(r"\\(.)", re.S)
 _ESCAPED = "\\'\"abfnrtvxuUN01234567\n"
+_PYTHON_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.S)
 _MAX_STEPS = 10_000  # of comparing a value with a schema
 
 
@@ -267,11 +268,14 @@ def from_python(text: str) -> str:
         text: The literal.
     """
     known = _ESCAPE.sub(lambda m: m[0] if m[1] in _ESCAPED else f"\\{m[0]}", text.strip())
-    try:
-        tree = _Constants().visit(ast.parse(known, mode="eval").body)
-        return to_json(ast.literal_eval(tree))
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return to_json(text)
+    on_lines = _PYTHON_TEXT.sub(lambda m: m[0].replace("\n", "\\n"), known)
+    for written in (known, on_lines):  # models write texts on several lines in single quotes
+        try:
+            tree = _Constants().visit(ast.parse(written, mode="eval").body)
+            return to_json(ast.literal_eval(tree))
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            continue
+    return to_json(text)
 
 
 class _Constants(ast.NodeTransformer):

@@ -408,6 +408,9 @@ def nested(text: str) -> str:
          "<|tool_call_end|>", {"a": {"b": True}, "c": None, "d": [1, "]<|tool_call_end|>)"]}),
         ("LFM2-8B", r"""<|tool_call_start|>f(a='\d\'\n', b='''x'y''', c=wrong)<|tool_call_end|>""",
          {"a": "\\d'\n", "b": "x'y", "c": "wrong"}),
+        ("LFM2.5-8B",
+         "<|tool_call_start|>[f(a='x\ny', b=[\n'\n', \"\"\"\n\"\"\"])]<|tool_call_end|>",
+         {"a": "x\ny", "b": ["\n", "\n"]}),
         ("google-gemma-4-31B-it-inter", '<|tool_call>call:f{a:<|"|><tool_call|>{}<|"|>,b:[{c:-1.5},'
          'true,<|"|>é<|"|>],<|"|>d e<|"|>:12:30}<tool_call|>',
          {"a": "<tool_call|>{}", "b": [{"c": -1.5}, True, "é"], "d e": "12:30"}),

@@ -97,8 +97,12 @@ def adapted(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[dict
             message["content"] = [{"type": "thinking", "thinking": why}, *text]
         if "tool_calls" not in message:
             continue
-        shape, as_text = template._call_shapes[""]
+        shape, as_text = template._call_shapes.get("", ("", False))
         message["content"] = message["content"] or shape
+        form = template.syntax.tool_calls
+        if not template._call_shapes and form is not None:  # the template writes no calls
+            calls = [call["function"] for call in message["tool_calls"]]
+            message["content"] += form.write([(call["name"], call["arguments"]) for call in calls])
         for call in message["tool_calls"] if as_text else []:
             function = call["function"]
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
