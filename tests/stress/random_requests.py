@@ -229,7 +229,8 @@ def _request(
         spec["prompt"] = trunk[:cut] + _words(dice, dice.choice([0, 0, 1, 3, 10]))
         spec["prompt"] = spec["prompt"] or "a"
         if number and dice.random() < 0.3:
-            spec["after"] = dice.randrange(100)  # continue an earlier answer
+            spec["after"] = dice.randrange(100)  # continue an earlier answer, as it was or shifted
+            spec["shifted"] = dice.random() < 0.5
         if dice.random() < 0.1:
             spec["parse_special"] = False
         if dice.random() < 0.12:
@@ -385,6 +386,7 @@ class Answer:
         result: The completion, the vectors, or the exception.
         text: The text that a reader has seen.
         prompt: The tokens that were submitted; None where there are none to compare.
+        params: The parameters that they were submitted with.
         message: A chat's message, without the ids of its calls.
         reason: A chat's finish reason.
     """
@@ -392,6 +394,7 @@ class Answer:
     result: Any
     text: str | None = None
     prompt: Any = None
+    params: RequestParams | None = None
     message: Any = None
     reason: str | None = None
 
@@ -585,8 +588,22 @@ class Session:
         if "after" in spec and earlier:
             answer = earlier[spec["after"] % len(earlier)]
             rest = self.model.tokenize(prompt, add_special=False)[:20]
-            return [*answer.prompt, *answer.result.tokens, *rest]
+            tokens = [*answer.prompt, *answer.result.tokens]
+            if spec["shifted"]:
+                tokens = self._shifted(answer)
+            return [*tokens, *rest]
         return prompt
+
+    def _shifted(self, answer: Answer) -> list[int]:
+        """Return what shifts have left of a text in the cache."""
+        limit, params = int(self.settings["ctx_size"]), answer.params
+        tokens = list(answer.prompt)
+        for token in answer.result.tokens:
+            tokens.append(token)
+            if params is not None and len(tokens) >= limit and params.overflow == "shift":
+                begin = kept_tokens(params, self.model.adds_bos, limit)
+                del tokens[begin : begin + (len(tokens) - 1 - begin) // 2]
+        return tokens[: limit - 1]
 
     def _ask(self, spec: Spec, earlier: list[Answer]) -> Callable[[], list[Answer]]:
         """Submit a request; return what waits for its answers."""
@@ -605,6 +622,7 @@ class Session:
 
     def _read(self, handle: Any, spec: Spec, prompt: Any) -> Answer:
         answer = Answer(None, prompt=self._tokens(prompt, spec))
+        answer.params = handle.request.params if spec["call"] == "chat" else handle.params
         try:
             result = read(handle, spec, answer)
         except Exception as error:

@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "downloads"])
 def test_no_input_ends_in_a_foreign_exception(kind: str, world: World) -> None:
-    """Nor takes too much memory; how long may be too long only a quiet machine can tell."""
+    """Nor takes too much memory; what takes too long is not asked of a busy machine."""
     assert [] == run_number(3, [kind], world, inputs=8)["failures"]
 
 
