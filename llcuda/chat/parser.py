@@ -28,6 +28,7 @@ _NAMES = ("name", "tool_name", "function")
 _ARGUMENTS = ("arguments", "parameters")
 _IDS = ("id", "tool_call_id")
 _NAME = re.compile(r"[\w.-]+")
+_HEADER_NAME = re.compile(r"[^\s\"'<>{}()\[\]]+")
 _CDATA = ("<![CDATA[", "]]>")
 _MAX_DEPTH = 64  # of values with delimiters of their own
 _MAX_MENTIONS = 16  # of calls in reasoning that is not closed
@@ -380,12 +381,26 @@ class ChatParser:
         if self._read_call is not None:
             yield from self._read_call(reader, calls.begin)
             return True
+        if not calls.begin.startswith("<|") and not (yield from self._names_tool(calls)):
+            show(delimiter)  # what follows need not wait for the end of a header
+            return False
         match, header = yield from self._call_header(calls, ends)
         if match is None or match["name"] not in (self._tools or ()):
             show(delimiter + header)
             return False
         yield from self._named_call(calls, match)
         return True
+
+    def _names_tool(self, calls: ToolCallFormat) -> Reading[bool]:
+        """Return whether the header of a call with the name of a tool comes next; reads nothing."""
+        reader = self._reader
+        reader.mark()
+        yield from reader.skip_space()
+        name = yield from reader.word(_HEADER_NAME)
+        yield from reader.skip_space()
+        stop = yield from reader.one_of((calls.name_end or calls.parameter[0], calls.end))
+        reader.rewind()
+        return bool(stop) and name in (self._tools or ())
 
     def _calls_at_the_end(self, calls: ToolCallFormat, text: str) -> None:
         """Add the calls with which reasoning that was never closed ends.

@@ -347,6 +347,17 @@ def test_arguments_are_as_the_model_wrote_them(text: str, expected: str) -> None
         assert (name, arguments) == ("weather", expected)
 
 
+@pytest.mark.parametrize("name", ["Qwen3.5-4B", "GLM-4.6", "MiniMax-M2", "openbmb"])
+def test_reasoning_flows_behind_a_mention_of_a_call(name: str) -> None:
+    """Text is held back only as long as it can be the header of a call."""
+    syntax = syntax_of(name)
+    assert syntax.tool_calls is not None
+    for begin in syntax.tool_calls.begins:
+        parser = ChatParser(syntax, "<think>\n", TOOLS)
+        assert "I write" == parser.feed(f"I write {begin}").reasoning
+        assert f" {begin} when I" == parser.feed(" when I ").reasoning
+
+
 def test_arguments_flow_while_they_are_written() -> None:
     """The name comes as soon as it is known, and then each piece of the arguments."""
     parser = ChatParser(HERMES, "", TOOLS)
