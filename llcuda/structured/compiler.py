@@ -60,7 +60,8 @@ def compile(  # noqa: A001 - as that of re
 
     Args:
         model: The model whose tokens are restricted.
-        response_format: A CompiledGrammar of this model, the class of a Pydantic model, or a dict:
+        response_format: A CompiledGrammar of this model; a Pydantic model, a TypedDict or a
+            dataclass; or a dict:
 
             - `{"type": "json_object"}`: any JSON object;
             - `{"type": "json_schema", "json_schema": {"schema": ...}}`;
@@ -69,7 +70,7 @@ def compile(  # noqa: A001 - as that of re
             - `{"type": "choice", "choices": [...]}`: one of these texts;
             - `{"type": "lark", "grammar": ...}` or `{"type": "gbnf", "grammar": ...}`;
             - what `tool_format` returns.
-        schema: A JSON schema, in place of `response_format`.
+        schema: A JSON schema, in place of `response_format`; True is any JSON.
         compact: Whether JSON has no whitespace.
 
     Returns:

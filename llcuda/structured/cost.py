@@ -46,9 +46,9 @@ def regex_cost(pattern: str) -> float:
     return sum(sums)
 
 
-def schema_cost(size: int, nodes: Iterable[Mapping[str, Any]]) -> float:
+def schema_cost(size: float, nodes: Iterable[Mapping[str, Any]]) -> float:
     """Return the cost of a JSON schema of `size` characters with these schemas in it."""
-    cost = float(size)
+    cost = size
     for node in nodes:
         patterns = [node.get("pattern")]
         if isinstance(names := node.get("patternProperties"), Mapping):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from llcuda.errors import ArgumentError
 from llcuda.params import wrong_argument, wrong_value
+from llcuda.structured.classes import class_schema
 from llcuda.structured.cost import UNKNOWN, regex_cost
 from llcuda.structured.gbnf import to_lark
 from llcuda.structured.json_schema import MAX_BYTES, prepare
@@ -62,11 +63,13 @@ def grammar_source(response_format: Any, model: HasControlTokens, compact: bool)
     Raises:
         ArgumentError: The format is unknown, or cannot be honoured.
     """
-    if isinstance(response_format, type) and hasattr(response_format, "model_json_schema"):
-        return _json(response_format.model_json_schema(), compact)
+    if (schema := class_schema(response_format)) is not None:
+        return _json(schema, compact)
     if not isinstance(response_format, Mapping):
         given = type(response_format).__name__
-        raise _refused(f"expected a dict or the class of a Pydantic model, not {given}")
+        raise _refused(
+            f"expected a dict, a Pydantic model, a TypedDict or a dataclass, not {given}"
+        )
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
         raise _refused(f"type {kind!r} is not one of {', '.join(_FIELDS)}")

@@ -11,14 +11,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import islice
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from llcuda.errors import ArgumentError
 from llcuda.native.gbnf import closure
 from llcuda.structured.cost import remainders, schema_cost
+from llcuda.structured.negation import is_names, is_number
+from llcuda.structured.rewrite import rewrite
 
 MAX_BYTES = 1 << 18
+MAX_WRITTEN = 4 * MAX_BYTES
 MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compiler recurses
 MAX_BOUND = float(1 << 59)  # llguidance does not survive the least integer of 64 bits
 MAX_EXACT = 1 << 53  # llguidance makes floats of numbers
@@ -77,10 +80,16 @@ def prepare(schema: Any) -> PreparedSchema:
             it.
     """
     prepared = _copy(schema)
+    rewrite(prepared, lambda reference: _target(reference, prepared))
+    if (size := _size(prepared)) > MAX_WRITTEN:
+        raise ArgumentError(
+            f"the JSON schema has {size:.0f} characters when oneOf, not, if and the like are "
+            f"written out; at most {MAX_WRITTEN} can be honoured"
+        )
     nodes = list(islice(_schemas(prepared), MAX_SCHEMAS + 1))
     if len(nodes) > MAX_SCHEMAS:
         raise ArgumentError(f"the JSON schema contains more than {MAX_SCHEMAS} schemas")
-    cost = schema_cost(len(json.dumps(prepared)), nodes)
+    cost = schema_cost(size, nodes)
     any_escapes = not any(map(_needs_short_escapes, nodes))
     for node in nodes:
         _check_values(node, any_escapes)
@@ -98,6 +107,10 @@ def prepare(schema: Any) -> PreparedSchema:
 
 
 def _copy(schema: Any) -> dict[str, Any]:
+    if schema is True:
+        return {}
+    if schema is False:
+        raise ArgumentError("nothing satisfies the JSON schema false")
     if not isinstance(schema, Mapping):
         raise ArgumentError(f"a JSON schema must be a dict, not {type(schema).__name__}")
     try:
@@ -115,6 +128,24 @@ def _copy(schema: Any) -> dict[str, Any]:
             "x-guidance is not a keyword of JSON schemas", remedy="give compact=True instead"
         )
     return copy
+
+
+def _size(value: Any) -> float:
+    """Return about how many characters a document has in which objects may occur repeatedly."""
+    sizes: dict[int, float] = {}
+    pending = [value]
+    while pending:
+        outer = pending[-1]
+        inner = list(outer.values() if isinstance(outer, dict) else outer)
+        inner = [item for item in inner if isinstance(item, dict | list)]
+        if missing := [item for item in inner if id(item) not in sizes]:
+            pending += missing
+            continue
+        names = sum(len(name) + 4 for name in outer) if isinstance(outer, dict) else 0
+        leaves = outer.values() if isinstance(outer, dict) else outer
+        size = sum(len(str(leaf)) + 4 for leaf in leaves if not isinstance(leaf, dict | list))
+        sizes[id(pending.pop())] = size + names + sum(sizes[id(item)] for item in inner) + 2.0
+    return sizes[id(value)]
 
 
 def _schemas(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -150,7 +181,7 @@ def _needs_short_escapes(node: dict[str, Any]) -> bool:
     names = list(properties) if isinstance(properties, dict) else []
     if names and node.get("additionalProperties") is not False and not _allows_any_names(node):
         return True
-    return any(map(_CONTROL.search, [*names, *(required if _is_names(required) else ())]))
+    return any(map(_CONTROL.search, [*names, *(required if is_names(required) else ())]))
 
 
 def _allows_any_names(node: dict[str, Any]) -> bool:
@@ -165,7 +196,7 @@ def _check_values(node: dict[str, Any], any_escapes: bool) -> None:
     unvisited = [*values, node.get("const")]
     while unvisited:
         value = unvisited.pop()
-        if _is_number(value) and abs(value) > MAX_EXACT:
+        if is_number(value) and abs(value) > MAX_EXACT:
             raise ArgumentError(
                 f"enum and const: {value!r:.40}: numbers up to 2^53 = {MAX_EXACT} can be honoured"
             )
@@ -191,10 +222,10 @@ def _prepare_node(node: dict[str, Any]) -> None:
             "honoured; require more of them"
         )
     for key in _BOUNDS:
-        if _is_number(bound := node.get(key)):
+        if is_number(bound := node.get(key)):
             node[key] = _exact_bound(key, bound)
     multiple = node.get("multipleOf")
-    if _is_number(multiple) and remainders(multiple) > MAX_MULTIPLE:
+    if is_number(multiple) and remainders(multiple) > MAX_MULTIPLE:
         raise ArgumentError(
             f"multipleOf={multiple!r:.40}: a number of fewer digits can be honoured"
         )
@@ -232,11 +263,11 @@ def _exclude_whole_bounds(node: dict[str, Any]) -> None:
     range. The other bound may come from another schema, in allOf.
     """
     bounds = [node.get(key) for key in _BOUNDS]
-    numbers = [bound for bound in bounds if _is_number(bound)]
+    numbers = [bound for bound in bounds if is_number(bound)]
     width = max(numbers) - min(numbers) if len(numbers) > 1 else 1
     for key, sign in (("exclusiveMinimum", 1), ("exclusiveMaximum", -1)):
         bound = node.get(key)
-        if not _is_number(bound) or abs(bound) >= 2**53 or bound != int(bound):
+        if not is_number(bound) or abs(bound) >= 2**53 or bound != int(bound):
             continue
         delta = max(1e-9, abs(bound) * 2**-50)
         node[key] = bound + sign * (delta if delta * 1024 < width else width / 1024)
@@ -247,12 +278,12 @@ def _check_multiples(nodes: Sequence[dict[str, Any]], root: dict[str, Any]) -> N
 
     llguidance computes it with 32 bits, by multiplying, also for two that are equal.
     """
-    multiples = {node["multipleOf"] for node in nodes if _is_number(node.get("multipleOf"))}
+    multiples = {node["multipleOf"] for node in nodes if is_number(node.get("multipleOf"))}
     if _common_multiple(multiples) <= MAX_COMMON_MULTIPLE:
         return
     for node in nodes:
         group = list(_schemas_in_place(node, root))
-        together = {item["multipleOf"] for item in group if _is_number(item.get("multipleOf"))}
+        together = {item["multipleOf"] for item in group if is_number(item.get("multipleOf"))}
         if len(group) > 1 and _common_multiple(together) > MAX_COMMON_MULTIPLE:
             numbers = ", ".join(map(repr, sorted(together)))
             raise ArgumentError(
@@ -283,10 +314,6 @@ def _schemas_in_place(node: dict[str, Any], root: dict[str, Any]) -> Iterator[di
                 unvisited += schemas
         if isinstance(reference := inner.get("$ref"), str):
             unvisited.append(_target(reference, root))
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # --- whether a finite text satisfies a schema ---
@@ -324,21 +351,17 @@ def _alternatives(node: dict[str, Any], root: dict[str, Any]) -> Iterator[list[l
         yield [schemas]
     kind = node.get("type")
     names = [kind] if isinstance(kind, str) else kind
-    kinds = set(names) if _is_names(names) else {"null"}  # anything
+    kinds = set(names) if is_names(names) else {"null"}  # anything
     if "enum" in node or "const" in node or not kinds <= {"object", "array"}:
         return
     needed = {"object": _needed_in_object, "array": _needed_in_array}
     yield [needed[kind](node) for kind in kinds]
 
 
-def _is_names(names: Any) -> TypeGuard[list[str]]:
-    return isinstance(names, list) and all(isinstance(name, str) for name in names)
-
-
 def _needed_in_object(node: dict[str, Any]) -> list[Any]:
     """Return the schemas of required properties."""
     required, properties = node.get("required"), node.get("properties")
-    if not _is_names(required):
+    if not is_names(required):
         return []
     others = node.get("additionalProperties", True)
     inner = properties if isinstance(properties, dict) else {}

@@ -168,3 +168,89 @@ def _text(rng: random.Random) -> Schema:
         return {"type": "string", "format": rng.choice(FORMATS)}
     low = rng.randint(0, 3)
     return {"type": "string", "minLength": low, "maxLength": low + rng.randint(0, 12)}
+
+
+# --- schemas of keywords that exclude something ---
+
+SCALARS: tuple[Any, ...] = (
+    None, True, False, 0, 1, 2, -1, 1.5, "", "x", "y", "xy", "xyz", [], ["x"], ["x", "y"],
+    ["x", "x"], ["x", "y", "x"], [1], [1, 2], [1, 1], [1.5], [None, True], [1, "x"], [[]], [{}],
+)  # fmt: skip
+
+
+def excluding_schema(seed: int) -> Schema:
+    """Return the schema of a number, of oneOf, not, if, contains and the like in one another."""
+    rng = random.Random(seed)
+    schema = _excluding(rng, 3)
+    root = schema if isinstance(schema, dict) else {"allOf": [schema]}
+    definitions = {"p": _excluding(rng, 2), "q": _excluding(rng, 1)}
+    return copy.deepcopy({**root, "$defs": definitions})
+
+
+def instances(seed: int) -> list[Any]:
+    """Return values, some of which satisfy the schema of a number."""
+    rng = random.Random(f"instances {seed}")
+    inner = [*SCALARS, {}, {"a": 1}, {"b": "x"}]
+    names = [rng.sample(["a", "b", "c", "dd"], rng.randint(1, 3)) for _ in range(30)]
+    return [*SCALARS, {}, *({name: rng.choice(inner) for name in group} for group in names)]
+
+
+def _excluding(rng: random.Random, depth: int) -> Any:
+    if not depth or rng.random() < 0.2:
+        return _excluding_scalar(rng)
+
+    def inner() -> Any:
+        return _excluding(rng, depth - 1)
+
+    def names() -> list[str]:
+        return rng.sample("abc", rng.randint(1, 2))
+
+    is_object = rng.choice([{}, {"type": "object"}, {"type": "object"}])
+    is_array = rng.choice([{}, {"type": "array"}])
+    others = rng.choice([{}, {"additionalProperties": False}, {"additionalProperties": inner()}])
+    return rng.choice(
+        [
+            lambda: {"oneOf": [inner() for _ in range(rng.randint(1, 3))]},
+            lambda: {"not": inner()},
+            lambda: {"if": inner(), "then": inner()},
+            lambda: {"if": inner(), "else": inner(), **is_object},
+            lambda: {**is_object, "properties": {name: inner() for name in names()}, **others},
+            lambda: {**is_object, "properties": {name: inner() for name in names()},
+                     "required": names()},
+            lambda: {**is_object, "required": names()},
+            lambda: {**is_object, "dependentRequired": {rng.choice("abc"): names()}},
+            lambda: {**is_object, "dependentSchemas": {rng.choice("abc"): inner()}},
+            lambda: {**is_object, "dependencies": {}, "propertyNames": _names(rng), **others},
+            lambda: {**is_object, "propertyNames": _names(rng), "properties": {"a": inner()}},
+            lambda: {**is_array, "uniqueItems": True, "items": {"enum": ["x", "y", 1]}},
+            lambda: {**is_array, "uniqueItems": True, "items": {"type": "boolean"}},
+            lambda: {**is_array, "uniqueItems": True, "items": inner(), "maxItems": 1},
+            lambda: {**is_array, "contains": inner(), "maxItems": rng.randint(1, 3)},
+            lambda: {**is_array, "contains": inner(), "items": inner(), "maxItems": 2},
+            lambda: {"allOf": [inner(), inner()]},
+            lambda: {"anyOf": [inner(), inner()]},
+            lambda: {"$ref": f"#/$defs/{rng.choice('pq')}"},
+        ]
+    )()  # fmt: skip
+
+
+def _names(rng: random.Random) -> Any:
+    choices: list[Any] = [
+        {"enum": ["a", "b"]}, {"const": "a"}, {"maxLength": 1}, {"minLength": 2}, True, False,
+        {"pattern": "^[ab]$"}, {"type": "string"}, {"type": "integer"}, {"not": {"enum": ["a"]}},
+    ]  # fmt: skip
+    return rng.choice(choices)
+
+
+def _excluding_scalar(rng: random.Random) -> Any:
+    scalars = [value for value in SCALARS if not isinstance(value, list)]
+    kinds = ["null", "boolean", "string", "number", "array", "object"]
+    choices: list[Any] = [
+        {"type": rng.choice([*kinds, "integer"])}, {"type": rng.sample(kinds, 2)},
+        {"const": rng.choice(scalars)}, {"enum": rng.sample(scalars, rng.randint(1, 4))},
+        {"type": "string", "maxLength": rng.randint(0, 2)}, {"minLength": rng.randint(0, 3)},
+        {"type": "string", "pattern": rng.choice(["^x", "y$", "^x*$"])}, True, False, {},
+        {"type": "number", "minimum": rng.choice([0, 1, 1.5])}, {"maximum": rng.choice([0, 1])},
+        {"type": "integer", "exclusiveMaximum": 2}, {"exclusiveMinimum": 1},
+    ]  # fmt: skip
+    return rng.choice(choices)
