@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from llcuda.server.chunks import (
     LogprobFormatter,
     event,
     finish_reason,
+    json_text,
     new_id,
     unix_time,
     usage,
@@ -29,7 +30,7 @@ from llcuda.server.errors import ApiError, translate, translate_and_log
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ChatBody, ResponsesBody
 from llcuda.server.responses import ResponseBuilder, as_chat
-from llcuda.server.submission import submit_beside
+from llcuda.server.submission import run_beside, submit_beside
 
 THINKING = "enable_thinking"  # the variable of templates that know on and off only
 
@@ -40,7 +41,8 @@ async def answer_chat(
     """Answer POST /v1/chat/completions."""
     engine, wants_usage = loaded.text_engine(), body.wants_usage()
     chats = await _submit(loaded, body, deadline, is_large(body))
-    fields = {"id": new_id("chatcmpl-"), "created": unix_time(), "model": loaded.spec.name}
+    fields: dict[str, Any] = {"id": new_id("chatcmpl-"), "created": unix_time()}
+    fields["model"] = loaded.spec.name
     try:
         if body.stream:
             fields["object"] = "chat.completion.chunk"
@@ -49,12 +51,12 @@ async def answer_chat(
             fields["object"] = "chat.completion"
             answers = [await chat for chat in chats]
             check_deadline([answer.completion for answer in answers])
-            choices = [
-                _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
-                for index, answer in enumerate(answers)
-            ]
             writer.usage = _usage(answers)
-            await writer.json({**fields, "choices": choices, "usage": writer.usage})
+            document = partial(_document, body, engine, chats, answers, fields, writer.usage)
+            if body.logprobs:  # it may have millions of numbers
+                await writer.json(await run_beside(is_large(body), document))
+            else:
+                await writer.json(document())
     finally:
         for chat in chats:
             chat.cancel()
@@ -71,7 +73,10 @@ async def answer_response(
         if not body.stream:
             async for _ in _response_events(chat_body, engine, chat, response, writer):
                 pass
-            await writer.json(response.document)
+            document: Any = response.document
+            if body.include:  # the log-probabilities, which may be many
+                document = await run_beside(is_large(body), json_text, document)
+            await writer.json(document)
             return
         await writer.write(response.begin())
         try:
@@ -154,6 +159,22 @@ def _effort(template: str, effort: str) -> dict[str, Any]:
     rule = "this model's chat template does not support it"
     error = wrong_value("reasoning_effort", effort, rule)
     raise ApiError(400, str(error), param=error.parameter, code="unsupported_parameter")
+
+
+def _document(
+    body: ChatBody,
+    engine: Engine,
+    chats: list[Chat[Completion]],
+    answers: list[ChatCompletion[Completion]],
+    fields: dict[str, Any],
+    totals: Mapping[str, Any],
+) -> str:
+    """Return a whole answer as JSON."""
+    choices = [
+        _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
+        for index, answer in enumerate(answers)
+    ]
+    return json_text({**fields, "choices": choices, "usage": totals})
 
 
 def _choice(

@@ -13,6 +13,7 @@ from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.native.model import Model
 
 NEVER = -9999.0  # OpenAI's log-probability of an impossible token; JSON has no -Infinity
+ENCODED_AT_ONCE = 16  # elements of a list, each of which may have a thousand values
 DONE = "data: [DONE]\n\n"
 
 
@@ -71,8 +72,14 @@ class ChunkFormatter:
         self._after = after
 
     def text(self, text: str, logprobs: Any = None, reason: str | None = None) -> str:
-        """Return an event with a text."""
-        scores = "null" if logprobs is None else json.dumps(logprobs, ensure_ascii=False)
+        """Return an event with a text.
+
+        Args:
+            text: The text.
+            logprobs: Its log-probabilities, as an object or as JSON.
+            reason: The finish reason, in the last event.
+        """
+        scores = logprobs if isinstance(logprobs, str) else json.dumps(logprobs, ensure_ascii=False)
         ending = "null" if reason is None else f'"{reason}"'
         return (
             f"{self._head}{encode_basestring(text)}{self._after}{scores},"
@@ -86,17 +93,23 @@ def event(document: dict[str, Any], name: str | None = None) -> str:
     return f"event: {name}\ndata: {text}\n\n" if name else f"data: {text}\n\n"
 
 
-def json_list(values: Sequence[Any], step: int = 4096) -> str:
-    """Return a list as JSON.
+def json_text(value: Any) -> str:
+    """Return a document as JSON, a long list of it in parts.
 
     Python's lock is held while `json.dumps` runs, so that other threads go on between the parts.
-
-    Args:
-        values: The list.
-        step: Values that are encoded at once.
     """
-    parts = [json.dumps(values[i : i + step])[1:-1] for i in range(0, len(values), step)]
-    return f"[{', '.join(parts)}]"
+    if isinstance(value, dict):
+        fields = [f"{json.dumps(name)}: {json_text(field)}" for name, field in value.items()]
+        return f"{{{', '.join(fields)}}}"
+    if isinstance(value, list):
+        if len(value) <= ENCODED_AT_ONCE:
+            return f"[{', '.join(map(json_text, value))}]"
+        steps = range(0, len(value), ENCODED_AT_ONCE)
+        parts = [
+            json.dumps(value[i : i + ENCODED_AT_ONCE], ensure_ascii=False)[1:-1] for i in steps
+        ]
+        return f"[{', '.join(parts)}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _number(logprob: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from llcuda.server.chunks import (
     LogprobFormatter,
     event,
     finish_reason,
+    json_text,
     new_id,
     unix_time,
     usage,
@@ -25,7 +27,7 @@ from llcuda.server.chunks import (
 from llcuda.server.errors import translate
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
-from llcuda.server.submission import submit_beside
+from llcuda.server.submission import run_beside, submit_beside
 
 LONG_TEXT = 2000  # characters; a longer text is tokenized beside the event loop
 
@@ -45,7 +47,7 @@ async def answer_completion(
         )
     else:
         choices = _submit(engine, body, deadline)
-    fields = {
+    fields: dict[str, Any] = {
         "id": new_id("cmpl-"),
         "object": "text_completion",
         "created": unix_time(),
@@ -55,7 +57,14 @@ async def answer_completion(
         if body.stream:
             await _stream(body, engine, choices, fields, wants_usage, writer)
         else:
-            await _whole(body, engine, choices, fields, writer)
+            completions = [await choice.generation for choice in choices]
+            check_deadline(completions)
+            writer.usage = usage(completions[:: body.candidates()], completions)
+            document = partial(_document, body, engine, choices, completions, fields, writer.usage)
+            if body.logprobs is None:
+                await writer.json(document())
+            else:  # it may have millions of numbers
+                await writer.json(await run_beside(is_large(body), document))
     finally:
         for choice in choices:
             choice.cancel()
@@ -123,15 +132,15 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
     return choices
 
 
-async def _whole(
+def _document(
     body: CompletionBody,
     engine: Engine,
     choices: list[Choice],
+    completions: list[Completion],
     fields: dict[str, Any],
-    writer: ResponseWriter,
-) -> None:
-    completions = [await choice.generation for choice in choices]
-    check_deadline(completions)
+    totals: Mapping[str, Any],
+) -> str:
+    """Return a whole answer as JSON."""
     wanted, candidates = body.n or 1, body.candidates()
     documents: list[dict[str, Any]] = []
     for first in range(0, len(choices), candidates):
@@ -144,8 +153,7 @@ async def _whole(
         for i in ranking[:wanted]:
             document = _choice(body, engine, choices[i], completions[i])
             documents.append({**document, "index": len(documents)})
-    writer.usage = usage(completions[::candidates], completions)
-    await writer.json({**fields, "choices": documents, "usage": writer.usage})
+    return json_text({**fields, "choices": documents, "usage": totals})
 
 
 def _mean_logprob(completion: Completion) -> float:
@@ -187,15 +195,18 @@ async def _stream(
         chunks = ChunkFormatter(fields, choice.index, '"text":', ',"logprobs":')
         scores = LogprobFormatter(engine.model, echo=choice.echo)
         generation, timer, echo = choice.generation, FlushTimer(), bool(body.echo)
+
+        def echoed_logprobs() -> str:
+            echoed: list[Any] = [*choice.tokens[:1], *generation.prompt_logprobs]
+            return json_text(scores.as_text(echoed + scores.take(text, generation.logprobs)))
+
         while True:
             text = await timer.read(generation)
-            logprobs = None
-            if body.logprobs is not None:
-                echoed: list[Any] = []
-                if echo:
-                    echoed = [*choice.tokens[:1], *generation.prompt_logprobs]
-                taken = scores.take(text, generation.logprobs)
-                logprobs = scores.as_text([*echoed, *taken])
+            logprobs: Any = None
+            if body.logprobs is not None and echo:
+                logprobs = await run_beside(is_large(body), echoed_logprobs)
+            elif body.logprobs is not None:
+                logprobs = scores.as_text(scores.take(text, generation.logprobs))
             if not text:
                 break
             await writer.write(chunks.text(choice.echo * echo + text, logprobs))

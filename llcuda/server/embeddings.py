@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from typing import Any
 
 from llcuda.embeddings.embedder import Embedder
 from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
-from llcuda.server.chunks import json_list, new_id
+from llcuda.server.chunks import json_text, new_id
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import EmbeddingBody, RerankBody
 
@@ -20,28 +19,33 @@ async def answer_embeddings(
 ) -> None:
     """Answer POST /v1/embeddings: floats, or the bytes of little-endian float32 in base64."""
 
-    def compute() -> tuple[list[str], int]:
+    def compute() -> tuple[str, dict[str, int]]:
         embedder = loaded.embedder()
         _check_size(body, embedder)
         parse_special = body.parse_special is not False
         result = embedder.embed_counted(body.texts(), parse_special=parse_special)
+        tokens = sum(result.token_counts)
+        vectors: list[Any] = result.values.tolist()
         if body.encoding_format == "base64":
             rows = (vector.astype("<f4").tobytes() for vector in result.values)
-            texts = [f'"{base64.b64encode(row).decode()}"' for row in rows]
-        else:
-            texts = [json_list(vector.tolist()) for vector in result.values]
-        return texts, sum(result.token_counts)
+            vectors = [base64.b64encode(row).decode() for row in rows]
+        data = [
+            {"object": "embedding", "index": i, "embedding": vector}
+            for i, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        document = {
+            "object": "list",
+            "data": data,
+            "model": loaded.spec.name,
+            "usage": usage,
+        }
+        return json_text(document), usage
 
-    vectors, tokens = await asyncio.get_running_loop().run_in_executor(
+    text, writer.usage = await asyncio.get_running_loop().run_in_executor(
         loaded.embedding_executor, compute
     )
-    writer.usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    data = ", ".join(
-        f'{{"object": "embedding", "index": {i}, "embedding": {vector}}}'
-        for i, vector in enumerate(vectors)
-    )
-    rest = json.dumps({"model": loaded.spec.name, "usage": writer.usage})[1:]
-    await writer.json(f'{{"object": "list", "data": [{data}], {rest}')
+    await writer.json(text)
 
 
 def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:

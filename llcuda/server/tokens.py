@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llcuda.native.model import Model
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.checks import is_large
-from llcuda.server.chunks import json_list
+from llcuda.server.chunks import json_text
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import DetokenizeBody, TokenizeBody
 from llcuda.server.submission import run_beside
@@ -18,11 +20,10 @@ async def answer_tokenize(body: TokenizeBody, loaded: LoadedModel, writer: Respo
 
 def _tokenize(model: Model, body: TokenizeBody) -> str:
     tokens = model.tokenize(body.content, body.add_special, body.parse_special)
-    fields = f'"tokens": {json_list(tokens)}'
+    answer: dict[str, Any] = {"tokens": tokens}
     if body.with_pieces:
-        pieces = [list(model.piece_bytes(token, special=True)) for token in tokens]
-        fields += f', "pieces": {json_list(pieces)}'
-    return f"{{{fields}}}"
+        answer["pieces"] = [list(model.piece_bytes(token, special=True)) for token in tokens]
+    return json_text(answer)
 
 
 async def answer_detokenize(

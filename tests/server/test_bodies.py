@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from llcuda.server import bodies
 from llcuda.server.bodies import MAX_CONTAINERS, MAX_VALUES, parse_body
+from llcuda.server.chunks import json_text
 from llcuda.server.errors import ApiError
 from llcuda.server.middleware import Limits
 from llcuda.server.protocol import (
@@ -116,6 +118,19 @@ def test_too_many_values(data: bytes, refused: bool) -> None:
         assert refused == ("1,048,576 values" in error.message)
     else:
         assert not refused
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=40) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=60,
+)
+
+
+@given(VALUES)
+def test_json_in_parts_is_json(value: Any) -> None:
+    """Long answers are written so."""
+    assert value == json.loads(json_text(value))
 
 
 JSON = st.recursive(
@@ -227,6 +242,34 @@ def test_a_stream_goes_on_beside_wrong_bodies(server: Served) -> None:
         bad.join()
     assert before > 1
     assert eventually(server.idle)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", {"prompt": "a", "logprobs": 100}),
+        (
+            "/v1/chat/completions",
+            {**BODIES[ChatBody], "logprobs": True, "top_logprobs": 20, "n": 2},
+        ),
+    ],
+)
+def test_a_large_answer_keeps_nobody_waiting(
+    server: Served, path: str, asked: dict[str, Any]
+) -> None:
+    """None waits for most of the time between the last token and the answer's end."""
+    body = {**asked, **ENDLESS, "max_tokens": 1500}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, server, path, json.dumps(body).encode())
+        assert eventually(lambda: server.unfinished() > 0)
+        assert eventually(lambda: server.unfinished() == 0, seconds=120)
+        times = [time.perf_counter()]
+        while not answer.done():
+            server.client.get("/health")
+            times.append(time.perf_counter())
+    assert 200 == answer.result().status_code
+    longest = max(after - before for before, after in pairwise(times))
+    assert longest < 0.6 * (times[-1] - times[0])
 
 
 def test_a_client_that_leaves_a_large_request(server: Served) -> None:
