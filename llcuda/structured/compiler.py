@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_GRAMMARS = 64  # kept for each model
+MAX_LARGE_GRAMMARS = 4  # the same, of those that were tried out first
 MAX_COMPILATIONS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # of one grammar
 MAX_LEXER_STATES = 50_000  # of one compilation: 100 MB
 PROBE_CHOICES = 500  # of each token of the text that is tried before the first one
@@ -55,8 +56,8 @@ def compile(  # noqa: A001 - as that of re
 ) -> CompiledGrammar:
     """Compile a format for any number of texts of a model.
 
-    The last 64 grammars of a model are kept, so that compiling one again costs nothing. The first
-    call for a model reads its vocabulary.
+    The last 64 grammars of a model are kept, and 4 large ones, so that compiling one again costs
+    nothing. The first call for a model reads its vocabulary.
 
     Args:
         model: The model whose tokens are restricted.
@@ -407,19 +408,24 @@ class _Compiler:
         self._lock = threading.Lock()
         self._tokenizer_lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._small: OrderedDict[str, _Entry] = OrderedDict()
+        self._large: OrderedDict[str, _Entry] = OrderedDict()
 
     def compile(self, model: Model, source: GrammarSource) -> CompiledGrammar:
         """Return the compiled grammar, which is compiled once; others do not wait for it."""
+        is_large = source.cost > MAX_SMALL
+        entries, limit = (
+            (self._large, MAX_LARGE_GRAMMARS) if is_large else (self._small, MAX_GRAMMARS)
+        )
         with self._lock:
-            entry = self._entries.setdefault(source.text, _Entry())
-            self._entries.move_to_end(source.text)
-            while len(self._entries) > MAX_GRAMMARS:
-                self._entries.popitem(last=False)
+            entry = entries.setdefault(source.text, _Entry())
+            entries.move_to_end(source.text)
+            while len(entries) > limit:
+                entries.popitem(last=False)
         with acquired(entry.lock):
             if entry.grammar is None:
                 check_cancelled()
-                if source.cost > MAX_SMALL:
+                if is_large:
                     try_out(source.trial, _limits())
                 grammar = CompiledGrammar(model, self.tokenizer(model), source)
                 _probe(grammar)

@@ -13,7 +13,7 @@ import pytest
 
 from llcuda import Model, structured
 from llcuda.errors import ArgumentError, GrammarError
-from llcuda.structured import trial
+from llcuda.structured import compiler, trial
 from llcuda.structured.cost import MAX_SMALL, regex_cost
 from llcuda.structured.gbnf import MAX_RULES, to_lark
 from tests.support.grammars import doubling_rules
@@ -80,6 +80,16 @@ def test_a_large_format_that_is_cheap_enough(model: Model) -> None:
         schema(enum=[f"word {i}" for i in range(6000)]),
     ):
         assert structured.compile(model, response_format).guide().mask().any()
+
+
+def test_few_large_formats_are_kept(model: Model) -> None:
+    """They may take much memory; a usual one is not forgotten for them."""
+    usual = structured.compile(model, {"type": "regex", "regex": "usual"})
+    large = [lark(f'start: "a{i}" | "b"') for i in range(compiler.MAX_LARGE_GRAMMARS + 1)]
+    first = [structured.compile(model, response_format) for response_format in large]
+    assert structured.compile(model, large[-1]) is first[-1]
+    assert structured.compile(model, large[0]) is not first[0]
+    assert structured.compile(model, {"type": "regex", "regex": "usual"}) is usual
 
 
 @pytest.mark.parametrize(
