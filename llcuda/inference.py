@@ -47,6 +47,7 @@ from llcuda.keywords import (
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
 from llcuda.params import BATCH_SIZE, ContextParams, ModelParams, check_flag
+from llcuda.structured import compile_beside
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
@@ -455,12 +456,16 @@ class InferenceEngine:
     ) -> Completion:
         """Continue a prompt in a coroutine; cancelling the task cancels the request.
 
+        A `response_format` is compiled in another thread, while the event loop goes on.
+
         Args:
             prompt: The text to continue.
             max_tokens: Largest number of tokens to sample.
             **keywords: The keywords of `infer`.
         """
         check_keywords(keywords, InferenceEngine.ainfer, StreamKeywords)
+        if (response_format := keywords.get("response_format")) is not None:
+            keywords["response_format"] = await compile_beside(self.model, response_format)
         return await self.submit(prompt, max_tokens=max_tokens, **keywords)
 
     def submit(self, prompt: str | Sequence[int], **keywords: Unpack[GenerateKeywords]) -> Request:

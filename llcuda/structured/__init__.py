@@ -7,6 +7,7 @@ from llcuda.structured.compiler import (
     CompiledGrammar,
     TextGuide,
     compile,  # noqa: A004 - as that of re
+    compile_beside,
     compile_response_format,
     guide,
     read_vocabulary,
@@ -17,6 +18,7 @@ __all__ = [
     "CompiledGrammar",
     "TextGuide",
     "compile",
+    "compile_beside",
     "compile_response_format",
     "guide",
     "read_vocabulary",

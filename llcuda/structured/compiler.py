@@ -10,6 +10,7 @@ grammar ends; one that `max_tokens` cuts off is the beginning of a text that fol
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
@@ -33,6 +34,7 @@ from llcuda.structured.trial import (
     STACK_BYTES,
     STEPS,
     acquired,
+    cancellable,
     check_cancelled,
     readable,
     try_out,
@@ -135,6 +137,31 @@ def compile_response_format(model: Model, response_format: Any) -> CompiledGramm
     if response_format is None or response_format == {"type": "text"}:
         return None
     return compile(model, response_format)
+
+
+async def compile_beside(model: Model, response_format: Any) -> CompiledGrammar | None:
+    """Compile as `compile_response_format` does, in another thread, which the task's end stops.
+
+    Args:
+        model: The model whose tokens are restricted.
+        response_format: See `compile`.
+
+    Returns:
+        The grammar, or None for a format that restricts nothing.
+
+    Raises:
+        ArgumentError: See `compile`.
+    """
+    cancelled = threading.Event()
+
+    def run() -> CompiledGrammar | None:
+        with cancellable(cancelled):
+            return compile_response_format(model, response_format)
+
+    try:
+        return await asyncio.to_thread(run)
+    finally:
+        cancelled.set()
 
 
 def read_vocabulary(model: Model) -> None:

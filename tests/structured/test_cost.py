@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llcuda import Model, structured
+from llcuda import InferenceEngine, Model, structured
 from llcuda.errors import ArgumentError, GrammarError
 from llcuda.structured import compiler, trial
 from llcuda.structured.cost import MAX_SMALL, regex_cost
@@ -150,6 +151,33 @@ def test_a_compilation_can_be_cancelled(model: Model, monkeypatch: pytest.Monkey
             with pytest.raises(CancelledError):
                 compilation.result(60)
     assert children() == []
+
+
+def test_an_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a format is compiled; the task's end stops it."""
+    monkeypatch.setattr(trial, "CPU_SECONDS", 300)
+    monkeypatch.setattr(trial, "WALL_SECONDS", 300)
+    monkeypatch.setattr(trial, "MEMORY_BYTES", 4 << 30)
+    slow = {"type": "gbnf", "grammar": doubling_rules(4000)}
+
+    async def run(engine: InferenceEngine) -> int:
+        task = asyncio.ensure_future(engine.ainfer("a", max_tokens=5, response_format=slow))
+        ticks = 0
+        while ticks < 20 or not children():
+            assert not task.done()
+            await asyncio.sleep(0.001)
+            ticks += 1
+        answer = await engine.ainfer("a", response_format={"type": "regex", "regex": "b"})
+        assert answer.text == "b"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return ticks
+
+    with InferenceEngine() as engine:
+        engine.load_model("demo", gpu_layers=0, silent=True)
+        assert asyncio.run(run(engine)) >= 20
+    assert eventually(lambda: children() == [])
 
 
 def test_a_process_that_does_not_answer_is_ended(
