@@ -23,6 +23,7 @@ _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "bool
 _LETTERS = re.compile(r'[^"\\\x00-\x1f]+')
 _NUMBER = re.compile(r"[-+.0-9eE]+")
 _MAX_DEPTH = 64
+_MAX_SCALAR_STEPS = 50  # of comparing a number or a text with its schema before the end
 _INVALID = object()
 
 
@@ -126,7 +127,7 @@ def _read_value(reader: StreamReader, schema: Schema, depth: int) -> Reading[boo
     else:
         text = yield from reader.one_of(("true", "false", "null"))
     value = _loads(text)
-    return value is not _INVALID and schema.admits(value)
+    return value is not _INVALID and schema.admits(value, _MAX_SCALAR_STEPS, otherwise=True)
 
 
 def _read_object(reader: StreamReader, schema: Schema, depth: int) -> Reading[bool]:

@@ -19,6 +19,7 @@ _ESCAPE = re.compile(r"\\(.)", re.S)
 _ESCAPED = "\\'\"abfnrtvxuUN01234567\n"
 _PYTHON_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.S)
 _MAX_STEPS = 10_000  # of comparing a value with a schema
+_MAX_BRANCHES = 64  # alternatives of a schema; one with more may be anything
 
 
 def to_json(value: Any) -> str:
@@ -69,16 +70,16 @@ class Schema:
             for branch in branches
         )
 
-    def admits(self, value: Any) -> bool:
-        """Return whether a value follows the schema.
+    def admits(self, value: Any, max_steps: int = _MAX_STEPS, otherwise: bool = False) -> bool:
+        """Return whether a value follows the schema; `otherwise` when that takes too many steps.
 
         Looks at types, `enum` and `const`, properties and items, alternatives, references, bounds
         and lengths; not at patterns, formats and rarer keywords.
         """
         try:
-            return _Admission(self.root).admits(self.value, value)
-        except RecursionError:
-            return False
+            return _Admission(self.root, max_steps).admits(self.value, value)
+        except (RecursionError, _TooManyStepsError):
+            return otherwise
 
     def items(self) -> Schema:
         """Return the schema of an array's items."""
@@ -91,8 +92,11 @@ class Schema:
     def _branches(self) -> list[dict[str, Any]]:
         """Return the alternatives of the schema, each of its parts once."""
         branches: list[dict[str, Any]] = []
-        waiting, seen = [self.value], set()
+        waiting = [self.value]
+        seen: set[int] = set()
         while waiting:
+            if len(seen) >= _MAX_BRANCHES:
+                return []
             schema = waiting.pop()
             if not isinstance(schema, dict) or id(schema) in seen:
                 continue
@@ -120,25 +124,31 @@ def _target(reference: Any, root: Any) -> Any:
     return target
 
 
+class _TooManyStepsError(Exception):
+    """A comparison takes too long."""
+
+
 class _Admission:
     """Compares a value with a schema: each part of it with each part of the schema once.
 
     Args:
         root: The whole schema, to which references refer.
+        max_steps: Steps after which it gives up.
     """
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, max_steps: int) -> None:
         self._root = root
+        self._max_steps = max_steps
         self._known: dict[tuple[int, int], bool] = {}
 
     def admits(self, schema: Any, value: Any) -> bool:
-        """Return whether `value` follows `schema`; False when that takes too many steps."""
+        """Return whether `value` follows `schema`."""
         if not isinstance(schema, dict):
             return schema is not False
         place = (id(schema), id(value))
         if place not in self._known:
-            if len(self._known) >= _MAX_STEPS:
-                return False
+            if len(self._known) >= self._max_steps:
+                raise _TooManyStepsError
             self._known[place] = True  # while references lead in a circle
             self._known[place] = self._follows(schema, value)
         return self._known[place]

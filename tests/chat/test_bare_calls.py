@@ -244,6 +244,11 @@ def test_a_schema_that_takes_too_many_steps_admits_nothing() -> None:
     for _ in range(2000):
         schema = {"allOf": [schema]}
     assert not Schema(schema, schema).admits([])
+    many: Any = {"anyOf": [{"const": i} for i in range(10_000)]}
+    assert Schema(many, many).types() == frozenset()
+    tools: Any = {"f": {"type": "object", "properties": {"a": {"items": many}}}}
+    text = f'{{"name": "f", "arguments": {{"a": {[9999] * 10_000}}}}}'
+    assert (text, []) == split([text], tools=tools, bare=tools)
 
 
 ADD = {
