@@ -5,26 +5,29 @@ BIN    := $(VENV)/bin
 ORACLES := .venv-oracles
 DOCS   := .venv-docs
 NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pyproject.toml vendor/llama.cpp.toml
+# An editable install has a list of the modules: other names need another install, edits do not.
+MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
+INSTALLED := $(VENV)/installed-$(MODULES)
 
 .PHONY: demo test real stress lint docs oracles bench wheel wheel-cuda clean
 
-demo: $(VENV)/installed
+demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
 
-test: $(VENV)/installed
+test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/ -v
 
 # MODELS: a folder with gemma-3-270m-q4_k_m.gguf and qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
-real: $(VENV)/installed
+real: $(INSTALLED)
 	$(if $(MODELS),,$(error make real MODELS=FOLDER: a folder with the two models that the Makefile names))
 	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v
 
 # REQUESTS, INPUTS: how many of each
-stress: $(VENV)/installed
+stress: $(INSTALLED)
 	$(BIN)/python -m tests.stress.random_requests --requests $(or $(REQUESTS),20000)
 	$(BIN)/python -m tests.stress.hostile_inputs --inputs $(or $(INPUTS),30000)
 
-lint: $(VENV)/installed
+lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # The warning is about MkDocs 2, which the group's bounds keep out.
@@ -34,22 +37,23 @@ docs: $(DOCS)/installed
 oracles: $(ORACLES)/installed
 	$(ORACLES)/bin/python -m pytest tests/oracles -v
 
-bench: $(VENV)/installed
+bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks -v -s --benchmark-enable --benchmark-disable-gc
 
-wheel: $(VENV)/installed
+wheel: $(INSTALLED)
 	$(BIN)/python build/wheel.py --cuda=OFF
 
-wheel-cuda: $(VENV)/installed
+wheel-cuda: $(INSTALLED)
 	$(BIN)/python build/wheel.py --cuda=ON
 
 clean:
 	rm -rf $(VENV) $(ORACLES) $(DOCS) .build dist site
 
-$(VENV)/installed: $(NATIVE)
+$(INSTALLED): $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[dev]'
+	rm -f $(VENV)/installed*
 	touch $@
 
 # Only mkdocs and what it needs: the pages are made from the source, without building llcuda.
@@ -61,7 +65,7 @@ $(DOCS)/installed: pyproject.toml
 
 # torch brings CUDA's libraries, and a build in their environment would turn CUDA on: they get one of
 # their own, which sees the packages of the first.
-$(ORACLES)/installed: pyproject.toml $(VENV)/installed
+$(ORACLES)/installed: pyproject.toml $(INSTALLED)
 	$(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet --upgrade pip
 	$(ORACLES)/bin/python -m pip install --quiet --group oracles
