@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ORACLES := .venv-oracles
 DOCS   := .venv-docs
+SANITIZE := .venv-sanitize
 NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pyproject.toml vendor/llama.cpp.toml
 # An editable install has a list of the modules: other names need another install, edits do not.
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real stress lint docs oracles bench wheel wheel-cuda clean
+.PHONY: demo test real stress lint docs oracles sanitize bench wheel wheel-cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -37,6 +38,15 @@ docs: $(DOCS)/installed
 oracles: $(ORACLES)/installed
 	$(ORACLES)/bin/python -m pytest tests/oracles -v
 
+# Wrong memory accesses and undefined behaviour of llcuda's own C++; GCC's libraries must be loaded first. The faults of damaged
+# files are llcuda's to handle, and tests of too little memory need more of it here.
+SANITIZED := tests/native tests/tensor tests/test_tensor_api.py tests/test_gguf_parser.py tests/test_nf4.py tests/embeddings
+sanitize: $(SANITIZE)/installed-$(MODULES)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0:quarantine_size_mb=8 \
+	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  $(SANITIZE)/bin/python -m pytest $(SANITIZED) --ignore tests/native/test_recovery.py -v
+
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks -v -s --benchmark-enable --benchmark-disable-gc
 
@@ -47,13 +57,21 @@ wheel-cuda: $(INSTALLED)
 	$(BIN)/python build/wheel.py --cuda=ON
 
 clean:
-	rm -rf $(VENV) $(ORACLES) $(DOCS) .build dist site
+	rm -rf $(VENV) $(ORACLES) $(DOCS) $(SANITIZE) .build dist site
 
 $(INSTALLED): $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[dev]'
 	rm -f $(VENV)/installed*
+	touch $@
+
+$(SANITIZE)/installed-$(MODULES): $(NATIVE)
+	$(PYTHON) -m venv $(SANITIZE)
+	$(SANITIZE)/bin/python -m pip install --quiet --upgrade pip
+	$(SANITIZE)/bin/python -m pip install --editable '.[dev]' --config-settings=build-dir=.build/sanitize \
+	  --config-settings=cmake.define.LLCUDA_SANITIZE=ON --config-settings=cmake.define.LLCUDA_CUDA=OFF
+	rm -f $(SANITIZE)/installed*
 	touch $@
 
 # Only mkdocs and what it needs: the pages are made from the source, without building llcuda.

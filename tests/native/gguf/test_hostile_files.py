@@ -6,6 +6,7 @@ The corpus holds what was found to end the process, or might; `test_random_damag
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def verdicts(paths: list[Path]) -> dict[str, str]:
             capture_output=True,
             text=True,
             timeout=300,
-            env={"PATH": "/usr/bin:/bin", "OMP_WAIT_POLICY": "passive"},
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         )
         for line in map(json.loads, run.stdout.splitlines()):
             path = line[1]
@@ -270,6 +271,20 @@ def test_a_file_that_is_no_model(name: str, found: dict[str, str]) -> None:
     assert "took" not in verdict.split(":")[0]
     if name not in MAY_LOAD:
         assert verdict.startswith((*REFUSED, "context: ContextError")), verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tensor of unknown type", "has type 99, which ggml does not have"),
+        ("unknown type", "has a type that GGUF does not have"),
+    ],
+)
+def test_numbers_of_types_are_checked_first(
+    name: str, expected: str, found: dict[str, str]
+) -> None:
+    """Before ggml's reader takes them for types, which is undefined behaviour."""
+    assert expected in found[name]
 
 
 def test_truncated_anywhere(model_files: dict[str, Path], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 // A check of a GGUF file before llama.cpp loads it: its kernels assert on some tensor types, in threads
 // where nothing can catch that.
 //
-// If the structure of the file is damaged this check stops: ggml's reader and llama.cpp's loader report it.
+// If the structure of the file is damaged this check stops: ggml's reader and llama.cpp's loader report it. Numbers of
+// types are an exception, because ggml's reader takes them for types before it checks them.
 
 #include "common.hpp"
 
@@ -76,7 +77,11 @@ bool check_tensor(std::string_view name, const uint64_t * shape, uint32_t type, 
     if (name == "position_embd.weight") {
         *positions = static_cast<int64_t>(shape[1]);
     }
-    if (type >= GGML_TYPE_COUNT || name.find("tid2eid") != name.npos) {
+    if (type >= GGML_TYPE_COUNT) {
+        shim::add_error(shim::unknown_type(name, type));
+        return false;
+    }
+    if (name.find("tid2eid") != name.npos) {
         return true;
     }
     const bool one_row = shape[1] == 1 && shape[2] == 1 && shape[3] == 1;
@@ -106,6 +111,10 @@ int llcuda_gguf_check(const char * path, int64_t * positions) {
         for (uint64_t i = 0; reader.ok && i < pairs; i++) {
             reader.text();
             reader.value();
+        }
+        if (!reader.ok && !reader.beyond) {
+            shim::add_error("a value of the metadata has a type that GGUF does not have");
+            return LLCUDA_INVALID_FILE;
         }
         for (uint64_t i = 0; reader.ok && i < tensors; i++) {
             const auto name = reader.text();

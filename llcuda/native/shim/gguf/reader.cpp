@@ -119,9 +119,14 @@ int pass_tensors(Walk & walk, uint64_t n, Index * index) {
                           + std::to_string(dimensions) + " dimensions; there may be "
                           + std::to_string(GGML_MAX_NAME - 1) + " and " + std::to_string(GGML_MAX_DIMS));
         }
-        walk.take(sizeof(uint64_t) * dimensions + sizeof(uint32_t) + sizeof(uint64_t));
+        walk.take(sizeof(uint64_t) * dimensions);
+        const auto type = walk.read<uint32_t>();
+        walk.take(sizeof(uint64_t));
         if (!walk.ok) {
             return stopped(walk, counted(i, "tensor"));
+        }
+        if (type >= GGML_TYPE_COUNT) {
+            return refuse(shim::unknown_type(name, type));
         }
         index->tensor_list.push_back({});
         index->tensor_list.back().n_dims = dimensions;

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstring>
+#include <string>
 #include <string_view>
 
+#include "ggml.h"
 #include "gguf.h"
 
 namespace shim {
@@ -59,13 +61,19 @@ struct Walk {
                 text();
             }
             found.start += ok && !found.array ? sizeof(uint64_t) : 0;
-        } else if (found.type < GGUF_TYPE_COUNT && SIZES[found.type] && found.count <= SIZE_MAX / 8) {
-            take(found.count * SIZES[found.type]);
+        } else if (found.type < GGUF_TYPE_COUNT && SIZES[found.type]) {
+            take(found.count > SIZE_MAX / 8 ? SIZE_MAX : found.count * SIZES[found.type]);
         } else {
             ok = false;
         }
         return found;
     }
 };
+
+// An error line for a tensor's type that ggml does not have; ggml's parser reads it as one before it looks.
+inline std::string unknown_type(std::string_view name, uint32_t type) {
+    return "tensor '" + std::string(name.substr(0, GGML_MAX_NAME)) + "' has type " + std::to_string(type)
+        + ", which ggml does not have; it has 0 to " + std::to_string(GGML_TYPE_COUNT - 1);
+}
 
 }  // namespace shim
