@@ -26,7 +26,7 @@ from typing import Any
 from llcuda.errors import GrammarError
 
 CPU_SECONDS = 2.0
-WALL_SECONDS = 20.0  # of a machine that is busy
+WALL_SECONDS = 60.0  # on a busy machine
 MEMORY_BYTES = 256 << 20
 STACK_BYTES = 256 << 20  # of a thread that compiles, which recurses; touched as far as it is used
 MASK_SECONDS = 0.2
@@ -38,7 +38,7 @@ STEPS = 6  # tokens of a text that is followed before the first one
 POLL_SECONDS = 0.02
 REMEDY = "write fewer or smaller repetitions, patterns and rules"
 
-_CHILD = Path(__file__).with_name("trial_child.py")
+CHILD = Path(__file__).with_name("trial_child.py")
 _cancelled: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 _slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // 2))
 
@@ -99,14 +99,9 @@ def try_out(source: str, limits: Mapping[str, Any]) -> None:
     }
     with acquired(_slots):
         check_cancelled()
-        code, problem = _run(json.dumps(job).encode())
-    if code == 0 and not problem:
-        return
-    raise GrammarError(
-        f"response_format: {readable(problem) if problem else _reason(code)}",
-        parameter="response_format",
-        remedy=REMEDY if code else None,
-    )
+        error = _run(json.dumps(job).encode())
+    if error is not None:
+        raise error
 
 
 def readable(error: str) -> str:
@@ -120,39 +115,47 @@ def readable(error: str) -> str:
     return "\n".join(lines) or "it cannot be followed"
 
 
-def _run(job: bytes) -> tuple[int, str]:
-    """Run the process and return its exit code and its answer."""
+def _run(job: bytes) -> GrammarError | None:
+    """Run the process and return what it finds wrong."""
     with tempfile.TemporaryFile() as stdin:
         stdin.write(job)
         stdin.seek(0)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_CHILD)],
+                [sys.executable, "-I", "-S", str(CHILD)],
                 stdin=stdin,
                 stdout=subprocess.PIPE,  # which holds the whole answer
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C reaches this process, which then ends the other
             )
         except (OSError, ValueError) as error:
-            return 0, f"it is large, and the process that tries it out does not start: {error}"
+            return _refused(f"it is large, and the process that tries it out fails: {error}")
     deadline = time.monotonic() + WALL_SECONDS
     with process:
         assert process.stdout is not None
         try:
-            while process.poll() is None:
+            while process.poll() is None and time.monotonic() < deadline:
                 check_cancelled()
-                if time.monotonic() > deadline:
-                    return -signal.SIGPROF, ""
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_SECONDS)
-            return process.returncode, process.stdout.read().decode(errors="replace").strip()
+            if process.returncode != 0:
+                return _refused(_reason(process.returncode), REMEDY)
+            problem = json.loads(process.stdout.read())["error"]
+            return None if problem is None else _refused(readable(problem))
         finally:
             process.kill()
 
 
-def _reason(code: int) -> str:
-    if code == -signal.SIGPROF:
+def _reason(code: int | None) -> str:
+    """Return why the process ended without an answer; None is one that still ran."""
+    if code is None or code == -signal.SIGPROF:
         return f"it takes more than {CPU_SECONDS:g} s to compile"
     if code == -signal.SIGSEGV:
         return "it is nested too deeply"
-    return f"it takes more than {MEMORY_BYTES >> 20} MiB to compile"
+    if code in (-signal.SIGABRT, -signal.SIGKILL):
+        return f"it takes more than {MEMORY_BYTES >> 20} MiB to compile"
+    return f"it is large, and the process that tries it out ended with {code}"
+
+
+def _refused(problem: str, remedy: str | None = None) -> GrammarError:
+    return GrammarError(f"response_format: {problem}", parameter="response_format", remedy=remedy)

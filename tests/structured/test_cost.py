@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def test_expensive_formats_are_refused(model: Model, name: str) -> None:
 
 def test_small_formats_start_no_process(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A usual format is compiled here, at once; a large one that costs little is, too."""
-    monkeypatch.setattr(trial, "_CHILD", Path("/no/such/file"))
+    monkeypatch.setattr(trial, "CHILD", Path("/no/such/file"))
     properties = {f"w{i}": {"type": "string", "maxLength": 99} for i in range(200)}
     properties["id"] = {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}
     for response_format in (
@@ -81,6 +82,34 @@ def test_a_large_format_that_is_cheap_enough(model: Model) -> None:
         schema(enum=[f"word {i}" for i in range(6000)]),
     ):
         assert structured.compile(model, response_format).guide().mask().any()
+
+
+@pytest.mark.parametrize(
+    ("child", "error"),
+    [
+        ("import os; os.abort()", "takes more than 256 MiB"),
+        ("import os; os.kill(os.getpid(), 11)", "nested too deeply"),
+        ("import signal, os; os.kill(os.getpid(), signal.SIGPROF)", "takes more than 2 s"),
+        ("raise SystemExit(3)", "ended with 3"),
+        ('print(\'{"error": "panic: at x\\\\nstate"}\')', "llguidance fails on it: panic: at x"),
+    ],
+)
+def test_a_process_that_fails(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, child: str, error: str
+) -> None:
+    """Its end is a refusal, in words."""
+    path = tmp_path / "child.py"
+    path.write_text(child)
+    monkeypatch.setattr(trial, "CHILD", path)
+    with pytest.raises(GrammarError, match=error):
+        structured.compile(model, lark(f'start: "{error}"'))
+
+
+def test_no_process_at_all(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a program that Python is embedded in, for example."""
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(GrammarError, match=r"the process that tries it out fails: .*No such file"):
+        structured.compile(model, lark('start: "embedded"'))
 
 
 def test_few_large_formats_are_kept(model: Model) -> None:

@@ -173,6 +173,27 @@ def test_what_is_refused(model: Model, schema: Any, error: str) -> None:
     assert caught.value.parameter == "response_format"
 
 
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, r'{"a":1,"\u0062":2}'),
+        ({"not": {"required": ["a"]}}, r'{"\u0061":1}'),
+        ({"dependentRequired": {"a": ["b"]}}, r'{"\u0061":1}'),
+        ({"propertyNames": {"maxLength": 1}}, r'{"\u0061b":1}'),
+        ({"if": {"required": ["k"]}, "then": {"required": ["b"]}}, r'{"\u006b":"x"}'),
+        ({"properties": {"a": {"not": {"const": "red"}}}}, r'{"a":"\u0072ed"}'),
+        ({"properties": {"a": {"uniqueItems": True, "items": {"enum": ["x", "y"]}}}},
+         r'{"a":["x","\u0078"]}'),
+        ({"oneOf": [CAT, DOG]}, r'{"kind":"cat","lives":1,"\u006bind":"dog"}'),
+    ],
+)  # fmt: skip
+def test_escapes_exclude_what_they_spell(model: Model, schema: dict[str, Any], text: str) -> None:
+    """A name or a text that is escaped is the same one."""
+    schema = {"type": "object", **schema}
+    assert not jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
+    assert not fits(model, structured.compile(model, schema=schema, compact=True), text)
+
+
 def test_definitions_that_nothing_uses_are_not_judged(model: Model) -> None:
     """As llguidance does not read them."""
     assert structured.compile(model, schema={**TEXT, "$defs": {"a": {"not": ANY_PATTERN}}})
