@@ -398,7 +398,8 @@ class ChatParser:
         yield from reader.skip_space()
         name = yield from reader.word(_HEADER_NAME)
         yield from reader.skip_space()
-        stop = yield from reader.one_of((calls.name_end or calls.parameter[0], calls.end))
+        name_end = (calls.name_end or calls.parameter[0]).lstrip()
+        stop = yield from reader.one_of((name_end, calls.end))
         reader.rewind()
         return bool(stop) and name in (self._tools or ())
 

@@ -347,6 +347,21 @@ def test_arguments_are_as_the_model_wrote_them(text: str, expected: str) -> None
         assert (name, arguments) == ("weather", expected)
 
 
+@pytest.mark.parametrize("name", [*WRITTEN, "Qwen3.5-4B"])
+def test_calls_within_the_reasoning(name: str) -> None:
+    """They end it where a model does not close it first."""
+    syntax = syntax_of(name)
+    if syntax.tool_calls is None or not syntax.tool_calls.ends_reasoning or not syntax.reasoning:
+        return
+    text = "".join(WRITTEN["Qwen3-Coder" if name == "Qwen3.5-4B" else name])
+    begin = syntax.reasoning[0].begin
+    for pieces in ([f"why\n{text}"], list(f"why\n{text}")):
+        content, reasoning, calls = split(syntax, pieces, begin)
+        assert [PARIS, TIME] == [(n, json.loads(a)) for n, a in calls]
+        assert ("", "why") == (content, reasoning)
+    assert f"why\n{text}" == split(syntax, [f"why\n{text}"], begin, {"other": {}})[1]
+
+
 @pytest.mark.parametrize("name", ["Qwen3.5-4B", "GLM-4.6", "MiniMax-M2", "openbmb"])
 def test_reasoning_flows_behind_a_mention_of_a_call(name: str) -> None:
     """Text is held back only as long as it can be the header of a call."""
