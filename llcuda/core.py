@@ -292,7 +292,8 @@ def load_tensors(
 ) -> dict[str, Tensor]:
     """Load tensors of a GGUF file.
 
-    On the CPU tensors are read-only views of the mapped file. To a GPU they are copied from it
+    On the CPU tensors are read-only views of the mapped file, which must not be written to while
+    they live: reading a part that was cut off ends the process. To a GPU they are copied from it
     without a copy in between.
 
     Args:
