@@ -61,6 +61,7 @@ class _FurtherContext(TypedDict, total=False):
     device_logits: bool
     offload_kqv: bool
     op_offload: bool
+    batch_invariant: bool
 
 
 class ContextKeywords(_BatchSizes, _FurtherContext, total=False):

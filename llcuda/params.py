@@ -255,6 +255,9 @@ class ContextParams:
             be read.
         offload_kqv: Whether the KV cache and attention are on the GPU.
         op_offload: Whether the GPU computes large prompts of layers on the CPU.
+        batch_invariant: Whether the results for a token depend, bit for bit, on the tokens before
+            it alone: not on how many of them were cached, nor on the sequences beside it. On the
+            CPU only. Prompts and batches are slower, single sequences are not.
 
     Raises:
         ArgumentError: A value is outside what is allowed, or two contradict each other.
@@ -286,6 +289,7 @@ class ContextParams:
     device_logits: bool = False
     offload_kqv: bool = True
     op_offload: bool = True
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         if self.ctx_size is not None:
@@ -328,7 +332,13 @@ class ContextParams:
             ):
                 kind = "int" if item.name == "yarn_orig_ctx" else "number"
                 check_number(item.name, getattr(self, item.name), kind, 0, INT32_MAX)
-        check_flags(self, "unified_kv embeddings swa_full device_logits offload_kqv op_offload")
+        check_flags(
+            self,
+            "unified_kv embeddings swa_full device_logits offload_kqv op_offload batch_invariant",
+        )
+        if self.batch_invariant and self.unified_kv and self.sequences > 1:
+            rule = "sequences that share one KV buffer are not computed alike"
+            raise wrong_value("batch_invariant", True, rule, "give unified_kv=False")
 
 
 @explain_keywords

@@ -31,6 +31,13 @@ def serve(
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Tokens of each sequence.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
     threads: DecodeThreads = None,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="On the CPU: answers do not depend on other requests and the cache.",
+        ),
+    ] = False,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 1024,
     pooling: Annotated[
         str | None, typer.Option(help="Of embeddings: mean, cls, last, rank. Default: the model's.")
@@ -95,6 +102,8 @@ def serve(
         "threads": threads,
         "bare_tool_calls": bare_tool_calls,
     }
+    if batch_invariant:
+        parameters |= {"batch_invariant": True, "devices": ()}
     if pooling is not None:
         parameters["pooling"] = pooling
     if chat_template is not None:

@@ -118,6 +118,7 @@ class Embedder:
         self.size = len(self.labels) or model.embedding_size
         # Every sequence of a recurrent model has a state, and takes part in each micro-batch.
         one_by_one = model.is_recurrent or model.is_hybrid
+        one_by_one |= bool(context_params.get("batch_invariant"))
         self._max_sequences = 1 if one_by_one else min(MAX_SEQUENCES, batch_size)
         longest = max(batch_size, self.ctx_size)
         width = batch_size if self._needs_last_token_only else longest

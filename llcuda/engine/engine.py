@@ -66,9 +66,8 @@ def check_hooks(**hooks: Any) -> None:
 class Engine:
     """Runs requests on a model with continuous batching, from any thread or coroutine.
 
-    The prefix cache and other requests in the batch change results by rounding. On the CPU
-    flash_attention=False makes them exact, but for prompts that are cached as a whole and for
-    speculation, which seldom round otherwise; it is slower.
+    The prefix cache, speculation and other requests in the batch change results by rounding. On the
+    CPU batch_invariant=True makes them equal bit for bit; prompts are slower then.
 
     The model must stay open: closing it ends every request with ClosedError, and the engine. An
     engine that nobody holds finishes the requests that it has, and is freed.

@@ -96,6 +96,8 @@ class Context:
         free = self._lib.llcuda_context_free
         # For the rest of llcuda.native.
         self.handle = library.Handle("context", pointer, free, owner, model.handle)
+        if p.batch_invariant:
+            self._compute_row_by_row(pointer)
         raw = self._lib.llcuda_context_raw(pointer)
         # With unified KV llama.cpp lets one sequence take every cell.
         self.cells: int = self._lib.llama_n_ctx(raw)
@@ -111,6 +113,25 @@ class Context:
         self._threads: tuple[int, int] | None = None
         # Equal for equal adapters and scales; for the engine, whose cells depend on them.
         self.adapter_key: object = frozenset()
+
+    def _compute_row_by_row(self, pointer: Any) -> None:
+        """Make a new context batch-invariant; raise UnsupportedError where it cannot be."""
+        status = self._lib.llcuda_context_batch_invariant(pointer)
+        if not status:
+            return
+        self.handle.close()
+        if any(device.kind != "cpu" for device in library.devices()):
+            rule, remedy = (
+                "a GPU takes part, whose kernels depend on the batch",
+                "load it with devices=()",
+            )
+        else:
+            rule, remedy = (
+                "this build, or this processor's AMX, has no such kernels",
+                "leave it out",
+            )
+        problem = f"batch_invariant=True: {rule}"
+        raise UnsupportedError(problem, parameter="batch_invariant", remedy=remedy)
 
     def c_params(self) -> Any:
         """Return the parameters as llama_context_params, for the rest of llcuda.native."""

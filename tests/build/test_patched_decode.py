@@ -52,12 +52,20 @@ with Model(sys.argv[1], gpu_layers=0) as model:
 """
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_single_ubatch_changes_no_logit_and_no_cell(
-    kind: str, model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "patch"),
+    [
+        ("llama", "SINGLE_UBATCH"),
+        ("gemma3", "SINGLE_UBATCH"),
+        ("llama", "BATCH_INVARIANT"),
+        ("llama", "WORK_BUFFER"),
+    ],
+)
+def test_no_logit_and_no_cell_changes(
+    kind: str, patch: str, model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patched = run(DECODES, model_files[kind])
-    monkeypatch.setenv("LLCUDA_NO_SINGLE_UBATCH", "1")
+    monkeypatch.setenv(f"LLCUDA_NO_{patch}", "1")
     unpatched = run(DECODES, model_files[kind])
     assert 5 == len(patched.stdout.splitlines()), patched.stderr
     assert unpatched.stdout == patched.stdout

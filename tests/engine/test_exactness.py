@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from llcuda import Completion, Engine, Model
@@ -20,16 +19,15 @@ def salad(model: Model, dice: random.Random, length: int) -> list[int]:
     return model.tokenize(" ".join(dice.choices(WORDS.split(), k=length)))[:length]
 
 
-def test_without_flash_attention_results_are_exact() -> None:
-    """Reuse and company change no bit of a text's log-probabilities, on the CPU.
-
-    No prompt is kept whole: its last token would be computed alone, which may round otherwise.
-    """
+@pytest.mark.parametrize("speculation", [0, 4])
+def test_batch_invariant_results_are_exact(speculation: int) -> None:
+    """Reuse, also of whole prompts, company and guesses change no bit of the log-probabilities."""
     dice = random.Random(8)
-    with Model("demo", gpu_layers=0) as model:
-        first = [salad(model, dice, length) for length in range(5, 151, 7)]
+    with Model("demo", devices=()) as model:
+        first = [salad(model, dice, length) for length in range(5, 151, 12)]
         kept = salad(model, dice, 150)
         prompts = [
+            kept,
             *first,
             *(kept[: 20 + 6 * i] + prompt[:10] for i, prompt in enumerate(first)),
         ]
@@ -43,13 +41,14 @@ def test_without_flash_attention_results_are_exact() -> None:
             }
             for i in range(len(prompts))
         ]
-        sizes: dict[str, Any] = {"ctx_size": 256, "threads": 1, "flash_attention": False}
+        sizes: dict[str, Any] = {"ctx_size": 256, "threads": 1, "batch_invariant": True}
         alone = []
         for prompt, parameters in zip(prompts, asked, strict=True):
             with Engine(model, **sizes) as engine:
                 alone.append(engine.submit(prompt, **parameters).result(60))
-        with Engine(model, n_parallel=6, cache_size=256 * 12, **sizes) as engine:
-            engine.submit(kept, max_tokens=1).result(60)
+        many: dict[str, Any] = {"n_parallel": 6, "cache_size": 256 * 12, **sizes}
+        with Engine(model, speculation=speculation, **many) as engine:
+            engine.submit(kept, max_tokens=2).result(60)
             with engine.loop.hold():
                 requests = [
                     engine.submit(prompt, **parameters)
@@ -59,13 +58,20 @@ def test_without_flash_attention_results_are_exact() -> None:
             snapshot = engine.metrics.snapshot()
     for shared, single in zip(together, alone, strict=True):
         assert (shared.tokens, shared.logprobs) == (single.tokens, single.logprobs)
+    assert len(kept) - 1 == together[0].cached_tokens
     assert snapshot["reuse"]["ratio"] > 0.2
     assert snapshot["batch"]["mean_rows"] > 3
 
 
-def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right and wrong ones, by turns with steps that guess nothing."""
+@pytest.fixture
+def always_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no loss silence the drafter."""
     monkeypatch.setattr(Drafter, "update", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("always_guess")
+def test_guesses_change_no_result(model: Model) -> None:
+    """Right and wrong ones, by turns with steps that guess nothing."""
     asked: dict[str, Any] = {
         "grammar": 'root ::= (" Tom had a ball." | " Mia saw the owl and the fox." | [a-z ]+) root',
         "max_tokens": 150,
@@ -77,18 +83,12 @@ def test_guesses_change_no_result(model: Model, monkeypatch: pytest.MonkeyPatch)
     sizes: dict[str, Any] = {"n_parallel": 2, "ctx_size": 256, "threads": 1}
     logprobs = []
     for speculation in (0, 4):
-        with Engine(model, speculation=speculation, flash_attention=False, **sizes) as engine:
+        with Engine(model, speculation=speculation, batch_invariant=True, **sizes) as engine:
             done = engine.submit("Tom had a ball.", **asked).result(60)
             logprobs.append([report.logprob for report in done.logprobs or ()])
             steps = engine.metrics.snapshot()["batch"]["decode_steps"]
     assert 50 < steps < 140
-    np.testing.assert_allclose(logprobs[1], logprobs[0], atol=0.3)
-
-
-@pytest.fixture
-def always_guess(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no loss silence the drafter."""
-    monkeypatch.setattr(Drafter, "update", lambda *arguments: None)
+    assert logprobs[0] == logprobs[1]
 
 
 REFRAIN = "abcdfghjk"  # a token for each letter in the tiny models' vocabulary

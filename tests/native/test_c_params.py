@@ -46,6 +46,7 @@ CONTEXT: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "device_logits": (True, {}, {}),  # beside the struct; see the test of it
     "offload_kqv": (False, {}, {"offload_kqv": False}),
     "op_offload": (False, {}, {"op_offload": False}),
+    "batch_invariant": (True, {}, {}),  # set on the context; see tests/native/test_exactness.py
 }
 
 # The same of llama_model_params, whose arrays are read by `content`.

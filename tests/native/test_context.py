@@ -167,7 +167,7 @@ class TestParameters:
             {"rope_scaling": "yarn", "yarn_orig_ctx": 2**31 - 1, "yarn_ext_factor": 1.0},
             {"pooling": "mean"}, {"pooling": "rank", "embeddings": True}, {"embeddings": True},
             {"attention": "non_causal"}, {"attention": "causal"}, {"swa_full": False},
-            {"offload_kqv": False, "op_offload": False},
+            {"offload_kqv": False, "op_offload": False}, {"batch_invariant": True},
         ],
         ids=str,
     )  # fmt: skip

@@ -204,6 +204,9 @@ struct llcuda_event {
 // keep_logits: logits stay on the device, and a row is copied when it is read.
 struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions,
                                            bool keep_logits);
+// Compute each row as if it were alone, from the next decode on. LLCUDA_UNSUPPORTED: another device than the CPU takes
+// part, or the CPU's kernels cannot.
+int  llcuda_context_batch_invariant(struct llcuda_context * context);
 // Whether it must not be used any more; llcuda_context_renew makes it new and empty, with the parameters given.
 bool llcuda_context_lost(struct llcuda_context * context);
 int  llcuda_context_renew(struct llcuda_context * context, struct llama_model * model, struct llama_context_params params);

@@ -9,6 +9,8 @@
 
 #include <pthread.h>
 
+#include "llama-context.h"
+
 using shim::guarded;
 using shim::now_ns;
 
@@ -121,6 +123,34 @@ int decode_chunk(llcuda_context * context, const int32_t * tokens, int32_t begin
     return status;
 }
 
+// Whether the CPU backend uses AMX, whose kernels compute several rows otherwise than one.
+bool uses_amx(ggml_backend_reg_t cpu) {
+    using Features = ggml_backend_feature * (*)(ggml_backend_reg_t);
+    auto * features = reinterpret_cast<Features>(ggml_backend_reg_get_proc_address(cpu, "ggml_backend_get_features"));
+    for (auto * feature = features ? features(cpu) : nullptr; feature && feature->name; feature++) {
+        if (strcmp(feature->name, "AMX_INT8") == 0 && strcmp(feature->value, "0") != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Set the mode of every backend of a context; false where one has no such mode.
+bool compute_row_by_row(llama_context * raw) {
+    auto * sched = raw->get_sched();
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); i++) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        auto * registry = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+        using Set = void (*)(ggml_backend_t, bool);
+        auto * set = reinterpret_cast<Set>(ggml_backend_reg_get_proc_address(registry, "llcuda_batch_invariant"));
+        if (!set || uses_amx(registry)) {
+            return false;
+        }
+        set(backend, true);
+    }
+    return true;
+}
+
 // Create llama.cpp's context, which has neither cells nor results yet; false if that fails.
 bool create(llcuda_context * context, llama_model * model, llama_context_params params) {
     params.abort_callback = on_abort_poll;
@@ -149,7 +179,7 @@ bool create(llcuda_context * context, llama_model * model, llama_context_params 
     }
     context->batch = llama_batch_ext_init(context->raw);
     context->files = shim::files_of(model);
-    return true;
+    return !context->batch_invariant || compute_row_by_row(context->raw);
 }
 
 // Free llama.cpp's context; nothing after a GPU failed, because what fails in a destructor ends the process.
@@ -174,6 +204,13 @@ llcuda_context * llcuda_context_new(llama_model * model, llama_context_params pa
         context->keep_logits  = keep_logits;
         context->end_position = positions > 0 && positions < INT32_MAX ? static_cast<int32_t>(positions) : INT32_MAX;
         return create(context.get(), model, params) ? context.release() : nullptr;
+    });
+}
+
+int llcuda_context_batch_invariant(llcuda_context * context) {
+    return shim::entered<int>(context, [&]() -> int {
+        context->batch_invariant = compute_row_by_row(context->raw);
+        return context->batch_invariant ? LLCUDA_OK : LLCUDA_UNSUPPORTED;
     });
 }
 
