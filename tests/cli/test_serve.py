@@ -82,6 +82,11 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
     "ctx_size": (["--ctx-size", "64"], lambda s: s.parameters["ctx_size"], 64, None),
     "gpu_layers": (["--gpu-layers", "0"], lambda s: s.parameters["gpu_layers"], 0, None),
     "threads": (["--threads", "1"], lambda s: s.parameters["threads"], 1, None),
+    "batch_invariant": (
+        ["--batch-invariant"],
+        lambda s: (s.parameters.get("batch_invariant"), s.parameters.get("devices")),
+        (True, ()), (None, None),
+    ),
     "queue": (["--queue", "7"], lambda s: s.parameters["queue_size"], 7, 1024),
     "pooling": (["--pooling", "cls"], lambda s: s.parameters.get("pooling"), "cls", None),
     "chat_template": (
