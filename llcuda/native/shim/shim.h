@@ -216,6 +216,8 @@ bool llcuda_context_reduces(struct llcuda_context * context);  // sampling begin
 int  llcuda_context_close(struct llcuda_context * context);  // later calls return LLCUDA_CLOSED
 void llcuda_context_free(struct llcuda_context * context);   // once nothing refers to its memory
 struct llama_context * llcuda_context_raw(struct llcuda_context * context);
+// From now on the calling thread waits until other threads have left the context, instead of getting LLCUDA_BUSY.
+void llcuda_context_claim(struct llcuda_context * context);
 void llcuda_context_cancel(struct llcuda_context * context);  // from any thread: abort the running decode
 int  llcuda_context_sync(struct llcuda_context * context);    // wait for the device; its time counts as decode
 int  llcuda_context_timings(struct llcuda_context * context, struct llcuda_timings * timings, bool reset);

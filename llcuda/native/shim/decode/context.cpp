@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include "llama-context.h"
 
@@ -16,19 +17,33 @@ using shim::now_ns;
 
 namespace shim {
 
+constexpr int WAIT_US = 20;  // between two looks whether another thread has left
+
 Entry::Entry(llcuda_context * context, bool even_lost) : context(context) {
-    if (context->busy.exchange(true, std::memory_order_acquire)) {
-        status = LLCUDA_BUSY;
-    } else if (context->closed || (context->lost && !even_lost)) {
+    const auto self = static_cast<uint64_t>(pthread_self());
+    while (context->busy.exchange(true, std::memory_order_acquire)) {
+        if (context->owner != self || context->holder == self) {
+            status = LLCUDA_BUSY;
+            return;
+        }
+        usleep(WAIT_US);
+    }
+    context->holder.store(self, std::memory_order_relaxed);
+    if (context->closed || (context->lost && !even_lost)) {
         status = context->closed ? LLCUDA_CLOSED : LLCUDA_LOST;
-        context->busy.store(false, std::memory_order_release);
+        leave();
     }
 }
 
 Entry::~Entry() {
     if (status == LLCUDA_OK) {
-        context->busy.store(false, std::memory_order_release);
+        leave();
     }
+}
+
+void Entry::leave() {
+    context->holder.store(0, std::memory_order_relaxed);
+    context->busy.store(false, std::memory_order_release);
 }
 
 }  // namespace shim
@@ -257,6 +272,8 @@ llama_context * llcuda_context_raw(llcuda_context * context) { return context->r
 bool llcuda_context_remembers(llcuda_context * context) { return context->memory != nullptr; }
 
 bool llcuda_context_whole(llcuda_context * context) { return context->whole; }
+
+void llcuda_context_claim(llcuda_context * context) { context->owner = static_cast<uint64_t>(pthread_self()); }
 
 void llcuda_context_cancel(llcuda_context * context) { context->cancelled = true; }
 

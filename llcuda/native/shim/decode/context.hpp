@@ -49,6 +49,8 @@ struct llcuda_context {
     bool batch_invariant = false;  // the results of a row do not depend on the rows beside it
 
     std::atomic<bool> busy{false}, cancelled{false};
+    std::atomic<uint64_t> holder{0};  // the thread inside, as pthread_self() names it; 0: none
+    std::atomic<uint64_t> owner{0};   // the thread that waits for others to leave
     bool closed = false;  // changed while busy
     bool    polls_signals = false;  // the decoding thread is Python's main thread
     int64_t last_poll_ns  = 0;
@@ -63,11 +65,13 @@ struct llcuda_context {
 
 namespace shim {
 
-// Marks a context as in use by this thread, as long as the object lives. `status` is not OK if it must not be used.
+// Marks a context as in use by this thread, as long as the object lives. `status` is not OK if it must not be used. The
+// thread that has claimed the context waits until another one leaves it.
 struct Entry {
     explicit Entry(llcuda_context * context, bool even_lost = false);
     ~Entry();
     Entry(const Entry &) = delete;
+    void leave();
     llcuda_context * context;
     int status = LLCUDA_OK;
 };
