@@ -157,11 +157,11 @@ class _Admission:
         if value is None and schema.get("nullable") is True:
             return True
         types, choices = _names(schema.get("type")), schema.get("enum")
-        if "const" in schema:
-            choices = [schema["const"]]
-        if (types and not _is_of_type(value, types)) or (
-            isinstance(choices, list) and not any(_equal(value, choice) for choice in choices)
-        ):
+        if types and not _is_of_type(value, types):
+            return False
+        if isinstance(choices, list) and not any(_equal(value, choice) for choice in choices):
+            return False
+        if "const" in schema and not _equal(value, schema["const"]):
             return False
         if "$ref" in schema and not self.admits(_target(schema["$ref"], self._root), value):
             return False

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llcuda import Engine, Model
@@ -212,6 +212,7 @@ SCHEMAS = st.recursive(
 )
 
 
+@example({"enum": [[]], "const": None}, {}, None)
 @given(SCHEMAS, st.fixed_dictionaries({"x": JSON.map(lambda v: {"enum": [v]})}), JSON)
 def test_schemas_admit_what_jsonschema_admits(schema: Any, more: Any, value: Any) -> None:
     """For the keywords that are looked at."""
