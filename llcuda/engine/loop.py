@@ -285,6 +285,7 @@ class EngineLoop:
         """Handle messages and step until told to stop; then end all requests, free the context."""
         _this_thread.loop = self
         try:
+            self._context.claim()
             while True:
                 while not self._messages.empty() or not self._scheduler.busy:
                     if self._draining and self._messages.empty():

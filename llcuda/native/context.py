@@ -313,6 +313,13 @@ class Context:
             f"outputs_max={p.outputs_max or p.batch_size}"
         )
 
+    def claim(self) -> None:
+        """Let the calling thread wait while another one is inside; for the thread of an engine.
+
+        Other threads still get ConcurrencyError.
+        """
+        self._lib.llcuda_context_claim(self.handle.owner.pointer)
+
     def cancel(self) -> None:
         """Abort the decode that runs in another thread; a GPU finishes its micro-batch first."""
         self._lib.llcuda_context_cancel(self.handle.owner.pointer)

@@ -1,6 +1,7 @@
 """Errors, what goes away under the engine, and who would wait for ever."""
 
 import asyncio
+import contextlib
 import shutil
 import threading
 import traceback
@@ -204,6 +205,30 @@ def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
         ]
         together = [request.result(60).tokens for request in requests]
     assert together == alone
+
+
+def test_a_thread_that_reads_the_context_harms_no_request(model: Model) -> None:
+    """It gets a ConcurrencyError while the engine computes; the engine waits for its calls."""
+    read: list[Any] = []
+    asked: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    with Engine(model, n_parallel=4, ctx_size=256, threads=1) as engine:
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.is_set():
+                with contextlib.suppress(ConcurrencyError):
+                    read.append(engine.context.timings.decode_tokens)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            for _ in range(5):
+                requests = [engine.submit("Once upon", **asked) for _ in range(4)]
+                assert [20] * 4 == [len(request.result(30).tokens) for request in requests]
+        finally:
+            done.set()
+            thread.join()
+    assert read == sorted(read)
 
 
 # --- who would wait for ever ---
