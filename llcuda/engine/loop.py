@@ -29,6 +29,7 @@ from llcuda.errors import (
     DeviceLostError,
     ForkError,
     LlcudaError,
+    ModelChangedError,
     NoRoomError,
     QueueFullError,
     UnsupportedError,
@@ -297,7 +298,7 @@ class EngineLoop:
         except ClosedError as failure:
             error = ClosedError("the model or the context of this engine was closed under it")
             error.__cause__ = failure
-        except DecodeError as failure:  # a GPU failed, or the context again and again
+        except DecodeError as failure:  # the GPU or the model's file, or again and again
             logger.error("the engine ends: %s", failure)
             error = failure
         except BaseException as failure:
@@ -370,7 +371,7 @@ class EngineLoop:
         except Exception as error:
             if not isinstance(error, DecodeError):
                 logger.exception("a step of the engine failed")
-            is_final = isinstance(error, DeviceLostError)
+            is_final = isinstance(error, DeviceLostError | ModelChangedError)
             self.recovering = context.failed and not is_final
             processor.fail_step(scheduled, error)
             if is_final:
