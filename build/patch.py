@@ -1,14 +1,15 @@
 """Lay out the source that is built: links to a llama.cpp tree, and copies of the files we patch.
 
 A patch is one file in patches/, `NAME.toml`: `why` it exists, the `figure` it gave, the `switch`
-(an environment variable that turns it off in a running program) and its `edits`. An edit names a
-`file`, an anchor in it (`before`, `after` or `instead_of` which the `text` goes) that must occur
-exactly once, and the text. Anchors are looked up in the pristine text, so patches have no order.
+(an environment variable that turns it off in a running program) and its `edits`. It may name
+patches that it `needs`, and the `parameter` of a model that asks for it. An edit names a `file`, an
+anchor in it (`before`, `after` or `instead_of` which the `text` goes) that must occur exactly once,
+and the text. Anchors are looked up in the pristine text, so patches have no order.
 
 The tree that is read is never written to. Each file that a patch names is a copy, patched or not,
 and is written only when its text changes: a patch that is turned on or off recompiles what it
-concerns. Usage: patch.py SOURCE TREE ON|OFF|NAME... Prints the files of SOURCE that were copied,
-with ';' between, for CMake to look at.
+concerns. Usage: patch.py SOURCE TREE ON|OFF|NAME... Prints two lines for CMake: the patches with
+',' between, and the files of SOURCE that were copied with ';' between.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def main(source: Path, tree: Path, choice: Sequence[str]) -> None:
     """Lay out `tree` over `source` with the chosen patches."""
     patches = {p.stem: tomllib.loads(p.read_text()) for p in sorted(PATCHES.glob("*.toml"))}
     chosen = choose(choice, list(patches))
+    for name in chosen:
+        for needed in patches[name].get("needs", ()):
+            if needed not in chosen:
+                sys.exit(
+                    f"error: LLCUDA_PATCHES={';'.join(choice)}: the patch {name} needs {needed}"
+                )
     edits: dict[str, list[tuple[str, dict[str, str]]]] = {}
     for name, patch in patches.items():
         for edit in patch["edits"]:
@@ -43,6 +50,7 @@ def main(source: Path, tree: Path, choice: Sequence[str]) -> None:
         if (source / file).is_file() or wanted:
             texts[file] = patched(source, file, wanted)
     lay_out(source, tree, texts)
+    print(",".join(name for name in patches if name in chosen))
     print(";".join(str(source / file) for file in sorted(texts)))
 
 

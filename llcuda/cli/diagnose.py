@@ -55,7 +55,7 @@ class Report:
 
     Attributes:
         versions: Versions by package.
-        built_with: The folder of the libraries and the CUDA code in them.
+        built_with: The folder of the libraries, their CUDA code, and the changes to llama.cpp.
         gpus: Descriptions by "GPU 0" and so on; at "first run" how long the first run waits.
         backends: "loaded", or the reason why not, by file.
         devices: The devices that compute.
@@ -99,7 +99,11 @@ def diagnose() -> Report:
         return report
     folder, build = library_versions.pop("folder"), library.cuda_build()
     report.versions.update(library_versions)
-    report.built_with = {"libraries": folder, "CUDA": str(build or "off")}
+    report.built_with = {
+        "libraries": folder,
+        "CUDA": str(build or "off"),
+        "patches": ", ".join(library.patches()) or "none",
+    }
     report.problems += [
         Problem(remark.what, remark.mend)
         for remark in _check_gpus(report, build, library.why_no_gpu())

@@ -101,6 +101,16 @@ def installation() -> tuple[Path, str]:
     return folder, ffi.string(lib.llcuda_commit()).decode()
 
 
+def patches() -> list[str]:
+    """Return the names of the changes to llama.cpp in the library (build/patches).
+
+    Raises:
+        LibraryError: The native library is missing.
+    """
+    ffi, lib, _ = _binding()
+    return [name for name in ffi.string(lib.llcuda_patches()).decode().split(",") if name]
+
+
 def cuda_build() -> CudaBuild | None:
     """Return how the CUDA backend of the package was built; None without one. Load no backend.
 

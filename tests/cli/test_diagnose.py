@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,20 @@ def test_a_good_build_has_no_problem() -> None:
     assert any(device["kind"] == "cpu" for device in report.devices)
     assert "loaded" in report.backends.values()
     assert report.versions["llama.cpp"]
+
+
+@pytest.mark.parametrize(("names", "shown"), [(["fast", "small"], "fast, small"), ([], "none")])
+def test_the_changes_to_llama_cpp_are_named(
+    names: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "patches", lambda: names)
+    assert diagnose.diagnose().built_with["patches"] == shown
+
+
+def test_the_library_knows_its_patches() -> None:
+    """Each has a file in build/patches."""
+    folder = Path(__file__).parents[2] / "build" / "patches"
+    assert set(library.patches()) <= {path.stem for path in folder.glob("*.toml")}
 
 
 def test_json_is_one_document() -> None:

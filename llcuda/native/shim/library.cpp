@@ -105,6 +105,8 @@ const char * llcuda_commit(void) { return LLCUDA_LLAMA_COMMIT; }
 
 const char * llcuda_cuda_architectures(void) { return LLCUDA_CUDA_ARCHITECTURES; }
 
+const char * llcuda_patches(void) { return LLCUDA_PATCHED; }
+
 const char * llcuda_cuda_version(void) { return LLCUDA_CUDA_VERSION; }
 
 const char * llcuda_library_path(void) {

@@ -33,6 +33,7 @@ enum llcuda_outputs { LLCUDA_OUTPUT_NONE = 0, LLCUDA_OUTPUT_LAST = 1, LLCUDA_OUT
 
 const char * llcuda_commit(void);             // the llama.cpp commit of the headers
 const char * llcuda_cuda_architectures(void); // CMake's names, separated by ','; empty without CUDA
+const char * llcuda_patches(void);            // of llama.cpp, separated by ','; empty without any
 const char * llcuda_cuda_version(void);       // of the toolkit, as "13.0"; empty without CUDA
 const char * llcuda_library_path(void);       // the libllama that llama_decode comes from
 void         llcuda_init(uint64_t main_thread);
