@@ -1,11 +1,15 @@
 """What each patch of llama.cpp gives: a decode step without patches, with each alone, with all.
 
-`python benchmarks/patches.py MODEL [--rows 1,4,16,64,256] [--turns 7] [--other FOLDER]`
-times the loop of `decode_batch` without sampling (logits left on the device, where there is a GPU),
-a prompt of 512 tokens, and the making of the context, with the host memory that it takes. Each
-combination is a process of its own with the switches of patches (build/patches) set, and they take
-turns; a figure is the median of the turns, "drift" the slowest turn over the fastest. --other: a
-folder with another build of the package llcuda, such as one with LLCUDA_PATCHES=OFF.
+`python benchmarks/patches.py MODEL [--rows 1,4,16,64,256] [--turns 7] [--only NAME,...]
+[--without NAME,...] [--other FOLDER]` times the loop of `decode_batch` without sampling (logits
+left on the device, where there is a GPU), a prompt of 512 tokens, and the making of the context,
+with the host memory that it takes. Each combination is a process of its own with the switches of
+patches (build/patches) set, and they take turns; a figure is the median of the turns, "drift" the
+slowest turn over the fastest. A patch alone has with it what it needs. "all" leaves out what a
+parameter of the model asks for (`parameter` in a patch's file), "all and" has it too. --only:
+patches to measure alone, none for an empty name. --without: instead all patches, all but one of
+these, and all again; what is small shows so, in the least turns. --other: a folder with another
+build of the package llcuda, such as one with LLCUDA_PATCHES=OFF.
 The logits of the last step are compared with those without patches: the largest difference, and the
 divergence (KL) of the distributions. Prints a table, then one JSON line.
 """
@@ -41,10 +45,12 @@ UNPATCHED = "none"
 class Subject:
     """In a process of its own: a model, and a loop that is made for each number of rows."""
 
-    def __init__(self, path: str, layers: int | None, threads: int | None) -> None:
+    def __init__(
+        self, path: str, layers: int | None, threads: int | None, parameters: dict[str, Any]
+    ) -> None:
         gpu = any(device.kind == "gpu" for device in library.devices())
         self._layers = (99 if gpu else 0) if layers is None else layers
-        self._model = Model(path, gpu_layers=self._layers)
+        self._model = Model(path, gpu_layers=self._layers, **parameters)
         self._threads = threads
         self._loop: DecodeLoop | None = None
         self._rows = 0
@@ -103,8 +109,15 @@ def serve(arguments: list[str]) -> None:
 class Build:
     """A process with some of the patches."""
 
-    def __init__(self, options: argparse.Namespace, environment: dict[str, str]) -> None:
-        arguments = json.dumps([str(options.model), options.gpu_layers, options.threads])
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        environment: dict[str, str],
+        parameters: dict[str, Any],
+    ) -> None:
+        arguments = json.dumps(
+            [str(options.model), options.gpu_layers, options.threads, parameters]
+        )
         self._child = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--serve", arguments],
             env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -128,19 +141,34 @@ class Build:
         self._child.communicate()
 
 
-def environments(other: Path | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the name and the environment of each combination, the one without patches first."""
-    switches = {
-        path.stem: tomllib.loads(path.read_text())["switch"]
-        for path in sorted(PATCHES.glob("*.toml"))
-    }
-    yield UNPATCHED, dict.fromkeys(switches.values(), "1")
+def combinations(
+    only: list[str] | None, without: list[str], other: Path | None
+) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
+    """Yield the name, the environment and the model's parameters of each combination.
+
+    The others are compared with the first one.
+    """
+    patches = {path.stem: tomllib.loads(path.read_text()) for path in PATCHES.glob("*.toml")}
+    switches = {name: patch["switch"] for name, patch in sorted(patches.items())}
+    asked = {name: patch["parameter"] for name, patch in patches.items() if "parameter" in patch}
+    if without:
+        yield "all", {}, {}
+        for name in without:
+            yield f"no {name}", {switches[name]: "1"}, {}
+        yield "all again", {}, {}
+        return
+    yield UNPATCHED, dict.fromkeys(switches.values(), "1"), {}
     for name in switches:
-        yield name, {s: "1" for n, s in switches.items() if n != name}
-    yield "all", {}
+        if only is None or name in only:
+            kept = [name, *patches[name].get("needs", ())]
+            others = {s: "1" for n, s in switches.items() if n not in kept}
+            yield name, others, {asked[name]: True} if name in asked else {}
+    yield "all", {}, {}
+    for name, parameter in asked.items():
+        yield f"all and {name}", {}, {parameter: True}
     if other:
         path = os.pathsep.join([str(other), os.environ.get("PYTHONPATH", "")])
-        yield "other build", {"PYTHONPATH": path}
+        yield "other build", {"PYTHONPATH": path}, {}
 
 
 def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[dict[str, Any]]:
@@ -154,11 +182,13 @@ def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[d
             for name, build in builds.items():
                 turns[name].append(build.call("run", steps))
         for name, difference in differences(builds).items():
-            ratios = [b / a for a, b in zip(turns[name], turns[UNPATCHED], strict=True)]
+            first = next(iter(turns.values()))
+            ratios = [b / a for a, b in zip(turns[name], first, strict=True)]
             yield {
                 "rows": rows,
                 "patches": name,
                 "step": statistics.median(turns[name]),
+                "least": min(turns[name]),
                 "over": statistics.median(ratios),
                 "drift": max(turns[name]) / min(turns[name]),
                 "make": openers[name][0],
@@ -170,18 +200,19 @@ def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[d
         for name, build in builds.items():
             seconds[name].append(build.call("prefill"))
     for name, values in seconds.items():
-        yield {"rows": f"prompt of {PREFILL}", "patches": name, "step": statistics.median(values)}
+        step, least = statistics.median(values), min(values)
+        yield {"rows": f"prompt of {PREFILL}", "patches": name, "step": step, "least": least}
 
 
 def differences(builds: dict[str, Build]) -> dict[str, dict[str, float]]:
-    """Return how far each combination's logits are from those without patches."""
+    """Return how far each combination's logits are from those of the first one."""
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, build in builds.items():
             path = f"{folder}/{len(rows)}.npy"
             build.call("logits", path)
             rows[name] = np.load(path).astype(np.float64)
-    base = rows[UNPATCHED]
+    base = next(iter(rows.values()))
     return {
         name: {"largest": float(np.abs(figures - base).max()), "kl": divergence(base, figures)}
         for name, figures in rows.items()
@@ -203,22 +234,32 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.4, help="of a turn, about")
     parser.add_argument("--gpu-layers", type=int, default=None)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--only", default=None, help="patches to measure alone")
+    parser.add_argument("--without", default="", help="patches to leave out, one at a time")
     parser.add_argument("--other", type=Path, default=None, help="another build to measure")
     options = parser.parse_args()
     options.rows = [int(number) for number in options.rows.split(",")]
-    builds = {name: Build(options, values) for name, values in environments(options.other)}
+    only = None if options.only is None else options.only.split(",")
+    without = options.without.split(",") if options.without else []
+    known = {path.stem for path in PATCHES.glob("*.toml")}
+    if unknown := {*without, *(only or [])} - known - {""}:
+        parser.error(f"no patch is named {', '.join(unknown)}; expected some of {sorted(known)}")
+    builds = {
+        name: Build(options, environment, parameters)
+        for name, environment, parameters in combinations(only, without, options.other)
+    }
     for build in builds.values():
         build.call()
     results = []
     print(f"{options.model.name}, microseconds a step")
-    print(f"{'rows':>14} {'patches':>15} {'step':>9} {'gain':>9} {'times':>6} {'drift':>6} "
-          f"{'make, s':>8} {'MiB':>6} {'largest':>9} {'KL':>8}")  # fmt: skip
+    print(f"{'rows':>14} {'patches':>20} {'step':>9} {'least':>9} {'gain':>9} {'times':>6} "
+          f"{'drift':>6} {'make, s':>8} {'MiB':>6} {'largest':>9} {'KL':>8}")  # fmt: skip
     base = 0.0
     for row in measure(options, builds):
         results.append(row)
-        base = row["step"] if row["patches"] == UNPATCHED else base
-        line = f"{row['rows']:>14} {row['patches']:>15} {1e6 * row['step']:9.1f} "
-        line += f"{1e6 * (base - row['step']):9.1f}"
+        base = row["step"] if row["patches"] == next(iter(builds)) else base
+        line = f"{row['rows']:>14} {row['patches']:>20} {1e6 * row['step']:9.1f} "
+        line += f"{1e6 * row['least']:9.1f} {1e6 * (base - row['step']):9.1f}"
         if "over" in row:
             line += f" {row['over']:6.3f} {row['drift']:6.3f} {row['make']:8.3f} {row['host']:6.0f}"
             line += f" {row['largest']:9.2g} {row['kl']:8.1g}"

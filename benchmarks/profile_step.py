@@ -1,10 +1,10 @@
 """Where the time of a decode step on the GPU goes, by kind of kernel, and what the host takes.
 
-`python benchmarks/profile_step.py MODEL... [--rows 1,4,16,64,256] [--steps 40] [--names]`
-runs `llcuda bench`'s loop over the engine (top_k 40, top_p 0.9, temperature 0.7) twice: plain, and
-under CUPTI through torch's profiler (it needs the packages torch and rich). A step is taken from
-the end of one sampling to the end of the next; of the steps with the usual number of kernels the
-last ones count, and a figure is the mean of a step's microseconds:
+`python benchmarks/profile_step.py MODEL... [--rows 1,4,16,64,256] [--steps 40] [--bf16-copies]
+[--names]` runs `llcuda bench`'s loop over the engine (top_k 40, top_p 0.9, temperature 0.7) twice:
+plain, and under CUPTI through torch's profiler (it needs the packages torch and rich). A step is
+taken from the end of one sampling to the end of the next; of the steps with the usual number of
+kernels the last ones count, and a figure is the mean of a step's microseconds:
 
 - host: from the end of sampling to the first kernel of the next step, copies of inputs included;
   plain host: the same without the profiler, as the plain step less the profiled time on the GPU
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--rows", default="1,4,16,64,256", help="texts at once")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--bf16-copies", action="store_true", help="of quantized matrices")
     parser.add_argument("--names", action="store_true", help="also print each kind's kernels")
     options = parser.parse_args()
     import torch
@@ -171,7 +172,7 @@ def main() -> None:
     document = []
     for path in options.models:
         columns = []
-        with Model(path, gpu_layers=99) as model:
+        with Model(path, gpu_layers=99, bf16_copies=options.bf16_copies) as model:
             for rows in counts:
                 with RequestLoop(model, rows, None) as loop:
                     loop.run(8)

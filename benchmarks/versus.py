@@ -7,8 +7,9 @@ row is the four texts one after the other; with more rows as many are written at
 the time from import to the first token. Warm-up is the time before the first batch, mostly
 compilation. The models are synthetic, with a known model's shapes, so nothing is downloaded.
 
-After the colon of a peer's name comes a file type (llcuda, llama-cpp-python, llama-bench) or a
-mode, which the peer's module in benchmarks/peers documents. Each peer has a process of its own; one
+After the colon of a peer's name comes a file type (llcuda, llama-cpp-python, llama-bench), for
+llcuda with "+copies" for bf16_copies, or a mode, which the peer's module in benchmarks/peers
+documents. Each peer has a process of its own; one
 that cannot run here is reported. llcuda runs before the others and again after them: the difference
 is the drift of the machine, and the others are compared with the mean. Needs the extra [bench] and
 the packages of the peers, for llama-cpp-python the dependency group peer-llama-cpp-python.
@@ -99,7 +100,7 @@ def setup_for(peer: str, options: argparse.Namespace) -> Setup:
     folder, shape = cache_folder("shapes"), options.shape
     longest = max(PROMPT_SIZES) + max(options.lengths)
     return Setup(
-        gguf=folder / f"{shape}-{variant}.gguf" if name in LOAD_GGUF else Path(),
+        gguf=folder / f"{shape}-{file_type(variant)}.gguf" if name in LOAD_GGUF else Path(),
         shape=dataclasses.asdict(SHAPES[shape]),
         folder=folder / shape,
         variant=variant,
@@ -108,6 +109,11 @@ def setup_for(peer: str, options: argparse.Namespace) -> Setup:
         threads=len(os.sched_getaffinity(0)),
         gpu=llcuda.detect_cuda()["available"],
     )
+
+
+def file_type(variant: str) -> str:
+    """Return the file type of a variant, without a mode after it."""
+    return variant.partition("+")[0]
 
 
 def prepare(peer: str, options: argparse.Namespace) -> str:
@@ -119,7 +125,7 @@ def prepare(peer: str, options: argparse.Namespace) -> str:
         # The memory of a process of its own, on the GPU too, is free when it ends.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                pool.submit(make_synthetic_model, options.shape, setup.variant).result()
+                pool.submit(make_synthetic_model, options.shape, file_type(setup.variant)).result()
             except llcuda.LlcudaError as error:
                 return str(error)
     return run_child(peer, "prepare", setup, options)[1]

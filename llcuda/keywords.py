@@ -28,6 +28,7 @@ class _FurtherModel(TypedDict, total=False):
     check_tensors: bool
     vocab_only: bool
     overrides: Mapping[str, int | float | bool | str]
+    bf16_copies: bool
 
 
 class ModelKeywords(_FurtherModel, total=False):

@@ -164,6 +164,9 @@ class ModelParams:
         check_tensors: Look for NaN and other invalid values in the weights.
         vocab_only: Load the tokenizer only; such a model has no context.
         overrides: Metadata keys to replace, each with an int, float, bool or str.
+        bf16_copies: Keep the quantized matrices on a Hopper GPU as BF16 too, which takes 2 bytes
+            more for each weight there, and compute with these where a step has more than 8 rows.
+            Other devices have no copies.
 
     Raises:
         ArgumentError: A value is outside what is allowed.
@@ -179,13 +182,14 @@ class ModelParams:
     check_tensors: bool = False
     vocab_only: bool = False
     overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+    bf16_copies: bool = False
 
     def __post_init__(self) -> None:
         if self.gpu_layers is not None:
             check_number("gpu_layers", self.gpu_layers, "int", 0, INT32_MAX)
         check_number("main_gpu", self.main_gpu, "int", 0, INT32_MAX)
         _check_choice("split_mode", self.split_mode, SPLIT_MODES)
-        check_flags(self, "mmap mlock check_tensors vocab_only")
+        check_flags(self, "mmap mlock check_tensors vocab_only bf16_copies")
         if self.tensor_split is not None:
             if not isinstance(self.tensor_split, Sequence):
                 raise wrong_value("tensor_split", self.tensor_split, "expected a list")

@@ -543,7 +543,7 @@ LOADED: dict[str, Any] = {
     "gpu_layers": 0, "ctx_size": 96, "batch_size": 48, "ubatch_size": 24, "n_parallel": 2,
     "cache_size": 288, "queue_size": 7, "speculation": 3, "mmap": False, "check_tensors": True,
     "threads": 1, "threads_batch": 2, "type_k": "q8_0", "yarn_attn_factor": 0.9,
-    "offload_kqv": False, "op_offload": False, "batch_invariant": True,
+    "offload_kqv": False, "op_offload": False, "batch_invariant": True, "bf16_copies": True,
 }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ class Peer(peers.Peer):
 
         self.version = llcuda.__version__
         self._setup, self._make = setup, llcuda.Engine
-        self._model = llcuda.Model(setup.gguf)
+        copies = setup.variant.endswith("+copies")
+        self._model = llcuda.Model(setup.gguf, bf16_copies=copies)
         self._engine: llcuda.Engine | None = None
 
     def open(self, rows: int) -> None:

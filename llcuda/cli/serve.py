@@ -30,6 +30,10 @@ def serve(
     parallel: Annotated[int, typer.Option(min=1, max=256, help="Sequences in one batch.")] = 4,
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Tokens of each sequence.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
+    bf16_copies: Annotated[
+        bool,
+        typer.Option("--bf16-copies", help="Matrices as BF16 too, for many texts (Hopper)."),
+    ] = False,
     threads: DecodeThreads = None,
     batch_invariant: Annotated[
         bool,
@@ -101,6 +105,7 @@ def serve(
         "queue_size": queue,
         "threads": threads,
         "bare_tool_calls": bare_tool_calls,
+        "bf16_copies": bf16_copies,
     }
     if batch_invariant:
         parameters |= {"batch_invariant": True, "devices": ()}

@@ -160,7 +160,7 @@ def simulate(
             remedy="use 'layer'",
         )
     with callbacks.without_repeated_warnings(), _outline(path, facts, model) as pointer:
-        return _memory_needed(pointer, context)
+        return _memory_needed(pointer, context, model.bf16_copies)
 
 
 def check_loads(path: str | os.PathLike[str]) -> None:
@@ -204,7 +204,7 @@ def _outline(path: str | os.PathLike[str], facts: FileFacts, params: ModelParams
         lib.llcuda_model_free(pointer)
 
 
-def _memory_needed(pointer: Any, params: ContextParams) -> list[DeviceMemory]:
+def _memory_needed(pointer: Any, params: ContextParams, copies: bool) -> list[DeviceMemory]:
     ffi, lib = library.load()
     train_ctx_size = lib.llama_model_n_ctx_train(pointer)
     c_params = context_params(params, train_ctx_size, lib.llama_model_size(pointer))
@@ -222,7 +222,7 @@ def _memory_needed(pointer: Any, params: ContextParams) -> list[DeviceMemory]:
         DeviceMemory(
             ffi.string(device.name).decode(errors="replace"),
             kinds.get(device.type, "gpu"),
-            device.model,
+            device.model + (lib.llcuda_copies_needed(pointer, device.name) if copies else 0),
             device.context,
             device.compute,
             device.free if i < count - 1 else available_memory(),

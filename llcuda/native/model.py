@@ -649,6 +649,9 @@ def load_model(
         if "Bad metadata override" in line:
             lib.llcuda_model_free(pointer)
             raise wrong_argument("overrides", f"{line.partition('Warning: ')[2]}")
+    if params.bf16_copies and allocate and lib.llcuda_make_copies(pointer) < 0:
+        lib.llcuda_model_free(pointer)
+        library.fail(ModelError, f"bf16_copies=True: cannot copy the matrices of {path}")
     return pointer, positions
 
 

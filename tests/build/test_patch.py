@@ -68,8 +68,9 @@ def test_a_patch_says_why_and_is_turned_off_by_its_switch(name: str) -> None:
 
 
 def test_every_patch_applies_to_the_pinned_source(source: Path) -> None:
-    """The script prints which files it copied, and the copies hold what the patches insert."""
-    copied = lay_out(source, "ON")
+    """The script prints them and the files it copied, and the copies hold what they insert."""
+    names, copied = lay_out(source, "ON").splitlines()
+    assert ",".join(PATCHES) == names
     assert [str(source / file) for file in FILES] == copied.split(";")
     result = texts(source.parent / "tree")
     for patch in PATCHES.values():
@@ -81,10 +82,11 @@ def test_every_patch_applies_to_the_pinned_source(source: Path) -> None:
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_one_patch_alone(name: str, source: Path) -> None:
-    lay_out(source, name)
+    needed = PATCHES[name].get("needs", [])
+    assert ",".join(sorted([name, *needed])) == lay_out(source, name, *needed).splitlines()[0]
     result = texts(source.parent / "tree")
     changed = {file for file in FILES if result[file] != (source / file).read_text()}
-    assert {edit["file"] for edit in PATCHES[name]["edits"]} == changed
+    assert {edit["file"] for kept in [name, *needed] for edit in PATCHES[kept]["edits"]} == changed
 
 
 def test_the_source_itself_is_never_changed(source: Path) -> None:
@@ -155,6 +157,11 @@ def test_the_tree_follows_its_source(source: Path) -> None:
     result = texts(source.parent / "tree")
     assert {*FILES, "new/file.cpp"} == set(result)
     assert result[FILES[0]].endswith("// mine\n")
+
+
+def test_a_patch_without_what_it_needs_is_an_error(source: Path) -> None:
+    error = lay_out(source, "mmf-rows", fails=True)
+    assert "LLCUDA_PATCHES=mmf-rows: the patch mmf-rows needs cublas-f32" in error
 
 
 def test_an_unknown_name_is_an_error(source: Path) -> None:

@@ -81,6 +81,7 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
     "parallel": (["--parallel", "2"], lambda s: s.parameters["n_parallel"], 2, 4),
     "ctx_size": (["--ctx-size", "64"], lambda s: s.parameters["ctx_size"], 64, None),
     "gpu_layers": (["--gpu-layers", "0"], lambda s: s.parameters["gpu_layers"], 0, None),
+    "bf16_copies": (["--bf16-copies"], lambda s: s.parameters["bf16_copies"], True, False),
     "threads": (["--threads", "1"], lambda s: s.parameters["threads"], 1, None),
     "batch_invariant": (
         ["--batch-invariant"],

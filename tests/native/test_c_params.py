@@ -64,6 +64,7 @@ MODEL: dict[str, tuple[Any, dict[str, Any]]] = {
         {"a": True, "b": -5, "c": 0.5, "d": "text"},
         {"kv_overrides": {"a": True, "b": -5, "c": 0.5, "d": "text"}},
     ),
+    "bf16_copies": (True, {}),
 }
 
 # Further values: the keywords, and the member and constant that they become.

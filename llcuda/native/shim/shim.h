@@ -106,6 +106,14 @@ int32_t llcuda_token_to_piece(const struct llama_vocab * vocab, int32_t token, c
 int64_t llcuda_pieces(const struct llama_vocab * vocab, char * text, int64_t capacity, int64_t * begins, int8_t * names);
 struct llama_adapter_lora * llcuda_adapter_load(struct llama_model * model, const char * path);
 
+// --- decode/copies.cpp ---
+
+// Copy the quantized matrices of a model as BF16, where the GPU and its backend use that. A status; the copies live as
+// long as the model.
+int llcuda_make_copies(const struct llama_model * model);
+// The bytes that they would take of a device, also for a model without its weights.
+int64_t llcuda_copies_needed(const struct llama_model * model, const char * device);
+
 // --- decode/probe.cpp ---
 
 // Check the operations of a model before the first context computes them. LLCUDA_INVALID_FILE: their

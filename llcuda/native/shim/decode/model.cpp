@@ -1,6 +1,6 @@
 // Loading and tokenizing, guarded.
 
-#include "common.hpp"
+#include "copies.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -76,7 +76,11 @@ void llcuda_model_free(llama_model * model) {
         watched.erase(model);  // before another model can have its address
     }
     if (shim::gpus_answer()) {
-        guarded<int>(0, [&] { llama_model_free(model); return 0; });
+        guarded<int>(0, [&] {
+            shim::free_copies(model);
+            llama_model_free(model);
+            return 0;
+        });
     }
 }
 
