@@ -532,6 +532,8 @@ def _thread_computes() -> bool:
 def _after_fork() -> None:
     """Leave every pointer to the parent process: its threads, which they need, are not here."""
     global _loaded, _forked
+    if _loaded is not None and (CUDA_LIBRARY, "loaded") in _backends:
+        _loaded[1].llcuda_forked()  # CUDA's libraries fault at the exit of a forked child
     _forked, _loaded = True, None
     for owner in list(_owners):
         owner.finalizer.detach()

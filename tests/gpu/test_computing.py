@@ -11,11 +11,11 @@ import pytest
 from llcuda import Context, Engine, InferenceEngine, Model, Sampler, device
 from llcuda.native import library
 from llcuda.native.batch_sampler import BatchSampler
+from tests.support.greedy import check_greedy
 
 pytestmark = pytest.mark.gpu
 
 MIB = 2**20
-TIE = 0.1  # in log-probability
 PROMPTS = ["Once upon a time", "One day, a fox", "The sun was high and Tom went to the lake", "A"]
 STORY = (
     "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went "
@@ -32,18 +32,6 @@ def greedy(model: Model, prompt: str, count: int = 100, **parameters: Any) -> li
             tokens.append(sampler.sample(context))
             context.decode(tokens[-1:])
     return tokens
-
-
-def check_greedy(actual: list[int], expected: list[int], judge: Model) -> None:
-    """The same tokens; where one differs, `judge` holds both for almost equally probable."""
-    assert len(actual) == len(expected)
-    same = next((i for i, token in enumerate(actual) if token != expected[i]), None)
-    if same is None:
-        return
-    with Context(judge, ctx_size=512) as context:
-        context.decode(expected[:same])
-        (chosen, _), (best, _) = context.logprobs([actual[same], expected[same]], [-1, -1])
-    assert best - chosen < TIE, f"token {same}: {chosen:.3f} instead of {best:.3f}"
 
 
 def test_the_layers_are_on_the_gpu(gpu_demo: Model, cpu_demo: Model) -> None:

@@ -10,7 +10,8 @@ import pytest
 from llcuda import Engine, Model
 from llcuda.errors import ModelError
 from llcuda.native import library
-from tests.gpu.test_computing import PROMPTS, check_greedy, greedy
+from tests.gpu.test_computing import PROMPTS, greedy
+from tests.support.greedy import check_greedy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.gpu2]
 

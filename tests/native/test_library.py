@@ -65,6 +65,25 @@ print(status, context.n_past(), sampler.sample(context) >= 0)
         result = run(program, model_files["llama"])
         assert (0, f"{models.VOCABULARY}\n") == (result.returncode, result.stdout)
 
+    def test_the_exit_of_a_child_skips_what_libraries_do_there(self) -> None:
+        """CUDA's libraries fault there; one of C's functions stands for them."""
+        program = (
+            "import ctypes, os, sys\n"
+            "from llcuda.native import library\n"
+            "_, lib = library.load()\n"
+            "libc = ctypes.CDLL(None)\n"
+            "libc.on_exit(ctypes.cast(libc.abort, ctypes.c_void_p), None)\n"
+            "child = os.fork()\n"
+            "if child == 0:\n"
+            "    lib.llcuda_forked()\n"
+            "    print('printed')\n"
+            "    sys.exit(7)\n"
+            "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+            "os._exit(0)\n"
+        )
+        result = run(program)
+        assert ("printed\n7\n", "") == (result.stdout, result.stderr)
+
 
 class TestLibrary:
     """Another library than the one that the binding was built with."""

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <csetjmp>
 #include <csignal>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <iterator>
@@ -100,6 +102,15 @@ void * cuda_symbol(const char * name) {
 uint64_t main_thread = 0;
 
 }  // namespace shim
+
+void llcuda_forked(void) {
+#ifdef __GLIBC__
+    on_exit([](int status, void *) {
+        std::fflush(nullptr);
+        _exit(status);
+    }, nullptr);
+#endif
+}
 
 const char * llcuda_commit(void) { return LLCUDA_LLAMA_COMMIT; }
 

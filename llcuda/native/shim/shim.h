@@ -37,6 +37,7 @@ const char * llcuda_patches(void);            // of llama.cpp, separated by ',';
 const char * llcuda_cuda_version(void);       // of the toolkit, as "13.0"; empty without CUDA
 const char * llcuda_library_path(void);       // the libllama that llama_decode comes from
 void         llcuda_init(uint64_t main_thread);
+void         llcuda_forked(void);             // a forked child: its exit skips what libraries registered before the fork
 void         llcuda_log_level(int level);     // deliver lines of this ggml_log_level and above
 const char * llcuda_errors(void);             // this thread's last warnings and errors, one a line
 void         llcuda_clear_errors(void);
