@@ -12,9 +12,10 @@ import json
 import logging
 import os
 import runpy
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from llcuda.nf4 import QuantState
 
 QUANT_STATE = ".quant_state.bitsandbytes__"
 SPLIT_TENSORS = ("token_embd.weight", "output.weight")  # one row for each token, in every model
+PATTERN_SECONDS = 10.0  # for all regular expressions of an adapter
 ROUNDING = 1e-9  # the largest relative difference that counts as none
 
 Loader = Callable[[], Any]  # returns a tensor
@@ -186,13 +188,41 @@ def merged(tensors: dict[str, Loader], adapter: Path) -> dict[str, Loader]:
         if common not in names and common != "lm_head.weight":
             raise ModelError(f"the adapter changes {weight}, which the model does not have")
         result[names.get(common, weight)] = loaders[name]
-    for weight, pair in lora_pairs(loaders).items():
+    pairs = lora_pairs(loaders)
+    factors = lora_scales(config, {w: parts[pair.b].shape[1] for w, pair in pairs.items()})
+    for weight, pair in pairs.items():
         base_name = names[common_name(weight)]
-        a, b = loaders[pair.a], loaders[pair.b]
-        factor = lora_scale(config, weight, parts[pair.b].shape[1])
+        a, b, factor = loaders[pair.a], loaders[pair.b], factors[weight]
         transposed = pair.embedding or bool(config.get("fan_in_fan_out"))
         result[base_name] = partial(_with_pair, result[base_name], a, b, factor, transposed)
     return result
+
+
+def lora_scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
+    """Return the factor of each pair by the name of its weight.
+
+    A signal interrupts a regular expression of the adapter that takes too long, so this must run
+    in the main thread.
+
+    Args:
+        config: The adapter's configuration.
+        ranks: The rank of each pair by the name of its weight.
+
+    Raises:
+        ModelError: The regular expressions take longer than 10 seconds.
+    """
+
+    def stop(*_: object) -> None:
+        raise ModelError(
+            f"the regular expressions of alpha_pattern take longer than {PATTERN_SECONDS:g} s"
+        )
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, PATTERN_SECONDS)
+    try:
+        return {weight: lora_scale(config, weight, rank) for weight, rank in ranks.items()}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -248,9 +278,11 @@ def _rescale_pairs(folder: Path) -> None:
 
     config, path = read_json(folder / ADAPTER_CONFIG), folder / ADAPTER_WEIGHTS
     tensors, changed = load_file(path), False
-    for weight, pair in lora_pairs(tensors).items():
-        rank = tensors[pair.b].shape[1]
-        ratio = lora_scale(config, weight, rank) * rank / config["lora_alpha"]
+    pairs = lora_pairs(tensors)
+    ranks = {weight: tensors[pair.b].shape[1] for weight, pair in pairs.items()}
+    factors = lora_scales(config, ranks)
+    for weight, pair in pairs.items():
+        ratio = factors[weight] * ranks[weight] / config["lora_alpha"]
         if abs(ratio - 1) > ROUNDING:
             tensors[pair.b] = (tensors[pair.b].float() * ratio).to(tensors[pair.b].dtype)
             changed = True

@@ -74,12 +74,33 @@ def read_adapter(folder: Path) -> LoraFolder:
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or not alpha:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: lora_alpha is {alpha!r}")
+    _check_patterns(config.get("alpha_pattern"), folder / ADAPTER_CONFIG)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelNotFoundError(f"{folder} has no {ADAPTER_WEIGHTS}")
     tensors = read_header(folder / ADAPTER_WEIGHTS)
     if not lora_pairs(tensors):
         raise ModelError(f"{folder / ADAPTER_WEIGHTS} has no LoRA tensors")
     return LoraFolder(folder, config, tensors)
+
+
+def _check_patterns(patterns: Any, path: Path) -> None:
+    """Raise ModelError unless these are regular expressions with a number each, or None."""
+    if not isinstance(patterns, Mapping | None):
+        raise ModelError(f"{path}: alpha_pattern is {patterns!r:.80}; expected an object")
+    for pattern, alpha in (patterns or {}).items():
+        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise ModelError(f"{path}: alpha_pattern of {pattern!r:.80} is {alpha!r:.80}")
+        try:
+            re.compile(_module_pattern(pattern))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ModelError(
+                f"{path}: alpha_pattern {pattern!r:.80} is not a regular expression: {error}"
+            ) from None
+
+
+def _module_pattern(pattern: str) -> str:
+    """Return the regular expression by which PEFT compares a pattern with the name of a module."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def lora_pairs(names: Iterable[str]) -> dict[str, LoraPair]:
@@ -124,7 +145,8 @@ def common_name(name: str) -> str:
 def lora_scale(config: Mapping[str, Any], weight: str, rank: int) -> float:
     """Return the factor of B @ A for a weight, as PEFT computes it.
 
-    It is alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+    It is alpha / rank, or alpha / sqrt(rank) with rsLoRA. The time is not bounded: the adapter's
+    regular expressions may take exponential time.
 
     Args:
         config: The adapter's configuration.
@@ -134,7 +156,7 @@ def lora_scale(config: Mapping[str, Any], weight: str, rank: int) -> float:
     module = weight.removesuffix(".weight")
     alpha = float(config["lora_alpha"])
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_module_pattern(pattern), module):
             alpha = float(value)
             break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -18,6 +18,8 @@ CPU_MEMORY, CUDA_MEMORY = 1, 2
 CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost: memory of the host, also if CUDA has pinned it
 GPU_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged: memory of a GPU, also if CUDA moves it
 READ_ONLY = 1
+MAX_DIMS = 64  # axes of a capsule, as numpy has them
+ADDRESSES = 2**63  # end of the addresses that memory can have
 PLAIN, VERSIONED = b"dltensor", b"dltensor_versioned"
 USED = {PLAIN: b"used_dltensor", VERSIONED: b"used_dltensor_versioned"}
 
@@ -117,9 +119,7 @@ def take(capsule: Any, device: int) -> tuple[Storage, View]:
     if versioned and managed.major != 1:
         rule = f"expected DLPack 1.x, got {managed.major}.{managed.minor}"
         raise wrong_argument("source", rule)
-    view = _view_of(managed.tensor, ffi)
-    span = sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
-    size = span + view.kind[1] // 8
+    view, size = _view_of(managed.tensor, device, ffi)
     pointer = lib.llcuda_storage_take(device, managed, versioned, size)
     if pointer == ffi.NULL:
         library.fail(TensorError, "cannot use this memory")
@@ -127,23 +127,43 @@ def take(capsule: Any, device: int) -> tuple[Storage, View]:
     return Storage(device, pointer, size, bool(versioned and managed.flags & READ_ONLY)), view
 
 
-def _view_of(tensor: Any, ffi: Any) -> View:
-    """Return a DLTensor as a view; ArgumentError for what a tensor cannot be."""
-    shape = tuple(tensor.shape[0 : tensor.ndim]) if tensor.ndim else ()
+def _view_of(tensor: Any, device: int, ffi: Any) -> tuple[View, int]:
+    """Return a DLTensor as a view, and the bytes of its memory.
+
+    Raises:
+        ArgumentError: It is what no tensor can be, or lies on another device.
+    """
     size = tensor.bits // 8
     if tensor.lanes != 1 or tensor.bits % 8 or not size:
         elements = f"{tensor.lanes} values of {tensor.bits} bits"
         raise wrong_argument("source", f"expected elements of whole bytes, got {elements}")
-    address = int(ffi.cast("uintptr_t", tensor.data)) + tensor.byte_offset
-    if any(n < 1 for n in shape) or not address or address % size:
+    place = (tensor.device_type, tensor.device_id)
+    if (
+        (place[0] not in CPU_DEVICES)
+        if device == CPU
+        else (place[0] not in GPU_DEVICES or place[1] != device)
+    ):
+        rule = f"the capsule lies on DLPack's device {place}, its owner says another one"
+        raise wrong_argument("source", rule)
+    if not 0 <= tensor.ndim <= MAX_DIMS or (tensor.ndim and tensor.shape == ffi.NULL):
+        rule = f"expected a shape of 0 to {MAX_DIMS} axes, got {tensor.ndim}"
+        raise wrong_argument("source", rule)
+    shape = tuple(tensor.shape[0 : tensor.ndim]) if tensor.ndim else ()
+    data = int(ffi.cast("uintptr_t", tensor.data))
+    address = data + tensor.byte_offset
+    if any(n < 1 for n in shape) or not data or address % size:
         rule = f"shape {list(shape)} at {address:#x} is empty, or not aligned"
         raise wrong_argument("source", rule)
     step, strides = size, list[int]()
     for axis in reversed(range(tensor.ndim)):
-        given = tensor.strides != ffi.NULL
+        given = tensor.strides != ffi.NULL and shape[axis] > 1  # the only value has no neighbour
         strides.insert(0, tensor.strides[axis] * size if given else step)
         step *= shape[axis]
-    if any(n > 1 and stride <= 0 for n, stride in zip(shape, strides, strict=True)):
+    if any(stride <= 0 for stride in strides):
         rule = f"expected strides of more than 0 bytes, got {strides}"
         raise wrong_argument("source", rule, "make it contiguous")
-    return View((tensor.code, tensor.bits), shape, tuple(max(stride, 0) for stride in strides))
+    span = size + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if max(address + span, step) > ADDRESSES:
+        rule = f"shape {list(shape)} with strides {strides} is larger than memory can be"
+        raise wrong_argument("source", rule)
+    return View((tensor.code, tensor.bits), shape, tuple(strides)), span

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from llcuda.native import dlpack
 from llcuda.native.tensor import CPU, stream, synchronize
-from llcuda.params import wrong_argument
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.tensor.dtype import Device, DType
 from llcuda.tensor.graph import Node, leaf, memory_of, operation
 from llcuda.tensor.host import to_device
@@ -37,6 +38,9 @@ def export(
         raise BufferError(
             f"{node.dtype.name}: ggml's types cannot be shared; share .to(DType.Float32)"
         )
+    for parameter, pair in (("max_version", max_version), ("dl_device", dl_device)):
+        if pair is not None and not _is_pair(pair):
+            raise wrong_value(parameter, pair, "expected two integers, or None")
     if dl_device is not None and tuple(dl_device) != dlpack.device_of(node.device):
         if copy is False or tuple(dl_device) != dlpack.device_of(CPU):
             raise BufferError(
@@ -63,15 +67,22 @@ def adopt(source: Any, copy: bool | None) -> Node:
         raise wrong_argument(
             "source", f"expected an object with __dlpack__, got {type(source).__name__}"
         )
-    kind, number = (int(part) for part in source.__dlpack_device__())
+    if copy not in (None, True, False):
+        raise wrong_value("copy", copy, "expected True, False or None")
+    place = source.__dlpack_device__()
+    if not _is_pair(place):
+        rule = f"expected two integers from its __dlpack_device__(), got {place!r:.80}"
+        raise wrong_argument("source", rule)
+    kind, number = (int(part) for part in place)
     if kind in dlpack.CPU_DEVICES:
         device, keywords = Device("cpu"), {}
-    elif kind in dlpack.GPU_DEVICES:
+    elif kind in dlpack.GPU_DEVICES and number >= 0:
         device = Device(number)
         keywords = {"stream": stream(device) or None}
     else:
         raise wrong_argument(
-            "source", f"expected memory of the CPU or of a CUDA GPU, got DLPack's device {kind}"
+            "source",
+            f"expected memory of the CPU or of a CUDA GPU, got DLPack's device {kind, number}",
         )
     try:
         capsule = source.__dlpack__(max_version=(1, 0), **keywords)
@@ -86,3 +97,12 @@ def adopt(source: Any, copy: bool | None) -> Node:
         )
     node = leaf(storage, dtype, check_shape(view.shape), view.strides)
     return operation("CAST", dtype, node.shape, [node]) if copy else node
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is two integers, such as an Enum's member and a number."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(part, Integral) for part in value)
+    )

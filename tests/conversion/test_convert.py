@@ -26,6 +26,7 @@ from llcuda.conversion.runner import (
     stage_model,
 )
 from llcuda.errors import ArgumentError, LlcudaError, ModelError, ModelNotFoundError
+from tests.support import programs
 from tests.support.hub_server import Hub
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4}
@@ -314,6 +315,45 @@ def test_scale_of_a_pair() -> None:
     assert 6 / 4 == lora_scale(settings, "model.layers.0.q_proj.weight", 4)
     assert 2 / 4 == lora_scale(settings, "model.layers.0.k_proj.weight", 4)
     assert 3 / 2 == lora_scale({**settings, "use_rslora": True}, "layers.1.q_proj.weight", 4)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ({"(": 2}, r"alpha_pattern '\(' is not a regular expression: missing \)"),
+        ({"a{99999999999}": 2}, "is not a regular expression"),
+        ({"(?:" * 9999: 2}, "is not a regular expression"),
+        ({"q_proj": "x"}, "alpha_pattern of 'q_proj' is 'x'"),
+        ({"q_proj": float("nan")}, "is nan"),
+        (["q_proj"], "expected an object"),
+    ],
+    ids=range(6),
+)
+def test_patterns_of_an_adapter_are_checked(patterns: Any, message: str, adapter: Path) -> None:
+    """Regular expressions with a number each, before anything is converted."""
+    config = json.dumps({**ADAPTER, "alpha_pattern": patterns})
+    (adapter / "adapter_config.json").write_text(config)
+    with pytest.raises(ModelError, match=message):
+        read_adapter(adapter)
+
+
+def test_a_pattern_that_takes_exponential_time_is_stopped() -> None:
+    """The process that converts interrupts it; here after a tenth of a second."""
+    program = """
+from llcuda.conversion import child
+from llcuda.errors import ModelError
+child.PATTERN_SECONDS = 0.1
+config = {"lora_alpha": 3, "alpha_pattern": {"b": 1}}
+assert {"a.weight": 1.5} == child.lora_scales(config, {"a.weight": 2})
+config["alpha_pattern"] = {"(a+)+b": 1}
+try:
+    child.lora_scales(config, {"a" * 99 + ".weight": 2})
+except ModelError as error:
+    print(error)
+"""
+    ended = programs.run(program)
+    expected = "the regular expressions of alpha_pattern take longer than 0.1 s\n"
+    assert (expected, "") == (ended.stdout, ended.stderr)
 
 
 @pytest.mark.parametrize(
