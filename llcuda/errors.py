@@ -42,6 +42,17 @@ name of the parameter at fault.
 
 from __future__ import annotations
 
+MAX_SHOWN = 200  # characters of a wrong value in a message
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: its repr, cut; its type where the repr fails."""
+    try:
+        text = repr(value)
+    except Exception:  # of a stranger's class, or of a list that is nested too deeply
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
 
 class LlcudaError(Exception):
     """Base of everything that llcuda raises on purpose.

@@ -22,7 +22,7 @@ from llcuda.native.context import Context
 from llcuda.native.divergence import compare
 from llcuda.native.model import Model
 from llcuda.native.quantization.imatrix import Collector, ImportanceMatrix
-from llcuda.params import check_number, default_threads, wrong_value
+from llcuda.params import check_flag, check_number, check_texts, default_threads, wrong_value
 
 DEFAULT_CHUNK = 512  # tokens; published figures mostly have this size
 MAX_LOGITS = 2**26  # values in memory at once, which take 256 MiB
@@ -227,6 +227,8 @@ def importance_matrix(
         UnsupportedError: The model does not generate text.
         LoadCancelledError: `progress` returned False.
     """
+    check_flag("output", output)
+    check_texts("dataset", [dataset])
     with ExitStack() as stack:
         loaded = _open(stack, model, gpu_layers)
         token_chunks = split_chunks(loaded, text, chunk, chunks)
@@ -314,7 +316,8 @@ def _context(model: Model, chunk: int, parameters: EvaluationKeywords) -> Contex
 
 def _threads(parameters: EvaluationKeywords) -> dict[str, Any]:
     """Return the parameters with every processor, because batches are large."""
-    return {"threads_batch": parameters.get("threads") or default_threads(), **parameters}
+    threads = parameters.get("threads")
+    return {"threads_batch": default_threads() if threads is None else threads, **parameters}
 
 
 def _decode(tokens: list[int], first: int, *contexts: Context) -> Iterator[tuple[list[int], range]]:

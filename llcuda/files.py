@@ -12,7 +12,14 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llcuda.errors import ArgumentError, FileWriteError, LlcudaError, ModelError
+from llcuda.errors import (
+    ArgumentError,
+    FileWriteError,
+    LlcudaError,
+    ModelError,
+    ModelNotFoundError,
+    shown,
+)
 
 PREFIX, SUFFIX = ".llcuda-", ".part"  # of the names of partial files
 
@@ -26,11 +33,43 @@ def path_text(path: str | os.PathLike[str], parameter: str = "path") -> str:
 
     Raises:
         TypeError: It is neither a str nor a pathlib.Path, nor a like object.
+        ArgumentError: No file can have this path.
     """
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
-        raise TypeError(f"{parameter}={path!r}: expected a path; give a str or a pathlib.Path")
+        shown_path = shown(path)
+        raise TypeError(f"{parameter}={shown_path}: expected a path; give a str or a pathlib.Path")
+    if rule := _no_path(text):
+        raise ArgumentError(f"{parameter}={shown(text)}: {rule}", parameter=parameter)
     return text
+
+
+def _no_path(text: str) -> str | None:
+    """Return why no file can have this path, or None."""
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        return str(error)
+    if b"\0" in encoded:
+        return "contains a NUL character"
+    if len(encoded) > 4095 or any(len(name) > 255 for name in encoded.split(b"/")):
+        return "is longer than the path of a file can be"
+    return None
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        ModelNotFoundError: There is no such file.
+        ModelError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"no such file: {path}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
 
 
 def check_target(path: Path, *sources: Path) -> None:

@@ -33,6 +33,7 @@ from llcuda.native.gguf.types import (
     GGMLType,
     GGUFValueType,
 )
+from llcuda.params import check_flag
 
 __all__ = [
     "GGML_BLOCK_SIZE",
@@ -141,6 +142,7 @@ class GGUFReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, split: bool = True) -> None:
+        check_flag("split", split)
         self._files = _open(resolve(path), split)
         first = self._files[0]
         self.path, self.metadata = first.path, Metadata(first)

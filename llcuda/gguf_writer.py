@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llcuda.errors import LlcudaError
+from llcuda.errors import LlcudaError, shown
 from llcuda.files import atomic_write, path_text
 from llcuda.native.gguf.metadata import LOSSLESS, Metadata, Texts
 from llcuda.native.gguf.types import NUMPY_VALUES, GGMLType, GGUFValueType
-from llcuda.params import wrong_argument, wrong_value
+from llcuda.params import check_number, wrong_argument, wrong_value
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 MAX_DIMS = 4
 MAX_NAME_BYTES = 63  # of a tensor
+MAX_FLOAT = float(np.finfo(np.float32).max)
 _NUMBERS = {
     np.dtype(name): kind for kind, name in NUMPY_VALUES.items() if kind != GGUFValueType.BOOL
 }
@@ -80,6 +82,7 @@ def write_gguf(
         writer = gguf.GGUFWriter(part, str(metadata.get("general.architecture", "")))
         try:
             for key in metadata:
+                _check_text("metadata", key)
                 if key != "general.architecture":
                     _add_value(writer, key, metadata)
             for name, tensor in tensors.items():
@@ -106,10 +109,18 @@ def _add_value(writer: GGUFWriter, key: str, metadata: Mapping[str, Any]) -> Non
         raise wrong_argument(f"metadata[{key!r}]", "the array is empty", remedy="leave it out")
     if key == "general.alignment" and (type(value) is not int or value < 1 or value & (value - 1)):
         raise wrong_value(f"metadata[{key!r}]", value, "expected a power of 2")
+    if isinstance(elements, np.ndarray) and elements.ndim != 1:
+        raise wrong_argument(f"metadata[{key!r}]", "expected an array of one dimension")
     kind = metadata.type(key) if isinstance(metadata, Metadata) else _type_of(key, elements)
     plain = elements.tolist() if isinstance(elements, np.ndarray) else list(elements)
     if kind == GGUFValueType.STRING:
-        plain = [text.encode(errors=LOSSLESS) for text in plain]
+        try:
+            plain = [text.encode(errors=LOSSLESS) for text in plain]
+        except UnicodeEncodeError as error:
+            raise wrong_argument(f"metadata[{key!r}]", str(error)) from None
+    if kind == GGUFValueType.FLOAT32 and any(MAX_FLOAT < abs(x) < math.inf for x in plain):
+        rule = "a number is too large for Float32"
+        raise wrong_argument(f"metadata[{key!r}]", rule, "give a numpy.float64")
     if key == "general.alignment":
         writer.data_alignment = plain[0]
     value_type = gguf.GGUFValueType(kind)
@@ -117,6 +128,16 @@ def _add_value(writer: GGUFWriter, key: str, metadata: Mapping[str, Any]) -> Non
         writer.add_key_value(key, plain, gguf.GGUFValueType.ARRAY, sub_type=value_type)
     else:
         writer.add_key_value(key, plain[0], value_type)
+
+
+def _check_text(parameter: str, text: Any) -> None:
+    """Raise ArgumentError unless the name of a value or of a tensor is a text."""
+    if not isinstance(text, str):
+        raise wrong_value(parameter, text, "expected texts as names")
+    try:
+        text.encode(errors=LOSSLESS)
+    except UnicodeEncodeError as error:
+        raise wrong_value(parameter, text, str(error)) from None
 
 
 def _type_of(key: str, elements: Sequence[Any] | NDArray[Any]) -> GGUFValueType:
@@ -142,18 +163,27 @@ def _type_of(key: str, elements: Sequence[Any] | NDArray[Any]) -> GGUFValueType:
                     return GGUFValueType[name]
         elif kind in _NUMBERS:
             return _NUMBERS[kind]
-    raise wrong_argument(f"metadata[{key!r}]", f"GGUF has no type for {elements!r:.200}")
+    raise wrong_argument(f"metadata[{key!r}]", f"GGUF has no type for {shown(elements)}")
 
 
 def _add_tensor_info(writer: GGUFWriter, name: str, tensor: NDArray[Any] | RawTensor) -> None:
     import gguf
 
+    _check_text("tensors", name)
     if not 1 <= len(name.encode()) <= MAX_NAME_BYTES or "\0" in name:
         rule = f"a name has 1 to {MAX_NAME_BYTES} bytes, and no NUL among them"
         raise wrong_argument(f"tensors[{name!r}]", rule)
+    if not isinstance(tensor, np.ndarray | RawTensor):
+        raise wrong_value(f"tensors[{name!r}]", tensor, "expected a numpy array or a RawTensor")
+    if not isinstance(tensor.shape, Sequence) or isinstance(tensor.shape, str | bytes):
+        raise wrong_value(f"tensors[{name!r}].shape", tensor.shape, "expected a list of sizes")
     if not 1 <= len(tensor.shape) <= MAX_DIMS:
         rule = f"expected 1 to {MAX_DIMS} axes, not the shape {[*tensor.shape]}"
         raise wrong_argument(f"tensors[{name!r}]", rule)
+    if isinstance(tensor, RawTensor):
+        check_number(f"tensors[{name!r}].ggml_type", tensor.ggml_type, "int", 0, 2**31 - 1)
+    for size in tensor.shape:
+        check_number(f"tensors[{name!r}].shape", size, "int", 0, 2**63 - 1)
     try:
         if isinstance(tensor, RawTensor):
             raw_type = gguf.GGMLQuantizationType(tensor.ggml_type)

@@ -12,7 +12,7 @@ from functools import cache, wraps
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar
 
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, shown
 from llcuda.guide import Guide
 
 # --- settings of a model, a context, an engine ---
@@ -258,7 +258,8 @@ def given_params(
             remedy="give one or the other",
         )
     if not isinstance(params, kind):
-        raise ArgumentError(f"params={params!r}: expected {kind.__name__}", parameter="params")
+        problem = f"params={shown(params)}: expected {kind.__name__}"
+        raise ArgumentError(problem, parameter="params")
     return params
 
 

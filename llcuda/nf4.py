@@ -134,7 +134,7 @@ def absmax(
     """
     if not _is_integer(nested_block_size) or nested_block_size < 1:
         raise wrong_value("nested_block_size", nested_block_size, "expected an integer above 0")
-    quantized = _array("quantized", quantized, np.uint8, np.size(quantized))
+    quantized = _array("quantized", quantized, np.uint8)
     blocks = -(-quantized.size // nested_block_size)
     nested_absmax = _floats("nested_absmax", nested_absmax, blocks)
     scales = np.repeat(nested_absmax, min(nested_block_size, quantized.size))
@@ -160,7 +160,7 @@ def quantize_absmax(
     Raises:
         ArgumentError: There are no scales, or one is not finite.
     """
-    absmax = _floats("absmax", absmax, np.size(absmax))
+    absmax = _floats("absmax", absmax)
     if not absmax.size:
         raise wrong_argument("absmax", "expected at least one")
     mean = np.float32(
@@ -227,6 +227,8 @@ class QuantState:
         Raises:
             ArgumentError: A tensor is missing, or the tensors do not fit each other.
         """
+        if not isinstance(name, str):
+            raise wrong_value("name", name, "expected a text")
         kinds = [kind for kind in CODES if f"{name}.quant_state.bitsandbytes__{kind}" in tensors]
         if len(kinds) != 1:
             keys = " or ".join(f"{name}.quant_state.bitsandbytes__{kind}" for kind in CODES)
@@ -345,28 +347,28 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def _dtype(dtype: Any) -> str:
     name = dtype
-    if dtype != "bfloat16":
+    if not isinstance(dtype, str) or dtype != "bfloat16":
         try:
             name = np.dtype(dtype).name
-        except TypeError:
+        except (TypeError, ValueError, RecursionError):
             name = None
     if dtype is None or name not in native.BITS:
         raise wrong_value("dtype", dtype, f"expected one of {', '.join(native.BITS)}")
     return str(name)
 
 
-def _array(parameter: str, values: Any, dtype: Any, size: int) -> Array:
+def _array(parameter: str, values: Any, dtype: Any, size: int | None = None) -> Array:
     """Return `values` contiguous and flat, if they are `size` elements of `dtype` in an array."""
     if not isinstance(values, np.ndarray) or values.dtype != dtype:
         raise wrong_argument(
             parameter, f"expected an array of {np.dtype(dtype)}, got {_type_name(values)}"
         )
-    if values.size != size:
+    if size is not None and values.size != size:
         raise wrong_argument(parameter, f"expected {size} elements, got {values.size}")
     return np.ascontiguousarray(values).reshape(-1)
 
 
-def _floats(parameter: str, values: Any, size: int) -> Floats:
+def _floats(parameter: str, values: Any, size: int | None = None) -> Floats:
     floats: Floats = _array(parameter, values, np.float32, size)
     if not np.isfinite(floats).all():
         raise wrong_argument(parameter, "expected finite numbers, got NaN or inf")

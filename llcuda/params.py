@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, shown
 from llcuda.keywords import explain_keywords
 
 SPLIT_MODES = ("none", "layer", "row", "tensor")
@@ -24,7 +24,6 @@ POOLINGS = ("none", "mean", "cls", "last", "rank")
 ATTENTIONS = ("causal", "non_causal")
 INT32_MAX = 2**31 - 1
 BATCH_SIZE = UBATCH_SIZE = 512  # of a context and of an engine; the second is llama.cpp's own
-MAX_SHOWN = 200  # characters of a wrong value in a message
 MAX_BIAS = 1e30  # added to a logit, which is a float of 32 bits
 MAX_SEED = 2**32 - 2  # the next one is llama.cpp's word for "at random"
 
@@ -74,10 +73,7 @@ def wrong_argument(parameter: str, rule: str, remedy: str | None = None) -> Argu
 
 def wrong_value(parameter: str, value: Any, rule: str, remedy: str | None = None) -> ArgumentError:
     """Return the error `parameter=value: rule; remedy`; a long value is cut."""
-    shown = repr(value)
-    if len(shown) > MAX_SHOWN:
-        shown = f"{shown[: MAX_SHOWN - 3]}..."
-    return ArgumentError(f"{parameter}={shown}: {rule}", parameter=parameter, remedy=remedy)
+    return ArgumentError(f"{parameter}={shown(value)}: {rule}", parameter=parameter, remedy=remedy)
 
 
 def check_number(parameter: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:
@@ -105,7 +101,8 @@ def _plain(number: float) -> str:
     return f"{int(number):,}" if abs(number) < 1e15 and number == int(number) else f"{number:g}"
 
 
-def _check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:
+def check_choice(parameter: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ArgumentError unless `value` is one of these texts."""
     if not isinstance(value, str) or value not in choices:
         raise wrong_value(parameter, value, f"expected one of {', '.join(choices)}")
 
@@ -188,7 +185,7 @@ class ModelParams:
         if self.gpu_layers is not None:
             check_number("gpu_layers", self.gpu_layers, "int", 0, INT32_MAX)
         check_number("main_gpu", self.main_gpu, "int", 0, INT32_MAX)
-        _check_choice("split_mode", self.split_mode, SPLIT_MODES)
+        check_choice("split_mode", self.split_mode, SPLIT_MODES)
         check_flags(self, "mmap mlock check_tensors vocab_only bf16_copies")
         if self.tensor_split is not None:
             if not isinstance(self.tensor_split, Sequence):
@@ -317,8 +314,8 @@ class ContextParams:
         if self.flash_attention is not None and not isinstance(self.flash_attention, bool):
             rule, remedy = "expected None, True or False", "None = where the device has it"
             raise wrong_value("flash_attention", self.flash_attention, rule, remedy)
-        _check_choice("type_k", self.type_k, KV_TYPES)
-        _check_choice("type_v", self.type_v, KV_TYPES)
+        check_choice("type_k", self.type_k, KV_TYPES)
+        check_choice("type_v", self.type_v, KV_TYPES)
         if self.flash_attention is False and self.type_v not in ("f32", "f16", "bf16"):
             rule, remedy = "needs flash attention, which is off", "leave flash_attention out"
             raise wrong_value("type_v", self.type_v, rule, remedy)
@@ -328,7 +325,7 @@ class ContextParams:
             ("attention", ATTENTIONS),
         ):
             if getattr(self, name) is not None:
-                _check_choice(name, getattr(self, name), choices)
+                check_choice(name, getattr(self, name), choices)
         for item in fields(self):
             if (
                 item.name.startswith(("rope_freq", "yarn_"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ import llcuda
 from llcuda.chat.template import ChatTemplate
 from llcuda.engine.config import EngineConfig, EngineParams
 from llcuda.engine.request import RequestParams
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.gguf_parser import GGUFReader, inspect_gguf
 from llcuda.gguf_writer import write_gguf
 from llcuda.params import ContextParams, ModelParams
+from tests.support.hostile_arguments import VALUES
 
 PATHS: dict[str, Callable[[Any, Path], Any]] = {
     "Model": lambda wrong, _: llcuda.Model(wrong),
@@ -129,3 +133,74 @@ def test_a_config_may_repeat_how_the_model_was_loaded(engine: llcuda.Engine) -> 
     config = EngineConfig(engine.model.params, {"threads": 1}, EngineParams(ctx_size=64))
     with llcuda.Engine(engine.model, config=config) as other:
         assert other.params.ctx_size == 64
+
+
+# --- hostile values in every public call ---
+
+
+@pytest.mark.parametrize(
+    "values", [3, pytest.param(len(VALUES), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_no_call_raises_a_foreign_exception(values: int) -> None:
+    """Each parameter of each public call gets hostile values, in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.support.hostile_arguments", str(values)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *foreign, count = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert (0, []) == (ended.returncode, foreign), ended.stderr[-3000:]
+    assert count > 800 * values
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda e, p: e.model.tokenize("x", "yes"), "add_special='yes': expected True or False"),
+        (lambda e, p: e.model.detokenize([5], special=2), "special=2: expected True or False"),
+        (lambda e, p: llcuda.Sampler().bind(5), "model=5: expected a Model"),
+        (lambda e, p: llcuda.Sampler().sample(5), "context=5: expected a Context"),
+        (lambda e, p: e.close(drain="no"), "drain='no': expected True or False"),
+        (lambda e, p: llcuda.Model("a\0b"), r"path='a\\x00b': contains a NUL character"),
+        (lambda e, p: llcuda.Model("\ud800"), "path='.*surrogates not allowed"),
+        (lambda e, p: llcuda.Model("x" * 300), "is longer than the path of a file can be"),
+        (lambda e, p: write_gguf(p, {5: 1}, {}), "metadata=5: expected texts as names"),
+        (lambda e, p: write_gguf(p, {"a": "\ud800"}, {}), r"metadata\['a'\]: .*surrogates"),
+        (lambda e, p: write_gguf(p, {"a": 1e300}, {}), "too large for Float32; give a numpy"),
+        (lambda e, p: write_gguf(p, {}, {"t": [1]}), r"\['t'\]=\[1\]: expected a numpy array"),
+        (lambda e, p: llcuda.core.DType("F33"), "value='F33': expected one of F32, F16"),
+        (lambda e, p: e.submit("x", overflow=[1]), r"overflow=\[1\]: expected one of"),
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_wrong_values_are_named(
+    call: Callable[[llcuda.Engine, Path], Any], says: str, engine: llcuda.Engine, tmp_path: Path
+) -> None:
+    """The parameter, the value and the rule."""
+    with pytest.raises(ArgumentError, match=says):
+        call(engine, tmp_path / "x.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_is_not_read_from_or_written_to_a_file_descriptor(tmp_path: Path) -> None:
+    """A number is not a path; a path that does not exist is an error of llcuda's."""
+    with llcuda.Model("demo") as model, llcuda.Context(model, ctx_size=64) as context:
+        for call in (context.save_state, context.load_state):
+            with pytest.raises(TypeError, match="=1: expected a path"):
+                call(1)
+        with pytest.raises(ModelNotFoundError, match="no such file: /no/such"):
+            context.load_state("/no/such")
+        with pytest.raises(ModelError, match=r"cannot read .*: Is a directory"):
+            context.load_state(tmp_path)
+
+
+def test_values_are_shown_whatever_they_are() -> None:
+    """A list that is nested too deeply for repr, and an object whose repr raises."""
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    for value, text in ((deep, "<list>"), ("x" * 500, "'" + "x" * 196 + "...")):
+        with pytest.raises(ArgumentError) as caught:
+            ContextParams(ctx_size=value)
+        assert str(caught.value).startswith(f"ctx_size={text}: expected")

@@ -330,7 +330,7 @@ def start(
     from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
 
     check_keywords(parameters, start, TextKeywords)
-    if not isinstance(template_variables or {}, Mapping):
+    if not isinstance(template_variables, Mapping | None):
         raise wrong_value("template_variables", template_variables, "expected a mapping")
     if reserved := RESERVED.intersection(template_variables or ()):
         raise wrong_argument("template_variables", f"{min(reserved)!r} is set by llcuda")
@@ -388,7 +388,7 @@ def _check_tool_choice(choice: Any, names: Sequence[str]) -> None:
         name = function.get("name") if isinstance(function, Mapping) else None
         if choice.get("type") != "function" or name not in names:
             raise wrong_value("tool_choice", choice, "expected a function that is in tools")
-    elif choice not in ("auto", "none", "required"):
+    elif not isinstance(choice, str) or choice not in ("auto", "none", "required"):
         raise wrong_value("tool_choice", choice, "expected auto, none, required or a function")
     elif choice == "required" and not names:
         raise wrong_value("tool_choice", choice, "expected at least one tool")

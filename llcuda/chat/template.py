@@ -23,7 +23,7 @@ from llcuda.chat.messages import check_messages, check_tools, plain_data
 from llcuda.chat.prompt import ControlTexts, Prompt
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model, check_model
-from llcuda.params import wrong_argument, wrong_value
+from llcuda.params import check_flag, wrong_argument, wrong_value
 
 KEY = "tokenizer.chat_template"
 DEFAULT = "default"
@@ -143,6 +143,7 @@ class ChatTemplate:
         Only the template makes control tokens: the text of one in a message, a tool or a variable
         becomes tokens of ordinary text.
         """
+        check_model(model)
         given = check_messages(messages, self._program.strings)
         checked = None if tools is None else check_tools(tools)
         data = [given, checked, plain_data(variables, "template_variables")]
@@ -158,6 +159,7 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str:
+        check_flag("add_generation_prompt", add_generation_prompt)
         reserved = _OWN & variables.keys()
         if reserved:
             rule = f"{min(reserved)!r} is set by llcuda"
@@ -172,7 +174,7 @@ class ChatTemplate:
             **self._fixed,
             "messages": self._adapt(messages),
             "tools": tools,
-            "add_generation_prompt": bool(add_generation_prompt),
+            "add_generation_prompt": add_generation_prompt,
         }
         return self._program.render(values)
 

@@ -168,7 +168,7 @@ def _open(
     known = architectures()
     if not is_adapter(folder):
         if base is not None:
-            raise wrong_value("base", str(base), f"goes with an adapter, but {source} is a model")
+            raise wrong_value("base", base, f"goes with an adapter, but {source} is a model")
         checkpoint = read_checkpoint(folder, known)
         check_modules(folder, checkpoint.config)
         return Source(name, folder, checkpoint.config, checkpoint, None)

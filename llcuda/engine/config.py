@@ -13,6 +13,7 @@ from llcuda.params import (
     UBATCH_SIZE,
     ContextParams,
     ModelParams,
+    check_flag,
     check_number,
     wrong_argument,
     wrong_value,
@@ -156,6 +157,7 @@ class EngineConfig:
             "device_logits": gpu and not engine.speculation,
             **self.context,
         }
+        check_flag("device_logits", chosen["device_logits"])
         if chosen["device_logits"]:
             chosen.setdefault("outputs_max", max(engine.slots, ECHO_ROWS))
         params = ContextParams(

@@ -46,6 +46,7 @@ from llcuda.params import (
     ContextParams,
     ModelParams,
     SamplingParams,
+    check_flag,
     check_number,
     seed_after,
     wrong_argument,
@@ -412,6 +413,7 @@ class Engine:
         Raises:
             ConcurrencyError: This is a hook, which runs on the engine's thread.
         """
+        check_flag("drain", drain)
         self.loop.check_closer()
         self._embedders.close()
         self.loop.close(drain)

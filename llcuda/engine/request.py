@@ -19,9 +19,17 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llcuda.engine.outputs import Completion, TokenLogprob
+from llcuda.errors import shown
 from llcuda.guide import Guide
 from llcuda.keywords import explain_keywords, split_keywords
-from llcuda.params import SamplingParams, check_flags, check_number, wrong_argument, wrong_value
+from llcuda.params import (
+    SamplingParams,
+    check_choice,
+    check_flags,
+    check_number,
+    wrong_argument,
+    wrong_value,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -78,8 +86,7 @@ class RequestParams:
             check_number("logprobs", self.logprobs, "int", 0, 100)
         if self.timeout is not None:
             check_number("timeout", self.timeout, "number", 0)
-        if self.overflow not in OVERFLOWS:
-            raise wrong_value("overflow", self.overflow, f"expected one of {', '.join(OVERFLOWS)}")
+        check_choice("overflow", self.overflow, OVERFLOWS)
         if self.keep and self.overflow == "error":
             rule = 'has no effect with overflow="error"'
             raise wrong_value("keep", self.keep, rule, 'give overflow="truncate" or "shift"')
@@ -117,10 +124,10 @@ def _texts(stop: Any) -> tuple[str, ...]:
     texts = _items("stop", stop, "texts")
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise wrong_argument("stop", f"expected texts, none of them empty, not {text!r}")
+            raise wrong_argument("stop", f"expected texts, none of them empty, not {shown(text)}")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise wrong_argument(
-                "stop", f"{text!r} has half of a surrogate pair, which no text has"
+                "stop", f"{shown(text)} has half of a surrogate pair, which no text has"
             )
     return texts
 

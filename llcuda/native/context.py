@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,8 +16,9 @@ from llcuda.errors import (
     ContextError,
     LlcudaError,
     UnsupportedError,
+    shown,
 )
-from llcuda.files import atomic_write
+from llcuda.files import atomic_write, path_text, read_bytes
 from llcuda.keywords import ContextKeywords, given_params
 from llcuda.native import library
 from llcuda.native.adapter import Adapter
@@ -173,7 +173,9 @@ class Context:
             status = self._lib.llcuda_decode(
                 owner.pointer, tokens, len(tokens), seq, start, _OUTPUTS[logits]
             )
-        except (TypeError, OverflowError, KeyError):
+        except BatchError:
+            raise
+        except (TypeError, ValueError, OverflowError, KeyError):
             return self._decode_converted(tokens, seq, pos, logits)
         if status:
             self._raise_decode_error(status, tokens, seq, pos, logits)
@@ -218,7 +220,9 @@ class Context:
                 problem = f"positions: {min(starts)} is below 0, expected at least 0"
                 raise BatchError(problem, parameter="positions")
             status = self._lib.llcuda_decode_rows(owner.pointer, n, tokens, seqs, starts, flags)
-        except (TypeError, OverflowError) as error:
+        except BatchError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
             problem = f"tokens, seqs and positions: expected whole numbers: {error}"
             raise BatchError(problem, parameter="tokens") from None
         if status:
@@ -255,14 +259,14 @@ class Context:
         if logits not in _OUTPUTS:
             raise wrong_value("logits", logits, "expected 'last', 'all' or 'none'")
         if not _is_int32(seq) or (pos is not None and not _is_int32(pos)):
-            problem = f"seq={seq!r}, pos={pos!r}: expected whole numbers below 2**31"
+            problem = f"seq={shown(seq)}, pos={shown(pos)}: expected whole numbers below 2**31"
             raise BatchError(problem, parameter="seq")
         array = np.asarray(None)
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             if not isinstance(tokens, str | bytes | bytearray):  # a text, by mistake
                 array = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-            problem = f"tokens={tokens!r}: expected whole numbers in one dimension"
+            problem = f"tokens={shown(tokens)}: expected whole numbers in one dimension"
             raise BatchError(problem, parameter="tokens")
         self._check_rows(array.tolist(), ())
         self.decode(array.tolist(), seq, pos, logits)
@@ -500,6 +504,7 @@ class Context:
             LlcudaError: As `decode`.
         """
         start = self.n_past(seq)
+        tokens = list(_as_list(tokens))
         try:
             return self._score(tokens, seq)
         except LlcudaError:
@@ -544,7 +549,7 @@ class Context:
         """
         state = self.memory.save(seq)
         if path is not None:
-            with atomic_write(Path(os.fsdecode(path))) as partial:
+            with atomic_write(Path(path_text(path))) as partial:
                 partial.write_bytes(state)
         return state
 
@@ -556,11 +561,11 @@ class Context:
             seq: The sequence to restore; None restores the whole context.
 
         Raises:
+            ModelNotFoundError: There is no such file.
             StateError: The state does not fit, as in `Memory.load`.
         """
         if not isinstance(state, bytes | bytearray | memoryview):
-            with open(state, "rb") as file:  # noqa: PTH123
-                state = file.read()
+            state = read_bytes(path_text(state, "state"))
         self.memory.load(bytes(state), seq)
 
     # --- settings ---
@@ -579,7 +584,7 @@ class Context:
         adapters = dict(adapters)
         for adapter in adapters:
             if not isinstance(adapter, Adapter):
-                raise wrong_argument("adapters", f"{adapter!r} is not an Adapter")
+                raise wrong_argument("adapters", f"{shown(adapter)} is not an Adapter")
         pointers = [adapter.pointer_for(self.model) for adapter in adapters]
         scales = list(adapters.values())
         for scale in scales:

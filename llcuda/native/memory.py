@@ -7,10 +7,10 @@ import sys
 import zlib
 from typing import Any
 
-from llcuda.errors import ArgumentError, StateError, UnsupportedError
+from llcuda.errors import ArgumentError, StateError, UnsupportedError, shown
 from llcuda.native import library
 from llcuda.native.model import Model
-from llcuda.params import INT32_MAX, ContextParams, wrong_value
+from llcuda.params import INT32_MAX, ContextParams, check_flag, wrong_value
 
 MAGIC = b"LLCUDAST"
 VERSION = 1
@@ -42,7 +42,8 @@ class Memory:
         try:
             status = getattr(self._lib, f"llcuda_memory_{name}")(owner.pointer, *arguments)
         except (OverflowError, TypeError) as error:
-            raise ArgumentError(f"memory.{name}{arguments}: {error}") from None
+            problem = f"memory.{name}{shown(arguments)}: {error}"
+            raise ArgumentError(problem) from None
         if status:
             last = self._params.sequences - 1
             numbers = ", ".join(str(a) for a in arguments if isinstance(a, int))
@@ -162,7 +163,8 @@ class Memory:
         Args:
             data: Also overwrite the cells.
         """
-        self._call("clear", bool(data))
+        check_flag("data", data)
+        self._call("clear", data)
 
     # --- state ---
 
@@ -228,7 +230,7 @@ class Memory:
                 if saved < 0
                 else ("one sequence", "give seq=")
             )
-            problem = f"seq={seq}: this is a state of {what}"
+            problem = f"seq={shown(seq)}: this is a state of {what}"
             raise StateError(problem, parameter="seq", remedy=remedy)
         if fingerprint != self._fingerprint(seq):
             problem = "state: it is of another model, or of a context of another kind"
@@ -241,6 +243,7 @@ class Memory:
         library.check(min(read, 0), lambda: f"load(seq={seq})")
 
     def _state_arguments(self, seq: int | None, partial: bool) -> tuple[int, int]:
+        check_flag("partial", partial)
         flags = self._lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         if seq is None and partial:
             rule, remedy = "a checkpoint is of one sequence", "give seq="

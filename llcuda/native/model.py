@@ -25,7 +25,14 @@ from llcuda.native import callbacks, library
 from llcuda.native.c_params import model_params
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.timings import TokenizerTimings
-from llcuda.params import INT32_MAX, ModelParams, check_number, wrong_argument, wrong_value
+from llcuda.params import (
+    INT32_MAX,
+    ModelParams,
+    check_flag,
+    check_number,
+    wrong_argument,
+    wrong_value,
+)
 from llcuda.progress import progress_bar
 
 Progress = Callable[[float], bool | None]
@@ -222,6 +229,8 @@ class Model:
             ArgumentError: The text has a lone surrogate, or more than 2 GiB.
             ModelError: llama.cpp cannot tokenize the text.
         """
+        check_flag("add_special", add_special)
+        check_flag("parse_special", parse_special)
         started = time.perf_counter()
         owner = self.handle.owner
         try:
@@ -240,7 +249,7 @@ class Model:
         while True:
             buffer = ffi.new("int32_t[]", capacity)
             count = lib.llcuda_tokenize(
-                self.vocab, raw, len(raw), buffer, capacity, bool(add_special), bool(parse_special)
+                self.vocab, raw, len(raw), buffer, capacity, add_special, parse_special
             )
             if count >= 0:
                 break
@@ -284,6 +293,10 @@ class Model:
             ArgumentError: A token is outside the vocabulary.
             ModelError: llama.cpp cannot detokenize the tokens.
         """
+        check_flag("remove_special", remove_special)
+        check_flag("special", special)
+        if clean_spaces is not None:
+            check_flag("clean_spaces", clean_spaces)
         started = time.perf_counter()
         owner = self.handle.owner
         if isinstance(tokens, str | bytes):

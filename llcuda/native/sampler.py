@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda import samplers as steps
-from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError
+from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError, shown
 from llcuda.keywords import SamplingKeywords, given_params
 from llcuda.native import callbacks, library
 from llcuda.native.chain import (
@@ -25,7 +25,7 @@ from llcuda.native.chain import (
     superset_of,
 )
 from llcuda.native.context import Context
-from llcuda.native.model import Model
+from llcuda.native.model import Model, check_model
 from llcuda.params import SamplingParams, wrong_argument, wrong_value
 
 
@@ -111,6 +111,7 @@ class Sampler:
                 vocabulary.
             GrammarError: The grammar does not parse.
         """
+        check_model(model)
         if self._vocab is model.vocab:
             return
         if self._vocab is not None:
@@ -174,6 +175,8 @@ class Sampler:
             SamplingError: No candidate is left.
             Exception: What a Python step raised.
         """
+        if not isinstance(context, Context):
+            raise wrong_value("context", context, "expected a Context")
         if context.model.vocab is not self._vocab:
             self.bind(context.model)
         owner, _alive = context.handle.owner, self.handle.owner  # type: ignore[union-attr]
@@ -343,7 +346,7 @@ def _check_chain(given: Sequence[steps.Step]) -> list[steps.Step]:
     checked = list(given)
     for step in checked:
         if type(step) not in STEPS:
-            raise wrong_argument("chain", f"{step!r} is not a step of llcuda.steps")
+            raise wrong_argument("chain", f"{shown(step)} is not a step of llcuda.steps")
     if not checked or not checked[-1].chooses:
         raise wrong_argument(
             "chain",

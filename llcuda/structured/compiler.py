@@ -16,7 +16,7 @@ import random
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
-from llcuda.params import wrong_argument
+from llcuda.native.model import check_model
+from llcuda.params import check_flag, check_number, wrong_argument
 from llcuda.structured.cost import MAX_SMALL
 from llcuda.structured.grammar import GrammarSource, grammar_source
 from llcuda.structured.tokenizer import tokenizer_of
@@ -84,6 +85,8 @@ def compile(  # noqa: A001 - as that of re
         GrammarError: The grammar cannot be read, or allows no text; an ArgumentError, too.
         UnsupportedError: The model has no token that ends a text.
     """
+    check_model(model)
+    check_flag("compact", compact)
     if schema is not None:
         if response_format is not None:
             raise wrong_argument("response_format", "give it or schema=, not both")
@@ -134,7 +137,8 @@ def compile_response_format(model: Model, response_format: Any) -> CompiledGramm
     Raises:
         ArgumentError: See `compile`.
     """
-    if response_format is None or response_format == {"type": "text"}:
+    is_text = isinstance(response_format, Mapping) and dict(response_format) == {"type": "text"}
+    if response_format is None or is_text:
         return None
     return compile(model, response_format)
 
@@ -341,6 +345,7 @@ class TextGuide:
         Args:
             token: The token that was sampled, or forced.
         """
+        check_number("token", token, "int", 0, 2**31 - 1)
         with self._compilation.lock:
             self._accepted.append(token)
             if not self._matcher.consume_token(token):

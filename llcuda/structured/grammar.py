@@ -203,7 +203,7 @@ def tool_format(
         if name not in named:
             raise wrong_value("tool_choice", name, f"expected one of {', '.join(named)}")
         named, parallel = {name: named[name]}, False
-    elif tool_choice not in ("auto", "required"):
+    elif not isinstance(tool_choice, str) or tool_choice not in ("auto", "required"):
         raise wrong_value("tool_choice", tool_choice, "expected 'auto', 'required' or a function")
     if not named:
         raise wrong_argument("tools", "expected at least one")

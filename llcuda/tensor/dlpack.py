@@ -38,6 +38,10 @@ def export(
         raise BufferError(
             f"{node.dtype.name}: ggml's types cannot be shared; share .to(DType.Float32)"
         )
+    if not isinstance(copy, bool | None):
+        raise wrong_value("copy", copy, "expected True, False or None")
+    if not isinstance(consumer_stream, Integral | None):
+        raise wrong_value("stream", consumer_stream, "expected a number, or None")
     for parameter, pair in (("max_version", max_version), ("dl_device", dl_device)):
         if pair is not None and not _is_pair(pair):
             raise wrong_value(parameter, pair, "expected two integers, or None")
@@ -67,7 +71,7 @@ def adopt(source: Any, copy: bool | None) -> Node:
         raise wrong_argument(
             "source", f"expected an object with __dlpack__, got {type(source).__name__}"
         )
-    if copy not in (None, True, False):
+    if not isinstance(copy, bool | None):
         raise wrong_value("copy", copy, "expected True, False or None")
     place = source.__dlpack_device__()
     if not _is_pair(place):

@@ -69,6 +69,11 @@ class DType(Enum):
         self.is_float = label in ("F32", "F16", "BF16")
         self.is_quantized = not self.is_float and label not in ("I32", "I64", "U8")
 
+    @classmethod
+    def _missing_(cls, value: object) -> Any:
+        rule = f"expected one of {', '.join(dtype.value for dtype in cls)}"
+        raise wrong_value("value", value, rule)
+
     @cached_property
     def block(self) -> tuple[int, int]:
         """Values of a block, and its bytes; a type that is not quantized has blocks of one."""

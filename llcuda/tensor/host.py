@@ -15,9 +15,17 @@ from llcuda.tensor.graph import Node, Shape, empty, memory_of
 from llcuda.tensor.shape import cast, castable, check_blocks, check_shape, contiguous
 
 
+def _as_array(array: Any) -> Any:
+    """Return numpy's array of a value; ArgumentError where there is none."""
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise wrong_argument("array", str(error)) from None
+
+
 def from_array(array: Any, device: Device) -> Node:
     """Return a copy of a numpy array; ArgumentError for types that tensors do not have."""
-    values = np.asarray(array)
+    values = _as_array(array)
     dtype = FROM_NUMPY.get(values.dtype)
     if dtype is None:
         known = ", ".join(map(str, FROM_NUMPY))
@@ -45,7 +53,7 @@ def from_bytes(data: Any, dtype: DType, shape: Shape, device: Device) -> Node:
 
 def write(node: Node, array: Any) -> None:
     """Copy an array of the same shape and type over the values of a tensor; TensorError."""
-    values = np.asarray(array)
+    values = _as_array(array)
     if not node.is_contiguous:
         raise TensorError(
             "write: the values of the tensor must lie without gaps", remedy="use .contiguous()"

@@ -15,7 +15,7 @@ import numpy as np
 
 from llcuda.errors import TensorError, UnsupportedError
 from llcuda.native.tensor import constant
-from llcuda.params import check_number, wrong_argument
+from llcuda.params import check_flag, check_number, wrong_argument
 from llcuda.tensor.dtype import DType
 from llcuda.tensor.graph import MAX_DIMS, Node, Shape, memory_of, operation
 from llcuda.tensor.shape import (
@@ -283,6 +283,7 @@ def rope(
         )
     if positions.dtype is not DType.Int32:
         raise TensorError(f"rope: positions must be Int32, got {positions.dtype.name}")
+    check_flag("neox", neox)
     size = node.shape[-1]
     dims = size if dims is None else dims
     check_number("dims", dims, "int", 2, size)

@@ -81,7 +81,7 @@ def transpose(node: Node, axes: Sequence[int] | None = None) -> Node:
     dims = len(node.shape)
     order = [check_axis(axis, dims) for axis in (range(dims)[::-1] if axes is None else axes)]
     if sorted(order) != list(range(dims)):
-        raise wrong_value("axes", list(axes or ()), f"expected each of the {dims} axes once")
+        raise wrong_value("axes", order, f"expected each of the {dims} axes once")
     shape = tuple(node.shape[axis] for axis in order)
     return view(node, shape, tuple(node.strides[axis] for axis in order))
 
@@ -124,6 +124,8 @@ def reshape(node: Node, shape: Any, copy: bool = True) -> Node:
     copy=False: TensorError where a view is not possible.
     """
     sizes = [shape] if not hasattr(shape, "__iter__") else list(shape)
+    for size in sizes:
+        check_number("shape", size, "int", -1, 2**62)
     unknown = [place for place, size in enumerate(sizes) if size == -1]
     if len(unknown) == 1:
         rest = math.prod(check_shape([size for size in sizes if size != -1]))

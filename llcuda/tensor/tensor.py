@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llcuda.errors import ArgumentError, ClosedError, TensorError
+from llcuda.errors import ArgumentError, ClosedError, TensorError, shown
 from llcuda.native.dlpack import device_of
 from llcuda.params import wrong_value
 from llcuda.tensor import dlpack, ops
@@ -488,7 +488,7 @@ def node_of(value: Any) -> Node:
     """Return the node of a tensor; ArgumentError for other values, ClosedError after close()."""
     if not isinstance(value, Tensor):
         raise ArgumentError(
-            f"{value!r:.80}: expected a Tensor",
+            f"{shown(value)}: expected a Tensor",
             remedy="make one with Tensor.from_numpy() or Tensor.full()",
         )
     return value._node

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from llcuda.errors import shown
 from llcuda.native.gguf.types import GGMLType
 from llcuda.params import wrong_value
 
@@ -48,7 +49,7 @@ def check_file_type(
         ArgumentError: It is not one of them.
     """
     if not isinstance(name, str) or name.upper() not in types:
-        near = difflib.get_close_matches(str(name).upper(), types, 1, 0.5)
+        near = difflib.get_close_matches(shown(name).upper(), types, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else None
         raise wrong_value(parameter, name, f"expected one of {', '.join(types)}", hint)
     return name.upper()

@@ -124,7 +124,9 @@ class QuantizeJob:
     ) -> None:
         self.path = resolve(source, "source")
         self.file_type = check_file_type(file_type, (*FILE_TYPES, *MATRIX_TYPES))
-        self.overrides = _check_overrides(tensor_types or {}, self.file_type)
+        self.overrides = _check_overrides(
+            {} if tensor_types is None else tensor_types, self.file_type
+        )
         self.threads = threads
         if threads is not None:
             check_number("threads", threads, "int", 1, 512)
