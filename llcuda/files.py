@@ -33,14 +33,14 @@ def path_text(path: str | os.PathLike[str], parameter: str = "path") -> str:
 
     Raises:
         TypeError: It is neither a str nor a pathlib.Path, nor a like object.
-        ArgumentError: No file can have this path.
+        ModelError: No file can have this path.
     """
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
         shown_path = shown(path)
         raise TypeError(f"{parameter}={shown_path}: expected a path; give a str or a pathlib.Path")
     if rule := _no_path(text):
-        raise ArgumentError(f"{parameter}={shown(text)}: {rule}", parameter=parameter)
+        raise ModelError(f"{parameter}={shown(text)}: {rule}")
     return text
 
 

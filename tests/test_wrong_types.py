@@ -162,9 +162,6 @@ def test_no_call_raises_a_foreign_exception(values: int) -> None:
         (lambda e, p: llcuda.Sampler().bind(5), "model=5: expected a Model"),
         (lambda e, p: llcuda.Sampler().sample(5), "context=5: expected a Context"),
         (lambda e, p: e.close(drain="no"), "drain='no': expected True or False"),
-        (lambda e, p: llcuda.Model("a\0b"), r"path='a\\x00b': contains a NUL character"),
-        (lambda e, p: llcuda.Model("\ud800"), "path='.*surrogates not allowed"),
-        (lambda e, p: llcuda.Model("x" * 300), "is longer than the path of a file can be"),
         (lambda e, p: write_gguf(p, {5: 1}, {}), "metadata=5: expected texts as names"),
         (lambda e, p: write_gguf(p, {"a": "\ud800"}, {}), r"metadata\['a'\]: .*surrogates"),
         (lambda e, p: write_gguf(p, {"a": 1e300}, {}), "too large for Float32; give a numpy"),
@@ -172,7 +169,7 @@ def test_no_call_raises_a_foreign_exception(values: int) -> None:
         (lambda e, p: llcuda.core.DType("F33"), "value='F33': expected one of F32, F16"),
         (lambda e, p: e.submit("x", overflow=[1]), r"overflow=\[1\]: expected one of"),
     ],
-    ids=range(14),
+    ids=range(11),
 )  # fmt: skip
 def test_wrong_values_are_named(
     call: Callable[[llcuda.Engine, Path], Any], says: str, engine: llcuda.Engine, tmp_path: Path
@@ -193,6 +190,23 @@ def test_a_state_is_not_read_from_or_written_to_a_file_descriptor(tmp_path: Path
             context.load_state("/no/such")
         with pytest.raises(ModelError, match=r"cannot read .*: Is a directory"):
             context.load_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("a\0b", r"path='a\\x00b': contains a NUL character"),
+        ("\ud800", "path='.*surrogates not allowed"),
+        ("x" * 300, "is longer than the path of a file can be"),
+        ("x/" * 3000, "is longer than the path of a file can be"),
+    ],
+    ids=range(4),
+)
+def test_a_path_that_no_file_can_have(path: str, says: str) -> None:
+    """A ModelError, to read and to write."""
+    for call in (llcuda.Model, GGUFReader, lambda path: write_gguf(path, {}, {})):
+        with pytest.raises(ModelError, match=says):
+            call(path)
 
 
 def test_values_are_shown_whatever_they_are() -> None:
