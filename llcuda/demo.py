@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llcuda.files import data_file, path_text
+from llcuda.files import data_file, local_path
 
 DEMO_NAME = "demo"
 
@@ -25,5 +25,5 @@ def resolve(path: str | os.PathLike[str], parameter: str = "path") -> Path:
     Raises:
         TypeError: It is not a path.
     """
-    text = path_text(path, parameter)
+    text = local_path(path, parameter)
     return demo_model() if text == DEMO_NAME else Path(text)

@@ -33,12 +33,26 @@ def path_text(path: str | os.PathLike[str], parameter: str = "path") -> str:
 
     Raises:
         TypeError: It is neither a str nor a pathlib.Path, nor a like object.
-        ModelError: No file can have this path.
     """
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
         shown_path = shown(path)
         raise TypeError(f"{parameter}={shown_path}: expected a path; give a str or a pathlib.Path")
+    return text
+
+
+def local_path(path: str | os.PathLike[str], parameter: str = "path") -> str:
+    """Return the text of the path of a file on this machine.
+
+    Args:
+        path: The path.
+        parameter: The caller's name of it, for an error.
+
+    Raises:
+        TypeError: As `path_text`.
+        ModelError: No file can have this path.
+    """
+    text = path_text(path, parameter)
     if rule := _no_path(text):
         raise ModelError(f"{parameter}={shown(text)}: {rule}")
     return text

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llcuda.errors import LlcudaError, shown
-from llcuda.files import atomic_write, path_text
+from llcuda.files import atomic_write, local_path
 from llcuda.native.gguf.metadata import LOSSLESS, Metadata, Texts
 from llcuda.native.gguf.types import NUMPY_VALUES, GGMLType, GGUFValueType
 from llcuda.params import check_number, wrong_argument, wrong_value
@@ -74,7 +74,7 @@ def write_gguf(
         raise LlcudaError(
             "writing a GGUF file needs the gguf package; pip install 'gguf>=0.17'"
         ) from error
-    target = Path(path_text(path))
+    target = Path(local_path(path))
     for name, given in (("metadata", metadata), ("tensors", tensors)):
         if not isinstance(given, Mapping):
             raise wrong_value(name, given, "expected a mapping, such as a dict")

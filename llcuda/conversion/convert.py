@@ -45,7 +45,7 @@ from llcuda.files import (
     cache_folder,
     check_free_space,
     check_target,
-    path_text,
+    local_path,
     remove_abandoned,
     temporary_file,
 )
@@ -194,7 +194,7 @@ def _open(
 
 def _source_folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Path, str]:
     """Return a checkpoint's folder and name, downloading the files that are missing."""
-    text = path_text(source, "source")
+    text = local_path(source, "source")
     path = Path(text).expanduser()
     if text and path.is_dir():
         return path, path.resolve().name or "model"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda.errors import ModelError
-from llcuda.files import path_text
+from llcuda.files import local_path
 from llcuda.native import library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.model import Model, check_model, read_metadata
@@ -34,7 +34,7 @@ class Adapter:
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
         check_model(model)
-        self.path = Path(path_text(path))
+        self.path = Path(local_path(path))
         check_file(self.path)
         ffi, lib = library.load()
         check_tensors(self.path)

@@ -18,7 +18,7 @@ from llcuda.errors import (
     UnsupportedError,
     shown,
 )
-from llcuda.files import atomic_write, path_text, read_bytes
+from llcuda.files import atomic_write, local_path, read_bytes
 from llcuda.keywords import ContextKeywords, given_params
 from llcuda.native import library
 from llcuda.native.adapter import Adapter
@@ -549,7 +549,7 @@ class Context:
         """
         state = self.memory.save(seq)
         if path is not None:
-            with atomic_write(Path(path_text(path))) as partial:
+            with atomic_write(Path(local_path(path))) as partial:
                 partial.write_bytes(state)
         return state
 
@@ -565,7 +565,7 @@ class Context:
             StateError: The state does not fit, as in `Memory.load`.
         """
         if not isinstance(state, bytes | bytearray | memoryview):
-            state = read_bytes(path_text(state, "state"))
+            state = read_bytes(local_path(state, "state"))
         self.memory.load(bytes(state), seq)
 
     # --- settings ---

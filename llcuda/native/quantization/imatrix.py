@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda.errors import DecodeError, ModelError
-from llcuda.files import atomic_write, check_target, path_text
+from llcuda.files import atomic_write, check_target, local_path
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.gguf.mapped import MappedFile, array
@@ -60,7 +60,7 @@ class ImportanceMatrix:
             ModelNotFoundError: The file does not exist.
             ModelError: The file is not an importance matrix, or is damaged.
         """
-        path = Path(path_text(path))
+        path = Path(local_path(path))
         old = path.is_file() and not _begins_as_gguf(path)
         matrix = _load_old(path) if old else _load_gguf(path)
         if not matrix.entries:
@@ -85,7 +85,7 @@ class ImportanceMatrix:
             ModelError: The file cannot be written.
         """
         ffi, lib = library.load()
-        into = Path(path_text(path))
+        into = Path(local_path(path))
         check_target(into)
         kept = []  # what the C structs below point to
         rows = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import ModelError
-from llcuda.files import path_text
+from llcuda.files import local_path
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.gguf.types import GGMLType
@@ -139,7 +139,7 @@ class QuantizeJob:
                 raise wrong_argument("tensor_types", f"{pattern!r} is not a regular expression")
         self.matrix_file = ""
         if imatrix is not None and not isinstance(imatrix, ImportanceMatrix):
-            self.matrix_file = path_text(imatrix, "imatrix")
+            self.matrix_file = local_path(imatrix, "imatrix")
             imatrix = ImportanceMatrix.load(imatrix)
         elif imatrix is not None and (name := imatrix.implausible()):
             raise wrong_argument("imatrix", f"{name} has values that are not sums of squares")

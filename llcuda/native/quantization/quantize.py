@@ -11,7 +11,7 @@ from typing import Any
 
 from llcuda.demo import resolve
 from llcuda.errors import LoadCancelledError, ModelError
-from llcuda.files import atomic_write, check_target, path_text
+from llcuda.files import atomic_write, check_target, local_path
 from llcuda.keywords import explain_keywords
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, parts
@@ -60,7 +60,7 @@ def quantize(
         LoadCancelledError: `progress` returned False.
         ArgumentError: An argument is not allowed.
     """
-    into = Path(path_text(target, "target"))
+    into = Path(local_path(target, "target"))
     job = QuantizeJob(source, file_type, imatrix, tensor_types, threads)
     matrix_file = [Path(job.matrix_file)] if job.matrix_file else []
     check_target(into, *parts(job.path), *matrix_file)
