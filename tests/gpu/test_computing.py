@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda import Context, Engine, InferenceEngine, Model, Sampler, device
+from llcuda import Context, Engine, InferenceEngine, Model, Sampler, device, memory_needed
 from llcuda.native import library
 from llcuda.native.batch_sampler import BatchSampler
 from tests.support.greedy import check_greedy
@@ -140,5 +140,20 @@ def test_memory_returns_when_all_is_closed(gpu_demo: Model) -> None:
         with InferenceEngine() as engine:
             engine.load_model("demo", gpu_layers=99, n_parallel=8, ctx_size=1024, silent=True)
             engine.batch_infer(PROMPTS * 4, max_tokens=30)
+        free.append(device.free_memory() or 0)
+    assert min(free[1:]) >= free[0] - 2 * MIB
+
+
+def test_bf16_copies_are_counted_and_freed() -> None:
+    """On Hopper memory_needed tells of them, and a closed model leaves none; elsewhere none is."""
+    options: dict[str, Any] = {"gpu_layers": 99, "devices": ["CUDA0"]}
+    plain, copied = (
+        memory_needed("demo", ctx_size=256, bf16_copies=copies, **options)[0].model
+        for copies in (False, True)
+    )
+    assert (copied > plain) == (device.survey().gpus[0]["compute_capability"] == "9.0")
+    free = []
+    for _ in range(3):
+        Model("demo", bf16_copies=True, **options).close()
         free.append(device.free_memory() or 0)
     assert min(free[1:]) >= free[0] - 2 * MIB

@@ -58,6 +58,9 @@ Matrices copied(const llama_model * model) {
     Matrices found;
     if (backend().uses_copy) {
         for (const auto & [name, tensor] : llama_internal_get_tensor_map(model)) {
+            if (!tensor->buffer) {
+                continue;
+            }
             ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(tensor->buffer);
             ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
             if (device && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU && backend().uses_copy(tensor)) {
