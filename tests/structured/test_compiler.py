@@ -742,6 +742,8 @@ def test_nested_groups(model: Model, depth: int) -> None:
         ('a ::= "a"', "no rule 'root'"),
         ('root ::= "a" ("b" root)', "no text ever ends rule 'root'"),
         ('root ::= "a" | "\\q"', r"unknown escape \\q"),
+        ('root ::= "\\ud800"', r"\\ud800 is not a character"),
+        ("root ::= [\\U00110000]", r"\\U00110000 is not a character"),
         ("root ::= []", "no characters"),
         ("root ::= [z-a]", "is empty"),
         ("root ::= < x>", "expected a token"),
