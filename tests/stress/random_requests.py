@@ -6,10 +6,10 @@
 
 A session is one engine with random settings, and rounds of requests from several threads. The
 reference is an engine of one slot that is made for the request, with the same adapters. Tokens,
-text, finish reason and counters have to be equal. Log-probabilities may differ by the rounding that
-"What makes a text the same again" (docs/decisions.md) describes. A token may differ only where
-rounding decides: the sampler chooses it too when it gets the fresh engine's logits with noise of
-that size.
+text, finish reason and counters have to be equal. With batch_invariant=True so have
+log-probabilities, bit for bit. Otherwise they may differ by the rounding that "What makes a text
+the same again" (docs/decisions.md) describes, and a token where rounding decides: the sampler
+chooses it too when it gets the fresh engine's logits with noise of that size.
 """
 
 from __future__ import annotations
@@ -164,6 +164,10 @@ def session(seed: int) -> Spec:
         shifts = shifts and kind != "gemma3"
     if dice.random() < 0.1:
         settings["queue_size"] = dice.choice([1, 2, 4])
+    if dice.random() < 0.3 and not settings.get("unified_kv"):
+        settings["batch_invariant"] = True
+    if not settings.get("batch_invariant") or dice.random() < 0.5:
+        settings["flash_attention"] = False
     trunks = [_words(dice, dice.randint(3, ctx_size // 4)) for _ in range(3)]
     rounds: list[Spec] = []
     for number in range(dice.randint(3, 7)):
@@ -486,12 +490,14 @@ class Session:
 
     def __init__(self, spec: Spec, files: Files) -> None:
         self.spec, self.kind = spec, str(spec["kind"])
-        self.settings: Spec = {"threads": 1, "flash_attention": False, **spec["settings"]}
+        self.settings: Spec = {"threads": 1, **spec["settings"]}
         self.files = files
         self.report = Report()
         self.rounding = ROUNDING[self.kind]
         if self.settings["type_k"] == "f16":
             self.rounding *= F16_CELLS
+        if self.settings.get("batch_invariant"):
+            self.rounding = 0.0
         self._references: dict[str, Answer] = {}
         self._history: list[tuple[float, list[int]]] = []  # adapters' scale, tokens
 
@@ -763,7 +769,7 @@ class Session:
             ended = isinstance(a, Completion) and a.finish_reason in ("cancelled", "timeout")
             return "" if ended else f"{_short(a)}, fresh: {_short(b)}"
         if isinstance(b, np.ndarray):
-            if a.shape == b.shape and np.allclose(a, b, atol=self.rounding):
+            if a.shape == b.shape and self._close(a, b):
                 return ""
             return f"vectors differ by {np.abs(a - b).max() if a.shape == b.shape else a.shape}"
         for name in ("prompt_tokens", "dropped_tokens", "seed"):
@@ -791,11 +797,14 @@ class Session:
             if (got.message, got.reason) != (want.message, want.reason):
                 return f"{got.message} {got.reason}, fresh: {want.message} {want.reason}"
             return ""
-        if self._is_rounding(spec, got, b, common, scale):
+        if self.rounding and self._is_rounding(spec, got, b, common, scale):
             self.report.parted += 1
             return ""
         rests = [tokens[common : common + 5] for tokens in (a.tokens, b.tokens)]
         return f"tokens part at {common}: {rests[0]}, fresh: {rests[1]}"
+
+    def _close(self, a: Any, b: Any) -> bool:
+        return np.allclose(a, b, rtol=0, atol=self.rounding)
 
     def _scores(
         self, got: list[TokenLogprob] | None, want: list[TokenLogprob] | None, name: str
@@ -808,11 +817,11 @@ class Session:
             values = [(a.logprob, b.logprob)]
             values += [(x, y) for (_, x), (_, y) in zip(a.top, b.top, strict=False)]
             for x, y in values:
-                if x != y and not np.isinf(x):
+                if self.rounding and not np.isinf(x):
                     self.report.largest = max(self.report.largest, abs(x - y) / self.rounding)
             if a.token != b.token or len(a.top) != len(b.top):
                 return f"{name}[{i}]={a}, fresh: {b}"
-            if not np.allclose([x for x, _ in values], [y for _, y in values], atol=self.rounding):
+            if not self._close([x for x, _ in values], [y for _, y in values]):
                 return f"{name}[{i}]={a}, fresh: {b}"
             theirs = dict(b.top)
             least = min(theirs.values(), default=0.0)
@@ -912,10 +921,10 @@ class Session:
 
     def _state(self, spec: Spec, scale: float) -> str:
         """Return how a text differs that goes on from a saved state, beside other texts."""
-        names = ("type_k", "type_v", "swa_full", "batch_size", "ubatch_size")
+        names = ("type_k", "type_v", "swa_full", "batch_size", "ubatch_size", "batch_invariant")
         sizes = {n: self.settings[n] for n in names if n in self.settings}
         prompt = self.model.tokenize(spec["prompt"])
-        sizes = {**sizes, "flash_attention": False, "threads": 1, "ctx_size": 256}
+        sizes |= {"flash_attention": False, "threads": 1, "ctx_size": 256, "unified_kv": False}
         seq = None if spec["whole"] else 0
         with Context(self.model, sequences=2, **sizes) as context:
             context.set_adapters(self._adapters(scale))
@@ -936,10 +945,10 @@ class Session:
         for name, (tokens, scores) in (("elsewhere", got), ("again", again)):
             if tokens != expected[0]:
                 common = _common(tokens, expected[0])
-                if not np.allclose(scores[:common], expected[1][:common], atol=self.rounding):
+                if not self.rounding or not self._close(scores[:common], expected[1][:common]):
                     return f"from a state {name}: {tokens}, at once: {expected[0]}"
                 self.report.parted += 1
-            elif not np.allclose(scores, expected[1], atol=self.rounding):
+            elif not self._close(scores, expected[1]):
                 return f"from a state {name}: {scores}, at once: {expected[1]}"
         return ""
 
