@@ -334,7 +334,10 @@ class Scheduler:
         for slot in () if sequence.skip_prefix_cache else slots:
             if slot.adapter_key != self.adapter_key:
                 continue
-            count = common_prefix(slot.tokens, sequence.tokens, sequence.prefill_size - 1)
+            limit = sequence.prefill_size - 1
+            if slot.sequence is not None and slot.sequence.valid_prefix is not None:
+                limit = min(limit, slot.sequence.valid_prefix)  # a text that was shifted, and runs
+            count = common_prefix(slot.tokens, sequence.tokens, limit)
             if not self._can_truncate and (slot.stale or count < len(slot.tokens)):
                 continue
             if count > longest[0]:

@@ -12,6 +12,7 @@ from llcuda import Adapter, Context, Engine, Model, Sampler
 from llcuda.engine.metrics import StepRecord
 from llcuda.engine.speculation import Drafter
 from llcuda.errors import ArgumentError, NoRoomError, UnsupportedError
+from tests.support.engine import eventually
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 EXACT: dict[str, Any] = {"ctx_size": 64, "threads": 1, "flash_attention": False}
@@ -131,6 +132,29 @@ def test_a_prompt_after_a_shifted_text_in_a_sliding_window(model_files: dict[str
                 assert [score.logprob for score in later.logprobs or ()] == pytest.approx(
                     [score.logprob for score in expected.logprobs or ()], abs=1e-3
                 )
+
+
+def test_a_prompt_beside_a_shifted_text_that_runs(model: Model) -> None:
+    """What it holds behind the tokens that `keep` left was computed with tokens that are gone."""
+    sizes = {**EXACT, "ctx_size": 256}
+    half = list(range(100, 227))  # as many as a shift drops
+    prompt = [model.bos or 0, *half, 7, 8]
+    asked: dict[str, Any] = {"max_tokens": 8, "logprobs": 0, **GREEDY}
+    with Engine(model, **sizes) as engine:
+        expected = engine.submit(prompt, **asked).result(20)
+    with Engine(model, n_parallel=2, **sizes) as engine:
+        shifting = engine.submit(
+            [model.bos or 0, *half, *half], overflow="shift", max_tokens=4000, **GREEDY
+        )
+        assert eventually(lambda: len(shifting.tokens) > 2)
+        later = engine.submit(prompt, **asked).result(20)
+        assert not shifting.done
+        shifting.cancel()
+    assert 1 >= later.cached_tokens
+    assert expected.tokens == later.tokens
+    assert [score.logprob for score in later.logprobs or ()] == pytest.approx(
+        [score.logprob for score in expected.logprobs or ()], abs=1e-4
+    )
 
 
 def test_wrong_guesses_after_a_shift_in_a_sliding_window(
