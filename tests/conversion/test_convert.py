@@ -174,7 +174,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "too long": (indexed("é" * 128), ModelError, "not a file in its folder"),
     "a null": (indexed("a\0b"), ModelError, "not a file in its folder"),
     "modules elsewhere": (
-        written("modules.json", '[{"path": "../../x"}]'), ModelError, "names '../../x'",
+        written("modules.json", '[{"path": "../../x", "type": "a.Pooling"}]'),
+        ModelError, "names '../../x'",
     ),
     "LFS": (
         written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid 1"),
