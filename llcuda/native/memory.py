@@ -172,7 +172,8 @@ class Memory:
         """Return the state of a sequence, or of the whole context.
 
         A state holds no logits: after `load`, decode a token before sampling. The state of one
-        sequence leaves out the cells that a sliding window hides.
+        sequence leaves out the cells that a sliding window hides, so that what follows a `load` may
+        round otherwise.
 
         Args:
             seq: The sequence; None saves the whole context.
