@@ -13,6 +13,7 @@ from llcuda.errors import (
     ArgumentError,
     ClosedError,
     ContextLengthError,
+    ModelChangedError,
     ModelError,
     OutOfMemoryError,
     QueueFullError,
@@ -78,7 +79,8 @@ def deadline_exceeded() -> ApiError:
 INTERNAL = "internal error"
 OUT_OF_MEMORY = "too little memory for this request at the moment"
 NOT_LOADABLE = "the model cannot be loaded"
-LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE})
+MODEL_CHANGED = "the model's file was changed while it was in use"
+LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE, MODEL_CHANGED})
 
 
 def translate_and_log(
@@ -121,6 +123,8 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
         return ApiError(400, message, param=param, code=code)
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)
+    if isinstance(error, ModelChangedError):
+        return ApiError(503, MODEL_CHANGED, code="model_failed")
     if isinstance(error, ModelError):
         return ApiError(503, NOT_LOADABLE, code="model_unavailable")
     return ApiError(500, INTERNAL)

@@ -18,7 +18,13 @@ from llcuda.embeddings.embedder import Embedder, classifier_layers
 from llcuda.engine.autofit import Fitted, fit
 from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine
-from llcuda.errors import ArgumentError, DeviceLostError, LlcudaError, UnsupportedError
+from llcuda.errors import (
+    ArgumentError,
+    DeviceLostError,
+    LlcudaError,
+    ModelChangedError,
+    UnsupportedError,
+)
 from llcuda.hub.registry import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
@@ -144,8 +150,12 @@ class LoadedModel:
 
     def failure(self) -> ApiError:
         """Return what clients are told after its engine has failed."""
-        lost = self.engine is not None and isinstance(self.engine.failure, DeviceLostError)
-        reason = "a GPU failed" if lost else "its computation failed again and again"
+        failure = None if self.engine is None else self.engine.failure
+        reason = "its computation failed again and again"
+        if isinstance(failure, DeviceLostError):
+            reason = "a GPU failed"
+        elif isinstance(failure, ModelChangedError):
+            reason = "its file was changed while it was in use"
         message = f"the model {self.spec.name} has failed: {reason}; restart the server"
         return ApiError(503, message, code="model_failed")
 

@@ -24,7 +24,8 @@ from llcuda.errors import DecodeError, ModelChangedError, ModelError
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s", level=logging.WARNING)
 logging.getLogger("llcuda.engine").setLevel(logging.CRITICAL)  # its end is logged by its thread
 path = Path(sys.argv[1])
-size = path.stat().st_size
+before = path.stat()
+size = before.st_size
 
 def overwrite(offset, data):
     with path.open("r+b") as file:
@@ -50,6 +51,11 @@ changes = {
     "emptied": lambda: os.truncate(path, 0),
     "appended": lambda: overwrite(size, b"1"),
     "overwritten": lambda: overwrite(size // 2, b"\\xff" * (size // 2)),
+    "restored": lambda: (
+        overwrite(size // 2, b"\\xff" * (size // 4)),
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns)),
+    ),
+    "protected": lambda: path.chmod(0o400),
     "touched": lambda: os.utime(path, (1, 1)),
     "replaced": lambda: copy.replace(path),
 }
@@ -87,6 +93,8 @@ def file(model_files: dict[str, Path], tmp_path: Path) -> Path:
         ("emptied", "refused truncated"),
         ("appended", "refused overwritten"),
         ("overwritten", "refused overwritten"),
+        ("restored", "refused overwritten"),
+        ("protected", "computed"),
         ("replaced", "computed"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,3 +150,25 @@ def test_a_model_that_has_failed_for_good(
         assert (message, "model_failed") == (error["message"], error["code"])
     assert 0 == metric(server, "llcuda_engine_up")
     assert 1 == server.service.models.loads
+
+
+def test_a_file_that_changes_under_a_server(model_files: dict[str, Path], tmp_path: Path) -> None:
+    """Its clients and /health are told so; the other model goes on."""
+    path = Path(shutil.copy(model_files["llama"], tmp_path / "model.gguf"))
+    parameters = {"threads": 1, "ctx_size": 128}
+    specs = [
+        ModelSpec("spoilt", str(path), parameters=parameters),
+        ModelSpec("lfm2", str(model_files["lfm2"]), parameters=parameters),
+    ]
+    reason = "file was changed while it was in use"
+    with served(*specs) as server:
+        for model in ("spoilt", "lfm2"):
+            assert 200 == server.post("/v1/completions", model=model, **ASKED).status_code
+        os.truncate(path, 4096)
+        error = is_error(server.post("/v1/completions", model="spoilt", **ASKED), 503)
+        assert (True, "model_failed") == (reason in error["message"], error["code"])
+        assert eventually(lambda: server.service.models.loaded["spoilt"].state == "failed")
+        error = is_error(server.post("/v1/completions", model="spoilt", **ASKED), 503)
+        assert f"the model spoilt has failed: its {reason}; restart the server" == error["message"]
+        assert error["message"] == is_error(server.client.get("/health"), 503)["message"]
+        assert 200 == server.post("/v1/completions", model="lfm2", **ASKED).status_code

@@ -83,8 +83,8 @@ WatchedNode * take_node() {
     return node;
 }
 
-int64_t modified_ns(const struct stat & about) {
-    return about.st_mtim.tv_sec * INT64_C(1'000'000'000) + about.st_mtim.tv_nsec;
+int64_t nanoseconds(const struct timespec & date) {
+    return date.tv_sec * INT64_C(1'000'000'000) + date.tv_nsec;
 }
 
 }  // namespace
@@ -96,7 +96,8 @@ WatchedFile::WatchedFile(const std::string & path) : path_(path) {
         return;  // whoever reads the file reports it
     }
     size_ = about.st_size;
-    modified_ = modified_ns(about);
+    modified_ = nanoseconds(about.st_mtim);
+    inode_changed_ = nanoseconds(about.st_ctim);
     samples_ = samples();
     // A file system may show another number in a mapping than fstat does.
     void * page = mmap(nullptr, 1, PROT_READ, MAP_SHARED, file_, 0);
@@ -141,7 +142,9 @@ bool WatchedFile::changed() {
         return false;
     }
     const bool lost = node_ && node_->lost;
-    if (lost || about.st_size != size_ || modified_ns(about) != modified_) {
+    const int64_t modified = nanoseconds(about.st_mtim), inode_changed = nanoseconds(about.st_ctim);
+    // A date of modification can be set back; that changes the inode, as a new name or new permissions do.
+    if (lost || about.st_size != size_ || modified != modified_ || inode_changed != inode_changed_) {
         std::lock_guard<std::mutex> lock(mutex_);
         if (changed_) {
             return true;
@@ -153,8 +156,11 @@ bool WatchedFile::changed() {
         } else if (about.st_size > size_ || samples() != samples_) {
             fail("it was overwritten");
         } else {
-            modified_ = modified_ns(about);
-            log_warning(path_ + " was written to, or touched, while it is mapped; its bytes seem to be the same");
+            if (modified != modified_) {
+                log_warning(path_ + " was written to, or touched, while it is mapped; its bytes seem to be the same");
+            }
+            modified_ = modified;
+            inode_changed_ = inode_changed;
         }
     }
     return changed_;

@@ -34,7 +34,7 @@ class WatchedFile {
     std::string path_, samples_, problem_;
     int         file_ = -1;
     int64_t     size_ = 0;
-    std::atomic<int64_t> modified_{0};  // nanoseconds
+    std::atomic<int64_t> modified_{0}, inode_changed_{0};  // nanoseconds
     std::atomic<bool>    changed_{false};
     WatchedNode * node_ = nullptr;
     std::mutex    mutex_;
