@@ -330,7 +330,6 @@ def test_other_files_are_not_compared(text: str, tmp_path: Path) -> None:
 
 def test_a_plot_is_drawn(printed: str, tmp_path: Path) -> None:
     """Every table that was measured has its place in the picture, in both formats."""
-    pytest.importorskip("matplotlib")
     document = json.loads(printed.splitlines()[-1])
     document["tables"]["parallel"] = [
         {"rows": 1, "engine_tokens_per_second": 5.0, "copied_tokens_per_second": 6.0},
