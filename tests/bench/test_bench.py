@@ -5,11 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import llcuda
 from llcuda import Context, Model, device
@@ -17,7 +20,7 @@ from llcuda.bench import measure, run, synthetic
 from llcuda.bench.loops import Budget, Subject
 from llcuda.bench.measure import bytes_per_token
 from llcuda.bench.plot import check_plot, draw_plot
-from llcuda.bench.report import compare_documents, read_document
+from llcuda.bench.report import compare_documents, read_document, show_comparison, show_part
 from llcuda.bench.run import DEFAULT_TABLES, QUICK_TABLES, TABLES, Bench, BenchParams
 from llcuda.bench.synthetic import SHAPES, file_size, make_synthetic_model, write_header
 from llcuda.cli.main import main
@@ -315,6 +318,50 @@ def test_two_runs_are_compared(printed: str, tmp_path: Path) -> None:
     assert rows["prefill", "tokens_per_second"] == pytest.approx(2)
     assert rows["decode", "tokens_per_second"] == 1
     assert ("parallel", "engine_tokens_per_second") not in rows
+
+
+def shown(show: Callable[[Console], None]) -> list[str]:
+    """Return the lines that a function prints."""
+    output = StringIO()
+    show(Console(file=output, width=120))
+    return [line.strip() for line in output.getvalue().splitlines() if line.strip()]
+
+
+def test_the_comparison_is_shown(printed: str) -> None:
+    """Ratios, and first what else differs; without a common figure it says so."""
+    before = json.loads(printed.splitlines()[-1])
+    now = json.loads(printed.splitlines()[-1])
+    before["device"]["name"], now["device"]["name"] = "a GPU [1]", "another"
+    now["tables"] = {"prefill": [{"tokens": 7, "tokens_per_second": 2000.0}]}
+    before["tables"] = {"prefill": [{"tokens": 7, "tokens_per_second": 50.0}]}
+    first, title, _, row = shown(
+        lambda console: show_comparison(console, compare_documents(now, before), now, before)
+    )
+    assert "another device: before a GPU [1], now another" == first
+    assert "Now over before" == title
+    assert ["tokens/s", "50", "2,000", "40.000"] == row.split()[-4:]
+    lines = shown(lambda console: show_comparison(console, [], now, now))
+    assert ["Now over before", "nothing was measured in both runs"] == lines
+
+
+def test_the_device_is_shown(printed: str) -> None:
+    """GPUs with their clocks, and code that the driver compiled."""
+    header = json.loads(printed.splitlines()[-1])
+    header["device"] = {
+        "name": "GPU", "gpus": 2, "compute_capability": "9.0", "driver_version": "580",
+        "clock": 1000, "clock_limit": 1980, "memory_clock": None, "memory_clock_limit": 2619,
+    }  # fmt: skip
+    header["build"] |= {"llama.cpp": "b1", "cuda": "CUDA 13.0", "code": "PTX"}
+    assert [
+        "GPU, compute capability 9.0, driver 580 (2 GPUs)",
+        "clock 1000 of 1980 MHz",
+        f"llcuda {llcuda.__version__}, llama.cpp b1, CUDA 13.0",
+        "runs as PTX that the driver compiled: built for this GPU it would be faster",
+    ] == shown(lambda console: show_part(console, "header", header))
+    model = {**header["model"], "file": "/a/m.gguf", "gpu_layers": 3, "layers": 4, "threads": 1}
+    (line,) = shown(lambda console: show_part(console, "model", model))
+    assert line.startswith("m.gguf: ")
+    assert "3 of 5 layers on the GPU, 1 thread, loaded in" in line
 
 
 @pytest.mark.parametrize(

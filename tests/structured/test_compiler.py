@@ -762,6 +762,13 @@ def test_nothing_may_be_repeated_no_time(model: Model) -> None:
     assert fits(model, structured.compile(model, {"type": "gbnf", "grammar": grammar}), "ac")
 
 
+def test_any_character(model: Model) -> None:
+    """A point and the complement of nothing are one character of any kind, also a line break."""
+    grammar = structured.compile(model, {"type": "gbnf", "grammar": 'root ::= "a" . [^] "b"'})
+    for text, expected in (("axyb", True), ("a\n\nb", True), ("aéüb", True), ("axb", False)):
+        assert (text, expected) == (text, fits(model, grammar, text))
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("Format", "CompiledGrammar"), ("wanted", "compile_response_format")]
 )
