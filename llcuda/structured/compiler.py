@@ -18,7 +18,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,7 +27,9 @@ from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.native.model import check_model
 from llcuda.params import check_flag, check_number, wrong_argument
 from llcuda.structured.cost import MAX_SMALL
-from llcuda.structured.grammar import GrammarSource, grammar_source
+from llcuda.structured.grammar import GrammarSource, grammar_source, schemas_of
+from llcuda.structured.json_schema import target
+from llcuda.structured.places import UNSATISFIABLE, place_of
 from llcuda.structured.tokenizer import tokenizer_of
 from llcuda.structured.trial import (
     ENDLESS,
@@ -90,7 +92,7 @@ def compile(  # noqa: A001 - as that of re
     if schema is not None:
         if response_format is not None:
             raise wrong_argument("response_format", "give it or schema=, not both")
-        response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
+        response_format = _schema_format(schema)
     if isinstance(response_format, CompiledGrammar):
         if not response_format.is_of(model):
             raise wrong_argument(
@@ -99,12 +101,64 @@ def compile(  # noqa: A001 - as that of re
                 remedy="compile it for this one",
             )
         return response_format
+    source = None
     try:
         source = grammar_source(response_format, model, compact)
+        return _compiler_of(model).compile(model, source)
     except ArgumentError as error:
+        narrowing = None if source is None else source.narrowing
+        if narrowing is not None and _problem(error).startswith(UNSATISFIABLE):
+            error = narrowing
+        elif " at #" not in str(error):
+            error = _with_place(error, model, response_format)
         error.parameter = error.parameter or "response_format"
-        raise
-    return _compiler_of(model).compile(model, source)
+        raise error from None
+
+
+def _with_place(error: ArgumentError, model: Model, response_format: Any) -> ArgumentError:
+    """Return an error that names the place in the JSON schema where it begins."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(**_limits())
+    tokenizer = _compiler_of(model).tokenizer(model)
+
+    def problem_of(schema: Any) -> str | None:
+        check_cancelled()
+        try:
+            source = grammar_source(_schema_format(schema), model, False)
+        except ArgumentError as refusal:
+            return _problem(refusal)
+        if source.cost > MAX_SMALL:
+            return None
+        found = _with_stack(
+            lambda: LLMatcher.validate_grammar(source.text, tokenizer, limits=limits)
+        )
+        return _reason(readable(found)) if found else None
+
+    try:
+        schemas = schemas_of(response_format)
+    except (ArgumentError, LookupError):  # whose error is of the format, not of a schema in it
+        return error
+    for schema in schemas:
+        place = place_of(schema, partial(target, root=schema), problem_of)
+        if place is not None and place[1] == _problem(error):
+            rule = f"response_format: schema at {place[0][:200]}: {place[1]}"
+            return type(error)(rule, parameter="response_format", remedy=error.remedy)
+    return error
+
+
+def _schema_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
+def _problem(error: ArgumentError) -> str:
+    """Return what an error says, without the parameter and the remedy."""
+    return _reason(error.problem.removeprefix("response_format: "))
+
+
+def _reason(problem: str) -> str:
+    """Return what llguidance says without the reference that it was following."""
+    return problem.partition("\n  while processing ")[0]
 
 
 def guide(model: Model, response_format: Any = None, **parameters: Any) -> TextGuide:

@@ -12,7 +12,7 @@ from llcuda.params import wrong_argument, wrong_value
 from llcuda.structured.classes import class_schema
 from llcuda.structured.cost import UNKNOWN, regex_cost
 from llcuda.structured.gbnf import to_lark
-from llcuda.structured.json_schema import MAX_BYTES, prepare
+from llcuda.structured.json_schema import MAX_BYTES, PreparedSchema, prepare
 
 # A space, or line breaks and an indentation; without a bound models write blanks for ever.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})"
@@ -30,11 +30,13 @@ class GrammarSource(NamedTuple):
         text: llguidance's Lark, or its JSON with several grammars; tells grammars apart, too.
         cost: What it costs to compile; see `llcuda.structured.cost`.
         trial: A grammar that costs as much and names no tokens of a vocabulary.
+        narrowing: See `llcuda.structured.json_schema.PreparedSchema`.
     """
 
     text: str
     cost: float
     trial: str
+    narrowing: ArgumentError | None = None
 
 
 class HasControlTokens(Protocol):
@@ -105,6 +107,16 @@ _FIELDS: dict[str, set[str]] = {
 }
 
 
+def schemas_of(response_format: Any) -> list[Any]:
+    """Return the JSON schemas of a response format that `grammar_source` knows."""
+    if (schema := class_schema(response_format)) is not None:
+        return [schema]
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "json_schema":
+        return [_schema_of(response_format["json_schema"])]
+    return [call["schema"] for call in response_format["calls"]] if kind == "tools" else []
+
+
 def _refused(problem: str) -> ArgumentError:
     return wrong_argument("response_format", problem)
 
@@ -139,16 +151,16 @@ def _schema_of(json_schema: Any) -> Any:
 
 
 def _json(schema: Any, compact: bool) -> GrammarSource:
-    with_spaces, cost = _with_spaces(schema, compact)
+    with_spaces, prepared = _with_spaces(schema, compact)
     source = json.dumps({"grammars": [{"json_schema": with_spaces}]})
-    return GrammarSource(source, cost, source)
+    return GrammarSource(source, prepared.cost, source, prepared.narrowing)
 
 
-def _with_spaces(schema: Any, compact: bool) -> tuple[dict[str, Any], float]:
-    """Return a schema as llguidance reads it, and its cost."""
+def _with_spaces(schema: Any, compact: bool) -> tuple[dict[str, Any], PreparedSchema]:
+    """Return a schema as llguidance reads it, with its options."""
     spaces = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITESPACE}
     prepared = prepare(schema)
-    return {**prepared.schema, "x-guidance": spaces | prepared.escapes}, prepared.cost
+    return {**prepared.schema, "x-guidance": spaces | prepared.escapes}, prepared
 
 
 def _choice(choices: Any) -> GrammarSource:
@@ -238,15 +250,16 @@ def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: boo
     names.pop("", None)
     trigger, required = tool_format["trigger"], tool_format["required"]
     lines, grammars = [], []
-    cost = 0.0
+    cost, narrowing = 0.0, None
     triggered = 0 if required else len(trigger)
     for i, call in enumerate(tool_format["calls"]):
         before = _parts(call["before"][triggered:], names)
         after = _parts(call["after"], names)
         head = "" if required or not trigger else "trigger "
         lines.append(f"call_{i}: {head}{before} @schema_{i} {after}")
-        schema, schema_cost = _with_spaces(call["schema"], compact)
-        cost += schema_cost
+        schema, prepared = _with_spaces(call["schema"], compact)
+        cost += prepared.cost
+        narrowing = narrowing or prepared.narrowing
         grammars.append({"name": f"schema_{i}", "json_schema": schema})
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(grammars))))
     if required:
@@ -266,7 +279,7 @@ def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: boo
         json.dumps({"grammars": [{"name": "tools", "lark_grammar": lark}, *grammars]})
         for lark in ("\n".join([f"start: {start}", *lines]), f"start: {schemas}")
     )
-    return GrammarSource(source, cost, trial)
+    return GrammarSource(source, cost, trial, narrowing)
 
 
 def _parts(text: str, names: Mapping[str, int]) -> str:

@@ -54,11 +54,13 @@ class PreparedSchema(NamedTuple):
         schema: The schema.
         escapes: llguidance's options for the escapes in it.
         cost: What it costs to compile; see `llcuda.structured.cost`.
+        narrowing: The refusal of a keyword that is kept by a smaller schema, where nothing is left.
     """
 
     schema: dict[str, Any]
     escapes: dict[str, Any]
     cost: float
+    narrowing: ArgumentError | None
 
 
 def prepare(schema: Any) -> PreparedSchema:
@@ -80,7 +82,7 @@ def prepare(schema: Any) -> PreparedSchema:
             it.
     """
     prepared = _copy(schema)
-    rewrite(prepared, lambda reference: _target(reference, prepared))
+    narrowing = rewrite(prepared, lambda reference: target(reference, prepared))
     if (size := _size(prepared)) > MAX_WRITTEN:
         raise ArgumentError(
             f"the JSON schema has {size:.0f} characters when oneOf, not, if and the like are "
@@ -96,14 +98,16 @@ def prepare(schema: Any) -> PreparedSchema:
         _prepare_node(node)
     _check_multiples(nodes, prepared)
     if not _has_texts(prepared):
-        raise ArgumentError("nothing finite satisfies the JSON schema: it needs false, or itself")
+        raise narrowing or ArgumentError(
+            "nothing finite satisfies the JSON schema: it needs false, or itself"
+        )
     if not any_escapes:
-        return PreparedSchema(prepared, SHORT_ESCAPES, cost)
+        return PreparedSchema(prepared, SHORT_ESCAPES, cost, narrowing)
     for node in nodes:
         if node.get("properties") and _allows_any_names(node):
             node["patternProperties"] = {_NAMES_WITHOUT_UNICODE_ESCAPES: True}
             node["additionalProperties"] = False
-    return PreparedSchema(prepared, ANY_ESCAPES, cost)
+    return PreparedSchema(prepared, ANY_ESCAPES, cost, narrowing)
 
 
 def _copy(schema: Any) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def _schemas(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield node
             unvisited += _inner(node)
             if isinstance(reference := node.get("$ref"), str):
-                unvisited.append(_target(reference, root))
+                unvisited.append(target(reference, root))
 
 
 def _inner(node: dict[str, Any]) -> Iterator[Any]:
@@ -313,7 +317,7 @@ def _schemas_in_place(node: dict[str, Any], root: dict[str, Any]) -> Iterator[di
             if isinstance(schemas := inner.get(key), list):
                 unvisited += schemas
         if isinstance(reference := inner.get("$ref"), str):
-            unvisited.append(_target(reference, root))
+            unvisited.append(target(reference, root))
 
 
 # --- whether a finite text satisfies a schema ---
@@ -343,7 +347,7 @@ def _alternatives(node: dict[str, Any], root: dict[str, Any]) -> Iterator[list[l
     """Return lists of alternatives: in each all schemas of one alternative need a finite text."""
     reference = node.get("$ref")
     if isinstance(reference, str):
-        yield [[_target(reference, root)]]
+        yield [[target(reference, root)]]
     for key in ("anyOf", "oneOf"):
         if isinstance(schemas := node.get(key), list):
             yield [[schema] for schema in schemas]
@@ -378,7 +382,7 @@ def _needed_in_array(node: dict[str, Any]) -> list[Any]:
     return first[:minimum] + ([others] if minimum > len(first) else [])
 
 
-def _target(reference: str, root: dict[str, Any]) -> Any:
+def target(reference: str, root: dict[str, Any]) -> Any:
     """Return the schema that a local reference names; True for others, which llguidance judges."""
     if reference != "#" and not reference.startswith("#/"):
         return True

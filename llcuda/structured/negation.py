@@ -169,11 +169,14 @@ class Logic:
             )
         return False
 
-    def complement(self, schema: Any, *, partial: bool = False, depth: int = 0) -> Any:
+    def complement(
+        self, schema: Any, *, fractions: bool = True, partial: bool = False, depth: int = 0
+    ) -> Any:
         """Return a schema of the values that do not satisfy `schema`; None if it is not known.
 
         Args:
             schema: A JSON schema.
+            fractions: Whether numbers that are not whole have to be among them.
             partial: Whether some of these values will do.
             depth: How deep the schema lies in the one that was asked about.
         """
@@ -186,7 +189,7 @@ class Logic:
             return None
 
         def inverse(inner: Any) -> Any:
-            return self.complement(inner, partial=partial, depth=depth + 1)
+            return self.complement(inner, fractions=fractions, partial=partial, depth=depth + 1)
 
         parts: list[Any] = []
         for key, value in schema.items():
@@ -195,6 +198,8 @@ class Logic:
             if key == "$ref" and isinstance(value, str):
                 target = self._resolve(value)
                 part = None if target is True else inverse(target)
+            elif key == "type":
+                part = _complement_of_types(value, fractions)
             else:
                 part = _complement_of(key, value, inverse, partial)
             if part is None and not partial:
@@ -242,8 +247,6 @@ def _ranges_apart(bounds: Sequence[str], a: Mapping[str, Any], b: Mapping[str, A
 
 def _complement_of(key: str, value: Any, inverse: Callable[[Any], Any], partial: bool) -> Any:
     """Return the complement of one keyword; None where it is not known."""
-    if key == "type":
-        return _complement_of_types(value)
     if key == "const" or (key == "enum" and isinstance(value, list)):
         return _complement_of_values([value] if key == "const" else value)
     if key == "anyOf" and isinstance(value, list):
@@ -293,10 +296,15 @@ def _objects(alternatives: list[Any]) -> Any:
     return {"type": "object", "anyOf": alternatives} if alternatives else False
 
 
-def _complement_of_types(value: Any) -> Any:
+def _complement_of_types(value: Any, fractions: bool) -> Any:
+    """Return a schema of the other types; numbers with a fraction, which are none, are left out."""
     names = [value] if isinstance(value, str) else value
-    if not is_names(names) or ("integer" in names and "number" not in names):
-        return None  # numbers with a fraction are not a type
+    if not is_names(names):
+        return None
+    if "integer" in names and "number" not in names:
+        if fractions:
+            return None
+        names = [*names, "number"]
     others = [kind for kind in TYPES if kind not in names]
     return {"type": others} if others else False
 

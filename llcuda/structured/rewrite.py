@@ -4,6 +4,7 @@
 `uniqueItems` over a few values is a list of arrays. What cannot be written so is refused, with its
 place in the schema. A schema may become smaller, never larger: where one branch of a `oneOf` has to
 exclude another whose complement is not known, it excludes more, such as its required properties.
+Such a keyword is refused with its place where nothing of the schema is left.
 """
 
 from __future__ import annotations
@@ -52,17 +53,23 @@ _IN_LISTS = ("anyOf", "allOf", "prefixItems", "items")
 _ALONE = ("items", "additionalItems", "additionalProperties")
 
 
-def rewrite(root: dict[str, Any], target: Callable[[str], Any]) -> None:
+def rewrite(root: dict[str, Any], target: Callable[[str], Any]) -> ArgumentError | None:
     """Write a schema anew, in place.
 
     Args:
         root: A JSON schema.
         target: Returns the schema in `root` that a local reference names, True for other ones.
 
+    Returns:
+        The refusal of a keyword that made the schema smaller, for a schema of which nothing is
+        left; None where each keyword is kept exactly.
+
     Raises:
         ArgumentError: A keyword cannot be honoured.
     """
-    _Rewriter(root, target).run()
+    rewriter = _Rewriter(root, target)
+    rewriter.run()
+    return rewriter.narrowing
 
 
 class _Rewriter:
@@ -73,6 +80,7 @@ class _Rewriter:
         self._pointers_hold = not any(_has_base(node) for node in _values(root) if node is not root)
         self._logic = Logic(self._resolve)
         self._arrays = 0
+        self.narrowing: ArgumentError | None = None
 
     def run(self) -> None:
         references = []
@@ -155,16 +163,18 @@ class _Rewriter:
         if not isinstance(branches, list):
             raise ArgumentError(f"{path}: expected a list of schemas")
         overlaps = self._overlaps(branches)
-        others = {j: self._excluded(node, branches[j]) for j in overlaps}
-        if len(overlaps) > MAX_OVERLAPS or any(other is None for other in others.values()):
+        if overlaps:
             first = min(overlaps)
-            _refuse(
+            refusal = _refusal(
                 path,
                 f"branches {first} and {min(overlaps[first])} may hold at the same time, which "
                 "cannot be excluded",
                 "tell them apart by a type, or by a required property with const or enum; or use "
                 "anyOf",
             )
+            others = {j: self._excluded(node, branches[j], refusal) for j in overlaps}
+            if len(overlaps) > MAX_OVERLAPS:
+                raise refusal
         options = [
             {"allOf": [branch, *(others[j] for j in overlaps[i])]} if i in overlaps else branch
             for i, branch in enumerate(branches)
@@ -198,12 +208,24 @@ class _Rewriter:
             schema = self._resolve(str(schema["$ref"]))
         return schema
 
-    def _excluded(self, node: dict[str, Any], schema: Any) -> Any:
-        """Return a schema, for `node`, of values that do not satisfy another; None if unknown."""
+    def _excluded(
+        self, node: dict[str, Any], schema: Any, refusal: ArgumentError, partial: bool = True
+    ) -> Any:
+        """Return a schema, for `node`, of values that do not satisfy another.
+
+        Raises:
+            ArgumentError: `refusal`: none are known, or not all where `partial` is False.
+        """
         inverse = self._logic.complement(schema)
+        if inverse is not None:
+            return inverse
+        inverse = self._logic.complement(schema, fractions=False)
+        if inverse is None and partial:
+            inverse = self._logic.complement(schema, fractions=False, partial=True)
         if inverse is None:
-            inverse = self._logic.complement(schema, partial=True)
-            self._logic.narrowed.add(id(node))
+            raise refusal
+        self._logic.narrowed.add(id(node))
+        self.narrowing = self.narrowing or refusal
         return inverse
 
     def _overlaps(self, branches: Sequence[Any]) -> dict[int, list[int]]:
@@ -221,9 +243,7 @@ class _Rewriter:
         return overlaps
 
     def _not(self, node: dict[str, Any], schema: Any, path: str) -> None:
-        inverse = self._logic.complement(schema)
-        if inverse is None:
-            _refuse(path, "the complement of this schema cannot be written")
+        inverse = self._excluded(node, schema, _without_complement(path), partial=False)
         if inverse is not True:
             _add(node, inverse)
 
@@ -231,9 +251,7 @@ class _Rewriter:
         then, otherwise = node.pop("then", True), node.pop("else", True)
         if then is True and otherwise is True:
             return
-        inverse = self._excluded(node, condition)
-        if inverse is None:
-            _refuse(path, "the complement of this schema cannot be written")
+        inverse = self._excluded(node, condition, _without_complement(path))
         _add(node, {"anyOf": [{"allOf": [condition, then]}, {"allOf": [inverse, otherwise]}]})
 
     # --- objects ---
@@ -418,8 +436,21 @@ class _Rewriter:
 
 
 def _refuse(path: str, rule: str, remedy: str | None = None) -> NoReturn:
+    raise _refusal(path, rule, remedy)
+
+
+def _refusal(path: str, rule: str, remedy: str | None = None) -> ArgumentError:
     place, _, keyword = path.rpartition("/")
-    raise ArgumentError(f"{keyword} at {place[:200]}: {rule}", remedy=remedy)
+    return ArgumentError(f"{keyword} at {place[:200]}: {rule}", remedy=remedy)
+
+
+def _without_complement(path: str) -> ArgumentError:
+    return _refusal(
+        path,
+        "the complement of this schema cannot be written",
+        "write it with types other than integer, enum, const, bounds, lengths, required and "
+        "properties",
+    )
 
 
 def _have_different_names(schemas: Sequence[Any]) -> bool:

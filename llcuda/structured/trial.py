@@ -108,7 +108,10 @@ def readable(error: str) -> str:
     """Return an error of llguidance without the state that follows in it."""
     text = error.partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()
     if text == "NoExtensionBias":
-        text = "no token continues the text, such as a name that a pattern allows and none is left"
+        text = (
+            "no token continues the text: the grammar never ends, as a rule that consists of "
+            "itself, or a pattern allows a name and none is left"
+        )
     if text.startswith("panic"):
         text = f"llguidance fails on it: {text.splitlines()[0]}"
     lines = [line[:200] for line in text.splitlines()[:8]]

@@ -31,11 +31,11 @@ SCHEMAS = (
 OLD = "http://json-schema.org/draft-0{}/schema#"
 # The drafts, the schemas of the suite that are accepted, and those that there are.
 DRAFTS = [
-    ("draft2020-12", None, 242, 368),
-    ("draft2019-09", None, 247, 361),
-    ("draft7", OLD.format(7), 201, 254),
-    ("draft6", OLD.format(6), 188, 231),
-    ("draft4", OLD.format(4), 138, 159),
+    ("draft2020-12", None, 245, 368),
+    ("draft2019-09", None, 250, 361),
+    ("draft7", OLD.format(7), 204, 254),
+    ("draft6", OLD.format(6), 191, 231),
+    ("draft4", OLD.format(4), 141, 159),
 ]
 # What is refused, by a part of the message, and why.
 REFUSALS = {
@@ -65,6 +65,7 @@ NARROWER = {
     "float": "1.0 is not written for a whole number",
     "0.0": "1.0 is not written for a whole number",
     "1.0": "1.0 is not written for a whole number",
+    "second oneOf valid": "a fraction is not written beside a branch of integers",
     "only an annotation": "a format is kept, though a validator need not",
 }
 

@@ -780,6 +780,13 @@ def test_old_names(old: str, new: str) -> None:
     assert not hasattr(structured, "no_such_name")
 
 
+@pytest.mark.parametrize("grammar", ["start: start", "start: a\na: b\nb: a", 'start: "a" x\nx: x'])
+def test_a_grammar_that_never_ends(model: Model, grammar: str) -> None:
+    """Is refused with this reason."""
+    with pytest.raises(GrammarError, match="the grammar never ends, as a rule that consists of"):
+        structured.compile(model, {"type": "lark", "grammar": grammar})
+
+
 def test_errors_name_their_place(model: Model) -> None:
     """A grammar's error says where it is."""
     with pytest.raises(GrammarError, match="line 2"):

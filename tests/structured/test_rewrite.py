@@ -39,6 +39,7 @@ def kind(of: str, **properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties]}
 
 
+LOW: dict[str, Any] = {"type": ["integer", "string"], "maxLength": 2, "minimum": 0, "maximum": 9}
 CAT, DOG = kind("cat", lives=INTEGER), kind("dog", name=TEXT)
 KEPT: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"oneOf": [TEXT, INTEGER, {"type": "null"}]}, ["a", 1, None], [False, 1.5]),
@@ -79,6 +80,14 @@ KEPT: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"if": {"type": "object", "properties": {"k": {"const": "x"}, "n": {"pattern": "y"}},
              "required": ["k"]}, "then": False, "else": True, "type": "object"},
      [{"k": "y"}, {"a": 1}], [{"k": "x"}, {"k": "x", "n": "y"}]),
+    ({"if": {"type": "integer", "minimum": 0}, "then": {"type": "null"}, "else": {"type": "null"}},
+     [None], [0, -1, "a"]),
+    ({"if": INTEGER, "then": {"minimum": 3}}, [3, "a", None], [2]),
+    ({"not": {"type": "integer", "minimum": 0}}, [-1, -0.5, "a", None], [0, 1, 7]),
+    ({"type": "integer", "not": {"type": "integer", "minimum": 0}}, [-1, -20], [0, 1]),
+    ({"not": {"type": ["integer", "string"]}}, [None, [], {}], [1, "a"]),
+    ({"oneOf": [LOW, {"enum": [True, 1]}, LOW]}, [True], [3, "a", "abc", 10]),
+    ({"oneOf": [INTEGER, {**INTEGER, "minimum": 2}]}, [1, -1], [2, 3]),
     ({"then": False, "else": False, "if": True, "type": "null"}, [], [None]),
     ({"type": "object", "propertyNames": {"type": "string"}}, [{"a": 1}], [1]),
     ({"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": INTEGER},
@@ -138,6 +147,10 @@ def test_what_is_kept(model: Model, schema: Any, yes: list[Any], no: list[Any]) 
 ANY_PATTERN: dict[str, Any] = {"pattern": "x"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"oneOf": [INTEGER, {"type": "number"}]}, "oneOf at #: branches 0 and 1 may hold"),
+    ({"oneOf": [{**TEXT, "pattern": "^a"}, {**TEXT, "pattern": "b$"}]},
+     "oneOf at #: branches 0 and 1 may hold"),
+    ({"properties": {"a": {"type": "number", "not": INTEGER}}, "type": "object", "required": ["a"]},
+     "not at #/properties/a: the complement of this schema cannot be written; write it with types"),
     ({"properties": {"a": {"oneOf": [ANY_PATTERN, TEXT]}}}, "oneOf at #/properties/a: branches 0"),
     ({"oneOf": 5}, "#/oneOf: expected a list"),
     ({"items": {"not": {"type": "string", "pattern": "x"}}}, "not at #/items: the complement"),
@@ -171,6 +184,49 @@ def test_what_is_refused(model: Model, schema: Any, error: str) -> None:
         structured.compile(model, schema=schema)
     assert error in str(caught.value)
     assert caught.value.parameter == "response_format"
+
+
+AB: dict[str, Any] = {"type": "object", "properties": {"a": INTEGER}}
+REFUSED_BY_LLGUIDANCE: list[tuple[dict[str, Any], str]] = [
+    ({"properties": {"x": {"type": "strin"}}}, "#/properties/x: Invalid type: strin"),
+    ({"properties": {"x": {"allOf": 5}}}, "#/properties/x: allOf must be an array"),
+    ({"items": {"multipleOf": 0}}, "#/items: invalid multiple of"),
+    ({"items": {"multipleOf": 100_001}}, "#/items: multipleOf=100001: a number of fewer digits"),
+    ({"properties": {"x": {**AB, "minProperties": 1}}}, "#/properties/x: min/maxProperties only"),
+    ({"properties": {"x": {"pattern": "(a"}}}, "#/properties/x: regex parse error"),
+    ({"allOf": [{}, {"items": {"pattern": "(?=a)b"}}]}, "#/allOf/1/items: regex parse error"),
+    ({"properties": {"x": {"patternProperties": {"^a": {}, "b$": {}}}}},
+     "#/properties/x: patternProperty regexes /^a/ and /b$/ are not disjoint"),
+    ({"$ref": "#/$defs/q", "$defs": {"q": {"items": [{"pattern": "("}]}},
+      "$schema": "http://json-schema.org/draft-07/schema#"}, "#/$defs/q/items/0: regex parse"),
+    ({"properties": {"a": {"$ref": "#"}, "b": {"type": "x"}}}, "#/properties/b: Invalid type: x"),
+    ({"properties": {"x": {"$ref": "#/y"}}}, "#/properties/x: Pointer '/y' does not exist"),
+    ({"items": {"enum": [2**60]}}, "#/items: enum and const: "),
+    ({"properties": {"x/y": 5}}, "#/properties/x/y: schema must be an object or boolean"),
+    ({"required": 5}, "#: Expected array for 'required', got 5"),
+    ({"properties": {"x": False, "y": {"allOf": [INTEGER, TEXT]}}, "required": ["y"],
+      "type": "object"}, "#: Unsatisfiable schema: required property 'y' is unsatisfiable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "error"), REFUSED_BY_LLGUIDANCE, ids=lambda value: str(value)[:60]
+)
+def test_places_of_what_llguidance_refuses(model: Model, schema: Any, error: str) -> None:
+    """The smallest schema that is refused for the same reason is named."""
+    with pytest.raises(ArgumentError) as caught:
+        structured.compile(model, schema=schema)
+    assert str(caught.value).startswith(f"response_format: schema at {error}")
+    assert caught.value.parameter == "response_format"
+
+
+def test_the_place_in_a_schema_of_a_tool(model: Model) -> None:
+    """Is named, too."""
+    parameters = {"type": "object", "properties": {"x": {"type": "strin"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    tool_format = structured.tool_format(tools, "required", around=lambda name: (name, ""))
+    with pytest.raises(ArgumentError, match="schema at #/properties/x: Invalid type: strin"):
+        structured.compile(model, tool_format)
 
 
 @pytest.mark.parametrize(
