@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -53,6 +55,7 @@ MAX_GRAMMARS = 64  # kept for each model
 MAX_LARGE_GRAMMARS = 4  # the same, of those that were tried out first
 MAX_COMPILATIONS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # of one grammar
 MAX_LEXER_STATES = 50_000  # of one compilation: 100 MB
+_REFERENCE = re.compile(r"\n  while processing json-schema:///(#\S*)")  # of llguidance's errors
 PROBE_CHOICES = 500  # of each token of the text that is tried before the first one
 
 
@@ -139,10 +142,15 @@ def _with_place(error: ArgumentError, model: Model, response_format: Any) -> Arg
         schemas = schemas_of(response_format)
     except (ArgumentError, LookupError):  # whose error is of the format, not of a schema in it
         return error
+    problem, reference = _problem(error), _REFERENCE.search(error.problem)
     for schema in schemas:
-        place = place_of(schema, partial(target, root=schema), problem_of)
-        if place is not None and place[1] == _problem(error):
-            rule = f"response_format: schema at {place[0][:200]}: {place[1]}"
+        found = place_of(schema, partial(target, root=schema), problem_of)
+        if found is not None and found[1] == problem:
+            place = found[0]
+            if reference is not None and problem.startswith(UNSATISFIABLE):
+                # llguidance refuses such a definition although nothing may need it.
+                place = unquote(reference[1])
+            rule = f"response_format: schema at {place[:200]}: {problem}"
             return type(error)(rule, parameter="response_format", remedy=error.remedy)
     return error
 
@@ -157,7 +165,7 @@ def _problem(error: ArgumentError) -> str:
 
 
 def _reason(problem: str) -> str:
-    """Return what llguidance says without the reference that it was following."""
+    """Return what llguidance says without the references that it was following."""
     return problem.partition("\n  while processing ")[0]
 
 

@@ -206,6 +206,8 @@ REFUSED_BY_LLGUIDANCE: list[tuple[dict[str, Any], str]] = [
     ({"required": 5}, "#: Expected array for 'required', got 5"),
     ({"properties": {"x": False, "y": {"allOf": [INTEGER, TEXT]}}, "required": ["y"],
       "type": "object"}, "#: Unsatisfiable schema: required property 'y' is unsatisfiable"),
+    ({"type": "array", "items": {"$ref": "#/$defs/p"}, "maxItems": 1, "$defs": {"p": False}},
+     "#/$defs/p: Unsatisfiable schema: schema is false"),
 ]  # fmt: skip
 
 
