@@ -5,6 +5,9 @@ Python, loops without end, computes too long or fills the memory ends with an Ar
 
 Whatever C code does for a template holds the interpreter, so no operation may cost more than the
 budget that is left: each is charged before it begins. The clock is read at each charge.
+
+C code hashes, prints and compares values without asking. Therefore each list, tuple and dict is
+weighed when it is made, and none that exceeds the limit comes to exist.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ TOKEN_LIMIT = 2**15  # tokens of a template
 NAME_LIMIT = 1000  # names of variables in a template: Jinja compares them at each branch
 PLACE = 8  # the cost of an element of a list
 ERROR_LIMIT = 1000  # characters of an error's text that are shown
+DEPTH_LIMIT = 256  # levels of lists in lists: hashes recurse in C without a limit
+WEIGHTS_LIMIT = 2**22  # characters of the lists whose weights are remembered, which stay alive
 KEY_LIMIT = 8192  # keys that are no strings: their hashes can be made to collide
 
 # The filters that stay as Jinja has them, with the cost of each character of their arguments.
@@ -70,6 +75,9 @@ _EQUALITIES = {"eq", "ne", "lt", "lteq", "gt", "gteq"}
 _BLOCKED = {"encode", "from_bytes", "fromhex", "fromkeys", "maketrans", "to_bytes", "translate"}
 
 
+_Weight = tuple[Any, tuple[int, int]]  # a value, its weight and its depth
+
+
 class _Budget:
     """What one rendering may still cost, in characters of text.
 
@@ -87,12 +95,12 @@ class _Budget:
     ) -> None:
         self.macros = macros
         self.deadline = time.perf_counter() + (TIME_LIMIT if seconds is None else seconds)
-        self.largest = sys.maxsize
-        self._known: dict[int, int] = {}
-        known: dict[int, int] = {}
-        values = variables.values()
-        size = sum(len(v) if isinstance(v, str) else self._weigh(v, known) for v in values)
-        self._known = known  # the variables live as long as the rendering, and never change
+        self.left, self.largest = 0, sys.maxsize
+        self._variables: dict[int, _Weight] = {}
+        self._made: dict[int, _Weight] = {}
+        self._remembered = 0
+        size = sum(map(self.weigh, variables.values()))
+        self._variables, self._made = self._made, {}
         self.left = COST_LIMIT + COST_PER_CHARACTER * size
         self.largest = COST_LIMIT + 16 * size
 
@@ -114,31 +122,60 @@ class _Budget:
 
         A part that is reached twice counts twice, as in the text.
         """
-        return len(value) if isinstance(value, str) else self._weigh(value, {})
+        return len(value) if isinstance(value, str) else self._weigh(value)[0]
 
-    def _weigh(self, value: Any, seen: dict[int, int]) -> int:
-        if isinstance(value, int | float | None):
-            return PLACE
-        if isinstance(value, dict):
-            parts: Iterable[Any] = itertools.chain(value, value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
-            parts = value
-        elif isinstance(value, KeysView | ValuesView | ItemsView):
-            mapping = value.mapping  # type: ignore[union-attr]
-            parts = itertools.chain(mapping, mapping.values())
-        else:
-            return PLACE
-        self.check_time()
-        weight = self._known.get(id(value)) or seen.get(id(value))
-        if weight is None:
-            weight = PLACE + sum(
-                PLACE + len(part) if isinstance(part, str) else self._weigh(part, seen)
-                for part in parts
-            )
+    def weigh_together(self, parts: Iterable[Any]) -> tuple[int, int]:
+        """Return the weight and the depth that a list of these parts would have."""
+        weight, depth = PLACE, 0
+        for part in parts:
+            if isinstance(part, str):
+                weight += PLACE + len(part)
+            else:
+                inner, levels = self._weigh(part)
+                weight += inner
+                depth = max(depth, levels)
             if weight > self.largest:
                 raise SecurityError("it makes too much text")
-            seen[id(value)] = weight
+        if depth >= DEPTH_LIMIT:
+            raise SecurityError(f"it makes a list of more than {DEPTH_LIMIT} levels")
+        return weight, depth + 1
+
+    def _weigh(self, value: Any) -> tuple[int, int]:
+        if not isinstance(value, list | tuple | dict | set | frozenset):
+            if isinstance(value, int):
+                return PLACE + value.bit_length() // 3, 0
+            if isinstance(value, KeysView | ValuesView | ItemsView):
+                value = value.mapping  # type: ignore[union-attr]
+                return self.weigh_together(itertools.chain(value, value.values()))
+            return PLACE, 0
+        known = self._variables.get(id(value)) or self._made.get(id(value))
+        if known is not None:
+            return known[1]
+        self.check_time()
+        parts = itertools.chain(value, value.values()) if isinstance(value, dict) else value
+        return self.remember(value, self.weigh_together(parts))
+
+    def remember(self, value: Any, weight: tuple[int, int]) -> tuple[int, int]:
+        """Remember a weight with its value, which a template cannot change."""
+        if self._remembered > WEIGHTS_LIMIT and self.left:  # all variables are weighed
+            self._made.clear()
+            self._remembered = 0
+        self._remembered += weight[0]
+        self._made[id(value)] = value, weight
         return weight
+
+    def weigh_sum(self, left: Any, right: Any) -> tuple[int, int]:
+        """Return the weight and the depth of the sum of two lists."""
+        (weight, depth), (other, levels) = self._weigh(left), self._weigh(right)
+        if weight + other > self.largest:
+            raise SecurityError("it makes too much text")
+        return weight + other, max(depth, levels)
+
+    def made(self, value: Any) -> Any:
+        """Return a value that was just made, within the limit."""
+        if isinstance(value, list | tuple | dict):
+            self._weigh(value)
+        return value
 
     def counted(self, iterable: Iterable[Any], cost: int = PLACE) -> Iterator[Any]:
         """Iterate over anything; each element has a cost."""
@@ -252,7 +289,7 @@ def _guard(node: nodes.Node, macros: dict[str, int]) -> int:
     if isinstance(node, nodes.TemplateData):
         cost += len(node.data)
     elif isinstance(node, nodes.List | nodes.Tuple | nodes.Dict):
-        cost += PLACE * len(node.items)
+        cost += PLACE * (1 + len(node.items))
     elif isinstance(node, nodes.Call):
         cost += PLACE * (len(node.args) + len(node.kwargs))
     elif isinstance(node, nodes.Const) and isinstance(node.value, int):
@@ -277,11 +314,26 @@ def _guard(node: nodes.Node, macros: dict[str, int]) -> int:
 def _guarded(node: nodes.Node) -> nodes.Node:
     """Return the node that does the same within the budget."""
     if isinstance(node, nodes.Concat):
-        return _filter(nodes.List(node.nodes), "_concat")
+        return nodes.Filter(nodes.List(node.nodes), "_concat", [], [], None, None)
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
         parts = (node.arg.start, node.arg.stop, node.arg.step)
         return _filter(node.node, "_slice", *(part or nodes.Const(None) for part in parts))
+    if isinstance(node, nodes.Dict) and not all(isinstance(p.key, nodes.Const) for p in node.items):
+        pairs: list[nodes.Expr] = [nodes.Tuple([p.key, p.value], "load") for p in node.items]
+        return nodes.Filter(nodes.List(pairs), "_table", [], [], None, None)
+    if isinstance(node, nodes.List | nodes.Tuple | nodes.Dict) and not _is_plain(node):
+        return nodes.Filter(node, "_made", [], [], None, None)
     return node
+
+
+def _is_plain(node: nodes.Node) -> bool:
+    """Return whether a list holds only constants, or is the target of an assignment."""
+    if isinstance(node, nodes.Tuple) and node.ctx != "load":
+        return True
+    return all(
+        isinstance(part, nodes.Const) or (isinstance(part, nodes.Pair) and _is_plain(part))
+        for part in node.iter_child_nodes()
+    )
 
 
 def _guard_comparison(node: nodes.Compare) -> None:
@@ -308,12 +360,23 @@ def _concat(context: Context, parts: list[Any]) -> str:
 
 
 @pass_context
+def _made(context: Context, value: Any) -> Any:
+    return _thread.budget.made(value)
+
+
+@pass_context
+def _table(context: Context, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    table: dict[Any, Any] = _thread.budget.made(_dict(pairs))
+    return table
+
+
+@pass_context
 def _slice(context: Context, value: Any, *bounds: Any) -> Any:
     place = slice(*bounds)
     if isinstance(value, str | list | tuple):
         count = len(range(*place.indices(len(value))))
         _thread.budget.charge(count if isinstance(value, str) else PLACE * count)
-    return value[place]
+    return _thread.budget.made(value[place])
 
 
 @pass_context
@@ -456,7 +519,7 @@ def _sum(
 
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    text, old, new = _thread.budget.text(text), str(old), str(new)
+    text, old, new = map(_thread.budget.text, (text, old, new))
     _thread.budget.charge(text.count(old) * len(new))
     return str(text.replace(old, new, -1 if count is None else count))
 
@@ -474,7 +537,8 @@ def _center(text: str, width: int = 80) -> str:
 
 
 def _format(text: str, *args: Any, **kwargs: Any) -> str:
-    _thread.budget.charge(_format_cost(str(text), "%", kwargs or args))
+    text = _thread.budget.text(text)
+    _thread.budget.charge(_format_cost(text, "%", kwargs or args))
     return filters.do_format(text, *args, **kwargs)
 
 
@@ -487,7 +551,8 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
 
 
 def _list(value: Iterable[Any]) -> list[Any]:
-    return list(_thread.budget.elements(value))
+    elements: list[Any] = _thread.budget.made(list(_thread.budget.elements(value)))
+    return elements
 
 
 def _round(value: float, precision: int = 0, method: Any = "common") -> float:
@@ -515,7 +580,7 @@ def _charged(function: Any, cost: int) -> Callable[..., Any]:
     def charged(*args: Any, **kwargs: Any) -> Any:
         weight = cost and sum(map(_thread.budget.weigh, (*args, *kwargs.values())))
         _thread.budget.charge(1 + cost * weight)
-        return function(*args, **kwargs)
+        return _thread.budget.made(function(*args, **kwargs))
 
     return charged
 
@@ -538,9 +603,15 @@ def _iterating(function: Callable[..., Any], collects: bool) -> Callable[..., An
             if function is filters.FILTERS["unique"] and len(value) > KEY_LIMIT:
                 raise SecurityError(f"it compares more than {KEY_LIMIT} elements")
             _thread.budget.charge(16 * _thread.budget.weigh(value) + cost * len(value))
+            for name in (*after, *kwargs.values()):
+                if isinstance(
+                    name, str
+                ):  # of an attribute, maybe of an object, which weighs little
+                    for key in map(filters.make_multi_attrgetter(before[0], name), value):
+                        _thread.budget.charge(16 * _thread.budget.weigh(key))
         elif value:  # Jinja takes None for an empty list
             value = _thread.budget.counted(value, cost)
-        return function(*before, value, *after, **kwargs)
+        return _thread.budget.made(function(*before, value, *after, **kwargs))
 
     return iterating
 
@@ -587,7 +658,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             "_compared": _compared,
             "_concat": _concat,
             "_counted": _counted,
+            "_made": _made,
             "_slice": _slice,
+            "_table": _table,
         }
         self.tests = {
             name: _charged(test, 0 if name in _CHEAP_TESTS else 1)
@@ -610,12 +683,15 @@ class _Environment(ImmutableSandboxedEnvironment):
             _thread.budget.charge(_length(left) + _length(right))
         elif isinstance(left, KeysView | ItemsView) or isinstance(right, KeysView | ItemsView):
             raise SecurityError("it computes with sets")
-        return super().call_binop(context, operator, left, right)  # type: ignore[arg-type]
+        result = super().call_binop(context, operator, left, right)  # type: ignore[arg-type]
+        if operator == "+" and isinstance(result, list | tuple):
+            _thread.budget.remember(result, _thread.budget.weigh_sum(left, right))
+        return _thread.budget.made(result)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Return an element; the hash of a key costs as much as its text."""
+        """Return an element; hashing a key may take a while."""
         if not isinstance(argument, str | int):
-            _thread.budget.weigh(argument)
+            _thread.budget.check_time()
         return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -634,6 +710,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         form = value.__self__
 
         def formatted(*args: Any, **kwargs: Any) -> str:
+            if re.search(r"\{[^{}:!]*[.\[]", form):  # of an object, which weighs little
+                raise SecurityError("it uses a format with an attribute")
             _thread.budget.charge(_format_cost(form, "{", [*args, kwargs]))
             return wrapped(*args, **kwargs)
 
@@ -644,13 +722,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         called, given = args[2], args[3:]
         budget = _thread.budget
         cost = 1 + PLACE * (len(given) + len(kwargs))
+        budget.weigh_together((*given, *kwargs.values()))  # which a macro may read as one tuple
         if isinstance(called, Macro):
             cost += budget.macros.get(called.name, 0)
         else:
             owner = getattr(called, "__self__", None)
-            for value in (owner, *given, *kwargs.values()):
-                if not isinstance(value, str | None):
-                    budget.weigh(value)
+            budget.weigh(owner)
             if isinstance(owner, str):
                 if called.__name__ == "join" and len(given) == 1:
                     given = (budget.elements(given[0]),)
@@ -660,7 +737,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         result = ImmutableSandboxedEnvironment.call(*args, **kwargs)
         if isinstance(result, str | list | tuple | dict):
             budget.charge(_length(result))
-        return result
+        return budget.made(result)
 
 
 def _length(value: Any) -> int:

@@ -65,6 +65,19 @@ def twins(use: str) -> str:
     )
 
 
+def nested(use: str, part: str = "(ns.s, ns.s)") -> str:
+    """A template that uses a tuple of 2^45 elements."""
+    return grown(part, use, 45)
+
+
+def objects(use: str) -> str:
+    """A template with a list, `l`, of objects whose attributes `s` are equal, long lists."""
+    return (
+        "{% set a = (range(9999) | list) * 60 %}{% set b = (range(9999) | list) * 60 %}"
+        "{% set l = [namespace(s=a), namespace(s=b)] * 4000 %}" + use
+    )
+
+
 SLICED = "{% set s = 'x' * 15000000 %}"
 REFUSED = [
     # what nested lists hold in all
@@ -90,6 +103,49 @@ REFUSED = [
     grown("(ns.s, ns.s)", "{{ ns.s in {} }}", 40),
     "{% set ns = namespace(l=[]) %}{% for i in range(9000) %}"
     "{% set ns.l = ns.l + [(i * 2305843009213693951, 1)] %}{% endfor %}{{ dict(ns.l) | length }}",
+    nested("{% set d = {ns.s: 1} %}hi"),
+    nested("{% for k, v in {ns.s: 1}.items() %}{% endfor %}"),
+    nested("{{ 'x' in {ns.s: 1} }}"),
+    nested("{{ raise_exception({ns.s: 1}) }}"),
+    nested("{% macro m() %}{{ kwargs }}{% endmacro %}{{ m(a={ns.s: 1}) }}"),
+    nested("{{ namespace(**{'a': {ns.s: 1}}) }}"),
+    nested("{% set d = {'a': {1: {ns.s: 1}}} %}hi"),
+    nested("{{ {}[ns.s, 1] }}"),
+    nested("{{ {}[1:ns.s] }}"),
+    grown("(ns.s,)", "{% set d = {ns.s: 1} %}hi"),
+    "{% set a = (1,) * 100000 %}{% set b = (1,) * 100000 %}{% set d = {"
+    + "".join(f"({'ab'[i % 2]}, {i * 2305843009213693951}): 1," for i in range(2000))
+    + "} %}hi",
+    # lists that no literal makes
+    "{% set ns = namespace(s=1) %}{% macro m() %}{% set ns.s = varargs %}{% endmacro %}"
+    "{% for i in range(45) %}{{ m(ns.s, ns.s) }}{% endfor %}{% set d = {ns.s: 1} %}",
+    "{% set ns = namespace(s=1) %}{% macro m() %}{% set ns.s = kwargs %}{% endmacro %}"
+    "{% for i in range(45) %}{{ m(a=ns.s, b=ns.s) }}{% endfor %}{{ 'a' | replace(ns.s, 'b') }}",
+    nested("{% set d = {ns.s: 1} %}hi", "cycler(ns.s, ns.s).items"),
+    nested("{% set d = {ns.s: 1} %}hi", "(ns.s,) + (ns.s,)"),
+    nested("{% set d = {ns.s: 1} %}hi", "(ns.s,) * 2"),
+    nested("{{ 'a' | replace(ns.s, 'b') }}", "[0, 0] | map('default', ns.s, true) | list"),
+    nested("{{ 'a' | replace(ns.s, 'b') }}", "[0, 0] | map('default', ns.s, true) | reverse"),
+    nested("{{ 'a' | replace(ns.s, 'b') }}", "dict(a=ns.s, b=ns.s)"),
+    nested("{{ 'a' | replace(ns.s, 'b') }}", "[[0], [0]] | sum(start=[ns.s, ns.s])"),
+    # texts of arguments
+    nested("{{ 'a' | replace(ns.s, 'b') }}"),
+    nested("{{ 'a' | replace('a', ns.s) }}"),
+    nested("{{ ns.s | format(1) }}"),
+    nested("{{ [1] | map(ns.s) | list }}"),
+    nested("{{ [1] | select(ns.s) | list }}"),
+    nested("{{ [1] | first | attr(ns.s) }}"),
+    nested("{{ [1] | map(attribute=ns.s) | list }}"),
+    nested("{{ [1] | join(ns.s) }}"),
+    nested("{{ joiner(ns.s)() }}"),
+    nested("{{ cycler(ns.s).next() }}"),
+    nested("{{ 1 is in ns.s }}{{ ns.s is in [ns.s] }}{{ (ns.s).x.y }}{{ ''[ns.s].y }}"),
+    "{% set ns = namespace(s='x' * 1000000) %}{{ ('{0.s}' * 3000).format(ns) | length }}",
+    "{{ [9 ** 1200] * 1000000 }}",
+    # what objects hold
+    objects("{{ l | sort(attribute='s') | length }}"),
+    objects("{{ (l | max(attribute='s')).x }}{{ l | min(attribute='s,s') }}"),
+    objects("{{ l | groupby('s') | length }}"),
     # numbers
     "{{ ('f' * 20000000) | int(0, 16) }}",
     "{{ ('f' * 16000000) | int(0, 16) // 3 }}",
@@ -162,6 +218,10 @@ def test_random_templates_end() -> None:
         ("{{ ('ab' ~ 'cd')[1:3] == 'bc' and 'b' in 'ab' ~ 'c' }}", "True"),
         ("{% for a, b in {'x': 1}.items() %}{{ a }}{{ b }}{% endfor %}", "x1"),
         ("{% for c in ('a' ~ 'b')[::-1] %}{{ c }}{% endfor %}{{ none | select | list }}", "ba[]"),
+        ("{% set k = 'a' %}{{ {k: 1, 'b': [k], k: {k: k}} }}{{ {k: 1}[k] }}{{ (k,) + (1, (k,)) }}",
+         "{'a': {'a': 'a'}, 'b': ['a']}1('a', 1, ('a',))"),
+        ("{% set a, (b, c) = 1, [2, 3] %}{{ c }}{{ {'a': -1, b: {}}[2] }}{{ [[a] * 2, []] }}",
+         "3{}[[1, 1], []]"),
         ("{{ {(1, 2): 'a'}[(1, 2)] }}{{ dict([('a', 1)], b=2) }}", "a{'a': 1, 'b': 2}"),
         ("{{ ['b', 'a', 'b'] | unique | list }}{{ {'b': 1, 'a': 2} | dictsort }}",
          "['b', 'a'][('a', 2), ('b', 1)]"),
