@@ -18,7 +18,7 @@ from llcuda import Model
 from llcuda.structured import trial
 from tests.server.test_chat import TEMPLATE
 from tests.support.grammars import doubling_rules
-from tests.support.processes import children
+from tests.support.processes import trials
 from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
 
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -66,7 +66,7 @@ def test_a_deadline_ends_a_compilation(server: Served, path: str, prompt: dict[s
             target=lambda: answers.append(server.post(f"/v1/{path}", **asked))
         )
         thread.start()
-        assert eventually(lambda: len(children()) > 0)
+        assert eventually(lambda: len(trials()) > 0)
         go_on()
         assert not answers
         thread.join()
@@ -75,7 +75,7 @@ def test_a_deadline_ends_a_compilation(server: Served, path: str, prompt: dict[s
         error["code"],
         error["message"],
     )
-    assert eventually(lambda: children() == [])
+    assert eventually(lambda: trials() == [])
     assert eventually(server.idle)
 
 
@@ -96,7 +96,7 @@ def test_a_client_that_leaves_ends_its_compilations() -> None:
                     f"{server.url}/v1/chat/completions", json={"messages": CHAT, **body},
                     timeout=1, trust_env=False,
                 )  # fmt: skip
-            assert eventually(lambda: children() == [])
+            assert eventually(lambda: trials() == [])
         assert eventually(server.idle)
 
 

@@ -19,7 +19,7 @@ from llcuda.structured import compiler, trial
 from llcuda.structured.cost import MAX_SMALL, regex_cost
 from llcuda.structured.gbnf import MAX_RULES, to_lark
 from tests.support.grammars import doubling_rules
-from tests.support.processes import children
+from tests.support.processes import trials
 from tests.support.server import eventually
 
 
@@ -55,7 +55,7 @@ def test_expensive_formats_are_refused(model: Model, name: str) -> None:
     """They are compiled in a process that a bound ends."""
     with pytest.raises(GrammarError):
         structured.compile(model, EXPENSIVE[name])
-    assert children() == []
+    assert trials() == []
 
 
 def test_small_formats_start_no_process(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,14 +172,14 @@ def test_a_compilation_can_be_cancelled(model: Model, monkeypatch: pytest.Monkey
 
     with ThreadPoolExecutor() as pool:
         compilations = [pool.submit(run, count) for count in (4000, 4000, 5000)]
-        assert eventually(lambda: len(children()) > 0)
+        assert eventually(lambda: len(trials()) > 0)
         structured.compile(model, {"type": "regex", "regex": "meanwhile"})
         assert not any(compilation.done() for compilation in compilations)
         cancelled.set()
         for compilation in compilations:
             with pytest.raises(CancelledError):
                 compilation.result(60)
-    assert children() == []
+    assert trials() == []
 
 
 def test_an_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_an_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(engine: InferenceEngine) -> int:
         task = asyncio.ensure_future(engine.ainfer("a", max_tokens=5, response_format=slow))
         ticks = 0
-        while ticks < 20 or not children():
+        while ticks < 20 or not trials():
             assert not task.done()
             await asyncio.sleep(0.001)
             ticks += 1
@@ -206,7 +206,7 @@ def test_an_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with InferenceEngine() as engine:
         engine.load_model("demo", gpu_layers=0, silent=True)
         assert asyncio.run(run(engine)) >= 20
-    assert eventually(lambda: children() == [])
+    assert eventually(lambda: trials() == [])
 
 
 def test_a_process_that_does_not_answer_is_ended(
@@ -216,4 +216,4 @@ def test_a_process_that_does_not_answer_is_ended(
     monkeypatch.setattr(trial, "WALL_SECONDS", 0.0)
     with pytest.raises(GrammarError, match="takes more than"):
         structured.compile(model, lark('start: "slow" | "' + time.ctime() + '"'))
-    assert children() == []
+    assert trials() == []
