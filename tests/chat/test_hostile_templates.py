@@ -17,7 +17,8 @@ from tests.support import programs
 LIMIT = 0.2  # seconds for one rendering
 WATCHDOG = 15.0  # seconds after which a rendering has not ended
 CHILD = """
-import faulthandler, json, resource, sys
+import faulthandler, json, re, sys
+from pathlib import Path
 from llcuda.chat.jinja_sandbox import Program
 from llcuda.errors import ArgumentError
 from tests.support.templates import HostileTemplates
@@ -35,7 +36,8 @@ for line in sys.stdin:
     except BaseException as error:
         outcome = repr(error)
     print(json.dumps([source, outcome]), flush=True)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's
+print(json.dumps(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) // 1024))
 """
 
 

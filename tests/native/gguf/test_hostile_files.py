@@ -22,7 +22,8 @@ from tests.support import models
 
 # Loads each file named in argv, uses it as far as it goes, prints a JSON line for each.
 WORKER = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 import llcuda
 from llcuda.errors import LlcudaError
 for path in sys.argv[1:]:
@@ -42,7 +43,8 @@ for path in sys.argv[1:]:
         stage = "fine"
     except LlcudaError as error:
         stage += ": " + type(error).__name__ + ": " + str(error)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) // 1024
     print(json.dumps(["end", path, stage, peak]), flush=True)
 """
 
