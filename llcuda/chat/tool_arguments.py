@@ -8,6 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from llcuda.structured.json_schema import target
+from llcuda.structured.negation import equal
+
 QUOTE = '<|"|>'  # around texts in Gemma's notation
 _GEMMA_TOKEN = re.compile(
     r'<\|"\|>(?P<text>.*?)<\|"\|>|(?P<sign>[{}\[\],])|(?P<bare>(?:(?!<\|"\|>)[^{}\[\],])+)', re.S
@@ -103,25 +106,12 @@ class Schema:
             seen.add(id(schema))
             inner = [item for key in ("oneOf", "anyOf", "allOf") for item in _items(schema, key)]
             if "$ref" in schema:
-                waiting.append(_target(schema["$ref"], self.root))
+                waiting.append(target(str(schema["$ref"]), self.root))
             elif inner and "type" not in schema:
                 waiting += reversed(inner)
             else:
                 branches.append(schema)
         return branches
-
-
-def _target(reference: Any, root: Any) -> Any:
-    """Return what a reference within a schema refers to, None when it is not known."""
-    if reference == "#":
-        return root
-    if not isinstance(reference, str) or not reference.startswith("#/"):
-        return None
-    target = root
-    for key in reference[2:].split("/"):
-        key = key.replace("~1", "/").replace("~0", "~")
-        target = target.get(key) if isinstance(target, dict) else None
-    return target
 
 
 class _TooManyStepsError(Exception):
@@ -159,11 +149,11 @@ class _Admission:
         types, choices = _names(schema.get("type")), schema.get("enum")
         if types and not _is_of_type(value, types):
             return False
-        if isinstance(choices, list) and not any(_equal(value, choice) for choice in choices):
+        if isinstance(choices, list) and not any(equal(value, choice) for choice in choices):
             return False
-        if "const" in schema and not _equal(value, schema["const"]):
+        if "const" in schema and not equal(value, schema["const"]):
             return False
-        if "$ref" in schema and not self.admits(_target(schema["$ref"], self._root), value):
+        if "$ref" in schema and not self.admits(target(str(schema["$ref"]), self._root), value):
             return False
         if not all(self.admits(branch, value) for branch in _items(schema, "allOf")):
             return False
@@ -215,17 +205,6 @@ def _is_within(number: float, schema: dict[str, Any], least: str, most: str) -> 
         (isinstance(low, int | float) and number < low)
         or (isinstance(high, int | float) and number > high)
     )
-
-
-def _equal(value: Any, other: Any) -> bool:
-    """Return whether two JSON values are equal; true is not 1."""
-    if isinstance(value, bool) or isinstance(other, bool):
-        return value is other
-    if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(_equal, value, other))
-    if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(_equal(v, other[k]) for k, v in value.items())
-    return bool(value == other)
 
 
 def _type_of(value: Any) -> str:

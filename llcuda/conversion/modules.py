@@ -69,9 +69,8 @@ def check_modules(folder: Path, config: Mapping[str, Any]) -> None:
         settings = read_json(folder / name / MODULE_CONFIG)
         if size != settings.get("in_features"):
             raise _refused(folder, name, f"Dense of {settings.get('in_features')} inputs")
-        if settings.get("bias") or not str(settings.get("activation_function")).endswith(
-            "Identity"
-        ):
+        function = str(settings.get("activation_function"))
+        if settings.get("bias") or not function.endswith("Identity"):
             raise _refused(folder, name, "Dense with a bias or an activation function")
         if not (folder / name / MODULE_WEIGHTS).is_file():
             raise ModelError(f"{folder / name} lacks {MODULE_WEIGHTS}")

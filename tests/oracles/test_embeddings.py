@@ -152,14 +152,19 @@ def test_a_decoder(tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=CLOSE)
 
 
-def test_gemma_with_two_directions(tmp_path: Path) -> None:
-    """An encoder with a sliding window, as EmbeddingGemma is one."""
-    folder = tmp_path / "gemma"
+def gemma_encoder(folder: Path) -> Any:
+    """Write a Gemma 3 that looks both ways, with mean pooling, into a new folder; return it."""
     folder.mkdir()
     material.tokenizer("gemma3", folder).save_pretrained(folder)
     material.model("gemma3", use_bidirectional_attention=True).model.save_pretrained(folder)
     pooled_by(folder, "mean_tokens")
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_gemma_with_two_directions(tmp_path: Path) -> None:
+    """An encoder with a sliding window, as EmbeddingGemma is one."""
+    folder = tmp_path / "gemma"
+    model = gemma_encoder(folder)
     texts = [text for text in TEXTS if text]
     with Model(convert(folder, tmp_path / "g.gguf", "F32")) as loaded, exact(loaded) as to:
         rows = [loaded.tokenize(text) for text in texts]
@@ -172,11 +177,7 @@ def test_gemma_with_two_directions(tmp_path: Path) -> None:
 def test_dense_matrices_after_the_pooling(tmp_path: Path) -> None:
     """EmbeddingGemma's two, which sentence-transformers keeps in folders of their own."""
     folder = tmp_path / "gemma"
-    folder.mkdir()
-    material.tokenizer("gemma3", folder).save_pretrained(folder)
-    material.model("gemma3", use_bidirectional_attention=True).model.save_pretrained(folder)
-    pooled_by(folder, "mean_tokens")
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = gemma_encoder(folder)
     size = model.config.hidden_size
     torch.manual_seed(5)
     matrices = [torch.randn(4 * size, size) / 8, torch.randn(size, 4 * size) / 16]

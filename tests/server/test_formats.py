@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,16 @@ from llcuda.structured import trial
 from tests.server.test_chat import TEMPLATE
 from tests.support.grammars import doubling_rules
 from tests.support.processes import trials
-from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
+from tests.support.server import (
+    ENDLESS,
+    Served,
+    demo,
+    eventually,
+    is_error,
+    refuses,
+    serve_process,
+    served,
+)
 
 CHAT = [{"role": "user", "content": "Hello"}]
 
@@ -124,23 +132,8 @@ def test_a_refusal_names_the_field(server: Served) -> None:
 @pytest.fixture
 def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`llcuda serve` on a free port."""
-    command = [sys.executable, "-m", "llcuda", "serve", "demo", "--port", "0", "--threads", "1"]
-    with subprocess.Popen(
-        [*command, "--drain", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stdout is not None
-        url = running.stdout.readline().split()[-1].removesuffix("/v1")
-        yield running, url
-        running.kill()
-
-
-def answers(url: str) -> bool:
-    """Whether the server takes connections."""
-    try:
-        httpx.get(f"{url}/health", trust_env=False, timeout=5)
-    except httpx.HTTPError:
-        return False
-    return True
+    with serve_process("--drain", "60") as running:
+        yield running
 
 
 def test_compilations_do_not_hold_up_the_end(process: tuple[subprocess.Popen[str], str]) -> None:
@@ -160,7 +153,7 @@ def test_compilations_do_not_hold_up_the_end(process: tuple[subprocess.Popen[str
     metrics = f"{url}/metrics"
     assert eventually(lambda: "active 13" in httpx.get(metrics, trust_env=False).text)
     running.send_signal(signal.SIGTERM)
-    assert eventually(lambda: not answers(url))
+    assert eventually(lambda: refuses(url))
     running.send_signal(signal.SIGTERM)
     assert 0 == running.wait(30)
     for thread in threads:

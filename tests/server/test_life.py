@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import re
 import signal
 import socket
 import subprocess
@@ -21,7 +20,16 @@ from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
 from llcuda.server.app import create_app
 from llcuda.server.middleware import Limits
 from llcuda.server.models import ModelPool, ModelSpec
-from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
+from tests.support.server import (
+    ENDLESS,
+    Served,
+    demo,
+    eventually,
+    is_error,
+    refuses,
+    serve_process,
+    served,
+)
 
 LONG = {"prompt": "Once upon a time", **ENDLESS}
 SMALL_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -264,17 +272,9 @@ def test_settings_of_wrong_types(kind: type, values: dict[str, Any], message: st
 @pytest.fixture
 def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`llcuda serve` on a free port that logs no requests."""
-    command = [sys.executable, "-m", "llcuda", "serve", "demo", "--port", "0", "--threads", "1"]
-    with subprocess.Popen(
-        [*command, "--parallel=1", "--drain=600", "--ctx-size=512", "--log-level=warning"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as running:  # fmt: skip
-        assert running.stdout is not None
-        line = running.stdout.readline()
-        match = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert match, line
-        yield running, match[0]
-        running.kill()
+    options = ("--parallel=1", "--drain=600", "--ctx-size=512", "--log-level=warning")
+    with serve_process(*options) as running:
+        yield running
 
 
 def test_sigterm_drains(process: tuple[subprocess.Popen[str], str]) -> None:
@@ -295,7 +295,7 @@ def test_sigterm_drains(process: tuple[subprocess.Popen[str], str]) -> None:
         lines = answer.iter_lines()
         next(lines)
         running.send_signal(signal.SIGTERM)
-        assert eventually(lambda: _refuses(url), seconds=120)
+        assert eventually(lambda: refuses(url), seconds=120)
         assert running.poll() is None
         rest = [line for line in lines if line]
     assert "data: [DONE]" == rest[-1]
@@ -304,14 +304,6 @@ def test_sigterm_drains(process: tuple[subprocess.Popen[str], str]) -> None:
     assert 0 == running.wait(120)
     assert running.stderr is not None
     assert "" == running.stderr.read()
-
-
-def _refuses(url: str) -> bool:
-    try:
-        httpx.get(f"{url}/health", trust_env=False, timeout=5)
-    except httpx.HTTPError:
-        return True
-    return False
 
 
 def test_ctrl_c_and_an_endless_text(process: tuple[subprocess.Popen[str], str]) -> None:
@@ -323,7 +315,7 @@ def test_ctrl_c_and_an_endless_text(process: tuple[subprocess.Popen[str], str]) 
         lines = answer.iter_lines()
         next(lines)
         running.send_signal(signal.SIGINT)
-        assert eventually(lambda: _refuses(url))
+        assert eventually(lambda: refuses(url))
         running.send_signal(signal.SIGINT)
         rest = [line for line in lines if line]
     assert "shutting down" in rest[-1]

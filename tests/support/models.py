@@ -131,6 +131,19 @@ def _shape(arch: str, layers: int = LAYERS, **more: Any) -> dict[str, Any]:
     }
 
 
+def _plain_decoder(seed: int) -> Tensors:
+    """Return the tensors of a decoder as llama's."""
+    weights = Weights(seed)
+    weights.matrix("token_embd.weight", VOCABULARY, EMBEDDING, scale=1.0)
+    weights.matrix("output.weight", VOCABULARY, EMBEDDING, scale=0.4)
+    weights.ones("output_norm.weight")
+    for i in range(LAYERS):
+        weights.ones(f"blk.{i}.attn_norm.weight", f"blk.{i}.ffn_norm.weight")
+        weights.attention(f"blk.{i}")
+        weights.gated_feed_forward(f"blk.{i}")
+    return weights.tensors
+
+
 def llama(seed: int = 1) -> tuple[dict[str, Any], Tensors]:
     """Return metadata and tensors of a plain llama with grouped-query attention."""
     metadata = _shape(
@@ -140,15 +153,7 @@ def llama(seed: int = 1) -> tuple[dict[str, Any], Tensors]:
         rope__dimension_count=HEAD_SIZE,
         rope__freq_base=10000.0,
     )
-    weights = Weights(seed)
-    weights.matrix("token_embd.weight", VOCABULARY, EMBEDDING, scale=1.0)
-    weights.matrix("output.weight", VOCABULARY, EMBEDDING, scale=0.4)
-    weights.ones("output_norm.weight")
-    for i in range(LAYERS):
-        weights.ones(f"blk.{i}.attn_norm.weight", f"blk.{i}.ffn_norm.weight")
-        weights.attention(f"blk.{i}")
-        weights.gated_feed_forward(f"blk.{i}")
-    return metadata, weights.tensors
+    return metadata, _plain_decoder(seed)
 
 
 def qwen2vl(seed: int = 9) -> tuple[dict[str, Any], Tensors]:
@@ -159,15 +164,7 @@ def qwen2vl(seed: int = 9) -> tuple[dict[str, Any], Tensors]:
         attention__layer_norm_rms_epsilon=1e-5,
         rope__dimension_sections=[2, 3, 3, 0],
     )
-    weights = Weights(seed)
-    weights.matrix("token_embd.weight", VOCABULARY, EMBEDDING, scale=1.0)
-    weights.matrix("output.weight", VOCABULARY, EMBEDDING, scale=0.4)
-    weights.ones("output_norm.weight")
-    for i in range(LAYERS):
-        weights.ones(f"blk.{i}.attn_norm.weight", f"blk.{i}.ffn_norm.weight")
-        weights.attention(f"blk.{i}")
-        weights.gated_feed_forward(f"blk.{i}")
-    return metadata, weights.tensors
+    return metadata, _plain_decoder(seed)
 
 
 def gemma3(seed: int = 2) -> tuple[dict[str, Any], Tensors]:

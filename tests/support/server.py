@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +64,30 @@ class Served:
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not self.unfinished() and not self.service.traffic.active
+
+
+def refuses(url: str) -> bool:
+    """Whether a server takes no connections."""
+    try:
+        httpx.get(f"{url}/health", trust_env=False, timeout=5)
+    except httpx.HTTPError:
+        return True
+    return False
+
+
+@contextmanager
+def serve_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `llcuda serve` for the demo model on a free port; yield the process and its URL."""
+    command = [sys.executable, "-m", "llcuda", "serve", "demo", "--port", "0", "--threads", "1"]
+    with subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        match = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert match, line
+        yield running, match[0]
+        running.kill()
 
 
 @contextmanager
