@@ -79,7 +79,7 @@ _Weight = tuple[Any, tuple[int, int]]  # a value, its weight and its depth
 
 
 class _Budget:
-    """What one rendering may still cost, in characters of text.
+    """The remaining budget of one rendering, in characters of text.
 
     Args:
         variables: The variables of the template, as plain data.
@@ -761,7 +761,7 @@ def _check_widths(form: str) -> None:
 
 
 def _format_cost(form: str, delimiter: str, values: Any) -> int:
-    """Return what the text of a format with these values may cost."""
+    """Return an upper bound of the cost of formatting these values."""
     _thread.budget.charge(16 * len(form))
     _check_widths(form)
     widest = max(map(int, re.findall(r"[0-9]+", form)), default=0)
@@ -769,7 +769,7 @@ def _format_cost(form: str, delimiter: str, values: Any) -> int:
 
 
 def _method_cost(owner: str, name: str, given: tuple[Any, ...]) -> int:
-    """Return what a method of a string costs, its result included."""
+    """Return the cost of a method of a string, its result included."""
     size, budget = len(owner), _thread.budget
     first: Any = given[0] if given else None
     sought = len(first) if isinstance(first, str) else 0

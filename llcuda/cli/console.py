@@ -1,4 +1,4 @@
-"""What the commands share: consoles of rich, the status line, errors, the option --threads."""
+"""Shared parts of the commands: consoles of rich, the status line, errors, the option --threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modules of a sentence-transformers checkpoint: what follows the model's own layers.
+"""The modules of a sentence-transformers checkpoint, which follow the model's own layers.
 
 llama.cpp computes one pooling, and for EmbeddingGemma two dense matrices after it. A checkpoint
 with anything else is refused, because its vectors would be others without a word.

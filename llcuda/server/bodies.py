@@ -57,7 +57,7 @@ class BodyRoute(APIRoute):
     """A route whose body the application's BodyReader reads in place of FastAPI."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request."""
+        """Return the handler of the route."""
         kind: type[Body] = get_type_hints(self.endpoint)["body"]
 
         async def handle(request: Request) -> Response:
@@ -77,7 +77,7 @@ def _is_json(content_type: str) -> bool:
 
 
 def parse_body(kind: type[Body], data: bytes) -> Body:
-    """Return a body. Raises ApiError for what is no JSON document or not such a body."""
+    """Return a body. Raises ApiError for invalid JSON and for a body of another shape."""
     _check_values(data)
     try:
         document = from_json(data)
@@ -93,7 +93,7 @@ def parse_body(kind: type[Body], data: bytes) -> Body:
 
 
 def _check_values(data: bytes) -> None:
-    """Refuse a document of too many values; what a text contains does not count."""
+    """Refuse a document of too many values; characters within texts do not count."""
     if _values(data) <= MAX_VALUES and _containers(data) <= MAX_CONTAINERS:
         return
     values = containers = position = 0

@@ -1,4 +1,4 @@
-"""The sockets of the server, and what a connection may cost before a request has come over it."""
+"""The sockets of the server, and the limits of a connection until a whole request head came."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE, MODEL_CHANGED})
 def translate_and_log(
     error: Exception, request_id: str, names: Mapping[str, str] | None = None
 ) -> ApiError:
-    """Return what the client is told; errors that it did not cause are logged with their trace.
+    """Return the error that the client gets; the server's own are logged with their trace.
 
     Args:
         error: The exception.
@@ -101,7 +101,7 @@ def translate_and_log(
 
 
 def translate(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:
-    """Return what a client is told of an exception.
+    """Return the error that a client gets for an exception.
 
     Args:
         error: The exception.

@@ -31,7 +31,7 @@ SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 
 @dataclass
 class RequestRecord:
-    """What is counted and logged of one request.
+    """The counted and logged facts of one request.
 
     Attributes:
         method: Method of the request.

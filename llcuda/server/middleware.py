@@ -217,7 +217,7 @@ class _BodyShare:
         self._taken = 0
 
     def grow(self, size: int) -> None:
-        """Take what a body of so many bytes needs. Raises ApiError where that is too much."""
+        """Reserve the bytes of a body. Raises ApiError when they exceed the budget."""
         further = max(0, size - FREE_BYTES) - self._taken
         if further > 0 and self._traffic.body_bytes + further > self._limit:
             busy = "the server holds too many large bodies; try again later"

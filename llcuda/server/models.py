@@ -149,7 +149,7 @@ class LoadedModel:
         return "running" if self.engine is None else self.engine.state
 
     def failure(self) -> ApiError:
-        """Return what clients are told after its engine has failed."""
+        """Return the error that clients get after its engine has failed."""
         failure = None if self.engine is None else self.engine.failure
         reason = "its computation failed again and again"
         if isinstance(failure, DeviceLostError):

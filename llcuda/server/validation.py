@@ -50,7 +50,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
 
 
 def _deepest(errors: Sequence[Mapping[str, Any]], body: Any) -> tuple[str, list[Mapping[str, Any]]]:
-    """Return the first field at fault, and what is wrong with it.
+    """Return the first field at fault, and the rule that it breaks.
 
     For a field of several types pydantic has errors for each. An error on a bound tells more than
     one on the type, and one on a late element more than one on the whole.
@@ -88,7 +88,7 @@ def _depth(path: Sequence[str | int]) -> tuple[int, list[int]]:
 
 
 def _rule(error: Mapping[str, Any]) -> str:
-    """Return what is expected in place of the value."""
+    """Return the rule that the value breaks."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in _TYPES:
         return _TYPES[kind]

@@ -1,4 +1,4 @@
-"""JSON schemas of classes: Pydantic models, and what Pydantic reads: TypedDicts and dataclasses."""
+"""JSON schemas of classes: Pydantic models, TypedDicts and dataclasses, all read by Pydantic."""
 
 from __future__ import annotations
 

@@ -160,12 +160,12 @@ def _schema_format(schema: Any) -> dict[str, Any]:
 
 
 def _problem(error: ArgumentError) -> str:
-    """Return what an error says, without the parameter and the remedy."""
+    """Return the message of an error, without the parameter and the remedy."""
     return _reason(error.problem.removeprefix("response_format: "))
 
 
 def _reason(problem: str) -> str:
-    """Return what llguidance says without the references that it was following."""
+    """Return llguidance's message without the references that it was following."""
     return problem.partition("\n  while processing ")[0]
 
 
@@ -301,7 +301,7 @@ class CompiledGrammar:
 
 
 def _limits() -> dict[str, Any]:
-    """Return what a grammar and the masks of its texts may cost; beyond it is an error."""
+    """Return the limits of a grammar and of the masks of its texts, beyond which it fails."""
     return {
         "initial_lexer_fuel": 1_000_000,  # 20 ms of compiling
         "step_lexer_fuel": 200_000,  # 15 ms of a mask

@@ -1,4 +1,4 @@
-"""Upper bounds of what a format costs llguidance to compile, from its text alone.
+"""Upper bounds of the cost of compiling a format by llguidance, from its text alone.
 
 The unit is a character of a regular expression whose repetitions are written out. A format of at
 most MAX_SMALL compiles in a few tenths of a second; see docs/decisions.md.

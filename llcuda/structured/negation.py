@@ -1,4 +1,4 @@
-"""What JSON schemas exclude: the complement of a schema, and whether two have a value in common."""
+"""Complements of JSON schemas, and whether two schemas have a value in common."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def values_of(schema: Mapping[str, Any]) -> list[Any] | None:
 
 
 class Logic:
-    """Answers what schemas exclude. After MAX_STEPS it knows nothing any more.
+    """Computes complements and disjointness of schemas; after MAX_STEPS all is unknown to it.
 
     Attributes:
         narrowed: The ids of schemas that were written anew as smaller ones; nothing is known of

@@ -1,4 +1,4 @@
-"""The place in a JSON schema of what is refused: llguidance names none."""
+"""Finds the part of a JSON schema that is refused: llguidance names no place."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def readable(error: str) -> str:
 
 
 def _run(job: bytes) -> GrammarError | None:
-    """Run the process and return what it finds wrong."""
+    """Run the process and return its refusal, None without one."""
     with tempfile.TemporaryFile() as stdin:
         stdin.write(job)
         stdin.seek(0)

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _error(llguidance: Any, tokenizer: Any, job: dict[str, Any]) -> str | None:
-    """Compile, follow one text for a while, and return what fails."""
+    """Compile, follow one text for a while, and return the error, None without one."""
     limits = llguidance.LLParserLimits(**job["limits"])
     matcher = llguidance.LLMatcher(tokenizer, job["source"], log_level=0, limits=limits)
     choice = random.Random(0)
