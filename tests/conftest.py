@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from llcuda import Adapter, Context, Model, demo_model
-from tests.support import models
+from tests.support import checkout, models
 from tests.support.chains import Float32
 
 VENDOR_MODELS = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models"
@@ -39,6 +39,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files_of_the_checkout() -> Iterator[None]:
+    """Fail when the tests of a module add, change or remove files of the checkout."""
+    before = checkout.changes()
+    yield
+    new = sorted(checkout.changes() - before)
+    assert [] == new, "the checkout changed; tests write into tmp_path only"
 
 
 @pytest.fixture(scope="session")

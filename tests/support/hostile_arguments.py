@@ -440,7 +440,11 @@ def main(chosen: int, names: list[str]) -> None:
     warnings.simplefilter("ignore")
     random = Random(1)
     count = 0
-    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(sys.stderr):
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        contextlib.chdir(temporary),  # "x" is a path as well
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         for name, call, valid in calls(Path(temporary)):
             if names and name not in names:
                 continue
