@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from llcuda.bench.loops import (
     Subject,
     make_prompt,
 )
+from llcuda.engine.engine import Engine
+from llcuda.engine.metrics import percentile
+from llcuda.engine.outputs import Completion
 from llcuda.errors import LlcudaError
 from llcuda.native.estimate import memory_needed
 from llcuda.native.gguf.check import parts
@@ -43,6 +47,9 @@ CHAINS: Mapping[str, Mapping[str, Any]] = {
     "no top_k": {**DEFAULT_SAMPLING, "top_k": 0},
     "penalties": {**DEFAULT_SAMPLING, "repeat_penalty": 1.1, "presence_penalty": 0.2},
 }
+REQUEST_TOKENS = 80  # of an answer, about as many as the documents' run has on average
+REQUEST_CTX_SIZE = 2048  # the size of each sequence in that run
+REQUESTS_PER_TURN = 2  # of each client
 OWN_PARAMETERS = "own parameters for each row"
 
 # Runs in a process of its own, whose clock is also this process's.
@@ -190,11 +197,61 @@ def _sampling(subject: Subject, rows: int) -> Iterator[Row]:
         }
 
 
+def requests(subject: Subject, counts: Sequence[int]) -> Iterator[Row]:
+    """Yield the tokens per second and the latencies of whole requests, by the number at once.
+
+    Each client submits a request when its last one has ended. A request has a prompt of its own of
+    PROMPT_TOKENS tokens and REQUEST_TOKENS sampled ones. The tokens per second are those of all
+    clients over wall time, prompts included.
+
+    Args:
+        subject: The model to measure.
+        counts: Numbers of clients, which is also `n_parallel` of the engine.
+    """
+    for n_parallel in counts:
+        yield attempt({"n_parallel": n_parallel}, lambda n=n_parallel: _requests(subject, n))  # type: ignore[misc]
+
+
+def _requests(subject: Subject, n_parallel: int) -> Row:
+    model, count = subject.model, subject.budget.turns * REQUESTS_PER_TURN
+    ctx_size = min(REQUEST_CTX_SIZE, model.train_ctx_size or REQUEST_CTX_SIZE)
+    tokens = make_prompt(model, PROMPT_TOKENS + n_parallel * (count + 1))
+
+    def run(client: int, numbers: Sequence[int]) -> list[Completion]:
+        first = [client + n_parallel * number for number in numbers]
+        return [
+            engine.submit(
+                tokens[start : start + PROMPT_TOKENS],
+                max_tokens=REQUEST_TOKENS,
+                ignore_eos=True,
+                seed=start,
+                **DEFAULT_SAMPLING,
+            ).result()
+            for start in first
+        ]
+
+    clients = range(n_parallel)
+    with (
+        Engine(model, n_parallel=n_parallel, ctx_size=ctx_size, threads=subject.threads) as engine,
+        ThreadPoolExecutor(n_parallel) as pool,
+    ):
+        list(pool.map(lambda client: run(client, [count]), clients))  # the warm-up
+        started = time.perf_counter()
+        answers = list(pool.map(lambda client: run(client, range(count)), clients))
+        seconds = time.perf_counter() - started
+    latencies = sorted(answer.latency_ms for client in answers for answer in client)
+    return {
+        "tokens_per_second": len(latencies) * REQUEST_TOKENS / seconds,
+        "p50_ms": percentile(latencies, 50),
+        "p95_ms": percentile(latencies, 95),
+    }
+
+
 def depth(subject: Subject, depths: Sequence[int]) -> Iterator[Row]:
     """Yield the tokens per second of one sequence of a length, by flash attention."""
     for length in depths:
         variants = {"on": {"flash_attention": True}, "off": {"flash_attention": False}}
-        for name, row in _at_depth(subject, length, variants).items():
+        for name, row in _at_depth(subject, length, variants, base="off").items():
             yield {"depth": length, "flash_attention": name, **row}
 
 
@@ -213,9 +270,19 @@ def kv(subject: Subject, types: Sequence[str], length: int) -> Iterator[Row]:
 
 
 def _at_depth(
-    subject: Subject, length: int, variants: Mapping[str, Mapping[str, Any]]
+    subject: Subject,
+    length: int,
+    variants: Mapping[str, Mapping[str, Any]],
+    base: str | None = None,
 ) -> dict[str, Row]:
-    """Decode one sequence of `length` tokens with each variant of a context, in turns."""
+    """Decode one sequence of `length` tokens with each variant of a context, in turns.
+
+    Args:
+        subject: The model to measure.
+        length: Tokens of the sequence.
+        variants: Fields of ContextParams by the variant's name.
+        base: The variant that the speed of the others is compared with, as "over_" and its name.
+    """
     rows: dict[str, Row] = {}
     with ExitStack() as stack:
         loops: dict[str, DecodeLoop] = {}
@@ -232,6 +299,8 @@ def _at_depth(
             rows[name] = {"tokens_per_second": rate(1, turns[name])}
             if length:
                 rows[name]["prefill_tokens_per_second"] = length / loop.prefill_seconds
+            if base not in (None, name):
+                rows[name][f"over_{base}"] = over(turns, name, str(base))
     return {name: rows[name] for name in variants}
 
 

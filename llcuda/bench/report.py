@@ -1,14 +1,19 @@
-"""The output of `llcuda bench`: its tables, and the comparison with an earlier run."""
+"""The output of `llcuda bench`: its tables, and the comparison with other figures.
+
+Other figures are those of an earlier run, or those that documents report (REFERENCES).
+"""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llcuda.bench.run import FORMAT
 from llcuda.errors import ArgumentError
+from llcuda.files import data_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,12 +22,16 @@ Row = Mapping[str, Any]
 Document = Mapping[str, Any]
 Figures = dict[tuple[str, str, str], float]
 
+REFERENCES = {"t4": "t4.toml"}  # files of figures that documents report, by name
+DESCRIBED = (("device", "name"), ("model", "description"), ("build", "llama.cpp"))
+
 TITLES = {
     "startup": "Start-up, a process of its own",
     "prefill": "Prompts",
     "decode": "One text, no sampling",
     "parallel": "Texts at once: the engine samples, the bare loop does not",
     "sampling": "Sampling chains, in the engine",
+    "requests": "Requests at once: 80 tokens each, sampling and prompt included",
     "depth": "Length of the text, no sampling",
     "kv": "Types of the KV cache, no sampling",
     "layers": "Layers on the GPU, no sampling",
@@ -48,12 +57,15 @@ FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "load_seconds": ("load", _seconds),
     "tokens_per_second": ("tokens/s", _number),
     "milliseconds": ("ms a token", _number),
+    "p50_ms": ("median ms", _number),
+    "p95_ms": ("95th percentile ms", _number),
     "bandwidth_share": ("of the memory's bandwidth", lambda value: f"{value:.1%}"),
     "copied_tokens_per_second": ("bare, logits copied", _number),
     "left_tokens_per_second": ("bare, logits left", _number),
     "engine_tokens_per_second": ("engine", _number),
     "over_copied": ("over copied", lambda value: f"{value:.3f}"),
     "over_left": ("over left", lambda value: f"{value:.3f}"),
+    "over_off": ("over off", lambda value: f"{value:.3f}"),
     "over_first": ("over the first", lambda value: f"{value:.3f}"),
     "whole_tokens_per_second": ("with prompts", _number),
     "prefill_tokens_per_second": ("filling it", _number),
@@ -136,17 +148,22 @@ def _cell(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def read_document(path: Path) -> Document:
-    """Return the document of an earlier run.
+def read_document(name: str) -> Document:
+    """Return the figures that a run is compared with.
 
     Args:
-        path: A file with the output of the run, whose last line is the document.
+        name: A file with the output of an earlier run, whose last line is its document; or the
+            name of a reference in REFERENCES, unless a file has that name.
 
     Raises:
         ArgumentError: The file cannot be read, or it is not such an output.
     """
+    path = Path(name)
     try:
-        document = json.loads(path.read_text(encoding="utf-8").strip().rpartition("\n")[2])
+        if name in REFERENCES and not path.exists():
+            document: Document = tomllib.loads(data_file(REFERENCES[name]).read_text("utf-8"))
+        else:
+            document = json.loads(path.read_text("utf-8").strip().rpartition("\n")[2])
         if document["format"] != FORMAT or not isinstance(document["tables"], dict):
             raise ValueError
         _figures(document)
@@ -154,7 +171,7 @@ def read_document(path: Path) -> Document:
         raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ArgumentError(f"{path} is not a document of llcuda bench") from None
-    return document  # type: ignore[no-any-return]
+    return document
 
 
 def compare_documents(now: Document, before: Document) -> list[dict[str, Any]]:
@@ -186,21 +203,36 @@ def _figures(document: Document) -> Figures:
     return figures
 
 
-def show_comparison(console: Console, rows: Sequence[Row], now: Document, before: Document) -> None:
-    """Print the ratios of two runs, and in what else they differ."""
+def describe_reference(document: Document) -> dict[str, Any]:
+    """Return the part of a document that says which figures a run was compared with."""
+    parts = {part: {key: document[part][key]} for part, key in DESCRIBED if part in document}
+    named = {key: document[key] for key in ("name", "note") if key in document}
+    return {"name": "before", **named, **parts}
+
+
+def show_comparison(console: Console, now: Document) -> None:
+    """Print the ratios of a document's figures to others, and in what else the runs differ.
+
+    Args:
+        console: The console.
+        now: A document with "compared" and "compared_with".
+    """
     from rich.table import Table
 
-    for part, key in (("device", "name"), ("model", "description"), ("build", "llama.cpp")):
-        old, new = before.get(part, {}).get(key), now.get(part, {}).get(key)
-        if old != new:
-            console.print(f"another {part}: before {old}, now {new}", markup=False)
+    reference, rows = now["compared_with"], now["compared"]
+    name = reference["name"]
+    for part, key in DESCRIBED:
+        if part in reference and reference[part][key] != (new := now.get(part, {}).get(key)):
+            console.print(f"another {part}: {name} {reference[part][key]}, now {new}", markup=False)
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "of", "figure", "before", "now", "ratio"):
-        right = heading in ("before", "now", "ratio")
+    for heading in ("", "of", "figure", name, "now", "ratio"):
+        right = heading in (name, "now", "ratio")
         table.add_column(heading, justify="right" if right else "left")
     for row in rows:
         heading, write = FIGURES[row["figure"]]
         values = write(row["before"]), write(row["now"]), f"{row['ratio']:.3f}"
         table.add_row(row["table"], row["of"], heading, *values)
-    console.print("\n[bold]Now over before[/]")
+    console.print(f"\n[bold]Now over {name}[/]")
     console.print(table if rows else "nothing was measured in both runs")
+    if "note" in reference:
+        console.print(reference["note"], markup=False)

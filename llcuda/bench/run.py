@@ -35,6 +35,7 @@ TABLES: Mapping[str, str | None] = {
     "decode": None,
     "parallel": "parallel",
     "sampling": None,
+    "requests": "requests",
     "depth": "depth",
     "kv": "kv_types",
     "layers": "layers",
@@ -58,6 +59,7 @@ class BenchParams:
         tables: Names of TABLES; None is the default ones and those whose list is given.
         prefill: Tokens of prompts.
         parallel: Sequences in a batch.
+        requests: Requests at once.
         depth: Tokens in the cache.
         kv_types: Types of the KV cells.
         layers: Numbers of layers on GPUs.
@@ -72,6 +74,7 @@ class BenchParams:
     tables: Sequence[str] | None = None
     prefill: Sequence[int] | None = None
     parallel: Sequence[int] | None = None
+    requests: Sequence[int] | None = None
     depth: Sequence[int] | None = None
     kv_types: Sequence[str] | None = None
     layers: Sequence[int] | None = None
@@ -84,7 +87,8 @@ class BenchParams:
             if name not in TABLES:
                 raise wrong_value("measure", name, f"expected some of {', '.join(TABLES)}")
         for name, low, high in (
-            ("prefill", 1, 2**20), ("parallel", 1, 256), ("depth", 0, 2**20), ("layers", 0, 2**16),
+            ("prefill", 1, 2**20), ("parallel", 1, 256), ("requests", 1, 256), ("depth", 0, 2**20),
+            ("layers", 0, 2**16),
         ):  # fmt: skip
             for number in getattr(self, name) or ():
                 check_number(name, number, "int", low, high)
@@ -163,7 +167,9 @@ class Bench:
             self._on_part("model", self.document["model"])
             self._read_memory("model loaded")
             subject = Subject(model, gpu, params.threads, budget)
-            for table in ("prefill", "decode", "parallel", "sampling", "depth", "kv"):
+            for table in (
+                "prefill", "decode", "parallel", "sampling", "requests", "depth", "kv",
+            ):  # fmt: skip
                 if table in chosen:
                     self._on_status(table)
                     self._collect(table, self._rows(table, subject))
@@ -201,6 +207,8 @@ class Bench:
             limit = MAX_SAMPLED_ROWS if gpu else MAX_SAMPLED_ROWS_ON_CPU
             max_rows = max((n for n in parallel if n <= limit), default=limit)
             return measure.sampling(subject, sorted({1, max_rows}))
+        if table == "requests":
+            return measure.requests(subject, params.requests or (1, 4, 8))
         if table == "depth":
             return measure.depth(subject, params.depth or ((0, 4096, 16384) if gpu else (0, 512)))
         length = 4096 if gpu else 512

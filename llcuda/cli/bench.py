@@ -29,14 +29,15 @@ def bench(
     measure: Annotated[
         str | None,
         typer.Option(
-            help="Some of startup, prefill, decode, parallel, sampling, depth, kv, layers, memory;"
-            " or all. Default: without depth, kv and layers."
+            help="Some of startup, prefill, decode, parallel, sampling, requests, depth, kv,"
+            " layers, memory; or all. Default: without requests, depth, kv and layers."
         ),
     ] = None,
     prefill: Annotated[str | None, typer.Option(help="Tokens of prompts, e.g. 128,512.")] = None,
     parallel: Annotated[
         str | None, typer.Option(help="Sequences in a batch, e.g. 1,4,16,64.")
     ] = None,
+    requests: Annotated[str | None, typer.Option(help="Requests at once, e.g. 1,4,8.")] = None,
     depth: Annotated[
         str | None, typer.Option(help="Tokens in the cache, e.g. 0,4096,16384.")
     ] = None,
@@ -47,13 +48,22 @@ def bench(
     gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
     threads: DecodeThreads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tables, less exact.")] = False,
-    compare: Annotated[Path | None, typer.Option(help="Output of an earlier run.")] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Output of an earlier run; or t4: what documents report for a T4."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the document.")] = False,
 ) -> None:
     """Measure a model: tables, and one JSON document as the last line. Ctrl-C ends it early."""
     from llcuda.bench.plot import check_plot, draw_plot
-    from llcuda.bench.report import compare_documents, read_document, show_comparison, show_part
+    from llcuda.bench.report import (
+        compare_documents,
+        describe_reference,
+        read_document,
+        show_comparison,
+        show_part,
+    )
     from llcuda.bench.run import TABLES, Bench, BenchParams
     from llcuda.bench.synthetic import make_synthetic_model
     from llcuda.hub.registry import resolve
@@ -62,6 +72,7 @@ def bench(
         tables=_names(measure, TABLES),
         prefill=_numbers("--prefill", prefill),
         parallel=_numbers("--parallel", parallel),
+        requests=_numbers("--requests", requests),
         depth=_numbers("--depth", depth),
         kv_types=_names(kv_types),
         layers=_numbers("--layers", layers),
@@ -96,7 +107,8 @@ def bench(
         show_status("")
     if earlier:
         document["compared"] = compare_documents(document, earlier)
-        show_comparison(console, document["compared"], document, earlier)
+        document["compared_with"] = describe_reference(earlier)
+        show_comparison(console, document)
     if plot and "interrupted" not in document:
         draw_plot(document, plot)
     print(json.dumps(document, ensure_ascii=False))

@@ -20,7 +20,14 @@ from llcuda.bench import measure, run, synthetic
 from llcuda.bench.loops import Budget, Subject
 from llcuda.bench.measure import bytes_per_token
 from llcuda.bench.plot import check_plot, draw_plot
-from llcuda.bench.report import compare_documents, read_document, show_comparison, show_part
+from llcuda.bench.report import (
+    REFERENCES,
+    compare_documents,
+    describe_reference,
+    read_document,
+    show_comparison,
+    show_part,
+)
 from llcuda.bench.run import DEFAULT_TABLES, QUICK_TABLES, TABLES, Bench, BenchParams
 from llcuda.bench.synthetic import SHAPES, file_size, make_synthetic_model, write_header
 from llcuda.cli.main import main
@@ -151,8 +158,8 @@ def test_every_table_is_measured() -> None:
     """Each has its rows; rates are positive; what needs a GPU says so; the document is JSON."""
     document = measured(
         BenchParams(
-            tables=tuple(TABLES), prefill=(8, 16), parallel=(1, 3), depth=(0, 32),
-            kv_types=("f16", "q8_0"), quick=True,
+            tables=tuple(TABLES), prefill=(8, 16), parallel=(1, 3), requests=(1, 2),
+            depth=(0, 32), kv_types=("f16", "q8_0"), quick=True,
         )
     )  # fmt: skip
     tables = document["tables"]
@@ -166,7 +173,9 @@ def test_every_table_is_measured() -> None:
     assert [8, 16] == [row["tokens"] for row in tables["prefill"]]
     assert [1, 3] == [row["rows"] for row in tables["parallel"]]
     assert 4 + 5 == len(tables["sampling"])  # one row has no rows with parameters of their own
+    assert [1, 2] == [row["n_parallel"] for row in tables["requests"]]
     assert ["on", "off", "on", "off"] == [row["flash_attention"] for row in tables["depth"]]
+    assert [True, False, True, False] == ["over_off" in row for row in tables["depth"]]
     assert tables["kv"][0]["kv_bytes"] > tables["kv"][1]["kv_bytes"] > 0
     if not document["device"]["gpus"]:
         assert "no GPU is used" == tables["memory"][0]["error"] == tables["layers"][0]["error"]
@@ -179,6 +188,15 @@ def test_ratios_are_of_the_same_turns() -> None:
     (row,) = measured(BenchParams(tables=("parallel",), parallel=(2,)))["tables"]["parallel"]
     quotient = row["engine_tokens_per_second"] / row["copied_tokens_per_second"]
     assert row["over_copied"] == pytest.approx(quotient, rel=1e-3)
+
+
+@pytest.mark.usefixtures("fast")
+def test_requests_are_measured_whole() -> None:
+    """One after the other, the rate is that of the median latency; its limits are ordered."""
+    (row,) = measured(BenchParams(tables=("requests",), requests=(1,)))["tables"]["requests"]
+    assert row["p50_ms"] <= row["p95_ms"]
+    per_request = 1e3 * measure.REQUEST_TOKENS / row["tokens_per_second"]
+    assert row["p50_ms"] == pytest.approx(per_request, rel=0.5)
 
 
 @pytest.mark.usefixtures("fast")
@@ -309,7 +327,7 @@ def test_two_runs_are_compared(printed: str, tmp_path: Path) -> None:
     """What a run printed is read again; ratios are now over before, of what both measured."""
     earlier = tmp_path / "before.txt"
     earlier.write_text(printed)
-    before = read_document(earlier)
+    before = read_document(str(earlier))
     now = json.loads(json.dumps(before))
     now["tables"]["prefill"][0]["tokens_per_second"] *= 2
     now["tables"]["parallel"] = [{"rows": 1, "engine_tokens_per_second": 5.0}]
@@ -334,14 +352,50 @@ def test_the_comparison_is_shown(printed: str) -> None:
     before["device"]["name"], now["device"]["name"] = "a GPU [1]", "another"
     now["tables"] = {"prefill": [{"tokens": 7, "tokens_per_second": 2000.0}]}
     before["tables"] = {"prefill": [{"tokens": 7, "tokens_per_second": 50.0}]}
-    first, title, _, row = shown(
-        lambda console: show_comparison(console, compare_documents(now, before), now, before)
-    )
+    now["compared"] = compare_documents(now, before)
+    now["compared_with"] = describe_reference(before)
+    first, title, _, row = shown(lambda console: show_comparison(console, now))
     assert "another device: before a GPU [1], now another" == first
     assert "Now over before" == title
     assert ["tokens/s", "50", "2,000", "40.000"] == row.split()[-4:]
-    lines = shown(lambda console: show_comparison(console, [], now, now))
+    same = {**now, "compared": [], "compared_with": describe_reference(now)}
+    lines = shown(lambda console: show_comparison(console, same))
     assert ["Now over before", "nothing was measured in both runs"] == lines
+
+
+def test_the_documents_figures_are_a_reference(tmp_path: Path) -> None:
+    """A run on the documents' card compares with them by name; every figure of theirs is met."""
+    assert ["t4"] == list(REFERENCES)
+    reference = read_document("t4")
+    rate = {"tokens_per_second": 268.6}
+    depth = [
+        {"depth": length, "flash_attention": state, "prefill_tokens_per_second": 1.0, **rate}
+        for length in (512, 2048, 4096, 8192)
+        for state in ("on", "off")
+    ]
+    requests = [{"n_parallel": n, **rate, "p50_ms": 345.0, "p95_ms": 725.0} for n in (1, 4, 8)]
+    memory = [{"state": "and a context of 2,048 tokens", "gpu_bytes": 2**30}]
+    now: dict[str, Any] = {
+        "device": {"name": "Tesla T4"},
+        "model": {"description": "gemma3 1B Q4_K - Medium"},
+        "tables": {"requests": requests, "depth": depth, "memory": memory},
+    }
+    now["compared"] = compare_documents(now, reference)
+    now["compared_with"] = describe_reference(reference)
+    assert 5 + 8 + 1 == len(now["compared"])
+    title, heading, first, *_, note = shown(lambda console: show_comparison(console, now))
+    assert "Now over llcuda 2" == title
+    assert ["of", "figure", "llcuda", "2", "now", "ratio"] == heading.split()
+    assert ["tokens/s", "134", "269", "2.000"] == first.split()[-4:]
+    assert "reported by its documents" in note
+
+
+def test_a_file_has_precedence_over_a_reference(
+    printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t4").write_text(printed)
+    assert read_document("t4") == json.loads(printed.splitlines()[-1])
 
 
 def test_the_device_is_shown(printed: str) -> None:
@@ -372,7 +426,7 @@ def test_other_files_are_not_compared(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ArgumentError, match=r"other\.json is not a document"):
-        read_document(path)
+        read_document(str(path))
 
 
 def test_a_plot_is_drawn(printed: str, tmp_path: Path) -> None:
@@ -412,6 +466,7 @@ def test_a_plot_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["--plot", "a.pdf"], ".png or .svg"),
         (["--plot", "nowhere/a.png"], "no folder nowhere"),
         (["--compare", "none.json"], "No such file"),
+        (["--requests", "0"], "--requests 0: expected a whole number from 1 to 256"),
         (["nonsense"], "no model is called"),
     ],
 )
