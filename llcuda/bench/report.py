@@ -85,6 +85,24 @@ def show_part(console: Console, name: str, content: Any) -> None:
         _show_table(console, name, content)
 
 
+def show_document(console: Console, document: Document) -> None:
+    """Print all parts of the document of a run, as the run printed them.
+
+    Raises:
+        ArgumentError: The document is not complete.
+    """
+    try:
+        _show_header(console, document)
+        if "model" in document:  # missing after an early Ctrl-C
+            _show_model(console, document["model"])
+        for name, rows in document["tables"].items():
+            show_part(console, name, rows)
+        if "compared" in document:
+            show_comparison(console, document)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"the document of llcuda bench is incomplete: {error}") from None
+
+
 def _show_header(console: Console, document: Document) -> None:
     """Print the device, its clocks, the build and the model."""
     device, build = document["device"], document["build"]
