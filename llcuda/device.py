@@ -17,9 +17,15 @@ from typing import Any, NotRequired, TypedDict
 
 from llcuda.errors import ArgumentError, LibraryError
 from llcuda.native import library
-from llcuda.native.cuda_build import WITH_CUDA, CudaBuild, Remark, cache_is_empty
+from llcuda.native.cuda_build import (
+    REQUIRED_CAPABILITY,
+    CudaBuild,
+    Driver,
+    Remark,
+    cache_is_empty,
+    gpu_problem,
+)
 
-REQUIRED_CAPABILITY = (7, 5)  # Turing, the first with int8 tensor cores, which the kernels use
 NO_GPU = Remark("the driver finds no GPU", "check nvidia-smi")
 logger = logging.getLogger("llcuda")
 
@@ -47,7 +53,8 @@ class CudaInfo(TypedDict):
         available: Whether there is a GPU.
         version: The newest CUDA version that the driver runs, e.g. "12.2"; None without a driver.
         gpus: The GPUs in the order of CUDA.
-        reason: Why there is no GPU, and what to do; only if there is none.
+        reason: Why there is no GPU, or why this llcuda can use none of them, and what to do; only
+            then.
     """
 
     available: bool
@@ -103,15 +110,30 @@ class Survey:
 
     Attributes:
         version: The newest CUDA version that the driver runs; None without a driver.
+        driver_version: The version of the driver; "" without one.
         gpus: The visible GPUs.
         free: The free bytes of each GPU; None for a GPU that uses the CPU's memory.
         reason: Why there is no GPU, if there is none.
     """
 
     version: str | None = None
+    driver_version: str = ""
     gpus: list[GpuInfo] = field(default_factory=list)
     free: list[int | None] = field(default_factory=list)
     reason: Remark = NO_GPU
+
+    @property
+    def driver(self) -> Driver:
+        """The driver, for `gpu_problem`."""
+        return Driver(_version(self.version) if self.version else None, self.driver_version)
+
+    def problems(self, build: CudaBuild | None) -> list[Remark | None]:
+        """Return for each GPU why llcuda cannot use it; None if it can.
+
+        Args:
+            build: The CUDA code in the library; None without any.
+        """
+        return [gpu_problem(gpu["name"], capability(gpu), build, self.driver) for gpu in self.gpus]
 
 
 def detect_cuda() -> CudaInfo:
@@ -122,16 +144,18 @@ def detect_cuda() -> CudaInfo:
     Returns:
         A dict with `available`, `version` (the newest CUDA version that the driver runs, e.g.
         "12.2", or None) and `gpus`, a list of dicts with `name`, `compute_capability` (e.g.
-        "7.5"), `memory` (bytes) and `driver_version`. Without a GPU also `reason`.
+        "7.5"), `memory` (bytes) and `driver_version`. Also `reason` without a GPU, or if this
+        llcuda can use none of them, e.g. because the driver is too old for it.
     """
     nvml = survey()
+    problems = nvml.problems(_cuda_build()) if nvml.gpus else []
     info: CudaInfo = {
         "available": bool(nvml.gpus),
         "version": nvml.version,
         "gpus": nvml.gpus,
     }
-    if not nvml.gpus:
-        info["reason"] = str(nvml.reason)
+    if all(problems):
+        info["reason"] = str(next(iter(problems), nvml.reason))
     return info
 
 
@@ -148,7 +172,7 @@ def check_gpu_compatibility() -> Compatibility:
         for the driver's compiler.
     """
     nvml, build = survey(), _cuda_build()
-    problems = [problem(gpu, nvml.version, build) for gpu in nvml.gpus]
+    problems = nvml.problems(build)
     usable = [gpu for gpu, remark in zip(nvml.gpus, problems, strict=True) if remark is None]
     gpu = next(iter([*usable, *nvml.gpus]), None)
     if gpu is None:
@@ -171,22 +195,6 @@ def check_gpu_compatibility() -> Compatibility:
         if capability(usable[0]) > REQUIRED_CAPABILITY:
             log_newer_gpu(reason, compatibility.get("note", ""))
     return compatibility
-
-
-def problem(gpu: GpuInfo, driver: str | None, build: CudaBuild | None) -> Remark | None:
-    """Return why llcuda cannot use a GPU; None if it can.
-
-    Args:
-        gpu: The GPU.
-        driver: The newest CUDA version that the driver runs; None is unknown.
-        build: The CUDA code in the library; None without any.
-    """
-    has = f"{gpu['name']} has compute capability {gpu['compute_capability']}"
-    if capability(gpu) < REQUIRED_CAPABILITY:
-        return Remark(f"{has}, and GPU work needs 7.5 or higher", "take a newer GPU")
-    if build is None:
-        return Remark(f"{has}, but this llcuda was built without CUDA", WITH_CUDA)
-    return build.problem(capability(gpu), _version(driver) if driver else None)
 
 
 def first_run(gpu: GpuInfo, build: CudaBuild | None) -> Remark | None:
@@ -293,7 +301,7 @@ def survey() -> Survey:
         with _session(pynvml):
             number = pynvml.nvmlSystemGetCudaDriverVersion()
             result.version = f"{number // 1000}.{number % 1000 // 10}"
-            driver = str(pynvml.nvmlSystemGetDriverVersion())
+            result.driver_version = str(pynvml.nvmlSystemGetDriverVersion())
             present = _present(pynvml)
             handles = _visible(pynvml, present)
             if present and not handles:
@@ -303,7 +311,7 @@ def survey() -> Survey:
                     f"unset it, or name some of 0{f' to {last}' if last else ''}",
                 )
             for handle in handles:
-                gpu, free = _describe(pynvml, handle, driver)
+                gpu, free = _describe(pynvml, handle, result.driver_version)
                 result.gpus.append(gpu)
                 result.free.append(free)
     except pynvml.NVMLError as error:

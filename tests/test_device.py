@@ -1,105 +1,19 @@
 """detect_cuda, check_gpu_compatibility and free_memory, with a fake of the driver's NVML."""
 
-# ruff: noqa: D102, N801, N802, N818 - the fake has pynvml's names
-
 from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
 from llcuda import device
 from llcuda.errors import ArgumentError, LibraryError
 from llcuda.native.cuda_build import CudaBuild, parse
+from tests.support import fake_nvml
+from tests.support.fake_nvml import A100, H200, P100, T4, Driver, Gpu, NVMLError, install
 
-
-class NVMLError(Exception):
-    """The base of what NVML raises."""
-
-
-class NVMLError_NotSupported(NVMLError):
-    """What NVML raises for a question that this GPU has no answer to."""
-
-
-@dataclass
-class Gpu:
-    """A GPU of the fake driver; parent: the whole GPU, of a slice."""
-
-    name: str = "Tesla T4"
-    capability: tuple[int, int] | None = (7, 5)
-    uuid: str = "GPU-00000000"
-    memory: tuple[int, int] | None = (16 * 2**30, 15 * 2**30)
-    lost: bool = False
-    parent: Gpu | None = None
-
-
-@dataclass
-class Driver:
-    """The functions of pynvml that llcuda calls, and how often a session was opened."""
-
-    gpus: list[Gpu] = field(default_factory=list)
-    slices: list[Gpu] = field(default_factory=list)
-    failure: NVMLError | None = None
-    sessions: int = 0
-    opened: int = 0
-
-    def nvmlInit(self) -> None:
-        if self.failure:
-            raise self.failure
-        self.sessions += 1
-        self.opened += 1
-
-    def nvmlShutdown(self) -> None:
-        self.sessions -= 1
-
-    def nvmlSystemGetCudaDriverVersion(self) -> int:
-        return 12020
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        return "535.104.05"
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.gpus)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Gpu:
-        if self.gpus[index].lost:
-            raise NVMLError("GPU is lost")
-        return self.gpus[index]
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Gpu:
-        for gpu in self.slices:
-            if gpu.uuid == uuid:
-                return gpu
-        raise NVMLError("Not Found")
-
-    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, gpu: Gpu) -> Gpu | None:
-        return gpu.parent
-
-    def nvmlDeviceGetUUID(self, gpu: Gpu) -> str:
-        return gpu.uuid
-
-    def nvmlDeviceGetName(self, gpu: Gpu) -> str:
-        return gpu.name
-
-    def nvmlDeviceGetCudaComputeCapability(self, gpu: Gpu) -> tuple[int, int]:
-        if gpu.capability is None:
-            raise NVMLError_NotSupported
-        return gpu.capability
-
-    def nvmlDeviceGetMemoryInfo(self, gpu: Gpu) -> Any:
-        if gpu.memory is None:
-            raise NVMLError_NotSupported
-        return SimpleNamespace(total=gpu.memory[0], free=gpu.memory[1])
-
-
-T4 = Gpu()
-P100 = Gpu("Tesla P100-PCIE-16GB", (6, 0), "GPU-11111111")
-H200 = Gpu("NVIDIA H200", (9, 0), "GPU-22222222")
 OFF = {
     "compatible": False,
     "platform": "local",
@@ -124,18 +38,6 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def build(monkeypatch: pytest.MonkeyPatch, found: CudaBuild | None) -> None:
     """Have llcuda built so; None: without CUDA."""
     monkeypatch.setattr(device.library, "cuda_build", lambda: found)
-
-
-def install(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu, **options: Any) -> Driver:
-    """Make `import pynvml` find a driver with these GPUs."""
-    driver = Driver(list(gpus), **options)
-    module = ModuleType("pynvml")
-    for name in dir(driver):
-        if name.startswith("nvml"):
-            setattr(module, name, getattr(driver, name))
-    vars(module).update(NVMLError=NVMLError, NVMLError_NotSupported=NVMLError_NotSupported)
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    return driver
 
 
 def names() -> list[str]:
@@ -323,27 +225,118 @@ def test_free_memory_without_a_driver_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 
 RUNS = "Tesla T4 has compute capability 7.5"
+CUDA12 = "pip install 'WHEEL[cuda]' with llcuda's wheel for CUDA 12"
+CUDA12_FOR_8 = f"{CUDA12} that has machine code for 8.0"
+PTX = "too old to compile this llcuda's PTX"
+OLD = "is too old: it runs CUDA"
+NO_CUDA = "but this llcuda was built without CUDA"
+WORKS = ("", "")
+# By build and GPU: for the drivers 470, 525, 535, 550, 570 and 580, what is said and the way out.
+MATRIX: dict[tuple[str | None, str], list[tuple[str, str]]] = {
+    ("12.4", "T4"): [(OLD, "install driver 525 or newer; "), *[WORKS] * 5],
+    ("12.4", "A100"): [
+        (OLD, "install driver 550 or newer; "),
+        *[(PTX, "install driver 550 or newer, or build with LLCUDA_CUDA_ARCHITECTURES=80")] * 2,
+        *[WORKS] * 3,
+    ],
+    ("13.0", "T4"): [
+        (OLD, f"install driver 525 or newer and {CUDA12}, or install driver 580 or newer"),
+        *[(OLD, f"{CUDA12}, or install driver 580 or newer")] * 4,
+        WORKS,
+    ],
+    ("13.0", "A100"): [
+        (OLD, f"install driver 550 or newer and {CUDA12}, or install driver 580 or newer"),
+        *[(OLD, f"{CUDA12_FOR_8}, or install driver 580 or newer")] * 2,
+        *[(OLD, f"{CUDA12}, or install driver 580 or newer")] * 2,
+        WORKS,
+    ],
+    (None, "T4"): [
+        (NO_CUDA, f"install driver 525 or newer and {CUDA12}, or in llcuda's source folder"),
+        *[(NO_CUDA, f"{CUDA12}, or in llcuda's source folder")] * 5,
+    ],
+    (None, "A100"): [
+        (NO_CUDA, f"install driver 550 or newer and {CUDA12}, or in llcuda's source folder"),
+        *[(NO_CUDA, f"{CUDA12_FOR_8}, or in llcuda's source folder")] * 2,
+        *[(NO_CUDA, f"{CUDA12}, or in llcuda's source folder")] * 3,
+    ],
+}
+
+
+@pytest.mark.parametrize("number", range(len(fake_nvml.CUDA)))
+@pytest.mark.parametrize(("made", "name"), MATRIX)
+def test_drivers_and_builds(
+    made: str | None, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each driver with each build: whether it runs, or why not, and which wheel fits."""
+    version, gpu = list(fake_nvml.CUDA)[number], {"T4": T4, "A100": A100}[name]
+    install(monkeypatch, gpu, version=version)
+    build(monkeypatch, None if made is None else parse(made, "75"))
+    what, mend = MATRIX[made, name][number]
+    answer, detected = device.check_gpu_compatibility(), device.detect_cuda()
+    assert (answer["compatible"], detected["available"]) == (not what, True)
+    assert ("reason" in detected) == bool(what)
+    if what:
+        assert what in answer["reason"]
+        assert f": {mend}" in answer["reason"]
+        assert answer["reason"] == f"{detected['reason']}; the CPU still works"
+    if what in (OLD, PTX):
+        assert f"the NVIDIA driver {version} is too old" in answer["reason"]
+
+
+@pytest.mark.parametrize("made", ["12.4", "13.0", None])
+@pytest.mark.parametrize("version", fake_nvml.CUDA)
+def test_an_older_gpu_is_refused_with_every_driver(
+    version: str, made: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither another wheel nor another driver would help, so neither is named."""
+    install(monkeypatch, P100, version=version)
+    build(monkeypatch, None if made is None else parse(made, "75"))
+    assert "needs 7.5 or higher: take a newer GPU" in device.detect_cuda()["reason"]
+    assert "WHEEL" not in device.check_gpu_compatibility()["reason"]
+
+
+@pytest.mark.parametrize("version", fake_nvml.CUDA)
+def test_no_gpu_is_not_the_drivers_fault(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver without a GPU is no reason for another wheel."""
+    install(monkeypatch, version=version)
+    build(monkeypatch, parse("13.0", "75"))
+    none_because(fake_nvml.CUDA[version], "the driver finds no GPU: check nvidia-smi")
+
+
+def test_a_card_beside_one_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU that works is enough for no reason at all."""
+    install(monkeypatch, A100, T4)
+    build(monkeypatch, parse("12.4", "75"))
+    assert "reason" not in device.detect_cuda()
+    assert device.check_gpu_compatibility()["gpu_name"] == "Tesla T4"
 
 
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (None, f"{RUNS}, but this llcuda was built without CUDA: in llcuda's source folder: pip"),
-        (parse("13.0", "75"), "the NVIDIA driver is too old: it runs CUDA 12.2 at most, and this"),
         (parse("12.2", "80"), "this llcuda has no code for compute capability 7.5 (CUDA 12.2, "),
-        (parse("12.8", "61"), "the NVIDIA driver is too old to compile this llcuda's PTX"),
+        (parse("12.8", "61"), "the NVIDIA driver 535.104.05 is too old to compile this llcuda's"),
     ],
 )
-def test_a_build_that_cannot_use_the_gpu(
-    monkeypatch: pytest.MonkeyPatch, made: CudaBuild | None, expected: str
+def test_a_build_for_other_gpus(
+    made: CudaBuild, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Built without CUDA, with one too new for the driver, or for other GPUs: with the way out."""
+    """No code that the GPU runs: with the way out."""
     install(monkeypatch, T4)
     build(monkeypatch, made)
     answer = device.check_gpu_compatibility()
     assert not answer["compatible"]
     assert answer["reason"].startswith(expected)
+    assert "LLCUDA_CUDA_ARCHITECTURES=75" in answer["reason"]
     assert answer["reason"].endswith("; the CPU still works")
+
+
+def test_ptx_of_a_newer_cuda_13(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Driver 580 does not compile the PTX of 13.1, but that of the CUDA 12 wheel."""
+    install(monkeypatch, H200, version="580.65.06")
+    build(monkeypatch, parse("13.1", "75"))
+    reason = device.check_gpu_compatibility()["reason"]
+    assert f": {CUDA12}, or install driver 590 or newer, or build with" in reason
 
 
 @pytest.mark.parametrize("made", [parse("12.8", "75"), parse("", ""), parse("12.2", "native")])

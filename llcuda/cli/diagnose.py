@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import platform
 from dataclasses import asdict, dataclass, field
@@ -57,6 +56,7 @@ class Report:
         versions: Versions by package.
         built_with: The folder of the libraries, their CUDA code, and the changes to llama.cpp.
         gpus: Descriptions by "GPU 0" and so on; at "first run" how long the first run waits.
+        cuda_libraries: The files of CUDA's run-time libraries that the backend uses, by name.
         backends: "loaded", or the reason why not, by file.
         devices: The devices that compute.
         driver: Whether CUDA's driver library loads.
@@ -66,6 +66,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     built_with: dict[str, str] = field(default_factory=dict)
     gpus: dict[str, str] = field(default_factory=dict)
+    cuda_libraries: dict[str, str] = field(default_factory=dict)
     backends: dict[str, str] = field(default_factory=dict)
     devices: list[dict[str, Any]] = field(default_factory=list)
     driver: bool = False
@@ -84,8 +85,9 @@ class Report:
 def diagnose() -> Report:
     """Load the library and its backends, and report problems instead of raising them."""
     from llcuda.native.cuda_build import REBUILD
+    from llcuda.native.cuda_libraries import driver
 
-    report = Report(versions=_versions(), driver=driver_loads())
+    report = Report(versions=_versions(), driver=driver() is not None)
     if not demo_model().is_file():
         report.problems.append(Problem(f"the demo model {demo_model()} is missing", REBUILD))
     try:
@@ -104,6 +106,7 @@ def diagnose() -> Report:
         "CUDA": str(build or "off"),
         "patches": ", ".join(library.patches()) or "none",
     }
+    report.cuda_libraries = dict(library.runtime_libraries().paths)
     report.problems += [
         Problem(remark.what, remark.mend)
         for remark in _check_gpus(report, build, library.why_no_gpu())
@@ -125,15 +128,6 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def driver_loads() -> bool:
-    """Return whether CUDA's driver library loads."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
 def _check_gpus(report: Report, build: CudaBuild | None, no_gpu: Remark | None) -> list[Remark]:
     """Describe the GPUs in the report, and return why one that is expected is not used.
 
@@ -143,26 +137,29 @@ def _check_gpus(report: Report, build: CudaBuild | None, no_gpu: Remark | None) 
         no_gpu: Why the CUDA backend has no GPU.
     """
     from llcuda import device
-    from llcuda.native.cuda_build import WITH_CUDA, Remark
+    from llcuda.native.cuda_build import WITH_CUDA, Remark, with_wheel
 
     survey = device.survey()
     problems = []
-    for number, gpu in enumerate(survey.gpus):
+    for number, (gpu, problem) in enumerate(zip(survey.gpus, survey.problems(build), strict=True)):
         runs = f"driver {gpu['driver_version']}, which runs CUDA {survey.version}"
         has = f"compute capability {gpu['compute_capability']}"
         report.gpus[f"GPU {number}"] = f"{gpu['name']}, {has}, {runs}"
-        problem = device.problem(gpu, survey.version, build)
         first_run = device.first_run(gpu, build)
         if problem is not None:
             problems.append(problem)
         elif first_run is not None:
             report.gpus["first run"] = str(first_run)
+    if build is None and no_gpu is not None:
+        return [no_gpu]
     used = any(item["kind"] == "gpu" for item in report.devices)
     if problems or used:
-        return problems
+        return list(dict.fromkeys(problems))
     if build is None:
         what = "an NVIDIA driver is here, but llcuda was built without CUDA"
-        return [Remark(what, WITH_CUDA)] if report.driver else []
+        return (
+            [Remark(what, f"{with_wheel(survey.driver)}, or {WITH_CUDA}")] if report.driver else []
+        )
     if report.driver and not survey.gpus:
         return [survey.reason]
     return [no_gpu] if no_gpu is not None else []
@@ -175,10 +172,11 @@ def _print_report(report: Report) -> None:
 
     console = Console(highlight=False)
     facts = Table.grid(padding=(0, 2))
-    for name, value in {**report.versions, **report.built_with, **report.gpus}.items():
+    rows = {**report.versions, **report.built_with, **report.cuda_libraries, **report.gpus}
+    for name, value in rows.items():
         facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
     console.print(facts)
-    for title, rows in (
+    for title, entries in (
         ("Backends", [(name, state) for name, state in report.backends.items()]),
         (
             "Devices",
@@ -188,9 +186,9 @@ def _print_report(report: Report) -> None:
             ],
         ),
     ):
-        if rows:
+        if entries:
             table = Table("Name", "State", title=title, title_justify="left", box=None)
-            for row in rows:
+            for row in entries:
                 table.add_row(*(escape(cell) for cell in row))
             console.print(table)
     for problem in report.problems:

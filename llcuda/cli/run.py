@@ -151,9 +151,14 @@ def place_layers(
     from llcuda.native import library
     from llcuda.params import ModelParams
 
-    if gpu_layers is not None or all(device.kind != "gpu" for device in library.devices()):
+    if gpu_layers is not None:
         return ModelParams(gpu_layers=gpu_layers)
-    from llcuda.engine.autofit import fit
+    from llcuda.device import check_gpu_compatibility
+    from llcuda.engine.autofit import fit, log_unused_gpu
+
+    if all(device.kind != "gpu" for device in library.devices()):
+        log_unused_gpu(check_gpu_compatibility())
+        return ModelParams()
     from llcuda.engine.config import EngineConfig
     from llcuda.native.estimate import read_facts
 

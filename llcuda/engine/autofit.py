@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,8 @@ def fit(config: EngineConfig, path: Path, *, automatic_ctx_size: bool) -> Fitted
     present = [device for device in devices if device.kind == "gpu"]
     gpus = present if check["compatible"] else []
     if not gpus:
+        if params.gpu_layers != 0:
+            log_unused_gpu(check)
         params = replace(params, gpu_layers=0, devices=() if present else params.devices)
     elif params.gpu_layers is None:
         context = config.context_params(gpu=params.split_mode != "tensor")
@@ -70,6 +73,22 @@ def fit(config: EngineConfig, path: Path, *, automatic_ctx_size: bool) -> Fitted
     lines.append(f"  Platform: {check['platform']}")
     lines += _gpu_lines(check, note) if gpus else _cpu_lines(check, devices)
     return Fitted(replace(config, model=params), tuple(lines))
+
+
+def log_unused_gpu(check: Compatibility) -> None:
+    """Log, once, that a GPU is here and the CPU is used, unless the library has logged it.
+
+    Args:
+        check: What `check_gpu_compatibility` returned.
+    """
+    is_logged = library.why_no_gpu() is not None or library.refused_gpus()
+    if check["gpu_name"] and not check["compatible"] and not is_logged:
+        _warn_once(check["reason"])
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    logger.warning("%s", reason)
 
 
 def _gpu_lines(check: Compatibility, note: str) -> list[str]:

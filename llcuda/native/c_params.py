@@ -42,8 +42,11 @@ def model_params(params: ModelParams, kept: list[Any]) -> Any:
             raise wrong_argument("tensor_split", rule, "give one for each GPU")
         c.tensor_split = split = ffi.new("float[]", shares + [0.0] * (limit - len(shares)))
         kept.append(split)
-    if params.devices is not None:
-        c.devices = devices = ffi.new("ggml_backend_dev_t[]", _devices(params.devices))
+    names = params.devices
+    if names is None and library.refused_gpus():
+        names = [device.name for device in library.devices() if device.kind in ("gpu", "igpu")]
+    if names is not None:
+        c.devices = devices = ffi.new("ggml_backend_dev_t[]", _devices(names))
         kept.append(devices)
     if params.split_mode == "tensor" and not _gpu_count(params):
         raise wrong_value("split_mode", "tensor", "there is no GPU to split over", 'use "layer"')
@@ -108,7 +111,11 @@ def _devices(names: Sequence[str]) -> list[Any]:
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)
         known[ffi.string(lib.ggml_backend_dev_name(device)).decode()] = device
+    refused = library.refused_gpus()
     for name in names:
+        if name in refused:
+            rule, remedy = f"{name!r} cannot be used: {refused[name].what}", refused[name].mend
+            raise wrong_value("devices", list(names), rule, remedy)
         if name not in known:
             raise wrong_value(
                 "devices", list(names), f"{name!r} is not one of {', '.join(known)}",

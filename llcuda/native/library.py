@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -38,12 +38,21 @@ from llcuda.errors import (
     SamplingError,
     UnsupportedError,
 )
-from llcuda.native import callbacks
-from llcuda.native.cuda_build import CudaBuild, Remark, no_gpu, parse
+from llcuda.native import callbacks, cuda_libraries
+from llcuda.native.cuda_build import (
+    CudaBuild,
+    Driver,
+    Remark,
+    RuntimeLibraries,
+    gpu_problem,
+    no_gpu,
+    parse,
+)
 from llcuda.native.oom import available_memory, oom_message
 
 BUILD_COMMAND = "pip install --no-cache-dir ."
 CUDA_LIBRARY = "libggml-cuda.so"
+REINSTALL = "pip install --force-reinstall --no-deps with the file of one llcuda wheel"
 NOT_NUMBERS = "the logits are not numbers (NaN), because weights are damaged or overflow their type"
 logger = logging.getLogger("llcuda")
 
@@ -55,6 +64,8 @@ _forked = False
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 _backends: list[tuple[str, str]] = []
 _why_no_gpu: list[Remark] = []  # why the CUDA backend has no GPU
+_refused: dict[str, Remark] = {}  # GPUs that llcuda cannot use, by ggml's name, and why
+_cuda_libraries = RuntimeLibraries()
 
 
 def load() -> tuple[Any, Any]:
@@ -118,10 +129,13 @@ def cuda_build() -> CudaBuild | None:
         LibraryError: The native library is missing.
     """
     ffi, lib, folder = _binding()
-    if not (folder / CUDA_LIBRARY).is_file():
+    version, architectures = (
+        ffi.string(name).decode()
+        for name in (lib.llcuda_cuda_version(), lib.llcuda_cuda_architectures())
+    )
+    if not version or not (folder / CUDA_LIBRARY).is_file():
         return None
-    names = lib.llcuda_cuda_version(), lib.llcuda_cuda_architectures()
-    return parse(*(ffi.string(name).decode() for name in names))
+    return parse(version, architectures)
 
 
 def open_library() -> tuple[Any, Any]:
@@ -193,12 +207,63 @@ def _load_backends(ffi: Any, lib: Any, folder: Path) -> None:
         )
     others = [p for p in sorted(folder.glob("libggml-*.so")) if "-cpu" not in p.name]
     for path in [*(p for p in others if p.name != "libggml-base.so"), max(scores, key=scores.get)]:  # type: ignore[arg-type]
-        is_loaded = lib.llcuda_backend_load(os.fsencode(path))
-        text = errors(ffi, lib)
-        _backends.append((path.name, "loaded" if is_loaded else text or "failed to load"))
-        if path.name == CUDA_LIBRARY and not lib.ggml_backend_dev_count():
-            _why_no_gpu.append(no_gpu(text))
-            logger.warning("%s; the CPU is used", _why_no_gpu[0])
+        if path.name == CUDA_LIBRARY:
+            _load_cuda(ffi, lib, path)
+        else:
+            _load_backend(ffi, lib, path)
+
+
+def _load_backend(ffi: Any, lib: Any, path: Path) -> str:
+    """Load a backend, note what came of it, and return what was logged."""
+    is_loaded = lib.llcuda_backend_load(os.fsencode(path))
+    text = errors(ffi, lib)
+    _backends.append((path.name, "loaded" if is_loaded else text or "failed to load"))
+    return text
+
+
+def _load_cuda(ffi: Any, lib: Any, path: Path) -> None:
+    """Load the CUDA backend after its run-time libraries, and note and log which GPUs stay unused.
+
+    A backend without a version is of another wheel, over which this one was unpacked; it may belong
+    to another llama.cpp.
+    """
+    global _cuda_libraries
+    build, driver = cuda_build(), cuda_libraries.driver()
+    if build is None:
+        remark = Remark(f"{path} is a leftover of another llcuda and is not loaded", REINSTALL)
+        _backends.append((path.name, "a leftover of another llcuda"))
+        _why_no_gpu.append(remark)
+        logger.warning("%s; the CPU is used", remark)
+        return
+    if driver is not None and build.version is not None:
+        _cuda_libraries = cuda_libraries.load_runtime(build.version)
+    if not callbacks.logger.isEnabledFor(logging.INFO):
+        lib.llcuda_log_level(max(callbacks.LOG_LEVELS) + 1)  # one sentence below says it all
+    text = _load_backend(ffi, lib, path)
+    sync_log_level(lib)
+    if not lib.llcuda_gpu_count():
+        _why_no_gpu.append(no_gpu(text, build, driver, _cuda_libraries))
+        logger.warning("%s; the CPU is used", _why_no_gpu[0])
+    for name, remark in _unusable_gpus(ffi, lib, build, driver):
+        _refused[name] = remark
+        logger.warning("%s is not used: %s", name, remark)
+
+
+def _unusable_gpus(
+    ffi: Any, lib: Any, build: CudaBuild, driver: Driver | None
+) -> Iterator[tuple[str, Remark]]:
+    """Yield ggml's name of each GPU that cannot be used, and why."""
+    facts = ffi.new("struct llcuda_gpu *")
+    for number in range(lib.llcuda_gpu_count()):
+        if lib.llcuda_gpu_properties(number, facts):
+            continue
+        device = lib.llcuda_device_handle(number)
+        texts = lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device)
+        name, description = (ffi.string(text).decode(errors="replace") for text in texts)
+        capability = facts.capability_major, facts.capability_minor
+        remark = gpu_problem(description, capability, build, driver)
+        if remark is not None:
+            yield name, remark
 
 
 def backends() -> list[tuple[str, str]]:
@@ -211,6 +276,18 @@ def why_no_gpu() -> Remark | None:
     """Return why the CUDA backend has no GPU; None if it has one, or if it is not there."""
     load()
     return _why_no_gpu[0] if _why_no_gpu else None
+
+
+def refused_gpus() -> dict[str, Remark]:
+    """Return why GPUs of the CUDA backend are not used, by ggml's name; `devices` omits them."""
+    load()
+    return dict(_refused)
+
+
+def runtime_libraries() -> RuntimeLibraries:
+    """Return CUDA's run-time libraries that the CUDA backend was given; empty without one."""
+    load()
+    return _cuda_libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +312,7 @@ class DeviceInfo:
 
 
 def devices() -> list[DeviceInfo]:
-    """Return the devices of all loaded backends.
+    """Return the devices of all loaded backends but the GPUs that llcuda cannot use.
 
     Raises:
         DeviceLostError: A GPU failed.
@@ -249,15 +326,17 @@ def devices() -> list[DeviceInfo]:
     infos = []
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)
-        free, total = ffi.new("size_t *"), ffi.new("size_t *")
-        if lib.llcuda_memory_now(device, free, total):
-            raise _device_lost(errors(ffi, lib))
         texts = (
             lib.ggml_backend_dev_name(device),
             lib.ggml_backend_dev_description(device),
             lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(device)),
         )
         name, description, backend = (ffi.string(text).decode(errors="replace") for text in texts)
+        if name in _refused:
+            continue
+        free, total = ffi.new("size_t *"), ffi.new("size_t *")
+        if lib.llcuda_memory_now(device, free, total):
+            raise _device_lost(errors(ffi, lib))
         kind = kinds.get(lib.ggml_backend_dev_type(device), "accelerator")
         left = available_memory() if kind == "cpu" else free[0]
         infos.append(DeviceInfo(name, description, kind, backend, left, total[0]))

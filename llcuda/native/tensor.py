@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llcuda.errors import OutOfMemoryError, TensorError, UnsupportedError
 from llcuda.native import layout, library
+from llcuda.native.cuda_build import Remark
 from llcuda.native.gguf.types import GGML_BLOCK_SIZE, GGML_TYPE_SIZE, GGMLType
 from llcuda.native.oom import MIB, available_memory
 from llcuda.params import default_threads
@@ -184,6 +185,14 @@ def gpu_count() -> int:
     """Return how many CUDA GPUs ggml sees; 0 in a build without CUDA."""
     _, lib = library.load()
     return int(lib.llcuda_gpu_count())
+
+
+@functools.cache
+def refused_gpus() -> dict[int, Remark]:
+    """Return why GPUs cannot be used, by their number."""
+    refused = library.refused_gpus()
+    numbers = {f"CUDA{number}": number for number in range(gpu_count())}
+    return {numbers[name]: remark for name, remark in refused.items()}
 
 
 def device_facts(device: int) -> dict[str, Any]:

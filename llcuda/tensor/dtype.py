@@ -14,7 +14,15 @@ import numpy as np
 from llcuda.errors import ArgumentError
 from llcuda.native.gguf.types import GGML_BLOCK_SIZE, GGML_TYPE_SIZE, GGMLType
 from llcuda.native.library import why_no_gpu
-from llcuda.native.tensor import CPU, device_facts, gpu_count, memory, release, synchronize
+from llcuda.native.tensor import (
+    CPU,
+    device_facts,
+    gpu_count,
+    memory,
+    refused_gpus,
+    release,
+    synchronize,
+)
 from llcuda.params import wrong_value
 
 
@@ -136,7 +144,7 @@ class Device(int):
     CPU on a machine without one. A device is equal to its number.
 
     Raises:
-        ArgumentError: There is no such device.
+        ArgumentError: There is no such device, or it is a GPU that llcuda cannot use.
     """
 
     def __new__(cls, device: Any = None) -> Self:
@@ -148,8 +156,9 @@ class Device(int):
                 number = CPU
             elif match := re.fullmatch(r"cuda(?::(\d{1,4}))?", device):
                 number = int(match[1] or 0)
+        refused = refused_gpus()
         if device is None:
-            number = 0 if count else CPU
+            number = next((gpu for gpu in range(count) if gpu not in refused), CPU)
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise wrong_value(
                 "device", device, "expected a GPU's number, 'cuda:0', 'cpu' or -1 for the CPU"
@@ -157,6 +166,9 @@ class Device(int):
         number = int(number)
         if number != CPU and not 0 <= number < count:
             raise _no_device(device, count)
+        if number in refused:
+            remedy = f"{refused[number].mend}, or use device='cpu'"
+            raise wrong_value("device", device, refused[number].what, remedy)
         return super().__new__(cls, number)
 
     @property

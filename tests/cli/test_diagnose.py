@@ -11,8 +11,8 @@ import pytest
 from llcuda import device
 from llcuda.cli import diagnose
 from llcuda.errors import LibraryError
-from llcuda.native import library
-from llcuda.native.cuda_build import Remark, no_gpu, parse
+from llcuda.native import cuda_libraries, library
+from llcuda.native.cuda_build import CudaBuild, Driver, Remark, RuntimeLibraries, no_gpu, parse
 
 
 def test_a_good_build_has_no_problem() -> None:
@@ -79,9 +79,11 @@ def report_of(
 ) -> diagnose.Report:
     """Diagnose a machine without a GPU as one with this driver and this build ("12.4 75")."""
     monkeypatch.setattr(library, "cuda_build", lambda: made and parse(*made.split()))
-    monkeypatch.setattr(library, "why_no_gpu", lambda: idle)
-    monkeypatch.setattr(device, "survey", lambda: survey or device.Survey("12.4", [GPU]))
-    monkeypatch.setattr(diagnose, "driver_loads", lambda: driver)
+    monkeypatch.setattr(library, "why_no_gpu", lambda: idle if made else None)
+    monkeypatch.setattr(
+        device, "survey", lambda: survey or device.Survey("12.4", "550.54.15", [GPU])
+    )
+    monkeypatch.setattr(cuda_libraries, "driver", lambda: Driver() if driver else None)
     devices = [item for item in library.devices() if item.kind == "cpu"]
     monkeypatch.setattr(library, "devices", lambda: devices)
     return diagnose.diagnose()
@@ -109,16 +111,17 @@ def test_ptx_is_compiled_at_the_first_run(
 
 
 NOTHING = device.Survey(reason=Remark("CUDA_VISIBLE_DEVICES='' leaves no GPU", "unset it"))
-NO_LIBRARY = no_gpu("libcuda.so.1: cannot open shared object file: No such file or directory")
+NO_LIBRARY = no_gpu("libcuda.so.1: cannot open", CudaBuild(), None, RuntimeLibraries())
 
 
 @pytest.mark.parametrize(
     ("case", "what", "mend"),
     [
         ({"made": None}, "built without CUDA", "LLCUDA_CUDA=ON"),
+        ({"made": None}, "built without CUDA", "'WHEEL[cuda]' with llcuda's wheel for CUDA 12"),
         ({"made": None, "survey": NOTHING}, "built without CUDA", "LLCUDA_CUDA=ON"),
         ({"made": "12.4 75", "survey": NOTHING}, "CUDA_VISIBLE_DEVICES", "unset it"),
-        ({"made": "13.0 75"}, "driver is too old: it runs CUDA 12.4 at most", "580"),
+        ({"made": "13.0 75"}, "driver 550.54.15 is too old: it runs CUDA 12.4 at most", "CUDA 12"),
         ({"made": "12.4 90"}, "no code for compute capability 8.9", "ARCHITECTURES=89"),
         ({"made": "12.8 75"}, "too old to compile this llcuda's PTX", "ARCHITECTURES=89"),
         ({"made": "12.4 75"}, "sees no GPU", "nvidia-smi"),
@@ -149,13 +152,25 @@ def test_no_driver_and_no_cuda_is_no_problem(monkeypatch: pytest.MonkeyPatch) ->
         ("", "sees no GPU", "CUDA_VISIBLE_DEVICES"),
         ("failed to initialize CUDA: no CUDA-capable device is detected", "sees no", "nvidia-smi"),
         ("CUDA driver version is insufficient for CUDA runtime version", "too old", "newer driver"),
-        ("libcudart.so.13: cannot open", "does not find libcudart.so.13", "'llcuda[cuda]'"),
-        ("libcublasLt.so.12: cannot open", "libcublasLt.so.12", "'llcuda[cuda12]'"),
+        ("libcudart.so.12: cannot open", "does not find libcudart.so.12", "'llcuda[cuda]'"),
+        ("libcublasLt.so.12: cannot open", "libcublasLt.so.12", "'llcuda[cuda]'"),
+        ("undefined symbol: f, version libcudart.so.12", "do not fit", "nvidia-cuda-runtime-cu12"),
         ("undefined symbol: cuMemCreate", "undefined symbol", "LLCUDA_CUDA=ON"),
     ],
 )
 def test_what_loading_the_backend_said(error: str, what: str, mend: str) -> None:
     """The linker's and CUDA's messages, in words."""
-    remark = no_gpu(error)
+    remark = no_gpu(error, parse("12.4", "75"), Driver((12, 4)), RuntimeLibraries())
     assert what in remark.what
     assert mend in remark.mend
+
+
+def test_the_extra_of_cuda_13() -> None:
+    """It is named by its version."""
+    libraries = RuntimeLibraries(missing=["libcudart.so.13"])
+    error = "libcudart.so.13: cannot open shared object file"
+    remark = no_gpu(error, parse("13.0", "75"), Driver((13, 0)), libraries)
+    assert str(remark) == (
+        "the CUDA backend does not find libcudart.so.13: pip install 'llcuda[cuda13]', which brings"
+        " CUDA's run-time libraries"
+    )

@@ -16,13 +16,18 @@ sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
 
 
 def run(
-    program: str, *arguments: object, given: str | None = None, timeout: float = 60
+    program: str,
+    *arguments: object,
+    given: str | None = None,
+    timeout: float = 60,
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python program with the arguments as text, and `given` as its input."""
+    """Run a Python program with the arguments as text, `given` as its input, in an environment."""
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
         input=given,
+        env=environment,
     )
