@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from llcuda.native.quantization.quantize import quantize as quantize
     from llcuda.native.quantization.quantize import quantize_plan as quantize_plan
     from llcuda.native.sampler import Sampler as Sampler
+    from llcuda.native.timings import CudaGraphs as CudaGraphs
     from llcuda.native.timings import DecodeEvent as DecodeEvent
     from llcuda.native.timings import Timings as Timings
     from llcuda.params import ContextParams as ContextParams
@@ -64,6 +65,7 @@ _HOMES = {
     "Completion": "llcuda.engine.outputs",
     "Context": "llcuda.native.context",
     "ContextParams": "llcuda.params",
+    "CudaGraphs": "llcuda.native.timings",
     "DecodeEvent": "llcuda.native.timings",
     "DeviceMemory": "llcuda.native.estimate",
     "Embedder": "llcuda.embeddings.embedder",

@@ -63,6 +63,7 @@ class _FurtherContext(TypedDict, total=False):
     offload_kqv: bool
     op_offload: bool
     batch_invariant: bool
+    cuda_graphs: str
 
 
 class ContextKeywords(_BatchSizes, _FurtherContext, total=False):

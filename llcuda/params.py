@@ -22,6 +22,7 @@ KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_n
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 POOLINGS = ("none", "mean", "cls", "last", "rank")
 ATTENTIONS = ("causal", "non_causal")
+CUDA_GRAPHS = ("auto", "on", "off", "checked")
 INT32_MAX = 2**31 - 1
 BATCH_SIZE = UBATCH_SIZE = 512  # of a context and of an engine; the second is llama.cpp's own
 MAX_BIAS = 1e30  # added to a logit, which is a float of 32 bits
@@ -259,6 +260,12 @@ class ContextParams:
         batch_invariant: Whether the results for a token depend, bit for bit, on the tokens before
             it alone: not on how many of them were cached, nor on the sequences beside it. On the
             CPU only. Prompts and batches are slower, single sequences are not.
+        cuda_graphs: Whether the kernels of a step are launched as one CUDA graph from its second
+            repetition on: "on", "off", "checked" (the results of the first replay of each shape
+            are compared with those of the same kernels launched one by one; a difference turns
+            CUDA graphs off and is logged as a warning) or "auto" ("checked" on compute capability
+            7.5, "on" elsewhere). Without effect on the CPU, and where the environment variable
+            GGML_CUDA_DISABLE_GRAPHS is set, which turns them off for all contexts.
 
     Raises:
         ArgumentError: A value is outside what is allowed, or two contradict each other.
@@ -291,6 +298,7 @@ class ContextParams:
     offload_kqv: bool = True
     op_offload: bool = True
     batch_invariant: bool = False
+    cuda_graphs: str = "auto"
 
     def __post_init__(self) -> None:
         if self.ctx_size is not None:
@@ -314,6 +322,7 @@ class ContextParams:
         if self.flash_attention is not None and not isinstance(self.flash_attention, bool):
             rule, remedy = "expected None, True or False", "None = where the device has it"
             raise wrong_value("flash_attention", self.flash_attention, rule, remedy)
+        check_choice("cuda_graphs", self.cuda_graphs, CUDA_GRAPHS)
         check_choice("type_k", self.type_k, KV_TYPES)
         check_choice("type_v", self.type_v, KV_TYPES)
         if self.flash_attention is False and self.type_v not in ("f32", "f16", "bf16"):

@@ -55,6 +55,8 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
     (ContextParams, {"threads_batch": 0}),
     (ContextParams, {"flash_attention": 2}),
     (ContextParams, {"flash_attention": "on"}),
+    (ContextParams, {"cuda_graphs": True}),
+    (ContextParams, {"cuda_graphs": "never"}),
     (ContextParams, {"type_k": "q2_k"}),
     (ContextParams, {"type_k": ["f16"]}),
     (ContextParams, {"type_v": "q8_0", "flash_attention": False}),

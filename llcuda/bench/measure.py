@@ -164,6 +164,28 @@ def parallel(subject: Subject, counts: Sequence[int]) -> Iterator[Row]:
         yield attempt({"rows": rows}, lambda rows=rows: measure(rows))  # type: ignore[misc]
 
 
+def graphs(subject: Subject, counts: Sequence[int]) -> Iterator[Row]:
+    """Yield the tokens per second of decode loops by the mode of CUDA graphs."""
+
+    def measure(rows: int) -> Row:
+        with ExitStack() as stack:
+            loops = {
+                mode: stack.enter_context(
+                    subject.decode_loop(rows, device_logits=True, cuda_graphs=mode)
+                ).run
+                for mode in ("on", "checked", "off")
+            }
+            turns = subject.budget.compare(loops)
+        return {
+            **{f"{mode}_tokens_per_second": rate(rows, turns[mode]) for mode in turns},
+            "over_checked": over(turns, "on", "checked"),
+            "over_off": over(turns, "on", "off"),
+        }
+
+    for rows in counts:
+        yield attempt({"rows": rows}, lambda rows=rows: measure(rows))  # type: ignore[misc]
+
+
 def sampling(subject: Subject, counts: Sequence[int]) -> Iterator[Row]:
     """Yield the tokens per second of the engine with each chain, and of the decode loops."""
     for rows in counts:

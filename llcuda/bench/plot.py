@@ -16,6 +16,7 @@ PLOTTED = {  # table: x, the figures over it
         "rows",
         ("engine_tokens_per_second", "left_tokens_per_second", "copied_tokens_per_second"),
     ),
+    "graphs": ("rows", ("on_tokens_per_second", "off_tokens_per_second")),
     "prefill": ("tokens", ("tokens_per_second",)),
     "depth": ("depth", ("tokens_per_second",)),
     "layers": ("gpu_layers", ("tokens_per_second",)),

@@ -34,6 +34,7 @@ TABLES: Mapping[str, str | None] = {
     "prefill": "prefill",
     "decode": None,
     "parallel": "parallel",
+    "graphs": "graphs",
     "sampling": None,
     "requests": "requests",
     "depth": "depth",
@@ -59,6 +60,7 @@ class BenchParams:
         tables: Names of TABLES; None is the default ones and those whose list is given.
         prefill: Tokens of prompts.
         parallel: Sequences in a batch.
+        graphs: Sequences in a batch, with CUDA graphs and without.
         requests: Requests at once.
         depth: Tokens in the cache.
         kv_types: Types of the KV cells.
@@ -74,6 +76,7 @@ class BenchParams:
     tables: Sequence[str] | None = None
     prefill: Sequence[int] | None = None
     parallel: Sequence[int] | None = None
+    graphs: Sequence[int] | None = None
     requests: Sequence[int] | None = None
     depth: Sequence[int] | None = None
     kv_types: Sequence[str] | None = None
@@ -87,8 +90,8 @@ class BenchParams:
             if name not in TABLES:
                 raise wrong_value("measure", name, f"expected some of {', '.join(TABLES)}")
         for name, low, high in (
-            ("prefill", 1, 2**20), ("parallel", 1, 256), ("requests", 1, 256), ("depth", 0, 2**20),
-            ("layers", 0, 2**16),
+            ("prefill", 1, 2**20), ("parallel", 1, 256), ("graphs", 1, 256), ("requests", 1, 256),
+            ("depth", 0, 2**20), ("layers", 0, 2**16),
         ):  # fmt: skip
             for number in getattr(self, name) or ():
                 check_number(name, number, "int", low, high)
@@ -168,7 +171,7 @@ class Bench:
             self._read_memory("model loaded")
             subject = Subject(model, gpu, params.threads, budget)
             for table in (
-                "prefill", "decode", "parallel", "sampling", "requests", "depth", "kv",
+                "prefill", "decode", "parallel", "graphs", "sampling", "requests", "depth", "kv",
             ):  # fmt: skip
                 if table in chosen:
                     self._on_status(table)
@@ -203,6 +206,10 @@ class Bench:
             return measure.decode(subject, speed and speed["memory_bandwidth"])
         if table == "parallel":
             return measure.parallel(subject, parallel)
+        if table == "graphs":
+            if not gpu:
+                return [_no_gpu("rows", "CUDA graphs")]
+            return measure.graphs(subject, params.graphs or (1, 4, 8))
         if table == "sampling":
             limit = MAX_SAMPLED_ROWS if gpu else MAX_SAMPLED_ROWS_ON_CPU
             max_rows = max((n for n in parallel if n <= limit), default=limit)

@@ -29,13 +29,17 @@ def bench(
     measure: Annotated[
         str | None,
         typer.Option(
-            help="Some of startup, prefill, decode, parallel, sampling, requests, depth, kv,"
-            " layers, memory; or all. Default: without requests, depth, kv and layers."
+            help="Some of startup, prefill, decode, parallel, graphs, sampling, requests, depth,"
+            " kv, layers, memory; or all. Default: without graphs, requests, depth, kv and layers."
         ),
     ] = None,
     prefill: Annotated[str | None, typer.Option(help="Tokens of prompts, e.g. 128,512.")] = None,
     parallel: Annotated[
         str | None, typer.Option(help="Sequences in a batch, e.g. 1,4,16,64.")
+    ] = None,
+    graphs: Annotated[
+        str | None,
+        typer.Option(help="Sequences in a batch, with CUDA graphs and without, e.g. 1,4,8."),
     ] = None,
     requests: Annotated[str | None, typer.Option(help="Requests at once, e.g. 1,4,8.")] = None,
     depth: Annotated[
@@ -72,6 +76,7 @@ def bench(
         tables=_names(measure, TABLES),
         prefill=_numbers("--prefill", prefill),
         parallel=_numbers("--parallel", parallel),
+        graphs=_numbers("--graphs", graphs),
         requests=_numbers("--requests", requests),
         depth=_numbers("--depth", depth),
         kv_types=_names(kv_types),

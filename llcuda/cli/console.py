@@ -1,4 +1,4 @@
-"""Shared parts of the commands: consoles of rich, the status line, errors, the option --threads."""
+"""Shared parts of the commands: consoles of rich, the status line, errors, common options."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ PIPE_WIDTH = 120  # columns where stdout is not a terminal, so that tables are n
 DecodeThreads = Annotated[
     int | None,
     typer.Option(min=1, help="Default: every processor, or 1 for a model below 32 MiB."),
+]
+CudaGraphMode = Annotated[
+    str,
+    typer.Option(
+        help="CUDA graphs: on, off, checked (first replays are compared) or auto (checked on a T4)."
+    ),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import DecodeThreads
+from llcuda.cli.console import CudaGraphMode, DecodeThreads
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def serve(
             help="On the CPU: answers do not depend on other requests and the cache.",
         ),
     ] = False,
+    cuda_graphs: CudaGraphMode = "auto",
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 1024,
     pooling: Annotated[
         str | None, typer.Option(help="Of embeddings: mean, cls, last, rank. Default: the model's.")
@@ -106,6 +107,7 @@ def serve(
         "threads": threads,
         "bare_tool_calls": bare_tool_calls,
         "bf16_copies": bf16_copies,
+        "cuda_graphs": cuda_graphs,
     }
     if batch_invariant:
         parameters |= {"batch_invariant": True, "devices": ()}

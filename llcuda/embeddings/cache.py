@@ -16,7 +16,7 @@ from llcuda.params import wrong_value
 SHARED = (
     "threads", "threads_batch", "flash_attention", "offload_kqv", "op_offload", "rope_scaling",
     "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast",
-    "yarn_beta_slow", "yarn_orig_ctx", "batch_invariant",
+    "yarn_beta_slow", "yarn_orig_ctx", "batch_invariant", "cuda_graphs",
 )  # fmt: skip
 
 

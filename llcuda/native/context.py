@@ -26,7 +26,7 @@ from llcuda.native.c_params import context_params
 from llcuda.native.kv_size import check_kv_size
 from llcuda.native.memory import Memory
 from llcuda.native.model import Model, check_model
-from llcuda.native.timings import DecodeEvent, Timings
+from llcuda.native.timings import CudaGraphs, DecodeEvent, Timings
 from llcuda.params import POOLINGS, ContextParams, check_number, wrong_argument, wrong_value
 
 Float32 = npt.NDArray[np.float32]
@@ -89,7 +89,7 @@ class Context:
         check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
         model.probe(c_params)
         pointer = self._lib.llcuda_context_new(
-            owner.pointer, c_params, model.max_positions, p.device_logits
+            owner.pointer, c_params, model.max_positions, p.device_logits, p.cuda_graphs.encode()
         )
         if pointer == self._ffi.NULL:
             library.fail(ContextError, f"cannot create a context with {p}")
@@ -656,6 +656,14 @@ class Context:
             decode_calls=c.decode_calls,
             graphs_reused=c.graphs_reused,
         )
+
+    @property
+    def cuda_graphs(self) -> CudaGraphs:
+        """Whether CUDA graphs are in use on the GPUs of this context, and what was checked."""
+        found = self._ffi.new("struct llcuda_cuda_graphs *")
+        status = self._lib.llcuda_context_graphs(self.handle.owner.pointer, found)
+        library.check(status, lambda: "cuda_graphs")
+        return CudaGraphs(found.on, found.replays, found.checked, found.different)
 
     @property
     def llama_timings(self) -> dict[str, float]:

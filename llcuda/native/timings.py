@@ -1,4 +1,4 @@
-"""Where the time goes: counts and wall clock of a model's tokenizer, a context and one decode."""
+"""Counts and wall clock of a model's tokenizer, a context, its CUDA graphs and one decode."""
 
 from __future__ import annotations
 
@@ -76,6 +76,26 @@ class Timings:
         """Return every field and both rates, ready for JSON."""
         rates = ("prefill_tokens_per_second", "decode_tokens_per_second")
         return {**asdict(self), **{name: getattr(self, name) for name in rates}}
+
+
+@dataclass(frozen=True, slots=True)
+class CudaGraphs:
+    """The CUDA graphs of a context; see `ContextParams.cuda_graphs`.
+
+    The numbers are counted where first replays are checked, and are 0 elsewhere.
+
+    Attributes:
+        on: Whether every GPU of the context may replay CUDA graphs. False without a GPU, and after
+            a difference.
+        replays: Launches of CUDA graphs.
+        checked: First replays that were compared with the same kernels launched one by one.
+        different: Comparisons that found a difference.
+    """
+
+    on: bool
+    replays: int
+    checked: int
+    different: int
 
 
 @dataclass(slots=True)

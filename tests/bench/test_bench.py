@@ -165,7 +165,7 @@ def test_every_table_is_measured() -> None:
     tables = document["tables"]
     assert list(TABLES) == sorted(tables, key=list(TABLES).index)
     for name, rows in tables.items():
-        if name not in ("layers", "memory"):
+        if name not in ("graphs", "layers", "memory"):
             assert [] == [row for row in rows if "error" in row], name
         for row in rows:
             assert all(row[key] > 0 for key in row if key.endswith(("per_second", "seconds")))
@@ -178,7 +178,8 @@ def test_every_table_is_measured() -> None:
     assert [True, False, True, False] == ["over_off" in row for row in tables["depth"]]
     assert tables["kv"][0]["kv_bytes"] > tables["kv"][1]["kv_bytes"] > 0
     if not document["device"]["gpus"]:
-        assert "no GPU is used" == tables["memory"][0]["error"] == tables["layers"][0]["error"]
+        for name in ("graphs", "layers", "memory"):
+            assert "no GPU is used" == tables[name][0]["error"], name
     assert document == json.loads(json.dumps(document))
 
 
@@ -197,6 +198,14 @@ def test_requests_are_measured_whole() -> None:
     assert row["p50_ms"] <= row["p95_ms"]
     per_request = 1e3 * measure.REQUEST_TOKENS / row["tokens_per_second"]
     assert row["p50_ms"] == pytest.approx(per_request, rel=0.5)
+
+
+def test_modes_of_cuda_graphs_are_compared(demo: Model) -> None:
+    """Each mode has its rate, and the first one's ratio to the others; a CPU computes all alike."""
+    (row,) = measure.graphs(Subject(demo, False, 1, FAST), (2,))
+    on, checked, off = (row[f"{mode}_tokens_per_second"] for mode in ("on", "checked", "off"))
+    assert row["over_checked"] == pytest.approx(on / checked)
+    assert row["over_off"] == pytest.approx(on / off)
 
 
 @pytest.mark.usefixtures("fast")

@@ -88,6 +88,9 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
         lambda s: (s.parameters.get("batch_invariant"), s.parameters.get("devices")),
         (True, ()), (None, None),
     ),
+    "cuda_graphs": (
+        ["--cuda-graphs", "off"], lambda s: s.parameters["cuda_graphs"], "off", "auto",
+    ),
     "queue": (["--queue", "7"], lambda s: s.parameters["queue_size"], 7, 1024),
     "pooling": (["--pooling", "cls"], lambda s: s.parameters.get("pooling"), "cls", None),
     "chat_template": (

@@ -47,6 +47,7 @@ CONTEXT: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "offload_kqv": (False, {}, {"offload_kqv": False}),
     "op_offload": (False, {}, {"op_offload": False}),
     "batch_invariant": (True, {}, {}),  # set on the context; see tests/native/test_exactness.py
+    "cuda_graphs": ("off", {}, {}),  # set on the GPUs; see tests/gpu/test_cuda_graphs.py
 }
 
 # The same of llama_model_params, whose arrays are read by `content`.

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcuda import Context, ContextParams, DecodeEvent, Model, Sampler, Timings
+from llcuda import Context, ContextParams, CudaGraphs, DecodeEvent, Model, Sampler, Timings
 from llcuda.errors import ArgumentError, BatchError, ContextError, NoOutputError
+from llcuda.native import library
 from tests.support import models
 
 Make = Callable[..., Context]
@@ -168,6 +169,7 @@ class TestParameters:
             {"pooling": "mean"}, {"pooling": "rank", "embeddings": True}, {"embeddings": True},
             {"attention": "non_causal"}, {"attention": "causal"}, {"swa_full": False},
             {"offload_kqv": False, "op_offload": False}, {"batch_invariant": True},
+            {"cuda_graphs": "off"}, {"cuda_graphs": "checked"}, {"cuda_graphs": "on"},
         ],
         ids=str,
     )  # fmt: skip
@@ -181,6 +183,14 @@ class TestParameters:
             context.set_threads(1)
         context.decode([1, 2, 3])
         context.decode([4])
+
+    @pytest.mark.parametrize("mode", ["auto", "on", "off", "checked"])
+    def test_the_cpu_has_no_cuda_graphs(self, mode: str, model: Model, make_context: Make) -> None:
+        """Every mode is accepted there, and nothing is counted."""
+        context = make_context(model, cuda_graphs=mode)
+        context.decode([1, 2, 3])
+        expected = CudaGraphs(on=False, replays=0, checked=0, different=0)
+        assert context.cuda_graphs == expected or library.devices()[0].kind != "cpu"
 
     @pytest.mark.parametrize("kind", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])
     @pytest.mark.parametrize("name", ["type_k", "type_v"])

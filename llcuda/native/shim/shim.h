@@ -212,8 +212,15 @@ struct llcuda_event {
 
 // positions: the bound below which all positions must lie; 0 = no bound.
 // keep_logits: logits stay on the device, and a row is copied when it is read.
+// cuda_graphs: "on", "off", "checked" or "auto", for the GPUs that take part; see graphs.h.
 struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions,
-                                           bool keep_logits);
+                                           bool keep_logits, const char * cuda_graphs);
+// What llcuda_graphs_report says of the GPUs that take part, summed up; on: on all of them.
+struct llcuda_cuda_graphs {
+    int64_t replays, checked, different;
+    bool    on;
+};
+int  llcuda_context_graphs(struct llcuda_context * context, struct llcuda_cuda_graphs * found);
 // Compute each row as if it were alone, from the next decode on. LLCUDA_UNSUPPORTED: another device than the CPU takes
 // part, or the CPU's kernels cannot.
 int  llcuda_context_batch_invariant(struct llcuda_context * context);

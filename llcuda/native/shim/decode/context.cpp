@@ -10,6 +10,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include "decode/graphs.h"
+#include "ggml-backend-impl.h"
 #include "llama-context.h"
 
 using shim::guarded;
@@ -166,6 +168,29 @@ bool compute_row_by_row(llama_context * raw) {
     return true;
 }
 
+// Call `call` with every backend of a context that computes on a GPU by CUDA.
+void with_cuda_backends(llama_context * raw, const std::function<void(ggml_backend_t)> & call) {
+    auto * sched = raw->get_sched();
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); i++) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        const bool several = ggml_backend_is_meta(backend);
+        for (size_t j = 0; j < (several ? ggml_backend_meta_n_backends(backend) : 1); j++) {
+            ggml_backend_t one = several ? ggml_backend_meta_simple_backend(backend, j) : backend;
+            auto * registry = ggml_backend_dev_backend_reg(ggml_backend_get_device(one));
+            if (strcmp(ggml_backend_reg_name(registry), "CUDA") == 0) {
+                call(one);
+            }
+        }
+    }
+}
+
+void set_cuda_graphs(llcuda_context * context) {
+    static auto * const set = shim::cuda_function<decltype(&llcuda_graphs_set)>("llcuda_graphs_set");
+    if (set) {
+        with_cuda_backends(context->raw, [&](ggml_backend_t backend) { set(backend, context->cuda_graphs.c_str()); });
+    }
+}
+
 // Create llama.cpp's context, which has neither cells nor results yet; false if that fails.
 bool create(llcuda_context * context, llama_model * model, llama_context_params params) {
     params.abort_callback = on_abort_poll;
@@ -194,6 +219,7 @@ bool create(llcuda_context * context, llama_model * model, llama_context_params 
     }
     context->batch = llama_batch_ext_init(context->raw);
     context->files = shim::files_of(model);
+    set_cuda_graphs(context);
     return !context->batch_invariant || compute_row_by_row(context->raw);
 }
 
@@ -213,10 +239,11 @@ void destroy(llcuda_context * context) {
 }  // namespace
 
 llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params, int64_t positions,
-                                    bool keep_logits) {
+                                    bool keep_logits, const char * cuda_graphs) {
     return guarded<llcuda_context *>(nullptr, [&]() -> llcuda_context * {
         auto context = std::make_unique<llcuda_context>();
         context->keep_logits  = keep_logits;
+        context->cuda_graphs  = cuda_graphs;
         context->end_position = positions > 0 && positions < INT32_MAX ? static_cast<int32_t>(positions) : INT32_MAX;
         return create(context.get(), model, params) ? context.release() : nullptr;
     });
@@ -226,6 +253,26 @@ int llcuda_context_batch_invariant(llcuda_context * context) {
     return shim::entered<int>(context, [&]() -> int {
         context->batch_invariant = compute_row_by_row(context->raw);
         return context->batch_invariant ? LLCUDA_OK : LLCUDA_UNSUPPORTED;
+    });
+}
+
+int llcuda_context_graphs(llcuda_context * context, llcuda_cuda_graphs * found) {
+    return shim::entered<int>(context, [&]() -> int {
+        static auto * const read = shim::cuda_function<decltype(&llcuda_graphs_read)>("llcuda_graphs_read");
+        *found = {};
+        if (read) {
+            bool all = true;
+            with_cuda_backends(context->raw, [&](ggml_backend_t backend) {
+                llcuda_graphs_report report;
+                read(backend, &report);
+                found->replays   += report.replays;
+                found->checked   += report.checked;
+                found->different += report.different;
+                all &= report.on;
+                found->on = all;
+            });
+        }
+        return LLCUDA_OK;
     });
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "common.hpp"
@@ -46,6 +47,7 @@ struct llcuda_context {
     bool unfinished = false;  // the last batch was begun and not completed
     bool lost      = false;  // its state is unknown, or its device failed: it is renewed or freed, and not used
     bool keep_logits = false;  // logits stay on the device
+    std::string cuda_graphs = "auto";  // the mode of the GPUs, as graphs.h names it
     bool batch_invariant = false;  // the results of a row do not depend on the rows beside it
 
     std::atomic<bool> busy{false}, cancelled{false};
