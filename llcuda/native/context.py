@@ -89,7 +89,7 @@ class Context:
         check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
         model.probe(c_params)
         pointer = self._lib.llcuda_context_new(
-            owner.pointer, c_params, model.max_positions, p.device_logits, p.cuda_graphs.encode()
+            owner.pointer, c_params, model.max_positions, p.device_logits
         )
         if pointer == self._ffi.NULL:
             library.fail(ContextError, f"cannot create a context with {p}")
@@ -98,6 +98,8 @@ class Context:
         self.handle = library.Handle("context", pointer, free, owner, model.handle)
         if p.batch_invariant:
             self._compute_row_by_row(pointer)
+        if p.cuda_graphs != "auto":
+            self._lib.llcuda_context_set_graphs(pointer, p.cuda_graphs.encode())
         raw = self._lib.llcuda_context_raw(pointer)
         # With unified KV llama.cpp lets one sequence take every cell.
         self.cells: int = self._lib.llama_n_ctx(raw)

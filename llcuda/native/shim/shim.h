@@ -212,9 +212,10 @@ struct llcuda_event {
 
 // positions: the bound below which all positions must lie; 0 = no bound.
 // keep_logits: logits stay on the device, and a row is copied when it is read.
-// cuda_graphs: "on", "off", "checked" or "auto", for the GPUs that take part; see graphs.h.
 struct llcuda_context * llcuda_context_new(struct llama_model * model, struct llama_context_params params, int64_t positions,
-                                           bool keep_logits, const char * cuda_graphs);
+                                           bool keep_logits);
+// Set the mode of CUDA graphs, "auto" at first, on the GPUs that take part; see graphs.h.
+int  llcuda_context_set_graphs(struct llcuda_context * context, const char * mode);
 // What llcuda_graphs_report says of the GPUs that take part, summed up; on: on all of them.
 struct llcuda_cuda_graphs {
     int64_t replays, checked, different;

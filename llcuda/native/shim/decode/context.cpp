@@ -239,11 +239,10 @@ void destroy(llcuda_context * context) {
 }  // namespace
 
 llcuda_context * llcuda_context_new(llama_model * model, llama_context_params params, int64_t positions,
-                                    bool keep_logits, const char * cuda_graphs) {
+                                    bool keep_logits) {
     return guarded<llcuda_context *>(nullptr, [&]() -> llcuda_context * {
         auto context = std::make_unique<llcuda_context>();
         context->keep_logits  = keep_logits;
-        context->cuda_graphs  = cuda_graphs;
         context->end_position = positions > 0 && positions < INT32_MAX ? static_cast<int32_t>(positions) : INT32_MAX;
         return create(context.get(), model, params) ? context.release() : nullptr;
     });
@@ -253,6 +252,14 @@ int llcuda_context_batch_invariant(llcuda_context * context) {
     return shim::entered<int>(context, [&]() -> int {
         context->batch_invariant = compute_row_by_row(context->raw);
         return context->batch_invariant ? LLCUDA_OK : LLCUDA_UNSUPPORTED;
+    });
+}
+
+int llcuda_context_set_graphs(llcuda_context * context, const char * mode) {
+    return shim::entered<int>(context, [&]() -> int {
+        context->cuda_graphs = mode;
+        set_cuda_graphs(context);
+        return LLCUDA_OK;
     });
 }
 

@@ -76,7 +76,7 @@ class Saved {
 };
 
 struct Graphs {
-    bool  on;  // or off: no other mode has this object
+    bool  on, checks;
     float tolerance = TOLERANCE;
     decltype(ggml_backend_i::graph_compute) compute;
     decltype(ggml_backend_i::free)          free;
@@ -218,13 +218,13 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
         return graphs.compute(backend, cgraph);
     }
     ggml_cuda_graph & graph = *context.cuda_graph(cgraph->nodes[0]);
+    graph.disable_due_to_gpu_arch = !graphs.on;
     if (!graphs.on) {
-        graph.disable_due_to_gpu_arch = true;
         return graphs.compute(backend, cgraph);
     }
     // A shape is captured in its second call; what is saved for other calls is not used.
     const bool warm = graph.warmup_complete && graph.instance;
-    bool check = !warm && static_cast<int>(graph.node_props.size()) == cgraph->n_nodes;
+    bool check = graphs.checks && !warm && static_cast<int>(graph.node_props.size()) == cgraph->n_nodes;
     const uint64_t shape = check ? shape_of(cgraph) : 0;
     check = check && !graphs.shapes.count(shape);
     cudaStream_t stream = context.stream();
@@ -278,20 +278,25 @@ void free_backend(ggml_backend_t backend) {
 void llcuda_graphs_set(void * opaque, const char * mode) {
     auto * backend = static_cast<ggml_backend_t>(opaque);
     const bool turing = ggml_cuda_info().devices[context_of(backend).device].cc == GGML_CUDA_CC_TURING;
-    if (strcmp(mode, "on") == 0 || (strcmp(mode, "auto") == 0 && !turing)) {
-        return;
+    const bool on     = strcmp(mode, "off") != 0;
+    const bool checks = strcmp(mode, "checked") == 0 || (strcmp(mode, "auto") == 0 && turing);
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (on && !checks && !graphs_of.count(backend)) {
+        return;  // as the backend does it on its own
     }
-    auto graphs = std::make_unique<Graphs>();
-    graphs->on      = strcmp(mode, "off") != 0;
-    graphs->compute = backend->iface.graph_compute;
-    graphs->free    = backend->iface.free;
+    auto & graphs = graphs_of[backend];
+    if (!graphs) {
+        graphs = std::make_unique<Graphs>();
+        graphs->compute = backend->iface.graph_compute;
+        graphs->free    = backend->iface.free;
+        backend->iface.graph_compute = compute;
+        backend->iface.free = free_backend;
+    }
     if (const char * tolerance = getenv("LLCUDA_CUDA_GRAPHS_TOLERANCE")) {
         graphs->tolerance = static_cast<float>(atof(tolerance));
     }
-    const std::lock_guard<std::mutex> lock(mutex);
-    graphs_of[backend] = std::move(graphs);
-    backend->iface.graph_compute = compute;
-    backend->iface.free = free_backend;
+    graphs->on     = on;
+    graphs->checks = checks;
 }
 
 void llcuda_graphs_read(void * backend, llcuda_graphs_report * report) {

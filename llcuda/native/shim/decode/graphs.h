@@ -17,8 +17,8 @@ struct llcuda_graphs_report {
     bool    on;
 };
 
-// Set the mode of a ggml_backend_t of CUDA for its lifetime, before it computes: "on", "off", "checked" or "auto", which
-// is "checked" on Turing and "on" elsewhere.
+// Set the mode of a ggml_backend_t of CUDA from its next graph on: "on", "off", "checked" or "auto", which is "checked" on
+// Turing and "on" elsewhere.
 void llcuda_graphs_set(void * backend, const char * mode);
 void llcuda_graphs_read(void * backend, struct llcuda_graphs_report * report);
 
