@@ -5,8 +5,6 @@ import gc
 import logging
 import random
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from llcuda import Context, Engine, InferenceEngine, Model, Request, Sampler
 from llcuda.errors import ArgumentError, ClosedError, DecodeError, QueueFullError
 from tests.support.engine import eventually
 from tests.support.greedy import check_greedy
+from tests.support.programs import run
 
 # Their greedy texts have no near ties: the best logit leads by 0.14 or more at every token, so that
 # the rounding of another batch size does not turn them.
@@ -493,10 +492,8 @@ wait = lambda: time.sleep(0.1)
 start = lambda work: threading.Thread(target=work, daemon=True).start()
 {EXITS[ending]}
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, timeout=60, check=False
-    )
-    assert (0, b"") == (result.returncode, result.stderr)
+    result = run(program)
+    assert (0, "") == (result.returncode, result.stderr)
 
 
 def test_an_engine_that_nobody_holds_is_freed() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+# Python 3.12 and newer warn of a fork beside threads, which is what such a program is about.
+FORKS = "ignore:This process:DeprecationWarning"
 # What makes a program think that it is the kernel of a notebook.
 NOTEBOOK = """
 import sys, types
@@ -24,7 +26,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program with the arguments as text, `given` as its input, in an environment."""
     return subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", program, *map(str, arguments)],
+        [sys.executable, "-X", "faulthandler", "-W", FORKS, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
