@@ -10,7 +10,7 @@ NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pypr
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real stress lint docs oracles sanitize bench wheel wheel-cuda clean
+.PHONY: demo test real stress lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -46,6 +46,12 @@ sanitize: $(SANITIZE)/installed-$(MODULES)
 	  ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0:quarantine_size_mb=8 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  $(SANITIZE)/bin/python -m pytest $(SANITIZED) --ignore tests/native/test_recovery.py -v
+
+# Wrong accesses of the kernels to the GPU's memory, then races in their shared memory. COMPUTE_SANITIZER: where it is.
+sanitize-cuda: $(INSTALLED)
+	for tool in memcheck racecheck; do \
+	  $(or $(COMPUTE_SANITIZER),compute-sanitizer) --tool $$tool --error-exitcode 9 --report-api-errors no \
+	    $(BIN)/python -m pytest tests/gpu -m sanitizer -q || exit 1; done
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks -v -s --benchmark-enable --benchmark-disable-gc

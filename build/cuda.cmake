@@ -142,8 +142,8 @@ endfunction()
 function(finish_cuda_backend)
   # Our own kernels live in the backend: its architectures, its run-time libraries, its loading.
   set(shim ${CMAKE_CURRENT_SOURCE_DIR}/../llcuda/native/shim)
-  target_sources(ggml-cuda PRIVATE ${shim}/decode/graphs.cu ${shim}/sampling/select.cu ${shim}/tensor/nf4.cu
-    ${shim}/tensor/gemm.cu)
+  target_sources(ggml-cuda PRIVATE ${shim}/decode/graphs.cu ${shim}/decode/half.cu ${shim}/sampling/select.cu
+    ${shim}/tensor/nf4.cu ${shim}/tensor/gemm.cu)
   target_include_directories(ggml-cuda SYSTEM PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/overlay/include)
   if(LLCUDA_CCCL)
     target_include_directories(ggml-cuda BEFORE PRIVATE ${LLCUDA_CCCL})

@@ -29,6 +29,7 @@ class _FurtherModel(TypedDict, total=False):
     vocab_only: bool
     overrides: Mapping[str, int | float | bool | str]
     bf16_copies: bool
+    bf16_to_f16: bool | None
 
 
 class ModelKeywords(_FurtherModel, total=False):

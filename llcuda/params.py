@@ -165,6 +165,11 @@ class ModelParams:
         bf16_copies: Keep the quantized matrices on a Hopper GPU as BF16 too, which takes 2 bytes
             more for each weight there, and compute with these where a step has more than 8 rows.
             Other devices have no copies.
+        bf16_to_f16: Whether BF16 weights on NVIDIA GPUs become F16 when they are loaded; None = on
+            GPUs whose Tensor Cores have no BF16 (compute capability 7.5), where llama.cpp makes an
+            F32 copy of a matrix in each step of more than 8 rows. F16 takes as many bytes, is exact
+            from 2^-14 to 65,504 and within 2^-25 below. A tensor with a number beyond 65,504 stays
+            BF16, and the log says so.
 
     Raises:
         ArgumentError: A value is outside what is allowed.
@@ -181,6 +186,7 @@ class ModelParams:
     vocab_only: bool = False
     overrides: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     bf16_copies: bool = False
+    bf16_to_f16: bool | None = None
 
     def __post_init__(self) -> None:
         if self.gpu_layers is not None:
@@ -188,6 +194,9 @@ class ModelParams:
         check_number("main_gpu", self.main_gpu, "int", 0, INT32_MAX)
         check_choice("split_mode", self.split_mode, SPLIT_MODES)
         check_flags(self, "mmap mlock check_tensors vocab_only bf16_copies")
+        if self.bf16_to_f16 is not None and not isinstance(self.bf16_to_f16, bool):
+            rule, remedy = "expected None, True or False", "None = on GPUs that need it"
+            raise wrong_value("bf16_to_f16", self.bf16_to_f16, rule, remedy)
         if self.tensor_split is not None:
             if not isinstance(self.tensor_split, Sequence):
                 raise wrong_value("tensor_split", self.tensor_split, "expected a list")

@@ -544,7 +544,7 @@ LOADED: dict[str, Any] = {
     "cache_size": 288, "queue_size": 7, "speculation": 3, "mmap": False, "check_tensors": True,
     "threads": 1, "threads_batch": 2, "type_k": "q8_0", "yarn_attn_factor": 0.9,
     "offload_kqv": False, "op_offload": False, "batch_invariant": True, "bf16_copies": True,
-    "cuda_graphs": "off",
+    "cuda_graphs": "off", "bf16_to_f16": False,
 }  # fmt: skip
 
 

@@ -55,6 +55,7 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
     (ContextParams, {"threads_batch": 0}),
     (ContextParams, {"flash_attention": 2}),
     (ContextParams, {"flash_attention": "on"}),
+    (ModelParams, {"bf16_to_f16": "auto"}),
     (ContextParams, {"cuda_graphs": True}),
     (ContextParams, {"cuda_graphs": "never"}),
     (ContextParams, {"type_k": "q2_k"}),

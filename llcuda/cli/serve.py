@@ -34,6 +34,10 @@ def serve(
         bool,
         typer.Option("--bf16-copies", help="Matrices as BF16 too, for many texts (Hopper)."),
     ] = False,
+    bf16_to_f16: Annotated[
+        bool | None,
+        typer.Option(help="BF16 weights as F16 on the GPU. Default: on compute capability 7.5."),
+    ] = None,
     threads: DecodeThreads = None,
     batch_invariant: Annotated[
         bool,
@@ -107,6 +111,7 @@ def serve(
         "threads": threads,
         "bare_tool_calls": bare_tool_calls,
         "bf16_copies": bf16_copies,
+        "bf16_to_f16": bf16_to_f16,
         "cuda_graphs": cuda_graphs,
     }
     if batch_invariant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ from llcuda.params import (
     wrong_value,
 )
 from llcuda.progress import progress_bar
+
+logger = logging.getLogger("llcuda")
 
 Progress = Callable[[float], bool | None]
 
@@ -662,10 +665,34 @@ def load_model(
         if "Bad metadata override" in line:
             lib.llcuda_model_free(pointer)
             raise wrong_argument("overrides", f"{line.partition('Warning: ')[2]}")
+    if params.bf16_to_f16 is not False and allocate and _has_gpu():
+        _convert_bf16(pointer, path, params.bf16_to_f16 is True)
     if params.bf16_copies and allocate and lib.llcuda_make_copies(pointer) < 0:
         lib.llcuda_model_free(pointer)
         library.fail(ModelError, f"bf16_copies=True: cannot copy the matrices of {path}")
     return pointer, positions
+
+
+def _has_gpu() -> bool:
+    return any(device.kind == "gpu" for device in library.devices())
+
+
+def _convert_bf16(pointer: Any, path: Path, everywhere: bool) -> None:
+    """Turn BF16 weights on GPUs into F16; free the model where that fails."""
+    ffi, lib = library.load()
+    done = ffi.new("struct llcuda_conversion *")
+    if lib.llcuda_model_bf16_to_f16(pointer, everywhere, done) < 0:
+        lib.llcuda_model_free(pointer)
+        library.fail(ModelError, f"bf16_to_f16: cannot convert the weights of {path}")
+    if done.converted:
+        logger.info("%s: %d BF16 tensors are F16 on the GPU", path.name, done.converted)
+    if done.kept:
+        logger.warning(
+            "%s: %d tensors stay BF16, because they have numbers beyond F16's range; the GPU"
+            " computes them slowly",
+            path.name,
+            done.kept,
+        )
 
 
 def read_metadata(prefix: str, pointer: Any) -> Mapping[str, str]:

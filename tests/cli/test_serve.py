@@ -88,6 +88,9 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
         lambda s: (s.parameters.get("batch_invariant"), s.parameters.get("devices")),
         (True, ()), (None, None),
     ),
+    "bf16_to_f16": (
+        ["--no-bf16-to-f16"], lambda s: s.parameters["bf16_to_f16"], False, None,
+    ),
     "cuda_graphs": (
         ["--cuda-graphs", "off"], lambda s: s.parameters["cuda_graphs"], "off", "auto",
     ),

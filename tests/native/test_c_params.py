@@ -66,6 +66,7 @@ MODEL: dict[str, tuple[Any, dict[str, Any]]] = {
         {"kv_overrides": {"a": True, "b": -5, "c": 0.5, "d": "text"}},
     ),
     "bf16_copies": (True, {}),
+    "bf16_to_f16": (True, {}),  # after the load; see tests/gpu/test_turing.py
 }
 
 # Further values: the keywords, and the member and constant that they become.

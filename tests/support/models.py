@@ -102,12 +102,12 @@ class Weights:
         for name in names:
             self.tensors[name] = self._random.normal(0, 0.05, size).astype(np.float32)
 
-    def attention(self, block: str, kv_heads: int = KV_HEADS) -> None:
+    def attention(self, block: str, kv_heads: int = KV_HEADS, head_size: int = HEAD_SIZE) -> None:
         """Add the four matrices of an attention."""
-        self.matrix(f"{block}.attn_q.weight", HEADS * HEAD_SIZE, EMBEDDING)
-        self.matrix(f"{block}.attn_k.weight", kv_heads * HEAD_SIZE, EMBEDDING)
-        self.matrix(f"{block}.attn_v.weight", kv_heads * HEAD_SIZE, EMBEDDING)
-        self.matrix(f"{block}.attn_output.weight", EMBEDDING, HEADS * HEAD_SIZE)
+        self.matrix(f"{block}.attn_q.weight", HEADS * head_size, EMBEDDING)
+        self.matrix(f"{block}.attn_k.weight", kv_heads * head_size, EMBEDDING)
+        self.matrix(f"{block}.attn_v.weight", kv_heads * head_size, EMBEDDING)
+        self.matrix(f"{block}.attn_output.weight", EMBEDDING, HEADS * head_size)
 
     def gated_feed_forward(self, block: str) -> None:
         """Add the three matrices of a gated feed-forward layer."""
@@ -131,7 +131,7 @@ def _shape(arch: str, layers: int = LAYERS, **more: Any) -> dict[str, Any]:
     }
 
 
-def _plain_decoder(seed: int) -> Tensors:
+def _plain_decoder(seed: int, head_size: int = HEAD_SIZE) -> Tensors:
     """Return the tensors of a decoder as llama's."""
     weights = Weights(seed)
     weights.matrix("token_embd.weight", VOCABULARY, EMBEDDING, scale=1.0)
@@ -139,21 +139,23 @@ def _plain_decoder(seed: int) -> Tensors:
     weights.ones("output_norm.weight")
     for i in range(LAYERS):
         weights.ones(f"blk.{i}.attn_norm.weight", f"blk.{i}.ffn_norm.weight")
-        weights.attention(f"blk.{i}")
+        weights.attention(f"blk.{i}", head_size=head_size)
         weights.gated_feed_forward(f"blk.{i}")
     return weights.tensors
 
 
-def llama(seed: int = 1) -> tuple[dict[str, Any], Tensors]:
+def llama(seed: int = 1, head_size: int = HEAD_SIZE) -> tuple[dict[str, Any], Tensors]:
     """Return metadata and tensors of a plain llama with grouped-query attention."""
     metadata = _shape(
         "llama",
         attention__head_count_kv=KV_HEADS,
         attention__layer_norm_rms_epsilon=1e-5,
-        rope__dimension_count=HEAD_SIZE,
+        attention__key_length=head_size,
+        attention__value_length=head_size,
+        rope__dimension_count=head_size,
         rope__freq_base=10000.0,
     )
-    return metadata, _plain_decoder(seed)
+    return metadata, _plain_decoder(seed, head_size)
 
 
 def qwen2vl(seed: int = 9) -> tuple[dict[str, Any], Tensors]:

@@ -115,6 +115,16 @@ int llcuda_make_copies(const struct llama_model * model);
 // The bytes that they would take of a device, also for a model without its weights.
 int64_t llcuda_copies_needed(const struct llama_model * model, const char * device);
 
+// --- decode/half.cpp ---
+
+// Tensors that became F16, and those that stay BF16 because a number is beyond F16's range.
+struct llcuda_conversion {
+    int64_t converted, kept;
+};
+// Turn the BF16 tensors of a loaded model into F16, before its first context, on GPUs without BF16 Tensor Cores;
+// everywhere: on all GPUs.
+int llcuda_model_bf16_to_f16(const struct llama_model * model, bool everywhere, struct llcuda_conversion * done);
+
 // --- decode/probe.cpp ---
 
 // Check the operations of a model before the first context computes them. LLCUDA_INVALID_FILE: their
