@@ -28,6 +28,7 @@ def test_values(kind: str, dtype: Any, block_size: int) -> None:
             assert state.dequantize().tobytes() == tensor.tobytes()
 
 
+@pytest.mark.sanitizer
 def test_order() -> None:
     """What is computed with a tensor that was just expanded waits; freed memory is reused."""
     weights = np.random.default_rng(1).standard_normal((512, 4096)).astype(np.float32)

@@ -78,6 +78,7 @@ def test_draws_follow_the_softmax(asked: dict[str, Any], context: Context, gpu_d
     assert abs(sum(terms) - freedom) / math.sqrt(2 * freedom) < 4
 
 
+@pytest.mark.sanitizer
 def test_masks_forbid_tokens(context: Context, gpu_demo: Model) -> None:
     """A row's mask holds for its row only; where it forbids all, that row is an error."""
     mask = np.zeros((gpu_demo.vocab_size + 31) // 32, np.uint32)
