@@ -8,7 +8,7 @@ llcuda.native calls it before it touches C.
 from __future__ import annotations
 
 import atexit
-import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -49,8 +49,10 @@ from llcuda.native.cuda_build import (
     parse,
 )
 from llcuda.native.oom import available_memory, oom_message
+from llcuda.native.shared_objects import is_truncated
 
 BUILD_COMMAND = "pip install --no-cache-dir ."
+BINDING = "llcuda.native._llama"
 CUDA_LIBRARY = "libggml-cuda.so"
 REINSTALL = "pip install --force-reinstall --no-deps with the file of one llcuda wheel"
 NOT_NUMBERS = "the logits are not numbers (NaN), because weights are damaged or overflow their type"
@@ -92,14 +94,34 @@ def load() -> tuple[Any, Any]:
 
 def _binding() -> tuple[Any, Any, Path]:
     """Return ffi, lib and the folder of the libraries; load no backend."""
+    if BINDING not in sys.modules:
+        _check_files()
     try:
-        binding = importlib.import_module("llcuda.native._llama")
+        binding = importlib.import_module(BINDING)
     except ImportError as error:
         raise LibraryError(
             f"llcuda's native library cannot be loaded ({error}); "
-            f"build it with '{BUILD_COMMAND}' in llcuda's source folder"
+            f"build it with '{BUILD_COMMAND}' in llcuda's source folder, or install a wheel again"
         ) from error
     return binding.ffi, binding.lib, Path(str(binding.__file__)).parents[1] / "lib"
+
+
+def _check_files() -> None:
+    """Raise LibraryError if a library is truncated: the process would end when it is loaded."""
+    spec = importlib.util.find_spec(BINDING)
+    if spec is None or spec.origin is None:
+        return
+    package = Path(spec.origin).parents[1]
+    libraries = [Path(spec.origin), *(package / "lib").glob("*.so")]
+    libraries += package.with_name("llcuda.libs").glob(
+        "*.so*"
+    )  # what auditwheel put into the wheel
+    for path in libraries:
+        if is_truncated(path):
+            raise LibraryError(
+                f"{path} is truncated, as after an installation on a full disk; install llcuda"
+                " again with pip's option --force-reinstall"
+            )
 
 
 def installation() -> tuple[Path, str]:
@@ -200,6 +222,10 @@ def _load_backends(ffi: Any, lib: Any, folder: Path) -> None:
             scores[path] = score
         else:
             _backends.append((path.name, "does not run on this processor"))
+    if not any(folder.glob("libggml-cpu*.so")):
+        raise LibraryError(
+            f"{folder} has no CPU backend; install llcuda again with pip's option --force-reinstall"
+        )
     if not scores:
         raise LibraryError(
             f"no CPU backend in {folder} runs on this processor, for it was built on another "
