@@ -59,8 +59,9 @@ bench: $(INSTALLED)
 wheel: $(INSTALLED)
 	$(BIN)/python build/wheel.py --cuda=OFF
 
+# CUDA: 12 or 13; ARCHITECTURES: separated by ;
 wheel-cuda: $(INSTALLED)
-	$(BIN)/python build/wheel.py --cuda=ON
+	$(BIN)/python build/wheel.py --cuda=ON --cuda-version=$(or $(CUDA),12) --architectures='$(or $(ARCHITECTURES),75)'
 
 clean:
 	rm -rf $(VENV) $(ORACLES) $(DOCS) $(SANITIZE) .build dist site

@@ -1,8 +1,9 @@
 # The CUDA toolkit: find it, complete it from PyPI packages, say what is missing, link libcuda.
 #
-# A toolkit needs nvcc, the run-time library and cuBLAS. Each may come from NVIDIA's packages, of the
-# Python that builds or in the folder LLCUDA_CUDA_PARTS; nvidia-cuda-cccl brings CCCL headers of 3.2 or
-# newer, whose cub::DeviceTopK llama.cpp prefers to a full sort.
+# A toolkit needs nvcc, the run-time library and cuBLAS. The last two may come from NVIDIA's packages of
+# the Python that builds; nvidia-cuda-cccl brings CCCL headers of 3.2 or newer, whose cub::DeviceTopK
+# llama.cpp prefers to a full sort.
+set(LLCUDA_CUDA_OLDEST 12.4)
 
 # Set `result` to ON or OFF by LLCUDA_CUDA and by what is installed.
 function(find_cuda_toolkit result)
@@ -17,22 +18,27 @@ function(find_cuda_toolkit result)
   endif()
 
   run_python(site -c "print(__import__('sysconfig').get_path('purelib'))")
-  set(sites ${LLCUDA_CUDA_PARTS} ${site})
-  find_program(LLCUDA_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH
-    PATHS /usr/local/cuda ${LLCUDA_CUDA_PARTS}/nvidia/cu13 PATH_SUFFIXES bin)
+  find_program(LLCUDA_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  set(remedy "install the CUDA toolkit ${LLCUDA_CUDA_OLDEST} or newer, or set CUDA_HOME to it, or call 'make wheel-cuda'")
+  set(reason "no nvcc; ${remedy}")
   if(LLCUDA_NVCC)
     execute_process(COMMAND ${LLCUDA_NVCC} --version OUTPUT_VARIABLE version)
     string(REGEX MATCH "release ([0-9]+)\\.([0-9]+)" version "${version}")
     set(major ${CMAKE_MATCH_1})
     set(version ${CMAKE_MATCH_1}.${CMAKE_MATCH_2})
+    set(reason "${LLCUDA_NVCC} is of CUDA ${version}; ${remedy}")
+  endif()
+  if(LLCUDA_NVCC AND version VERSION_GREATER_EQUAL LLCUDA_CUDA_OLDEST)
     set(missing "")
-    complete_toolkit(${major} "${sites}" missing)
+    complete_toolkit(${major} "${site}" missing)
     if(NOT missing)
       message(STATUS "llcuda: CUDA ${version} is on, architectures ${LLCUDA_CUDA_ARCHITECTURES}")
       set(LLCUDA_CUDA_VERSION ${version} PARENT_SCOPE)
       set(CMAKE_CUDA_COMPILER ${LLCUDA_NVCC} CACHE FILEPATH "")
       make_driver_stub()
       set(CMAKE_CUDA_ARCHITECTURES ${LLCUDA_CUDA_ARCHITECTURES} PARENT_SCOPE)
+      # A third of the size: nvcc compresses only PTX when nothing is said.
+      set(CMAKE_CUDA_FLAGS_INIT "-Xfatbin -compress-all" PARENT_SCOPE)
       set(${result} ON PARENT_SCOPE)
       return()
     endif()
@@ -43,8 +49,6 @@ function(find_cuda_toolkit result)
     list(TRANSFORM missing APPEND "${suffix}")
     list(JOIN missing " " missing)
     set(reason "nvcc ${major} is there, but not its libraries; 'pip install ${missing}' brings them")
-  else()
-    set(reason "no nvcc; install the CUDA toolkit 12.4 or newer, or set CUDA_HOME to it, or call 'make wheel-cuda'")
   endif()
   if(wanted STREQUAL "ON")
     message(FATAL_ERROR "llcuda: LLCUDA_CUDA=ON, but: ${reason}.")
@@ -54,17 +58,14 @@ endfunction()
 
 # Put links to the libraries and headers that the toolkit lacks into overlay/, and tell
 # FindCUDAToolkit of them; `missing` gets the PyPI packages that are needed and absent.
-function(complete_toolkit major sites missing)
+function(complete_toolkit major site missing)
   # nvcc may be a link or a script elsewhere; it knows where its toolkit is.
   execute_process(COMMAND ${LLCUDA_NVCC} --dryrun -c -x cu /dev/null ERROR_VARIABLE dryrun OUTPUT_QUIET)
   string(REGEX MATCH "TOP=([^\n]*)" top "${dryrun}")
   file(REAL_PATH "${CMAKE_MATCH_1}" toolkit)
   message(STATUS "llcuda: CUDA toolkit in ${toolkit}")
   set(CUDAToolkit_ROOT ${toolkit} CACHE PATH "" FORCE)
-  set(packages "")
-  foreach(site IN LISTS sites)
-    list(APPEND packages ${site}/nvidia/cu${major} ${site}/nvidia/cuda_runtime ${site}/nvidia/cublas)
-  endforeach()
+  set(packages ${site}/nvidia/cu${major} ${site}/nvidia/cuda_runtime ${site}/nvidia/cublas)
   set(overlay ${CMAKE_CURRENT_BINARY_DIR}/overlay)
   file(MAKE_DIRECTORY ${overlay}/include)
   set(absent "")
