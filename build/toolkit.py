@@ -149,8 +149,8 @@ def host_compiler(major: int) -> dict[str, str]:
 
 def assemble(pins: dict[str, Any], folder: Path) -> Path:
     """Put the pinned packages into `folder` as one toolkit, once, and return it."""
-    noted = folder / "pins.txt"
-    if noted.is_file() and noted.read_text() == repr(pins):
+    noted, parts = folder / "pins.txt", repr([pins["wheels"], pins.get("deb")])
+    if noted.is_file() and noted.read_text() == parts:
         print(f"CUDA toolkit in {folder}: used", flush=True)
         return folder
     if platform.machine() != "x86_64":
@@ -169,7 +169,7 @@ def assemble(pins: dict[str, Any], folder: Path) -> Path:
             if deb := pins.get("deb"):
                 unpack_deb(deb_bytes(deb, Path(work)), deb["files"], toolkit)
             finish(toolkit)
-            (toolkit / noted.name).write_text(repr(pins))
+            (toolkit / noted.name).write_text(parts)
             shutil.rmtree(folder, ignore_errors=True)
             toolkit.rename(folder)
     except OSError as error:
