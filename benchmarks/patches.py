@@ -1,15 +1,17 @@
 """What each patch of llama.cpp gives: a decode step without patches, with each alone, with all.
 
 `python benchmarks/patches.py MODEL [--rows 1,4,16,64,256] [--turns 7] [--only NAME,...]
-[--without NAME,...] [--other FOLDER]` times the loop of `decode_batch` without sampling (logits
-left on the device, where there is a GPU), a prompt of 512 tokens, and the making of the context,
-with the host memory that it takes. Each combination is a process of its own with the switches of
-patches (build/patches) set, and they take turns; a figure is the median of the turns, "drift" the
-slowest turn over the fastest. A patch alone has with it what it needs. "all" leaves out what a
-parameter of the model asks for (`parameter` in a patch's file), "all and" has it too. --only:
-patches to measure alone, none for an empty name. --without: instead all patches, all but one of
-these, and all again; what is small shows so, in the least turns. --other: a folder with another
-build of the package llcuda, such as one with LLCUDA_PATCHES=OFF.
+[--without NAME,...] [--churn] [--other FOLDER]` times the loop of `decode_batch` without sampling
+(logits left on the device, where there is a GPU), a prompt of 512 tokens, and the making of the
+context, with the host memory that it takes. Each combination is a process of its own with the
+switches of patches (build/patches) set, and they take turns; a figure is the median of the turns,
+"drift" the slowest turn over the fastest. A patch alone has with it what it needs. "all" leaves out
+what a parameter of the model asks for (`parameter` in a patch's file), "all and" has it too.
+--only: patches to measure alone, none for an empty name. --without: instead all patches, all but
+one of these, and all again; what is small shows so, in the least turns. --churn: each step has the
+sequences of the last one, one more or one less, between three quarters of the rows and all, as when
+texts join and leave; a turn is the mean of its steps. --other: a folder with another build of the
+package llcuda, such as one with LLCUDA_PATCHES=OFF.
 The logits of the last step are compared with those without patches: the largest difference, and the
 divergence (KL) of the distributions. Prints a table, then one JSON line.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -33,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from llcuda import Context, Model
-from llcuda.bench.loops import DecodeLoop, make_prompt
+from llcuda.bench.loops import PROMPT_TOKENS, DecodeLoop, make_prompt
 from llcuda.native import library
 
 PATCHES = Path(__file__).resolve().parents[1] / "build" / "patches"
@@ -71,6 +74,22 @@ class Subject:
         """Return the median seconds of a step."""
         assert self._loop
         return self._loop.run(steps)
+
+    def churn(self, steps: int) -> float:
+        """Return the mean seconds of a step whose sequences change; the prompts are there."""
+        assert self._loop
+        context, chance = self._loop.context, random.Random(0)
+        tokens, rows = make_prompt(self._model, self._rows), self._rows
+        for seq in range(self._rows):
+            context.memory.remove(seq, PROMPT_TOKENS)
+        for step in range(2 * steps):
+            if step == steps:
+                started = time.perf_counter()
+            rows += chance.choice((-1, 0, 1))
+            rows = max(-(-3 * self._rows // 4), min(self._rows, rows))
+            context.decode_batch(tokens[:rows], list(range(rows)))
+            context.synchronize()
+        return (time.perf_counter() - started) / steps
 
     def logits(self, path: str) -> None:
         """Write the logits of the first rows of the last step to a file."""
@@ -176,11 +195,11 @@ def measure(options: argparse.Namespace, builds: dict[str, Build]) -> Iterator[d
     for rows in options.rows:
         openers = {name: build.call("open", rows) for name, build in builds.items()}
         slowest = max(build.call("run", 8) for build in builds.values())
-        steps = max(8, min(128, int(options.seconds / slowest)))
+        steps = max(8, min(96 if options.churn else 128, int(options.seconds / slowest)))
         turns: dict[str, list[float]] = {name: [] for name in builds}
         for _ in range(options.turns):
             for name, build in builds.items():
-                turns[name].append(build.call("run", steps))
+                turns[name].append(build.call("churn" if options.churn else "run", steps))
         for name, difference in differences(builds).items():
             first = next(iter(turns.values()))
             ratios = [b / a for a, b in zip(turns[name], first, strict=True)]
@@ -235,6 +254,7 @@ def main() -> None:
     parser.add_argument("--gpu-layers", type=int, default=None)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--only", default=None, help="patches to measure alone")
+    parser.add_argument("--churn", action="store_true", help="sequences that join and leave")
     parser.add_argument("--without", default="", help="patches to leave out, one at a time")
     parser.add_argument("--other", type=Path, default=None, help="another build to measure")
     options = parser.parse_args()

@@ -128,16 +128,20 @@ def prepare(peer: str, options: argparse.Namespace) -> str:
                 pool.submit(make_synthetic_model, options.shape, file_type(setup.variant)).result()
             except llcuda.LlcudaError as error:
                 return str(error)
-    return run_child(peer, "prepare", setup, options)[1]
+    return run_child(peer, setup, options.limit, task="prepare")[1]
 
 
-def run_child(
-    peer: str, task: str, setup: Setup, options: argparse.Namespace
-) -> tuple[Results, str]:
-    """Run a peer's process; return its lines, and why it ended early, or ""."""
+def run_child(peer: str, setup: Setup, limit: float, **job: Any) -> tuple[Results, str]:
+    """Run a peer's process; return its lines, and why it ended early, or "".
+
+    Args:
+        peer: The peer, with its variant.
+        setup: What it loads.
+        limit: Seconds until it is stopped.
+        job: The `task`, and what it needs; see peers/child.py.
+    """
     fields = dataclasses.asdict(setup)
-    job = {name: getattr(options, name) for name in ("rows", "lengths", "turns")}
-    job |= {"module": PEERS[peer.partition(":")[0]], "task": task}
+    job["module"] = PEERS[peer.partition(":")[0]]
     job["setup"] = {key: str(v) if isinstance(v, Path) else v for key, v in fields.items()}
     reading, writing = os.pipe()
     lines: Results = []
@@ -148,7 +152,7 @@ def run_child(
         )  # fmt: skip
         os.close(writing)
         timed_out = threading.Event()
-        timer = threading.Timer(options.limit, lambda: (timed_out.set(), stop(process)))
+        timer = threading.Timer(limit, lambda: (timed_out.set(), stop(process)))
         timer.start()
         try:
             for line in results:
@@ -159,7 +163,7 @@ def run_child(
             timer.cancel()
             stop(process)
         if timed_out.is_set():
-            return lines, f"stopped after {options.limit:g} s"
+            return lines, f"stopped after {limit:g} s"
         log.seek(0)
         logged = [line.strip() for line in log if line.strip()]
     reason = logged[-1][:300] if logged else f"exit code {code}"
@@ -175,7 +179,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def measure(peer: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the measurements of a peer."""
-    lines, reason = run_child(peer, "measure", setup_for(peer, options), options)
+    job = {name: getattr(options, name) for name in ("rows", "lengths", "turns")}
+    lines, reason = run_child(peer, setup_for(peer, options), options.limit, task="measure", **job)
     measured: dict[str, Any] = {"peer": peer, "reason": reason, **(lines[0] if lines else {})}
     measured["results"] = lines[1:]
     for result in measured["results"]:

@@ -1,8 +1,9 @@
-"""Libraries that generate text, each behind the same small interface; versus.py runs them.
+"""Libraries that generate text, behind the same interfaces, for versus.py and arrivals.py.
 
 A module of this package is one peer. `missing()` returns in one line why the peer cannot run here,
 or "". `prepare(setup)`, if there is one, writes the files that the peer loads. `Peer` imports the
-library, so that the time to the first token includes the import.
+library, so that the time to the first token includes the import. `Server`, if there is one, takes
+requests while it computes others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.util
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,6 +91,28 @@ class Peer(Protocol):
         started = time.perf_counter()
         counts = self.generate(texts)
         return counts, time.perf_counter() - started
+
+
+class Server(Protocol):
+    """A loaded model that computes `rows` requests at once; others wait.
+
+    Attributes:
+        version: The version of the library.
+    """
+
+    version = ""
+
+    def __init__(self, setup: Setup) -> None: ...
+
+    def stream(self, text: Text, seed: int | None) -> AsyncIterator[int]:
+        """Write a text; yield how many tokens there are, whenever there are more."""
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the library itself counted since the last call."""
+        return {}
+
+    def close(self) -> None:
+        """End it with its processes."""
 
 
 def make_texts(rows: int, words: int, lengths: Sequence[int] = LENGTHS) -> list[Text]:

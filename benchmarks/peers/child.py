@@ -1,11 +1,13 @@
-"""The process of one peer: it loads, writes a first token, measures, and sends JSON lines.
+"""The process of one peer: it loads, measures, and sends JSON lines.
 
-versus.py starts it with one argument, a JSON object: `module`, `task` ("prepare" or "measure"),
-`setup`, `rows`, `lengths`, `turns`, and `fd`, where the results go; stdout is the peer's own.
+versus.py and arrivals.py start it with one argument, a JSON object: `module`, `task` ("prepare",
+"measure" or "serve"), `setup`, `fd`, where the results go, and what the task needs; stdout is the
+peer's own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -33,8 +35,39 @@ def main() -> None:
         setup = Setup(**{**fields, **paths})
         if job["task"] == "measure":
             measure(module.Peer(setup), job, out)
+        elif job["task"] == "serve":
+            server = module.Server(setup)
+            try:
+                asyncio.run(serve(server, job, out))
+            finally:
+                server.close()
         elif hasattr(module, "prepare"):
             module.prepare(setup)
+
+
+async def serve(server: Any, job: dict[str, Any], out: TextIO) -> None:
+    """Measure requests that are all there at once, then requests that arrive at each load.
+
+    The job has `requests`, `prompts`, `answers` and `seeded` (see peers.traffic), `loads`, and
+    `rate`, the requests a second that are a load of 1; null is the saturated rate measured here.
+    """
+    from peers import traffic
+
+    words, count, seeded = job["setup"]["shape"]["vocabulary"], job["requests"], job["seeded"]
+    ranges = job["prompts"], job["answers"]
+    warm_up = traffic.make_requests(job["setup"]["rows"], words, *ranges)
+    await traffic.send(server, warm_up, [0.0] * len(warm_up), seeded)
+    requests = traffic.make_requests(count, words, *ranges)
+    server.figures()
+    traces = await traffic.send(server, requests, [0.0] * count, seeded)
+    saturated = traffic.saturated_rate(traces)
+    send(out, version=server.version, load=None, rate=saturated,
+         **traffic.summary(traces), figures=server.figures())  # fmt: skip
+    for load in job["loads"]:
+        rate = load * (job["rate"] or saturated)
+        traces = await traffic.send(server, requests, traffic.poisson_times(count, rate), seeded)
+        send(out, version=server.version, load=load, rate=rate,
+             **traffic.summary(traces), figures=server.figures())  # fmt: skip
 
 
 def measure(peer: Any, job: dict[str, Any], out: TextIO) -> None:

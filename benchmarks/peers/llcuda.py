@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import peers
 from peers import SAMPLING, Setup, Text
@@ -40,3 +41,42 @@ class Peer(peers.Peer):
             for seed, text in enumerate(texts)
         ]
         return [len(request.result().tokens) for request in requests]
+
+
+class Server(peers.Server):
+    """The engine, whose requests are read as text."""
+
+    def __init__(self, setup: Setup) -> None:
+        import llcuda
+
+        self.version = llcuda.__version__
+        copies = setup.variant.endswith("+copies")
+        self._model = llcuda.Model(setup.gguf, bf16_copies=copies)
+        self._engine = llcuda.Engine(
+            self._model, n_parallel=setup.rows, ctx_size=setup.context, queue_size=2**20
+        )
+
+    async def stream(self, text: Text, seed: int | None) -> AsyncIterator[int]:
+        """Submit the text and read it as it comes."""
+        request = self._engine.submit(
+            text.prompt, max_tokens=text.length, ignore_eos=True, seed=seed, **SAMPLING
+        )
+        count = 0
+        while await request.more():
+            if len(request.tokens) > count:
+                yield (count := len(request.tokens))
+        if len(request.tokens) > count:
+            yield len(request.tokens)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the steps, their mean rows, and how many micro-batches reused a graph."""
+        context, batch = self._engine.context, self._engine.metrics.snapshot()["batch"]
+        reused = context.timings.graphs_reused
+        context.reset_timings()
+        self._engine.metrics.reset()
+        names = ("decode_steps", "prefill_steps", "mean_rows")
+        return {"graphs_reused": reused, **{name: batch[name] for name in names}}
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
