@@ -6,6 +6,9 @@
 #include "common.hpp"
 #include "llama-context.h"
 
+// Of the patch kept-graphs: the logits of the graph that was computed last, which need not be the one that was built last.
+extern "C" __attribute__((weak)) ggml_tensor * llcuda_graph_logits(const llama_context * context);
+
 namespace {
 
 // The functions of select.cu, which is compiled into the CUDA backend.
@@ -97,6 +100,9 @@ DeviceLogits::~DeviceLogits() {
 void DeviceLogits::computed(llama_context * context, int32_t n_outputs) {
     context_ = context;
     n_outputs_ = n_outputs;
+    if (llcuda_graph_logits) {
+        logits_ = llcuda_graph_logits(context);
+    }
     fetched_.clear();
 }
 
