@@ -152,6 +152,7 @@ def test_no_call_raises_a_foreign_exception(values: int) -> None:
     *foreign, count = [json.loads(line) for line in ended.stdout.splitlines()]
     assert (0, []) == (ended.returncode, foreign), ended.stderr[-3000:]
     assert count > 800 * values
+    assert not Path("x").exists()
 
 
 @pytest.mark.parametrize(
