@@ -201,11 +201,11 @@ def test_params_of_another_type(wrong: object) -> None:
         (SamplingParams, {"seed": -1}, "from 0 to 4,294,967,294; None = at random"),
         (SamplingParams, {"top_k": -1}, "0 turns it off"),
         (SamplingParams, {"top_p": None}, "expected a number from 0 to 1; 1 turns it off"),
-        (SamplingParams, {"penalty_last_n": -1}, "ctx_size looks back on the whole text"),
+        (SamplingParams, {"penalty_last_n": -1}, "give ctx_size to count the whole text"),
         (SamplingParams, {"repeat_penalty": 0}, "from 0.000001 to 1,000,000; 1 turns it off"),
         (SamplingParams, {"adaptive_decay": 1}, "from 0 to 0.99"),
         (SamplingParams, {"logit_bias": {1: "x"}}, "logit_bias[1]='x': expected a number"),
-        (RequestParams, {"max_tokens": None}, "ctx_size sets no other limit than the context"),
+        (RequestParams, {"max_tokens": None}, "give ctx_size for no limit but the context"),
         (RequestParams, {"timeout": -1}, "expected a number at least 0; None = no limit"),
     ],
 )  # fmt: skip
