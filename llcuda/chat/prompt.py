@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llcuda.native.model import Model
+from llcuda.native.prompt_length import check_length, too_long
 from llcuda.params import wrong_argument
 
 # Letters that JSON leaves as they are, which templates make of messages; then those of no language.
@@ -31,7 +32,7 @@ class Prompt:
     tokens: list[int]
 
     @classmethod
-    def of(cls, model: Model, text: str, breaker: str = "") -> Prompt:
+    def of(cls, model: Model, text: str, breaker: str = "", limit: int | None = None) -> Prompt:
         """Tokenize a rendered conversation.
 
         A model that wants BOS before each text gets one, whether the template writes it or not.
@@ -40,9 +41,17 @@ class Prompt:
             model: The model whose vocabulary is used.
             text: The rendered conversation.
             breaker: The letter that splits the texts of control tokens; it is removed.
+            limit: Tokens of the context: a text with far more is refused before all of it is
+                tokenized. None refuses no text.
+
+        Raises:
+            ContextLengthError: The text is far too long.
         """
         tokens: list[int] = []
         for part in text.split(breaker) if breaker else [text]:
+            check_length(model, part, limit)
+            if limit is not None and len(tokens) > limit:
+                raise too_long(f"more than {limit}", limit)
             tokens += model.tokenize(part, add_special=False, parse_special=True)
         if model.adds_bos and model.bos is not None and tokens[:1] != [model.bos]:
             tokens.insert(0, model.bos)

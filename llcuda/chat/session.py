@@ -341,7 +341,9 @@ def start(
     if template is None and offered and TOOL_TEMPLATE in template_names(model):
         template = TOOL_TEMPLATE
     program = ChatTemplate.of(model, template)
-    prompt = program.prompt(model, messages, offered or None, **(template_variables or {}))
+    limit = ctx_size if parameters.get("overflow", "error") == "error" else None
+    variables = template_variables or {}
+    prompt = program.prompt_up_to(limit, model, messages, offered or None, variables=variables)
     guide = chat_guide(
         model,
         program.syntax,

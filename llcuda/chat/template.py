@@ -143,6 +143,33 @@ class ChatTemplate:
         Only the template makes control tokens: the text of one in a message, a tool or a variable
         becomes tokens of ordinary text.
         """
+        return self.prompt_up_to(
+            None, model, messages, tools, add_generation_prompt, variables=variables
+        )
+
+    def prompt_up_to(
+        self,
+        limit: int | None,
+        model: Model,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        *,
+        variables: Mapping[str, Any],
+    ) -> Prompt:
+        """Return the prompt as `prompt` does, but refuse one that is far too long.
+
+        Args:
+            limit: Tokens of the context; None refuses no text.
+            model: The model whose vocabulary is used.
+            messages: See `render`.
+            tools: See `render`.
+            add_generation_prompt: See `render`.
+            variables: Further variables of the template.
+
+        Raises:
+            ContextLengthError: The text is far too long. One that is a little too long may pass.
+        """
         check_model(model)
         given = check_messages(messages, self._program.strings)
         checked = None if tools is None else check_tools(tools)
@@ -150,7 +177,7 @@ class ChatTemplate:
         reasoning = [text for row in self.syntax.reasoning for text in (row.begin, row.end)]
         breaker = self._texts.break_up(data, self.source, reasoning)
         text = self._render(given, checked, add_generation_prompt, data[2])
-        return Prompt.of(model, text, breaker)
+        return Prompt.of(model, text, breaker, limit)
 
     def _render(
         self,

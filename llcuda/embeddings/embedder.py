@@ -27,6 +27,7 @@ from llcuda.native.callbacks import without_repeated_warnings
 from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
 from llcuda.native.model import Model, check_model
+from llcuda.native.prompt_length import is_far_too_long
 from llcuda.params import (
     BATCH_SIZE,
     INT32_MAX,
@@ -280,6 +281,8 @@ class Embedder:
 
     def _tokenize_one(self, text: Text, truncate: bool, parse_special: bool) -> list[int]:
         if isinstance(text, str):
+            if not truncate and is_far_too_long(self.model, text, self.ctx_size, parse_special):
+                raise self._too_long(f"more than {2 * self.ctx_size}")
             tokens = self.model.tokenize(text, parse_special=parse_special)
         else:
             tokens = self.model.token_list(text, "text")
@@ -287,13 +290,16 @@ class Embedder:
             raise ArgumentError("is empty, and the model adds no tokens around a text")
         if len(tokens) > self.ctx_size:
             if not truncate:
-                raise ArgumentError(
-                    f"has {len(tokens)} tokens, at most {self.ctx_size} are allowed",
-                    remedy="truncate=True drops its end, an Embedder with a larger ctx_size may "
-                    "take it whole",
-                )
+                raise self._too_long(len(tokens))
             tokens = self._rerank_prompt.cut(tokens)
         return tokens
+
+    def _too_long(self, tokens: int | str) -> ArgumentError:
+        return ArgumentError(
+            f"has {tokens} tokens, at most {self.ctx_size} are allowed",
+            remedy="truncate=True drops its end, an Embedder with a larger ctx_size may take it "
+            "whole",
+        )
 
     def _compute(self, sequences: list[list[int]]) -> EmbeddingResult:
         """Compute the row of each sequence, batch by batch."""

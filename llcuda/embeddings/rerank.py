@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
+from llcuda.native.prompt_length import is_far_too_long
 
 TEMPLATE = "tokenizer.chat_template.rerank"
 _PLACEHOLDERS = re.compile(r"\{(query|document)\}")
@@ -78,6 +79,8 @@ class RerankPrompt:
                     f"documents[{i}] must be str, not {kind}", parameter=f"documents[{i}]"
                 )
             try:
+                if not truncate and is_far_too_long(self._model, document, self._limit):
+                    raise self._too_long(f"more than {2 * self._limit}", f"at most {self._limit}")
                 prompts.append(combine(query, document, truncate))
             except ArgumentError as error:
                 raise ArgumentError(
@@ -114,10 +117,14 @@ class RerankPrompt:
         if room < 0:
             raise ArgumentError(f"the query leaves no room: at most {self._limit} tokens fit")
         if count > room and not truncate:
-            raise ArgumentError(
-                f"has {count} tokens, and {room} fit beside the query",
-                remedy="truncate=True drops its end",
-            )
+            raise self._too_long(count, room)
+
+    @staticmethod
+    def _too_long(count: int | str, room: int | str) -> ArgumentError:
+        return ArgumentError(
+            f"has {count} tokens, and {room} fit beside the query",
+            remedy="truncate=True drops its end",
+        )
 
     def _fill_template(self, query: str, document: str) -> list[int]:
         """Return the tokens of the template with both texts in it."""

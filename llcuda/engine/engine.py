@@ -25,7 +25,6 @@ from llcuda.engine.sequence import Sequence
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
-    ContextLengthError,
     LlcudaError,
     NoTextError,
 )
@@ -41,6 +40,7 @@ from llcuda.keywords import (
 from llcuda.native import library
 from llcuda.native.context import Context
 from llcuda.native.model import Model, check_model
+from llcuda.native.prompt_length import check_length, too_long
 from llcuda.native.sampler import Sampler
 from llcuda.params import (
     ContextParams,
@@ -250,7 +250,8 @@ class Engine:
             remedy = "submit() each text, or give them to InferenceEngine.batch_infer()"
             raise wrong_argument("prompt", "expected one text, or a list of tokens", remedy)
         if isinstance(prompt, str):
-            tokens = tokenize_prompt(self.model, prompt, parse_special)
+            limit = self.params.ctx_size if params.overflow == "error" else None
+            tokens = tokenize_prompt(self.model, prompt, parse_special, limit)
         else:
             tokens = self.model.token_list(prompt)
         tokens, dropped = self._fitting_tokens(tokens, params)
@@ -290,11 +291,7 @@ class Engine:
         given, limit = len(tokens), self.params.ctx_size
         if given > limit - bool(params.max_tokens):
             if params.overflow == "error":
-                raise ContextLengthError(
-                    f"prompt: has {given} tokens, prompt and answer may have {limit}",
-                    parameter="prompt",
-                    remedy="overflow='truncate' or 'shift' drops its beginning",
-                )
+                raise too_long(given, limit)
             keep = kept_tokens(params, self.model.adds_bos, limit)
             tokens = tokens[:keep] + tokens[given - (limit * 3 // 4 - keep) :]
             if not tokens:
@@ -431,7 +428,9 @@ class Engine:
         return f"<llcuda.Engine on {self.model.path.name!r}: {state}>"
 
 
-def tokenize_prompt(model: Model, prompt: str | bytes, parse_special: bool = True) -> list[int]:
+def tokenize_prompt(
+    model: Model, prompt: str | bytes, parse_special: bool = True, limit: int | None = None
+) -> list[int]:
     """Return the tokens of a raw prompt.
 
     A model that wants BOS before each text gets one, whether the prompt writes it or not.
@@ -441,10 +440,16 @@ def tokenize_prompt(model: Model, prompt: str | bytes, parse_special: bool = Tru
         prompt: A text, or its UTF-8 bytes.
         parse_special: Read control tokens that are written in the text, for example <|im_end|>, as
             those tokens.
+        limit: Tokens of the context: a text with far more is refused before all of it is
+            tokenized. None refuses no text.
 
     Returns:
         The tokens; none for an empty text.
+
+    Raises:
+        ContextLengthError: The text is far too long.
     """
+    check_length(model, prompt, limit, parse_special)
     tokens = model.tokenize(prompt, parse_special=parse_special) if prompt else []
     if parse_special and model.adds_bos and tokens[:2] == [model.bos, model.bos]:
         del tokens[0]

@@ -103,18 +103,19 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
     if body.logprobs is None and candidates > (body.n or 1):
         keywords["logprobs"] = 0  # best_of compares them
     keywords["echo"] = bool(body.echo and (body.logprobs is not None or body.max_tokens == 0))
+    limit = engine.params.ctx_size if body.overflow in (None, "error") else None
     choices: list[Choice] = []
     try:
         for number, prompt in enumerate(prompts):
-            tokens = (
-                tokenize_prompt(model, prompt, body.parse_special is not False)
-                if isinstance(prompt, str)
-                else prompt
-            )
-            echo = ""
-            if body.echo:
-                echo = prompt if isinstance(prompt, str) else model.detokenize(tokens)
             try:
+                tokens = (
+                    tokenize_prompt(model, prompt, body.parse_special is not False, limit)
+                    if isinstance(prompt, str)
+                    else prompt
+                )
+                echo = ""
+                if body.echo:
+                    echo = prompt if isinstance(prompt, str) else model.detokenize(tokens)
                 generations = engine.submit_n(tokens, candidates, **keywords)
             except ArgumentError as error:
                 if len(prompts) == 1:

@@ -374,6 +374,8 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
         ({"template_variables": {"x": object()}}, "template_variables.x: expected JSON data"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"messages": [{"role": "user", "content": "word " * 900}]}, "prompt and answer may have"),
+        ({"messages": [{"role": "user", "content": "word " * 90_000}]}, "prompt: has more than "),
+        ({"messages": [{"role": "user", "content": "word <|im_end|>" * 9_000}]}, "has more than "),
         ({"max_tokens": 0}, "max_tokens"),
     ],
 )  # fmt: skip

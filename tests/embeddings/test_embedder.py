@@ -207,6 +207,8 @@ class TestVectors:
         )
         counted = embedder.embed_counted([long, [5] * 11, [5]], truncate=True)
         assert (10, 10, 1) == counted.token_counts
+        with pytest.raises(ArgumentError, match=r"texts\[1\].* more than 20 tokens, at most 10"):
+            embedder.embed(["fox", "the cat and " * 20_000])
 
     def test_the_default_length(self, make: Make) -> None:
         """What the model was trained on."""
@@ -363,6 +365,8 @@ class TestScores:
         long = "the cat and the hat " * 20
         with pytest.raises(ArgumentError, match=r"documents\[1\]: has \d+ tokens.*truncate=True"):
             embedder.rerank("fox", ["a", long])
+        with pytest.raises(ArgumentError, match=r"documents\[1\]: has more than 80 tokens"):
+            embedder.rerank("fox", ["a", long * 1000])
         counted = embedder.rerank_counted("fox", ["a", long], truncate=True)
         assert counted.token_counts[0] < 40 - 5 < counted.token_counts[1] <= 40
         for truncate in (False, True):

@@ -11,6 +11,7 @@ import pytest
 from llcuda import Engine, Model, RequestParams
 from llcuda.errors import (
     ArgumentError,
+    ContextLengthError,
     QueueFullError,
 )
 from tests.support.engine import ENDLESS
@@ -64,6 +65,19 @@ def test_prompts_that_are_refused(engine: Engine, prompt: Any, says: str) -> Non
     """Each is an ArgumentError that says what was given."""
     with pytest.raises(ArgumentError, match=says):
         engine.submit(prompt)
+
+
+def test_a_prompt_that_is_far_too_long(engine: Engine) -> None:
+    """It is refused before all of it is tokenized; its end is taken where that is wanted."""
+    text = "There was a fox. " * 20_000
+    timings = engine.model.tokenizer_timings
+    before = timings.tokenized_tokens
+    with pytest.raises(ContextLengthError, match=r"prompt: has more than .*; overflow='truncate'"):
+        engine.submit(text)
+    read = timings.tokenized_tokens - before
+    done = engine.submit(text, max_tokens=1, overflow="truncate").result(60)
+    assert read < (timings.tokenized_tokens - before - read) / 2
+    assert done.dropped_tokens > read
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,12 @@ def test_messages_of_other_bodies(server: Served) -> None:
     assert error["message"] == "logit_bias.1=200.0: expected a number from -100 to 100"
     error = is_error(server.post(COMPLETIONS, prompt=["a", "b " * 2000]), 400, "prompt[1]")
     assert error["message"].startswith("prompt[1]: has 2")
+    error = is_error(server.post(COMPLETIONS, prompt=["a", "b " * 100_000]), 400, "prompt[1]")
+    assert error["message"].startswith("prompt[1]: has more than ")
+    assert error["code"] == "context_length_exceeded"
+    long = {"role": "user", "content": "b " * 100_000}
+    error = is_error(server.post("/v1/chat/completions", messages=[long]), 400, "messages")
+    assert error["message"].startswith("messages: has more than ")
     error = is_error(server.post(COMPLETIONS, prompt="a", n=2, best_of=1), 400, "best_of")
     assert error["message"] == "best_of=1: expected at least n=2"
 
