@@ -144,13 +144,13 @@ def _with_place(error: ArgumentError, model: Model, response_format: Any) -> Arg
         return error
     problem, reference = _problem(error), _REFERENCE.search(error.problem)
     for schema in schemas:
-        found = place_of(schema, partial(target, root=schema), problem_of)
-        if found is not None and found[1] == problem:
-            place = found[0]
+        found = place_of(schema, problem, partial(target, root=schema), problem_of)
+        if found is not None:
+            place, reason = found
             if reference is not None and problem.startswith(UNSATISFIABLE):
                 # llguidance refuses such a definition although nothing may need it.
-                place = unquote(reference[1])
-            rule = f"response_format: schema at {place[:200]}: {problem}"
+                place, reason = unquote(reference[1]), problem
+            rule = f"response_format: schema at {place[:200]}: {reason}"
             return type(error)(rule, parameter="response_format", remedy=error.remedy)
     return error
 

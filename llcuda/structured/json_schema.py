@@ -21,6 +21,7 @@ from llcuda.structured.negation import is_names, is_number
 from llcuda.structured.rewrite import rewrite
 
 MAX_BYTES = 1 << 18
+MAX_DEPTH = 124  # of objects and arrays in one another; llguidance's JSON parser stops at 127
 MAX_WRITTEN = 4 * MAX_BYTES
 MAX_SCHEMAS = 10_000  # in one another and beside each other; llguidance's compiler recurses
 MAX_BOUND = float(1 << 59)  # llguidance does not survive the least integer of 64 bits
@@ -82,7 +83,9 @@ def prepare(schema: Any) -> PreparedSchema:
             it.
     """
     prepared = _copy(schema)
+    _check_depth(prepared)
     narrowing = rewrite(prepared, lambda reference: target(reference, prepared))
+    _check_depth(prepared)
     if (size := _size(prepared)) > MAX_WRITTEN:
         raise ArgumentError(
             f"the JSON schema has {size:.0f} characters when oneOf, not, if and the like are "
@@ -121,7 +124,7 @@ def _copy(schema: Any) -> dict[str, Any]:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
     except RecursionError:
-        raise ArgumentError("the JSON schema is nested too deeply") from None
+        raise _too_deep() from None
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"the JSON schema is not JSON: {error}") from None
     if size > MAX_BYTES:
@@ -132,6 +135,26 @@ def _copy(schema: Any) -> dict[str, Any]:
             "x-guidance is not a keyword of JSON schemas", remedy="give compact=True instead"
         )
     return copy
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse a document that llguidance's parser would refuse; objects may occur repeatedly."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+        inner = [
+            v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        level = list({id(v): v for v in inner if isinstance(v, dict | list)}.values())
+
+
+def _too_deep() -> ArgumentError:
+    return ArgumentError(
+        f"schema at #: it is nested too deeply; at most {MAX_DEPTH} levels can be honoured",
+        remedy="move inner schemas to $defs",
+    )
 
 
 def _size(value: Any) -> float:

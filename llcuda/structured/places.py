@@ -24,44 +24,78 @@ _ALONE = (
 
 
 def place_of(
-    root: Any, target: Callable[[str], Any], problem_of: Callable[[Any], str | None]
+    root: Any,
+    problem: str,
+    target: Callable[[str], Any],
+    problem_of: Callable[[Any], str | None],
 ) -> tuple[str, str] | None:
-    """Find the smallest subschema that is refused for the same reason as the whole schema.
+    """Find the smallest subschema for which the whole schema is refused.
 
-    Subschemas are judged without the references in them, which may lead to what contains them.
+    It is refused for the same reason, or it is a part that a text of an unsatisfiable schema needs,
+    and is unsatisfiable itself. Subschemas are judged without the references in them, which may
+    lead to what contains them.
 
     Args:
         root: A JSON schema.
+        problem: Why it is refused, as far as the caller knows.
         target: Returns the schema in `root` that a local reference names, True for other ones.
         problem_of: Returns why a schema is refused, None for one that is not.
 
     Returns:
         The place, such as `#/properties/a`, and why it is refused; None if the schema is too large
-        to be searched, or its refusal depends on more than itself.
+        to be searched, or is refused for another reason than `problem`.
     """
+    targets: dict[str, Any] = {}
     try:
         if not isinstance(root, dict) or len(json.dumps(root, allow_nan=False)) > MAX_CHARACTERS:
             return None
+        tree = _without_references(root, target, targets)
     except (TypeError, ValueError, RecursionError):  # which its own error describes
         return None
-    problem = problem_of(root)
-    if problem is None:
+    if problem_of(root) != problem:
         return None
-    targets: dict[str, Any] = {}
-    tree = _without_references(root, target, targets)
     base = {"$schema": root["$schema"]} if "$schema" in root else {}
     place, deadline = "#", time.monotonic() + MAX_SECONDS
-    unvisited = list(_children(tree, place, problem))
+    unvisited = _inner(tree, place, problem)
     if not problem.startswith(UNSATISFIABLE):
-        unvisited += [(name, _without_references(node, target, {}))
+        unvisited += [(name, _without_references(node, target, {}), False)
                       for name, node in targets.items()]  # fmt: skip
     while unvisited and time.monotonic() < deadline:
-        inner_place, inner = unvisited.pop(0)
+        inner_place, inner, is_needed = unvisited.pop(0)
         alone = inner if isinstance(inner, dict) else {"allOf": [inner]}
-        if problem_of({**base, **alone}) == problem:
-            place = inner_place
-            unvisited = list(_children(inner, place, problem))
+        found = problem_of({**base, **alone})
+        if found == problem or (found and is_needed and found.startswith(UNSATISFIABLE)):
+            place, problem = inner_place, found
+            unvisited = _inner(inner, place, problem)
     return place, problem
+
+
+def _inner(node: Any, place: str, problem: str) -> list[tuple[str, Any, bool]]:
+    """Return the schemas in a schema that is refused: place, schema, whether all texts need it."""
+    needed = list(_needed(node, place)) if problem.startswith(UNSATISFIABLE) else []
+    others = ((*child, False) for child in _children(node, place, problem) if child not in needed)
+    return [*((*child, True) for child in needed), *others]
+
+
+def _needed(node: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Return the schemas that every text of an object, of an array or of allOf needs."""
+    if not isinstance(node, dict):
+        return
+    properties, required, items = node.get("properties"), node.get("required"), node.get("items")
+    if node.get("type") == "object" and isinstance(properties, dict) and is_names(required):
+        for name in required:
+            if name in properties:
+                yield f"{place}/properties/{name}", properties[name]
+    least = node.get("minItems")
+    if node.get("type") == "array" and isinstance(least, int) and least > 0:
+        for key in ("prefixItems", "items"):
+            if isinstance(listed := node.get(key), list):
+                yield from ((f"{place}/{key}/{i}", listed[i])
+                            for i in range(min(least, len(listed))))  # fmt: skip
+        if isinstance(items, dict) and "prefixItems" not in node:
+            yield f"{place}/items", items
+    if isinstance(parts := node.get("allOf"), list):
+        yield from ((f"{place}/allOf/{i}", part) for i, part in enumerate(parts))
 
 
 def _without_references(value: Any, target: Callable[[str], Any], targets: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,8 @@ STEPS = 6  # tokens of a text that is followed before the first one
 POLL_SECONDS = 0.02
 REMEDY = "write fewer or smaller repetitions, patterns and rules"
 
+_NO_TEXT = "Unsatisfiable schema: "
+_EMPTY_PATTERN = re.compile(rf"{_NO_TEXT}Regex is empty:[^\n]*")
 CHILD = Path(__file__).with_name("trial_child.py")
 _cancelled: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 _slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // 2))
@@ -107,6 +110,8 @@ def try_out(source: str, limits: Mapping[str, Any]) -> None:
 def readable(error: str) -> str:
     """Return an error of llguidance without the state that follows in it."""
     text = error.partition("<non-verbose/>")[0].partition("<backtrace>")[0].strip()
+    text = _EMPTY_PATTERN.sub(f"{_NO_TEXT}no text follows its pattern, format and lengths", text)
+    text = text.replace(f"{_NO_TEXT}anyOf is empty", f"{_NO_TEXT}no value is allowed")
     if text == "NoExtensionBias":
         text = (
             "no token continues the text: the grammar never ends, as a rule that consists of "

@@ -285,6 +285,14 @@ def test_chains_of_references_are_followed(model: Model, length: int, reverse: b
         structured.compile(model, schema={**keywords, **required})
 
 
+@pytest.mark.parametrize("depth", [124, 250, 700, 900, 5000])
+def test_schemas_that_are_nested_too_deeply(model: Model, depth: int) -> None:
+    """The limit is that of llguidance's parser; the one before it compiles."""
+    assert structured.compile(model, schema={**nested(123), "title": "x"})
+    with pytest.raises(ArgumentError, match=r"nested too deeply; at most 124 levels .* to \$defs"):
+        structured.compile(model, schema=nested(depth))
+
+
 HOSTILE: dict[str, Any] = {
     "nested": schema(**nested(60)),
     "nested too deep": schema(**nested(400)),

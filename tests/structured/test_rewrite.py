@@ -187,6 +187,7 @@ def test_what_is_refused(model: Model, schema: Any, error: str) -> None:
 
 
 AB: dict[str, Any] = {"type": "object", "properties": {"a": INTEGER}}
+NONE: dict[str, Any] = {"type": "integer", "minimum": 5, "maximum": 3}
 REFUSED_BY_LLGUIDANCE: list[tuple[dict[str, Any], str]] = [
     ({"properties": {"x": {"type": "strin"}}}, "#/properties/x: Invalid type: strin"),
     ({"properties": {"x": {"allOf": 5}}}, "#/properties/x: allOf must be an array"),
@@ -205,7 +206,19 @@ REFUSED_BY_LLGUIDANCE: list[tuple[dict[str, Any], str]] = [
     ({"properties": {"x/y": 5}}, "#/properties/x/y: schema must be an object or boolean"),
     ({"required": 5}, "#: Expected array for 'required', got 5"),
     ({"properties": {"x": False, "y": {"allOf": [INTEGER, TEXT]}}, "required": ["y"],
-      "type": "object"}, "#: Unsatisfiable schema: required property 'y' is unsatisfiable"),
+      "type": "object"}, "#/properties/y: Unsatisfiable schema: incompatible types"),
+    ({"properties": {"a": {"properties": {"b": {"items": NONE, "minItems": 1, "type": "array"}},
+      "required": ["b"], "type": "object"}}, "required": ["a"], "type": "object"},
+     "#/properties/a/properties/b/items: Unsatisfiable schema: minimum (5) is greater than"),
+    ({"prefixItems": [TEXT, NONE], "minItems": 2, "type": "array"},
+     "#/prefixItems/1: Unsatisfiable schema: minimum (5)"),
+    ({"allOf": [{}, {**TEXT, "minLength": 3, "maxLength": 2}]},
+     "#/allOf/1: Unsatisfiable schema: minLength (3) is greater than"),
+    ({"type": "boolean", "anyOf": [NONE, TEXT]}, "#: Unsatisfiable schema: incompatible types"),
+    ({"properties": {"a": {"enum": []}}, "required": ["a"], "type": "object"},
+     "#/properties/a: Unsatisfiable schema: no value is allowed"),
+    ({**TEXT, "pattern": "^a$", "minLength": 3},
+     "#: Unsatisfiable schema: no text follows its pattern, format and lengths"),
     ({"type": "array", "items": {"$ref": "#/$defs/p"}, "maxItems": 1, "$defs": {"p": False}},
      "#/$defs/p: Unsatisfiable schema: schema is false"),
 ]  # fmt: skip
