@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli.console import INTERRUPTED, DecodeThreads
-from llcuda.errors import ArgumentError, DecodeAbortedError
+from llcuda.errors import ArgumentError, ContextLengthError, DecodeAbortedError
 
 if TYPE_CHECKING:
     from llcuda.engine.engine import Engine
@@ -72,6 +72,7 @@ def run(
     from llcuda.engine.request import RequestParams
     from llcuda.hub.registry import resolve
     from llcuda.native.model import Model
+    from llcuda.native.prompt_length import too_long
     from llcuda.params import SamplingParams
     from llcuda.progress import is_visible
 
@@ -92,15 +93,23 @@ def run(
     # Only the loaded model can count tokens. A text has hardly more of them than characters.
     model_params = place_layers(path, gpu_layers, ctx_size, len(text) + max_tokens)
     with Model(path, params=model_params, progress=show_bar) as loaded:
-        tokens = tokenize_prompt(loaded, text, special)
-        size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
-        if len(tokens) >= size:
-            raise ArgumentError(
-                f"the prompt has {len(tokens)} tokens, the context holds {size} with the answer; "
-                "give a shorter prompt or a larger --ctx-size"
-            )
+        try:
+            tokens = tokenize_prompt(loaded, text, special, ctx_size or loaded.train_ctx_size)
+            size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
+            if len(tokens) >= size:
+                raise too_long(len(tokens), size)
+        except ContextLengthError as error:
+            remedy = "give a shorter prompt or a larger --ctx-size"
+            raise ArgumentError(f"{error.problem}; {remedy}") from None
         with Engine(loaded, ctx_size=size, threads=threads) as engine:
-            request = engine.submit(tokens, params, sampling, response_format=response_format)
+            try:
+                request = engine.submit(tokens, params, sampling, response_format=response_format)
+            except ArgumentError as error:
+                if error.parameter != "response_format":
+                    raise
+                option = "--json-schema" if regex is None else "--regex"
+                problem = error.problem.removeprefix("response_format: ")
+                raise ArgumentError(f"{option}: {problem}", remedy=error.remedy) from None
             if echo and not as_json:
                 print(text if isinstance(text, str) else text.decode(errors="replace"), end="")
             generated, reason = stream_text(engine, request, silent=as_json)

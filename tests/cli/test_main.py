@@ -122,6 +122,9 @@ def test_structured_output(tmp_path: Path) -> None:
     assert set(json.loads(result.stdout)) <= {1, "a"}
     result = llcuda_command("run", "Numbers:", "--regex", "[1-9][0-9]{2}", "--seed", "1")
     assert 100 <= int(result.stdout) <= 999
+    path.write_text('{"items": {"type": "strin"}}')
+    result = llcuda_command("run", "Numbers:", "--json-schema", str(path))
+    assert b"error: --json-schema: schema at #/items: Invalid type: strin" in result.stderr
 
 
 def test_grammar_file(tmp_path: Path) -> None:
@@ -218,13 +221,17 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "-n", "99999999999", "x"], 2, "--max-tokens 99999999999: expected"),
         (["run", "--seed", "-1", "x"], 2, "--seed -1: expected"),
         (["run", "--threads", "1000", "x"], 2, "--threads 1000: expected"),
-        (["run", "--ctx-size", "4", "a b c d e f g h i j k l m n o p"], 2, "the context holds"),
+        (
+            ["run", "--ctx-size", "4", "a b c d e f g h i j k l m n o p"],
+            2,
+            "tokens, prompt and answer may have 4; give a shorter prompt or a larger --ctx-size",
+        ),
         (["run"], 2, "stdin is empty"),
         (["run", ""], 2, "PROMPT is empty"),
         (["run", "--grammar", "/no/such.gbnf", "x"], 2, "does not exist"),
         (["run", "--json-schema", "/no/such.json", "x"], 2, "does not exist"),
         (["run", "--json-schema", __file__, "x"], 2, "is not JSON"),
-        (["run", "--regex", "(", "x"], 2, "unclosed group"),
+        (["run", "--regex", "(", "x"], 2, "error: --regex: at 1(8): invalid regex"),
         (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "not both"),
         (["nonsense"], 2, "No such command"),
     ],
