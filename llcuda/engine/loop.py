@@ -38,7 +38,7 @@ from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
 
 logger = logging.getLogger("llcuda.engine")
-MOST_FAILURES = 5  # of the context, without a text that ended in between; one more ends the engine
+MOST_FAILURES = 5  # of the context, without a text that ended in between; then it is tried out
 _this_thread = threading.local()
 
 
@@ -417,6 +417,9 @@ class EngineLoop:
     def _recover(self, error: Exception) -> None:
         """Make a context that failed anew; what was not in the failed step goes on.
 
+        Requests alone must not end the engine for all others. So a context that has failed again
+        and again computes a text of the engine's own: if that works, the requests were the cause.
+
         Raises:
             DeviceLostError: A GPU failed.
             DecodeError: The context fails again and again.
@@ -435,6 +438,9 @@ class EngineLoop:
             logger.error("the context failed and is made anew: %s", error)
             try:
                 self._runner.renew()
+                if self._failures == MOST_FAILURES:
+                    self._runner.try_out()
+                    self._failures = 0
             except (ClosedError, DeviceLostError):
                 raise
             except LlcudaError as failure:

@@ -18,6 +18,7 @@ from llcuda.native.batch_sampler import BatchSampler
 from llcuda.native.context import Context
 
 logger = logging.getLogger("llcuda.engine")
+TRIAL_TOKENS = 16  # of the text with which a context is tried out
 
 
 class Batch:
@@ -207,6 +208,18 @@ class ModelRunner:
         """
         self._batch = None
         self.context.renew()
+
+    def try_out(self) -> None:
+        """Compute a short text on the empty context, and forget it.
+
+        Raises:
+            LlcudaError: As `Context.decode`.
+        """
+        count = min(TRIAL_TOKENS, self.context.ctx_size - 1)
+        for tokens in ([i % self.model.vocab_size for i in range(count)], [0]):
+            self.context.decode(tokens)
+        self.context.synchronize()
+        self.context.memory.remove(0)
 
     def clear(self, seq_ids: Iterable[int]) -> None:
         """Remove all cells of these slots."""

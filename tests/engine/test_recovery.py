@@ -190,20 +190,46 @@ def test_adapters_are_applied_again(lfm2: Model, tmp_path: Path) -> None:
 # --- the states ---
 
 
-def test_a_context_that_always_fails_ends_the_engine(lfm2: Model) -> None:
-    """After five failures without a result in between; each request says why."""
+def test_a_context_that_always_fails_ends_the_engine(
+    lfm2: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After five failures without a result in between, and of a text of the engine's own."""
     with Engine(lfm2, on_step=lambda step: break_context(engine), **SIZES) as engine:
-        for i in range(6):
+        renew = engine.context.renew
+
+        def renew_broken() -> None:
+            renew()
+            engine.context.decode([5, 6, 7])
+            break_context(engine)
+
+        monkeypatch.setattr(engine.context, "renew", renew_broken)
+        for i in range(5):
             with pytest.raises(DecodeError, match="assertion failed"):
-                engine.submit(PROMPTS[i % 5], **GREEDY).result(20)
+                engine.submit(PROMPTS[i], **GREEDY).result(20)
         assert eventually(lambda: engine.closed)
         assert "failed" == engine.state
         with pytest.raises(DecodeError, match=r"failed 6 times in a row; load the model again.*"):
             engine.submit(PROMPTS[0])
         assert "assertion failed" in str(engine.failure)
-        assert {"recoveries": 5} == engine.metrics.snapshot()["recovery"]
+        assert {"recoveries": 4} == engine.metrics.snapshot()["recovery"]
     assert "failed" == engine.state
     assert engine.context.closed
+
+
+def test_requests_that_break_the_context_do_not_end_the_engine(lfm2: Model) -> None:
+    """However many come in a row: each fails alone, and what waits is answered as ever."""
+    hooks = [break_context]
+    with Engine(lfm2, **SIZES) as engine:
+        alone = results(engine, MIXED)
+    with Engine(lfm2, on_step=lambda step: [h(engine) for h in hooks], **SIZES) as engine:
+        for i in range(12):
+            with pytest.raises(DecodeError, match="assertion failed"):
+                engine.submit(PROMPTS[i % 5], **GREEDY).result(20)
+        hooks.clear()
+        with engine.loop.hold():
+            assert ("running", None) == (engine.state, engine.failure)
+        assert 12 <= engine.metrics.snapshot()["recovery"]["recoveries"]
+        assert alone == results(engine, MIXED)
 
 
 def test_results_between_failures_let_it_go_on(lfm2: Model) -> None:
