@@ -291,7 +291,7 @@ class ChatParser:
             name = tool.removeprefix("functions.")
             if self._tools and (name in self._tools or name != tool):
                 self._begin_call(name)
-                yield from reader.json_value(self._add_arguments)
+                yield from self._arguments(channels.ends)
             yield from reader.until(channels.ends, nothing)
         elif re.search(channels.reasoning, header):
             yield from self._reasoning(channels.ends)
@@ -444,11 +444,24 @@ class ChatParser:
             yield from reader.skip(calls.end)
             self._add_arguments(from_gemma("".join(body)))
         else:
-            yield from reader.skip_space()
-            yield from reader.json_value(self._add_arguments)
-            for text in (calls.behind_arguments, calls.end):
+            ends = (calls.behind_arguments, calls.end)
+            yield from self._arguments(tuple(filter(None, ends)))
+            for text in ends:
                 yield from reader.skip_space()
                 yield from reader.skip(text)
+
+    def _arguments(self, ends: tuple[str, ...]) -> Reading[None]:
+        """Read the arguments of the last call: JSON, or what else stands there up to an end."""
+        reader = self._reader
+        yield from reader.skip_space()
+        if not ends or (yield from reader.peek()) in ("{", "["):
+            yield from reader.json_value(self._add_arguments)
+            return
+        parts: list[str] = []
+        end = yield from reader.until(ends, parts.append, take=False)
+        text = "".join(parts).strip()
+        if text or end:
+            self._add_arguments(text or "{}")
 
     def _tags(self, calls: ToolCallFormat, name: str) -> Reading[None]:
         """Read parameters that have delimiters of their own, each as soon as it is complete."""

@@ -233,6 +233,21 @@ def test_calls_of_every_kind_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITTEN)
+def test_arguments_that_are_left_out_or_no_json(name: str) -> None:
+    """An empty text before the end of a call is no argument; another one comes as it is."""
+    syntax = syntax_of(name)
+    calls = syntax.tool_calls
+    is_json = calls is not None and calls.notation == "json" and bool(calls.end)
+    if not is_json and name != "openai-gpt-oss":
+        return
+    prompt = "<|start|>assistant" if name == "openai-gpt-oss" else ""
+    for written, arguments in (("", "{}"), (" \n", "{}"), ("1 + 1", "1 + 1"), ("f(x)", "f(x)")):
+        text = WRITTEN[name][1].removeprefix(prompt).replace("{}", written)
+        for pieces in ([text], list(text)):
+            assert ("", "", [("time", arguments)]) == split(syntax, pieces, prompt)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_text_before_a_call_is_content(name: str) -> None:
     """So it is for all but those where a call must begin the text."""
     if not (calls := syntax_of(name).tool_calls) or not calls.begin or name == "muse-glimmer":
