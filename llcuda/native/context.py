@@ -76,7 +76,6 @@ class Context:
         self.hooks: list[Callable[[DecodeEvent], None]] = []
         self._ffi, self._lib = library.load()
         check_model(model)
-        owner = model.handle.owner
         if model.params.vocab_only:
             raise ContextError(
                 "model: it was loaded with vocab_only=True and has no weights",
@@ -84,14 +83,16 @@ class Context:
                 remedy="load it without vocab_only",
             )
         library.sync_log_level(self._lib)
-        library.check(self._lib.llcuda_model_check(owner.pointer), lambda: "model")
+        model.check_file()
         c_params, p = self.c_params(), self.params
         check_kv_size(model, c_params.n_ctx, p.type_k, p.type_v, p.swa_full)
         model.probe(c_params)
+        owner = model.handle.owner
         pointer = self._lib.llcuda_context_new(
             owner.pointer, c_params, model.max_positions, p.device_logits
         )
         if pointer == self._ffi.NULL:
+            del owner  # or the error's traceback would keep the weights
             library.fail(ContextError, f"cannot create a context with {p}")
         free = self._lib.llcuda_context_free
         # For the rest of llcuda.native.
@@ -324,11 +325,13 @@ class Context:
 
         Other threads still get ConcurrencyError.
         """
-        self._lib.llcuda_context_claim(self.handle.owner.pointer)
+        owner = self.handle.owner
+        self._lib.llcuda_context_claim(owner.pointer)
 
     def cancel(self) -> None:
         """Abort the decode that runs in another thread; a GPU finishes its micro-batch first."""
-        self._lib.llcuda_context_cancel(self.handle.owner.pointer)
+        owner = self.handle.owner
+        self._lib.llcuda_context_cancel(owner.pointer)
 
     def synchronize(self) -> None:
         """Wait until the device has computed the last decode."""
@@ -343,7 +346,8 @@ class Context:
 
         It needs device_logits=True and a device that can; known after the first decode.
         """
-        return bool(self._lib.llcuda_context_reduces(self.handle.owner.pointer))
+        owner = self.handle.owner
+        return bool(self._lib.llcuda_context_reduces(owner.pointer))
 
     # --- results of the last decode ---
 
@@ -717,7 +721,8 @@ class Context:
         An assertion of llama.cpp and too little memory of the machine do that. After too little
         memory of a GPU the context still works, without the batch.
         """
-        return bool(self._lib.llcuda_context_lost(self.handle.held.pointer))
+        owner = self.handle.held
+        return bool(self._lib.llcuda_context_lost(owner.pointer))
 
     def renew(self) -> None:
         """Make a context that failed new and empty, with its parameters, adapters and threads.
@@ -747,7 +752,7 @@ class Context:
         return self.handle.closed
 
     def close(self) -> None:
-        """Free the context; calling it again does nothing.
+        """Free the context's memory; calling it again does nothing.
 
         Raises:
             ConcurrencyError: Another thread is inside the context.
@@ -758,6 +763,7 @@ class Context:
         status = self._lib.llcuda_context_close(owner.pointer)
         library.check(status, lambda: "close()")
         self.handle.close()
+        owner.leave_parent()  # the tracebacks of errors keep `owner` of their frames
 
     def __enter__(self) -> Context:
         return self

@@ -44,6 +44,7 @@ def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: 
     key, value = _cell(model, owner.pointer)
     # A cell's numbers are products with the rows of two matrices, which are parameters.
     embedding = max(library.load()[1].llama_model_n_embd(owner.pointer), 1)
+    del owner  # or an error's traceback would keep the weights
     limit = MAX_SHARE_OF_PARAMETERS * model.parameter_count / embedding
     if model.layer_count * (key + value) > limit:
         raise ContextError(

@@ -511,6 +511,13 @@ class Owner:
             _end_before_finalizers()
         _owners.add(self)
 
+    def leave_parent(self) -> None:
+        """Let go of the parent, to whose memory the C object refers no longer."""
+        if finalizer := self.finalizer.detach():
+            _, _, (free, pointer, _), _ = finalizer
+            self.parent = None
+            self.finalizer = weakref.finalize(self, _free, free, pointer, None)
+
 
 def _free(free: Callable[[Any], Any], pointer: Any, parent: Owner | None) -> None:
     free(pointer)

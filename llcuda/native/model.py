@@ -547,6 +547,19 @@ class Model:
 
     # --- life ---
 
+    def check_file(self) -> None:
+        """Check that the mapped file is the one that was loaded.
+
+        For the rest of llcuda.native.
+
+        Raises:
+            ModelChangedError: It was overwritten or cut.
+        """
+        owner = self.handle.owner
+        status = self._lib.llcuda_model_check(owner.pointer)
+        del owner  # or an error's traceback would keep the weights
+        library.check(status, lambda: "model")
+
     def probe(self, c_params: Any) -> None:
         """Check once, before the first context, that llama.cpp can compute this model.
 
@@ -560,8 +573,10 @@ class Model:
         """
         if self._probed:
             return
+        owner = self.handle.owner
         with callbacks.without_repeated_warnings():
-            status = self._lib.llcuda_probe(self.handle.owner.pointer, c_params)
+            status = self._lib.llcuda_probe(owner.pointer, c_params)
+        del owner  # or an error's traceback would keep the weights
         if status:
             library.fail(ContextError, f"{self.path} contradicts itself")
         self._probed = True

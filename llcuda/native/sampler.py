@@ -190,6 +190,7 @@ class Sampler:
         finally:
             self._lock.release()
         if status:
+            del owner, _alive  # or the error's traceback would keep the weights
             self._fail(status, lambda: f"logits of token {i}; {context.describe_outputs()}")
         return token
 

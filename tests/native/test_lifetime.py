@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from llcuda.errors import (
     ClosedError,
     ConcurrencyError,
     DecodeAbortedError,
+    LlcudaError,
     NoOutputError,
+    OutOfMemoryError,
 )
 from llcuda.gguf_parser import GGUFReader
 from tests.support import models
@@ -36,17 +39,35 @@ def slow_decode(context: Context) -> None:
     context.decode([5] * 16000)
 
 
+@contextmanager
+def cancelling(context: Context) -> Iterator[None]:
+    """Cancel again and again: a cancel before a decode has begun is none of its own."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(0.05):
+            context.cancel()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+def resident_pages() -> int:
+    """Return how many pages of memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
 class TestThreads:
     """One thread at a time in a context."""
 
     def test_cancel_from_another_thread(self, model: Model, make_context: Make) -> None:
         """The decode ends early with DecodeAbortedError; the context works on."""
         context = make_context(model, **LONG)
-        timer = threading.Timer(0.05, context.cancel)
-        timer.start()
-        with pytest.raises(DecodeAbortedError):
+        with cancelling(context), pytest.raises(DecodeAbortedError):
             slow_decode(context)
-        timer.join()
         context.memory.clear()
         context.decode([1, 2, 3])
         assert np.isfinite(context.logits()).all()
@@ -67,12 +88,16 @@ class TestThreads:
         context.decode([1])
         sampler = Sampler(model=model)
 
+        begun = threading.Event()
+
         def work() -> None:
+            begun.set()
             with pytest.raises(DecodeAbortedError):
                 slow_decode(context)
 
         worker = threading.Thread(target=work)
         worker.start()
+        begun.wait()
         time.sleep(0.1)
         try:
             for use in (
@@ -143,23 +168,29 @@ import llcuda
 model = llcuda.Model(sys.argv[1])
 context = llcuda.Context(model, threads=1, ctx_size=16384, batch_size=8192)
 def interrupt():
+    begun.wait()
     time.sleep(0.1)
-    started.append(time.perf_counter())
+    pressed.append(time.perf_counter())
     os.kill(os.getpid(), signal.SIGINT)
-started = []
+started = time.perf_counter()
+context.decode([5] * 8000)
+half = time.perf_counter() - started
+context.memory.clear()
+begun, pressed = threading.Event(), []
 threading.Thread(target=interrupt).start()
 try:
+    begun.set()
     context.decode([5] * 16000)
     print("done")
 except KeyboardInterrupt:
-    print("interrupted", time.perf_counter() - started[0] < 0.5)
+    print("interrupted", time.perf_counter() - pressed[0] < half)
 context.memory.clear()
 context.decode([1, 2, 3])
 print(context.n_past())
 """
 
     def test_ctrl_c_ends_a_long_decode(self, model_files: dict[str, Path]) -> None:
-        """KeyboardInterrupt within half a second, and the context is usable."""
+        """KeyboardInterrupt long before the decode's own end, and the context is usable."""
         result = run(self.PROGRAM, model_files["llama"])
         assert ("interrupted True\n3\n", "") == (result.stdout, result.stderr)
 
@@ -256,6 +287,48 @@ class TestClosing:
         del context
         gc.collect()
         assert not any(finalizer.alive for finalizer in finalizers)
+
+    @pytest.mark.parametrize("failure", ["token", "hook", "position", "sampling"])
+    def test_an_error_keeps_no_memory(self, model_files: dict[str, Path], failure: str) -> None:
+        """What is closed is freed, although a traceback has frames of its methods."""
+
+        def fail(event: object) -> None:
+            raise ZeroDivisionError
+
+        calls: dict[str, Callable[[Context], Any]] = {
+            "token": lambda context: context.decode([10**6]),
+            "hook": lambda context: (context.hooks.append(fail), context.decode([1])),
+            "position": lambda context: context.decode([1], pos=-1),
+            "sampling": lambda context: sampler.sample(context),
+        }
+        sampler = Sampler()
+        model = Model(model_files["llama"])
+        weights = weakref.ref(model.handle.owner)
+        before = resident_pages()
+        context = Context(model, ctx_size=2**17, threads=1, type_k="f32", type_v="f32")
+        taken = resident_pages() - before
+        with pytest.raises((LlcudaError, ZeroDivisionError)) as caught:
+            calls[failure](context)
+        context.close()
+        assert resident_pages() - before < taken / 2
+        sampler.close()
+        model.close()
+        assert weights() is None
+        assert caught.value.__traceback__ is not None
+
+    def test_a_context_that_has_no_room_keeps_no_weights(
+        self, model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who catches the error can load a smaller model at once."""
+        model = Model(model_files["llama"])
+        weights = weakref.ref(model.handle.owner)
+        monkeypatch.setattr("llcuda.native.kv_size.UNCHECKED", 0)
+        monkeypatch.setattr("llcuda.native.kv_size.available_memory", lambda: 0)
+        with pytest.raises(OutOfMemoryError) as caught:
+            Context(model, ctx_size=256, threads=1)
+        model.close()
+        assert weights() is None
+        assert caught.value.__traceback__ is not None
 
     def test_closing_inside_a_step_or_hook(self, model: Model, make_context: Make) -> None:
         """A Python step cannot close the context that calls it; a hook can."""
@@ -376,11 +449,8 @@ def test_bytes_of_a_file_outlive_its_reader_and_its_model(model_files: dict[str,
 def test_no_output_after_an_abort(model: Model, make_context: Make) -> None:
     """An aborted decode leaves no logits to mistake for its own."""
     context = make_context(model, **LONG)
-    timer = threading.Timer(0.05, context.cancel)
-    timer.start()
-    with pytest.raises(DecodeAbortedError):
+    with cancelling(context), pytest.raises(DecodeAbortedError):
         slow_decode(context)
-    timer.join()
     with pytest.raises(NoOutputError):
         context.logits()
 

@@ -241,8 +241,8 @@ int  llcuda_context_renew(struct llcuda_context * context, struct llama_model * 
 bool llcuda_context_remembers(struct llcuda_context * context);  // false for an encoder
 bool llcuda_context_whole(struct llcuda_context * context);      // a text cannot be split over several batches
 bool llcuda_context_reduces(struct llcuda_context * context);  // sampling begins on the device; known after a decode
-int  llcuda_context_close(struct llcuda_context * context);  // later calls return LLCUDA_CLOSED
-void llcuda_context_free(struct llcuda_context * context);   // once nothing refers to its memory
+int  llcuda_context_close(struct llcuda_context * context);  // frees its memory; later calls return LLCUDA_CLOSED
+void llcuda_context_free(struct llcuda_context * context);   // once no thread can call
 struct llama_context * llcuda_context_raw(struct llcuda_context * context);
 // From now on the calling thread waits until other threads have left the context, instead of getting LLCUDA_BUSY.
 void llcuda_context_claim(struct llcuda_context * context);

@@ -303,11 +303,18 @@ int llcuda_context_renew(llcuda_context * context, llama_model * model, llama_co
 }
 
 int llcuda_context_close(llcuda_context * context) {
-    const int status = shim::entered<int>(context, [&]() -> int {
-        context->closed = true;
-        return LLCUDA_OK;
-    });
-    return status == LLCUDA_LOST ? static_cast<int>(LLCUDA_OK) : status;
+    shim::Entry entry(context, true);
+    if (entry.status != LLCUDA_OK) {
+        return entry.status;
+    }
+    context->closed = true;
+    if (shim::gpus_answer()) {
+        guarded<int>(0, [&] {
+            destroy(context);
+            return 0;
+        });
+    }
+    return LLCUDA_OK;
 }
 
 void llcuda_context_free(llcuda_context * context) {
