@@ -6,9 +6,11 @@ Contexts compute with one thread: the models are tiny, and a build may run besid
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,15 @@ from tests.support.chains import Float32
 VENDOR_MODELS = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models"
 
 settings.register_profile(
-    "default", max_examples=100, deadline=None, suppress_health_check=list(HealthCheck)
+    "default",
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,  # the same examples in each run
 )
-settings.register_profile("long", settings.get_profile("default"), max_examples=10_000)
+settings.register_profile(
+    "long", settings.get_profile("default"), max_examples=10_000, derandomize=False
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -43,11 +51,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module", autouse=True)
 def files_of_the_checkout() -> Iterator[None]:
-    """Fail when the tests of a module add, change or remove files of the checkout."""
-    before = checkout.changes()
+    """Fail when the tests of a module add or remove files of the checkout."""
+    before = checkout.files()
     yield
-    new = sorted(checkout.changes() - before)
-    assert [] == new, "the checkout changed; tests write into tmp_path only"
+    assert [] == sorted(checkout.files() ^ before), "tests write into tmp_path only"
+
+
+@pytest.fixture(autouse=True)
+def drawn_seeds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests without a seed draw the same ones in each run of a test.
+
+    With pytest-randomly the seed of its run counts too, so that many runs try many seeds.
+    """
+    run = request.config.getoption("randomly_seed", None)
+    monkeypatch.setattr(secrets, "randbelow", Random(f"{run} {request.node.nodeid}").randrange)
 
 
 @pytest.fixture(scope="session")

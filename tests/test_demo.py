@@ -33,7 +33,7 @@ def model() -> Iterator[Model]:
 def greedy(model: Model, prompt: str) -> tuple[str, str]:
     with Engine(model, ctx_size=1024, threads=1) as engine:
         tokens = model.tokenize(prompt, parse_special=True)
-        done = engine.submit(tokens, max_tokens=300, temperature=0).result(60)
+        done = engine.submit(tokens, max_tokens=300, temperature=0).result(120)
         return done.text, done.finish_reason
 
 

@@ -127,7 +127,7 @@ def test_threads_write_one_file(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     """By the next writer in the folder, at once; what another still writes stays."""
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, timeout=120)
     assert (-9, 2) == (killed.returncode, len(names(tmp_path)))
     (tmp_path / ".other.part").write_text("of another program")
     with temporary_folder(tmp_path) as folder, temporary_file(tmp_path) as file:

@@ -29,6 +29,7 @@ from llcuda.errors import (
     QueueFullError,
 )
 from tests.support.programs import NOTEBOOK, run
+from tests.support.waiting import ENDLESS, eventually
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +197,7 @@ def test_infer_during_unload() -> None:
     engine.infer("One day", max_tokens=20)
     engine.unload_model()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert outcomes == [ClosedError] * 4
 
 
@@ -249,12 +250,14 @@ def test_threads_decode_in_one_batch(engine: llcuda.InferenceEngine) -> None:
 
     engine.reset_metrics()
     threads = [threading.Thread(target=use, args=(seed,)) for seed in range(4)]
+    with engine.engine.loop.hold():
+        for thread in threads:
+            thread.start()
+        assert eventually(lambda: engine.engine.load().waiting == 4)
     for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(set(texts.values())) == 4
-    assert engine.get_metrics()["batch"]["mean_rows"] > 1.5
+    assert engine.get_metrics()["batch"]["mean_rows"] > 3
 
 
 def test_stop_in_both_spellings(engine: llcuda.InferenceEngine) -> None:
@@ -457,14 +460,14 @@ def test_a_hook_that_submits_again(ending: str) -> None:
             engine.load_model("demo", ctx_size=256, silent=True)
 
     engine.load_model("demo", ctx_size=2048, silent=True, threads=1, on_request=again)
-    running = engine.submit("Once upon a time", max_tokens=2000, ignore_eos=True)
+    running = engine.submit("Once upon a time", **ENDLESS)
     ender = threading.Thread(target=end, daemon=True)
     ender.start()
-    ender.join(20)
+    ender.join(120)
     assert not ender.is_alive()
     assert raised == [ClosedError]
     with pytest.raises(ClosedError):
-        running.result(10)
+        running.result(120)
     assert engine.is_loaded == (ending == "reload")
     engine.unload_model()
 
@@ -533,7 +536,7 @@ def test_a_stream_begins_at_the_call(engine: llcuda.InferenceEngine) -> None:
     whole = engine.infer("Once upon a time", max_tokens=5, temperature=0)
     assert "".join(pieces) == whole.text
     engine.reset_metrics()
-    unwanted = engine.stream("Once upon a time", max_tokens=400, ignore_eos=True)
+    unwanted = engine.stream("Once upon a time", **ENDLESS)
     del unwanted
     assert engine.infer("One day", max_tokens=1).tokens_generated == 1
     assert engine.get_metrics()["finish_reasons"] == {"cancelled": 1, "length": 1}
@@ -581,8 +584,8 @@ def test_infer_hands_every_keyword_on(engine: llcuda.InferenceEngine, name: str)
     """It generates what the engine generates with the keyword, and not what it does without."""
     value, own_name = INFERRED[name], "stop" if name == "stop_sequences" else name
     outputs = [
-        engine.engine.submit("There was a", **ASKED).result(10),
-        engine.engine.submit("There was a", **{**ASKED, own_name: value}).result(10),
+        engine.engine.submit("There was a", **ASKED).result(120),
+        engine.engine.submit("There was a", **{**ASKED, own_name: value}).result(120),
         engine.infer("There was a", **{**ASKED, name: value}),
     ]
     without, expected, inferred = ((o.tokens, o.prompt_logprobs is None) for o in outputs)
@@ -592,7 +595,7 @@ def test_infer_hands_every_keyword_on(engine: llcuda.InferenceEngine, name: str)
 def test_params_as_objects(engine: llcuda.InferenceEngine) -> None:
     """submit() takes what Engine.submit takes."""
     asked = llcuda.RequestParams(max_tokens=3, ignore_eos=True)
-    assert len(engine.submit("One day", params=asked).result(10).tokens) == 3
+    assert len(engine.submit("One day", params=asked).result(120).tokens) == 3
 
 
 BREAK = {
@@ -614,7 +617,7 @@ def test_a_broken_file_leaves_what_is_loaded(tmp_path: Path, damage: str) -> Non
         running = engine.submit("Once upon a time", max_tokens=100, ignore_eos=True)
         with pytest.raises(ModelError, match=r"broken\.gguf"):
             engine.load_model(path, silent=True)
-        assert len(running.result(20).tokens) == 100
+        assert len(running.result(120).tokens) == 100
         assert engine.infer("One day", max_tokens=1).tokens_generated == 1
 
 

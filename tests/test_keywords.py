@@ -211,4 +211,4 @@ def test_a_chat_may_show_control_tokens() -> None:
         message = {"role": "user", "content": "Hello"}
         chat = engine.chat([message], shown_tokens=[5], max_tokens=1)
         assert 5 in chat.request.params.shown_tokens
-        chat.result(30)
+        chat.result(120)

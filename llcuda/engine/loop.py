@@ -223,7 +223,7 @@ class EngineLoop:
         )
 
     @contextmanager
-    def hold(self, seconds: float = 10) -> Iterator[None]:
+    def hold(self, seconds: float = 60) -> Iterator[None]:
         """Hold the loop between two steps for as long as the block runs.
 
         A seam for tests and for tools that look at the context: requests that are submitted in the

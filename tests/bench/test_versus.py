@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub_server import wait_until
+from tests.support.waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -132,7 +132,7 @@ def test_a_peer_takes_its_processes_along(
         except OSError:
             return True
 
-    wait_until(ended)
+    assert eventually(ended)
 
 
 @pytest.mark.usefixtures("fake")

@@ -293,15 +293,15 @@ def test_chats_call_by_bare_json(engine: Engine) -> None:
     deltas = list(chat)
     [call] = [call for delta in deltas for call in delta.tool_calls]
     assert {"name": "add", "arguments": '{"x": 1}'} == call["function"]
-    done = chat.result(60)
+    done = chat.result(120)
     assert "".join(delta.content for delta in deltas) == ""
     assert (None, "tool_calls") == (done.message["content"], done.finish_reason)
     for keywords in ({"bare_tool_calls": False}, {"tool_choice": "none"}):
-        other = answer(engine, text, **keywords).result(60)
+        other = answer(engine, text, **keywords).result(120)
         assert (text, "stop") == (other.message["content"], other.finish_reason)
     further = '{"name": "add", "arguments": {"x": 1, "z": 2}}'
-    assert further == answer(engine, further).result(60).message["content"]
-    assert '{"name": "add"' == str(answer(engine, text, stop=[","]).result(60))
+    assert further == answer(engine, further).result(120).message["content"]
+    assert '{"name": "add"' == str(answer(engine, text, stop=[","]).result(120))
 
 
 def test_the_option_is_a_flag(engine: Engine) -> None:

@@ -15,20 +15,22 @@ from llcuda.errors import ArgumentError
 from tests.support import programs
 
 LIMIT = 0.2  # seconds for one rendering
-WATCHDOG = 15.0  # seconds after which a rendering has not ended
+WATCHDOG = 15  # seconds of the processor after which a rendering has not ended
 CHILD = """
-import faulthandler, json, re, sys
+import faulthandler, json, re, resource, signal, sys, time
 from pathlib import Path
 from llcuda.chat.jinja_sandbox import Program
 from llcuda.errors import ArgumentError
 from tests.support.templates import HostileTemplates
 
-limit, watchdog = float(sys.argv[1]), float(sys.argv[2])
+limit, watchdog = float(sys.argv[1]), int(sys.argv[2])
+faulthandler.register(signal.SIGXCPU, chain=True)  # which ends the process
 for line in sys.stdin:
     source = json.loads(line)
     if isinstance(source, int):
         source = HostileTemplates(source).template()
-    faulthandler.dump_traceback_later(watchdog, exit=True)
+    end = int(time.process_time()) + watchdog
+    resource.setrlimit(resource.RLIMIT_CPU, (end, resource.RLIM_INFINITY))
     try:
         outcome = f"{len(Program(source).render({}, limit))} characters"
     except ArgumentError as error:
@@ -44,7 +46,7 @@ print(json.dumps(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) // 1024))
 def outcomes(sources: list[str] | list[int]) -> tuple[list[tuple[str, str]], int]:
     """Render templates, or the ones of seeds: what came of each, and the most memory in MiB."""
     lines = "".join(f"{json.dumps(source)}\n" for source in sources)
-    ended = programs.run(CHILD, LIMIT, WATCHDOG, given=lines, timeout=300)
+    ended = programs.run(CHILD, LIMIT, WATCHDOG, given=lines, timeout=500)
     ends = [json.loads(line) for line in ended.stdout.splitlines()]
     shown = ends[-1] if ends else "nothing"
     assert ended.returncode == 0, f"after {shown}:\n{ended.stderr[-3000:]}"

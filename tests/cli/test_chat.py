@@ -22,6 +22,7 @@ import pytest
 from llcuda.cli.chat_commands import Conversation
 from llcuda.cli.markdown import MarkdownWriter, complete_length, printable
 from llcuda.errors import ArgumentError
+from tests.support.waiting import PATIENCE
 
 COMMAND = [sys.executable, "-m", "llcuda", "chat", "demo", "--threads", "1"]
 ENDLESS = "/set grammar root ::= [a-z ] root"
@@ -229,7 +230,7 @@ class Terminal:
 
     def waits(self, *said: str, letters: int = 0) -> str:
         """Return what is shown since the last keys, when each of `said` and `letters` are there."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not all(part in self.text for part in said) or len(visible(self.text)) < letters:
             assert time.monotonic() < deadline, self.text
             if select.select([self._master], [], [], 0.1)[0]:
@@ -241,7 +242,7 @@ class Terminal:
         with contextlib.suppress(OSError):  # the terminal has gone
             while os.read(self._master, 65536):
                 pass
-        return self._process.wait(60)
+        return self._process.wait(120)
 
     def close(self) -> None:
         """End it if it runs still."""

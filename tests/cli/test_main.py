@@ -23,6 +23,7 @@ from llcuda.native import library
 from llcuda.native.c_params import SMALL_MODEL, threads_for
 from llcuda.params import default_threads
 from llcuda.server import log
+from tests.support.waiting import eventually
 
 
 def llcuda_command(
@@ -78,7 +79,7 @@ def test_run_is_the_engine() -> None:
     result = llcuda_command("run", prompt, "-n", "30", "--json", "--seed", "2", "--threads", "1")
     document = json.loads(result.stdout)
     with Model("demo") as model, Engine(model, ctx_size=1024, ubatch_size=512, threads=1) as engine:
-        done = engine.submit(prompt, max_tokens=30, seed=2).result(60)
+        done = engine.submit(prompt, max_tokens=30, seed=2).result(120)
     assert (document["text"], document["finish_reason"]) == (done.text, done.finish_reason)
     assert document["tokens_generated"] == len(done.tokens)
     assert document["prompt_tokens"] == done.prompt_tokens
@@ -163,7 +164,7 @@ def test_ctrl_c_keeps_what_there_is(as_json: bool) -> None:
         begun, process = b"", endless("--json")
         time.sleep(2 * took + 1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err.decode()
     assert err == b""
     text = json.loads(out)["text"] if as_json else (begun + out).decode()
@@ -174,15 +175,21 @@ def test_ctrl_c_keeps_what_there_is(as_json: bool) -> None:
 
 def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
     """The decode that runs is aborted; there is no text, and the engine goes on."""
-    press = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     sizes = {"ctx_size": 40_000, "batch_size": 32_768}  # the prompt is one decode, of seconds
     with Model("demo", gpu_layers=0) as model, Engine(model, threads=1, **sizes) as engine:
+
+        def press() -> None:
+            begun = eventually(lambda: engine.load().running == 1)
+            time.sleep(0.2)
+            if begun:
+                os.kill(os.getpid(), signal.SIGINT)
+
         request = engine.submit(list(range(300, 400)) * 300)
-        press.start()
+        threading.Thread(target=press).start()
         assert stream_text(engine, request, silent=True) == ("", "interrupted")
         with pytest.raises(DecodeAbortedError):
             request.result(0)
-        assert engine.submit("One day", max_tokens=2).result(60).tokens
+        assert engine.submit("One day", max_tokens=2).result(120).tokens
 
 
 def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,8 +52,13 @@ def run(patch: pytest.MonkeyPatch, *arguments: str) -> Seen:
     """Run `llcuda serve` up to the point where it would listen."""
     seen = Seen()
 
+    async def end(app: FastAPI) -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
     def keep(app: FastAPI, **keywords: Any) -> None:
         seen.app, seen.serving = app, keywords
+        asyncio.run(end(app))  # frees the model, as the server does at its end
 
     def log(level: str, log_format: str) -> None:
         seen.logging = level, log_format

@@ -478,7 +478,7 @@ def test_command_line(folder: Path) -> None:
     """An error of the command is one line on stderr."""
     (folder / "tokenizer.json").unlink()
     command = [sys.executable, "-m", "llcuda", "convert", str(folder), "--type", "q8_0"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (1, "") == (result.returncode, result.stdout)
     assert "has no tokenizer" in result.stderr
     assert "Traceback" not in result.stderr
@@ -492,7 +492,7 @@ def test_refuses_on_the_hub_before_the_weights_come(tmp_path: Path) -> None:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
         command = [sys.executable, "-m", "llcuda", "convert", "me/mine"]
         result = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=60, env=environment
+            command, capture_output=True, text=True, check=False, timeout=120, env=environment
         )
         assert "BarForCausalLM is not a model" in result.stderr
         assert "config.json" in hub.sent

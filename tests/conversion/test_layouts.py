@@ -323,7 +323,7 @@ def test_the_hub_sends_what_the_converter_reads(tmp_path: Path) -> None:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
         program = [sys.executable, "-c", missing, "convert", "me/mine"]
         result = subprocess.run(
-            program, check=False, timeout=60, env=environment, capture_output=True
+            program, check=False, timeout=120, env=environment, capture_output=True
         )
         print(result.stderr.decode())
         sent = set(hub.sent) - {""}

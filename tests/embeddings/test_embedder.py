@@ -459,10 +459,10 @@ class TestLife:
 
         thread = threading.Thread(target=run)
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(120)
         embedder.close()
         embedder.close()
-        thread.join(10)
+        thread.join(120)
         assert ([ClosedError], True) == ([type(error) for error in ended], embedder.closed)
         with pytest.raises(ClosedError):
             embedder.embed(["fox"])
@@ -478,7 +478,7 @@ class TestLife:
             "        embedder.embed([[5] * 500])\n"
             "        begun.set()\n"
             "threading.Thread(target=run, daemon=True).start()\n"
-            "print(begun.wait(30))\n"
+            "print(begun.wait(120))\n"
         )
         result = programs.run(program, files["words"])
         assert (0, "True\n") == (result.returncode, result.stdout)
@@ -513,14 +513,14 @@ class TestLife:
         model = load("qwen3")
         with Engine(model, ctx_size=300, n_parallel=2, threads=1) as engine:
             asked: dict[str, Any] = {"max_tokens": 200, "temperature": 0, "ignore_eos": True}
-            alone = engine.submit("the fox", **asked).result(60).text
+            alone = engine.submit("the fox", **asked).result(120).text
             expected = engine.embed(TEXTS[:8])
             request = engine.submit("the fox", **asked)
             rounds = 0
             while not request.done:
                 np.testing.assert_array_equal(engine.embed(TEXTS[:8]), expected)
                 rounds += 1
-            assert (alone, True) == (request.result(60).text, rounds > 0)
+            assert (alone, True) == (request.result(120).text, rounds > 0)
             embedder = engine.embedder()
             assert (300, embedder) == (embedder.ctx_size, engine.embedder())
             assert (1, models.EMBEDDING) == engine.embed(["a"], pooling="mean").shape

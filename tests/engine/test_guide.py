@@ -9,6 +9,7 @@ import pytest
 
 from llcuda import Engine, Model
 from llcuda.errors import ArgumentError
+from tests.support.waiting import ENDLESS
 
 Mask = npt.NDArray[np.uint32]
 
@@ -53,14 +54,14 @@ class Sequence:
 
 def test_a_guided_text_is_what_its_guide_allows(engine: Engine, model: Model) -> None:
     """Beside free texts, which it does not touch; it ends where only ends are allowed."""
-    alone = engine.submit("Once upon a time", max_tokens=30, temperature=0).result(30)
+    alone = engine.submit("Once upon a time", max_tokens=30, temperature=0).result(120)
     words = "Tom had a red ball and a blue kite."
     requests = [
         engine.submit("Once upon a time", max_tokens=30, temperature=0),
         engine.submit("One day", guide=Sequence(model, words), max_tokens=60, temperature=1.5),
         engine.submit("One day", guide=Sequence(model, words), max_tokens=3, top_k=0),
     ]
-    done = [request.result(30) for request in requests]
+    done = [request.result(120) for request in requests]
     assert done[0].text == alone.text
     assert (done[1].text, done[1].finish_reason) == (words, "stop")
     assert (len(done[2].tokens), done[2].finish_reason) == (3, "length")
@@ -104,9 +105,9 @@ def test_a_faulty_guide_fails_its_own_request(engine: Engine, model: Model, faul
     beside = engine.submit("Once", max_tokens=40, ignore_eos=True)
     failing = engine.submit("One day", guide=Faulty(model, fault), max_tokens=20)
     with pytest.raises(BaseException, match=r"in |mask|candidate"):
-        failing.result(30)
-    assert len(beside.result(30).tokens) == 40
-    assert engine.submit("Once", max_tokens=2).result(30).tokens
+        failing.result(120)
+    assert len(beside.result(120).tokens) == 40
+    assert engine.submit("Once", max_tokens=2).result(120).tokens
 
 
 class Shared(Sequence):
@@ -127,7 +128,7 @@ def test_guides_may_share_an_array(engine: Engine, model: Model) -> None:
     requests = [
         engine.submit("One day", guide=Shared(model, text), max_tokens=40) for text in texts
     ]
-    assert [request.result(30).text for request in requests] == texts
+    assert [request.result(120).text for request in requests] == texts
 
 
 class Together(Sequence):
@@ -157,7 +158,7 @@ def test_masks_of_a_class_are_asked_at_once(
         requests = [
             engine.submit("One day", guide=Together(model, text), max_tokens=40) for text in texts
         ]
-        return [request.result(30).text for request in requests]
+        return [request.result(120).text for request in requests]
 
     assert texts == run()
     for fault, error in (("all", ValueError), ("short", ArgumentError), ("one", ValueError)):
@@ -171,12 +172,12 @@ def test_masks_of_a_class_are_asked_at_once(
 def test_a_guide_follows_one_text_at_a_time(engine: Engine, model: Model) -> None:
     """A second request with it is refused while the first runs."""
     guide = Faulty(model, "none")
-    first = engine.submit("One day", guide=guide, max_tokens=200, ignore_eos=True)
+    first = engine.submit("One day", guide=guide, **ENDLESS)
     with pytest.raises(ArgumentError, match="already used by another request"):
-        engine.submit("One day", guide=guide, max_tokens=2).result(30)
+        engine.submit("One day", guide=guide, max_tokens=2).result(120)
     first.cancel()
-    first.result(30)
-    assert engine.submit("One day", guide=guide, max_tokens=2).result(30).tokens
+    first.result(120)
+    assert engine.submit("One day", guide=guide, max_tokens=2).result(120).tokens
 
 
 def test_guides_and_guesses_go_together(model: Model) -> None:
@@ -184,7 +185,7 @@ def test_guides_and_guesses_go_together(model: Model) -> None:
     words = "Tom had a red ball. Tom had a red ball. Tom had a red ball."
     with Engine(model, ctx_size=256, speculation=4) as guessing:
         asked = {"guide": Sequence(model, words), "max_tokens": 80}
-        assert guessing.submit("One day", **asked).result(30).text == words
+        assert guessing.submit("One day", **asked).result(120).text == words
 
 
 def test_what_is_no_guide_is_refused(engine: Engine) -> None:
@@ -241,7 +242,7 @@ def test_forced_tokens_are_computed_at_once(engine: Engine, model: Model) -> Non
     """Alone in few steps; the text is what the masks would have made, and ends by itself."""
     count = len(model.tokenize(WORDS, add_special=False))
     engine.metrics.reset()
-    done = engine.submit("One day", guide=Refrain(model, WORDS), max_tokens=200, seed=1).result(30)
+    done = engine.submit("One day", guide=Refrain(model, WORDS), max_tokens=200, seed=1).result(120)
     assert (done.text.count(WORDS), done.finish_reason) == (3, "stop")
     assert len(done.tokens) == 3 * (count + 1)
     assert engine.metrics.snapshot()["batch"]["steps"] <= 8
@@ -250,10 +251,10 @@ def test_forced_tokens_are_computed_at_once(engine: Engine, model: Model) -> Non
     assert throughput["forced_tokens"] == done.forced_tokens == 3 * count
     plain = engine.submit(
         "One day", guide=Plain(model, WORDS), max_tokens=200, temperature=0
-    ).result(30)
+    ).result(120)
     greedy = engine.submit(
         "One day", guide=Refrain(model, WORDS), max_tokens=200, temperature=0
-    ).result(30)
+    ).result(120)
     assert greedy.tokens == plain.tokens
 
 
@@ -277,7 +278,7 @@ def test_forced_tokens_draw_nothing(
                 )
                 for seed in range(texts)
             ]
-            tokens.append([request.result(30).tokens for request in requests])
+            tokens.append([request.result(120).tokens for request in requests])
     assert tokens[0] == tokens[1]
 
 
@@ -285,7 +286,7 @@ def test_forced_tokens_have_logprobs(engine: Engine, model: Model) -> None:
     """Those of the model, as a mask would leave them."""
     asked = {"max_tokens": 200, "temperature": 0, "logprobs": 2}
     forced, masked = (
-        engine.submit("One day", guide=kind(model, WORDS), **asked).result(30)
+        engine.submit("One day", guide=kind(model, WORDS), **asked).result(120)
         for kind in (Refrain, Plain)
     )
     assert forced.logprobs is not None
@@ -307,7 +308,7 @@ def test_what_ends_a_text_ends_it_among_forced_tokens(
 
     def run(prompt: Any = "One day", guide: Any = None, **asked: Any) -> Any:
         guide = guide or Refrain(model, WORDS, 1, ends=False)
-        return engine.submit(prompt, guide=guide, temperature=1, **asked).result(30)
+        return engine.submit(prompt, guide=guide, temperature=1, **asked).result(120)
 
     for count in range(1, len(words) + 1):
         done = run(max_tokens=count)
@@ -326,7 +327,7 @@ def test_what_ends_a_text_ends_it_among_forced_tokens(
     shifted = run(prompt, guide=Refrain(model, WORDS, 30), max_tokens=120, overflow="shift")
     assert (shifted.finish_reason, len(shifted.tokens)) == ("length", 120)
     for request in beside:
-        assert len(request.result(30).tokens) == 150
+        assert len(request.result(120).tokens) == 150
 
 
 @pytest.mark.parametrize(
@@ -348,8 +349,8 @@ def test_a_faulty_forecast_fails_its_own_request(engine: Engine, model: Model, a
     beside = engine.submit("Once", max_tokens=40, ignore_eos=True)
     failing = engine.submit("One day", guide=Forecast(model, ""), max_tokens=20)
     with pytest.raises(BaseException, match=r"forced"):
-        failing.result(30)
-    assert len(beside.result(30).tokens) == 40
+        failing.result(120)
+    assert len(beside.result(120).tokens) == 40
 
 
 def test_endless_forced_tokens_end(engine: Engine, model: Model) -> None:

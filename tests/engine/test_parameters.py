@@ -96,10 +96,10 @@ def observed(model: Model, sizes: dict[str, int]) -> dict[str, Any]:
             while True:
                 requests.append(engine.submit(prompt, max_tokens=3, ignore_eos=True))
         for request in requests:
-            request.result(10)
+            request.result(120)
         before = engine.metrics.snapshot()["batch"]["decode_steps"]
         refrain: dict[str, Any] = {"max_tokens": 500, "ignore_eos": True, "grammar": REFRAIN}
-        full = engine.submit(prompt, **refrain).result(10)
+        full = engine.submit(prompt, **refrain).result(120)
         seen = {
             "accepted": len(requests),
             "cells": engine.load().cells,
@@ -148,8 +148,8 @@ def test_a_keyword_changes_the_completion(field: str, engine: Engine, model: Mod
     if field == "guide":
         value = Sequence(model, " Tom had")
     without = {"prompt": PROMPT, **ASKED, **beside}
-    assert holds(engine.submit(**{**without, field: value}).result(10))
-    assert not holds(engine.submit(**without).result(10))
+    assert holds(engine.submit(**{**without, field: value}).result(120))
+    assert not holds(engine.submit(**without).result(120))
 
 
 @pytest.mark.parametrize("field", ENGINE)
@@ -163,7 +163,7 @@ def test_keep_holds_in_a_shift_too(engine: Engine) -> None:
     """Other tokens before the same ones: after the shift, another text."""
     asked: dict[str, Any] = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
     asked |= {"prompt": LONG[:40], "overflow": "shift"}
-    short, long = (engine.submit(keep=keep, **asked).result(10).tokens for keep in (1, 30))
+    short, long = (engine.submit(keep=keep, **asked).result(120).tokens for keep in (1, 30))
     assert short[:24] == long[:24]
     assert short != long
 
@@ -173,5 +173,5 @@ def test_both_ends_of_a_range_give_texts(field: str, engine: Engine) -> None:
     """No number that is accepted makes an infinity of which no token can be drawn."""
     for value in RANGES[field]:
         given = {**BESIDE.get(field, {}), field: value}
-        done = engine.submit(PROMPT, max_tokens=8, ignore_eos=True, **given).result(10)
+        done = engine.submit(PROMPT, max_tokens=8, ignore_eos=True, **given).result(120)
         assert 8 == len(done.tokens)

@@ -25,8 +25,8 @@ from llcuda.errors import (
     OutOfMemoryError,
 )
 from tests.support import models
-from tests.support.engine import eventually
 from tests.support.programs import run
+from tests.support.waiting import eventually
 
 SIZES: dict[str, Any] = {"ctx_size": 128, "threads": 1, "flash_attention": False}
 PROMPTS = [[5 + i, *range(10, 40), 6 + i] for i in range(5)]
@@ -54,12 +54,12 @@ def break_context(engine: Engine) -> None:
 
 def fail_once(engine: Engine) -> None:
     """Have a request fail with its context."""
-    engine.submit(PROMPTS[0], max_tokens=1).result(20)
+    engine.submit(PROMPTS[0], max_tokens=1).result(120)
     with engine.loop.hold():
         break_context(engine)
         failing = engine.submit(PROMPTS[1], **GREEDY)
     with pytest.raises(DecodeError, match="assertion failed"):
-        failing.result(20)
+        failing.result(120)
 
 
 class At:
@@ -78,7 +78,7 @@ class At:
 def results(engine: Engine, asked: list[dict[str, Any]]) -> list[Any]:
     """Return what is to be equal of each request, run alone."""
     done = [
-        engine.submit(prompt, **parameters).result(20)
+        engine.submit(prompt, **parameters).result(120)
         for prompt, parameters in zip(PROMPTS, asked, strict=False)
     ]
     return [facts(completion) for completion in done]
@@ -97,7 +97,7 @@ def test_a_failed_prefill_step_fails_the_new_prompt_alone(lfm2: Model) -> None:
     """Running texts and waiting ones end as they do alone, with scores, guides and seeds."""
     with Engine(lfm2, **SIZES) as engine:
         alone = results(engine, MIXED)
-        last = facts(engine.submit(PROMPTS[4], max_tokens=9, **GREEDY).result(20))
+        last = facts(engine.submit(PROMPTS[4], max_tokens=9, **GREEDY).result(120))
     new: list[Any] = []
 
     def act() -> None:
@@ -112,13 +112,13 @@ def test_a_failed_prefill_step_fails_the_new_prompt_alone(lfm2: Model) -> None:
                 for prompt, parameters in zip(PROMPTS, MIXED, strict=False)
             ]
         pieces = ["".join(request) for request in requests]
-        done = [request.result(20) for request in requests]
+        done = [request.result(120) for request in requests]
         failing, waiting = new
         with pytest.raises(DecodeError, match="assertion failed"):
-            failing.result(20)
+            failing.result(120)
         assert alone == [facts(completion) for completion in done]
         assert [text for text, _, _ in alone] == pieces
-        assert last == facts(waiting.result(20))
+        assert last == facts(waiting.result(120))
         snapshot = engine.metrics.snapshot()
     assert {"recoveries": 1} == snapshot["recovery"]
     assert {"DecodeError": 1} == snapshot["errors"]
@@ -144,8 +144,8 @@ def test_a_failed_decode_step_fails_what_ran(lfm2: Model) -> None:
 
         assert alone[0][0].startswith(asyncio.run(read()))
         with pytest.raises(DecodeError):
-            requests[1].result(20)
-        assert alone[2:] == [facts(request.result(20)) for request in requests[2:]]
+            requests[1].result(120)
+        assert alone[2:] == [facts(request.result(120)) for request in requests[2:]]
         with engine.loop.hold():
             assert ("running", False, None) == (engine.state, engine.closed, engine.failure)
             assert 0 == engine.load().running
@@ -156,12 +156,12 @@ def test_a_failed_decode_step_fails_what_ran(lfm2: Model) -> None:
 def test_no_cached_prefix_outlives_its_context(lfm2: Model) -> None:
     """The next prompt that begins alike is computed whole."""
     with Engine(lfm2, **SIZES) as engine:
-        begun = engine.submit(PROMPTS[1], max_tokens=5, **GREEDY).result(20)
+        begun = engine.submit(PROMPTS[1], max_tokens=5, **GREEDY).result(120)
         prompt = [*PROMPTS[1], *begun.tokens, 7]
-        again = engine.submit(prompt, max_tokens=5, **GREEDY).result(20)
+        again = engine.submit(prompt, max_tokens=5, **GREEDY).result(120)
         assert len(prompt) - 2 == again.cached_tokens
         fail_once(engine)
-        later = engine.submit(prompt, max_tokens=5, **GREEDY).result(20)
+        later = engine.submit(prompt, max_tokens=5, **GREEDY).result(120)
         assert (again.tokens, 0) == (later.tokens, later.cached_tokens)
 
 
@@ -205,7 +205,7 @@ def test_a_context_that_always_fails_ends_the_engine(
         monkeypatch.setattr(engine.context, "renew", renew_broken)
         for i in range(5):
             with pytest.raises(DecodeError, match="assertion failed"):
-                engine.submit(PROMPTS[i], **GREEDY).result(20)
+                engine.submit(PROMPTS[i], **GREEDY).result(120)
         assert eventually(lambda: engine.closed)
         assert "failed" == engine.state
         with pytest.raises(DecodeError, match=r"failed 6 times in a row; load the model again.*"):
@@ -224,7 +224,7 @@ def test_requests_that_break_the_context_do_not_end_the_engine(lfm2: Model) -> N
     with Engine(lfm2, on_step=lambda step: [h(engine) for h in hooks], **SIZES) as engine:
         for i in range(12):
             with pytest.raises(DecodeError, match="assertion failed"):
-                engine.submit(PROMPTS[i % 5], **GREEDY).result(20)
+                engine.submit(PROMPTS[i % 5], **GREEDY).result(120)
         hooks.clear()
         with engine.loop.hold():
             assert ("running", None) == (engine.state, engine.failure)
@@ -252,22 +252,22 @@ def test_what_a_recovery_looks_like(lfm2: Model, monkeypatch: pytest.MonkeyPatch
 
         def watched() -> None:
             begun.set()
-            go_on.wait(20)
+            go_on.wait(120)
             states.append(engine.state)
             renew()
 
         monkeypatch.setattr(engine.context, "renew", watched)
         fail_once(engine)
-        assert begun.wait(20)
+        assert begun.wait(120)
         assert ("recovering", False) == (engine.state, engine.closed)
         request = engine.submit(PROMPTS[0], max_tokens=9, **GREEDY)
         assert (0, 1) == (engine.load().running, engine.load().waiting)
         assert 0 == engine.load().cells_used
         threading.Timer(0.01, go_on.set).start()
-        with engine.loop.hold(20):
+        with engine.loop.hold():
             assert "running" == engine.state
         assert ["recovering"] == states
-        assert alone == [facts(request.result(20))]
+        assert alone == [facts(request.result(120))]
 
 
 @pytest.mark.parametrize("failures", [2, 9])
@@ -289,10 +289,10 @@ def test_a_context_that_cannot_be_made_again_is_tried_again(
         fail_once(engine)
         request = engine.submit(PROMPTS[0], max_tokens=9, **GREEDY)
         if failures == 2:
-            assert 9 == len(request.result(20).tokens)
+            assert 9 == len(request.result(120).tokens)
         else:
             with pytest.raises(DecodeError, match=r"failed 6 times in a row.* too little memory"):
-                request.result(20)
+                request.result(120)
 
 
 def test_a_lost_gpu_is_final(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_a_lost_gpu_is_final(model: Model, monkeypatch: pytest.MonkeyPatch) -> N
             requests = [engine.submit("Once", max_tokens=5) for _ in range(3)]
         for request in requests:
             with pytest.raises(DeviceLostError, match="a GPU failed"):
-                request.result(20)
+                request.result(120)
         assert eventually(lambda: engine.closed)
         with pytest.raises(DeviceLostError, match="a GPU failed"):
             engine.submit("Once")
@@ -332,7 +332,7 @@ def test_a_step_that_the_context_survives_fails_alone(
 ) -> None:
     """The neighbour goes on with its cells; nothing is recomputed."""
     with Engine(model, **SIZES) as engine:
-        alone = engine.submit("Once", max_tokens=30, **GREEDY).result(20)
+        alone = engine.submit("Once", max_tokens=30, **GREEDY).result(120)
         new: list[Any] = []
 
         def act() -> None:
@@ -348,11 +348,11 @@ def test_a_step_that_the_context_survives_fails_alone(
 
     with Engine(model, n_parallel=2, on_step=At(9, act), **SIZES) as engine:
         request = engine.submit("Once", max_tokens=30, **GREEDY)
-        assert alone.tokens == request.result(20).tokens
+        assert alone.tokens == request.result(120).tokens
         with pytest.raises(type(error)):
-            new[0].result(20)
+            new[0].result(120)
         monkeypatch.undo()
-        assert 5 == len(engine.submit("One day", max_tokens=5, **GREEDY).result(20).tokens)
+        assert 5 == len(engine.submit("One day", max_tokens=5, **GREEDY).result(120).tokens)
         snapshot = engine.metrics.snapshot()
     assert {"recoveries": 0} == snapshot["recovery"]
     assert {type(error).__name__: 1} == snapshot["errors"]
@@ -422,15 +422,15 @@ def act(step):
 steps, failing = 0, None
 with Model("demo", gpu_layers=0) as model, Engine(model, on_step=act, **SIZES) as engine:
     request = engine.submit(TEXT, max_tokens=60, **GREEDY)
-    done = request.result(30)
+    done = request.result(120)
     try:
-        failing.result(30)
+        failing.result(120)
     except OutOfMemoryError:
         limit()
         print("refused")
-    again = engine.submit(TEXT, max_tokens=60, **GREEDY).result(30)
+    again = engine.submit(TEXT, max_tokens=60, **GREEDY).result(120)
     print(done.tokens == again.tokens)
-    print(engine.submit(LONG, max_tokens=1, **GREEDY).result(30).finish_reason)
+    print(engine.submit(LONG, max_tokens=1, **GREEDY).result(120).finish_reason)
     print(engine.metrics.snapshot()["recovery"]["recoveries"])
 """
 

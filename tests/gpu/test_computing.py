@@ -113,7 +113,7 @@ def test_several_engines_on_one_gpu(gpu_demo: Model) -> None:
     asked: dict[str, Any] = {"max_tokens": 60, "temperature": 0}
 
     def texts(engine: Engine) -> list[str]:
-        return [engine.submit(prompt, **asked).result(60).text for prompt in PROMPTS]
+        return [engine.submit(prompt, **asked).result(120).text for prompt in PROMPTS]
 
     with Engine(gpu_demo, ctx_size=256) as engine:
         alone = texts(engine)

@@ -65,14 +65,14 @@ def test_in_an_engine(cuda: Cuda, gpu_demo: Model) -> None:
     asked: dict[str, Any] = {"max_tokens": 30, "temperature": 0}
     options = {"n_parallel": 2, "ctx_size": 4096, "batch_size": 2048, "ubatch_size": 2048}
     with Engine(gpu_demo, **options) as engine:
-        expected = engine.submit("Once upon a time", **asked).result(60).text
+        expected = engine.submit("Once upon a time", **asked).result(120).text
     with Engine(gpu_demo, **options) as engine:
-        engine.submit("One day", **asked).result(60)
+        engine.submit("One day", **asked).result(120)
         with cuda.full(), pytest.raises(OutOfMemoryError):
-            engine.submit(PROMPT, max_tokens=1).result(60)
-        assert engine.submit("Once upon a time", **asked).result(60).text == expected
+            engine.submit(PROMPT, max_tokens=1).result(120)
+        assert engine.submit("Once upon a time", **asked).result(120).text == expected
         request = engine.submit(PROMPT, max_tokens=1, ignore_eos=True)
-        assert "length" == request.result(60).finish_reason
+        assert "length" == request.result(120).finish_reason
 
 
 LOST = """
@@ -92,7 +92,7 @@ context = Context(model, ctx_size=256)
 engine = Engine(model, ctx_size=256)
 context.decode([5])
 context.logits()
-engine.submit("Once", max_tokens=3).result(60)
+engine.submit("Once", max_tokens=3).result(120)
 cuda = ctypes.CDLL("libcuda.so.1")
 module, function = ctypes.c_void_p(), ctypes.c_void_p()
 assert cuda.cuModuleLoadData(ctypes.byref(module), PTX) == 0
@@ -102,7 +102,7 @@ cuda.cuCtxSynchronize()
 for use in (
     lambda: (context.decode([6]), context.logits()),
     lambda: context.decode([6]),
-    lambda: engine.submit("Once", max_tokens=3).result(60),
+    lambda: engine.submit("Once", max_tokens=3).result(120),
     lambda: Context(model, ctx_size=256).decode([5]),
     library.devices,
 ):

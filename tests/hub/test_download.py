@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.hub_server import ASK, Asker, Hub, etag, wait_until
+from tests.support.hub_server import ASK, Asker, Hub, etag
 from tests.support.programs import NOTEBOOK
+from tests.support.waiting import eventually
 
 REPO = "some/model"
 FILE = "model-Q4_K_M.gguf"
@@ -64,7 +65,7 @@ def chunk_store(server: Hub, ask: Asker, tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(MODEL)
     server.chunk_store = f"local://{tmp_path / 'store'}"
     uploading = ask.start(UPLOAD, server.chunk_store, str(tmp_path / "upload"))
-    output, errors = uploading.communicate(timeout=60)
+    output, errors = uploading.communicate(timeout=120)
     assert uploading.returncode == 0, errors
     server.chunks[FILE] = output.strip()
 
@@ -81,7 +82,7 @@ def interrupt(ask: Asker, how: signal.Signals = signal.SIGKILL, **environment: s
     process = ask.start(*PULL, **environment)
     ask.wait_for_bytes(HALF - CHUNK)
     process.send_signal(how)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert (output, errors) == ("", "")
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     (partial,) = ask.partials()
@@ -218,10 +219,10 @@ def test_the_cache_is_huggingface_hubs(ask: Asker) -> None:
         "      found.incomplete_size_on_disk, found.warnings)"
     )
     size = interrupt(ask)
-    output, _ = ask.start(scan).communicate(timeout=60)
+    output, _ = ask.start(scan).communicate(timeout=120)
     assert f"None 0 0 {size} [" in output
     path = ask.path(NAME)
-    output, _ = ask.start(scan).communicate(timeout=60)
+    output, _ = ask.start(scan).communicate(timeout=120)
     assert output == f"{path} 1 {SIZE} 0 []\n"
     assert path.is_symlink()
     assert path.resolve().name == etag(MODEL)
@@ -238,9 +239,9 @@ def test_two_processes_at_once(ask: Asker, second: str) -> None:
     ask.wait_for_bytes(0)
     before = len(ask.server.requests)
     other = ask.start(second, RESOLVE[1])
-    wait_until(lambda: len(ask.server.requests) >= before + (1 if second == LIBRARY else 3))
+    assert eventually(lambda: len(ask.server.requests) >= before + (1 if second == LIBRARY else 3))
     ask.server.resume.set()
-    answers = [process.communicate(timeout=60) for process in (first, other)]
+    answers = [process.communicate(timeout=120) for process in (first, other)]
     assert [errors for _, errors in answers] == ["", ""]
     assert all(FILE in output for output, _ in answers)
     assert ask.path(NAME).read_bytes() == MODEL
@@ -254,10 +255,10 @@ def test_one_that_waits_goes_on_for_one_that_is_killed(ask: Asker) -> None:
     ask.wait_for_bytes(HALF - CHUNK)
     before = len(ask.server.requests)
     second = ask.start(*RESOLVE)
-    wait_until(lambda: len(ask.server.requests) >= before + 3)
+    assert eventually(lambda: len(ask.server.requests) >= before + 3)
     first.kill()
-    first.communicate(timeout=60)
-    output, errors = second.communicate(timeout=60)
+    first.communicate(timeout=120)
+    output, errors = second.communicate(timeout=120)
     assert (second.returncode, errors) == (0, "")
     assert Path(json.loads(output)["value"]).read_bytes() == MODEL
     assert spans(ask.server)[1].startswith("bytes=")
@@ -320,9 +321,9 @@ def test_ctrl_c_while_the_chunk_store_is_silent(ask: Asker) -> None:
     """hf_xet's wait, which Ctrl-C does not reach, ends with the process."""
     ask.server.chunk_store = f"{ask.server.url}/chunks"
     process = ask.start(*PULL, **OVER_XET)
-    wait_until(lambda: any("chunks/" in request for request in ask.server.requests))
+    assert eventually(lambda: any("chunks/" in request for request in ask.server.requests))
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "")
+    assert process.communicate(timeout=120) == ("", "")
     assert process.returncode == 130
 
 
@@ -366,7 +367,7 @@ def test_the_bar_begins_where_the_last_one_ended(ask: Asker, xet: str) -> None:
 def test_a_notebook_has_a_bar(ask: Asker, xet: str) -> None:
     """There stderr is no terminal."""
     process = ask.start(f"{NOTEBOOK}\n{PULL[0]}", *PULL[1:], HF_HUB_DISABLE_XET=xet)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert Path(output.removesuffix("\n")).read_bytes() == MODEL
     assert "100%" in errors
@@ -376,6 +377,6 @@ def test_pull_in_a_pipe_prints_the_path_alone(ask: Asker) -> None:
     """No bar, no log: one line, the first time and the second."""
     for _ in range(2):
         process = ask.start(*PULL)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, "")
         assert Path(output.removesuffix("\n")).read_bytes() == MODEL

@@ -320,7 +320,7 @@ def test_listing_says_what_is_in_the_cache(ask: Asker) -> None:
 def test_list_in_a_pipe_cuts_no_name(ask: Asker) -> None:
     """Plain lines that begin with the short names, whatever COLUMNS says."""
     process = ask.start("from llcuda.cli.main import main; main()", "list", COLUMNS="40")
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     header, *lines = output.splitlines()
     assert (process.returncode, errors, header.split()[0]) == (0, "", "Name")
     assert [line.split()[0] for line in lines] == list(registry())

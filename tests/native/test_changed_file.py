@@ -67,7 +67,7 @@ with Model(path, mmap=mapped == "mapped") as model:
     for _ in range(2):
         attempt(lambda: context.decode([1, 2, 3]))
     for _ in range(2):
-        attempt(lambda: engine.submit([1, 2, 3], max_tokens=2).result(30))
+        attempt(lambda: engine.submit([1, 2, 3], max_tokens=2).result(120))
     print(engine.state == "failed")
     attempt(lambda: Context(model, ctx_size=256))
     engine.close()
@@ -192,4 +192,4 @@ def test_weights_that_are_not_numbers(
             Engine(model, ctx_size=256, threads=1) as engine,
             pytest.raises(SamplingError, match=r"not numbers \(NaN\)"),
         ):
-            engine.submit([1, 2, 3], max_tokens=2, **given).result(30)
+            engine.submit([1, 2, 3], max_tokens=2, **given).result(120)

@@ -9,7 +9,8 @@ import pytest
 import schemathesis
 from hypothesis import given, settings
 
-from tests.support.server import Served, eventually, is_error
+from tests.support.server import Served, is_error
+from tests.support.waiting import eventually
 
 COMPLETIONS = "/v1/completions"
 

@@ -10,7 +10,8 @@ import openai
 import pydantic
 import pytest
 
-from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
+from tests.support.server import Served, demo, is_error, served
+from tests.support.waiting import ENDLESS, eventually
 
 MESSAGES: Any = [{"role": "user", "content": "Who are you?"}]
 GREEDY: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 12}

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from llcuda.server.connections import MAX_HEAD_BYTES
-from tests.support.server import ENDLESS, Served, eventually, served
+from tests.support.server import Served, post_bytes, served
+from tests.support.waiting import ENDLESS, eventually
 
+PATH = "/v1/completions"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -59,27 +61,25 @@ def test_a_head_that_trickles_in(hasty: Served) -> None:
 
 def test_an_answer_may_take_longer(hasty: Served) -> None:
     """The time ends with the head: neither a body on its way nor a running text is cut."""
-    body = b'{"prompt": "a", "max_tokens": 2}'
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with hasty.connect(b"") as idle, hasty.connect(head + body[:5]) as slow:
+    sent = post_bytes(PATH, {"prompt": "a", "max_tokens": 2}, "Connection: close")
+    with hasty.connect(b"") as idle, hasty.connect(sent[:-5]) as slow:
         assert b"" == until_closed(idle)  # it came before the other
         with hasty.engine.loop.hold():
-            slow.sendall(body[5:])
+            slow.sendall(sent[-5:])
             assert eventually(lambda: hasty.unfinished() == 1)
             with hasty.connect(b"") as idle:
                 assert b"" == until_closed(idle)
         assert until_closed(slow).startswith(b"HTTP/1.1 200")
 
 
-def test_a_connection_is_used_again(hasty: Served) -> None:
+def test_a_connection_is_used_again(server: Served) -> None:
     """One after the other, at once and after a large body."""
-    with hasty.connect(GET + GET) as connection:
+    with server.connect(GET + GET) as connection:
         assert eventually(lambda: b"HTTP" in connection.recv(65536, socket.MSG_PEEK))
-        connection.sendall(GET)
+        connection.sendall(GET[:-2] + b"Connection: close\r\n\r\n")
         assert 3 == until_closed(connection).count(b"HTTP/1.1 200")
     for _ in range(2):
-        answer = hasty.post("/tokenize", content="a" * 500_000)
+        answer = server.post("/tokenize", content="a" * 500_000)
         assert 200 == answer.status_code
 
 
@@ -100,12 +100,8 @@ def test_a_head_has_a_largest_size(server: Served, after: bytes) -> None:
 
 def test_a_head_behind_a_running_request(server: Served) -> None:
     """One that grows while an answer before it is on its way is not kept either."""
-    body = b'{"prompt": "a", "stream": true, "max_tokens": 100000, "ignore_eos": true,'
-    body += b' "overflow": "shift"}'
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-    assert ENDLESS["max_tokens"] == 100_000
-    with server.connect(head + body) as connection:
+    sent = post_bytes(PATH, {"prompt": "a", "stream": True, **ENDLESS})
+    with server.connect(sent) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         with pytest.raises(OSError, match=r"Broken pipe|reset"):
             for _ in range(10_000):

@@ -2,17 +2,17 @@
 
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
 
 from llcuda.server.middleware import Limits
-from tests.support.server import ENDLESS, Served, demo, eventually, is_error, served
+from tests.support.server import Served, demo, is_error, post_bytes, served
+from tests.support.waiting import ENDLESS, eventually
 
 KEYS = ("first key", "zweiter-schlüssel")
-LIMITS = Limits(body_bytes=2000, body_seconds=0.5, deadline=0.5)
+KEY = f"Authorization: Bearer {KEYS[0]}"
 LONG = {"prompt": "Once upon a time", **ENDLESS}
 
 
@@ -21,7 +21,7 @@ def guarded() -> Iterator[Served]:
     """A server with keys, one origin, and limits that are easily reached."""
     with served(
         demo(n_parallel=1, queue_size=1), keys=KEYS, cors_origins=["https://page.example"],
-        limits=LIMITS,
+        limits=Limits(body_bytes=2000),
     ) as server:  # fmt: skip
         server.client.headers["authorization"] = f"Bearer {KEYS[0]}"
         yield server
@@ -95,13 +95,12 @@ def test_large_bodies(guarded: Served) -> None:
     assert 200 == guarded.post("/v1/completions", prompt="a", max_tokens=1).status_code
 
 
-def test_a_body_that_does_not_come(guarded: Served) -> None:
+def test_a_body_that_does_not_come() -> None:
     """It is waited for, but not for ever."""
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEYS[0]}\r\n"
-    )
-    head += "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    with guarded.connect(head.encode()) as connection:
+    with (
+        served(limits=Limits(body_seconds=0.5)) as server,
+        server.connect(post_bytes("/v1/completions", LONG)[:-1]) as connection,
+    ):
         assert b"HTTP/1.1 408" in _all(connection)
 
 
@@ -115,9 +114,8 @@ def _all(connection: socket.socket) -> bytes:
 
 def test_a_full_queue(guarded: Served) -> None:
     """429 when the engine's queue is full, with the time to come again."""
-    with ThreadPoolExecutor() as pool:
-        for _ in range(2):  # one runs, one waits, until the deadline
-            pool.submit(guarded.post, "/v1/completions", **LONG)
+    sent = post_bytes("/v1/completions", LONG, KEY)
+    with guarded.connect(sent), guarded.connect(sent):  # one runs, one waits
         assert eventually(lambda: guarded.unfinished() == 2)
         refused = guarded.post("/v1/completions", prompt="a", max_tokens=1)
         error = is_error(refused, 429)

@@ -15,7 +15,8 @@ import pytest
 
 from llcuda import demo_model
 from llcuda.server.app import create_app
-from tests.support.server import ENDLESS, Served, demo, eventually, is_error
+from tests.support.server import Served, demo, is_error, post_bytes
+from tests.support.waiting import ENDLESS, eventually
 
 MESSAGES = [{"role": "user", "content": "Who are you?"}]
 FIVE = {"max_tokens": 5, "ignore_eos": True}
@@ -103,10 +104,9 @@ def test_a_client_that_leaves_is_no_failure(
     """It is counted and logged as 499, as nginx has it, whether its answer had begun or not."""
     request_id = f"leaves-{stream}"
     before = dict(server.service.traffic.answers)
-    data = json.dumps({"prompt": "Once", "stream": stream, **ENDLESS})
-    head = f"X-Request-ID: {request_id}\r\nContent-Type: application/json\r\nHost: localhost\r\n"
-    sent = f"POST /v1/completions HTTP/1.1\r\n{head}Content-Length: {len(data)}\r\n\r\n{data}"
-    with server.connect(sent.encode()) as connection:
+    body = {"prompt": "Once", "stream": stream, **ENDLESS}
+    sent = post_bytes("/v1/completions", body, f"X-Request-ID: {request_id}")
+    with server.connect(sent) as connection:
         assert eventually(lambda: server.unfinished() == 1)
         if stream:
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
@@ -228,7 +228,7 @@ def _serve(*options: str, expect: Callable[[str], None]) -> list[str]:
             expect(match[0])
         finally:
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=120)
     return errors.splitlines()
 
 
@@ -245,7 +245,7 @@ def test_serve_logs_to_stderr(tmp_path: Path) -> None:
     def ask(url: str) -> None:
         file.unlink()
         body = {"model": "gone", "prompt": "a"}
-        answer = httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=60)
+        answer = httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=120)
         ids.append(answer.headers["x-request-id"])
         assert ids[0] in is_error(answer, 503)["message"]
 

@@ -12,7 +12,8 @@ import pytest
 
 from llcuda.files import data_file
 from tests.support.browser import CHROMIUM, DRIVER, ENTER, ESCAPE, RIGHT, TAB, Browser, browser
-from tests.support.server import ENDLESS, Served, demo, eventually, served
+from tests.support.server import Served, demo, served
+from tests.support.waiting import ENDLESS, eventually
 
 HTML = data_file("page.html").read_text(encoding="utf-8")
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium-driver")

@@ -17,7 +17,8 @@ from llcuda import Engine
 from llcuda.errors import DeviceLostError
 from llcuda.native.timings import DecodeEvent
 from llcuda.server.models import ModelSpec
-from tests.support.server import Served, eventually, is_error, served
+from tests.support.server import Served, is_error, served
+from tests.support.waiting import eventually
 
 PROMPT = list(range(5, 40))
 ASKED: dict[str, Any] = {"prompt": PROMPT, "temperature": 0, "max_tokens": 9}
@@ -60,7 +61,7 @@ def test_what_ran_fails_and_the_server_goes_on(failing: tuple[Served, Engine]) -
         decodes += event.phase == "decode" and event.rows == 2
         if decodes == 3:
             reached.set()
-            go_on.wait(20)
+            go_on.wait(120)
             break_context(engine)
             engine.context.hooks.clear()
 
@@ -76,7 +77,7 @@ def test_what_ran_fails_and_the_server_goes_on(failing: tuple[Served, Engine]) -
         ask("whole")
         ask("stream", stream=True)
         assert eventually(lambda: server.unfinished(engine) == 2)
-    assert reached.wait(20)
+    assert reached.wait(120)
     ask("waiting")
     assert eventually(lambda: server.unfinished(engine) == 3)
     go_on.set()
@@ -103,7 +104,7 @@ def test_health_during_a_recovery(
     go_on, renew = threading.Event(), engine.context.renew
 
     def wait() -> None:
-        go_on.wait(20)
+        go_on.wait(120)
         renew()
 
     monkeypatch.setattr(engine.context, "renew", wait)

@@ -666,7 +666,7 @@ def chats(dice: random.Random, world: World) -> None:
     keywords = {key: value for key, value in given.items() if key.isidentifier()}
     keywords = {"max_tokens": 2, "timeout": 5, "overflow": "truncate", **keywords}
     with suppress(LlcudaError, TypeError):  # TypeError: an unknown keyword
-        world.engine.chat(messages, **keywords).result(60)
+        world.engine.chat(messages, **keywords).result(120)
 
 
 _MARKS = (
@@ -744,7 +744,7 @@ class Server:
 
     def _watch(self) -> None:
         headers = {"connection": "close"}  # the server ends idle ones
-        with httpx.Client(base_url=self.served.url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=self.served.url, timeout=120, trust_env=False) as client:
             while not self._ends.wait(0.05):
                 began = time.monotonic()
                 assert 200 == client.get("/health", headers=headers).status_code

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.server import eventually
+from tests.support.waiting import eventually
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -141,5 +141,5 @@ def browser(folder: Path) -> Iterator[Browser]:
                     client.delete(f"/session/{session}")
         finally:
             driver.terminate()
-            driver.wait(20)
+            driver.wait(120)
             silence.join()

@@ -1,22 +1,23 @@
-"""Which files of the checkout differ from its commit."""
+"""Which files there are in the checkout."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def changes(root: Path = ROOT) -> set[str]:
-    """Return `git status`'s lines for a folder.
+def files(root: Path = ROOT) -> set[str]:
+    """Return the files of a folder that git neither ignores nor misses.
 
-    A file that git ignores has none. A folder outside of a repository has none, nor has any folder
-    where git is missing.
+    Outside of a repository, and where git is missing, there are none.
     """
-    command = ["git", "status", "--porcelain", "--untracked-files=all", "--", "."]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, cwd=root, capture_output=True, check=False)
     except FileNotFoundError:
         return set()
-    return set(result.stdout.splitlines()) if not result.returncode else set()
+    names = result.stdout.decode(errors="surrogateescape").split("\0")
+    return {name for name in names if name and os.path.lexists(root / name)}

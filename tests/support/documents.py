@@ -79,7 +79,7 @@ def check_curl(command: str) -> None:
     """Run a curl command in a shell; it has to be answered with 200 and a body."""
     result = subprocess.run(
         command.replace("curl", "curl --fail"),
-        shell=True, capture_output=True, text=True, check=False, timeout=60,
+        shell=True, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert 0 == result.returncode, result.stderr
     assert result.stdout.strip()

@@ -309,11 +309,11 @@ def made_chain(step: str) -> Callable[..., Any]:
 
 
 def settled(submit: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *a, **k: submit(*a, **k).result(30)
+    return lambda *a, **k: submit(*a, **k).result(120)
 
 
 def settled_n(submit: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *a, **k: [request.result(30) for request in submit(*a, **k)]
+    return lambda *a, **k: [request.result(120) for request in submit(*a, **k)]
 
 
 def listed(stream: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,15 +13,15 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import unquote, urlsplit
+
+from tests.support.waiting import eventually
 
 ASK = """
 import json, sys, time
@@ -280,12 +280,4 @@ class Asker:
 
     def wait_for_bytes(self, count: int) -> None:
         """Wait until an unfinished file holds more than `count` bytes."""
-        wait_until(lambda: any(path.stat().st_size > count for path in self.partials()))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does; fail when it does not come."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited a minute in vain"
-        time.sleep(0.02)
+        assert eventually(lambda: any(path.stat().st_size > count for path in self.partials()))

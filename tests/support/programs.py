@@ -21,7 +21,7 @@ def run(
     program: str,
     *arguments: object,
     given: str | None = None,
-    timeout: float = 60,
+    timeout: float = 300,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program with the arguments as text, `given` as its input, in an environment."""

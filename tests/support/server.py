@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,9 @@ from llcuda import Engine
 from llcuda.server.app import create_app, uvicorn_config
 from llcuda.server.connections import listen
 from llcuda.server.models import ModelSpec
+from tests.support.waiting import PATIENCE, eventually
 
 PARAMETERS: dict[str, Any] = {"threads": 1, "ctx_size": 512, "n_parallel": 4, "pooling": "mean"}
-ENDLESS: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True, "overflow": "shift"}
 
 
 def demo(name: str = "demo", **parameters: Any) -> ModelSpec:
@@ -38,7 +38,7 @@ class Served:
         self.address = address
         self.url = f"http://127.0.0.1:{address[1]}"
         self.service = app.state.service
-        self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
 
     @property
     def engine(self) -> Engine:
@@ -52,7 +52,7 @@ class Served:
 
     def connect(self, data: bytes) -> socket.socket:
         """Return a connection over which this was sent as it is."""
-        connection = socket.create_connection(self.address, timeout=30)
+        connection = socket.create_connection(self.address, timeout=PATIENCE)
         connection.sendall(data)
         return connection
 
@@ -66,10 +66,18 @@ class Served:
         return not self.unfinished() and not self.service.traffic.active
 
 
+def post_bytes(path: str, body: Any, *headers: str) -> bytes:
+    """Return a POST request as it is sent, with more lines of its head."""
+    data = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    head = "\r\n".join([*lines, f"Content-Length: {len(data)}", *headers, "", ""])
+    return head.encode() + data
+
+
 def refuses(url: str) -> bool:
     """Whether a server takes no connections."""
     try:
-        httpx.get(f"{url}/health", trust_env=False, timeout=5)
+        httpx.get(f"{url}/health", trust_env=False, timeout=PATIENCE)
     except httpx.HTTPError:
         return True
     return False
@@ -107,16 +115,8 @@ def served(*models: ModelSpec, idle_seconds: float = 30, **options: Any) -> Iter
             running.client.close()
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
     assert not thread.is_alive()
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    """Wait for what another thread does."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
 
 
 def is_error(answer: httpx.Response, status: int, param: str | None = None) -> dict[str, Any]:
