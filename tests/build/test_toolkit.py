@@ -179,7 +179,7 @@ def test_a_toolkit_of_pinned_packages(pins: dict[str, Any], tmp_path: Path) -> N
 
     (tmp_path / "second" / "nvcc.deb").unlink()
     assert folder == toolkit.assemble(pins, folder)
-    others = {name: "0" * 64 for name in pins["wheels"]}
+    others = dict.fromkeys(pins["wheels"], "0" * 64)
     with pytest.raises(SystemExit):
         toolkit.assemble({**pins, "wheels": others}, folder)
     assert (folder / "bin" / "nvcc").is_file()
