@@ -165,11 +165,11 @@ class ModelParams:
         bf16_copies: Keep the quantized matrices on a Hopper GPU as BF16 too, which takes 2 bytes
             more for each weight there, and compute with these where a step has more than 8 rows.
             Other devices have no copies.
-        bf16_to_f16: Whether BF16 weights on NVIDIA GPUs become F16 when they are loaded; None = on
-            GPUs whose Tensor Cores have no BF16 (compute capability 7.5), where llama.cpp makes an
-            F32 copy of a matrix in each step of more than 8 rows. F16 takes as many bytes, is exact
-            from 2^-14 to 65,504 and within 2^-25 below. A tensor with a number beyond 65,504 stays
-            BF16, and the log says so.
+        bf16_to_f16: Whether BF16 weights on NVIDIA GPUs, also those of adapters, become F16 when
+            they are loaded; None = on GPUs whose Tensor Cores have no BF16 (compute capability
+            7.5), where llama.cpp makes an F32 copy of a matrix in each step of more than 8 rows.
+            F16 takes as many bytes, is exact from 2^-14 to 65,504 and within 2^-25 below. A tensor
+            with a number beyond 65,504 stays BF16, and the log says so.
 
     Raises:
         ArgumentError: A value is outside what is allowed.

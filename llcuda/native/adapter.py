@@ -11,7 +11,7 @@ from llcuda.errors import ModelError
 from llcuda.files import local_path
 from llcuda.native import library
 from llcuda.native.gguf.check import check_file, check_tensors
-from llcuda.native.model import Model, check_model, read_metadata
+from llcuda.native.model import Model, check_model, convert_bf16, read_metadata
 from llcuda.params import wrong_argument
 
 
@@ -42,6 +42,9 @@ class Adapter:
         self._pointer = lib.llcuda_adapter_load(self._owner.pointer, os.fsencode(self.path))
         if self._pointer == ffi.NULL:
             library.fail(ModelError, f"cannot load the adapter {self.path}")
+        wanted = model.params.bf16_to_f16
+        if not convert_bf16(lib.llcuda_adapter_bf16_to_f16, self._pointer, self.path, wanted):
+            library.fail(ModelError, f"bf16_to_f16: cannot convert the weights of {self.path}")
 
     @property
     def metadata(self) -> Mapping[str, str]:

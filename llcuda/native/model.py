@@ -680,25 +680,37 @@ def load_model(
         if "Bad metadata override" in line:
             lib.llcuda_model_free(pointer)
             raise wrong_argument("overrides", f"{line.partition('Warning: ')[2]}")
-    if params.bf16_to_f16 is not False and allocate and _has_gpu():
-        _convert_bf16(pointer, path, params.bf16_to_f16 is True)
+    if allocate and not convert_bf16(
+        lib.llcuda_model_bf16_to_f16, pointer, path, params.bf16_to_f16
+    ):
+        lib.llcuda_model_free(pointer)
+        library.fail(ModelError, f"bf16_to_f16: cannot convert the weights of {path}")
     if params.bf16_copies and allocate and lib.llcuda_make_copies(pointer) < 0:
         lib.llcuda_model_free(pointer)
         library.fail(ModelError, f"bf16_copies=True: cannot copy the matrices of {path}")
     return pointer, positions
 
 
-def _has_gpu() -> bool:
-    return any(device.kind == "gpu" for device in library.devices())
+def convert_bf16(
+    convert: Callable[..., int], pointer: Any, path: Path, wanted: bool | None
+) -> bool:
+    """Turn BF16 weights on GPUs into F16.
 
+    Args:
+        convert: The function of the shim for what `pointer` points to.
+        pointer: The llama_model or the llama_adapter_lora, which no context uses yet.
+        path: Its file, for the log.
+        wanted: `ModelParams.bf16_to_f16`.
 
-def _convert_bf16(pointer: Any, path: Path, everywhere: bool) -> None:
-    """Turn BF16 weights on GPUs into F16; free the model where that fails."""
-    ffi, lib = library.load()
+    Returns:
+        False if CUDA failed.
+    """
+    if wanted is False or all(device.kind != "gpu" for device in library.devices()):
+        return True
+    ffi, _ = library.load()
     done = ffi.new("struct llcuda_conversion *")
-    if lib.llcuda_model_bf16_to_f16(pointer, everywhere, done) < 0:
-        lib.llcuda_model_free(pointer)
-        library.fail(ModelError, f"bf16_to_f16: cannot convert the weights of {path}")
+    if convert(pointer, wanted is True, done) < 0:
+        return False
     if done.converted:
         logger.info("%s: %d BF16 tensors are F16 on the GPU", path.name, done.converted)
     if done.kept:
@@ -708,6 +720,7 @@ def _convert_bf16(pointer: Any, path: Path, everywhere: bool) -> None:
             path.name,
             done.kept,
         )
+    return True
 
 
 def read_metadata(prefix: str, pointer: Any) -> Mapping[str, str]:

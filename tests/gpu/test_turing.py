@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, quants
 
-from llcuda import Context, Model, core, device, memory_needed, quantize
+from llcuda import Adapter, Context, Model, core, device, memory_needed, quantize
 from llcuda.core import DType
 from llcuda.errors import UnsupportedError
 from tests.support import models
@@ -152,6 +153,27 @@ def test_numbers_beyond_f16_stay_bf16(tmp_path: Path, caplog: pytest.LogCaptureF
     assert any("BF16 tensors are F16 on the GPU" in message for message in messages)
     assert np.isfinite(actual).all()
     assert distance(actual, expected) < 0.05
+
+
+def test_adapters_become_f16(model_files: dict[str, Path], tmp_path: Path) -> None:
+    """The logits with a BF16 adapter are those with an F16 one of the same weights, bit for bit."""
+    bf16, f16 = GGMLQuantizationType.BF16, GGMLQuantizationType.F16
+    metadata, tensors = models.lora()
+    rounded = {
+        name: quants.dequantize(quants.quantize(values, bf16), bf16)
+        for name, values in tensors.items()
+    }
+    seen = []
+    with Model(model_files["llama"], bf16_to_f16=True, **ON_GPU) as model:
+        for kind in (bf16, f16):
+            path = models.write(tmp_path / f"{kind.name}.gguf", metadata, rounded, kind)
+            with Context(model, ctx_size=64) as context:
+                context.set_adapters({Adapter(model, path): 1.0})
+                context.decode(list(range(1, 25)))
+                seen.append(context.logits().copy())
+        plain = logits_after(model, 24)
+    np.testing.assert_array_equal(*seen)
+    assert not np.array_equal(seen[0], plain[0])
 
 
 def test_the_default_converts_where_the_gpu_has_no_bf16(

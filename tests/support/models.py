@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFValueType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
 
 Tensors = dict[str, np.ndarray]
 
@@ -53,8 +53,20 @@ def vocabulary() -> dict[str, Any]:
     }
 
 
-def write(path: Path, metadata: Mapping[str, Any], tensors: Tensors) -> Path:
-    """Write a GGUF file; a tuple (value, GGUFValueType) in `metadata` forces a type."""
+def write(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Tensors,
+    matrix_type: GGMLQuantizationType | None = None,
+) -> Path:
+    """Write a GGUF file.
+
+    Args:
+        path: The file.
+        metadata: Its metadata; a tuple (value, GGUFValueType) forces a type.
+        tensors: Its tensors.
+        matrix_type: The type of those with rows; None leaves all as they are.
+    """
     writer = GGUFWriter(path, str(metadata["general.architecture"]))
     for key, value in metadata.items():
         if key == "general.architecture":
@@ -72,7 +84,11 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Tensors) -> Path:
         else:
             writer.add_array(key, value)
     for name, values in tensors.items():
-        writer.add_tensor(name, np.ascontiguousarray(values))
+        if matrix_type is not None and values.ndim > 1:
+            packed = quants.quantize(values, matrix_type)
+            writer.add_tensor(name, packed, raw_dtype=matrix_type)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

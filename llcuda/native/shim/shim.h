@@ -124,6 +124,8 @@ struct llcuda_conversion {
 // Turn the BF16 tensors of a loaded model into F16, before its first context, on GPUs without BF16 Tensor Cores;
 // everywhere: on all GPUs.
 int llcuda_model_bf16_to_f16(const struct llama_model * model, bool everywhere, struct llcuda_conversion * done);
+// The same of an adapter.
+int llcuda_adapter_bf16_to_f16(struct llama_adapter_lora * adapter, bool everywhere, struct llcuda_conversion * done);
 
 // --- decode/probe.cpp ---
 
