@@ -43,7 +43,7 @@ class Adapter:
         if self._pointer == ffi.NULL:
             library.fail(ModelError, f"cannot load the adapter {self.path}")
         wanted = model.params.bf16_to_f16
-        if not convert_bf16(lib.llcuda_adapter_bf16_to_f16, self._pointer, self.path, wanted):
+        if not convert_bf16("adapter", self._pointer, self.path, wanted):
             library.fail(ModelError, f"bf16_to_f16: cannot convert the weights of {self.path}")
 
     @property

@@ -680,9 +680,7 @@ def load_model(
         if "Bad metadata override" in line:
             lib.llcuda_model_free(pointer)
             raise wrong_argument("overrides", f"{line.partition('Warning: ')[2]}")
-    if allocate and not convert_bf16(
-        lib.llcuda_model_bf16_to_f16, pointer, path, params.bf16_to_f16
-    ):
+    if allocate and not convert_bf16("model", pointer, path, params.bf16_to_f16):
         lib.llcuda_model_free(pointer)
         library.fail(ModelError, f"bf16_to_f16: cannot convert the weights of {path}")
     if params.bf16_copies and allocate and lib.llcuda_make_copies(pointer) < 0:
@@ -691,13 +689,11 @@ def load_model(
     return pointer, positions
 
 
-def convert_bf16(
-    convert: Callable[..., int], pointer: Any, path: Path, wanted: bool | None
-) -> bool:
+def convert_bf16(kind: str, pointer: Any, path: Path, wanted: bool | None) -> bool:
     """Turn BF16 weights on GPUs into F16.
 
     Args:
-        convert: The function of the shim for what `pointer` points to.
+        kind: "model" or "adapter".
         pointer: The llama_model or the llama_adapter_lora, which no context uses yet.
         path: Its file, for the log.
         wanted: `ModelParams.bf16_to_f16`.
@@ -707,9 +703,9 @@ def convert_bf16(
     """
     if wanted is False or all(device.kind != "gpu" for device in library.devices()):
         return True
-    ffi, _ = library.load()
+    ffi, lib = library.load()
     done = ffi.new("struct llcuda_conversion *")
-    if convert(pointer, wanted is True, done) < 0:
+    if getattr(lib, f"llcuda_{kind}_bf16_to_f16")(pointer, wanted is True, done) < 0:
         return False
     if done.converted:
         logger.info("%s: %d BF16 tensors are F16 on the GPU", path.name, done.converted)
