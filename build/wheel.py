@@ -90,25 +90,27 @@ def kind(version: Version, architectures: str) -> str:
 
 
 def with_local_version(wheel: Path, local: str) -> Path:
-    """Write a wheel again, beside it, with a local version; auditwheel makes its RECORD anew.
+    """Write a wheel again, beside it, with a local version.
+
+    The checksum of METADATA in RECORD is wrong until auditwheel writes RECORD anew.
 
     Args:
         wheel: The wheel.
         local: The local version, without "+".
     """
     name, version, tags = wheel.name.split("-", 2)
+    old, new = f"{name}-{version}.dist-info/", f"{name}-{version}+{local}.dist-info/"
     renamed = wheel.with_name(f"{name}-{version}+{local}-{tags}")
-    metadata = f"{name}-{version}+{local}.dist-info/METADATA"
-    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(renamed, "w", zipfile.ZIP_DEFLATED) as new:
-        for member in old.infolist():
-            content = old.read(member)
-            member.filename = re.sub(
-                rf"^{name}-{re.escape(version)}\.", f"{name}-{version}+{local}.", member.filename
-            )
-            if member.filename == metadata:
-                lines = (b"\nVersion: %b\n" % v.encode() for v in (version, f"{version}+{local}"))
-                content = content.replace(*lines, 1)
-            new.writestr(member, content, zipfile.ZIP_DEFLATED, 1)
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(renamed, "w") as sink:
+        for member in source.infolist():
+            content = source.read(member)
+            if member.filename == f"{old}METADATA":
+                line, to = (f"\nVersion: {v}\n".encode() for v in (version, f"{version}+{local}"))
+                content = content.replace(line, to, 1)
+            elif member.filename == f"{old}RECORD":
+                content = content.replace(old.encode(), new.encode())
+            member.filename = member.filename.replace(old, new)
+            sink.writestr(member, content, zipfile.ZIP_DEFLATED, 1)
     return renamed
 
 

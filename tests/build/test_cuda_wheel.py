@@ -135,7 +135,9 @@ def test_a_wheel_with_a_local_version(tmp_path: Path) -> None:
     with zipfile.ZipFile(renamed) as archive:
         names = set(archive.namelist())
         assert b"Version: 3.0.0+cu124\n" in archive.read("llcuda-3.0.0+cu124.dist-info/METADATA")
+        record = archive.read("llcuda-3.0.0+cu124.dist-info/RECORD").decode().splitlines()
     assert {"llcuda/__init__.py", "llcuda-3.0.0+cu124.dist-info/WHEEL"} < names
+    assert names == {line.split(",")[0] for line in record}
 
 
 @pytest.mark.skipif(
