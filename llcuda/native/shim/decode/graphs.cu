@@ -24,7 +24,8 @@ namespace {
 
 // The largest difference of a result, over the largest value of the results.
 constexpr float TOLERANCE = 1e-3f;
-// Graphs that read more which they may overwrite, such as those that shift a whole KV cache, are not checked.
+// Graphs that read more which they may overwrite, such as those that shift a whole KV cache, or have more results, are not
+// checked.
 constexpr size_t MOST_SAVED = 256 * 1024 * 1024;
 
 struct Place {
@@ -229,6 +230,15 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
     check = check && !graphs.shapes.count(shape);
     cudaStream_t stream = context.stream();
     std::vector<Place> inputs;
+    std::vector<const ggml_tensor *> tensors;
+    if (check) {
+        size_t size = 0;
+        tensors = results_of(cgraph);
+        for (const auto * tensor : tensors) {
+            size += ggml_nbytes(tensor);
+        }
+        check = size <= MOST_SAVED;
+    }
     if (check) {
         ggml_cuda_set_device(context.device);
         inputs = inputs_of(cgraph);
@@ -243,7 +253,6 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
         return status;
     }
     graphs.shapes.insert(shape);
-    const auto tensors = results_of(cgraph);
     std::vector<std::vector<char>> replayed;
     CUDA_CHECK(cudaStreamSynchronize(stream));
     for (const auto * tensor : tensors) {
