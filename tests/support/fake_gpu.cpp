@@ -79,16 +79,19 @@ const ggml_backend_buffer_type_i BUFFER_TYPE = {
 
 // --- computing ---
 
-ggml_backend_t cpu() {
-    static const ggml_backend_t backend = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
-    return backend;
-}
+// Each backend has a CPU backend of its own, because several threads may compute at once.
+ggml_backend_t cpu_of(ggml_backend_t backend) { return static_cast<ggml_backend_t>(backend->context); }
 
 const ggml_backend_i BACKEND = [] {
     ggml_backend_i iface = {};
     iface.get_name = [](ggml_backend_t backend) { return of(backend->device).name.c_str(); };
-    iface.free = [](ggml_backend_t backend) { delete backend; };
-    iface.graph_compute = [](ggml_backend_t, ggml_cgraph * graph) { return ggml_backend_graph_compute(cpu(), graph); };
+    iface.free = [](ggml_backend_t backend) {
+        ggml_backend_free(cpu_of(backend));
+        delete backend;
+    };
+    iface.graph_compute = [](ggml_backend_t backend, ggml_cgraph * graph) {
+        return ggml_backend_graph_compute(cpu_of(backend), graph);
+    };
     return iface;
 }();
 
@@ -112,7 +115,8 @@ const ggml_backend_device_i DEVICE = [] {
     };
     iface.init_backend = [](ggml_backend_dev_t device, const char *) -> ggml_backend_t {
         static ggml_guid id = {0x66, 0x61, 0x6b, 0x65};
-        return new ggml_backend{&id, BACKEND, device, nullptr};
+        const ggml_backend_t cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+        return new ggml_backend{&id, BACKEND, device, cpu};
     };
     iface.get_buffer_type = [](ggml_backend_dev_t device) { return &of(device).type; };
     iface.supports_op = [](ggml_backend_dev_t, const ggml_tensor *) { return true; };
