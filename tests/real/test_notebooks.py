@@ -1,0 +1,56 @@
+"""The notebooks' cells with a real model on the CPU, in place of the one that they download."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.real.conftest import GEMMA, file
+from tests.support.documents import ROOT
+from tests.support.notebooks import NOTEBOOKS, Session
+
+SHORTER = {
+    "NEED_GPU = True": "NEED_GPU = False",
+    "--measure startup,": "--quick --measure startup,",
+    "--requests 1,4,8": "--requests 1,2",
+    "--depth 512,2048,4096,8192": "--depth 512",
+    '"tests/gpu"': '"tests/gpu/test_embedding.py"',
+}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_cells_run(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Each shows something, and the last one the report with all tables and the tests."""
+    path = file(GEMMA)
+    (tmp_path / "llcuda-source").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "llcuda-source")
+    shutil.copytree(
+        ROOT / "tests", tmp_path / "llcuda-source" / "tests",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    session, shown = Session({**SHORTER, "gemma-3-1b-Q4_K_M": str(path)}), ""
+    for cell in session.run_all(notebook):
+        shown = capsys.readouterr().out.strip()
+        assert shown, cell.id
+        if cell.id == "load":
+            assert "✓ Model loaded and ready for inference" in shown
+        if cell.id == "final":
+            assert "  Total requests: 7" in shown
+    lines = shown.splitlines()
+    assert ("```text", "```") == (lines[0], lines[-1])
+    for begin in (
+        f"{GEMMA}: ",
+        "Requests at once",
+        "Length of the text",
+        "CUDA graphs",
+        "Tests: 0",
+    ):
+        assert any(line.startswith(begin) for line in lines), begin
+    assert "another model: llcuda 2 gemma3 1B Q4_K - Medium" in shown
+    assert "requests  n_parallel 1" in shown
