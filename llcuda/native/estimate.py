@@ -112,8 +112,8 @@ def memory_needed(
     """Return what a model file and a context on it would take of each device.
 
     llama.cpp goes through all that it would allocate without doing it, and reads no weight. The
-    answer leaves out rows of logits (4 bytes for each token of the vocabulary, on the CPU), what
-    CUDA takes for itself, and the tokenizer.
+    answer leaves out rows of logits (4 bytes for each token of the vocabulary, on the CPU), kept
+    graphs of decode steps (on the CPU too), what CUDA takes for itself, and the tokenizer.
 
     Args:
         path: The file, or "demo".

@@ -43,7 +43,7 @@ class Timings:
         detokenized_tokens: Tokens turned into text.
         prefill_calls: Prefills.
         decode_calls: Decodes.
-        graphs_reused: Calls that reused the compute graph of the call before.
+        graphs_reused: Micro-batches that reused the compute graph of an earlier one.
     """
 
     load_seconds: float = 0.0
