@@ -1,6 +1,6 @@
 // A backend that calls itself CUDA: GPUs of any size, whose memory is the host's and for which the
 // CPU backend computes. FAKE_GPUS describes them, ';' between: name, compute capability, free and
-// total MiB, e.g. "Tesla T4,7.5,15095,15360". Alignment and padding are those of ggml's CUDA
+// total MiB, e.g. "Tesla T4,7.5,14800,15360". Alignment and padding are those of ggml's CUDA
 // backend, so that estimates have the same numbers.
 
 #include <cstdlib>

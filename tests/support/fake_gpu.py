@@ -22,7 +22,7 @@ from tests.support import fake_cuda, fake_nvml
 
 ROOT = Path(__file__).resolve().parents[2]
 GGML = ROOT / "vendor" / "llama.cpp" / "ggml"
-T4 = "Tesla T4,7.5,15095,15360"  # name, compute capability, free and total MiB
+T4 = "Tesla T4,7.5,14800,15360"  # name, compute capability, free and total MiB
 A100 = "NVIDIA A100-SXM4-40GB,8.0,40000,40960"
 P100 = "Tesla P100-PCIE-16GB,6.0,16000,16280"
 INSTALL = """
