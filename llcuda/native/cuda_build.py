@@ -19,6 +19,7 @@ DRIVERS: dict[Version, int] = {
 WHEELS: dict[int, Version] = {12: (12, 4), 13: (13, 0)}  # CUDA of the wheels that llcuda has
 REBUILD = "in llcuda's source folder: pip install --no-cache-dir ."
 WITH_CUDA = f"{REBUILD} --config-settings=cmake.define.LLCUDA_CUDA=ON"
+REINSTALL = "pip install --force-reinstall --no-deps with the file of one llcuda wheel"
 JIT_SECONDS = "36 to 90 seconds on an H200"
 
 
@@ -236,24 +237,31 @@ def with_wheel(driver: Driver | None, capability: Version | None = None) -> str:
     return f"install driver {_first_driver(needed)} and {_install(major)}"
 
 
-def no_gpu(
-    error: str, build: CudaBuild, driver: Driver | None, libraries: RuntimeLibraries
-) -> Remark:
-    """Return why the CUDA backend has no GPU.
+def loading_problem(build: CudaBuild | None, driver: Driver | None) -> Remark | None:
+    """Return why the CUDA backend of the package need not be loaded; None if it may work.
 
     Args:
-        error: What was logged while it was loaded.
-        build: How it was built.
+        build: How it was built; None if the binding knows of none.
         driver: The driver; None without one.
-        libraries: The run-time libraries that it was given.
     """
+    if build is None:
+        return Remark("the CUDA backend is a leftover of another llcuda", REINSTALL)
     if driver is None:
         return Remark(
             "the CUDA backend finds no NVIDIA driver (libcuda.so.1)",
             "install the driver, or run where there is a GPU",
         )
-    if (remark := build.driver_problem(driver)) is not None:
-        return remark
+    return build.driver_problem(driver)
+
+
+def no_gpu(error: str, build: CudaBuild, libraries: RuntimeLibraries) -> Remark:
+    """Return why the CUDA backend has no GPU after it was loaded.
+
+    Args:
+        error: What was logged while it was loaded.
+        build: How it was built.
+        libraries: The run-time libraries that it was given.
+    """
     if "driver version is insufficient" in error:
         what = "the NVIDIA driver is too old for the CUDA run-time library"
         return Remark(what, f"install a newer driver, or {_install(min(WHEELS))}")

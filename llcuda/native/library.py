@@ -45,6 +45,7 @@ from llcuda.native.cuda_build import (
     Remark,
     RuntimeLibraries,
     gpu_problem,
+    loading_problem,
     no_gpu,
     parse,
 )
@@ -54,7 +55,6 @@ from llcuda.native.shared_objects import is_truncated
 BUILD_COMMAND = "pip install --no-cache-dir ."
 BINDING = "llcuda.native._llama"
 CUDA_LIBRARY = "libggml-cuda.so"
-REINSTALL = "pip install --force-reinstall --no-deps with the file of one llcuda wheel"
 NOT_NUMBERS = "the logits are not numbers (NaN), because weights are damaged or overflow their type"
 logger = logging.getLogger("llcuda")
 
@@ -250,29 +250,29 @@ def _load_backend(ffi: Any, lib: Any, path: Path) -> str:
 def _load_cuda(ffi: Any, lib: Any, path: Path) -> None:
     """Load the CUDA backend after its run-time libraries, and note and log which GPUs stay unused.
 
-    A backend without a version is of another wheel, over which this one was unpacked; it may belong
-    to another llama.cpp.
+    A backend that the binding does not know of is of another wheel, over which this one was
+    unpacked; it may belong to another llama.cpp.
     """
     global _cuda_libraries
     build, driver = cuda_build(), cuda_libraries.driver()
-    if build is None:
-        remark = Remark(f"{path} is a leftover of another llcuda and is not loaded", REINSTALL)
-        _backends.append((path.name, "a leftover of another llcuda"))
+    remark = loading_problem(build, driver)
+    if remark is not None or build is None:
+        _backends.append((path.name, "not loaded"))
+    else:
+        if build.version is not None:
+            _cuda_libraries = cuda_libraries.load_runtime(build.version)
+        if not callbacks.logger.isEnabledFor(logging.INFO):
+            lib.llcuda_log_level(max(callbacks.LOG_LEVELS) + 1)  # one sentence below says it all
+        text = _load_backend(ffi, lib, path)
+        sync_log_level(lib)
+        if not lib.llcuda_gpu_count():
+            remark = no_gpu(text, build, _cuda_libraries)
+        for name, reason in _unusable_gpus(ffi, lib, build, driver):
+            _refused[name] = reason
+            logger.warning("%s is not used: %s", name, reason)
+    if remark is not None:
         _why_no_gpu.append(remark)
         logger.warning("%s; the CPU is used", remark)
-        return
-    if driver is not None and build.version is not None:
-        _cuda_libraries = cuda_libraries.load_runtime(build.version)
-    if not callbacks.logger.isEnabledFor(logging.INFO):
-        lib.llcuda_log_level(max(callbacks.LOG_LEVELS) + 1)  # one sentence below says it all
-    text = _load_backend(ffi, lib, path)
-    sync_log_level(lib)
-    if not lib.llcuda_gpu_count():
-        _why_no_gpu.append(no_gpu(text, build, driver, _cuda_libraries))
-        logger.warning("%s; the CPU is used", _why_no_gpu[0])
-    for name, remark in _unusable_gpus(ffi, lib, build, driver):
-        _refused[name] = remark
-        logger.warning("%s is not used: %s", name, remark)
 
 
 def _unusable_gpus(

@@ -12,7 +12,15 @@ from llcuda import device
 from llcuda.cli import diagnose
 from llcuda.errors import LibraryError
 from llcuda.native import cuda_libraries, library
-from llcuda.native.cuda_build import CudaBuild, Driver, Remark, RuntimeLibraries, no_gpu, parse
+from llcuda.native.cuda_build import (
+    CudaBuild,
+    Driver,
+    Remark,
+    RuntimeLibraries,
+    loading_problem,
+    no_gpu,
+    parse,
+)
 
 
 def test_a_good_build_has_no_problem() -> None:
@@ -111,7 +119,7 @@ def test_ptx_is_compiled_at_the_first_run(
 
 
 NOTHING = device.Survey(reason=Remark("CUDA_VISIBLE_DEVICES='' leaves no GPU", "unset it"))
-NO_LIBRARY = no_gpu("libcuda.so.1: cannot open", CudaBuild(), None, RuntimeLibraries())
+NO_LIBRARY = loading_problem(CudaBuild(), None)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +168,7 @@ def test_no_driver_and_no_cuda_is_no_problem(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_what_loading_the_backend_said(error: str, what: str, mend: str) -> None:
     """The linker's and CUDA's messages, in words."""
-    remark = no_gpu(error, parse("12.4", "75"), Driver((12, 4)), RuntimeLibraries())
+    remark = no_gpu(error, parse("12.4", "75"), RuntimeLibraries())
     assert what in remark.what
     assert mend in remark.mend
 
@@ -169,7 +177,7 @@ def test_the_extra_of_cuda_13() -> None:
     """It is named by its version."""
     libraries = RuntimeLibraries(missing=["libcudart.so.13"])
     error = "libcudart.so.13: cannot open shared object file"
-    remark = no_gpu(error, parse("13.0", "75"), Driver((13, 0)), libraries)
+    remark = no_gpu(error, parse("13.0", "75"), libraries)
     assert str(remark) == (
         "the CUDA backend does not find libcudart.so.13: pip install 'llcuda[cuda13]', which brings"
         " CUDA's run-time libraries"

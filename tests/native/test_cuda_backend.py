@@ -172,7 +172,7 @@ def test_a_backend_of_another_wheel(backend: Path, tmp_path: Path) -> None:
     """A wheel without CUDA was unpacked over one with it: the leftover is not loaded."""
     machine = fake_gpu.environment(tmp_path, backend=backend, build="")
     _, (logged,) = load(machine)
-    assert "libggml-cuda.so is a leftover of another llcuda and is not loaded" in logged
+    assert "the CUDA backend is a leftover of another llcuda: " in logged
     assert "pip install --force-reinstall --no-deps" in logged
 
 
