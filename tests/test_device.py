@@ -225,8 +225,9 @@ def test_free_memory_without_a_driver_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 
 RUNS = "Tesla T4 has compute capability 7.5"
-CUDA12 = "pip install 'WHEEL[cuda]' with llcuda's wheel for CUDA 12"
-CUDA12_FOR_8 = f"{CUDA12} that has machine code for 8.0"
+WHEEL = "pip install 'llcuda-VERSION+cu124-TAGS.whl[cuda]'"
+CUDA12 = f"{WHEEL} (make wheel-cuda)"
+CUDA12_FOR_8 = f"{WHEEL} (make wheel-cuda ARCHITECTURES='75;80')"
 PTX = "too old to compile this llcuda's PTX"
 OLD = "is too old: it runs CUDA"
 NO_CUDA = "but this llcuda was built without CUDA"
@@ -292,7 +293,7 @@ def test_an_older_gpu_is_refused_with_every_driver(
     install(monkeypatch, P100, version=version)
     build(monkeypatch, None if made is None else parse(made, "75"))
     assert "needs 7.5 or higher: take a newer GPU" in device.detect_cuda()["reason"]
-    assert "WHEEL" not in device.check_gpu_compatibility()["reason"]
+    assert "whl" not in device.check_gpu_compatibility()["reason"]
 
 
 @pytest.mark.parametrize("version", fake_nvml.CUDA)

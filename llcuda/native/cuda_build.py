@@ -304,16 +304,19 @@ def _first_driver(version: Version) -> str:
 
 
 def _install(major: int, driver: Driver | None = None, capability: Version | None = None) -> str:
-    """Return how to install the wheel of a CUDA version.
+    """Return how to install the wheel of a CUDA version, and how it is made.
 
     Every wheel has machine code for the required compute capability. A driver that cannot compile
     the wheel's PTX needs machine code for its GPU.
     """
-    text = f"pip install 'WHEEL[{_extra(major)}]' with llcuda's wheel for CUDA {major}"
-    is_old = driver is not None and driver.cuda is not None and driver.cuda < WHEELS[major]
+    made, make = WHEELS[major], "make wheel-cuda"
+    if major != min(WHEELS):
+        make += f" CUDA={major}"
+    is_old = driver is not None and driver.cuda is not None and driver.cuda < made
     if is_old and capability is not None and capability[0] != REQUIRED_CAPABILITY[0]:
-        text += f" that has machine code for {_text(capability)}"
-    return text
+        make += f" ARCHITECTURES='75;{capability[0]}{capability[1]}'"
+    file = f"llcuda-VERSION+cu{made[0]}{made[1]}-TAGS.whl"
+    return f"pip install '{file}[{_extra(major)}]' ({make})"
 
 
 def _bring(build: CudaBuild) -> str:

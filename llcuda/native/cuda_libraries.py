@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llcuda.native.cuda_build import Driver, RuntimeLibraries, Version
+from llcuda.native.shared_objects import is_truncated
 
 # Libraries that come from one folder: libcublas calls private functions of its own libcublasLt.
 PARTS = (("cudart",), ("cublasLt", "cublas"))
@@ -96,6 +97,8 @@ def _load(files: Sequence[str], version: Version | None) -> OSError | None:
     failure: OSError | None = None
     for file in files:
         try:
+            if Path(file).is_file() and is_truncated(Path(file)):
+                raise OSError(f"{file} is truncated")
             loaded.append(ctypes.CDLL(file, os.RTLD_NOW | os.RTLD_LOCAL))
         except OSError as error:
             failure = error

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llcuda.cli import diagnose
 from llcuda.errors import LibraryError
 from llcuda.native import cuda_libraries, library
 from llcuda.native.cuda_build import (
+    WHEELS,
     CudaBuild,
     Driver,
     Remark,
@@ -126,10 +128,10 @@ NO_LIBRARY = loading_problem(CudaBuild(), None)
     ("case", "what", "mend"),
     [
         ({"made": None}, "built without CUDA", "LLCUDA_CUDA=ON"),
-        ({"made": None}, "built without CUDA", "'WHEEL[cuda]' with llcuda's wheel for CUDA 12"),
+        ({"made": None}, "built without CUDA", "+cu124-TAGS.whl[cuda]' (make wheel-cuda)"),
         ({"made": None, "survey": NOTHING}, "built without CUDA", "LLCUDA_CUDA=ON"),
         ({"made": "12.4 75", "survey": NOTHING}, "CUDA_VISIBLE_DEVICES", "unset it"),
-        ({"made": "13.0 75"}, "driver 550.54.15 is too old: it runs CUDA 12.4 at most", "CUDA 12"),
+        ({"made": "13.0 75"}, "driver 550.54.15 is too old: it runs CUDA 12.4 at most", "+cu124"),
         ({"made": "12.4 90"}, "no code for compute capability 8.9", "ARCHITECTURES=89"),
         ({"made": "12.8 75"}, "too old to compile this llcuda's PTX", "ARCHITECTURES=89"),
         ({"made": "12.4 75"}, "sees no GPU", "nvidia-smi"),
@@ -182,3 +184,16 @@ def test_the_extra_of_cuda_13() -> None:
         "the CUDA backend does not find libcudart.so.13: pip install 'llcuda[cuda13]', which brings"
         " CUDA's run-time libraries"
     )
+
+
+@pytest.mark.parametrize("major", WHEELS)
+def test_the_extras_that_are_named_bring_the_libraries(major: int) -> None:
+    """Those of pyproject.toml, with packages of the same CUDA version."""
+    remark = no_gpu(f"libcudart.so.{major}: cannot open", CudaBuild((major, 0)), RuntimeLibraries())
+    name = remark.mend.partition("[")[2].partition("]")[0]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    packages = project["project"]["optional-dependencies"][name]
+    assert ["nvidia-cublas", "nvidia-cuda-runtime"] == [
+        package.partition(">=")[0].removesuffix("-cu12") for package in packages
+    ]
+    assert all(package.endswith(f"<{major + 1}") for package in packages)

@@ -98,7 +98,7 @@ def test_a_build_without_cuda(tmp_path: Path) -> None:
     machine = fake_gpu.environment(tmp_path, build="")
     _, (logged,) = load(machine)
     assert "Tesla T4 has compute capability 7.5, but this llcuda was built without CUDA" in logged
-    assert "pip install 'WHEEL[cuda]' with llcuda's wheel for CUDA 12" in logged
+    assert "pip install 'llcuda-VERSION+cu124-TAGS.whl[cuda]'" in logged
     assert [] == load(machine, '{"gpu_layers": 0}')[1]
 
 
@@ -244,4 +244,4 @@ def test_doctor_names_a_wheel_once_for_two_cards(backend: Path, tmp_path: Path) 
         tmp_path, backend=backend, gpus=[T4, T4], seen=(), driver="550.54.15", build="13.0"
     )
     result = run(DOCTOR, environment=machine)
-    assert 1 == result.stdout.count("pip install 'WHEEL[cuda]' with llcuda's wheel for CUDA 12")
+    assert 1 == result.stdout.count("pip install 'llcuda-VERSION+cu124-TAGS.whl[cuda]'")
