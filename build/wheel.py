@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from check_cuda import check
+from check_cuda import check, wanted
 from toolkit import Version, find_toolkit, host_compiler, text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +47,7 @@ def main() -> None:
     environment = dict(os.environ)
     place = ROOT / "dist"
     if with_cuda:
+        wanted(options.architectures)  # stops here for wrong ones, not after the build
         major = int(options.cuda_version)
         toolkit, version = find_toolkit(major, ROOT / ".build")
         place /= "cuda"
