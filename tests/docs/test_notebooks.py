@@ -228,7 +228,7 @@ def test_a_wheel_that_does_not_fit_the_driver(tmp_path: Path, backend: Path) -> 
     assert 1 == result.returncode
     assert "GPU: Tesla T4" in result.stdout
     assert "llcuda cannot use the GPU" in result.stderr
-    assert "wheel for CUDA 12" in result.stderr
+    assert "+cu124-TAGS.whl[cuda]" in result.stderr
 
 
 def test_a_model_that_cannot_be_downloaded() -> None:
