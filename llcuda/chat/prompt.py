@@ -7,7 +7,9 @@ parts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from llcuda.params import wrong_argument
 
 # Letters that JSON leaves as they are, which templates make of messages; then those of no language.
 _BREAKERS = ("\x7f", *map(chr, range(0xFDD0, 0xFDF0)), *map(chr, range(0xF0000, 0xF0400)))
+_STEP = 2**16  # characters that are searched without another thread
+_BEGINNING = 6  # characters of a control token that are searched for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +69,31 @@ class ControlTexts:
         self._texts = frozenset(text for text in texts if len(text) > 1)
         lengths: dict[str, set[int]] = {}
         for text in self._texts:
-            lengths.setdefault(text[0], set()).add(len(text))
-        self._lengths = {letter: sorted(sizes) for letter, sizes in lengths.items()}
+            lengths.setdefault(text[:_BEGINNING], set()).add(len(text))
+        self._lengths = {beginning: sorted(sizes) for beginning, sizes in lengths.items()}
+        longest_first = sorted(lengths, key=len, reverse=True)
+        self._beginnings = re.compile("|".join(map(re.escape, longest_first)) or r"\b\B")
 
     def find(self, text: str, allowed: Collection[str] = ()) -> list[int]:
         """Return the places of control tokens in `text`, without those in `allowed`."""
-        places = []
-        for letter, lengths in self._lengths.items():
-            at = text.find(letter)
-            while at >= 0:
-                words = (text[at : at + length] for length in lengths)
-                if any(word in self._texts and word not in allowed for word in words):
-                    places.append(at)
-                at = text.find(letter, at + 1)
-        return sorted(places)
+        return list(self._places(text, allowed))
+
+    def _places(self, text: str, allowed: Collection[str] = ()) -> Iterator[int]:
+        search, at = self._beginnings.search, 0
+        for end in range(_STEP, len(text) + _STEP, _STEP):
+            while (match := search(text, at, end + _BEGINNING - 1)) and match.start() < end:
+                at = match.start()
+                words = (word for word in self._words(text, at) if word in self._texts)
+                if any(word not in allowed for word in words):
+                    yield at
+                at += 1
+            at = max(at, end)
+
+    def _words(self, text: str, at: int) -> Iterator[str]:
+        """Return the texts at a place that are as long as a control token."""
+        for size in range(2, _BEGINNING + 1):
+            for length in self._lengths.get(text[at : at + size], ()):
+                yield text[at : at + length]
 
     def break_up(self, data: list[Any], source: str, allowed: Collection[str]) -> str:
         """Split the text of every control token in plain data, in place.
@@ -98,8 +113,8 @@ class ControlTexts:
         """
         if not any(self._holds(value) for value in data):
             return ""
-        texts = [source, *_texts(data)]
-        breaker = next((b for b in _BREAKERS if not any(b in text for text in texts)), "")
+        used = _letters([source, *_texts(data)])
+        breaker = next((letter for letter in _BREAKERS if letter not in used), "")
         if not breaker:
             raise wrong_argument(
                 "messages",
@@ -113,7 +128,8 @@ class ControlTexts:
                 places, begin = self.find(whole), 0
                 for part in parts:
                     end = begin + len(part["text"])
-                    inside = [place - begin for place in places if begin <= place < end]
+                    first, last = bisect_left(places, begin), bisect_left(places, end)
+                    inside = [place - begin for place in places[first:last]]
                     part["text"] = _broken(part["text"], inside, breaker)
                     begin = end
             self._break(message, breaker, allowed if message["role"] == "assistant" else ())
@@ -124,9 +140,12 @@ class ControlTexts:
     def _holds(self, value: Any) -> bool:
         if isinstance(value, dict):
             parts = value.get("content")
-            if isinstance(parts, list) and self.find("".join(_texts(parts))):
+            if isinstance(parts, list) and self._occur_in("".join(_texts(parts))):
                 return True
-        return any(self.find(text) for text in _texts(value))
+        return any(map(self._occur_in, _texts(value)))
+
+    def _occur_in(self, text: str) -> bool:
+        return next(self._places(text), None) is not None
 
     def _break(self, value: Any, breaker: str, allowed: Collection[str]) -> None:
         pairs = value.items() if isinstance(value, dict) else ()
@@ -141,9 +160,19 @@ class ControlTexts:
 
 def _broken(text: str, places: list[int], breaker: str) -> str:
     """Return `text` with a letter behind the first one of each place."""
-    for place in reversed(places):
-        text = text[: place + 1] + breaker + text[place + 1 :]
-    return text
+    ends = [place + 1 for place in places]
+    return breaker.join(
+        text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)], strict=True)
+    )
+
+
+def _letters(texts: Iterable[str]) -> set[str]:
+    """Return the letters of texts, in steps between which other threads run."""
+    letters: set[str] = set()
+    for text in texts:
+        for begin in range(0, len(text), _STEP):
+            letters.update(text[begin : begin + _STEP])
+    return letters
 
 
 def _texts(value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import CudaGraphMode, DecodeThreads
+from llcuda.cli.console import INTERRUPTED, CudaGraphMode, DecodeThreads
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
     from llcuda.server import ModelSpec
 
+logger = logging.getLogger("llcuda.server")
 app = typer.Typer()
+EXIT_SECONDS = 5.0  # for threads that still work when the server has stopped
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -99,6 +102,7 @@ def serve(
         from llcuda.server import Limits, create_app
         from llcuda.server import serve as serve_app
         from llcuda.server.log import configure_logging
+        from llcuda.server.submission import stop_threads
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
@@ -147,14 +151,23 @@ def serve(
     def ready(address: str) -> None:
         print(f"{names} at {address}/v1", flush=True)
 
-    serve_app(
-        app,
-        host=host,
-        port=port,
-        drain_seconds=drain,
-        idle_seconds=idle_timeout,
-        on_ready=ready,
-    )
+    status = 0
+    try:
+        serve_app(
+            app,
+            host=host,
+            port=port,
+            drain_seconds=drain,
+            idle_seconds=idle_timeout,
+            on_ready=ready,
+        )
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        raise
+    finally:
+        if not stop_threads(EXIT_SECONDS):
+            logger.warning("the server ends while a large request is still read")
+            os._exit(status)  # Python would wait for the thread
 
 
 def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:

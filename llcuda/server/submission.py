@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,6 +15,7 @@ from llcuda.server.errors import deadline_exceeded
 from llcuda.structured.trial import cancellable, check_cancelled
 
 COMPILING_THREADS = 8
+_THREADS = ("llcuda-large", "llcuda-submit")
 
 
 class Cancellable(Protocol):
@@ -79,12 +81,29 @@ async def run_beside(large: bool, work: Callable[..., Result], *arguments: Any) 
 
 @cache
 def _large_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="llcuda-large")
+    return ThreadPoolExecutor(1, thread_name_prefix=_THREADS[0])
 
 
 @cache
 def _compiling_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(COMPILING_THREADS, thread_name_prefix="llcuda-submit")
+    return ThreadPoolExecutor(COMPILING_THREADS, thread_name_prefix=_THREADS[1])
+
+
+def stop_threads(seconds: float) -> bool:
+    """Let the threads of large and compiling requests end; return whether all have.
+
+    Args:
+        seconds: The longest time to wait for what runs; what waits is cancelled.
+    """
+    end = time.monotonic() + seconds
+    for executor in (_large_thread, _compiling_threads):
+        if executor.cache_info().currsize:
+            executor().shutdown(wait=False, cancel_futures=True)
+            executor.cache_clear()
+    threads = [t for t in threading.enumerate() if t.name.startswith(_THREADS)]
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 def _cancel_all(work: asyncio.Future[list[T]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from typing import Any, Literal
 
 import pytest
@@ -295,7 +296,10 @@ CONTROLS = ControlTexts(["<|im_end|>", "<|im_start|>", "<s>", "</think>", "x"])
         ("<<s><s>", "<<*s><*s>"),
         (["<|im_", "end|>"], ["<*|im_", "end|>"]),
         (["a<", "s>"], ["a<*", "s>"]),
+        ("<|im_<|im_end|><|im_end|", "<|im_<*|im_end|><|im_end|"),
+        *((f"{'a' * n}<|im_end|><s>", f"{'a' * n}<*|im_end|><*s>") for n in range(65520, 65540)),
     ],
+    ids=lambda value: str(value)[-30:],
 )
 def test_control_tokens_in_messages_are_broken(given: Any, expected: Any) -> None:
     """Also those that two parts make together."""
@@ -309,6 +313,34 @@ def test_control_tokens_in_messages_are_broken(given: Any, expected: Any) -> Non
     texts = actual if isinstance(actual, str) else [part["text"] for part in actual]
     marked = [t.replace("*", breaker) for t in expected] if isinstance(given, list) else expected
     assert texts == (marked if isinstance(given, list) else expected.replace("*", breaker))
+
+
+def broken_seconds(count: int, parts: int) -> float:
+    """Return the least processor time of breaking up so many control tokens in so many parts."""
+    seconds = []
+    for _ in range(3):
+        content = [{"type": "text", "text": "<s>" * (count // parts)} for _ in range(parts)]
+        began = time.process_time()
+        assert CONTROLS.break_up([[{"role": "user", "content": content}], None, {}], "", ())
+        seconds.append(time.process_time() - began)
+    return min(seconds)
+
+
+@pytest.mark.parametrize("share", [1, 5_000])
+def test_many_control_tokens_cost_as_many_as_they_are(share: int) -> None:
+    """In one long text, and in many parts."""
+    few, many = 5_000, 40_000
+    ratio = broken_seconds(many, many // share) / broken_seconds(few, max(1, few // share))
+    assert ratio < 3 * many / few
+
+
+def test_every_letter_that_could_break_is_used() -> None:
+    """Then the messages are refused; one that is left is found."""
+    letters = "\x7f" + "".join(map(chr, [*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xF0400)]))
+    message = {"role": "user", "content": letters[:-1] + "<s>"}
+    assert CONTROLS.break_up([[message], None, {}], "", ()) == letters[-1]
+    with pytest.raises(ArgumentError, match="without one of the 1057 letters"):
+        CONTROLS.break_up([[{"role": "user", "content": letters + "<s>"}], None, {}], "", ())
 
 
 def test_what_breaks_stands_nowhere_else() -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from llcuda.cli.main import app as command_line
 from llcuda.server.app import Service
 from llcuda.server.middleware import RequestGuardMiddleware
+from tests.support import programs
 
 
 class Seen:
@@ -190,3 +191,28 @@ def test_a_key_from_the_environment(
     """LLCUDA_API_KEY is --api-key."""
     monkeypatch.setenv("LLCUDA_API_KEY", "secret")
     assert ("secret",) == serve().guard["keys"]
+
+
+STILL_READING = """
+import asyncio, sys, time
+import llcuda.server
+from llcuda.cli.main import main
+from llcuda.server.submission import run_beside
+
+def serve(app, **keywords):
+    async def begin():
+        task = asyncio.create_task(run_beside(True, time.sleep, 600))
+        await asyncio.sleep(0.1)
+    asyncio.run(begin())
+
+llcuda.server.serve = serve
+sys.argv[1:] = ["serve", "demo"]
+main()
+"""
+
+
+def test_a_large_request_does_not_hold_up_the_end() -> None:
+    """When the server has stopped, its threads have some seconds; then the process ends."""
+    result = programs.run(STILL_READING)
+    assert (0, "") == (result.returncode, result.stdout)
+    assert "the server ends while a large request is still read" in result.stderr
