@@ -190,19 +190,24 @@ def test_adapters_are_applied_again(lfm2: Model, tmp_path: Path) -> None:
 # --- the states ---
 
 
+def keep_broken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each new context break as well, so that a text of the engine's own fails too."""
+    renew = engine.context.renew
+
+    def renew_broken() -> None:
+        renew()
+        engine.context.decode([5, 6, 7])
+        break_context(engine)
+
+    monkeypatch.setattr(engine.context, "renew", renew_broken)
+
+
 def test_a_context_that_always_fails_ends_the_engine(
     lfm2: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After five failures without a result in between, and of a text of the engine's own."""
     with Engine(lfm2, on_step=lambda step: break_context(engine), **SIZES) as engine:
-        renew = engine.context.renew
-
-        def renew_broken() -> None:
-            renew()
-            engine.context.decode([5, 6, 7])
-            break_context(engine)
-
-        monkeypatch.setattr(engine.context, "renew", renew_broken)
+        keep_broken(engine, monkeypatch)
         for i in range(5):
             with pytest.raises(DecodeError, match="assertion failed"):
                 engine.submit(PROMPTS[i], **GREEDY).result(120)
@@ -363,7 +368,7 @@ def test_a_step_that_the_context_survives_fails_alone(
 
 
 def test_an_inference_engine_goes_on_and_says_when_it_has_failed(
-    model_files: dict[str, Path],
+    model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """batch_infer raises the error of the prompts that ran; `is_loaded` is true until the end."""
     prompts = ["One day", "Once upon a time", "There was"]
@@ -380,7 +385,8 @@ def test_an_inference_engine_goes_on_and_says_when_it_has_failed(
         engine.load_model(
             model_files["lfm2"], on_step=lambda step: break_context(engine.engine), **options
         )
-        for _ in range(6):
+        keep_broken(engine.engine, monkeypatch)
+        for _ in range(5):
             with pytest.raises(DecodeError):
                 engine.infer("One day", **GREEDY)
         assert eventually(lambda: not engine.is_loaded)
