@@ -781,8 +781,11 @@ def _shortened(numbers: Sequence[int]) -> str:
 
 
 def _as_list(row: Any) -> Any:
-    """Return an array as a list; anything else as it is."""
-    return row.tolist() if isinstance(row, np.ndarray) else row
+    """Return an array or another sequence as a list; a text and anything else as it is."""
+    if isinstance(row, np.ndarray):
+        return row.tolist()
+    is_other = isinstance(row, Sequence) and not isinstance(row, list | str | bytes)
+    return list(row) if is_other else row
 
 
 def _is_int32(value: Any) -> bool:

@@ -701,9 +701,11 @@ def convert_bf16(kind: str, pointer: Any, path: Path, wanted: bool | None) -> bo
     Returns:
         False if CUDA failed.
     """
-    if wanted is False or all(device.kind != "gpu" for device in library.devices()):
-        return True
     ffi, lib = library.load()
+    devices = [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
+    kinds = [lib.ggml_backend_dev_type(device) for device in devices]
+    if wanted is False or lib.GGML_BACKEND_DEVICE_TYPE_GPU not in kinds:
+        return True
     done = ffi.new("struct llcuda_conversion *")
     if getattr(lib, f"llcuda_{kind}_bf16_to_f16")(pointer, wanted is True, done) < 0:
         return False

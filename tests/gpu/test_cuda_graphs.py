@@ -53,7 +53,7 @@ def test_replays_are_checked_and_equal(rows: int, gpu_demo: Model) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param("llama", marks=pytest.mark.sanitizer), "gemma3", "mamba", "lfm2", "qwen3"],
+    [pytest.param("llama", marks=pytest.mark.sanitizer), "gemma3", "mamba", "lfm2"],
 )
 def test_states_that_a_step_changes_are_restored(kind: str, model_files: dict[str, Path]) -> None:
     """Recurrent states, sliding windows: the check computes a step twice and leaves no trace."""
@@ -83,13 +83,14 @@ def test_engines_give_the_same_texts(gpu_demo: Model) -> None:
     texts = {}
     for mode in ("off", "checked", "on"):
         with Engine(gpu_demo, n_parallel=4, ctx_size=256, cuda_graphs=mode) as engine:
-            requests = [
-                engine.submit(
-                    f"Once upon a time {i}", RequestParams(max_tokens=20 + 9 * i),
-                    SamplingParams(seed=i),
-                )
-                for i in range(9)
-            ]  # fmt: skip
+            with engine.loop.hold():  # so that all texts join at the same steps
+                requests = [
+                    engine.submit(
+                        f"Once upon a time {i}", RequestParams(max_tokens=20 + 9 * i),
+                        SamplingParams(seed=i),
+                    )
+                    for i in range(9)
+                ]  # fmt: skip
             texts[mode] = [request.result().text for request in requests]
             found = engine.context.cuda_graphs
         assert found.on == (mode != "off")

@@ -245,3 +245,24 @@ def test_doctor_names_a_wheel_once_for_two_cards(backend: Path, tmp_path: Path) 
     )
     result = run(DOCTOR, environment=machine)
     assert 1 == result.stdout.count("pip install 'llcuda-VERSION+cu124-TAGS.whl[cuda]'")
+
+
+# Prints what quantized matrices of so many rows take of a GPU.
+MATRICES = f"""{INSTALL}
+import sys
+from llcuda.core import Device, DType, Tensor
+for rows in map(int, sys.argv[1:]):
+    free = Device.get_free_memory(0)
+    matrix = Tensor([rows, 512], DType.Q4_0, 0)
+    print(free - Device.get_free_memory(0))
+    del matrix
+"""
+
+
+def test_quantized_matrices_end_in_whole_blocks_of_rows(backend: Path, tmp_path: Path) -> None:
+    """Kernels read four rows at once, also where a matrix ends before; that must be memory."""
+    row = 512 // 32 * 18  # bytes of Q4_0
+    machine = fake_gpu.environment(tmp_path, backend=backend)
+    result = run(MATRICES, "128", "129", "130", "3", environment=machine)
+    assert result.returncode == 0, result.stderr
+    assert [128 * row, 132 * row, 132 * row, 4 * row] == list(map(int, result.stdout.split()))

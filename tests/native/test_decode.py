@@ -266,7 +266,7 @@ def test_arrays_serve_as_lists(make_context: Callable[..., Context], model: Mode
     """decode_batch, detokenize and the parameters take numpy's arrays and numbers."""
     lists = make_context(model, sequences=2)
     arrays = make_context(model, sequences=np.int64(2))
-    lists.decode_batch([3, 4], [0, 1])
+    lists.decode_batch((3, 4), range(2))
     arrays.decode_batch(np.array([3, 4]), np.array([0, 1], dtype=np.int32))
     np.testing.assert_array_equal(lists.logits(1), arrays.logits(1))
     assert model.detokenize([3, 4]) == model.detokenize(token for token in np.array([3, 4]))

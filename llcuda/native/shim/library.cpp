@@ -16,6 +16,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "ggml-backend-impl.h"
+
 namespace {
 
 constexpr size_t MAX_ERROR_LINES = 8;
@@ -156,8 +158,42 @@ int llcuda_backend_score(const char * path) {
     return result;
 }
 
+namespace {
+
+constexpr int64_t ROWS_OF_A_BLOCK = 4;  // at most, of ggml-cuda's products of quantized matrices and a vector (mmvq.cu)
+
+size_t (*cuda_alloc_size)(ggml_backend_buffer_type_t type, const ggml_tensor * tensor);
+
+// A block of threads computes up to four rows of a quantized matrix, and reads all of them although the matrix may end
+// before: what it reads there is not used, but it must be memory.
+size_t with_whole_blocks(ggml_backend_buffer_type_t type, const ggml_tensor * tensor) {
+    const size_t size = cuda_alloc_size(type, tensor);
+    const int64_t rest = tensor->ne[1] % ROWS_OF_A_BLOCK;
+    const bool whole = rest == 0 || !ggml_is_quantized(tensor->type);
+    return whole ? size : size + (ROWS_OF_A_BLOCK - rest) * tensor->nb[1];
+}
+
+// Let the tensors of CUDA's devices be allocated with whole blocks of rows.
+void end_matrices_in_whole_blocks(ggml_backend_reg_t registry) {
+    for (size_t i = 0; i < ggml_backend_reg_dev_count(registry); i++) {
+        auto & iface = ggml_backend_dev_buffer_type(ggml_backend_reg_dev_get(registry, i))->iface;
+        if (iface.get_alloc_size && iface.get_alloc_size != with_whole_blocks) {
+            cuda_alloc_size = iface.get_alloc_size;
+            iface.get_alloc_size = with_whole_blocks;
+        }
+    }
+}
+
+}  // namespace
+
 bool llcuda_backend_load(const char * path) {
-    return shim::guarded<bool>(false, [&] { return ggml_backend_load(path) != nullptr; });
+    return shim::guarded<bool>(false, [&] {
+        ggml_backend_reg_t registry = ggml_backend_load(path);
+        if (registry && strcmp(ggml_backend_reg_name(registry), "CUDA") == 0) {
+            end_matrices_in_whole_blocks(registry);
+        }
+        return registry != nullptr;
+    });
 }
 
 int llcuda_memory_now(ggml_backend_dev_t device, size_t * free, size_t * total) {
