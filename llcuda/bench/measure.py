@@ -49,7 +49,7 @@ CHAINS: Mapping[str, Mapping[str, Any]] = {
 }
 REQUEST_TOKENS = 80  # of an answer, about as many as the documents' run has on average
 REQUEST_CTX_SIZE = 2048  # the size of each sequence in that run
-REQUESTS_PER_TURN = 2  # of each client
+WARM_UP_TOKENS = 8  # of each client's first request
 OWN_PARAMETERS = "own parameters for each row"
 
 # Runs in a process of its own, whose clock is also this process's.
@@ -235,31 +235,29 @@ def requests(subject: Subject, counts: Sequence[int]) -> Iterator[Row]:
 
 
 def _requests(subject: Subject, n_parallel: int) -> Row:
-    model, count = subject.model, subject.budget.turns * REQUESTS_PER_TURN
+    model = subject.model
+    count = subject.budget.turns * (2 if subject.gpu else 1)
     ctx_size = min(REQUEST_CTX_SIZE, model.train_ctx_size or REQUEST_CTX_SIZE)
     tokens = make_prompt(model, PROMPT_TOKENS + n_parallel * (count + 1))
 
-    def run(client: int, numbers: Sequence[int]) -> list[Completion]:
-        first = [client + n_parallel * number for number in numbers]
-        return [
-            engine.submit(
-                tokens[start : start + PROMPT_TOKENS],
-                max_tokens=REQUEST_TOKENS,
-                ignore_eos=True,
-                seed=start,
-                **DEFAULT_SAMPLING,
-            ).result()
-            for start in first
-        ]
+    def run(client: int, number: int, max_tokens: int = REQUEST_TOKENS) -> Completion:
+        start = client + n_parallel * number
+        prompt = tokens[start : start + PROMPT_TOKENS]
+        return engine.submit(
+            prompt, max_tokens=max_tokens, ignore_eos=True, seed=start, **DEFAULT_SAMPLING
+        ).result()
+
+    def run_all(client: int) -> list[Completion]:
+        return [run(client, number) for number in range(count)]
 
     clients = range(n_parallel)
     with (
         Engine(model, n_parallel=n_parallel, ctx_size=ctx_size, threads=subject.threads) as engine,
         ThreadPoolExecutor(n_parallel) as pool,
     ):
-        list(pool.map(lambda client: run(client, [count]), clients))  # the warm-up
+        list(pool.map(lambda client: run(client, count, WARM_UP_TOKENS), clients))
         started = time.perf_counter()
-        answers = list(pool.map(lambda client: run(client, range(count)), clients))
+        answers = list(pool.map(run_all, clients))
         seconds = time.perf_counter() - started
     latencies = sorted(answer.latency_ms for client in answers for answer in client)
     return {

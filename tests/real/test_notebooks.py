@@ -13,9 +13,10 @@ from tests.support.notebooks import NOTEBOOKS, Session
 
 SHORTER = {
     "NEED_GPU = True": "NEED_GPU = False",
-    "--measure startup,": "--quick --measure startup,",
-    "--requests 1,4,8": "--requests 1,2",
-    "--depth 512,2048,4096,8192": "--depth 512",
+    "--measure startup,": "--quick --threads 1 --measure startup,",
+    "--requests 1,4,8": "--requests 1",
+    "--depth 512,2048,4096,8192": "--depth 128",
+    **{f"max_tokens={count}": "max_tokens=16" for count in (50, 80, 100, 200)},
     '"tests/gpu"': '"tests/gpu/test_embedding.py"',
 }
 
