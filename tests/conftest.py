@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from llcuda import Adapter, Context, Model, demo_model
-from tests.support import checkout, models
+from tests.support import checkout, fake_gpu, models
 from tests.support.chains import Float32
 
 VENDOR_MODELS = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models"
@@ -65,6 +65,12 @@ def drawn_seeds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """
     run = request.config.getoption("randomly_seed", None)
     monkeypatch.setattr(secrets, "randbelow", Random(f"{run} {request.node.nodeid}").randrange)
+
+
+@pytest.fixture(scope="session")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CUDA backend without run-time libraries, which the CPU plays: tests.support.fake_gpu."""
+    return fake_gpu.build_backend(tmp_path_factory.mktemp("backend") / "libggml-cuda.so")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,8 +89,14 @@ def _show_machine(console: Console) -> None:
         if value:
             grid.add_row(name, Text(value, overflow="fold"))
     for problem in found.problems:
-        grid.add_row("missing", Text(f"{problem.what}: {problem.mend}", overflow="fold"))
+        text = _without_folders(f"{problem.what}: {problem.mend}")
+        grid.add_row("missing", Text(text, overflow="fold"))
     console.print(grid)
+
+
+def _without_folders(text: str) -> str:
+    """Return a text whose paths are the names of their files."""
+    return re.sub(r"(?<![\w~.])(?:/[^\s/,;:()']+)+/", ".../", text)
 
 
 def _packages() -> dict[str, str]:

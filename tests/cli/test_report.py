@@ -80,13 +80,18 @@ def test_the_machine_is_described_without_its_paths(
 def test_problems_are_in_the_block(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What `llcuda doctor` finds missing, in its words."""
+    """What `llcuda doctor` finds missing, in its words, of paths only the files' names."""
     found = diagnose.diagnose()
-    found.problems[:] = [diagnose.Problem("no [driver]", "install one")]
+    found.problems[:] = [
+        diagnose.Problem("no [driver]", "install one"),
+        diagnose.Problem("/home/ann/a/libx.so.1, ~/.nv", "pip install 'a-TAGS.whl[cuda]'"),
+    ]
     monkeypatch.setattr(diagnose, "diagnose", lambda: found)
     status, lines = report([], monkeypatch, capsys)
     assert 0 == status
-    assert "no [driver]: install one" in next(line for line in lines if "missing" in line)
+    first, second = (line for line in lines if "missing" in line)
+    assert "no [driver]: install one" in first
+    assert ".../libx.so.1, ~/.nv: pip install 'a-TAGS.whl[cuda]'" in second
 
 
 def test_a_benchmark_and_the_tests_follow(

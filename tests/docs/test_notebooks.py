@@ -132,12 +132,6 @@ for cell in cells(NOTEBOOKS[1]):
 """
 
 
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fake CUDA backend."""
-    return fake_gpu.build_backend(tmp_path_factory.mktemp("backend") / "libggml-cuda.so")
-
-
 def test_the_cells_for_two_gpus(tmp_path: Path, backend: Path) -> None:
     """A model over both, then an engine on each, on a machine with two T4 that the CPU plays."""
     machine = fake_gpu.environment(tmp_path, backend=backend, gpus=(fake_gpu.T4, fake_gpu.T4))

@@ -43,11 +43,6 @@ print(json.dumps(answers))
 """
 
 
-@pytest.fixture(scope="session")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_gpu.build_backend(tmp_path_factory.mktemp("backend") / "libggml-cuda.so")
-
-
 def plan(machine: dict[str, str], path: Path, *settings: dict[str, Any]) -> list[Any]:
     """Return the layers and the devices' memory for each of the settings."""
     result = run(PROGRAM, path, json.dumps(settings), environment=machine, timeout=300)

@@ -22,12 +22,6 @@ with llcuda.InferenceEngine() as engine:
 """
 
 
-@pytest.fixture(scope="session")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fake backend, which needs no run-time libraries."""
-    return fake_gpu.build_backend(tmp_path_factory.mktemp("backend") / "libggml-cuda.so")
-
-
 def load(environment: dict[str, str], arguments: str = "{}") -> tuple[list[str], list[str]]:
     """Return the lines that loading the demo model prints, and those that it logs."""
     result = run(ENGINE, arguments, environment=environment)
