@@ -25,6 +25,7 @@ from llcuda.errors import (
     OutOfMemoryError,
 )
 from tests.support import models
+from tests.support.failures import break_context, keep_broken
 from tests.support.programs import run
 from tests.support.waiting import eventually
 
@@ -44,12 +45,6 @@ def lfm2(model_files: dict[str, Path]) -> Iterator[Model]:
     """The hybrid model with a sliding window."""
     with Model(model_files["lfm2"]) as model:
         yield model
-
-
-def break_context(engine: Engine) -> None:
-    """Have the next decode fail an assertion; some cell must be there."""
-    for seq in range(engine.context.params.sequences):
-        engine.context.memory.shift(-1, seq, 1, 100)
 
 
 def fail_once(engine: Engine) -> None:
@@ -188,18 +183,6 @@ def test_adapters_are_applied_again(lfm2: Model, tmp_path: Path) -> None:
 
 
 # --- the states ---
-
-
-def keep_broken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each new context break as well, so that a text of the engine's own fails too."""
-    renew = engine.context.renew
-
-    def renew_broken() -> None:
-        renew()
-        engine.context.decode([5, 6, 7])
-        break_context(engine)
-
-    monkeypatch.setattr(engine.context, "renew", renew_broken)
 
 
 def test_a_context_that_always_fails_ends_the_engine(

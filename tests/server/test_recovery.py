@@ -17,6 +17,7 @@ from llcuda import Engine
 from llcuda.errors import DeviceLostError
 from llcuda.native.timings import DecodeEvent
 from llcuda.server.models import ModelSpec
+from tests.support.failures import break_context, keep_broken
 from tests.support.server import Served, is_error, served
 from tests.support.waiting import eventually
 
@@ -32,12 +33,6 @@ def failing(model_files: dict[str, Path]) -> Iterator[tuple[Served, Engine]]:
         engine = server.service.models.loaded["lfm2"].engine
         assert 200 == server.post("/v1/completions", **ASKED).status_code
         yield server, engine
-
-
-def break_context(engine: Engine) -> None:
-    """Have the next decode fail an assertion; some cell must be there."""
-    for seq in range(engine.context.params.sequences):
-        engine.context.memory.shift(-1, seq, 1, 100)
 
 
 def metric(server: Served, name: str) -> float:
@@ -133,10 +128,11 @@ def test_a_model_that_has_failed_for_good(
         monkeypatch.setattr(engine.context, "decode_batch", lose)
         is_error(server.post("/v1/completions", **ASKED), 500)
     else:
-        for _ in range(6):
-            with engine.loop.hold():
-                engine.context.decode([5, 6, 7], seq=1)
-                break_context(engine)
+        keep_broken(engine, monkeypatch)
+        with engine.loop.hold():
+            engine.context.decode([5, 6, 7], seq=1)
+            break_context(engine)
+        for _ in range(5):
             is_error(server.post("/v1/completions", **ASKED), 500)
     assert eventually(lambda: engine.closed)
     message = is_error(server.client.get("/health"), 503)["message"]
