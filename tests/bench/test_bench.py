@@ -347,6 +347,12 @@ def test_two_runs_are_compared(printed: str, tmp_path: Path) -> None:
     assert ("parallel", "engine_tokens_per_second") not in rows
 
 
+def test_of_the_ratios_only_those_to_off_are_compared() -> None:
+    """Flash attention and CUDA graphs have a speed-up to compare; other ratios are of one run."""
+    run = {"tables": {"parallel": [{"rows": 1, "over_left": 1.0}], "graphs": [{"over_off": 2.0}]}}
+    assert ["over_off"] == [row["figure"] for row in compare_documents(run, run)]
+
+
 def shown(show: Callable[[Console], None]) -> list[str]:
     """Return the lines that a function prints."""
     output = StringIO()
@@ -382,6 +388,7 @@ def test_the_documents_figures_are_a_reference(tmp_path: Path) -> None:
         for length in (512, 2048, 4096, 8192)
         for state in ("on", "off")
     ]
+    depth = [{**row, "over_off": 1.0} if row["flash_attention"] == "on" else row for row in depth]
     requests = [{"n_parallel": n, **rate, "p50_ms": 345.0, "p95_ms": 725.0} for n in (1, 4, 8)]
     memory = [{"state": "and a context of 2,048 tokens", "gpu_bytes": 2**30}]
     now: dict[str, Any] = {
@@ -391,7 +398,7 @@ def test_the_documents_figures_are_a_reference(tmp_path: Path) -> None:
     }
     now["compared"] = compare_documents(now, reference)
     now["compared_with"] = describe_reference(reference)
-    assert 5 + 8 + 1 == len(now["compared"])
+    assert 5 + (8 + 4) + 1 == len(now["compared"])
     title, heading, first, *_, note = shown(lambda console: show_comparison(console, now))
     assert "Now over llcuda 2" == title
     assert ["of", "figure", "llcuda", "2", "now", "ratio"] == heading.split()
