@@ -171,5 +171,7 @@ def test_a_wheel_in_dist(wheel: Path) -> None:
     )
     assert 0 == result.returncode, result.stderr
     assert f"libcudart.so.{name[1]}" in result.stdout
+    if name[1] + name[2] == "124":  # driver 550 compiles PTX up to 8.4
+        assert {"8.4"} == set(re.findall(r"PTX ([\d.]+)", result.stdout))
     glibc = re.search(r"manylinux_2_(\d+)_", wheel.name)
     assert glibc is not None and int(glibc[1]) <= 35
