@@ -21,6 +21,7 @@ SHORTER = {
 }
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_cells_run(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
