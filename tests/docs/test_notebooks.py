@@ -115,7 +115,7 @@ def test_the_cells_run_with_the_demo_model(
     runs = 2 if notebook == KAGGLE else 1
     assert runs == sum(line.startswith("demo.gguf: ") for line in lines)
     assert "Now over llcuda 2" in lines
-    assert any(line.startswith("Tests: 0 passed, 0 failed, 0 errors,") for line in lines)
+    assert any(re.match(r"Tests: \d+ passed, 0 failed, 0 errors,", line) for line in lines)
 
 
 # --- two GPUs ---

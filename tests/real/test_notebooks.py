@@ -51,7 +51,7 @@ def test_the_cells_run(
         "Requests at once",
         "Length of the text",
         "CUDA graphs",
-        "Tests: 0",
+        "Tests: ",
     ):
         assert any(line.startswith(begin) for line in lines), begin
     assert "another model: llcuda 2 gemma3 1B Q4_K - Medium" in shown
