@@ -109,3 +109,19 @@ def test_a_seed_gives_its_text_beside_any_others(gpu_demo: Model) -> None:
                 text = [5 if isinstance(token, Exception) else token for token in rows.sample()]
                 texts.append(text[0])
     assert texts[:30] == texts[30:60] == texts[60:]
+
+
+def test_logits_of_the_cpu_are_sampled_there(cpu_demo: Model) -> None:
+    """A CPU beside a GPU computes in pinned memory, which is CUDA's by its type."""
+    with Model("demo", gpu_layers=0) as beside:
+        texts = []
+        for model, stays in ((cpu_demo, False), (beside, True)):
+            with Context(model, ctx_size=256, sequences=3, device_logits=stays) as context:
+                rows = BatchSampler(context, [Sampler(seed=i, model=model) for i in range(3)])
+                tokens, text = [5, 6, 7], []
+                for _ in range(20):
+                    context.decode_batch(tokens, [0, 1, 2])
+                    text.append(tokens := rows.sample())  # type: ignore[assignment]
+                assert not context.samples_on_device
+                texts.append(text)
+    assert texts[0] == texts[1]

@@ -132,7 +132,11 @@ bool DeviceLogits::reduces() {
     if (selector_ || !logits_ || !buffer_of(logits_) || !kernels().make) {
         return selector_ != nullptr;
     }
-    auto * device = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer_of(logits_)));
+    auto * buffer = buffer_of(logits_);
+    if (ggml_backend_buffer_is_host(buffer)) {
+        return false;  // computed by the CPU: beside a GPU its memory is pinned, and CUDA's by its type
+    }
+    auto * device = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
     if (!device || std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device))) != "CUDA") {
         return false;
     }
