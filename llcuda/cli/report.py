@@ -63,7 +63,7 @@ def report(
             show()
         except ArgumentError as error:  # the rest is worth pasting
             failed = True
-            console.print(f"error: {error}", markup=False)
+            console.print(f"error: {error}", markup=False, soft_wrap=True)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     print("\n".join([f"{FENCE}text", *lines, FENCE]))
     if failed:
