@@ -89,7 +89,9 @@ class Subject:
             rows = max(-(-3 * self._rows // 4), min(self._rows, rows))
             context.decode_batch(tokens[:rows], list(range(rows)))
             context.synchronize()
-        return (time.perf_counter() - started) / steps
+        seconds = (time.perf_counter() - started) / steps
+        context.decode_batch(tokens, list(range(self._rows)))  # for `logits`
+        return seconds
 
     def logits(self, path: str) -> None:
         """Write the logits of the first rows of the last step to a file."""
