@@ -21,7 +21,8 @@ from llcuda import Adapter, Context, Model, demo_model
 from tests.support import checkout, fake_gpu, models
 from tests.support.chains import Float32
 
-VENDOR_MODELS = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models"
+HERE = Path(__file__).parent
+VENDOR_MODELS = HERE.parent / "vendor" / "llama.cpp" / "models"
 
 settings.register_profile(
     "default",
@@ -39,6 +40,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # A shell's background job ignores Ctrl-C, and hands that on to the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs of this machine unless only tests that compute on them were asked for.
+
+    The other tests compare with the arithmetic of the CPU.
+    """
+    rooms = {HERE / name for name in ("gpu", "real", "benchmarks")}
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    computes = all(rooms & {path, *path.parents} for path in asked)
+    if not computes and "gpu" not in config.getoption("markexpr"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

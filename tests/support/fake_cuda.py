@@ -109,10 +109,14 @@ def client(path: Path, libraries: Sequence[Path], rpath: str = "") -> Path:
 
 
 def environment(*folders: Path, **variables: object) -> dict[str, str]:
-    """Return the environment of a program that searches for libraries in folders first."""
+    """Return the environment of a program that searches for libraries in folders first.
+
+    Its GPUs are all visible, which those of this machine may not be.
+    """
     searched = ":".join([*map(str, folders), os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(":")
+    inherited = {name: os.environ[name] for name in os.environ if name != "CUDA_VISIBLE_DEVICES"}
     return {
-        **os.environ,
+        **inherited,
         "LD_LIBRARY_PATH": searched,
         **{name: str(value) for name, value in variables.items()},
     }
