@@ -406,7 +406,7 @@ def act(step):
     steps += 1
     if steps == 9:
         failing = engine.submit(LONG, max_tokens=1)
-        limit(2**22)
+        limit(2**21)
 
 steps, failing = 0, None
 with Model("demo", gpu_layers=0) as model, Engine(model, on_step=act, **SIZES) as engine:
