@@ -10,7 +10,7 @@ NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pypr
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real stress lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda clean
+.PHONY: demo test real stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -27,6 +27,12 @@ real: $(INSTALLED)
 stress: $(INSTALLED)
 	$(BIN)/python -m tests.stress.random_requests --requests $(or $(REQUESTS),20000)
 	$(BIN)/python -m tests.stress.hostile_inputs --inputs $(or $(INPUTS),30000)
+
+# RUNS: how often; TESTS: of what. A run prints its seed; --randomly-seed=SEED repeats it.
+shuffle: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .build/randomly 'pytest-randomly>=4,<6'
+	for run in $$(seq $(or $(RUNS),30)); do \
+	    PYTHONPATH=.build/randomly $(BIN)/python -m pytest $(or $(TESTS),tests) || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
