@@ -193,3 +193,41 @@ def test_weights_that_are_not_numbers(
             pytest.raises(SamplingError, match=r"not numbers \(NaN\)"),
         ):
             engine.submit([1, 2, 3], max_tokens=2, **given).result(120)
+
+
+READ_AT_ONCE = """
+import ctypes, os, shutil, sys, threading
+from pathlib import Path
+from llcuda import Model
+
+libc = ctypes.CDLL(None)
+source, path = map(Path, sys.argv[1:])
+for _ in range(60):
+    shutil.copy(source, path)
+    with Model(path):
+        (line,) = [line for line in Path("/proc/self/maps").open() if line.split()[-1] == str(path)]
+        begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+        os.truncate(path, 0)
+        barrier = threading.Barrier(8)
+        sums = []
+
+        def read():
+            data = ctypes.create_string_buffer(end - begin)
+            barrier.wait()
+            libc.memcpy(data, ctypes.c_void_p(begin), ctypes.c_size_t(end - begin))
+            sums.append(sum(data.raw))
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sums == [0] * 8
+print("read")
+"""
+
+
+def test_threads_that_read_lost_pages_at_once(file: Path, tmp_path: Path) -> None:
+    """A page that another thread has replaced meanwhile is read again."""
+    result = run(READ_AT_ONCE, file, tmp_path / "read.gguf")
+    assert ("read\n", "") == (result.stdout, result.stderr)

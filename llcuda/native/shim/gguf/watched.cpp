@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cinttypes>
+#include <iterator>
 #include <regex>
 
 #include <fcntl.h>
@@ -34,6 +35,12 @@ constexpr int64_t HEAD_BYTES = 4096, SAMPLE_BYTES = 64, SAMPLES = 256;
 std::atomic<WatchedNode *> nodes{nullptr};
 std::mutex                 nodes_mutex;
 const uintptr_t            page_size = sysconf(_SC_PAGESIZE);
+
+// The pages that were replaced last: another thread may have faulted on them before they were.
+struct Replaced {
+    std::atomic<uintptr_t> begin{0}, end{0};
+} replaced[64];
+std::atomic<size_t> replacements{0};
 
 struct Mapping {
     uint64_t start, end, permissions, offset, major, minor, inode;
@@ -230,13 +237,18 @@ bool shim::replace_lost_pages(void * address) {
         }
     }
     if (!watched) {
-        return false;
+        return mapping.inode == 0 && std::any_of(std::begin(replaced), std::end(replaced), [at](const Replaced & pages) {
+            return pages.begin <= at && at < pages.end;
+        });
     }
     // From the end of the file on, in one go; where the page is within the file, the disk has failed there.
     const uint64_t file_end = (about.st_size + page_size - 1) / page_size * page_size;
     const uintptr_t page = at / page_size * page_size;
     const uintptr_t lost = mapping.start + (std::max(file_end, mapping.offset) - mapping.offset);
     const uintptr_t begin = std::min(page, lost), end = page < lost ? page + page_size : mapping.end;
+    Replaced & pages = replaced[replacements++ % std::size(replaced)];
+    pages.begin = begin;
+    pages.end = end;
     return mmap(reinterpret_cast<void *>(begin), end - begin, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
         != MAP_FAILED;
 }
