@@ -23,19 +23,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import versus
-from peers import SAMPLING, Setup
+from peers import Setup
 from peers.traffic import ANSWER_RANGE, PERCENTILES, PROMPT_RANGE
 from rich.console import Console
 from rich.table import Table
 
-import llcuda
 from llcuda.bench.synthetic import SHAPES
 
 DEFAULT = "llcuda:F16,llcuda:Q4_K_M,vllm"
@@ -160,22 +157,14 @@ def main(arguments: list[str] | None = None) -> None:
         "prompts": options.prompts,
         "answers": options.answers,
         "seeded": options.seeded,
-        "sampling": SAMPLING,
-        "devices": [gpu["name"] for gpu in llcuda.detect_cuda()["gpus"]],
-        "processors": len(os.sched_getaffinity(0)),
-        "absent": {peer: reason for peer, reason in absent.items() if reason},
+        **versus.conditions(absent),
         "rate": rate,
         "peers": measured,
     }
     if measured:
         console.print(table(measured))
-    for peer, reason in (document["absent"] | {p["peer"]: p["reason"] for p in measured}).items():
-        if reason:
-            console.print(f"{peer}: {reason}", markup=False)
-    line = json.dumps(document)
-    if options.json:
-        options.json.write_text(line + "\n")
-    print(line)
+    versus.show_reasons(console, document)
+    versus.print_document(document, options.json)
 
 
 if __name__ == "__main__":

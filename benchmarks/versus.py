@@ -238,6 +238,36 @@ def table(document: dict[str, Any]) -> Table:
     return shown
 
 
+def conditions(absent: dict[str, str]) -> dict[str, Any]:
+    """Return the part of a document that says under which conditions it was measured.
+
+    Args:
+        absent: For each peer why it cannot run, or "".
+    """
+    return {
+        "sampling": SAMPLING,
+        "devices": [gpu["name"] for gpu in llcuda.detect_cuda()["gpus"]],
+        "processors": len(os.sched_getaffinity(0)),
+        "absent": {peer: reason for peer, reason in absent.items() if reason},
+    }
+
+
+def show_reasons(console: Console, document: dict[str, Any]) -> None:
+    """Print why peers did not run, or not to their end."""
+    reasons = document["absent"] | {peer["peer"]: peer["reason"] for peer in document["peers"]}
+    for peer, reason in reasons.items():
+        if reason:
+            console.print(f"{peer}: {reason}", markup=False)
+
+
+def print_document(document: dict[str, Any], path: Path | None) -> None:
+    """Print the document as one JSON line, and write it to a file if there is a path."""
+    line = json.dumps(document)
+    if path:
+        path.write_text(line + "\n")
+    print(line)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     options = parse(arguments)
@@ -256,27 +286,18 @@ def main(arguments: list[str] | None = None) -> None:
         "rows": options.rows,
         "lengths": options.lengths,
         "prompts": PROMPT_SIZES,
-        "sampling": SAMPLING,
-        "devices": [gpu["name"] for gpu in llcuda.detect_cuda()["gpus"]],
-        "processors": len(os.sched_getaffinity(0)),
-        "absent": {peer: reason for peer, reason in absent.items() if reason},
+        **conditions(absent),
         "peers": [{**peer, "turn": turn} for turn, group in turns for peer in group],
         **compare(before, others, after),
     }
     if peers:
         console.print(table(document))
-    reasons = document["absent"] | {p["peer"]: p["reason"] for p in document["peers"]}
-    for peer, reason in reasons.items():
-        if reason:
-            console.print(f"{peer}: {reason}", markup=False)
+    show_reasons(console, document)
     for peer, by_rows in document["drift"].items():
         if others:
             drifts = ", ".join(f"{rows} rows {ratio:.3f}" for rows, ratio in by_rows.items())
             console.print(f"{peer}, after over before: {drifts}", markup=False)
-    line = json.dumps(document)
-    if options.json:
-        options.json.write_text(line + "\n")
-    print(line)
+    print_document(document, options.json)
 
 
 if __name__ == "__main__":
