@@ -667,7 +667,8 @@ class Context:
     def cuda_graphs(self) -> CudaGraphs:
         """Whether CUDA graphs are in use on the GPUs of this context, and what was checked."""
         found = self._ffi.new("struct llcuda_cuda_graphs *")
-        status = self._lib.llcuda_context_graphs(self.handle.owner.pointer, found)
+        owner = self.handle.owner
+        status = self._lib.llcuda_context_graphs(owner.pointer, found)
         library.check(status, lambda: "cuda_graphs")
         return CudaGraphs(found.on, found.replays, found.checked, found.different)
 

@@ -112,11 +112,8 @@ def _check_files() -> None:
     if spec is None or spec.origin is None:
         return
     package = Path(spec.origin).parents[1]
-    libraries = [Path(spec.origin), *(package / "lib").glob("*.so")]
-    libraries += package.with_name("llcuda.libs").glob(
-        "*.so*"
-    )  # what auditwheel put into the wheel
-    for path in libraries:
+    bundled = package.with_name("llcuda.libs")  # what auditwheel put into the wheel
+    for path in (Path(spec.origin), *(package / "lib").glob("*.so"), *bundled.glob("*.so*")):
         if is_truncated(path):
             raise LibraryError(
                 f"{path} is truncated, as after an installation on a full disk; install llcuda"

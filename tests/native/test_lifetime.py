@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ from tests.support import models
 from tests.support.programs import run
 
 Make = Callable[..., Context]
+UNHELD = r"handle\.(owner|held)\.pointer"
 LONG = {"ctx_size": 16384, "batch_size": 8192, "ubatch_size": 512}
 
 
@@ -518,3 +520,10 @@ sys.exit(7)
         result = run(program, tmp_path / "m.gguf")
         assert (7, "") == (result.returncode, result.stderr)
     assert {"m.gguf"} >= {path.name for path in tmp_path.iterdir() if path.suffix != ".part"}
+
+
+def test_a_call_keeps_the_owner_of_its_pointer() -> None:
+    """No method passes the pointer of a handle on without a local variable for its owner."""
+    package = Path(llcuda.__file__).parent
+    users = [path for path in package.rglob("*.py") if re.search(UNHELD, path.read_text("utf-8"))]
+    assert [] == users

@@ -159,7 +159,8 @@ class Collector:
             DecodeError: The sums are not finite.
         """
         ffi, lib = library.load()
-        pointer = self._handle.owner.pointer
+        owner = self._handle.owner
+        pointer = owner.pointer
         if failure := ffi.string(lib.llcuda_imatrix_failure(pointer)).decode():
             raise DecodeError(f"no importance matrix: {failure}")
         entries, entry = {}, ffi.new("struct llcuda_imatrix_entry *")
