@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 VENDOR = Path(__file__).resolve().parent.parent / "vendor"
@@ -25,19 +26,33 @@ SOURCE = VENDOR / "llama.cpp"
 STAMP = SOURCE / ".llcuda-pin"
 
 
-def download(pin: dict[str, str], folder: Path) -> Path:
-    """Download the pinned archive into `folder`; pip checks its sha256."""
+def pip_download(
+    hashes: Mapping[str, str], folder: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    """Download packages into `folder` with pip, which refuses another checksum.
+
+    Args:
+        hashes: Their sha256 by name==version.
+        folder: The folder, also of the list of requirements.
+        *options: Further options of pip.
+    """
     requirements = folder / "requirements.txt"
-    requirement = f"{pin['package']}=={pin['version']}"
-    requirements.write_text(f"{requirement} --hash=sha256:{pin['sha256']}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--disable-pip-version-check", "--no-binary", pin["package"]]
-    command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
+    lines = [f"{requirement} --hash=sha256:{sha}\n" for requirement, sha in hashes.items()]
+    requirements.write_text("".join(lines))
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options]
+    command += ["--disable-pip-version-check", "--require-hashes"]
+    command += ["--requirement", str(requirements), "--dest", str(folder)]
     # The build environment's own settings must not leak into pip's nested one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CMAKE_")}
-    result = subprocess.run(
+    return subprocess.run(
         command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
     )
+
+
+def download(pin: dict[str, str], folder: Path) -> Path:
+    """Download the pinned archive into `folder`."""
+    requirement = f"{pin['package']}=={pin['version']}"
+    result = pip_download({requirement: pin["sha256"]}, folder, "--no-binary", pin["package"])
     archives = list(folder.glob("*.tar.gz"))
     if result.returncode or len(archives) != 1:
         sys.stderr.write(result.stderr)

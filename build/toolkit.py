@@ -30,6 +30,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from fetch import pip_download
+
 HERE = Path(__file__).resolve().parent
 Version = tuple[int, int]
 PROFILE = """\
@@ -178,24 +180,11 @@ def assemble(pins: dict[str, Any], folder: Path) -> Path:
 
 
 def download_wheels(wheels: dict[str, str], folder: Path) -> list[Path]:
-    """Download wheels by name==version and sha256 into `folder`; pip refuses other checksums."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(
-        "".join(f"{name} --hash=sha256:{sha}\n" for name, sha in wheels.items())
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-    ]
-    command += ["--disable-pip-version-check", "--require-hashes", "--dest", str(folder)]
-    result = subprocess.run([*command, "--requirement", str(requirements)], check=False)
+    """Download wheels by name==version and sha256 into `folder`."""
+    result = pip_download(wheels, folder, "--only-binary=:all:")
     paths = sorted(folder.glob("*.whl"))
     if result.returncode or len(paths) != len(wheels):
+        sys.stderr.write(result.stderr)
         sys.exit(
             "error: the packages of the CUDA toolkit could not be downloaded (pip's message is "
             f"above): {', '.join(wheels)}; install the CUDA toolkit and set CUDA_HOME to it"
