@@ -16,7 +16,6 @@ import pytest
 from llcuda import Model
 from llcuda.structured import trial
 from tests.server.test_chat import TEMPLATE
-from tests.support.grammars import doubling_rules
 from tests.support.processes import trials
 from tests.support.server import Served, demo, is_error, post_bytes, refuses, serve_process, served
 from tests.support.waiting import ENDLESS, eventually
@@ -24,9 +23,13 @@ from tests.support.waiting import ENDLESS, eventually
 CHAT = [{"role": "user", "content": "Hello"}]
 
 
-def endless_format(count: int = 4000) -> dict[str, Any]:
-    """A format that takes seconds to compile; minutes without a bound."""
-    return {"type": "gbnf", "grammar": doubling_rules(count)}
+def endless_format(number: int = 0) -> dict[str, Any]:
+    """A format that takes seconds to compile, minutes without a bound; another for each number."""
+    rows = [{"multipleOf": 99_000 + i} for i in range(number, number + 99)]
+    return {
+        "type": "json_schema",
+        "json_schema": {"schema": {"type": "array", "prefixItems": rows}},
+    }
 
 
 @pytest.fixture
@@ -89,7 +92,7 @@ def test_a_client_that_leaves_ends_its_compilations() -> None:
     with served(demo(template=TEMPLATE)) as server:
         for body in (
             {"response_format": endless_format()},
-            {"response_format": endless_format(5000)},
+            {"response_format": endless_format(1)},
             {"tools": [tool], "tool_choice": "required"},
         ):
             with server.connect(post_bytes(path, {"messages": CHAT, **body})):
@@ -129,7 +132,7 @@ def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
 def test_compilations_do_not_hold_up_the_end(process: tuple[subprocess.Popen[str], str]) -> None:
     """A second SIGTERM ends them, and the server, whatever waits."""
     running, url = process
-    bodies = [{"prompt": "a", "response_format": endless_format(4000 + i)} for i in range(12)]
+    bodies = [{"prompt": "a", "response_format": endless_format(i)} for i in range(12)]
     statuses: list[int] = []
 
     def ask(body: dict[str, Any]) -> None:
