@@ -16,20 +16,12 @@ import pytest
 from llcuda import Model
 from llcuda.structured import trial
 from tests.server.test_chat import TEMPLATE
+from tests.support.grammars import endless_format
 from tests.support.processes import trials
 from tests.support.server import Served, demo, is_error, post_bytes, refuses, serve_process, served
 from tests.support.waiting import ENDLESS, eventually
 
 CHAT = [{"role": "user", "content": "Hello"}]
-
-
-def endless_format(number: int = 0) -> dict[str, Any]:
-    """A format that takes seconds to compile, minutes without a bound; another for each number."""
-    rows = [{"multipleOf": 99_000 + i} for i in range(number, number + 99)]
-    return {
-        "type": "json_schema",
-        "json_schema": {"schema": {"type": "array", "prefixItems": rows}},
-    }
 
 
 @pytest.fixture
