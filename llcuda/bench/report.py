@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llcuda.bench.run import FORMAT
 from llcuda.errors import ArgumentError
 from llcuda.files import data_file
+from llcuda.params import wrong_value
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,29 +172,31 @@ def _cell(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def read_document(name: str) -> Document:
+def read_document(compare: str) -> Document:
     """Return the figures that a run is compared with.
 
     Args:
-        name: A file with the output of an earlier run, whose last line is its document; or the
+        compare: A file with the output of an earlier run, whose last line is its document; or the
             name of a reference in REFERENCES, unless a file has that name.
 
     Raises:
         ArgumentError: The file cannot be read, or it is not such an output.
     """
-    path = Path(name)
+    path = Path(compare)
+    remedy = f"give the output of an earlier llcuda bench, or {', '.join(REFERENCES)}"
     try:
-        if name in REFERENCES and not path.exists():
-            document: Document = tomllib.loads(data_file(REFERENCES[name]).read_text("utf-8"))
+        if compare in REFERENCES and not path.exists():
+            document: Document = tomllib.loads(data_file(REFERENCES[compare]).read_text("utf-8"))
         else:
             document = json.loads(path.read_text("utf-8").strip().rpartition("\n")[2])
         if document["format"] != FORMAT or not isinstance(document["tables"], dict):
             raise ValueError
         _figures(document)
     except OSError as error:
-        raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
+        raise wrong_value("compare", compare, f"cannot be read: {error.strerror}", remedy) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ArgumentError(f"{path} is not a document of llcuda bench") from None
+        rule = "it is not a document of llcuda bench"
+        raise wrong_value("compare", compare, rule, remedy) from None
     return document
 
 

@@ -112,14 +112,18 @@ class BatchSampler:
     def _put_errors(self, tokens: list[Any]) -> None:
         text = library.errors(self._ffi, self._lib)
         for i, status in enumerate(self._ffi.unpack(self._statuses, len(tokens))):
-            if status == self._lib.LLCUDA_OK:
-                continue
-            try:
-                callbacks.reraise()
-                if status == self._lib.LLCUDA_NO_OUTPUT:
-                    raise NoOutputError("no logits were computed for this row")
-                if status == self._lib.LLCUDA_NOT_A_NUMBER:
-                    raise SamplingError(library.NOT_NUMBERS)
-                raise SamplingError(text or "no candidate is left")
-            except Exception as error:
-                tokens[i] = error
+            if status != self._lib.LLCUDA_OK:
+                tokens[i] = self._error(status, text)
+
+    def _error(self, status: int, text: str) -> Exception:
+        """Return the error of a row, without a traceback, whose frames would keep the weights."""
+        raised = callbacks.take_error()
+        if isinstance(raised, Exception):
+            return raised
+        if raised is not None:
+            raise raised
+        if status == self._lib.LLCUDA_NO_OUTPUT:
+            return NoOutputError("no logits were computed for this row")
+        if status == self._lib.LLCUDA_NOT_A_NUMBER:
+            return SamplingError(library.NOT_NUMBERS)
+        return SamplingError(text or "no candidate is left")

@@ -36,11 +36,17 @@ def reraise() -> None:
     Raises:
         BaseException: That exception.
     """
-    park_at_exit()
-    error = getattr(_raised, "error", None)
+    error = take_error()
     if error is not None:
-        _raised.error = None
         raise error
+
+
+def take_error() -> BaseException | None:
+    """Return the exception of the last callback on this thread, once, or None if there is none."""
+    park_at_exit()
+    error: BaseException | None = getattr(_raised, "error", None)
+    _raised.error = None
+    return error
 
 
 def begin_exit() -> None:

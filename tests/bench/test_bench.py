@@ -441,7 +441,7 @@ def test_other_files_are_not_compared(text: str, tmp_path: Path) -> None:
     """A file that is not a document is an error that names it."""
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ArgumentError, match=r"other\.json is not a document"):
+    with pytest.raises(ArgumentError, match=r"^compare='.*other\.json': it is not a document.*t4$"):
         read_document(str(path))
 
 

@@ -240,6 +240,7 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--json-schema", __file__, "x"], 2, "is not JSON"),
         (["run", "--regex", "(", "x"], 2, "error: --regex: at 1(8): invalid regex"),
         (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "not both"),
+        (["bench", "--compare", "/no"], 2, "--compare '/no': cannot be read: No such file"),
         (["nonsense"], 2, "No such command"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from llcuda.errors import (
     ConcurrencyError,
     DecodeError,
     QueueFullError,
+    SamplingError,
 )
 from tests.support.waiting import ENDLESS, eventually
 
@@ -193,7 +195,7 @@ def test_a_closed_engine_lets_go_of_the_model(model: Model) -> None:
 
 
 def test_a_failed_request_keeps_no_memory(model: Model) -> None:
-    """Its error has frames of the engine's thread, and a notebook keeps it."""
+    """Its error may have frames of the engine's thread, and a notebook keeps it."""
     gc.disable()
     try:
         with Model(model.path) as own:
@@ -204,7 +206,13 @@ def test_a_failed_request_keeps_no_memory(model: Model) -> None:
                 failed = engine.submit("One day", max_tokens=5)
                 with pytest.raises(ZeroDivisionError) as caught:
                     failed.result(120)
+                engine.context.hooks.clear()
+                nothing = dict.fromkeys(range(own.vocab_size), -math.inf)
+                request = engine.submit("One day", max_tokens=5, logit_bias=nothing)
+                with pytest.raises(SamplingError) as unsampled:
+                    request.result(120)
         assert weights() is None
+        assert unsampled.value.__traceback__ is not None
         assert failed.done
         assert caught.value.__traceback__ is not None
     finally:

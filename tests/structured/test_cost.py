@@ -58,6 +58,13 @@ def test_expensive_formats_are_refused(model: Model, name: str) -> None:
     assert trials() == []
 
 
+def test_backtraces_of_rust_change_no_reason(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs milliseconds, and a large grammar drops errors by the thousand: 2 s were over."""
+    monkeypatch.setenv("RUST_BACKTRACE", "1")
+    with pytest.raises(GrammarError, match="too big"):
+        structured.compile(model, EXPENSIVE["rules that double"])
+
+
 def test_small_formats_start_no_process(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A usual format is compiled here, at once; a large one that costs little is, too."""
     monkeypatch.setattr(trial, "CHILD", Path("/no/such/file"))
