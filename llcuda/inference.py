@@ -478,12 +478,12 @@ class InferenceEngine:
         return self.engine.submit(prompt, **_with_stop(keywords))
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
+        self, messages: str | Sequence[Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
     ) -> Chat[Completion]:
         """Queue an answer to `messages` and return its handle; see `Engine.chat`.
 
         Args:
-            messages: Objects with "role" and "content", in OpenAI's shapes.
+            messages: Objects with "role" and "content", in OpenAI's shapes; or a user's text.
             **keywords: The keywords of `Engine.chat`.
 
         Raises:

@@ -194,6 +194,7 @@ class SubmitKeywords(TextKeywords, total=False):
 class ChatKeywords(TextKeywords, total=False):
     """The keywords of `chat`."""
 
+    system: str | None
     response_format: Any
     tools: Sequence[Any] | None
     tool_choice: str | Mapping[str, Any]
@@ -369,7 +370,6 @@ _CALLS: dict[str, Collection[str]] = {
 _ITERATE = (
     "a request or a chat streams when it is iterated over; InferenceEngine has stream() as well"
 )
-_SYSTEM = 'begin the messages of chat() with {"role": "system", "content": ...}'
 _FIELDS_AS_KEYWORDS = "give its fields as keywords"
 _LEAST_LENGTH = "llcuda has no least length; ignore_eos=True goes on after the end of text"
 _TYPES = "the weights have the types of their file; type_k and type_v are those of the KV cache"
@@ -394,7 +394,6 @@ HINTS = {
     "do_sample": "temperature=0 always takes the most probable token",
     "enable_thinking": 'chat() takes template_variables={"enable_thinking": ...}',
     "gpu_memory_utilization": "load_model(gpu_layers=None) takes as many layers as fit",
-    "instructions": _SYSTEM,
     "logits_all": 'Context.decode(tokens, logits="all") computes them; echo=True scores a prompt',
     "logits_processor": "guide restricts a request; a Sampler's chain has steps.Python",
     "logits_processors": "guide restricts a request; a Sampler's chain has steps.Python",
@@ -407,8 +406,6 @@ HINTS = {
     "stream": _ITERATE,
     "stream_options": _ITERATE,
     "streamer": _ITERATE,
-    "system": _SYSTEM,
-    "system_prompt": _SYSTEM,
     "tensor_parallel_size": 'split_mode="row" or "tensor" splits the layers over GPUs',
     "verbose": _LOGGING,
 }
@@ -451,6 +448,7 @@ PEERS = {
     "speculation": "prompt_lookup_num_tokens num_speculative_tokens",
     "stop": "stop_strings stop_sequence stop_sequences stop_words",
     "stop_tokens": "eos_token_id stop_token_ids",
+    "system": "instructions system_message system_prompt",
     "temperature": "temp",
     "template": "chat_format chat_template",
     "template_variables": "chat_template_kwargs",

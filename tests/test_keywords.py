@@ -16,6 +16,7 @@ SETTINGS = (ModelParams, ContextParams, EngineParams, SamplingParams, RequestPar
 OWN = {item.name for kind in SETTINGS for item in dataclasses.fields(kind)} | {
     *("response_format", "tools", "tool_choice", "template", "template_variables", "normalize"),
     "bare_tool_calls",
+    "system",
 }
 
 
@@ -88,7 +89,7 @@ def test_load_model_says_what_was_meant(name: str, says: str) -> None:
         ("repetition_penalty", "llcuda calls it repeat_penalty$"),
         ("temp", "llcuda calls it temperature$"),
         ("stop_token_ids", "llcuda calls it stop_tokens$"),
-        ("system", "begin the messages of chat"),
+        ("system", r"a keyword of chat\(\)$"),
         ("stream", "iterated over"),
         ("n", r"submit_n\(\) and infer_n\(\)"),
         ("n_ctx", r"llcuda calls it ctx_size, a keyword of Engine\(\) and load_model\(\)$"),
@@ -139,6 +140,7 @@ def test_settings_as_one_object_or_as_keywords() -> None:
         ("tool_choise", r"did you mean tool_choice\?$"),
         ("tool", r"did you mean tools\?$"),
         ("templates", r"did you mean template\?$"),
+        ("system_prompt", "llcuda calls it system$"),
         ("template_variable", r"did you mean template_variables\?$"),
         ("functions", "llcuda calls it tools$"),
         ("params", "give its fields as keywords$"),

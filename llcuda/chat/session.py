@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
+from llcuda.chat.prompt import Prompt
+from llcuda.chat.turns import INSTRUCTIONS, drop_oldest, role_of
 from llcuda.errors import ClosedError
 from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
@@ -108,12 +110,14 @@ class ChatCompletion(Generic[CompletionT]):
         completion: The engine's result, with tokens, times, and the text as the model wrote it.
         reasoning_tokens: Number of tokens that hold some of "reasoning_content"; 0 when the model
             was closed before the answer was read.
+        dropped_messages: Number of the oldest messages that overflow="drop" left out.
     """
 
     message: dict[str, Any]
     finish_reason: str
     completion: CompletionT
     reasoning_tokens: int = 0
+    dropped_messages: int = 0
 
     def __str__(self) -> str:
         return self.message["content"] or ""
@@ -135,10 +139,18 @@ class Chat(Generic[CompletionT]):
 
     Attributes:
         request: The request that generates the text.
+        dropped_messages: Number of the oldest messages that overflow="drop" left out.
     """
 
-    def __init__(self, request: TextRequest[CompletionT], parser: ChatParser, model: Model) -> None:
+    def __init__(
+        self,
+        request: TextRequest[CompletionT],
+        parser: ChatParser,
+        model: Model,
+        dropped_messages: int = 0,
+    ) -> None:
         self.request = request
+        self.dropped_messages = dropped_messages
         self._parser = parser
         self._model = model
         self._lock = threading.Lock()  # result() may parse while another thread iterates
@@ -240,7 +252,9 @@ class Chat(Generic[CompletionT]):
                 if message.get("tool_calls") and reason == "stop":
                     reason = "tool_calls"
                 count = self._reasoning_tokens(completion)
-                self._answer = ChatCompletion(message, reason, completion, count)
+                self._answer = ChatCompletion(
+                    message, reason, completion, count, self.dropped_messages
+                )
             return self._answer
 
     def _reasoning_tokens(self, completion: CompletionT) -> int:
@@ -286,9 +300,10 @@ def start(
     submit: Callable[..., TextRequest[CompletionT]],
     model: Model,
     ctx_size: int,
-    messages: Sequence[Mapping[str, Any]],
+    messages: str | Sequence[Mapping[str, Any]],
     /,
     *,
+    system: str | None = None,
     tools: Sequence[Any] | None = None,
     tool_choice: str | Mapping[str, Any] = "auto",
     response_format: Any = None,
@@ -304,7 +319,8 @@ def start(
         model: The model that `submit` generates with.
         ctx_size: Tokens of the context, for prompt and answer.
         messages: Objects with "role" and "content", in OpenAI's shapes; content may be a list of
-            text parts.
+            text parts. A text is the message of a user.
+        system: The content of a system message before them; None = no further one.
         tools: OpenAI's definitions of tools, or Python functions with type hints.
         tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}.
             Arguments follow the schemas of their tools where the model writes them as JSON, but
@@ -318,7 +334,8 @@ def start(
             JSON, is a call. False: only calls in the notation of the template are calls.
         **parameters: The keywords of `Engine.submit`. max_tokens is by default the room that the
             prompt leaves in the context. Stop texts end the text as the model writes it, reasoning
-            and calls included.
+            and calls included. overflow="drop" drops the oldest turns of a conversation that
+            leaves no room for max_tokens, or for a quarter of the context where that is less.
 
     Raises:
         ArgumentError: Messages or tools have other shapes, the model has no template, or the
@@ -341,9 +358,19 @@ def start(
     if template is None and offered and TOOL_TEMPLATE in template_names(model):
         template = TOOL_TEMPLATE
     program = ChatTemplate.of(model, template)
-    limit = ctx_size if parameters.get("overflow", "error") == "error" else None
     variables = template_variables or {}
-    prompt = program.prompt_up_to(limit, model, messages, offered or None, variables=variables)
+    messages = conversation(messages, system)
+
+    def render(messages: Sequence[Mapping[str, Any]], limit: int | None) -> Prompt:
+        return program.prompt_up_to(limit, model, messages, offered or None, variables=variables)
+
+    overflow, dropped = parameters.get("overflow", "error"), 0
+    if overflow == "drop":
+        parameters["overflow"] = "error"
+        if parameters.get("keep"):
+            raise wrong_value("keep", parameters["keep"], 'has no effect with overflow="drop"')
+        messages, dropped = _fitting(messages, render, ctx_size, parameters.get("max_tokens"))
+    prompt = render(messages, ctx_size if overflow in ("error", "drop") else None)
     guide = chat_guide(
         model,
         program.syntax,
@@ -375,7 +402,51 @@ def start(
         bare_tools=bare_schemas,
         new_id=_call_ids(),
     )
-    return Chat(request, parser, model)
+    return Chat(request, parser, model, dropped)
+
+
+def conversation(
+    messages: str | Sequence[Mapping[str, Any]], system: str | None = None
+) -> Sequence[Mapping[str, Any]]:
+    """Return the messages of a conversation.
+
+    Args:
+        messages: The messages, or the text of a user's.
+        system: The content of a system message before them; None = no further one.
+
+    Raises:
+        ArgumentError: `system` is not a text, or the messages begin with a system message too.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if system is None:
+        return messages
+    if not isinstance(system, str):
+        raise wrong_value("system", system, "expected a text")
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
+        return messages  # the template's check says what is wrong
+    if messages and role_of(messages[0]) in INSTRUCTIONS:
+        rule = "the messages begin with a system message already"
+        raise wrong_value("system", system, rule, "give one of them")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _fitting(
+    messages: Sequence[Mapping[str, Any]],
+    render: Callable[[Sequence[Mapping[str, Any]], None], Prompt],
+    ctx_size: int,
+    max_tokens: Any,
+) -> tuple[Sequence[Mapping[str, Any]], int]:
+    """Return the messages that leave room for an answer, and how many others were dropped."""
+    given = max_tokens if isinstance(max_tokens, int) else ctx_size
+    step = max(1, ctx_size // 4)
+    room = max(1, min(given, step))
+    return drop_oldest(
+        messages,
+        lambda rest: len(render(rest, None).tokens),
+        ctx_size - room,
+        step,
+    )
 
 
 def _call_ids() -> Callable[[int], str]:

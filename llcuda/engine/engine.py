@@ -318,15 +318,16 @@ class Engine:
         return Sampler(params=sampling, model=self.model)
 
     def chat(
-        self, messages: abc.Sequence[abc.Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
+        self, messages: str | abc.Sequence[abc.Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
     ) -> Chat[Completion]:
         """Queue an answer to `messages` and return its handle.
 
         Args:
-            messages: Objects with "role" and "content", in OpenAI's shapes.
-            **keywords: tools, tool_choice, response_format, template, template_variables,
+            messages: Objects with "role" and "content", in OpenAI's shapes; or a user's text.
+            **keywords: system, tools, tool_choice, response_format, template, template_variables,
                 bare_tool_calls, as `llcuda.chat.session.start` describes them, and the keywords of
-                `submit`.
+                `submit`. overflow="drop" drops the oldest turns of a conversation that leaves too
+                little room for an answer.
 
         Raises:
             ArgumentError: Messages, tools or other parameters are wrong; otherwise as `submit`.

@@ -58,7 +58,7 @@ class RequestParams:
             loses its beginning. "shift": the older half after `keep` tokens is dropped, and the
             text goes on; an error for models whose memory cannot do that: recurrent and hybrid
             ones, those with M-RoPE, and those with a sliding window with swa_full=False or with
-            unified_kv=True and several sequences.
+            unified_kv=True and several sequences. A chat also takes "drop", see `Engine.chat`.
         keep: Tokens of the prompt's beginning that "truncate" and "shift" leave; 0 with "error".
         guide: Restricts every token; see `llcuda.guide`. Each request needs its own.
 
@@ -86,6 +86,9 @@ class RequestParams:
             check_number("logprobs", self.logprobs, "int", 0, 100)
         if self.timeout is not None:
             check_number("timeout", self.timeout, "number", 0)
+        if self.overflow == "drop":
+            rule = "only a chat has turns to drop"
+            raise wrong_value("overflow", "drop", rule, 'give "truncate" or "shift"')
         check_choice("overflow", self.overflow, OVERFLOWS)
         if self.keep and self.overflow == "error":
             rule = 'has no effect with overflow="error"'

@@ -56,5 +56,6 @@ def too_long(tokens: int | str, limit: int) -> ContextLengthError:
     return ContextLengthError(
         f"prompt: has {tokens} tokens, prompt and answer may have {limit}",
         parameter="prompt",
-        remedy="overflow='truncate' or 'shift' drops its beginning",
+        remedy="give a larger ctx_size, or let overflow='truncate' or 'shift' drop its beginning; "
+        "in a chat overflow='drop' drops the oldest turns",
     )

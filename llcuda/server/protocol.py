@@ -286,6 +286,7 @@ class ChatBody(SamplingBody):
     bare_tool_calls: bool | None = Field(
         None, description="false: JSON without the template's delimiters is no call."
     )
+    overflow: Literal["error", "truncate", "shift", "drop"] | None = None  # type: ignore[assignment]
     store: Literal[False] | None = None
     metadata: Metadata | None = Field(None, description="Has no effect.")
     safety_identifier: str | None = Field(None, description="Has no effect.")
@@ -371,7 +372,7 @@ class ResponsesBody(ModelBody):
     include: Annotated[list[Included], Field(fail_fast=True)] | None = None
     store: Literal[False] | None = None
     background: Literal[False] | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     metadata: Metadata | None = Field(None, description="Returned with the answer.")
     safety_identifier: str | None = Field(None, description="Has no effect.")

@@ -44,6 +44,7 @@ def as_chat(body: ResponsesBody) -> ChatBody:
         logprobs=bool(body.include),
         top_logprobs=body.top_logprobs if body.include else None,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        overflow="drop" if body.truncation == "auto" else None,
     )
 
 
@@ -190,7 +191,7 @@ class ResponseBuilder:
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
             "top_p": body.top_p,
-            "truncation": "disabled",
+            "truncation": body.truncation or "disabled",
             "usage": None,
             "user": body.user,
         }

@@ -73,7 +73,9 @@ def test_a_prompt_that_is_far_too_long(engine: Engine) -> None:
     text = "There was a fox. " * 20_000
     timings = engine.model.tokenizer_timings
     before = timings.tokenized_tokens
-    with pytest.raises(ContextLengthError, match=r"prompt: has more than .*; overflow='truncate'"):
+    with pytest.raises(
+        ContextLengthError, match=r"prompt: has more than .*; give a larger ctx_size"
+    ):
         engine.submit(text)
     read = timings.tokenized_tokens - before
     done = engine.submit(text, max_tokens=1, overflow="truncate").result(120)

@@ -147,6 +147,10 @@ def test_messages_of_other_bodies(server: Served) -> None:
     long = {"role": "user", "content": "b " * 100_000}
     error = is_error(server.post("/v1/chat/completions", messages=[long]), 400, "messages")
     assert error["message"].startswith("messages: has more than ")
+    assert error["message"].endswith("or start the server with a larger --ctx-size")
+    short = {"role": "user", "content": "Who are you?"}
+    asked = {"messages": [long, short], "overflow": "drop", "max_tokens": 4}
+    assert server.post("/v1/chat/completions", **asked).status_code == 200
     error = is_error(server.post(COMPLETIONS, prompt="a", n=2, best_of=1), 400, "best_of")
     assert error["message"] == "best_of=1: expected at least n=2"
 

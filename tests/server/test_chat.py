@@ -400,7 +400,7 @@ def test_response_with_a_tool(caller: openai.OpenAI, tools: Served) -> None:
         ("input", [{"role": "user"}]), ("input", [{"type": "function_call"}]),
         ("input", [{"role": "user", "content": [{"type": "input_image"}]}]),
         ("previous_response_id", "resp_1"), ("store", True), ("background", True),
-        ("tools", [{"type": "web_search"}]), ("truncation", "auto"), ("conversation", "a"),
+        ("tools", [{"type": "web_search"}]), ("truncation", "some"), ("conversation", "a"),
         ("prompt", {}), ("max_output_tokens", 0), ("unknown", 1), ("temperature", -1),
     ],
     ids=str,

@@ -1,0 +1,1 @@
+/tmp/nb/main.src/vendor/llama.cpp
