@@ -1,1 +1,0 @@
-/tmp/nb/main.src/vendor/llama.cpp
