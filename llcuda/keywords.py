@@ -171,6 +171,7 @@ class _FurtherRequest(TypedDict, total=False):
     overflow: str
     keep: int
     guide: Guide | None
+    penalize_prompt: bool
 
 
 class RequestKeywords(_FurtherRequest, total=False):

@@ -258,7 +258,8 @@ class Engine:
         sequences: list[Sequence] = []
         for i in range(n):
             sampler = self._sampler(sampling, params, i)
-            sampler.accept_prompt(tokens)
+            if params.penalize_prompt:
+                sampler.accept_prompt(tokens)
             request = Request(
                 params if grammar is None else replace(params, guide=grammar.guide()),
                 self.loop,

@@ -61,6 +61,7 @@ class RequestParams:
             unified_kv=True and several sequences. A chat also takes "drop", see `Engine.chat`.
         keep: Tokens of the prompt's beginning that "truncate" and "shift" leave; 0 with "error".
         guide: Restricts every token; see `llcuda.guide`. Each request needs its own.
+        penalize_prompt: Whether repeat_penalty and DRY count the tokens of the prompt too.
 
     Raises:
         ArgumentError: A value is outside what is allowed.
@@ -77,9 +78,10 @@ class RequestParams:
     overflow: str = "error"
     keep: int = 0
     guide: Guide | None = None
+    penalize_prompt: bool = True
 
     def __post_init__(self) -> None:
-        check_flags(self, "ignore_eos echo")
+        check_flags(self, "ignore_eos echo penalize_prompt")
         check_number("max_tokens", self.max_tokens, "int", 0 if self.echo else 1, 2**31 - 1)
         check_number("keep", self.keep, "int", 0, 2**31 - 1)
         if self.logprobs is not None:

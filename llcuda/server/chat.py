@@ -10,6 +10,7 @@ from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import Chat, ChatCompletion
 from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
+from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
 from llcuda.params import seed_after, wrong_value
@@ -18,7 +19,6 @@ from llcuda.server.checks import check_count, check_deadline, check_format, is_l
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
-    LogprobFormatter,
     event,
     finish_reason,
     json_text,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from llcuda.engine.engine import Engine, tokenize_prompt
+from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError
@@ -16,7 +17,6 @@ from llcuda.server.checks import check_count, check_deadline, check_format, is_l
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
-    LogprobFormatter,
     event,
     finish_reason,
     json_text,

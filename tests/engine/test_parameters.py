@@ -58,6 +58,11 @@ REQUEST: dict[str, tuple[Any, dict[str, Any], Callable[[Completion], bool]]] = {
         lambda done: [score.token for score in done.prompt_logprobs or ()][:8] == [*LONG[1:8], 140],
     ),
     "guide": (None, {}, lambda done: done.text == " Tom had"),
+    "penalize_prompt": (
+        False,
+        {"prompt": [START, WORD], "repeat_penalty": 1e6, **always(WORD, 1e3)},
+        lambda done: done.tokens[0] == WORD,
+    ),
 }
 
 # Fields that have an effect only beside others.
