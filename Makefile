@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 ORACLES := .venv-oracles
 DOCS   := .venv-docs
 SANITIZE := .venv-sanitize
+RELEASE := .venv-release
 NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pyproject.toml vendor/llama.cpp.toml
 # An editable install has a list of the modules: other names need another install, edits do not.
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda clean
+.PHONY: demo test real stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -62,15 +63,19 @@ sanitize-cuda: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks -v -s --benchmark-enable --benchmark-disable-gc
 
-wheel: $(INSTALLED)
-	$(BIN)/python build/wheel.py --cuda=OFF
+wheel: $(RELEASE)/installed
+	$(RELEASE)/bin/python build/wheel.py --cuda=OFF
 
 # CUDA: 12 or 13; ARCHITECTURES: separated by ;
-wheel-cuda: $(INSTALLED)
-	$(BIN)/python build/wheel.py --cuda=ON --cuda-version=$(or $(CUDA),12) --architectures='$(or $(ARCHITECTURES),75)'
+wheel-cuda: $(RELEASE)/installed
+	$(RELEASE)/bin/python build/wheel.py --cuda=ON --cuda-version=$(or $(CUDA),12) --architectures='$(or $(ARCHITECTURES),75)'
+
+# The CUDA wheels that `make wheel-cuda` has made are part of it.
+release: $(RELEASE)/installed
+	$(RELEASE)/bin/python build/release.py
 
 clean:
-	rm -rf $(VENV) $(ORACLES) $(DOCS) $(SANITIZE) .build dist site
+	rm -rf $(VENV) $(ORACLES) $(DOCS) $(SANITIZE) $(RELEASE) .build dist site
 
 $(INSTALLED): $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
@@ -92,6 +97,13 @@ $(DOCS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
 	$(DOCS)/bin/python -m pip install --quiet --group docs
+	touch $@
+
+# What builds and checks wheels, without llcuda itself.
+$(RELEASE)/installed: pyproject.toml
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --upgrade pip
+	$(RELEASE)/bin/python -m pip install --quiet --group release
 	touch $@
 
 # torch brings CUDA's libraries, and a build in their environment would turn CUDA on: they get one of

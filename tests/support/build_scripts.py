@@ -35,7 +35,14 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes]) -> str:
+def write_wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, bytes],
+    tags: str = "py3-none-any",
+    metadata: str = "",
+) -> str:
     """Write a wheel that pip accepts; return its sha256.
 
     Args:
@@ -43,19 +50,21 @@ def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes
         name: The name of the package.
         version: Its version.
         files: The contents by path.
+        tags: The tags of its name.
+        metadata: Further lines of its metadata.
     """
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
     texts = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tags}\n",
     }
     contents = {**files, **{path: text.encode() for path, text in texts.items()}}
     lines = [f"{info}/RECORD,,\n"]
     for path, content in contents.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         lines.append(f"{path},sha256={digest},{len(content)}\n")
-    wheel = folder / f"{module}-{version}-py3-none-any.whl"
+    wheel = folder / f"{module}-{version}-{tags}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, content in contents.items():
             archive.writestr(path, content)
