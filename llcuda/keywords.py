@@ -172,6 +172,10 @@ class _FurtherRequest(TypedDict, total=False):
     keep: int
     guide: Guide | None
     penalize_prompt: bool
+    min_tokens: int
+    logits_processor: Callable[..., Any] | Collection[Callable[..., Any]] | None
+    stopping_criteria: Callable[..., Any] | Collection[Callable[..., Any]] | None
+    priority: int
 
 
 class RequestKeywords(_FurtherRequest, total=False):
@@ -372,7 +376,6 @@ _ITERATE = (
     "a request or a chat streams when it is iterated over; InferenceEngine has stream() as well"
 )
 _FIELDS_AS_KEYWORDS = "give its fields as keywords"
-_LEAST_LENGTH = "llcuda has no least length; ignore_eos=True goes on after the end of text"
 _TYPES = "the weights have the types of their file; type_k and type_v are those of the KV cache"
 _SEVERAL = "submit_n() and infer_n() generate several continuations"
 _LOGGING = 'llcuda logs to logging.getLogger("llcuda")'
@@ -381,9 +384,6 @@ _LOGGING = 'llcuda logs to logging.getLogger("llcuda")'
 HINTS = {
     "dtype": _TYPES,
     "ftype": "quantize() and convert() take file_type",
-    "min_length": _LEAST_LENGTH,
-    "min_new_tokens": _LEAST_LENGTH,
-    "min_tokens": _LEAST_LENGTH,
     "options": "give each option as a keyword",
     "pad_token_id": "llcuda pads nothing",
     "params": _FIELDS_AS_KEYWORDS,
@@ -396,8 +396,6 @@ HINTS = {
     "enable_thinking": 'chat() takes template_variables={"enable_thinking": ...}',
     "gpu_memory_utilization": "load_model(gpu_layers=None) takes as many layers as fit",
     "logits_all": 'Context.decode(tokens, logits="all") computes them; echo=True scores a prompt',
-    "logits_processor": "guide restricts a request; a Sampler's chain has steps.Python",
-    "logits_processors": "guide restricts a request; a Sampler's chain has steps.Python",
     "lora_path": "Adapter(model, path) loads it, Context.set_adapters applies it",
     "n": _SEVERAL,
     "num_beams": "llcuda has no beam search",
@@ -426,10 +424,12 @@ PEERS = {
     "grammar": "guided_grammar",
     "keep": "n_keep num_keep",
     "logit_bias": "bad_words",
+    "logits_processor": "logits_processors",
     "logprobs": "n_probs top_logprobs",
     "max_tokens": (
         "n_predict num_predict max_length max_new_tokens max_completion_tokens max_output_tokens"
     ),
+    "min_tokens": "min_length min_new_tokens",
     "mlock": "use_mlock",
     "mmap": "use_mmap",
     "normalize": "normalize_embeddings",

@@ -160,7 +160,7 @@ def test_a_chat_says_what_was_meant(name: str, says: str) -> None:
     [
         ("stop_sequnces", r": did you mean stop_sequences\?"),
         ("max_tokn", r": did you mean max_tokens\?"),
-        ("min_tokens", ": llcuda has no least length; ignore_eos=True goes on .*"),
+        ("min_new_tokens", ": llcuda calls it min_tokens"),
         ("pad_token_id", ": llcuda pads nothing"),
         ("options", ": give each option as a keyword"),
         ("params", ": give its fields as keywords"),

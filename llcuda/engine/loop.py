@@ -357,7 +357,7 @@ class EngineLoop:
             processor.deliver()  # the tokens of the step before, while a GPU computes this one
             if scheduled.chunks is not None:
                 processor.echo(scheduled.chunks)
-            limits = processor.constrain(batch.sequences) if batch.is_guided else ()
+            limits = processor.constrain(batch.sequences) if batch.is_constrained else ()
             delivered = now()
             tokens = batch.sample(*limits)
             sampled = now()

@@ -32,7 +32,7 @@ class Batch:
     Attributes:
         size: The number of sequences.
         decodes: Whether the step counts as a decode step of these sequences.
-        is_guided: Whether a guide restricts the tokens of one of them.
+        is_constrained: Whether a guide or min_tokens restricts the tokens of one of them.
         awaiting_first_token: Whether one of them has no token yet.
     """
 
@@ -40,9 +40,16 @@ class Batch:
         self, context: Context, sequences: list[Sequence], rows: list[int] | None = None
     ) -> None:
         self.sequences, self.rows, self.size = sequences, rows, len(sequences)
-        self._sampler = BatchSampler(context, [sequence.sampler for sequence in sequences])
+        self._context = context
+        self._processed = [i for i, sequence in enumerate(sequences) if _processes(sequence)]
+        self._process_seconds = 0.0
+        samplers = [sequence.sampler for sequence in sequences]
+        self._sampler = BatchSampler(context, samplers, self._processed)
         self.decodes = rows is None or any(sequence.first_token_at for sequence in sequences)
-        self.is_guided = any(sequence.token_masks is not None for sequence in sequences)
+        self.is_constrained = any(
+            sequence.token_masks is not None or sequence.continuing_mask is not None
+            for sequence in sequences
+        )
         self.awaiting_first_token = not all(sequence.first_token_at for sequence in sequences)
 
     def sample(
@@ -54,12 +61,40 @@ class Batch:
             masks: The tokens allowed for each sequence; see `BatchSampler.sample`.
             forced: The token that each one gets without sampling, if any.
         """
-        return self._sampler.sample(self.rows, masks, forced) if self.size else []
+        if not self._processed:
+            return self._sampler.sample(self.rows, masks, forced) if self.size else []
+        return self._process_and_sample(masks, forced)
+
+    def _process_and_sample(
+        self, masks: list[Any] | None, forced: list[int | None] | None
+    ) -> list[Any]:
+        """Return the tokens; before, call the functions of sequences that have some."""
+        self._process_seconds = 0.0
+        failures: dict[int, BaseException] = {}
+        originals: list[tuple[Any, Any]] = []
+        for i in self._processed:
+            sequence = self.sequences[i]
+            if sequence.ended or (forced and forced[i] is not None):
+                continue
+            logits = self._context.logits(self.rows[i] if self.rows else i)
+            if sequence.params.logprobs is not None:  # which are those of the model
+                originals.append((logits, logits.copy()))
+            began = now()
+            failure = _process(sequence, logits)
+            self._process_seconds += now() - began
+            if failure is not None:
+                failures[i] = failure
+        tokens: list[Any] = self._sampler.sample(self.rows, masks, forced)
+        for logits, original in originals:
+            logits[:] = original
+        for i, failure in failures.items():
+            tokens[i] = failure
+        return tokens
 
     @property
     def sample_seconds(self) -> float:
         """Seconds of the last `sample`, without the wait for the logits."""
-        return self._sampler.seconds
+        return self._sampler.seconds + self._process_seconds
 
 
 class DecodeBatch(Batch):
@@ -81,8 +116,11 @@ class DecodeBatch(Batch):
         self.steps_without_checks = 0
         if (
             context.params.device_logits
-            and not self.is_guided
-            and all(s.params.logprobs is None and not s.params.stop_tokens for s in sequences)
+            and not self.is_constrained
+            and all(
+                s.params.logprobs is None and not s.params.stop_tokens and s.functions is None
+                for s in sequences
+            )
         ):
             room = [s.params.max_tokens - len(s.generated) for s in sequences]
             cells = [context.ctx_size - len(s.tokens) for s in sequences]
@@ -92,7 +130,7 @@ class DecodeBatch(Batch):
         self, masks: list[Any] | None = None, forced: list[int | None] | None = None
     ) -> list[Any]:
         """Return the next token of each sequence, as `Batch.sample`, and keep it to be decoded."""
-        self.tokens = tokens = self._sampler.sample(None, masks, forced)
+        self.tokens = tokens = super().sample(masks, forced)
         return tokens
 
     @property
@@ -115,7 +153,7 @@ class DraftBatch:
         confirmed: The proposed tokens of each sequence that were right.
     """
 
-    decodes, is_guided, awaiting_first_token = True, False, False
+    decodes, is_constrained, awaiting_first_token = True, False, False
 
     def __init__(
         self, context: Context, batch: DecodeBatch, drafts: list[list[int]], cost: float
@@ -140,9 +178,9 @@ class DraftBatch:
             self.rows += range(row, row + len(sampled))
             self.confirmed.append((sequence, draft[:right]))
             row += 1 + len(draft)
-            assert sequence.drafter is not None
-            length = len(sequence.tokens) + len(sampled)
-            sequence.drafter.update(right, self._cost * len(draft), length)
+            if sequence.drafter is not None:
+                length = len(sequence.tokens) + len(sampled)
+                sequence.drafter.update(right, self._cost * len(draft), length)
             if right < len(draft):
                 assert sequence.seq_id is not None
                 self._context.memory.remove(sequence.seq_id, sequence.computed_tokens + right)
@@ -151,6 +189,8 @@ class DraftBatch:
 
     def _sample_draft(self, sequence: Sequence, row: int, draft: list[int]) -> list[Any]:
         """Return a sample at each row, to the first one that the draft does not have."""
+        if _processes(sequence):
+            return [self._sample_processed(sequence, row)]
         sampled: list[Any] = []
         for proposed in [*draft, None]:
             try:
@@ -161,6 +201,11 @@ class DraftBatch:
             if token != proposed:
                 break
         return sampled
+
+    def _sample_processed(self, sequence: Sequence, row: int) -> Any:
+        """Return the token of a sequence without a draft, whose functions change the logits."""
+        batch = Batch(self._context, [sequence], [row])
+        return batch.sample()[0]
 
 
 class ModelRunner:
@@ -239,7 +284,7 @@ class ModelRunner:
         batch = self._batch
         if batch is None or batch.sequences is not scheduled.sequences:
             batch = self._batch = DecodeBatch(self.context, scheduled.sequences)
-        if self.speculation and not batch.is_guided:
+        if self.speculation and not batch.is_constrained:
             return self._decode_and_learn(batch)
         self.context.decode_batch(batch.tokens or _last_tokens(batch.sequences), batch.seq_ids)
         return batch
@@ -290,10 +335,22 @@ class ModelRunner:
 
     def _draft(self, sequence: Sequence) -> list[int]:
         """Return the tokens proposed for a sequence, as far as it has room for them."""
-        assert sequence.drafter is not None
+        if sequence.drafter is None:
+            return []
         left = sequence.params.max_tokens - len(sequence.generated)
         cells = self.context.ctx_size - len(sequence.tokens)
         return sequence.drafter.propose(sequence.tokens)[: max(0, min(left, cells) - 1)]
+
+    def sample_unrestricted(self, sequence: Sequence, row: int) -> Any:
+        """Return the next token of a sequence without a mask, or the exception of its sampler."""
+        try:
+            return sequence.sampler.sample(self.context, row)
+        except Exception as error:
+            return error
+
+    def regroup(self) -> None:
+        """Look at the members of the decode batch again: one needs less than before."""
+        self._batch = None
 
     def logprobs(self, tokens: list[int], rows: Iterable[int], top: int) -> list[TokenLogprob]:
         """Return the log-probability of each token at its row, with the `top` most probable."""
@@ -323,6 +380,20 @@ class ModelRunner:
         for sampler in self._released:
             sampler.close()
         self._released.clear()
+
+
+def _processes(sequence: Sequence) -> bool:
+    return sequence.functions is not None and sequence.functions.processes
+
+
+def _process(sequence: Sequence, logits: Any) -> BaseException | None:
+    """Have the functions of a sequence change its logits; return the exception of one."""
+    assert sequence.functions is not None
+    try:
+        sequence.functions.process(sequence.tokens, logits)
+    except BaseException as error:  # sys.exit() in a function ends its request only
+        return error
+    return None
 
 
 def _last_tokens(sequences: list[Sequence]) -> list[int]:

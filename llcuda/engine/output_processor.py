@@ -6,14 +6,15 @@ from collections import abc
 from itertools import count
 from typing import Any
 
+from llcuda.engine.functions import SequenceFunctions
 from llcuda.engine.metrics import Reporter, StepRecord, StepSums
 from llcuda.engine.model_runner import Batch, DecodeBatch, DraftBatch, ModelRunner
 from llcuda.engine.request import Request, kept_tokens, wake
 from llcuda.engine.scheduler import Chunk, Scheduler, SchedulerOutput
 from llcuda.engine.sequence import Sequence, now
 from llcuda.engine.speculation import Drafter
-from llcuda.engine.token_masks import TokenMaskState, token_masks
-from llcuda.errors import ClosedError, LlcudaError
+from llcuda.engine.token_masks import TokenMaskState, joined_mask, mask_without, token_masks
+from llcuda.errors import ClosedError, LlcudaError, SamplingError
 from llcuda.params import wrong_argument
 
 JUMP_SEQUENCES = 8  # with more sequences at once forced tokens are not computed ahead
@@ -74,7 +75,15 @@ class OutputProcessor:
             self._with_deadline.add(sequence)
         if guide is not None:
             sequence.token_masks = TokenMaskState(guide, self._model.vocab_size)
-        if self._runner.speculation:
+        params = sequence.params
+        if params.min_tokens:
+            ends = {*self._end_tokens, *params.stop_tokens}
+            sequence.continuing_mask = mask_without(ends, self._model.vocab_size)
+        if params.logits_processor or params.stopping_criteria:
+            sequence.functions = SequenceFunctions(
+                params.logits_processor, params.stopping_criteria
+            )
+        if self._runner.speculation and not params.logits_processor:
             sequence.drafter = Drafter(self._runner.speculation)
         return True
 
@@ -136,13 +145,17 @@ class OutputProcessor:
     def constrain(self, sequences: list[Sequence]) -> tuple[list[Any], list[int | None]]:
         """Return the mask of each sequence, and the token that its guide forces.
 
-        A guide that fails ends its request, as does a forced end. Their rows are sampled in vain.
+        Below min_tokens a mask has no token that ends the text, unless the guide has no other. A
+        guide that fails ends its request, as does a forced end. Their rows are sampled in vain.
         """
         masks: list[Any] = [None] * len(sequences)
         forced_tokens: list[int | None] = [None] * len(sequences)
         choosing: list[tuple[int, TokenMaskState]] = []
         for i, sequence in enumerate(sequences):
-            if sequence.token_masks is None or sequence.ended:
+            if sequence.ended:
+                continue
+            masks[i] = sequence.continuing_mask
+            if sequence.token_masks is None:
                 continue
             forced = self._forced(sequence)
             if sequence.ended:
@@ -159,7 +172,7 @@ class OutputProcessor:
             if isinstance(mask, BaseException):
                 self.fail(sequences[i], mask)
             else:
-                masks[i] = mask
+                masks[i] = joined_mask(mask, masks[i])
         return masks, forced_tokens
 
     def process(self, batch: Batch | DraftBatch, tokens: list[Any], sampled_at: float) -> None:
@@ -245,6 +258,9 @@ class OutputProcessor:
     def _take(self, sequence: Sequence, token: Any, row: int) -> None:
         """Add a token, and the tokens that are forced to follow; end the request where it ends."""
         params = sequence.params
+        if isinstance(token, SamplingError) and sequence.continuing_mask is not None:
+            # Its grammar may allow the end alone.
+            token = self._runner.sample_unrestricted(sequence, row)
         if not self._append(sequence, token):
             return
         if params.logprobs is not None:
@@ -254,7 +270,8 @@ class OutputProcessor:
         forced = self._forced_ahead(sequence, last) if sequence.token_masks is not None else ()
         if sequence.ended:
             return
-        if self._overlaps and not last and not forced:
+        decides = sequence.functions is not None and sequence.functions.decides
+        if self._overlaps and not last and not forced and not decides:
             self._undelivered.append(sequence)
         elif self._show(sequence, forced) and forced:
             self._run_ahead(sequence, forced)
@@ -275,6 +292,12 @@ class OutputProcessor:
                 return False
         sequence.generated.append(token)
         sequence.tokens.append(token)
+        if (
+            sequence.continuing_mask is not None
+            and len(sequence.generated) >= sequence.params.min_tokens
+        ):
+            sequence.continuing_mask = None
+            self._runner.regroup()
         return True
 
     def _is_end(self, sequence: Sequence, token: int) -> bool:
@@ -294,8 +317,10 @@ class OutputProcessor:
         params = sequence.params
         if sequence.deliver(self._last_piece(sequence)):
             self._finish(sequence, "stop", stopped=True)
-        elif forced and self._is_end(sequence, forced[0]):
+        elif (forced and self._is_end(sequence, forced[0])) or self._is_stop(sequence):
             self._finish(sequence, "stop")
+        elif sequence.ended:
+            return False
         elif len(sequence.generated) >= params.max_tokens:
             self._finish(sequence, "length")
         elif len(sequence.tokens) >= self._ctx_size:
@@ -304,6 +329,17 @@ class OutputProcessor:
             else:
                 self._finish(sequence, "context")
         return not sequence.ended
+
+    def _is_stop(self, sequence: Sequence) -> bool:
+        """Whether a function ends the text; one that fails ends its request."""
+        functions = sequence.functions
+        if functions is None or not functions.decides or sequence.continuing_mask is not None:
+            return False
+        try:
+            return functions.is_stop(sequence.tokens, sequence.text)
+        except BaseException as error:  # sys.exit() in a function ends its request only
+            self.fail(sequence, error)
+            return False
 
     def _shift(self, sequence: Sequence) -> None:
         """Drop the older half of a full sequence; the positions close up."""
@@ -321,6 +357,8 @@ class OutputProcessor:
         self._scheduler.shift(sequence, begin, end)
         if sequence.drafter is not None:  # it knows places in the whole text
             sequence.drafter = Drafter(self._runner.speculation)
+        if sequence.functions is not None:
+            sequence.functions.forget()
 
     # --- forced tokens ---
 

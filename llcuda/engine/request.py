@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llcuda.engine.functions import LogitsProcessor, StoppingCriterion, checked_functions
 from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.errors import shown
 from llcuda.guide import Guide
@@ -62,6 +63,24 @@ class RequestParams:
         keep: Tokens of the prompt's beginning that "truncate" and "shift" leave; 0 with "error".
         guide: Restricts every token; see `llcuda.guide`. Each request needs its own.
         penalize_prompt: Whether repeat_penalty and DRY count the tokens of the prompt too.
+        min_tokens: Least number of tokens. Before, end tokens and `stop_tokens` are sampled only
+            where a guide, a grammar or a function allows no other token; stop texts are not
+            searched and `stopping_criteria` not called. A full context, the timeout and a
+            cancellation end the text all the same.
+        logits_processor: A function, or several in their order, that change the logits of each
+            sampled token: f(token_ids, logits) returns the new logits, or None where it has changed
+            them in place. token_ids: int32, the tokens of prompt and text so far; without those
+            that overflow="shift" has dropped. logits: float32, shape (vocab_size,); -inf forbids a
+            token. The functions come before the guide and all steps of SamplingParams, and
+            log-probabilities are those of the model. They run on the engine's thread, so that a
+            slow one delays all requests; an exception ends its own request, and its reader gets it.
+            No token is speculated for the request.
+        stopping_criteria: A function, or several, that end the text: f(token_ids, text) is called
+            after each token and returns whether it was the last one; finish reason "stop". text:
+            the text so far, without what is held back for an unfinished character or for a stop
+            text that may have begun. Otherwise as logits_processor.
+        priority: The place in the queue: requests with a lower number get a free slot first, those
+            with an equal one in the order of their submission. It does not interrupt one that runs.
 
     Raises:
         ArgumentError: A value is outside what is allowed.
@@ -79,10 +98,19 @@ class RequestParams:
     keep: int = 0
     guide: Guide | None = None
     penalize_prompt: bool = True
+    min_tokens: int = 0
+    logits_processor: LogitsProcessor | Collection[LogitsProcessor] | None = None
+    stopping_criteria: StoppingCriterion | Collection[StoppingCriterion] | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         check_flags(self, "ignore_eos echo penalize_prompt")
         check_number("max_tokens", self.max_tokens, "int", 0 if self.echo else 1, 2**31 - 1)
+        check_number("min_tokens", self.min_tokens, "int", 0, 2**31 - 1)
+        if self.min_tokens > self.max_tokens:
+            rule = f"expected at most max_tokens={self.max_tokens}"
+            raise wrong_value("min_tokens", self.min_tokens, rule, "raise max_tokens, or lower it")
+        check_number("priority", self.priority, "int", -(2**31), 2**31 - 1)
         check_number("keep", self.keep, "int", 0, 2**31 - 1)
         if self.logprobs is not None:
             check_number("logprobs", self.logprobs, "int", 0, 100)
@@ -98,6 +126,8 @@ class RequestParams:
         if self.guide is not None and not isinstance(self.guide, Guide):
             raise wrong_value("guide", self.guide, "expected an object with mask() and accept()")
         object.__setattr__(self, "stop", _texts(self.stop))
+        for name in ("logits_processor", "stopping_criteria"):
+            object.__setattr__(self, name, checked_functions(name, getattr(self, name)))
         for name in ("stop_tokens", "shown_tokens"):
             tokens = _items(name, getattr(self, name), "tokens")
             for token in tokens:

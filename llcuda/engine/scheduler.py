@@ -129,7 +129,7 @@ class Scheduler:
 
     Attributes:
         slots: The slots, by seq_id.
-        waiting: Sequences without a slot, in the order of submission.
+        waiting: Sequences without a slot: by priority, and in the order of submission.
         prefilling: Sequences whose prompt is not computed yet.
         running: Sequences that decode, by slot.
         decode_step: The decode step that is scheduled again as long as its members stay.
@@ -170,8 +170,14 @@ class Scheduler:
         return bool(self.running or self.waiting or self.prefilling)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence."""
-        self.waiting.append(sequence)
+        """Queue a sequence behind those of its priority; what had a slot before stays in front."""
+        waiting, priority = self.waiting, sequence.params.priority
+        place = len(waiting)
+        while place and not waiting[place - 1].admitted_at:
+            if waiting[place - 1].params.priority <= priority:
+                break
+            place -= 1
+        waiting.insert(place, sequence)
 
     def change_adapters(self, key: object) -> None:
         """Note that cells are computed with other adapters from now on.

@@ -12,6 +12,10 @@ from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from llcuda.engine.functions import SequenceFunctions
     from llcuda.engine.speculation import Drafter
     from llcuda.engine.token_masks import TokenMaskState
 
@@ -43,17 +47,21 @@ class Sequence:
         generated: The tokens after the prompt; the request shows the same list.
         forced_tokens: How many of them a guide left no choice for.
         token_masks: The state of the request's guide; None without a guide.
-        drafter: Proposes tokens for speculation; None without it.
+        continuing_mask: The tokens that do not end the text, as a mask, while it has fewer than
+            min_tokens; None afterwards.
+        functions: The request's functions over tokens and logits; None without any.
+        drafter: Proposes tokens for speculation; None without it, and where functions change the
+            logits.
         submitted_at, admitted_at, first_token_at: `time.perf_counter()` of the submission, of the
             first slot and of the first token; 0.0 before.
     """
 
     __slots__ = (
         "_decoder", "_emit", "_start", "_stops", "_texts", "admitted_at", "cached_tokens",
-        "computed_tokens", "drafter", "ended", "first_token_at", "forced_tokens", "generated",
-        "logprobs", "params", "prefill_size", "prompt_logprobs", "request", "sampler", "seq_id",
-        "shares_prompt_with", "skip_prefix_cache", "submitted_at", "token_masks", "tokens",
-        "valid_prefix",
+        "computed_tokens", "continuing_mask", "drafter", "ended", "first_token_at",
+        "forced_tokens", "functions", "generated", "logprobs", "params", "prefill_size",
+        "prompt_logprobs", "request", "sampler", "seq_id", "shares_prompt_with",
+        "skip_prefix_cache", "submitted_at", "token_masks", "tokens", "valid_prefix",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +87,8 @@ class Sequence:
         self.prompt_logprobs = request.prompt_logprobs
         self.forced_tokens = 0
         self.token_masks: TokenMaskState | None = None
+        self.continuing_mask: npt.NDArray[np.uint32] | None = None
+        self.functions: SequenceFunctions | None = None
         self.drafter: Drafter | None = None
         self.submitted_at, self.admitted_at, self.first_token_at = now(), 0.0, 0.0
         self._start: StepSums | None = None  # the engine's sums at the first token
@@ -101,12 +111,17 @@ class Sequence:
         """Emit the text that the bytes of a token complete; return whether a stop text came."""
         text = self._decoder.decode(piece)
         stopped = False
-        if self._stops is not None:
+        if self._stops is not None and len(self.generated) > self.params.min_tokens:
             text, stopped = self._stops.decode(text)
         if text:
             self._texts.append(text)
             self._emit(text)
         return stopped
+
+    @property
+    def text(self) -> str:
+        """The text that was emitted."""
+        return "".join(self._texts)
 
     def flush(self) -> None:
         """Emit the text that was held back for a character or for a stop text."""
@@ -121,7 +136,7 @@ class Sequence:
         """Return the result of the request."""
         request, params = self.request, self.params
         return Completion(
-            text="".join(self._texts),
+            text=self.text,
             tokens=self.generated,
             finish_reason=finish_reason,
             prompt_tokens=request.prompt_tokens,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from llcuda.errors import ArgumentError
 from llcuda.guide import Guide
@@ -69,6 +70,27 @@ class TokenMaskState:
         for token in checked:
             check_number("guide.forced()", token, "int", 0, self._vocab_size - 1)
         return checked
+
+
+def mask_without(tokens: Iterable[int], vocab_size: int) -> npt.NDArray[np.uint32]:
+    """Return a mask of all tokens but these."""
+    mask = np.full((vocab_size + 31) // 32, 0xFFFFFFFF, np.uint32)
+    for token in tokens:
+        mask[token // 32] &= ~np.uint32(1 << token % 32)
+    return mask
+
+
+def joined_mask(mask: Any, continuing: Any) -> Any:
+    """Return a guide's mask without the tokens that end the text, unless it has no others.
+
+    Args:
+        mask: The guide's mask; None = all tokens.
+        continuing: The mask of the tokens that do not end the text; None = all tokens.
+    """
+    if mask is None or continuing is None:
+        return continuing if mask is None else mask
+    joined = mask & continuing
+    return joined if joined.any() else mask
 
 
 def token_masks(states: Sequence[TokenMaskState]) -> list[Any]:

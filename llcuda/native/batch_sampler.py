@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ class BatchSampler:
     Args:
         context: The context whose logits are sampled.
         samplers: The sampler of each row.
+        on_host: The rows that are sampled on the host in any case, because something is written
+            into `Context.logits` before.
 
     Attributes:
         samplers (list[Sampler]): The samplers.
@@ -30,7 +32,9 @@ class BatchSampler:
         ArgumentError: A sampler belongs to another model, or its chain does not fit this one.
     """
 
-    def __init__(self, context: Context, samplers: Sequence[Sampler]) -> None:
+    def __init__(
+        self, context: Context, samplers: Sequence[Sampler], on_host: Iterable[int] = ()
+    ) -> None:
         self._ffi, self._lib = library.load()
         self._context = context
         self.samplers = list(samplers)
@@ -39,6 +43,11 @@ class BatchSampler:
         self._owners = [s.handle.owner for s in self.samplers]  # type: ignore[union-attr]
         ffi, n = self._ffi, len(self.samplers)
         self._samplings = ffi.new("struct llcuda_sampling[]", [s.sampling[0] for s in samplers])
+        for i in on_host:  # no device can take more candidates than it has places for
+            sampling = self._samplings[i]
+            sampling.draw = ffi.NULL
+            if sampling.superset:
+                sampling.superset = max(sampling.superset, self._lib.LLCUDA_MOST_CANDIDATES + 1)
         self._first_rows = ffi.new("int32_t[]", list(range(n)))
         self._tokens = ffi.new("int32_t[]", n)
         self._statuses = ffi.new("int32_t[]", n)

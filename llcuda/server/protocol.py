@@ -59,6 +59,9 @@ Tools = Annotated[Objects, Field(max_length=512)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Priority = Annotated[
+    int | None, Field(ge=-(2**31), le=2**31 - 1, description="A lower number goes first.")
+]
 
 
 class Body(BaseModel):
@@ -164,6 +167,8 @@ class SamplingBody(ModelBody):
     adaptive_decay: float | None = None
     min_keep: int | None = None
     ignore_eos: bool | None = None
+    min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
+    priority: Priority = None
     overflow: Literal["error", "truncate", "shift"] | None = None
     keep: int | None = None
     timeout: float | None = Field(None, gt=0, description="Seconds; the server may have less.")
@@ -373,6 +378,7 @@ class ResponsesBody(ModelBody):
     store: Literal[False] | None = None
     background: Literal[False] | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    priority: Priority = None
     service_tier: Literal["auto", "default"] | None = None
     metadata: Metadata | None = Field(None, description="Returned with the answer.")
     safety_identifier: str | None = Field(None, description="Has no effect.")

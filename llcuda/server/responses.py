@@ -34,7 +34,14 @@ def as_chat(body: ResponsesBody) -> ChatBody:
     return ChatBody.model_construct(
         **{
             name: getattr(body, name)
-            for name in ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
+            for name in (
+                "model",
+                "temperature",
+                "top_p",
+                "stream",
+                "parallel_tool_calls",
+                "priority",
+            )
         },
         messages=messages,
         tools=[_tool(tool, i) for i, tool in enumerate(body.tools or ())] or None,

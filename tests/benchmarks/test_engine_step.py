@@ -18,7 +18,7 @@ class FakeBatchSampler:
 
     failed, seconds = 0, 0.0
 
-    def __init__(self, context: Any, samplers: Sequence[Any]) -> None:
+    def __init__(self, context: Any, samplers: Sequence[Any], on_host: Any = ()) -> None:
         self._tokens = [300 + i for i in range(len(samplers))]
 
     def sample(self, *arguments: Any) -> list[int]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llcuda import Completion, Engine, Model
@@ -63,7 +64,23 @@ REQUEST: dict[str, tuple[Any, dict[str, Any], Callable[[Completion], bool]]] = {
         {"prompt": [START, WORD], "repeat_penalty": 1e6, **always(WORD, 1e3)},
         lambda done: done.tokens[0] == WORD,
     ),
+    "min_tokens": (
+        5,
+        always(END),
+        lambda done: (len(done.tokens), done.finish_reason) == (5, "stop"),
+    ),
+    "logits_processor": (
+        lambda tokens, logits: np.where(np.arange(len(logits)) == WORD, logits + 1e3, logits),
+        {},
+        lambda done: done.tokens == [WORD] * 12,
+    ),
+    "stopping_criteria": (
+        lambda tokens, text: "grumpy" in text,
+        {},
+        lambda done: done.text.endswith("grumpy") and done.finish_reason == "stop",
+    ),
 }
+OF_THE_QUEUE = {"priority"}  # test_functions.py has it
 
 # Fields that have an effect only beside others.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -142,7 +159,9 @@ def engine(model: Model) -> Any:
 
 def test_every_field_has_a_row() -> None:
     """A new field fails here until a table above moves it."""
-    assert {field.name for field in dataclasses.fields(RequestParams)} == REQUEST.keys()
+    assert {
+        field.name for field in dataclasses.fields(RequestParams)
+    } == REQUEST.keys() | OF_THE_QUEUE
     assert {field.name for field in dataclasses.fields(EngineParams)} == ENGINE.keys()
 
 

@@ -31,10 +31,12 @@ class Nobody:
         """Nothing."""
 
 
-def new_sequence(tokens: Iterable[int], shares_prompt_with: Sequence | None = None) -> Sequence:
+def new_sequence(
+    tokens: Iterable[int], shares_prompt_with: Sequence | None = None, priority: int = 0
+) -> Sequence:
     """Return a sequence to schedule."""
     prompt = list(tokens)
-    request = Request(RequestParams(), Nobody(), prompt_tokens=len(prompt))
+    request = Request(RequestParams(priority=priority), Nobody(), prompt_tokens=len(prompt))
     return Sequence(request, prompt, shares_prompt_with=shares_prompt_with)
 
 
@@ -531,3 +533,54 @@ def test_nothing_moves_before_a_cached_prefix_is_sure() -> None:
         cache.cells[slot.seq_id] = [*slot.tokens]
     run(scheduler, {again: 2, last: 30}, cache, contiguous=True)
     assert again.cached_tokens == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.booleans()), min_size=1, max_size=30),
+    st.integers(1, 3),
+)
+def test_waiting_by_priority(arrivals: list[tuple[int, bool]], parallel: int) -> None:
+    """Slots go to the lowest number, of equal ones to the first: nobody overtakes an equal."""
+    scheduler = Scheduler(parallel, parallel, 8)
+    order: list[tuple[int, int]] = []
+    running: list[Sequence] = []
+
+    def step() -> None:
+        scheduled = scheduler.schedule()
+        if scheduled is None:
+            return
+        waiting = [s.params.priority for s in scheduler.waiting]
+        for sequence in scheduled.sequences:
+            if sequence not in running:
+                running.append(sequence)
+                order.append((sequence.params.priority, sequence.tokens[0]))
+                assert all(priority >= sequence.params.priority for priority in waiting)
+        scheduler.computed(scheduled)
+
+    for number, (priority, steps) in enumerate(arrivals):
+        scheduler.add(new_sequence([number, -1], priority=priority))
+        if steps:
+            step()
+            for sequence in list(scheduler.running):
+                scheduler.finish(sequence)
+    while scheduler.busy:
+        step()
+        for sequence in list(scheduler.running):
+            scheduler.finish(sequence)
+    assert len(order) == len(arrivals)
+    for priority in range(-2, 3):
+        numbers = [number for level, number in order if level == priority]
+        assert numbers == sorted(numbers)
+
+
+def test_a_sequence_that_had_a_slot_is_not_overtaken() -> None:
+    """After a failure it waits at the head, whatever its priority."""
+    scheduler = Scheduler(1, 1, 8)
+    first = new_sequence([1, 2], priority=5)
+    scheduler.add(first)
+    scheduled = scheduler.schedule()
+    assert scheduled is not None
+    assert first.seq_id is not None
+    scheduler.requeue(first.seq_id)
+    scheduler.add(new_sequence([3, 4], priority=-1))
+    assert scheduler.waiting[0] is first

@@ -41,7 +41,7 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
             "mirostat_eta": 0.2, "repeat_penalty": 1.1, "penalty_last_n": 9, "dry_multiplier": 0.8,
             "dry_base": 1.5, "dry_allowed_length": 4, "dry_last_n": 99, "dry_breakers": ["x"],
             "adaptive_target": 0.5, "adaptive_decay": 0.7, "min_keep": 2, "ignore_eos": True,
-            "overflow": "shift", "keep": 5,
+            "overflow": "shift", "keep": 5, "min_tokens": 4, "priority": -3,
         }.items()
     },
 }  # fmt: skip
@@ -52,6 +52,8 @@ ONLY_IN_PYTHON = {
     "grammar": "response_format has it, with its limits of time and size",
     "grammar_root": "as grammar",
     "guide": "a Python object",
+    "logits_processor": "a Python function",
+    "stopping_criteria": "a Python function",
     "stop_tokens": "stop has texts, and the model's own tokens end a text",
     "shown_tokens": "a chat shows those that its template needs",
 }
@@ -67,6 +69,7 @@ OPENAI: dict[str, tuple[float | None, float | None]] = {
 }  # fmt: skip
 TEXT: dict[str, tuple[float | None, float | None]] = {
     **RANGES, **OPENAI, "timeout": (1e-9, None), "keep": (0, INT32),
+    "min_tokens": (0, INT32), "priority": (-INT32 - 1, INT32),
 }  # fmt: skip
 BODIES: dict[type[Body], tuple[str, dict[str, Any], dict[str, tuple[float | None, float | None]]]]
 BODIES = {
@@ -79,7 +82,7 @@ BODIES = {
     }),
     ResponsesBody: ("/v1/responses", {"input": "a"}, {
         "temperature": (0, 2), "top_p": (0, 1), "max_output_tokens": (1, INT32),
-        "top_logprobs": (0, 20),
+        "top_logprobs": (0, 20), "priority": (-INT32 - 1, INT32),
     }),
     EmbeddingBody: ("/v1/embeddings", {"input": "a"}, {"dimensions": (1, None)}),
     RerankBody: ("/v1/rerank", {"query": "a", "documents": ["b"]}, {"top_n": (1, None)}),
