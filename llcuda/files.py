@@ -298,4 +298,25 @@ def state_folder() -> Path:
 def _folder(variable: str, default: str) -> Path:
     # The XDG Base Directory Specification ignores an empty or relative path.
     path = Path(os.environ.get(variable, ""))
-    return (path if path.is_absolute() else Path.home() / default) / "llcuda"
+    if path.is_absolute():
+        return path / "llcuda"
+    home = home_folder()
+    if home is None:
+        raise ModelError(f"this user has no home folder; set HOME, or {variable} to a folder")
+    return home / default / "llcuda"
+
+
+def home_folder() -> Path | None:
+    """Return the user's home folder, or None: HOME is not set, and the user has no account."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def path_exists(path: Path) -> bool:
+    """Return whether a path exists; False for one that the operating system cannot look up."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, in a folder closed to this user, or no text of a path
+        return False

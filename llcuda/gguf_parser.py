@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from numpy.typing import NDArray
 
 from llcuda._lazy import deprecated
-from llcuda.demo import resolve
 from llcuda.errors import ClosedError, GGUFError, MissingTensorError, ModelError
+from llcuda.files import local_path
+from llcuda.hub.names import part_names
+from llcuda.hub.resolver import resolve
 from llcuda.native.gguf import mapped
-from llcuda.native.gguf.check import check_tensors, part_names
+from llcuda.native.gguf.check import check_tensors
 from llcuda.native.gguf.mapped import MappedFile
 from llcuda.native.gguf.metadata import Metadata
 from llcuda.native.gguf.types import (
@@ -143,7 +145,8 @@ class GGUFReader:
 
     def __init__(self, path: str | os.PathLike[str], *, split: bool = True) -> None:
         check_flag("split", split)
-        self._files = _open(resolve(path), split)
+        given = Path(local_path(path))
+        self._files = _open(given if given.is_file() else resolve(path, parameter="path"), split)
         first = self._files[0]
         self.path, self.metadata = first.path, Metadata(first)
         self.version, self.alignment = first.index.version, first.index.alignment
@@ -364,7 +367,7 @@ def _open(path: Path, split: bool) -> list[MappedFile]:
     count = Metadata(named).get("split.count", 1) if split else 1
     if count == 1:
         return [named]
-    paths = part_names(path)
+    paths = [path.with_name(name) for name in part_names(path.name)]
     if len(paths) != count:
         raise GGUFError(
             f"{path} says that it is one of {count} files, and its name does not; "

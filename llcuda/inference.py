@@ -32,7 +32,7 @@ from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
 from llcuda.files import path_text
-from llcuda.hub.registry import resolve
+from llcuda.hub.resolver import resolve
 from llcuda.keywords import (
     ChatKeywords,
     ConfigKeywords,

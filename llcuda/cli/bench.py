@@ -70,7 +70,7 @@ def bench(
     )
     from llcuda.bench.run import TABLES, Bench, BenchParams
     from llcuda.bench.synthetic import make_synthetic_model
-    from llcuda.hub.registry import resolve
+    from llcuda.hub.resolver import resolve
 
     params = BenchParams(
         tables=_names(measure, TABLES),

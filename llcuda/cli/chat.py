@@ -64,7 +64,7 @@ def chat(
     from llcuda.chat.template import ChatTemplate
     from llcuda.cli.chat_commands import Conversation
     from llcuda.engine.request import request_params
-    from llcuda.hub.registry import resolve
+    from llcuda.hub.resolver import resolve
     from llcuda.inference import InferenceEngine
     from llcuda.native.estimate import read_facts
     from llcuda.progress import is_visible

@@ -21,7 +21,7 @@ def list_(
     """Show the models with a short name, and which of them are in the cache."""
     from rich.table import Table
 
-    from llcuda.hub.registry import listing
+    from llcuda.hub.resolver import listing
 
     models = listing()
     if as_json:
@@ -43,7 +43,7 @@ def pull(
     silent: Annotated[bool, typer.Option("--silent", help="No progress bar.")] = False,
 ) -> None:
     """Download a model, or its newer version, and print its path."""
-    from llcuda.hub.registry import pull as pull_model
+    from llcuda.hub.resolver import pull as pull_model
 
     print(pull_model(name, filename, progress=not silent))
 

@@ -87,8 +87,8 @@ def describe(name: str, *, ctx_size: int | None = None, validate: bool = False) 
 @contextmanager
 def _open(name: str) -> Iterator[tuple[Path, bool]]:
     """Yield a path, and whether the whole file is there."""
-    from llcuda.hub.gguf_header import header_files
-    from llcuda.hub.registry import find
+    from llcuda.hub.resolver import find
+    from llcuda.native.gguf.remote import header_files
 
     location = find(name)
     if isinstance(location, Path):

@@ -52,7 +52,7 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Write a model with another type of weights. Ctrl-C stops after the current tensor."""
-    from llcuda.hub.registry import resolve
+    from llcuda.hub.resolver import resolve
     from llcuda.native.quantization.quantize import quantize as quantize_model
     from llcuda.native.quantization.quantize import quantize_plan
     from llcuda.progress import progress_bar
@@ -100,7 +100,7 @@ def imatrix(
     """Measure on a text which weights matter, for `llcuda quantize --imatrix`."""
     from llcuda.evaluate import importance_matrix
     from llcuda.files import check_target
-    from llcuda.hub.registry import resolve
+    from llcuda.hub.resolver import resolve
     from llcuda.progress import progress_bar
 
     check_target(target, text)
@@ -141,7 +141,7 @@ def perplexity(
     """Measure how well a model predicts a text, and how far it is from a reference."""
     from llcuda.evaluate import Divergence, divergence
     from llcuda.evaluate import perplexity as measure_perplexity
-    from llcuda.hub.registry import resolve
+    from llcuda.hub.resolver import resolve
     from llcuda.progress import progress_bar
 
     text = _read(file)

@@ -70,7 +70,7 @@ def run(
     """Continue a text, token by token. Ctrl-C stops and keeps the text so far."""
     from llcuda.engine.engine import Engine, tokenize_prompt
     from llcuda.engine.request import RequestParams
-    from llcuda.hub.registry import resolve
+    from llcuda.hub.resolver import resolve
     from llcuda.native.model import Model
     from llcuda.native.prompt_length import too_long
     from llcuda.params import SamplingParams

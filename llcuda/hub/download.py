@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 _RANGE_NOT_SATISFIABLE = 416  # HTTP status
 
 
-def download(repo: str, file: str, commit: str | None, *, progress: bool) -> Path:
-    """Return the cached path of a file's newest version, downloading the bytes that are missing.
+def download(
+    repo: str, file: str, commit: str | None, *, branch: str | None = None, progress: bool
+) -> Path:
+    """Return the cached path of a version of a file, downloading the bytes that are missing.
 
     Args:
         repo: The repository, `owner/name`.
         file: The path of the file in the repository.
-        commit: The newest version, if the caller knows it.
+        commit: The version, if the caller knows it.
+        branch: The branch, tag or commit that `commit` is the version of; None is the main branch.
         progress: Whether to draw a bar on stderr, in a terminal and in a notebook.
 
     Raises:
@@ -57,11 +60,11 @@ def download(repo: str, file: str, commit: str | None, *, progress: bool) -> Pat
                 kwargs["disable"] = not is_visible()
             super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    plan = hf_hub_download(repo, file, revision=commit, dry_run=True)
+    plan = hf_hub_download(repo, file, revision=commit or branch, dry_run=True)
     # Without symbolic links huggingface_hub would copy this blob, but it moves its own file.
     if plan.will_download and are_symlinks_supported():
         _fill_blob(repo, file, plan.commit_hash, Bar)
-    return Path(hf_hub_download(repo, file, tqdm_class=Bar))
+    return Path(hf_hub_download(repo, file, revision=branch, tqdm_class=Bar))
 
 
 def partial_size(repo: str, sha256: str) -> int:

@@ -6,7 +6,8 @@ imported at the first call that needs it.
 
 from __future__ import annotations
 
-import re
+import errno
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,19 +15,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
+from llcuda.errors import ArgumentError, LlcudaError, ModelError, ModelNotFoundError
+from llcuda.files import home_folder, path_exists
 from llcuda.hub.download import download, partial_size
-from llcuda.params import wrong_value
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 METADATA_TIMEOUT = 10.0  # seconds; huggingface_hub's own default
-REPOSITORY_ID = r"[\w.-]+/[\w.-]+"
+_CACHE_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE")
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class HubUnreachableError(ModelNotFoundError):
     """The hub does not answer, or HF_HUB_OFFLINE forbids to ask it."""
+
+
+def cache_root() -> Path:
+    """Return the folder of the hub's cache on this machine, which may not exist.
+
+    Raises:
+        ModelError: The user has no home folder, and no variable names another one.
+    """
+    if home_folder() is None and not any(os.environ.get(name) for name in _CACHE_VARIABLES):
+        raise ModelError("this user has no home folder for models; set HF_HOME to a folder")
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE).absolute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,62 +68,73 @@ class Repository:
 
     Attributes:
         id: The name of the repository, `owner/name`.
+        revision: A branch, tag or commit; None is the newest version of the main branch.
     """
 
     id: str
+    revision: str | None = None
 
     def ask(self, wanted: str | None = None) -> ModelInfo:
-        """Return the newest version of the repository with the names and sizes of its files.
+        """Return the version of the repository with the names and sizes of its files.
 
         Args:
             wanted: The file or quantization that the question is for, named in an error.
 
         Raises:
             HubUnreachableError: The hub does not answer.
-            ModelNotFoundError: The repository does not exist.
+            ModelNotFoundError: The repository does not exist, or lacks the revision.
             ModelError: The repository is gated.
             ArgumentError: The hub does not allow this name.
         """
+        cache_root()
         from huggingface_hub import HfApi
 
         with hub_errors(f"{self.id}:{wanted}" if wanted else self.id, HubUnreachableError):
-            return HfApi().model_info(self.id, files_metadata=True, timeout=METADATA_TIMEOUT)
+            return HfApi().model_info(
+                self.id, revision=self.revision, files_metadata=True, timeout=METADATA_TIMEOUT
+            )
 
     def cached_path(self, files: Sequence[str], revision: str | None = None) -> Path | None:
         """Return the path of the first of some files, or None unless all are in the cache.
 
         Args:
             files: Paths in the repository.
-            revision: The version; None is the newest that was downloaded.
-        """
-        from huggingface_hub import try_to_load_from_cache
-
-        with hub_errors(self.id, ModelError):
-            paths = [try_to_load_from_cache(self.id, file, revision=revision) for file in files]
-        return Path(str(paths[0])) if all(isinstance(path, str) for path in paths) else None
-
-    def cached_files(self) -> list[str]:
-        """Return the paths of the files in the cache, of the newest version downloaded.
+            revision: The version; None is the version of this object that was downloaded last.
 
         Raises:
-            ModelError: The cache is damaged.
+            ModelError: The cache is damaged or cannot be read.
         """
-        from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+        snapshot = self._snapshot(revision)
+        if snapshot is None:
+            return None
+        paths = [snapshot / file for file in files]
+        return paths[0] if all(path_exists(path) for path in paths) else None
 
+    def cached_files(self) -> list[str]:
+        """Return the paths of the files in the cache, of the version downloaded last.
+
+        Raises:
+            ModelError: The cache is damaged or cannot be read.
+        """
+        snapshot = self._snapshot()
+        files = [path for path in snapshot.rglob("*") if path_exists(path)] if snapshot else []
+        return sorted(path.relative_to(snapshot).as_posix() for path in files if path.is_file())
+
+    def _snapshot(self, revision: str | None = None) -> Path | None:
+        """Return the folder in the cache of a version, or None."""
+        folder = self.folder()
+        revision = revision or self.revision or "main"
+        ref = folder / "refs" / revision
         try:
-            repos = scan_cache_dir().repos
-        except CacheNotFound:
-            return []
-        except (OSError, ValueError) as error:  # of any repository in it
-            raise ModelError(f"{constants.HF_HUB_CACHE} is damaged: {error}") from error
-        return [
-            file.file_path.relative_to(revision.snapshot_path).as_posix()
-            for cached in repos
-            if cached.repo_id == self.id and cached.repo_type == "model"
-            for revision in cached.revisions
-            if "main" in revision.refs
-            for file in revision.files
-        ]
+            commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder} is damaged: {error}; delete {ref}") from error
+        snapshot = folder / "snapshots" / commit
+        return snapshot if path_exists(snapshot) else None
+
+    def folder(self) -> Path:
+        """Return the folder of the repository in the cache, which may not exist."""
+        return cache_root() / f"models--{self.id.replace('/', '--')}"
 
     def download(
         self, files: Sequence[RepoSibling], revision: str | None, *, progress: bool
@@ -127,7 +154,10 @@ class Repository:
         paths = []
         for file in files:
             with hub_errors(f"{self.id}:{file.rfilename}", ModelError):
-                paths.append(download(self.id, file.rfilename, revision, progress=progress))
+                path = download(
+                    self.id, file.rfilename, revision, branch=self.revision, progress=progress
+                )
+            paths.append(path)
         return paths
 
     def _remaining_bytes(self, file: RepoSibling) -> int:
@@ -137,9 +167,7 @@ class Repository:
 
     def _check_free_space(self, needed: int) -> None:
         """Raise ModelError if the disk of the cache has fewer than `needed` bytes free."""
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        cache = Path(HF_HUB_CACHE).absolute()
+        cache = cache_root()
         folder = next(path for path in (cache, *cache.parents) if path.exists())
         free = shutil.disk_usage(folder).free
         if needed > free:
@@ -147,46 +175,6 @@ class Repository:
                 f"{self.id}: {needed / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free for"
                 f" {cache}; set HF_HOME to a folder on another disk"
             )
-
-
-def parse_remote_name(text: str, filename: str | None = None) -> tuple[str, str | None] | None:
-    """Return the repository and the file, or quantization, that a name means; None for a path.
-
-    Args:
-        text: `repo/id`, `repo/id:file.gguf`, `repo/id:Q4_K_M`, `hf:repo/id` or
-            `hf://repo/id/file.gguf`, or a path.
-        filename: The file in the repository, if `text` does not name it.
-
-    Raises:
-        ArgumentError: `text` and `filename` contradict each other, or name no file in a
-            repository.
-    """
-    prefix = re.match(r"hf:(//)?", text, re.IGNORECASE)
-    if prefix:
-        match = re.fullmatch(rf"({REPOSITORY_ID})(?:[:/](.+))?", text[prefix.end() :])
-        if not match:
-            raise ArgumentError(f"{text!r}: expected hf://repo/id/file.gguf or hf:repo/id:Q4_K_M")
-    else:
-        match = re.fullmatch(rf"({REPOSITORY_ID})(?::(.+))?", text)
-        looks_local = text.startswith("./") or (text.lower().endswith(".gguf") and ":" not in text)
-        if not match or looks_local or path_exists(Path(text)):
-            return None
-    repo, inside = match.groups()
-    if inside and filename and inside != filename:
-        rule = f"{text!r} names another file, {inside!r}"
-        raise wrong_value("filename", filename, rule, remedy="give only one")
-    file = inside or filename
-    if file and (file.startswith("/") or "\\" in file or ".." in file.split("/")):
-        raise ArgumentError(f"{file!r}: expected the name of a file in the repository {repo}")
-    return repo, file
-
-
-def path_exists(path: Path) -> bool:
-    """Return whether a path exists; False for one that the operating system cannot look up."""
-    try:
-        return path.exists()
-    except OSError:  # too long, or in a folder that is closed to this user
-        return False
 
 
 @contextmanager
@@ -207,12 +195,31 @@ def hub_errors(name: str, failure: type[ModelError]) -> Iterator[None]:
         raise ModelError(f"{name} is gated: accept its terms at {page} and {login}") from error
     except errors.RepositoryNotFoundError as error:
         raise ModelNotFoundError(f"there is no {page}; if it is private, {login}") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelNotFoundError(f"{page} has no such revision; see {page}/refs") from error
     except errors.HFValidationError as error:
         raise ArgumentError(f"{name}: {error}") from error
     except errors.OfflineModeIsEnabled as error:
         raise HubUnreachableError(
             f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to download it"
         ) from error
+    except LlcudaError:
+        raise
     except Exception as error:  # httpx, hf_xet and the file system have no common base class
+        if remedy := _disk_remedy(error):
+            raise ModelError(f"{name} cannot be written to {cache_root()}: {remedy}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise failure(f"cannot download {name} from {constants.ENDPOINT}: {reason}") from error
+
+
+def _disk_remedy(error: Exception) -> str | None:
+    """Return what the file system refuses and the remedy, or None for an error of another kind."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _DISK_FULL:
+        return (
+            f"{os.strerror(number)}; make room, or set HF_HOME to a folder on another disk; a"
+            " further call goes on with what has arrived"
+        )
+    if number in _CANNOT_WRITE:
+        return f"{os.strerror(number)}; set HF_HOME to a folder that this user can write to"
+    return None

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llcuda.errors import ModelError, ModelNotFoundError
-from llcuda.hub.repository import HubUnreachableError, Repository, parse_remote_name
+from llcuda.hub.names import HubName, parse_hub_name
+from llcuda.hub.repository import HubUnreachableError, Repository
 
 CONFIGURATIONS = ("config.json", "adapter_config.json")  # of a checkpoint and of an adapter
 
 
 def parse_repository(name: str) -> str | None:
-    """Return the repository that a name means (`repo/id`, `hf:repo/id`), or None."""
-    remote = parse_remote_name(name)
-    return remote[0] if remote and remote[1] is None else None
+    """Return the repository that a name means (`repo/id`, `hf:repo/id`, an address), or None."""
+    source = parse_hub_name(name)
+    return source.repo if source and source == HubName(source.repo) else None
 
 
 def download_folder(

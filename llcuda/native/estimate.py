@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
-from llcuda.demo import resolve
 from llcuda.errors import ContextError, UnsupportedError
+from llcuda.hub.resolver import resolve
 from llcuda.keywords import PlanKeywords, given_params, split_keywords
 from llcuda.native import callbacks, library
 from llcuda.native.c_params import context_params
@@ -80,7 +80,7 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts:
         ModelNotFoundError: The file does not exist.
         GGUFError: The file is not a GGUF file, or is damaged.
     """
-    file = MappedFile(resolve(path))
+    file = MappedFile(resolve(path, parameter="path"))
     metadata = Metadata(file)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture.isprintable():
@@ -194,7 +194,7 @@ def _outline(path: str | os.PathLike[str], facts: FileFacts, params: ModelParams
     if facts.tokens:
         architecture = overrides.get("general.architecture", facts.architecture)
         overrides[f"{architecture}.vocab_size"] = facts.tokens
-    path = resolve(path)
+    path = resolve(path, parameter="path")
     check_file(path)
     _, lib = library.load()
     pointer, _ = load_model(path, replace(params, overrides=overrides), allocate=False)

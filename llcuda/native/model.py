@@ -15,12 +15,12 @@ from typing import Any, Self, Unpack
 import numpy as np
 
 from llcuda._lazy import warn_deprecated
-from llcuda.demo import resolve
 from llcuda.errors import (
     ContextError,
     LoadCancelledError,
     ModelError,
 )
+from llcuda.hub.resolver import resolve
 from llcuda.keywords import ModelKeywords, given_params
 from llcuda.native import callbacks, library
 from llcuda.native.c_params import model_params
@@ -100,7 +100,7 @@ class Model:
         **parameters: Unpack[ModelKeywords],
     ) -> None:
         self.params = given_params(ModelParams, params, parameters, Model)
-        self.path = resolve(path)
+        self.path = resolve(path, progress=progress is None or progress is True, parameter="path")
         check_file(self.path)
         self._ffi, self._lib = library.load()
         started = time.perf_counter()

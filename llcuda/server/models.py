@@ -25,7 +25,7 @@ from llcuda.errors import (
     ModelChangedError,
     UnsupportedError,
 )
-from llcuda.hub.registry import resolve
+from llcuda.hub.resolver import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
 from llcuda.params import check_flag, check_number, wrong_argument, wrong_value

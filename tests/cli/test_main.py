@@ -208,7 +208,7 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["run", "-m", "/no/such.gguf", "x"], 1, "no such file: /no/such.gguf"),
+        (["run", "-m", "/no/such.gguf", "x"], 1, "GGUF file not found: /no/such.gguf"),
         (["run", "-m", "/etc/hostname", "x"], 1, "not a GGUF file"),
         (["run", "--temperature", "-1", "x"], 2, "--temperature -1.0: expected"),
         (["run", "--temperature", "nan", "x"], 2, "--temperature nan: expected"),

@@ -44,7 +44,7 @@ from llcuda.conversion.lora import read_adapter
 from llcuda.conversion.runner import architectures
 from llcuda.errors import LlcudaError
 from llcuda.gguf_parser import GGUFReader, inspect_gguf
-from llcuda.hub import registry
+from llcuda.hub import resolver
 from llcuda.native.memory import HEADER, checksum
 from llcuda.structured import compile as compile_format
 from tests.conftest import VENDOR_MODELS
@@ -467,7 +467,7 @@ def downloads(dice: random.Random, world: World) -> None:
     names = [f"me/tiny:{name}" for name in names]
     names += ["me/tiny", "me/\0", "a" * 5000, "me//tiny:Q4", "hf://me/tiny"]
     with suppress(LlcudaError):
-        found = registry.resolve(dice.choice(names))
+        found = resolver.resolve(dice.choice(names))
         with suppress(LlcudaError):
             _compute(Path(found))
 

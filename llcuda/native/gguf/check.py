@@ -6,13 +6,12 @@ llama.cpp reports most damage itself. These checks find what would make it end t
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from llcuda.errors import GGUFError, ModelError, ModelNotFoundError
+from llcuda.hub.formats import HEAD_BYTES, describe_head
+from llcuda.hub.names import part_names
 from llcuda.native import library
-
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def check_file(path: Path) -> None:
@@ -30,15 +29,16 @@ def check_file(path: Path) -> None:
         if not path.is_file() and path.exists():
             raise ModelError(f"cannot read {path}: it is not a regular file")
         with path.open("rb") as file:
-            magic = file.read(4)
+            head = file.read(HEAD_BYTES)
     except FileNotFoundError:
         raise ModelNotFoundError(f"GGUF file not found: {path}") from None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(f"cannot open {str(path)!r}: {error}") from None
-    if magic != b"GGUF":
-        reason = "is empty" if not magic else f"begins with {magic!r} instead of b'GGUF'"
+    if head[:4] != b"GGUF":
+        begin = f"begins with {head[:4]!r} instead of b'GGUF'"
+        reason = "is empty" if not head else describe_head(head, path.name) or begin
         raise GGUFError(f"{path} is not a GGUF file: it {reason}")
 
 
@@ -65,24 +65,11 @@ def check_tensors(path: Path) -> int:
     return largest
 
 
-def part_names(path: Path) -> list[Path]:
-    """Return the names of all files of a split model; `path` alone for another model.
-
-    Args:
-        path: One of the files.
-    """
-    split = _PART.fullmatch(path.name)
-    if not split:
-        return [path]
-    stem, _, count = split.groups()
-    names = (f"{stem}-{i:05}-of-{count}.gguf" for i in range(1, int(count) + 1))
-    return [path.with_name(name) for name in names]
-
-
 def parts(path: Path) -> list[Path]:
     """Return the files of a split model that exist; `path` alone for another model.
 
     Args:
         path: One of the files.
     """
-    return [part for part in part_names(path) if part.is_file()] or [path]
+    names = (path.with_name(name) for name in part_names(path.name))
+    return [part for part in names if part.is_file()] or [path]

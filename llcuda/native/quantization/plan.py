@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llcuda.demo import resolve
 from llcuda.errors import ModelError
 from llcuda.files import local_path
+from llcuda.hub.resolver import resolve
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, check_tensors
 from llcuda.native.gguf.types import GGMLType
@@ -122,7 +122,7 @@ class QuantizeJob:
         tensor_types: Mapping[str, str] | None,
         threads: int | None = None,
     ) -> None:
-        self.path = resolve(source, "source")
+        self.path = resolve(source, parameter="source")
         self.file_type = check_file_type(file_type, (*FILE_TYPES, *MATRIX_TYPES))
         self.overrides = _check_overrides(
             {} if tensor_types is None else tensor_types, self.file_type

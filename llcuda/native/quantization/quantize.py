@@ -9,9 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from llcuda.demo import resolve
 from llcuda.errors import LoadCancelledError, ModelError
 from llcuda.files import atomic_write, check_target, local_path
+from llcuda.hub.resolver import resolve
 from llcuda.keywords import explain_keywords
 from llcuda.native import callbacks, library
 from llcuda.native.gguf.check import check_file, parts
@@ -114,7 +114,7 @@ def tensor_size(path: str | os.PathLike[str], name: str) -> int:
         ModelNotFoundError: The file does not exist.
         ModelError: The file is damaged.
     """
-    path = resolve(path)
+    path = resolve(path, parameter="path")
     check_file(path)
     _, lib = library.load()
     size: int = lib.llcuda_tensor_size(os.fsencode(path), name.encode())
