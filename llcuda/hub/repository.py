@@ -117,8 +117,10 @@ class Repository:
             ModelError: The cache is damaged or cannot be read.
         """
         snapshot = self._snapshot()
-        files = [path for path in snapshot.rglob("*") if path_exists(path)] if snapshot else []
-        return sorted(path.relative_to(snapshot).as_posix() for path in files if path.is_file())
+        if snapshot is None:
+            return []
+        files = [path for path in snapshot.rglob("*") if path_exists(path) and path.is_file()]
+        return sorted(path.relative_to(snapshot).as_posix() for path in files)
 
     def _snapshot(self, revision: str | None = None) -> Path | None:
         """Return the folder in the cache of a version, or None."""
