@@ -24,7 +24,7 @@ from llcuda.chat.session import Chat
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
-from llcuda.engine.config import CTX_SIZE, LOAD_UBATCH_SIZE, EngineConfig, EngineParams
+from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig, EngineParams
 from llcuda.engine.engine import Engine, check_hooks
 from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
@@ -59,7 +59,6 @@ class _Load:
     name: str | Path
     filename: str | None
     config: EngineConfig
-    automatic_ctx_size: bool
     on_step: Callable[[StepRecord], None] | None
     on_request: Callable[[RequestRecord], None] | None
     verbose: bool
@@ -113,8 +112,9 @@ class InferenceEngine:
             model_name: A registry name, a path, "repo/id:file.gguf", or "repo/id" with `filename`.
             filename: File of a Hugging Face repository.
             gpu_layers: Layers on the GPU; None = all that fit, 0 = CPU, 99 = all.
-            ctx_size: Tokens of each sequence; None = 2,048, or what the model was trained on where
-                that is less.
+            ctx_size: Tokens of each sequence; None = as many as the model was trained on, or as
+                many as keep the KV cells of all sequences within half of the memory that is free
+                beside the weights, but not fewer than 2,048.
             context_size: Another name of `ctx_size`.
             batch_size: Largest number of prompt tokens of one step.
             ubatch_size: Largest number of tokens computed at once.
@@ -153,7 +153,7 @@ class InferenceEngine:
         size = context_size if ctx_size is None else ctx_size
         settings: ConfigKeywords = {
             "gpu_layers": gpu_layers,
-            "ctx_size": CTX_SIZE if size is None else size,
+            "ctx_size": size,
             "batch_size": batch_size,
             "ubatch_size": ubatch_size,
             "n_parallel": n_parallel,
@@ -165,7 +165,6 @@ class InferenceEngine:
             model_name,
             filename,
             config,
-            automatic_ctx_size=size is None,
             on_step=on_step,
             on_request=on_request,
             verbose=verbose and not silent,
@@ -187,7 +186,7 @@ class InferenceEngine:
         if self._model is not None:
             _check_file(path, request.config)
         self.unload_model()
-        fitted = fit(request.config, path, automatic_ctx_size=request.automatic_ctx_size)
+        fitted = fit(request.config, path)
         config = fitted.config
         for line in fitted.report:
             say(line)
@@ -202,7 +201,7 @@ class InferenceEngine:
                 metrics=self._metrics,
             )
         except NoTextError:
-            sizes = config.engine.ctx_size, config.engine.batch_size
+            sizes = request.config.engine.ctx_size, config.engine.batch_size
             self._embedders = Embedders(model, *sizes, generates=False, settings=config.context)
         except BaseException:
             model.close()

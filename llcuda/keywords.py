@@ -86,7 +86,7 @@ class EngineKeywords(_FurtherEngine, _BatchSizes, _FurtherContext, total=False):
     """The fields of EngineParams, and those of ContextParams that an engine leaves open."""
 
     n_parallel: int
-    ctx_size: int
+    ctx_size: int | None
     cache_size: int | None
 
 

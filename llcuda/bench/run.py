@@ -17,7 +17,7 @@ from llcuda.bench import measure
 from llcuda.bench.loops import Budget, Subject, make_prompt
 from llcuda.bench.measure import Row
 from llcuda.engine.autofit import fit
-from llcuda.engine.config import EngineConfig
+from llcuda.engine.config import CTX_SIZE, EngineConfig
 from llcuda.errors import LlcudaError
 from llcuda.native import library
 from llcuda.native.c_params import threads_for
@@ -189,9 +189,9 @@ class Bench:
         return self.document
 
     def _place_layers(self) -> ModelParams:
-        """Return parameters with as many layers on GPUs as fit beside the default context."""
-        config = EngineConfig.from_kwargs(gpu_layers=self._params.gpu_layers)
-        return fit(config, self._path, automatic_ctx_size=True).config.model
+        """Return parameters with as many layers on GPUs as fit beside a small context."""
+        config = EngineConfig.from_kwargs(gpu_layers=self._params.gpu_layers, ctx_size=CTX_SIZE)
+        return fit(config, self._path).config.model
 
     def _rows(self, table: str, subject: Subject) -> Iterable[Row]:
         params, gpu, quick = self._params, subject.gpu, self._params.quick

@@ -364,13 +364,16 @@ def start(
     def render(messages: Sequence[Mapping[str, Any]], limit: int | None) -> Prompt:
         return program.prompt_up_to(limit, model, messages, offered or None, variables=variables)
 
-    overflow, dropped = parameters.get("overflow", "error"), 0
+    dropped = 0
+    overflow = parameters.get("overflow", "error")
+    if not isinstance(overflow, str):
+        raise wrong_value("overflow", overflow, "expected a text")
     if overflow == "drop":
-        parameters["overflow"] = "error"
-        if parameters.get("keep"):
+        overflow = parameters["overflow"] = "error"
+        if "keep" in parameters:
             raise wrong_value("keep", parameters["keep"], 'has no effect with overflow="drop"')
         messages, dropped = _fitting(messages, render, ctx_size, parameters.get("max_tokens"))
-    prompt = render(messages, ctx_size if overflow in ("error", "drop") else None)
+    prompt = render(messages, ctx_size if overflow == "error" else None)
     guide = chat_guide(
         model,
         program.syntax,

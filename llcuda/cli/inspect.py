@@ -104,9 +104,9 @@ def _memory(path: Path, ctx_size: int | None) -> dict[str, Any]:
     from llcuda.engine.config import EngineConfig
     from llcuda.native.estimate import memory_needed
 
-    config = EngineConfig() if ctx_size is None else EngineConfig.from_kwargs(ctx_size=ctx_size)
+    config = EngineConfig.from_kwargs(ctx_size=ctx_size)
     try:
-        fitted = fit(config, path, automatic_ctx_size=ctx_size is None)
+        fitted = fit(config, path)
         size = fitted.config.engine.ctx_size
         needs = memory_needed(path, model=fitted.config.model, ctx_size=size)
     except LlcudaError as error:

@@ -174,7 +174,7 @@ def place_layers(
     config = EngineConfig.from_kwargs(
         ctx_size=ctx_size or min(max_tokens, read_facts(path).train_ctx_size)
     )
-    return fit(config, path, automatic_ctx_size=False).config.model
+    return fit(config, path).config.model
 
 
 def stream_text(engine: Engine, request: Request, *, silent: bool) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from llcuda.embeddings.embedder import Embedder
+from llcuda.embeddings.embedder import Embedder, max_tokens
 from llcuda.errors import ClosedError, ForkError
 from llcuda.native.model import Model
 from llcuda.params import wrong_value
@@ -25,7 +25,8 @@ class Embedders:
 
     Args:
         model: The model.
-        ctx_size: The number of tokens that a text may have, as far as the model has positions.
+        ctx_size: The number of tokens that a text may have, as far as the model has positions;
+            None = as `Embedder` chooses.
         batch_size: As that of `Embedder`.
         generates: Whether the model generates text. Poolings "mean" and "cls" of such a model take
             a row of logits for each token of a text, which then has at most batch_size tokens.
@@ -35,13 +36,13 @@ class Embedders:
     def __init__(
         self,
         model: Model,
-        ctx_size: int,
+        ctx_size: int | None,
         batch_size: int,
         generates: bool,
         settings: Mapping[str, Any],
     ) -> None:
         self._model = model
-        self._ctx_size = min(ctx_size, model.max_positions)
+        self._ctx_size = max_tokens(model, ctx_size and min(ctx_size, model.max_positions))
         self._generates = generates
         self._settings: dict[str, Any] = {
             "batch_size": batch_size,

@@ -109,7 +109,7 @@ class Embedder:
             raise UnsupportedError(f"{model.path.name}: encoder-decoder models are not supported")
         check_number("batch_size", batch_size, "int", 1, 2**20)
         self.model = model
-        self.ctx_size = _max_tokens(model, ctx_size)
+        self.ctx_size = max_tokens(model, ctx_size)
         self.batch_size = batch_size
         if context_params.get("threads") is None:
             context_params.setdefault("threads_batch", default_threads())
@@ -391,7 +391,7 @@ def pack_batches(
         yield batch
 
 
-def _max_tokens(model: Model, ctx_size: int | None) -> int:
+def max_tokens(model: Model, ctx_size: int | None) -> int:
     """Return the tokens of a text at most; the model may have a table of learned positions."""
     if ctx_size is None:
         return min(model.max_positions, model.train_ctx_size or DEFAULT_CTX_SIZE, DEFAULT_CTX_SIZE)

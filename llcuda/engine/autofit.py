@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llcuda.device import Compatibility, check_gpu_compatibility
-from llcuda.engine.config import EngineConfig
+from llcuda.engine.config import CTX_SIZE, EngineConfig
 from llcuda.errors import ContextError, ModelError, UnsupportedError
 from llcuda.native import library
 from llcuda.native.estimate import DeviceMemory, FileFacts, read_facts, simulate
+from llcuda.native.model import Model
 from llcuda.params import ContextParams, ModelParams
 
 RESERVE = 384 * 2**20  # bytes of each GPU for what CUDA takes besides: twice what was seen
+CELL_STEP = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
 logger = logging.getLogger("llcuda")
 
 
@@ -37,23 +39,26 @@ class Fitted:
         return self.config.model.gpu_layers or 0
 
 
-def fit(config: EngineConfig, path: Path, *, automatic_ctx_size: bool) -> Fitted:
+def fit(config: EngineConfig, path: Path, *, models: int = 1, budget: int | None = None) -> Fitted:
     """Choose what `config` leaves open: the layers on the GPUs, and the size of the context.
 
+    Layers come first: as many as fit beside the least context.
+
     Args:
-        config: The settings; `model.gpu_layers=None` = as many layers as fit.
+        config: The settings; `model.gpu_layers=None` = as many layers as fit,
+            `engine.ctx_size=None` = as `EngineParams` says.
         path: The model's file.
-        automatic_ctx_size: Whether the context is made as small as the model's training context
-            where that is smaller.
+        models: Models that share the memory, each with as much of it for its context.
+        budget: Bytes that they may take together on all devices; None = what is free.
 
     Raises:
         ModelNotFoundError, GGUFError: There is no such file, or it is damaged.
         ArgumentError: The settings do not go with the model.
     """
     facts = read_facts(path)
-    if automatic_ctx_size and facts.train_ctx_size:
-        ctx_size = min(config.engine.ctx_size, facts.train_ctx_size)
-        config = replace(config, engine=replace(config.engine, ctx_size=ctx_size))
+    automatic_ctx_size = config.engine.ctx_size is None
+    if automatic_ctx_size:
+        config = config.with_ctx_size(_least_ctx_size(facts.train_ctx_size))
     params = config.model
     automatic = params.gpu_layers is None or automatic_ctx_size
     devices, check, note = library.devices(), check_gpu_compatibility(), ""
@@ -68,11 +73,104 @@ def fit(config: EngineConfig, path: Path, *, automatic_ctx_size: bool) -> Fitted
         params, note = _automatic_layers(path, facts, params, context, gpus)
     else:
         params = replace(params, gpu_layers=min(params.gpu_layers, facts.layers + 1))
+    config = replace(config, model=params)
+    if automatic_ctx_size:
+        share = _Share(models, budget)
+        config = config.with_ctx_size(_ctx_size(config, path, facts, bool(gpus), share))
     lines = ["", "Auto-configuring optimal settings..."] if automatic else []
     lines.append("GPU Check:")
     lines.append(f"  Platform: {check['platform']}")
     lines += _gpu_lines(check, note) if gpus else _cpu_lines(check, devices)
-    return Fitted(replace(config, model=params), tuple(lines))
+    return Fitted(config, tuple(lines))
+
+
+def ctx_size_for(model: Model, config: EngineConfig, gpu: bool) -> int:
+    """Return the size of each sequence that `EngineParams` promises, for a loaded model.
+
+    Args:
+        model: The model.
+        config: The settings, with ctx_size=None.
+        gpu: Whether a GPU computes.
+    """
+    train = model.train_ctx_size
+    if train <= CTX_SIZE:
+        return _least_ctx_size(train)
+    facts = FileFacts(
+        model.metadata.get("general.architecture", ""), model.vocab_size, model.layer_count, train
+    )
+    config = replace(config, model=model.params).with_ctx_size(CTX_SIZE)
+    return _ctx_size(config, model.path, facts, gpu, _Share(loaded=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """The part of the memory that a model may use.
+
+    Attributes:
+        models: Models that share it.
+        budget: Bytes that they may take together on all devices; None = what is free.
+        loaded: Whether the weights are in memory, so that what is free is free beside them.
+    """
+
+    models: int = 1
+    budget: int | None = None
+    loaded: bool = False
+
+    def room(self, devices: Sequence[DeviceMemory]) -> list[int]:
+        """Return the bytes that are left of each part of the memory; below 0 = too few.
+
+        KV cells may take half of what is free beside the weights, and with the buffers all of it.
+        """
+        parts = []
+        for device in devices:
+            if device.kv:
+                gpu = device.kind != "cpu"
+                taken = 0 if gpu and self.loaded else device.model
+                free = device.free // self.models - taken - (RESERVE if gpu else 0)
+                parts.append((free, device.kv, device.compute))
+        if self.budget is not None:
+            model, kv, compute = (
+                sum(getattr(device, name) for device in devices)
+                for name in ("model", "kv", "compute")
+            )
+            parts.append((self.budget // self.models - model, kv, compute))
+        return [min(free // 2 - kv, free - kv - compute) for free, kv, compute in parts]
+
+
+def _least_ctx_size(train_ctx_size: int) -> int:
+    return min(CTX_SIZE, train_ctx_size or CTX_SIZE)
+
+
+def _ctx_size(config: EngineConfig, path: Path, facts: FileFacts, gpu: bool, share: _Share) -> int:
+    """Return as many tokens as `share` has room for, at most what the model was trained on.
+
+    Args:
+        config: The settings, with the layers and the least context.
+        path: The model's file.
+        facts: What its header says.
+        gpu: Whether a GPU computes.
+        share: The memory.
+    """
+    least, train = _least_ctx_size(facts.train_ctx_size), facts.train_ctx_size
+    if train <= least:
+        return least
+
+    def size(steps: int) -> int:
+        return min(steps * CELL_STEP, train)
+
+    def room(steps: int) -> list[int]:
+        context = config.with_ctx_size(size(steps)).context_params(gpu)
+        try:
+            return share.room(simulate(path, facts, config.model, context))
+        except ContextError:  # more cells than can be counted
+            return [-1]
+
+    try:
+        steps = largest(-(-least // CELL_STEP), -(-train // CELL_STEP), room)
+    except (ModelError, UnsupportedError) as error:
+        logger.info("cannot tell how large a context fits beside %s: %s", path, error)
+        return least
+    return least if steps is None else max(least, size(steps))
 
 
 def log_unused_gpu(check: Compatibility) -> None:
@@ -146,9 +244,6 @@ def _automatic_layers(
 def fitting_layers(all_layers: int, needs: Callable[[int], Sequence[DeviceMemory]]) -> int | None:
     """Return the largest number of layers that leaves RESERVE free on every GPU.
 
-    Guesses by proportion, every third time by halves: 1 estimate where all layers fit, otherwise
-    4 or 5, seldom more.
-
     Args:
         all_layers: Layers of the model, the largest number to return.
         needs: Returns what the model takes of each device with so many layers on the GPUs, as
@@ -158,21 +253,45 @@ def fitting_layers(all_layers: int, needs: Callable[[int], Sequence[DeviceMemory
     Returns:
         None where the GPUs have no room even for the buffers of a model on the CPU.
     """
+    has_gpu = False
 
     def room(layers: int) -> list[int]:
-        """Bytes that each GPU has left, below 0 where it has too few."""
-        return [gpu.free - gpu.needed - RESERVE for gpu in needs(layers) if gpu.kind != "cpu"]
+        nonlocal has_gpu
+        left = [gpu.free - gpu.needed - RESERVE for gpu in needs(layers) if gpu.kind != "cpu"]
+        has_gpu = bool(left)
+        return left
 
-    above = room(all_layers)
+    layers = largest(0, all_layers, room)
+    return layers if layers is None or has_gpu else 0
+
+
+def largest(low: int, high: int, room: Callable[[int], Sequence[int]]) -> int | None:
+    """Return the largest number from `low` to `high` that every part of the memory has room for.
+
+    Guesses by proportion, every third time by halves: 1 estimate where `high` fits, otherwise 4 or
+    5, seldom more.
+
+    Args:
+        low: The smallest number.
+        high: The largest number, tried first.
+        room: Returns the bytes that each part of the memory has left, below 0 where it has too few.
+
+    Returns:
+        None where there is no room for `low`.
+    """
+    above = room(high)
     if all(size >= 0 for size in above):
-        return all_layers if above else 0
-    below = room(0)
+        return high
+    below = room(low)
     if any(size < 0 for size in below):
         return None
-    low, high, turn = 0, all_layers, 0
+    turn = 0
     while high - low > 1:
         turn += 1
-        share = min(b / (b - a) for b, a in zip(below, above, strict=True) if a < 0)
+        if len(below) == len(above):
+            share = min(b / (b - a) for b, a in zip(below, above, strict=True) if a < 0)
+        else:
+            share = 0.5
         step = (high - low) * (share if turn % 3 else 0.5)
         middle = min(max(low + int(step), low + 1), high - 1)
         left = room(middle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, Unpack
 
 from llcuda.keywords import ConfigKeywords, explain_keywords, split_keywords
@@ -19,7 +19,7 @@ from llcuda.params import (
     wrong_value,
 )
 
-CTX_SIZE = 2048  # of an engine, where the model was trained on as much
+CTX_SIZE = 2048  # the least that is chosen, where the model was trained on as much
 LOAD_UBATCH_SIZE = 128  # of `InferenceEngine.load_model` and of the server
 ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
 
@@ -38,7 +38,9 @@ class EngineParams:
 
     Attributes:
         n_parallel: Sequences that decode in one batch.
-        ctx_size: Tokens of each sequence, prompt and answer together.
+        ctx_size: Tokens of each sequence, prompt and answer together; None = as many as the model
+            was trained on, or as many as keep the KV cells of all sequences within half of the
+            memory that is free beside the weights, but not fewer than 2,048.
         cache_size: KV cells of all sequences together; None = n_parallel x ctx_size. More room
             keeps more cached prefixes, which later prompts need not compute again.
         batch_size: Largest number of prompt tokens of one step, which bounds how long a prompt
@@ -51,7 +53,7 @@ class EngineParams:
     """
 
     n_parallel: int = 1
-    ctx_size: int = CTX_SIZE
+    ctx_size: int | None = None
     cache_size: int | None = None
     batch_size: int = BATCH_SIZE
     ubatch_size: int = UBATCH_SIZE
@@ -60,18 +62,19 @@ class EngineParams:
 
     def __post_init__(self) -> None:
         check_number("n_parallel", self.n_parallel, "int", 1, 256)
-        check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
+        if self.ctx_size is not None:
+            check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
         check_number("batch_size", self.batch_size, "int", 1, 2**20)
         check_number("ubatch_size", self.ubatch_size, "int", 1, 2**20)
         check_number("queue_size", self.queue_size, "int", 1)
         check_number("speculation", self.speculation, "int", 0, 32)
         if self.cache_size is not None:
-            check_number("cache_size", self.cache_size, "int", self.ctx_size)
+            check_number("cache_size", self.cache_size, "int", self.ctx_size or 1)
 
     @property
     def slots(self) -> int:
         """Sequences of the KV cache: n_parallel, and as many cached ones as there is room for."""
-        extra = -(-(self.cache_size or 0) // self.ctx_size) - self.n_parallel
+        extra = -(-(self.cache_size or 0) // (self.ctx_size or CTX_SIZE)) - self.n_parallel
         return min(256, self.n_parallel + max(0, extra))
 
 
@@ -139,8 +142,12 @@ class EngineConfig:
         engine, model, context = split_keywords(keywords, EngineParams, ModelParams, ContextParams)
         return cls(ModelParams(**model), context, EngineParams(**engine))
 
+    def with_ctx_size(self, ctx_size: int) -> Self:
+        """Return the settings with another size of each sequence."""
+        return replace(self, engine=replace(self.engine, ctx_size=ctx_size))
+
     def context_params(self, gpu: bool = False) -> ContextParams:
-        """Return the settings of the engine's context.
+        """Return the settings of the engine's context; ctx_size=None counts as 2,048.
 
         Args:
             gpu: Whether a GPU computes. Then the logits stay there, but for speculation, which
@@ -161,7 +168,7 @@ class EngineConfig:
         if chosen["device_logits"]:
             chosen.setdefault("outputs_max", max(engine.slots, ECHO_ROWS))
         params = ContextParams(
-            ctx_size=engine.ctx_size,
+            ctx_size=engine.ctx_size or CTX_SIZE,
             sequences=engine.slots,
             batch_size=max(engine.batch_size, engine.slots * rows),
             ubatch_size=max(

@@ -16,6 +16,7 @@ from llcuda.chat.session import Chat
 from llcuda.chat.session import start as start_chat
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
+from llcuda.engine.autofit import ctx_size_for
 from llcuda.engine.config import EngineConfig, EngineParams
 from llcuda.engine.loop import EngineLoop
 from llcuda.engine.metrics import EngineLoad, Metrics, Reporter, RequestRecord, StepRecord
@@ -88,6 +89,7 @@ class Engine:
         model: The model.
         config: The settings.
         params: The size of the engine; a part of the settings.
+        ctx_size: Tokens of each sequence, prompt and answer together.
         context: The context that computes; it belongs to the engine's thread.
         metrics: The numbers of the engine, with `snapshot()` and `prometheus_text()`.
         loop: The engine's thread and its queue.
@@ -113,8 +115,11 @@ class Engine:
         check_hooks(on_step=on_step, on_request=on_request)
         if not isinstance(metrics, Metrics | None):
             raise wrong_value("metrics", metrics, "expected a Metrics, or None")
-        self.config = config = _given_config(config, keywords)
+        config = _given_config(config, keywords)
         _check_loaded_as(config.model, model)
+        given_ctx_size = config.engine.ctx_size
+        self.ctx_size = given_ctx_size or ctx_size_for(model, config, _on_gpu(model))
+        self.config = config = config.with_ctx_size(self.ctx_size)
         self.params = params = config.engine
         self.model = model
         self.metrics = metrics or Metrics()
@@ -137,13 +142,14 @@ class Engine:
                 f"{model.path.name} ({model.description}) remembers no text and generates none",
                 remedy="an Embedder gives its embeddings or scores",
             )
-        if params.ctx_size > model.train_ctx_size > 0 and not _stretched(config.context):
+        logger.info("%s; ctx_size=, on the command line --ctx-size, changes it", self.size_report())
+        if self.ctx_size > model.train_ctx_size > 0 and not _stretched(config.context):
             logger.warning(
                 "ctx_size=%s, but %s was trained on texts of %s tokens: longer ones may derail",
-                *(params.ctx_size, model.path.name, model.train_ctx_size),
+                *(self.ctx_size, model.path.name, model.train_ctx_size),
             )
         self._embedders = Embedders(
-            model, params.ctx_size, params.batch_size, True, asdict(self.context.params)
+            model, given_ctx_size, params.batch_size, True, asdict(self.context.params)
         )
         states = model.is_recurrent or model.is_hybrid  # from which nothing can be removed
         unified = self.context.params.unified_kv and self.context.params.sequences > 1
@@ -250,7 +256,7 @@ class Engine:
             remedy = "submit() each text, or give them to InferenceEngine.batch_infer()"
             raise wrong_argument("prompt", "expected one text, or a list of tokens", remedy)
         if isinstance(prompt, str):
-            limit = self.params.ctx_size if params.overflow == "error" else None
+            limit = self.ctx_size if params.overflow == "error" else None
             tokens = tokenize_prompt(self.model, prompt, parse_special, limit)
         else:
             tokens = self.model.token_list(prompt)
@@ -289,7 +295,7 @@ class Engine:
         if not tokens:
             remedy = "give a text, or at least one token"
             raise wrong_argument("prompt", "the prompt is empty", remedy)
-        given, limit = len(tokens), self.params.ctx_size
+        given, limit = len(tokens), self.ctx_size
         if given > limit - bool(params.max_tokens):
             if params.overflow == "error":
                 raise too_long(given, limit)
@@ -333,8 +339,7 @@ class Engine:
         Raises:
             ArgumentError: Messages, tools or other parameters are wrong; otherwise as `submit`.
         """
-        size = self.params.ctx_size
-        return start_chat(self.submit, self.model, size, messages, **keywords)
+        return start_chat(self.submit, self.model, self.ctx_size, messages, **keywords)
 
     def embedder(self, pooling: str | None = None) -> Embedder:
         """Return an Embedder on the model, with the engine's settings.
@@ -375,6 +380,13 @@ class Engine:
             truncate: As that of `Embedder.rerank`.
         """
         return self.embedder().rerank(query, documents, truncate=truncate)
+
+    def size_report(self) -> str:
+        """Return the size of the context in one line: of each sequence, and how many there are."""
+        count, train = self.params.n_parallel, self.model.train_ctx_size
+        sequences = "1 sequence" if count == 1 else f"each of {count} sequences"
+        trained = f" (the model was trained on {train:,})" if train else ""
+        return f"context: {self.ctx_size:,} tokens for {sequences}{trained}"
 
     def load(self) -> EngineLoad:
         """Return how many requests run and wait, and how full the KV cache is."""
@@ -425,7 +437,7 @@ class Engine:
 
     def __repr__(self) -> str:
         load, params = self.load(), self.params
-        state = f"{params.n_parallel} x {params.ctx_size} tokens, {load.running} running"
+        state = f"{params.n_parallel} x {self.ctx_size} tokens, {load.running} running"
         state = self.state if self.closed else f"{state}, {load.waiting} waiting"
         return f"<llcuda.Engine on {self.model.path.name!r}: {state}>"
 

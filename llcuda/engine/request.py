@@ -116,7 +116,7 @@ class RequestParams:
             check_number("logprobs", self.logprobs, "int", 0, 100)
         if self.timeout is not None:
             check_number("timeout", self.timeout, "number", 0)
-        if self.overflow == "drop":
+        if isinstance(self.overflow, str) and self.overflow == "drop":
             rule = "only a chat has turns to drop"
             raise wrong_value("overflow", "drop", rule, 'give "truncate" or "shift"')
         check_choice("overflow", self.overflow, OVERFLOWS)

@@ -112,7 +112,7 @@ def _submit_all(
     engine, model, count = loaded.text_engine(), loaded.model, body.n or 1
     template = loaded.spec.parameters.get("template")
     check_count(engine, count, "n")
-    parameters = body.submit_keywords(deadline, engine.params.ctx_size, model.vocab_size)
+    parameters = body.submit_keywords(deadline, engine.ctx_size, model.vocab_size)
     check_format(engine, parameters.get("response_format"))
     max_tokens = body.token_limit()
     if max_tokens is not None:

@@ -96,14 +96,14 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
     prompts, candidates = body.prompts(), body.candidates()
     check_count(engine, len(prompts) * candidates, "prompt")
     model = engine.model
-    keywords = body.submit_keywords(deadline, engine.params.ctx_size, model.vocab_size)
+    keywords = body.submit_keywords(deadline, engine.ctx_size, model.vocab_size)
     check_format(engine, keywords.get("response_format"))
     keywords["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     keywords["logprobs"] = body.logprobs
     if body.logprobs is None and candidates > (body.n or 1):
         keywords["logprobs"] = 0  # best_of compares them
     keywords["echo"] = bool(body.echo and (body.logprobs is not None or body.max_tokens == 0))
-    limit = engine.params.ctx_size if body.overflow in (None, "error") else None
+    limit = engine.ctx_size if body.overflow in (None, "error") else None
     choices: list[Choice] = []
     try:
         for number, prompt in enumerate(prompts):

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,11 @@ class ModelSpec:
         check_flag("bare_tool_calls", self.parameters.get("bare_tool_calls", True))
         others = ("pooling", "template", "bare_tool_calls")
         given = {k: v for k, v in self.parameters.items() if k not in others}
-        if self._automatic_ctx_size():
-            given.pop("ctx_size", None)
         return EngineConfig.from_kwargs(**{**DEFAULTS, **given})
 
-    def fitted(self, path: Path) -> Fitted:
-        """Return the settings for a model file on this machine."""
-        return fit(self.config(), path, automatic_ctx_size=self._automatic_ctx_size())
+    def fitted(self, path: Path, models: int = 1, budget: int | None = None) -> Fitted:
+        """Return the settings for a model file on this machine; see `fit`."""
+        return fit(self.config(), path, models=models, budget=budget)
 
     def check(self, path: Path) -> None:
         """Raise ArgumentError for a pooling or a chat template that a model file cannot have."""
@@ -101,9 +99,6 @@ class ModelSpec:
             return memory_needed(path, model=fitted.config.model, context=context)
         except UnsupportedError:
             return []
-
-    def _automatic_ctx_size(self) -> bool:
-        return self.parameters.get("ctx_size") is None
 
 
 class LoadedModel:
@@ -245,6 +240,9 @@ class ModelPool:
         sizes = {}
         for name, spec in self.specs.items():
             path = self.paths[name] = resolve(spec.source, spec.filename)
+            config = spec.fitted(path, len(self.specs), self.memory_budget).config
+            chosen = {**spec.parameters, "ctx_size": config.engine.ctx_size}  # also when reloaded
+            spec = self.specs[name] = replace(spec, parameters=chosen)
             sizes[name] = needs = sum(device.needed for device in spec.memory_needed(path))
             if self.memory_budget is not None and needs > self.memory_budget:
                 raise wrong_value(

@@ -86,7 +86,7 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
     "host": (["--host", "::1"], lambda s: s.serving["host"], "::1", "127.0.0.1"),
     "port": (["--port", "0"], lambda s: s.serving["port"], 0, 8080),
     "parallel": (["--parallel", "2"], lambda s: s.parameters["n_parallel"], 2, 4),
-    "ctx_size": (["--ctx-size", "64"], lambda s: s.parameters["ctx_size"], 64, None),
+    "ctx_size": (["--ctx-size", "64"], lambda s: s.parameters["ctx_size"], 64, 1024),
     "gpu_layers": (["--gpu-layers", "0"], lambda s: s.parameters["gpu_layers"], 0, None),
     "bf16_copies": (["--bf16-copies"], lambda s: s.parameters["bf16_copies"], True, False),
     "threads": (["--threads", "1"], lambda s: s.parameters["threads"], 1, None),

@@ -131,7 +131,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(autofit, "check_gpu_compatibility", lambda: check)
         monkeypatch.setattr(autofit.library, "devices", lambda: devices)
         config = EngineConfig.from_kwargs(n_parallel=4, **asked)
-        return fit(config, Path("model.gguf"), automatic_ctx_size=True)
+        return fit(config, Path("model.gguf"))
 
     return run
 
@@ -206,3 +206,83 @@ def test_wrong_parameters_are_errors(machine: Machine) -> None:
     """Those that the estimate finds are the user's."""
     with pytest.raises(ArgumentError):
         machine([GIB], failure=ArgumentError("devices"), calls=[], devices=["x"])
+
+
+KIB, MIB = 2**10, 2**20
+TRAIN = 131_072
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Return the automatic context on a machine with so many free MiB.
+
+    The model: 1 GiB of weights, 32 KiB for each KV cell, 128 MiB and 1 KiB a cell of buffers.
+    """
+
+    def run(
+        free: int, *, gpu: bool, train: int = TRAIN, cell: int = 32 * KIB, **options: Any
+    ) -> int:
+        kind = "gpu" if gpu else "cpu"
+
+        def simulate(path: Path, facts: FileFacts, model: ModelParams, context: Any) -> Any:
+            cells = context.ctx_size * context.sequences
+            if cells > 2**26:
+                raise ContextError("too many to count")
+            compute = 128 * MIB + KIB * context.ctx_size
+            return [DeviceMemory("X", kind, GIB, cells * cell, compute, free * MIB, 64 * GIB)]
+
+        devices = [DeviceInfo("X", "", kind, "CUDA" if gpu else "CPU", free * MIB, 64 * GIB)]
+        check = {"compatible": gpu, "platform": "local", "gpu_name": None, "reason": "none"}
+        check |= {"compute_capability": "7.5"}
+        facts = FileFacts("llama", 1000, LAYERS - 1, train)
+        monkeypatch.setattr(autofit, "read_facts", lambda path: facts)
+        monkeypatch.setattr(autofit, "simulate", simulate)
+        monkeypatch.setattr(autofit, "check_gpu_compatibility", lambda: check)
+        monkeypatch.setattr(autofit.library, "devices", lambda: devices)
+        sharing = {name: options.pop(name) for name in ("models", "budget") if name in options}
+        fitted = fit(EngineConfig.from_kwargs(**options), Path("model.gguf"), **sharing)
+        assert fitted.config.engine.ctx_size is not None
+        return fitted.config.engine.ctx_size
+
+    return run
+
+
+def test_the_context_is_what_the_model_was_trained_on(roomy: Callable[..., int]) -> None:
+    """Where its KV cells take at most half of what is free beside the weights; 4 GiB here."""
+    assert roomy(1024 + 8192, gpu=False) == TRAIN
+    assert roomy(1024 + 8191, gpu=False) == TRAIN - 256
+    assert roomy(1024 + 384 + 8192, gpu=True) == TRAIN
+    assert roomy(1024 + 384 + 8191, gpu=True) == TRAIN - 256
+    assert roomy(40_000, gpu=False, train=1000) == 1000
+    assert roomy(40_000, gpu=False, train=100_001) == 100_001
+    assert roomy(40_000, gpu=False, train=0) == 2048
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_all_sequences_count(gpu: bool, roomy: Callable[..., int]) -> None:
+    """Four sequences get a quarter each; a cache that takes more than half leaves the least."""
+    beside = 1024 + (384 if gpu else 0)
+    assert roomy(beside + 8192, gpu=gpu, n_parallel=4) == TRAIN // 4
+    assert roomy(beside + 8192, gpu=gpu, cache_size=TRAIN * 2) == 2048
+
+
+def test_the_least_context(roomy: Callable[..., int]) -> None:
+    """2,048 tokens however little is free, and a context that was given stays."""
+    assert roomy(1100, gpu=False) == roomy(10, gpu=False) == 2048
+    assert roomy(10, gpu=True) == 2048
+    assert roomy(1025, gpu=False, ctx_size=50_000) == 50_000
+    assert roomy(60_000, gpu=False, ctx_size=100) == 100
+    assert roomy(60_000, gpu=False, train=2**30) < 2**21  # more cells than can be counted
+
+
+def test_buffers_must_fit_as_well(roomy: Callable[..., int]) -> None:
+    """Cells of a byte each: the 1 KiB of buffers for each of them decides."""
+    size = roomy(1024 + 128 + 64, gpu=False, cell=1)
+    assert size == 65_536 - 256
+
+
+def test_models_share_what_is_free(roomy: Callable[..., int]) -> None:
+    """A server of two models gives each half; its budget bounds both."""
+    assert roomy(2 * (1024 + 8192), gpu=False, models=2) == TRAIN
+    assert roomy(60_000, gpu=False, budget=(1024 + 2048) * MIB) == TRAIN // 4
+    assert roomy(60_000, gpu=False, models=2, budget=2 * (1024 + 2048) * MIB) == TRAIN // 4

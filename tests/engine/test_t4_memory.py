@@ -33,7 +33,7 @@ from llcuda.engine.config import EngineConfig
 from llcuda.native.estimate import memory_needed
 answers = []
 for settings in json.loads(sys.argv[2]):
-    fitted = fit(EngineConfig.from_kwargs(**settings), Path(sys.argv[1]), automatic_ctx_size=False)
+    fitted = fit(EngineConfig.from_kwargs(**settings), Path(sys.argv[1]))
     config = fitted.config
     needed = memory_needed(
         sys.argv[1], model=config.model, context=config.context_params(gpu=True)

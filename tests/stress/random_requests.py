@@ -996,7 +996,7 @@ def submit(engine: Engine, spec: Spec, prompt: Any) -> list[Any]:
     if "guide" in spec:
         parameters["guide"] = OwnGuide(spec["guide"])
     if spec["call"] == "chat":
-        return [chat(engine.submit, engine.model, engine.params.ctx_size, spec)]
+        return [chat(engine.submit, engine.model, engine.ctx_size, spec)]
     if "parse_special" in spec:
         parameters["parse_special"] = spec["parse_special"]
     if "n" in spec:
