@@ -91,6 +91,10 @@ class Batch:
             tokens[i] = failure
         return tokens
 
+    def close(self) -> None:
+        """Let go of the samplers: the frames of an error of the step may keep the batch."""
+        self._sampler.close()
+
     @property
     def sample_seconds(self) -> float:
         """Seconds of the last `sample`, without the wait for the logits."""
@@ -205,7 +209,9 @@ class DraftBatch:
     def _sample_processed(self, sequence: Sequence, row: int) -> Any:
         """Return the token of a sequence without a draft, whose functions change the logits."""
         batch = Batch(self._context, [sequence], [row])
-        return batch.sample()[0]
+        token = batch.sample()[0]
+        batch.close()
+        return token
 
 
 class ModelRunner:
@@ -225,6 +231,7 @@ class ModelRunner:
         self.context, self.model = context, model
         self.speculation = speculation
         self._batch: DecodeBatch | None = None
+        self._launched: Batch | None = None
         self._released: list[Any] = []
         self._step_costs = StepCosts()
 
@@ -284,6 +291,7 @@ class ModelRunner:
         batch = self._batch
         if batch is None or batch.sequences is not scheduled.sequences:
             batch = self._batch = DecodeBatch(self.context, scheduled.sequences)
+        self._launched = batch
         if self.speculation and not batch.is_constrained:
             return self._decode_and_learn(batch)
         self.context.decode_batch(batch.tokens or _last_tokens(batch.sequences), batch.seq_ids)
@@ -307,7 +315,8 @@ class ModelRunner:
         self.context.decode_batch(tokens, seq_ids, None, flags)  # type: ignore[arg-type]
         if self._batch is not None:
             self._batch.tokens = None  # running sequences may have taken part
-        return Batch(self.context, whole, rows)
+        self._launched = Batch(self.context, whole, rows)
+        return self._launched
 
     def _decode_and_learn(self, batch: DecodeBatch) -> DecodeBatch | DraftBatch:
         """Decode with proposed tokens, if there are any; learn the time of a step without."""
@@ -380,6 +389,9 @@ class ModelRunner:
         for sampler in self._released:
             sampler.close()
         self._released.clear()
+        if self._launched is not None and self._launched is not self._batch:
+            self._launched.close()
+            self._launched = None
 
 
 def _processes(sequence: Sequence) -> bool:

@@ -55,6 +55,10 @@ class BatchSampler:
         self._has_masks = self._has_forced = False
         self.failed = 0
 
+    def close(self) -> None:
+        """Let go of the samplers, which hold the model: there are no rows to sample any more."""
+        self.samplers, self._owners = [], []
+
     @property
     def seconds(self) -> float:
         """Wall clock of the last `sample`, without the wait for the decode before it."""

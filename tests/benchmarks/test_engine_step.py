@@ -21,6 +21,9 @@ class FakeBatchSampler:
     def __init__(self, context: Any, samplers: Sequence[Any], on_host: Any = ()) -> None:
         self._tokens = [300 + i for i in range(len(samplers))]
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def sample(self, *arguments: Any) -> list[int]:
         """A token a row."""
         return self._tokens

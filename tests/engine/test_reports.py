@@ -194,25 +194,38 @@ def test_a_closed_engine_lets_go_of_the_model(model: Model) -> None:
         gc.enable()
 
 
-def test_a_failed_request_keeps_no_memory(model: Model) -> None:
-    """Its error may have frames of the engine's thread, and a notebook keeps it."""
+def fail_later(tokens: Any, logits: Any) -> None:
+    """A logits_processor that fails for the third token of a text."""
+    if len(tokens) == 12:
+        raise ZeroDivisionError
+
+
+FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "hook": ({}, {}),
+    "sampling": ({}, {"logit_bias": dict.fromkeys(range(2560), -math.inf)}),
+    "first token": ({}, {"logits_processor": lambda tokens, logits: 1 / 0}),
+    "later token": ({}, {"logits_processor": fail_later, "ignore_eos": True}),
+    "beside guesses": ({"speculation": 4}, {"logits_processor": fail_later, "ignore_eos": True}),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_request_keeps_no_memory(model: Model, failure: str) -> None:
+    """Its error has frames of the engine's thread, and a notebook keeps it."""
+    options, asked = FAILURES[failure]
     gc.disable()
     try:
         with Model(model.path) as own:
             weights = weakref.ref(own.handle.owner)
-            with Engine(own, ctx_size=256, threads=1) as engine:
-                engine.submit("Once", max_tokens=1).result(120)
-                engine.context.hooks.append(lambda event: 1 / 0)
-                failed = engine.submit("One day", max_tokens=5)
-                with pytest.raises(ZeroDivisionError) as caught:
+            with Engine(own, ctx_size=256, threads=1, **options) as engine:
+                repeated = list(range(5, 15))
+                engine.submit(repeated, max_tokens=20, ignore_eos=True).result(120)
+                if failure == "hook":
+                    engine.context.hooks.append(lambda event: 1 / 0)
+                failed = engine.submit(repeated, max_tokens=5, **asked)
+                with pytest.raises((ZeroDivisionError, SamplingError)) as caught:
                     failed.result(120)
-                engine.context.hooks.clear()
-                nothing = dict.fromkeys(range(own.vocab_size), -math.inf)
-                request = engine.submit("One day", max_tokens=5, logit_bias=nothing)
-                with pytest.raises(SamplingError) as unsampled:
-                    request.result(120)
         assert weights() is None
-        assert unsampled.value.__traceback__ is not None
         assert failed.done
         assert caught.value.__traceback__ is not None
     finally:
