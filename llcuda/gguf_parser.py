@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 
 from llcuda._lazy import deprecated
 from llcuda.errors import ClosedError, GGUFError, MissingTensorError, ModelError
-from llcuda.files import local_path
-from llcuda.hub.names import part_names
-from llcuda.hub.resolver import resolve
 from llcuda.native.gguf import mapped
 from llcuda.native.gguf.check import check_tensors
 from llcuda.native.gguf.mapped import MappedFile
 from llcuda.native.gguf.metadata import Metadata
+from llcuda.native.gguf.parts import model_file, open_parts
 from llcuda.native.gguf.types import (
     GGML_BLOCK_SIZE,
     GGML_TYPE_SIZE,
@@ -145,8 +143,7 @@ class GGUFReader:
 
     def __init__(self, path: str | os.PathLike[str], *, split: bool = True) -> None:
         check_flag("split", split)
-        given = Path(local_path(path))
-        self._files = _open(given if given.is_file() else resolve(path, parameter="path"), split)
+        self._files = open_parts(model_file(path), split)
         first = self._files[0]
         self.path, self.metadata = first.path, Metadata(first)
         self.version, self.alignment = first.index.version, first.index.alignment
@@ -359,21 +356,6 @@ def _printable(value: Any) -> str:
     text = str(value)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
-
-
-def _open(path: Path, split: bool) -> list[MappedFile]:
-    """Return the files of a model, `path` being one of them."""
-    named = MappedFile(path)
-    count = Metadata(named).get("split.count", 1) if split else 1
-    if count == 1:
-        return [named]
-    paths = [path.with_name(name) for name in part_names(path.name)]
-    if len(paths) != count:
-        raise GGUFError(
-            f"{path} says that it is one of {count} files, and its name does not; "
-            "rename it as it was, or read it alone with split=False"
-        )
-    return [named if part == path else MappedFile(part) for part in paths]
 
 
 def _tensors(file: MappedFile) -> list[GGUFTensorInfo]:

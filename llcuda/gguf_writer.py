@@ -111,7 +111,7 @@ def _add_value(writer: GGUFWriter, key: str, metadata: Mapping[str, Any]) -> Non
         raise wrong_value(f"metadata[{key!r}]", value, "expected a power of 2")
     if isinstance(elements, np.ndarray) and elements.ndim != 1:
         raise wrong_argument(f"metadata[{key!r}]", "expected an array of one dimension")
-    kind = metadata.type(key) if isinstance(metadata, Metadata) else _type_of(key, elements)
+    kind = metadata.type(key) if isinstance(metadata, Metadata) else type_of_value(key, elements)
     plain = elements.tolist() if isinstance(elements, np.ndarray) else list(elements)
     if kind == GGUFValueType.STRING:
         try:
@@ -140,8 +140,16 @@ def _check_text(parameter: str, text: Any) -> None:
         raise wrong_value(parameter, text, str(error)) from None
 
 
-def _type_of(key: str, elements: Sequence[Any] | NDArray[Any]) -> GGUFValueType:
-    """Return the type that holds all elements."""
+def type_of_value(key: str, elements: Sequence[Any] | NDArray[Any]) -> GGUFValueType:
+    """Return the type that `write_gguf` gives to a value, or to the elements of an array.
+
+    Args:
+        key: The key of the value, for an error.
+        elements: The elements; of another value a list of it alone.
+
+    Raises:
+        ArgumentError: GGUF has no type that holds all of them.
+    """
     kinds: set[Any]
     if isinstance(elements, np.ndarray):
         kinds = {elements.dtype}

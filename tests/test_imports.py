@@ -20,7 +20,7 @@ ORDER = (
     {"hub"},
     {"native"},
     {"structured", "gguf_parser", "gguf_writer", "nf4", "device"},
-    {"tensor", "chat", "embeddings", "conversion"},
+    {"tensor", "chat", "embeddings", "conversion", "gguf_editor"},
     {"engine"},
     {"inference", "core", "unsloth", "evaluate"},
     {"quality", "__init__"},
