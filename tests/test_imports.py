@@ -17,7 +17,7 @@ ORDER = (
     {"params"},
     {"samplers"},
     {"steps"},
-    {"hub"},
+    {"hub", "running"},
     {"native"},
     {"structured", "gguf_parser", "gguf_writer", "nf4", "device"},
     {"tensor", "chat", "embeddings", "conversion", "gguf_editor"},

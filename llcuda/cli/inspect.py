@@ -64,7 +64,7 @@ def describe(name: str, *, ctx_size: int | None = None, validate: bool = False) 
     """
     from llcuda.gguf_parser import GGUFReader
 
-    with _open(name) as (path, downloaded), GGUFReader(path) as reader:
+    with open_model(name) as (path, downloaded), GGUFReader(path) as reader:
         if validate and not downloaded:
             raise ArgumentError(
                 f"--validate: {name} is not downloaded; download it by `llcuda pull {name}`"
@@ -85,8 +85,13 @@ def describe(name: str, *, ctx_size: int | None = None, validate: bool = False) 
 
 
 @contextmanager
-def _open(name: str) -> Iterator[tuple[Path, bool]]:
-    """Yield a path, and whether the whole file is there."""
+def open_model(name: str) -> Iterator[tuple[Path, bool]]:
+    """Yield the path of a model, and whether the whole file is there.
+
+    Args:
+        name: The file, as `llcuda.hub.resolve` takes it. Of a file on the hub that is not in the
+            cache only the header is there.
+    """
     from llcuda.hub.resolver import find
     from llcuda.native.gguf.remote import header_files
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from llcuda.cli import bench, chat, diagnose, files, inspect, quantize, report, run, serve
+from llcuda.cli import bench, chat, convert, diagnose, inspect, models, quantize, report, run, serve
 from llcuda.cli.console import INTERRUPTED, print_error
 from llcuda.errors import ArgumentError, LlcudaError
 
@@ -52,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (run, chat, serve, files, inspect, quantize, bench, diagnose, report):
+for module in (run, chat, serve, models, inspect, convert, quantize, bench, diagnose, report):
     app.add_typer(module.app)
 
 

@@ -12,7 +12,7 @@ from llcuda.params import wrong_value
 
 REPOSITORY_ID = r"[\w.-]+/[\w.-]+"
 # The revision in a path may hold a slash: refs/pr/3.
-_REVISION = r"[\w.-]+|refs/[\w.-]+/[\w.-]+"
+_REVISION = r"refs/[\w.-]+/[\w.-]+|[\w.-]+"
 _HUB_PATH = re.compile(rf"({REPOSITORY_ID})(?:@({_REVISION}))?(?:([:/])(.+))?")
 _PAGE = re.compile(rf"(?:blob|resolve|raw|tree)/({_REVISION})(?:/(.*))?")
 _HUB_HOST = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/+", re.IGNORECASE)

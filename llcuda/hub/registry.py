@@ -88,6 +88,17 @@ def default_entry(model: str) -> RegistryEntry:
     return entries.get(DEFAULT_QUANTIZATION) or next(iter(entries.values()))
 
 
+def entry_of(text: str) -> RegistryEntry | None:
+    """Return the model of the registry that a name means, in whatever spelling, or None.
+
+    Args:
+        text: A short name.
+    """
+    source = lookup(text) or lookup_spelling(text)
+    entries = (entry for entry in registry().values() if source and entry.repo == source.repo)
+    return next(entries, None)
+
+
 def lookup(text: str) -> HubName | None:
     """Return the model that a short name stands for, in any case, or None.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ class Repository:
         Raises:
             ModelError: The cache is damaged or cannot be read.
         """
-        snapshot = self._snapshot(revision)
+        snapshot = self.snapshot(revision)
         if snapshot is None:
             return None
         paths = [snapshot / file for file in files]
@@ -116,14 +117,22 @@ class Repository:
         Raises:
             ModelError: The cache is damaged or cannot be read.
         """
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         if snapshot is None:
             return []
         files = [path for path in snapshot.rglob("*") if path_exists(path) and path.is_file()]
         return sorted(path.relative_to(snapshot).as_posix() for path in files)
 
-    def _snapshot(self, revision: str | None = None) -> Path | None:
-        """Return the folder in the cache of a version, or None."""
+    def snapshot(self, revision: str | None = None) -> Path | None:
+        """Return the folder in the cache of a version, or None.
+
+        Args:
+            revision: The version; None is the version of this object that was downloaded last. The
+                first digits of a commit suffice.
+
+        Raises:
+            ModelError: The cache is damaged.
+        """
         folder = self.folder()
         revision = revision or self.revision or "main"
         ref = folder / "refs" / revision
@@ -132,7 +141,12 @@ class Repository:
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder} is damaged: {error}; delete {ref}") from error
         snapshot = folder / "snapshots" / commit
-        return snapshot if path_exists(snapshot) else None
+        if path_exists(snapshot):
+            return snapshot
+        if not re.fullmatch("[0-9a-f]{7,39}", commit):
+            return None
+        matches = list(folder.glob(f"snapshots/{commit}*"))
+        return matches[0] if len(matches) == 1 else None
 
     def folder(self) -> Path:
         """Return the folder of the repository in the cache, which may not exist."""

@@ -199,23 +199,26 @@ def parse(
 
 def _exact_name(text: str) -> Path | HubName | None:
     """Return what a name of the user's, "demo" or a short name stands for, or None."""
+    source: Path | HubName | None
     if target := own_names().get(text):
-        try:
-            return parse(Path(target) if target.startswith("/") else target)
-        except ModelNotFoundError as error:
-            raise ModelNotFoundError(
-                f"{text} is a name that `llcuda cp` gave to {target}: {error}; `llcuda rm {text}`"
-                " forgets it"
-            ) from None
-    if text == DEMO_NAME:
-        return demo_model()
-    source = lookup(text)
+        source = _own_target(text, target)
+    else:
+        source = demo_model() if text == DEMO_NAME else lookup(text)
     if source is not None and path_exists(Path(text)):
         logger.warning(
-            "%r is a short name, of %s; write './%s' for the file or folder here",
-            *(text, source, text),
+            "%r is a name of %s; write './%s' for the file or folder here", text, source, text
         )
     return source
+
+
+def _own_target(name: str, target: str) -> Path | HubName:
+    try:
+        return parse(Path(target) if target.startswith("/") else target)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{name} is a name that `llcuda cp` gave to {target}: {error}; `llcuda rm {name}`"
+            " forgets it"
+        ) from None
 
 
 def _is_bare(text: str) -> bool:
@@ -343,7 +346,7 @@ def choose_file(
     if not gguf:
         content = describe_files(files, list(tags), config).replace("SOURCE", where)
         raise ModelNotFoundError(f"{where} {content}{hint}")
-    models = sorted({part_names(file)[0] for file in gguf if not _NOT_A_MODEL.search(file)})
+    models = sorted({part_names(file)[0] for file in gguf if is_model(file)})
     if wanted and wanted.lower().endswith(".gguf"):
         similar = _did_you_mean(similar_names(wanted, gguf))
         raise ModelNotFoundError(f"{where} has no {wanted}{similar}; {_list(models)}")
@@ -368,6 +371,15 @@ def choose_file(
     if not wanted and len(models) > 1:
         logger.info("%s: its file %s is taken", where, matches[0])
     return matches[0]
+
+
+def is_model(file: str) -> bool:
+    """Return whether a GGUF file is a model by its name, and no projector or importance matrix.
+
+    Args:
+        file: The name or path of the file.
+    """
+    return not _NOT_A_MODEL.search(file)
 
 
 def quantizations(files: Iterable[str]) -> list[str]:

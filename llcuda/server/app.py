@@ -27,6 +27,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import llcuda
 from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
+from llcuda.running import announce
 from llcuda.server.answer import Answer, ResponseWriter
 from llcuda.server.bodies import BodyReader, BodyRoute
 from llcuda.server.chat import answer_chat, answer_response
@@ -327,13 +328,19 @@ def serve(
         config = uvicorn_config(app, drain_seconds, idle_seconds)
         address, port = listener.getsockname()[:2]
         name = f"[{address}]" if ":" in address else address
-        server = _Server(config, lambda: on_ready and on_ready(f"http://{name}:{port}"))
+        url = f"http://{name}:{port}"
+        server = _Server(config, lambda: on_ready and on_ready(url))
         previous = signal.signal(signal.SIGTERM, _on_sigterm)  # uvicorn raises it again at its end
         try:
-            with suppress(_SigtermError):
+            with suppress(_SigtermError), announce(url, _served_names(app)):
                 server.run([listener])
         finally:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _served_names(app: FastAPI) -> list[str]:
+    service = getattr(app.state, "service", None)  # None where the caller mounts it in an app
+    return [*service.models.specs] if isinstance(service, Service) else []
 
 
 def uvicorn_config(app: FastAPI, drain_seconds: float, idle_seconds: float) -> uvicorn.Config:

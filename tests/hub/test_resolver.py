@@ -305,11 +305,12 @@ def test_listing_says_what_is_in_the_cache(ask: Asker) -> None:
 
 def test_list_in_a_pipe_cuts_no_name(ask: Asker) -> None:
     """Plain lines that begin with the short names, whatever COLUMNS says."""
-    process = ask.start("from llcuda.cli.main import main; main()", "list", COLUMNS="40")
+    program = "from llcuda.cli.main import main; main()"
+    process = ask.start(program, "list", "--all", COLUMNS="40", OLLAMA_MODELS=str(ask.home))
     output, errors = process.communicate(timeout=120)
-    header, *lines = output.splitlines()
-    assert (process.returncode, errors, header.split()[0]) == (0, "", "Name")
-    assert [line.split()[0] for line in lines] == list(registry())
+    lines = output.partition("\n\n")[2].splitlines()
+    assert (process.returncode, errors, lines[0].split()[:2]) == (0, "", ["Short", "name"])
+    assert [line.split()[0] for line in lines[1:]] == list(registry())
     assert output.isascii()
     assert "\x1b" not in output
 

@@ -156,8 +156,7 @@ class QuantizeJob:
         params = lib.llama_model_quantize_default_params()
         params.nthread = self.threads or default_threads()
         params.max_buf_size = BUFFER_SIZE * params.nthread
-        kind = "ALL" if self.file_type == "F32" else "MOSTLY"
-        params.ftype = getattr(lib, f"LLAMA_FTYPE_{kind}_{self.file_type}")
+        params.ftype = _number(lib, self.file_type)
         params.allow_requantize = requantize
         overrides = [(self._text(name), int(kind)) for name, kind in self.overrides]
         if overrides:
@@ -267,3 +266,20 @@ def _check_overrides(tensor_types: Any, file_type: str) -> list[tuple[str, GGMLT
         (name, GGMLType[check_file_type(kind, TENSOR_TYPES, "tensor_types")])
         for name, kind in tensor_types.items()
     ]
+
+
+def file_type_name(number: int) -> str | None:
+    """Return the name of a file's type, such as "Q4_K_M"; None for one that `quantize` has not.
+
+    Args:
+        number: `general.file_type` of the file's metadata.
+    """
+    _, lib = library.load()
+    names = (*FILE_TYPES, *MATRIX_TYPES)
+    return next((name for name in names if _number(lib, name) == number), None)
+
+
+def _number(lib: Any, file_type: str) -> int:
+    kind = "ALL" if file_type == "F32" else "MOSTLY"
+    number: int = getattr(lib, f"LLAMA_FTYPE_{kind}_{file_type}")
+    return number
