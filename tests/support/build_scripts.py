@@ -1,4 +1,4 @@
-"""The scripts in build/ as modules, and small files of the kinds that they read."""
+"""The scripts in build/ and packaging/ as modules, and small files of the kinds that they read."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from types import ModuleType
 BUILD = Path(__file__).parents[2] / "build"
 
 
-def load(name: str) -> ModuleType:
-    """Return a script as a module; it imports others by the names that they have in build/.
+def load(name: str, folder: Path = BUILD) -> ModuleType:
+    """Return a script as a module; it imports others by the names that they have in its folder.
 
     Args:
         name: The script's name without ".py".
+        folder: The folder.
     """
-    sys.path.insert(0, str(BUILD))
+    sys.path.insert(0, str(folder))
     try:
-        spec = importlib.util.spec_from_file_location(f"build_{name}", BUILD / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"build_{name}", folder / f"{name}.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
     finally:
-        sys.path.remove(str(BUILD))
+        sys.path.remove(str(folder))
     return module
 
 
