@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llcuda.files import data_file
 from llcuda.hub.names import QUANTIZATION, HubName
@@ -49,9 +50,14 @@ class RegistryEntry:
 
 
 @functools.cache
+def _facts() -> Mapping[str, Mapping[str, Any]]:
+    """Return what the registry's file says of each model, by the model's short name."""
+    return tomllib.loads(data_file("registry.toml").read_text(encoding="utf-8"))
+
+
+@functools.cache
 def _models() -> Mapping[str, Mapping[str, RegistryEntry]]:
     """Return the quantizations of each model, by the model's short name."""
-    text = data_file("registry.toml").read_text(encoding="utf-8")
     return {
         model: {
             quantization: RegistryEntry(
@@ -68,7 +74,7 @@ def _models() -> Mapping[str, Mapping[str, RegistryEntry]]:
             )
             for quantization, (file, gigabytes) in facts["files"].items()
         }
-        for model, facts in tomllib.loads(text).items()
+        for model, facts in _facts().items()
     }
 
 
@@ -118,7 +124,7 @@ def lookup(text: str) -> HubName | None:
 
 
 def lookup_spelling(text: str) -> HubName | None:
-    """Return the only model whose short name is spelled almost so, or None.
+    """Return the only model whose short name, or ollama's name, is spelled almost so, or None.
 
     Args:
         text: A name with other separators or without words like "instruct": "gemma3:1b",
@@ -164,7 +170,9 @@ def _by_lower_name() -> Mapping[str, RegistryEntry]:
 
 @functools.cache
 def _by_spelling() -> Mapping[str, RegistryEntry]:
-    return {_spelling(name): entry for name, entry in _by_lower_name().items()}
+    others = {facts["also"]: model for model, facts in _facts().items() if "also" in facts}
+    entries = {**{name: default_entry(model) for name, model in others.items()}, **_by_lower_name()}
+    return {_spelling(name): entry for name, entry in entries.items()}
 
 
 def _spelling(text: str) -> str:

@@ -58,14 +58,14 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> User:
 def test_list(user: User) -> None:
     """What is here; with --all and --kind the registry too; as JSON both."""
     plain, everything, kind, document, wrong = user.run(
-        *("list", "list --all", "list --kind reasoning", "list --json --all", "list --kind x")
+        *("list", "list --all", "list --kind embedding", "list --json --all", "list --kind x")
     )
     assert [line.split()[0] for line in plain[1].splitlines()] == [
         *("Name", "some/model:Q4_0", "some/model:Q8_0", "demo")
     ]
     assert [line.split()[0] for line in everything[1].splitlines()[6:]] == list(registry())
     kinds = {line.split()[1] for line in kind[1].splitlines()[1:]}
-    assert kinds == {"reasoning"}
+    assert kinds == {"embedding"}
     parsed = json.loads(document[1])
     assert [model["name"] for model in parsed["installed"]][-1] == "demo"
     assert len(parsed["registry"]) == len(registry())

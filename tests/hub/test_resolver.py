@@ -108,8 +108,8 @@ def test_a_local_split_model_is_its_first_part(tmp_path: Path) -> None:
     ("name", "filename", "expected"),
     [
         ("gemma-3-1bb", None, "(did you mean gemma-3-1b"),
-        ("gemma3", None, "no model is called 'gemma3' (did you mean gemma-3-1b, gemma-3-4b"),
-        ("qwen", None, "(did you mean qwen2.5-1.5b, qwen2.5-3b, qwen2.5-7b"),
+        ("gemma3", None, "no model is called 'gemma3' (did you mean gemma-3-270m, gemma-3-1b"),
+        ("qwen", None, "(did you mean qwen3-0.6b, qwen3-1.7b, qwen3-4b"),
         ("dem", None, "(did you mean demo?)"),
         ("zzz", None, "no model is called 'zzz'; expected a name that `llcuda list --all` shows"),
         ("demo.gguf", None, "GGUF file not found: demo.gguf"),
