@@ -62,6 +62,7 @@ class _Load:
     on_step: Callable[[StepRecord], None] | None
     on_request: Callable[[RequestRecord], None] | None
     verbose: bool
+    progress: bool
 
 
 class InferenceEngine:
@@ -98,6 +99,7 @@ class InferenceEngine:
         auto_start: bool = True,
         verbose: bool = True,
         silent: bool = False,
+        progress: bool | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
         on_request: Callable[[RequestRecord], None] | None = None,
         **keywords: Unpack[LoadKeywords],
@@ -121,9 +123,10 @@ class InferenceEngine:
             n_parallel: Sequences that decode in one batch.
             cache_size: KV cells of all sequences together; None = ctx_size x n_parallel.
             auto_start: Load now; False = at the first `infer`.
-            verbose: Print on stdout what is done, and draw on stderr, in a terminal or a notebook,
-                how far downloads and the loading of a big model are.
+            verbose: Print on stdout what is done.
             silent: True = as `verbose=False`.
+            progress: Draw on stderr, in a terminal or a notebook, how far downloads and the loading
+                of a big model are; None = as `verbose`.
             on_step: Called with a StepRecord after each step of the engine; see `Engine`.
             on_request: Called with a RequestRecord when a request ends; see `Engine`.
             **keywords: Further fields of EngineParams, ModelParams and ContextParams.
@@ -149,6 +152,8 @@ class InferenceEngine:
         path_text(model_name, "model_name")
         for name, flag in (("auto_start", auto_start), ("verbose", verbose), ("silent", silent)):
             check_flag(name, flag)
+        if progress is not None:
+            check_flag("progress", progress)
         check_hooks(on_step=on_step, on_request=on_request)
         size = context_size if ctx_size is None else ctx_size
         settings: ConfigKeywords = {
@@ -168,6 +173,7 @@ class InferenceEngine:
             on_step=on_step,
             on_request=on_request,
             verbose=verbose and not silent,
+            progress=(verbose and not silent) if progress is None else progress,
         )
         with self._lock:
             if auto_start:
@@ -182,7 +188,7 @@ class InferenceEngine:
         say = _say if request.verbose else _silent
         say(f"Loading model: {request.name}")
         started = time.perf_counter()
-        path = resolve(request.name, request.filename, progress=request.verbose)
+        path = resolve(request.name, request.filename, progress=request.progress)
         if self._model is not None:
             _check_file(path, request.config)
         self.unload_model()
@@ -190,7 +196,7 @@ class InferenceEngine:
         config = fitted.config
         for line in fitted.report:
             say(line)
-        bar = request.verbose and path.stat().st_size >= BIG_MODEL
+        bar = request.progress and path.stat().st_size >= BIG_MODEL
         model = Model(path, progress=bar, params=config.model)
         try:
             self._engine = Engine(

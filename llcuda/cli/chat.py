@@ -1,161 +1,219 @@
-"""The command `llcuda chat`; lines are edited by the standard library's readline."""
+"""`llcuda chat`: a conversation in the terminal, or line by line through a pipe."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import os
-import queue
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import DecodeThreads
-from llcuda.errors import ArgumentError, DecodeAbortedError, LlcudaError
+from llcuda.cli.answer import ENDED, end_of, show_text
+from llcuda.cli.console import examples, in_terminal, print_note
+from llcuda.cli.options import TextOptions, has_template, takes_options
+from llcuda.cli.stdin import read_line
+from llcuda.demo import DEMO_NAME
+from llcuda.errors import (
+    ArgumentError,
+    ClosedError,
+    ContextLengthError,
+    DecodeAbortedError,
+    LlcudaError,
+)
+from llcuda.progress import is_visible
 
 if TYPE_CHECKING:
     from llcuda.cli.chat_commands import Conversation
     from llcuda.inference import InferenceEngine
 
 app = typer.Typer()
-MAX_HISTORY = 2000  # lines
-DEFAULT_CONTEXT = 8192  # tokens, if the model was trained on as many
-HELP = {
-    "/help": "show this list",
-    "/regenerate": "answer the last question again",
-    "/exit": "leave, like Ctrl-D",
-}
-KEYS = "Ctrl-C stops an answer; a line that ends with \\ continues in the next one"
+QUOTES = '"""'  # around a message of several lines
+OTHER_NAMES = {"/?": "/help", "/bye": "/exit", "/quit": "/exit", "/regenerate": "/retry"}
+KEYS = (
+    f"Ctrl-C stops an answer. A pasted text is one message; so are lines between {QUOTES} and"
+    f" {QUOTES}.\nAlt-Enter, or \\ at the end of a line, continues a message in the next line."
+)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "llcuda chat qwen2.5-1.5b-Q4_K_M", 'llcuda chat model.gguf --system "Answer in French."'
+    )
+)
+@takes_options(TextOptions)
 def chat(
     model: Annotated[
-        str, typer.Argument(help="GGUF file, short name (llcuda list), or repo/id.")
-    ] = "demo",
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Default: 0.7.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Default: 40.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Default: 0.9.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Default: 0.")] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(help="Default: 1, off.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the sampling, to repeat answers.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option("--max-tokens", "-n", help="Of an answer; default: the context's rest."),
-    ] = None,
-    ctx_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of the conversation; default: up to 8,192.")
-    ] = None,
-    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
-    threads: DecodeThreads = None,
-    chat_template: Annotated[
-        str | None, typer.Option(help="A Jinja file, or the name of one of the model's templates.")
-    ] = None,
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="GGUF file, short name (llcuda list), or repo/id.",
+        ),
+    ] = DEMO_NAME,
+    *,
+    options: TextOptions,
 ) -> None:
-    """Chat with a model; /help lists the commands."""
-    from llcuda.chat.template import ChatTemplate
-    from llcuda.cli.chat_commands import Conversation
-    from llcuda.engine.request import request_params
-    from llcuda.hub.resolver import resolve
-    from llcuda.inference import InferenceEngine
-    from llcuda.native.estimate import read_facts
-    from llcuda.progress import is_visible
+    """Chat with a model; /help lists the commands, Ctrl-D leaves."""
+    open_chat(model, options)
 
-    options = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
-        "seed": seed,
-        "max_tokens": max_tokens,
-    }
-    parameters = {name: value for name, value in options.items() if value is not None}
-    request_params(parameters)
-    template = _template(chat_template)
-    path = resolve(model, progress=is_visible())
-    size = ctx_size or min(DEFAULT_CONTEXT, read_facts(path).train_ctx_size or DEFAULT_CONTEXT)
-    load_options: dict[str, Any] = {} if threads is None else {"threads": threads}
+
+def open_chat(model: str, options: TextOptions) -> None:
+    """Load a model and chat until the end of the input.
+
+    Args:
+        model: The model's name.
+        options: The options of the command.
+    """
+    from llcuda.cli.chat_commands import Conversation
+    from llcuda.inference import InferenceEngine
+
+    parameters = options.generation()
+    parameters["overflow"] = options.overflow or "drop"
     with InferenceEngine() as engine:
-        engine.load_model(path, ctx_size=size, gpu_layers=gpu_layers, silent=True, **load_options)
-        ChatTemplate.of(engine.model, template)
-        repl = ChatREPL(engine, Conversation(system, parameters), template)
-        with _line_editing(["/help", "/regenerate", "/exit", *repl.conversation.commands()]):
-            repl.run()
+        repl = ChatREPL(engine, options, Conversation(options.system, parameters))
+        repl.open(model)
+        repl.run()
 
 
 class ChatREPL:
-    """Reads lines, runs those that begin with / as commands, and answers the others.
+    """Reads messages, runs those that begin with / as commands, and answers the others.
 
     Args:
-        engine: The engine, with a loaded model.
+        engine: The engine, which needs no model yet.
+        options: How models are loaded.
         conversation: The messages and settings.
-        template: The name or the text of the chat template, None for the main one.
     """
 
     def __init__(
-        self, engine: InferenceEngine, conversation: Conversation, template: str | None
+        self, engine: InferenceEngine, options: TextOptions, conversation: Conversation
     ) -> None:
         self.conversation = conversation
         self._engine = engine
-        self._template = template
-        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._options = options
+        self._dropped = 0  # messages that the last answer did not see
+        self._interactive = in_terminal()
+        self._commands: dict[str, tuple[str, Callable[[str], str]]] = {
+            **conversation.commands(),
+            "/copy": ("copy the last answer to the clipboard", self._copy),
+            "/exit": ("leave, like Ctrl-D", _nothing),
+            "/help": ("show this list", self._help),
+            "/model": ("NAME: continue with another model; without NAME: show it", self._model),
+            "/retry": ("answer the last question again", self._retry),
+        }
+
+    def open(self, name: str) -> None:
+        """Load a model in place of the one before.
+
+        Args:
+            name: The model's name.
+
+        Raises:
+            LlcudaError: It cannot be loaded, or cannot chat. The one before stays where possible.
+        """
+        from llcuda.chat.template import ChatTemplate
+        from llcuda.hub.resolver import resolve
+        from llcuda.structured import compile_response_format
+
+        options = self._options
+        path = resolve(name, progress=is_visible())
+        if options.chat_template is None and not has_template(path):
+            raise ArgumentError(
+                f"{path.name} has no chat template, so it cannot chat; give --chat-template FILE,"
+                f" or continue a text: llcuda run {name} PROMPT"
+            )
+        self._dropped = 0
+        options.load(self._engine, path)
+        ChatTemplate.of(self._engine.model, options.template())
+        with options.format_errors():
+            given = self.conversation.parameters.get("response_format")
+            compile_response_format(self._engine.model, given)
 
     def run(self) -> None:
-        """Run until /exit or the end of the input."""
+        """Run until /exit or the end of the input.
+
+        Raises:
+            ArgumentError: The input is binary data.
+            KeyboardInterrupt: Ctrl-C, where nobody types.
+        """
+        read = self._reader()
         if self._interactive:
-            print(f"{self._engine.model.path.name}; /help for help, Ctrl-D to leave")
+            print_note(f"{self._description()}\n/help for help, Ctrl-D to leave")
         while True:
             try:
-                text = self._read()
-                if text.strip() == "/exit":
+                text = self._read(read)
+                if split_command(text)[0] == "/exit":
                     return
-                self._run_line(text)
+                self._run(text)
             except EOFError:
-                if self._interactive:
-                    print()
                 return
             except KeyboardInterrupt:
                 if not self._interactive:
                     raise
-                print("\n(Ctrl-D leaves)")
-            except LlcudaError as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print_note("(Ctrl-D leaves)")
 
-    def _read(self) -> str:
+    def _reader(self) -> Callable[[str], str]:
+        """Return the function that reads a line, or a pasted text."""
+        if not self._interactive:
+            return lambda prompt: read_line()
+        from llcuda.cli.line_editor import LineEditor  # imports prompt_toolkit
+
+        return LineEditor(self._commands).read
+
+    def _read(self, read: Callable[[str], str]) -> str:
         """Return the next message, of one line or of several."""
-        lines = [input("> " if self._interactive else "")]
-        while lines[-1].endswith("\\"):
-            lines[-1] = lines[-1][:-1]
-            lines.append(input(". " if self._interactive else ""))
-        return "\n".join(lines)
+        text = read("> ")
+        if text.lstrip().startswith(QUOTES):
+            text = text.lstrip().removeprefix(QUOTES)
+            while not text.rstrip().endswith(QUOTES):
+                text += f"\n{read('. ')}"
+            return text.rstrip().removesuffix(QUOTES).strip("\n")
+        while text.endswith("\\"):
+            text = f"{text[:-1]}\n{read('. ')}"
+        return text
 
-    def _run_line(self, text: str) -> None:
-        if not text.strip():
-            return
-        if not text.startswith("/"):
-            self._answer(self.conversation.messages, text)
-            return
-        name, _, rest = text.partition(" ")
-        commands = self.conversation.commands()
-        if name == "/help":
-            purposes = {**{key: purpose for key, (purpose, _) in commands.items()}, **HELP}
-            print("\n".join(f"{key:<12} {purposes[key]}" for key in sorted(purposes)))
-            print(KEYS)
-        elif name == "/regenerate":
-            self._answer(*self.conversation.last_question())
-        elif name in commands:
-            print(commands[name][1](rest.strip()))
-        else:
-            raise ArgumentError(f"{name}: no such command; /help lists them")
+    def _run(self, text: str) -> None:
+        """Run a command, or answer a message; an error is a line, and the chat goes on."""
+        name, rest = split_command(text)
+        try:
+            if name is None and text.strip():
+                self._answer(self.conversation.messages, text)
+            elif name in self._commands:
+                if note := self._commands[name][1](rest):
+                    print_note(note)
+            elif name is not None:
+                raise ArgumentError(f"{name}: no such command; /help lists them")
+        except ClosedError:
+            print_note("error: no model is loaded; /model NAME loads one")
+        except ContextLengthError as error:
+            remedy = "send less, or give a larger --ctx-size or --overflow shift"
+            print_note(f"error: {error.problem}; {remedy}")
+        except LlcudaError as error:
+            print_note(f"error: {error}")
+
+    def _help(self, rest: str) -> str:
+        lines = [f"{name:<9} {purpose}" for name, (purpose, _) in sorted(self._commands.items())]
+        return "\n".join([*lines, KEYS])
+
+    def _retry(self, rest: str) -> str:
+        self._answer(*self.conversation.last_question())
+        return ""
+
+    def _copy(self, rest: str) -> str:
+        from llcuda.cli.clipboard import copy
+
+        return copy(self.conversation.last_answer())
+
+    def _model(self, rest: str) -> str:
+        if rest:
+            self.open(rest)
+        return self._description()
+
+    def _description(self) -> str:
+        engine = self._engine.engine
+        return (
+            f"{engine.model.path.name}, context of {engine.params.ctx_size:,} tokens"
+            " (--ctx-size changes it)"
+        )
 
     def _answer(self, before: list[dict[str, Any]], question: Any) -> None:
         """Show the answer as it comes; an answer that Ctrl-C stops stays in the conversation.
@@ -168,87 +226,46 @@ class ChatREPL:
 
         conversation = self.conversation
         messages = [*before, {"role": "user", "content": question}]
-        chat = self._engine.chat(messages, template=self._template, **conversation.parameters)
-        begun = stopped = False
-
-        def stop() -> None:
-            nonlocal stopped
-            stopped = True
-            chat.cancel()
-            if not begun:  # a step of a long prompt takes seconds
-                self._engine.engine.context.cancel()
-
+        engine = self._engine.engine
+        chat = engine.chat(messages, template=self._options.template(), **conversation.parameters)
+        if chat.dropped_messages > self._dropped:
+            print_note(
+                f"(the context of {engine.params.ctx_size:,} tokens is full: the model no longer"
+                f" sees the oldest {chat.dropped_messages} messages; --ctx-size makes it larger)"
+            )
+        self._dropped = chat.dropped_messages
         reason = ""
-        with _on_ctrl_c(stop), answer_writer() as writer, contextlib.suppress(DecodeAbortedError):
-            for delta in chat:
-                begun = True
-                writer.add(delta.content, delta.reasoning)
+        with answer_writer() as writer:
+            is_stopped = show_text(
+                chat, engine.context, lambda delta: writer.add(delta.content, delta.reasoning)
+            )
+        with contextlib.suppress(DecodeAbortedError):  # by Ctrl-C, before the first token
             answer = chat.result()
-            reason = answer.finish_reason
             conversation.messages = [*messages, answer.message]
             conversation.last = answer.completion
-        if stopped:
-            print("(stopped)", file=sys.stderr, flush=True)
+            has_limit = "max_tokens" in conversation.parameters
+            reason = end_of(answer.finish_reason, has_limit=has_limit)
+        if is_stopped:
+            print_note("(stopped)")
             if not self._interactive:
                 raise KeyboardInterrupt
-        elif reason in ("length", "context", "timeout"):
-            print(f"(ended: {reason})", file=sys.stderr, flush=True)
+        elif reason in ENDED:
+            print_note(f"({ENDED[reason]})")
 
 
-@contextlib.contextmanager
-def _on_ctrl_c(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` on Ctrl-C, in another thread: a lock that this one holds may be needed."""
-    pressed: queue.SimpleQueue[bool] = queue.SimpleQueue()  # put() may interrupt put()
-
-    def wait() -> None:
-        if pressed.get():
-            action()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.put(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        pressed.put(False)
-        thread.join()
+def _nothing(rest: str) -> str:
+    return ""
 
 
-def _template(given: str | None) -> str | None:
-    """Return the text of a template when `given` is a file, else `given`."""
-    file = Path(given) if given else None
-    return file.read_text(encoding="utf-8") if file and file.is_file() else given
+def split_command(text: str) -> tuple[str | None, str]:
+    """Return the command that a message begins with and the rest; None for a message.
 
+    A word with another slash is not a command: /usr/bin is text.
 
-@contextlib.contextmanager
-def _line_editing(commands: list[str]) -> Iterator[None]:
-    """In a terminal, edit and complete lines, and keep their history in a file."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    if not sys.stdin.isatty():
-        yield
-        return
-    import readline
-
-    from llcuda.files import atomic_write, state_folder
-
-    def match(text: str, number: int) -> str | None:
-        matches = [name for name in commands if text and name.startswith(text)]
-        return f"{matches[number]} " if number < len(matches) else None
-
-    readline.set_completer(match)
-    readline.set_completer_delims(" ")
-    readline.parse_and_bind("tab: complete")
-    readline.set_history_length(MAX_HISTORY)
-    path = state_folder() / "chat_history"
-    with contextlib.suppress(OSError):  # none yet
-        readline.read_history_file(path)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # a disk that is full or read-only takes no history
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            with atomic_write(path) as partial:
-                readline.write_history_file(partial)
+    Args:
+        text: The message.
+    """
+    match = re.match(r"(/[\w?]*)(?:\s+|$)", text)
+    if match is None:
+        return None, text
+    return OTHER_NAMES.get(match[1], match[1]), text[match.end() :].strip()

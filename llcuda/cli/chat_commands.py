@@ -63,11 +63,22 @@ class Conversation:
             raise ArgumentError("there is no question yet")
         return self.messages[: places[-1]], self.messages[places[-1]]["content"]
 
+    def last_answer(self) -> str:
+        """Return the text of the last answer."""
+        for message in reversed(self.messages):
+            if message["role"] == "assistant":
+                return str(message.get("content") or "")
+        raise ArgumentError("there is no answer yet")
+
     def set(self, rest: str) -> str:
         """Change a setting, or show all."""
         name, _, value = rest.partition(" ")
         if not name:
-            lines = [f"{key} {json.dumps(given)}" for key, given in self.parameters.items()]
+            lines = [
+                f"{key} {json.dumps(given)}"
+                for key, given in self.parameters.items()
+                if key in SETTINGS
+            ]
             return "\n".join([*lines, f"/set NAME VALUE; names: {', '.join(SETTINGS)}"])
         if name not in SETTINGS:
             raise ArgumentError(f"{name!r}: no such setting; expected one of {', '.join(SETTINGS)}")
@@ -79,7 +90,7 @@ class Conversation:
             given = json.loads(value)
         except ValueError:
             given = value
-        request_params({**others, name: given})
+        request_params({key: others[key] for key in others if key in SETTINGS} | {name: given})
         self.parameters = {**others, name: given}
         return f"{name} {json.dumps(given)}"
 

@@ -1,9 +1,15 @@
-"""Shared parts of the commands: consoles of rich, the status line, errors, common options."""
+"""Shared parts of the commands: terminals, the status line, notes, errors, Ctrl-C, examples."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import queue
+import signal
 import sys
-from typing import TYPE_CHECKING, Annotated
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -13,9 +19,18 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 PIPE_WIDTH = 120  # columns where stdout is not a terminal, so that tables are not cut
 
+# Headings of the commands, and of the options that say how a model is loaded.
+GENERATE, MODELS, MEASURE, DIAGNOSE = "Generate", "Models", "Measure", "Diagnose"
+MODEL = "Model"
+
 DecodeThreads = Annotated[
     int | None,
-    typer.Option(min=1, help="Default: every processor, or 1 for a model below 32 MiB."),
+    typer.Option(
+        min=1,
+        metavar="THREADS",
+        help="Default: every processor, or 1 for a model below 32 MiB.",
+        rich_help_panel=MODEL,
+    ),
 ]
 CudaGraphMode = Annotated[
     str,
@@ -34,7 +49,9 @@ def stdout_console(pipe_width: int = PIPE_WIDTH, *, quiet: bool = False) -> Cons
     """
     from rich.console import Console
 
-    return Console(quiet=quiet, highlight=False, width=None if sys.stdout.isatty() else pipe_width)
+    return Console(
+        quiet=quiet, highlight=False, width=None if is_terminal(sys.stdout) else pipe_width
+    )
 
 
 def show_status(activity: str, share: float | None = None) -> None:
@@ -44,9 +61,41 @@ def show_status(activity: str, share: float | None = None) -> None:
         activity: What the program does now; "" erases the line.
         share: How much of it is done, 0.0 to 1.0.
     """
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         text = activity if share is None else f"{activity} {share:.0%}"
         print(f"\r{text[:78]:<78}\r", end="", file=sys.stderr, flush=True)
+
+
+def in_terminal() -> bool:
+    """Return whether a person types at stdin and reads stdout."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stdout)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream is a terminal; a closed one is None."""
+    return stream is not None and stream.isatty()
+
+
+def draws() -> bool:
+    """Return whether stdout is a terminal that can move its cursor."""
+    return is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def examples(*commands: str) -> str:
+    """Return the end of a command's help: lines that can be typed.
+
+    Args:
+        commands: The lines.
+    """
+    from rich.markup import escape
+
+    heading = "Examples:" if len(commands) > 1 else "Example:"
+    return "\n\n".join([heading, *(f"  {escape(command)}" for command in commands)])
+
+
+def print_note(message: str) -> None:
+    """Print a line on stderr, where it cannot be taken for a model's text."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def print_error(message: str) -> None:
@@ -56,3 +105,32 @@ def print_error(message: str) -> None:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]error:[/] {escape(message)}")
+
+
+@contextlib.contextmanager
+def on_ctrl_c(action: Callable[[], None]) -> Iterator[None]:
+    """Call a function on the first Ctrl-C; a second one raises KeyboardInterrupt.
+
+    Args:
+        action: The function. It is called in another thread, because a lock that this one holds
+            may be needed.
+    """
+    pressed: queue.SimpleQueue[bool] = queue.SimpleQueue()  # put() may interrupt put()
+
+    def wait() -> None:
+        if pressed.get():
+            action()
+
+    def press(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        pressed.put(True)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        pressed.put(False)
+        thread.join()

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from llcuda.cli import bench, chat, convert, diagnose, inspect, models, quantize, report, run, serve
-from llcuda.cli.console import INTERRUPTED, print_error
-from llcuda.errors import ArgumentError, LlcudaError
+from llcuda.cli.console import DIAGNOSE, INTERRUPTED, examples, print_error
+from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError
 
 # What Typer's errors on numbers expect, by pydantic's kinds.
 NUMBER_RULES = {
@@ -47,10 +47,10 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="GGUF language models inside a Python process.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog=examples('llcuda run demo "Who are you?"', "llcuda chat qwen2.5-1.5b-Q4_K_M"),
 )
 for module in (run, chat, serve, models, inspect, convert, quantize, bench, diagnose, report):
     app.add_typer(module.app)
@@ -70,12 +70,30 @@ OPTION_NAMES = {
 }
 
 
-@app.command()
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def llcuda_(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """GGUF language models inside a Python process."""
+
+
+@app.command(rich_help_panel=DIAGNOSE, epilog=examples("llcuda version"))
 def version() -> None:
     """Print the version."""
-    import llcuda
+    from llcuda import __version__
 
-    print(llcuda.__version__)
+    print(__version__)
 
 
 def main() -> None:
@@ -84,7 +102,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character
     try:
-        app()
+        app(prog_name="llcuda")  # also of `python -m llcuda`
     except LlcudaError as error:
         print_error(_message(error))
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
@@ -103,7 +121,10 @@ def _message(error: LlcudaError) -> str:
     parameter = error.parameter
     commands = getattr(get_command(app), "commands", {})
     command = next((commands[word] for word in sys.argv[1:] if word in commands), None)
-    for option in command.params if command and parameter else ():
+    options = command.params if command else ()
+    if isinstance(error, ContextLengthError) and any(o.name == "ctx_size" for o in options):
+        return f"{error.problem}; give a shorter prompt or a larger --ctx-size"
+    for option in options if parameter else ():
         if option.name == OPTION_NAMES.get(str(parameter), parameter):
             before, _, problem = error.problem.partition(str(parameter))
             if not before and problem[:1] == "=":

@@ -6,6 +6,8 @@ import re
 import sys
 from typing import Any
 
+from llcuda.cli.console import draws, is_terminal
+
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 # Control characters and escapes: the text of a model must not control the terminal.
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -17,7 +19,10 @@ def printable(text: str) -> str:
 
 
 class PlainWriter:
-    """Prints an answer as it comes, without reasoning, for pipes and files."""
+    """Prints a text as it comes, without reasoning: into pipes and files, and continuations."""
+
+    def __init__(self) -> None:
+        self._cleans = is_terminal(sys.stdout)
 
     def __enter__(self) -> PlainWriter:
         return self
@@ -27,7 +32,7 @@ class PlainWriter:
 
     def add(self, content: str, reasoning: str = "") -> None:
         """Show more of the answer."""
-        print(content, end="", flush=True)
+        print(printable(content) if self._cleans else content, end="", flush=True)
 
 
 class MarkdownWriter:
@@ -126,5 +131,5 @@ def complete_length(text: str) -> int:
 
 
 def answer_writer() -> MarkdownWriter | PlainWriter:
-    """Return the writer of an answer: markdown if stdout is a terminal."""
-    return MarkdownWriter() if sys.stdout.isatty() else PlainWriter()
+    """Return the writer of an answer: markdown in a terminal that can redraw, else plain text."""
+    return MarkdownWriter() if draws() else PlainWriter()

@@ -1,223 +1,285 @@
-"""`llcuda run`: continues a text."""
+"""`llcuda run`: one answer or one continuation; without a prompt, a chat."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+import select
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import INTERRUPTED, DecodeThreads
-from llcuda.errors import ArgumentError, ContextLengthError, DecodeAbortedError
+from llcuda.cli.answer import ENDED, end_of, show_text
+from llcuda.cli.chat import open_chat
+from llcuda.cli.console import INTERRUPTED, examples, is_terminal, print_note
+from llcuda.cli.options import CHAT, FORMAT, TextOptions, has_template, takes_options
+from llcuda.cli.stdin import read_stdin
+from llcuda.demo import DEMO_NAME
+from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
+from llcuda.files import path_exists
 
 if TYPE_CHECKING:
+    from llcuda.chat.session import Chat
     from llcuda.engine.engine import Engine
     from llcuda.engine.request import Request
-    from llcuda.params import ModelParams
 
 app = typer.Typer()
+CONTINUATION_TOKENS = 256  # of a continuation, which seldom ends by itself
+TEMPLATE_TOKENS = 256  # that a chat template adds at most, for the size of a small context
+MAX_NAME = 250  # characters
+WAIT_SECONDS = 2.0  # for stdin beside a prompt, before a note says that it is read
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        'llcuda run qwen2.5-1.5b-Q4_K_M "Why is the sky blue?"',
+        'cat notes.txt | llcuda run model.gguf "Summarise:"',
+        'llcuda run model.gguf "Once upon a time" --raw -n 100',
+    )
+)
+@takes_options(TextOptions)
 def run(
-    prompt: Annotated[
-        str | None, typer.Argument(help="Text to continue; - or nothing reads stdin.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [PROMPT]",
+            show_default=False,
+            help="The model: a GGUF file, a short name (llcuda list) or repo/id; by default the"
+            " demo model. Then the prompt: further words; what stdin has is appended to it. A"
+            " single argument is the model if it names one, otherwise the prompt.",
+        ),
     ] = None,
+    *,
+    options: TextOptions,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="GGUF file, short name (llcuda list), or repo/id.")
-    ] = "demo",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 256,
-    temperature: Annotated[float, typer.Option(help="0 = always the most probable token.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Keep the k most probable tokens; 0 = all.")] = 40,
-    top_p: Annotated[
-        float, typer.Option(help="Keep the most probable tokens up to this sum.")
-    ] = 0.9,
-    min_p: Annotated[
-        float, typer.Option(help="Drop tokens below this share of the best one.")
-    ] = 0.0,
-    repeat_penalty: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Gives the same text again.")] = None,
-    grammar: Annotated[
-        Path | None, typer.Option(help="GBNF file to follow.", exists=True, dir_okay=False)
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="MODEL", help="The model; all arguments are the prompt then."
+        ),
     ] = None,
-    json_schema: Annotated[
-        Path | None, typer.Option(help="JSON schema to follow.", exists=True, dir_okay=False)
-    ] = None,
-    regex: Annotated[
-        str | None, typer.Option(help="Regular expression for the whole text.")
-    ] = None,
-    ctx_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of context; default: as many as needed.")
-    ] = None,
-    gpu_layers: Annotated[
-        int | None, typer.Option(min=0, help="Layers on the GPU; default: all that fit.")
-    ] = None,
-    threads: DecodeThreads = None,
-    echo: Annotated[bool, typer.Option("--echo", help="Show the prompt before its text.")] = False,
-    special: Annotated[
+    raw: Annotated[
         bool,
         typer.Option(
-            "--special/--no-special", help="Read control tokens in the prompt, e.g. <|im_end|>."
+            "--raw", help="Continue the prompt, without the chat template.", rich_help_panel=CHAT
         ),
-    ] = True,
+    ] = False,
+    echo: Annotated[
+        bool,
+        typer.Option(
+            "--echo",
+            help="Show the prompt before its continuation (as --raw).",
+            rich_help_panel=CHAT,
+        ),
+    ] = False,
+    special: Annotated[
+        bool | None,
+        typer.Option(
+            "--special/--no-special",
+            help="Whether control tokens in the prompt, e.g. <|im_end|>, are read as such (as"
+            " --raw, which reads them).",
+            show_default=False,
+            rich_help_panel=CHAT,
+        ),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document with timings instead.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON document with text and timings.",
+            rich_help_panel=FORMAT,
+        ),
     ] = False,
 ) -> None:
-    """Continue a text, token by token. Ctrl-C stops and keeps the text so far."""
-    from llcuda.engine.engine import Engine, tokenize_prompt
-    from llcuda.engine.request import RequestParams
+    """Answer a prompt, or open a chat if there is none.
+
+    A model with a chat template answers, another one continues the prompt. Ctrl-C stops the text
+    and keeps what there is.
+    """
     from llcuda.hub.resolver import resolve
-    from llcuda.native.model import Model
-    from llcuda.native.prompt_length import too_long
-    from llcuda.params import SamplingParams
+    from llcuda.inference import InferenceEngine
     from llcuda.progress import is_visible
 
-    text = _prompt(prompt)
-    response_format = _response_format(json_schema, regex)
-    params = RequestParams(max_tokens=max_tokens)
-    sampling = SamplingParams(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed,
-        grammar=grammar.read_text(encoding="utf-8") if grammar else None,
-    )
-    show_bar = is_visible() and not as_json
-    path = resolve(model, progress=show_bar)
-    # Only the loaded model can count tokens. A text has hardly more of them than characters.
-    model_params = place_layers(path, gpu_layers, ctx_size, len(text) + max_tokens)
-    with Model(path, params=model_params, progress=show_bar) as loaded:
-        try:
-            tokens = tokenize_prompt(loaded, text, special, ctx_size or loaded.train_ctx_size)
-            size = ctx_size or min(len(tokens) + max_tokens, loaded.train_ctx_size)
-            if len(tokens) >= size:
-                raise too_long(len(tokens), size)
-        except ContextLengthError as error:
-            remedy = "give a shorter prompt or a larger --ctx-size"
-            raise ArgumentError(f"{error.problem}; {remedy}") from None
-        with Engine(loaded, ctx_size=size, threads=threads) as engine:
-            try:
-                request = engine.submit(tokens, params, sampling, response_format=response_format)
-            except ArgumentError as error:
-                if error.parameter != "response_format":
-                    raise
-                option = "--json-schema" if regex is None else "--regex"
-                problem = error.problem.removeprefix("response_format: ")
-                raise ArgumentError(f"{option}: {problem}", remedy=error.remedy) from None
-            if echo and not as_json:
-                print(text if isinstance(text, str) else text.decode(errors="replace"), end="")
-            generated, reason = stream_text(engine, request, silent=as_json)
-            if as_json:
-                document = _document(engine, request, generated, reason)
-                print(json.dumps(document, ensure_ascii=False))
-    if reason == "interrupted":
+    raw = raw or echo or special is not None
+    name, given = _model_and_prompt(words or [], model)
+    parameters = options.generation()
+    path = resolve(name, progress=is_visible() and not as_json)
+    prompt = _prompt(given, options)
+    if prompt is None:
+        if raw or as_json:
+            raise ArgumentError("PROMPT is missing; give a text, e.g.: llcuda run demo 'One day'")
+        open_chat(name, options)
+        return
+    if not raw and options.chat_template is None and not has_template(path):
+        if options.system:
+            raise ArgumentError(
+                f"--system: {path.name} has no chat template, which a system prompt needs; give"
+                " --chat-template FILE, or leave --system out"
+            )
+        raw = True
+        print_note(
+            f"{path.name} has no chat template, so it continues the text (--raw omits this line)"
+        )
+    with InferenceEngine() as engine:
+        needed = len(prompt) + TEMPLATE_TOKENS + (options.max_tokens or CONTINUATION_TOKENS)
+        is_bounded = raw or options.max_tokens is not None
+        options.load(engine, path, needed if is_bounded else None)
+        handle: Chat[Any] | Request
+        if raw:
+            handle = _continue(engine.engine, prompt, options, parameters, special is not False)
+        else:
+            handle = _answer(engine.engine, prompt, options, parameters)
+        if echo and not as_json:
+            print(prompt.decode(errors="replace"), end="")
+        is_stopped = _show(engine.engine, handle, parameters, as_json=as_json)
+    if is_stopped:
         raise typer.Exit(INTERRUPTED)
 
 
-def _prompt(argument: str | None) -> str | bytes:
-    """Return the prompt; from stdin as bytes, so that the tokenizer gets exactly those."""
-    if argument == "":
-        raise ArgumentError("PROMPT is empty; give a text to continue")
-    if argument is not None and argument != "-":
-        return argument
-    if sys.stdin.isatty():
-        raise ArgumentError("give a text to continue, e.g.: llcuda run 'Once upon a time'")
-    text = sys.stdin.buffer.read().removesuffix(b"\n")
-    if not text:
-        raise ArgumentError("stdin is empty; give a text to continue")
-    return text
+def _model_and_prompt(words: list[str], model: str | None) -> tuple[str, str | None]:
+    """Return the model's name and the prompt that the arguments give, None without one."""
+    if "" in words:
+        raise ArgumentError("PROMPT is empty; give a text")
+    if model is None and (len(words) > 1 or (words and _names_model(words[0]))):
+        model, *words = words
+    elif model is None and words and len(words[0].split()) == 1 and words[0] != "-":
+        print_note(
+            f"no model is named {words[0]!r}, so it is a prompt for the demo model"
+            " (llcuda run MODEL PROMPT)"
+        )
+    return model or DEMO_NAME, " ".join(words) if words else None
 
 
-def _response_format(schema: Path | None, regex: str | None) -> dict[str, Any] | None:
-    if schema is None:
-        return None if regex is None else {"type": "regex", "regex": regex}
-    if regex is not None:
-        raise ArgumentError("give --json-schema or --regex, not both")
+def _names_model(word: str) -> bool:
+    """Return whether the single argument is a model, or looks so much like one that it is asked."""
+    from llcuda.hub.names import local_text
+    from llcuda.hub.registry import near_names
+    from llcuda.hub.resolver import parse
+
+    if path_exists(Path(word)) and Path(word).is_file():
+        return True
+    if len(word) > MAX_NAME or not re.fullmatch(r"[\w.~/:@=%+-]+", word, re.ASCII):
+        return word.lower().endswith(".gguf")
     try:
-        document = json.loads(schema.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ArgumentError(f"--json-schema {schema}: is not JSON: {error}") from None
-    return {"type": "json_schema", "json_schema": {"schema": document}}
+        parse(word)
+    except ModelNotFoundError:
+        return local_text(word) is not None or (len(word) > 2 and bool(near_names(word)))
+    except LlcudaError:  # a path or an address that is not a model
+        return True
+    return True
 
 
-def place_layers(
-    path: Path, gpu_layers: int | None, ctx_size: int | None, max_tokens: int
-) -> ModelParams:
-    """Return parameters that put layers on GPUs, by default as many as fit beside the context.
+def _prompt(given: str | None, options: TextOptions) -> bytes | None:
+    """Return the prompt with what stdin has; None if a chat has to ask for it.
 
-    Args:
-        path: The model's file.
-        gpu_layers: The number of layers on GPUs; None is as many as fit.
-        ctx_size: Tokens of context; None is `max_tokens`, at most what the model was trained on.
-        max_tokens: Tokens of the prompt and the answer at most.
+    It is bytes, so that the tokenizer gets exactly those of stdin.
     """
-    from llcuda.native import library
-    from llcuda.params import ModelParams
-
-    if gpu_layers is not None:
-        return ModelParams(gpu_layers=gpu_layers)
-    from llcuda.device import check_gpu_compatibility
-    from llcuda.engine.autofit import fit, log_unused_gpu
-
-    if all(device.kind != "gpu" for device in library.devices()):
-        log_unused_gpu(check_gpu_compatibility())
-        return ModelParams()
-    from llcuda.engine.config import EngineConfig
-    from llcuda.native.estimate import read_facts
-
-    config = EngineConfig.from_kwargs(
-        ctx_size=ctx_size or min(max_tokens, read_facts(path).train_ctx_size)
-    )
-    return fit(config, path).config.model
+    if given is None or given == "-":
+        if given is None and is_terminal(sys.stdin):
+            return None
+        if not (text := read_stdin()):
+            raise ArgumentError("stdin is empty; give a text, e.g.: llcuda run demo 'One day'")
+        return text
+    prompt = given.encode("utf-8", "surrogateescape")
+    if is_terminal(sys.stdin) or _is_an_option(options):
+        return prompt
+    _note_wait()
+    text = read_stdin()
+    return prompt + b"\n\n" + text if text else prompt
 
 
-def stream_text(engine: Engine, request: Request, *, silent: bool) -> tuple[str, str]:
-    """Print the text of a request while it is generated; Ctrl-C cancels the request.
-
-    Args:
-        engine: The engine of the request.
-        request: The request to read.
-        silent: Whether to print nothing.
-
-    Returns:
-        The whole text and the reason of its end, "interrupted" after Ctrl-C.
-    """
-    pieces = []
-
-    def read() -> None:
-        for piece in request:
-            pieces.append(piece)
-            if not silent:
-                print(piece, end="", flush=True)
-
+def _is_an_option(options: TextOptions) -> bool:
+    """Return whether stdin is the file of an option, such as --grammar /dev/stdin."""
     try:
-        read()
-        reason = request.result().finish_reason
-    except KeyboardInterrupt:
-        request.cancel()
-        engine.context.cancel()  # a long prompt decodes for many seconds
-        with contextlib.suppress(DecodeAbortedError):
-            read()
+        here = os.fstat(0)
+    except OSError:  # closed
+        return False
+    return any(os.path.samestat(here, path.stat()) for path in options.files())
+
+
+def _note_wait() -> None:
+    """Say that stdin is read when a pipe has nothing for some time, to somebody who watches."""
+    if sys.stdin is not None and is_terminal(sys.stderr):
+        ready, _, _ = select.select([sys.stdin], [], [], WAIT_SECONDS)
+        if not ready:
+            print_note("reading stdin, to append it to the prompt (</dev/null: nothing)")
+
+
+def _continue(
+    engine: Engine, prompt: bytes, options: TextOptions, parameters: dict[str, Any], special: bool
+) -> Request:
+    """Queue the continuation of a prompt."""
+    from llcuda.engine.engine import tokenize_prompt
+
+    for option in ("system", "chat_template"):
+        if getattr(options, option) is not None:
+            name = option.replace("_", "-")
+            raise ArgumentError(f"--{name}: a continuation has no chat template; leave it out")
+    if options.overflow == "drop":
+        raise ArgumentError("--overflow drop: only a chat has turns; give error or shift")
+    tokens = tokenize_prompt(engine.model, prompt, special, engine.params.ctx_size)
+    parameters = {"max_tokens": CONTINUATION_TOKENS, **parameters}
+    with options.format_errors():
+        return engine.submit(tokens, overflow=options.overflow or "error", **parameters)
+
+
+def _answer(
+    engine: Engine, prompt: bytes, options: TextOptions, parameters: dict[str, Any]
+) -> Chat[Any]:
+    """Queue the answer to a prompt."""
+    messages = [{"role": "user", "content": prompt.decode(errors="replace")}]
+    if options.system:
+        messages.insert(0, {"role": "system", "content": options.system})
+    overflow = options.overflow or "error"
+    with options.format_errors():
+        return engine.chat(messages, template=options.template(), overflow=overflow, **parameters)
+
+
+def _show(
+    engine: Engine, handle: Chat[Any] | Request, parameters: dict[str, Any], *, as_json: bool
+) -> bool:
+    """Print a text, or its document, and return whether Ctrl-C stopped it."""
+    from llcuda.cli.markdown import PlainWriter, answer_writer
+    from llcuda.engine.request import Request
+
+    is_raw = isinstance(handle, Request)
+    request: Any = handle if is_raw else handle.request  # type: ignore[union-attr]
+    contents: list[str] = []
+    reasoning: list[str] = []
+    with contextlib.ExitStack() as stack:
+        writer: Any = None
+        if not as_json:
+            writer = stack.enter_context(PlainWriter() if is_raw else answer_writer())
+
+        def show(piece: Any) -> None:
+            content, thoughts = (piece, "") if is_raw else (piece.content, piece.reasoning)
+            contents.append(content)
+            reasoning.append(thoughts)
+            if writer is not None:
+                writer.add(content, thoughts)
+
+        is_stopped = show_text(handle, engine.context, show)
+    if is_stopped:
         reason = "interrupted"
-    if not silent:
-        print(flush=True)
-    return "".join(pieces), reason
-
-
-def _document(engine: Engine, request: Request, text: str, reason: str) -> dict[str, Any]:
-    """Return the document of --json."""
-    return {
-        "model": str(engine.model.path),
-        "text": text,
-        "tokens_generated": len(request.tokens),
-        "prompt_tokens": request.prompt_tokens,
-        "finish_reason": reason,
-        "seed": request.seed,
-        "timings": engine.context.timings.as_dict(),
-    }
+    else:
+        reason = end_of(
+            request.result().finish_reason, has_limit=is_raw or "max_tokens" in parameters
+        )
+    if as_json:
+        document = {
+            "model": str(engine.model.path),
+            "text": "".join(contents),
+            **({"reasoning": "".join(reasoning)} if any(reasoning) else {}),
+            "tokens_generated": len(request.tokens),
+            "prompt_tokens": request.prompt_tokens,
+            "finish_reason": reason,
+            "seed": request.seed,
+            "timings": engine.context.timings.as_dict(),
+        }
+        print(json.dumps(document, ensure_ascii=False))
+    elif reason == "context":
+        print_note(f"({ENDED[reason]})")
+    return is_stopped

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import fcntl
 import json
-import os
-import pty
 import re
-import select
 import stat
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import llcuda
 from llcuda.cli.chat_commands import Conversation
 from llcuda.cli.markdown import MarkdownWriter, complete_length, printable
 from llcuda.errors import ArgumentError
-from tests.support.waiting import PATIENCE
+from tests.support import models
+from tests.support.terminal import Terminal, terminal
 
 COMMAND = [sys.executable, "-m", "llcuda", "chat", "demo", "--threads", "1"]
 ENDLESS = "/set grammar root ::= [a-z ] root"
+PROMPT = "\n> "  # below the line that was typed
 
 
 def piped(*lines: str | bytes, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[bytes]:
@@ -54,8 +52,8 @@ def test_the_conversation_goes_on(tmp_path: Path) -> None:
     messages = json.loads(path.read_text())["messages"]
     assert ["system", "user", "assistant", "user", "assistant"] == [m["role"] for m in messages]
     again = piped(f"/load {path}", "/regenerate", "/stats", options=("--temperature", "0"))
-    loaded, answer, stats = again.stdout.decode().splitlines()
-    assert (loaded, answer) == ("5 messages", messages[-1]["content"])
+    loaded, stats = again.stderr.decode().splitlines()
+    assert ("5 messages", messages[-1]["content"]) == (loaded, again.stdout.decode().strip())
     assert re.match(r"prompt \d+ tokens, .* first token after \d.*; stop; seed \d+", stats)
 
 
@@ -78,6 +76,9 @@ REFUSED = [
     ("/load /no/such/file", "cannot read /no/such/file: No such file"),
     ("/load /dev", "cannot read /dev"),
     ("/load /etc/hostname", "is not a JSON document"),
+    ("/retry", "there is no question yet"),
+    ("/copy", "there is no answer yet"),
+    ("/model /no/such.gguf", "GGUF file not found: /no/such.gguf"),
     ("/regenerate", "there is no question yet"),
     ("/clear all", "this command takes no arguments"),
     ("word " * 20_000, "tokens"),
@@ -95,10 +96,13 @@ def test_errors_are_one_message() -> None:
     assert result.stdout.strip()
 
 
-def test_bytes_that_are_no_text() -> None:
-    """Invalid UTF-8 and control characters are a message like any."""
-    result = piped(b"caf\xe9 \xff\x00\x1b[2J\n", "Hello")
-    assert result.returncode == 0, result.stderr.decode()
+def test_bytes_that_are_not_utf8() -> None:
+    """Latin-1 and control characters are a message like any; binary data ends the chat."""
+    result = piped(b"caf\xe9 \xff\x1b[2J\n", "Hello", b"\x89PNG\r\n\x1a\n\0\0\n", "Hello")
+    assert (2, b"error: stdin is binary data (it has zero bytes); give a text\n") == (
+        result.returncode,
+        result.stderr,
+    )
     assert len(result.stdout.splitlines()) >= 2
 
 
@@ -199,126 +203,145 @@ def test_markdown_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["I think.[2J", "Title", "Some bold text.", "1 one", "2 two", "a = 1"] == seen
 
 
-def visible(text: str) -> str:
-    """Return what a terminal gets without its control sequences."""
-    return re.sub(r"\x1b\[[\d;?]*\w", "", text)
-
-
-class Terminal:
-    """A process in a terminal of its own."""
-
-    def __init__(self, *options: str, home: Path) -> None:
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, b"\x18\x00\x50\x00\0\0\0\0")  # 24 x 80
-        environment = {**os.environ, "XDG_STATE_HOME": str(home), "TERM": "xterm"}
-        self._process = subprocess.Popen(
-            [*COMMAND, *options],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-        os.close(slave)
-        self.text = ""
-
-    def send(self, keys: str) -> None:
-        """Type."""
-        self.text = ""
-        os.write(self._master, keys.encode())
-
-    def waits(self, *said: str, letters: int = 0) -> str:
-        """Return what is shown since the last keys, when each of `said` and `letters` are there."""
-        deadline = time.monotonic() + PATIENCE
-        while not all(part in self.text for part in said) or len(visible(self.text)) < letters:
-            assert time.monotonic() < deadline, self.text
-            if select.select([self._master], [], [], 0.1)[0]:
-                self.text += os.read(self._master, 65536).decode(errors="replace")
-        return self.text
-
-    def ends(self) -> int:
-        """Return the status."""
-        with contextlib.suppress(OSError):  # the terminal has gone
-            while os.read(self._master, 65536):
-                pass
-        return self._process.wait(120)
-
-    def close(self) -> None:
-        """End it if it runs still."""
-        self._process.kill()
-        self._process.wait()
-        os.close(self._master)
-
-
 @contextlib.contextmanager
-def terminal(home: Path, *options: str) -> Iterator[Terminal]:
-    """Start a chat and wait until it asks."""
-    opened = Terminal(*options, home=home)
-    try:
-        opened.waits("/help for help", "> ")
-        yield opened
-    finally:
-        opened.close()
+def chatting(home: Path, *options: str, **variables: str) -> Iterator[Terminal]:
+    """Start a chat in a terminal and wait until it asks."""
+    with terminal(home, "chat", "demo", "--threads", "1", *options, **variables) as chat:
+        chat.waits("/help for help", PROMPT)
+        yield chat
 
 
 def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(tmp_path: Path) -> None:
     """What there is stays in the conversation; at the prompt Ctrl-C only says how to leave."""
-    with terminal(tmp_path, "--ctx-size", "40000") as chat:
+    with chatting(tmp_path, "--ctx-size", "40000") as chat:
         chat.send(f"{ENDLESS}\r")
-        chat.waits("grammar", "> ")
+        chat.waits("grammar", PROMPT)
         chat.send("Hello\r")
         chat.waits(letters=200)
         chat.send("\x03")
-        chat.waits("(stopped)", "> ")
+        chat.waits("(stopped)", PROMPT)
         chat.send("/stats\r")
         assert "cancelled" in chat.waits("seed")
         chat.send("/set grammar default\r")
-        chat.waits("grammar: the default", "> ")
+        chat.waits("grammar: the default", PROMPT)
         chat.send("And now?\r")
-        chat.waits("> ")
+        chat.waits(PROMPT)
         chat.send("half a line")
         chat.waits("half a line")
-        time.sleep(0.5)  # a signal between its echo and its wait, Python's readline sees late
         chat.send("\x03")
-        chat.waits("(Ctrl-D leaves)", "> ")
+        chat.waits("(Ctrl-D leaves)", PROMPT)
         chat.send("\x04")
         assert chat.ends() == 0
 
 
 def test_history(tmp_path: Path) -> None:
     """Lines can be called up again, in a later process too; nobody else may read them."""
-    with terminal(tmp_path) as chat:
+    with chatting(tmp_path) as chat:
         chat.send("/stats\r")
-        chat.waits("no answer yet", "> ")
+        chat.waits("no answer yet", PROMPT)
         chat.send("/exit\r")
         assert chat.ends() == 0
     path = tmp_path / "llcuda" / "chat_history"
     assert path.read_text().splitlines()[-2:] == ["/stats", "/exit"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with terminal(tmp_path) as chat:
+    with chatting(tmp_path) as chat:
         chat.send("\x1b[A\x1b[A\r")
-        chat.waits("no answer yet", "> ")
+        chat.waits("no answer yet", PROMPT)
         chat.send("/sta\t\r")
-        chat.waits("no answer yet", "> ")
+        chat.waits("no answer yet", PROMPT)
         chat.send("/statz\x7fs\r")
-        chat.waits("no answer yet", "> ")
+        chat.waits("no answer yet", PROMPT)
 
 
 def test_without_a_place_for_the_history(tmp_path: Path) -> None:
     """A folder that cannot be made, or a history that is none, keeps nobody from talking."""
     (tmp_path / "llcuda").write_bytes(b"\xff\xfe no folder")
-    with terminal(tmp_path) as chat:
+    with chatting(tmp_path) as chat:
         chat.send("/stats\r")
-        chat.waits("no answer yet", "> ")
+        chat.waits("no answer yet", PROMPT)
         chat.send("\x04")
         assert chat.ends() == 0
 
 
 def test_an_answer_in_a_terminal(tmp_path: Path) -> None:
     """It is drawn while it is written, and then stands there whole."""
-    with terminal(tmp_path, "--temperature", "0") as chat:
+    with chatting(tmp_path, "--temperature", "0") as chat:
         chat.send("Hello\r")
-        shown = chat.waits("> ")
+        shown = chat.waits(PROMPT)
         plain = piped("Hello", options=("--temperature", "0")).stdout.decode().strip()
-        assert plain.splitlines()[0][:40] in visible(shown)
+        assert plain.splitlines()[0][:40] in shown
+
+
+def test_a_paste_is_one_message(tmp_path: Path) -> None:
+    """So are lines between quotes, and lines that Alt-Enter joins."""
+    path = tmp_path / "talk.json"
+    with chatting(tmp_path, "-n", "4") as chat:
+        chat.send("\x1b[200~One day,\na fox\r\nran.\x1b[201~\r")
+        chat.waits("(ended: --max-tokens is reached)", PROMPT)
+        chat.send('"""Two\r')
+        chat.waits("\n. ")
+        chat.send('days"""\r')
+        chat.waits("(ended: --max-tokens is reached)", PROMPT)
+        chat.send("Three\x1b\rdays\r")
+        chat.waits("(ended: --max-tokens is reached)", PROMPT)
+        chat.send(f"/save {path}\r")
+        chat.waits("6 messages", PROMPT)
+    messages = json.loads(path.read_text())["messages"]
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    assert ["One day,\na fox\nran.", "Two\ndays", "Three\ndays"] == questions
+    with chatting(tmp_path) as chat:  # the history has them whole
+        chat.send("\x1b[A\x1b[A")
+        chat.waits("> Three", "days")
+
+
+def test_the_context_is_shown_and_the_oldest_turns_are_dropped(tmp_path: Path) -> None:
+    """With the option that changes it; `--overflow error` refuses instead."""
+    lines, sizes = ["Tell me a story."] * 4, ("--ctx-size", "160", "-n", "60")
+    result = piped(*lines, options=(*sizes, "--temperature", "0"))
+    notes = result.stderr.decode()
+    assert 0 == result.returncode
+    assert re.search(
+        r"context of 160 tokens is full: the model no longer sees the oldest \d ", notes
+    )
+    assert "error" not in notes
+    refused = piped(*lines, options=(*sizes, "--overflow", "error")).stderr.decode()
+    assert "tokens, prompt and answer may have 160; send less, or give a larger --ctx" in refused
+
+
+def test_another_model_in_the_same_conversation(tmp_path: Path) -> None:
+    """A file that cannot chat changes nothing."""
+    metadata, tensors = models.llama()
+    metadata.pop("tokenizer.chat_template")
+    base = models.write(tmp_path / "base.gguf", metadata, tensors)
+    other = tmp_path / "other.gguf"
+    other.symlink_to(llcuda.demo_model())
+    result = piped("Hello", f"/model {base}", "Hello", f"/model {other}", "/retry", "/model")
+    refused, *shown = result.stderr.decode().splitlines()
+    assert "error: base.gguf has no chat template, so it cannot chat; give --chat" in refused
+    assert ["other.gguf, context of"] * 2 == [line[:22] for line in shown]
+    assert 3 == len(result.stdout.decode().strip().splitlines())
+
+
+def test_copy(tmp_path: Path) -> None:
+    """Without a desktop the terminal gets the text to copy."""
+    with chatting(tmp_path, "--temperature", "0", DISPLAY="", WAYLAND_DISPLAY="") as chat:
+        chat.send("Hello\r")
+        answer = chat.waits(PROMPT).splitlines()[1].strip()
+        chat.send("/copy\r")
+        chat.waits("characters to the terminal", PROMPT)
+        sequence = re.search(r"\x1b\]52;c;([\w+/=]+)\x07", chat.text)
+        assert sequence
+        assert answer == base64.b64decode(sequence[1]).decode().strip()
+
+
+def test_a_terminal_without_cursor_and_utf8(tmp_path: Path) -> None:
+    """Answers are plain text there, and characters that cannot be shown are replaced."""
+    template = tmp_path / "say.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    variables = {"TERM": "dumb", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    with chatting(tmp_path, "--chat-template", str(template), "-n", "4", **variables) as chat:
+        chat.send("Zo\xeb\r")
+        chat.waits("(ended: --max-tokens is reached)", PROMPT)
+        assert "\x1b[" not in chat.text.replace("\x1b[?2004h", "")
+        chat.send("\x04")
+        assert chat.ends() == 0

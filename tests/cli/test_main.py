@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -16,13 +15,12 @@ from typer.testing import CliRunner
 import llcuda
 from llcuda import Engine, Model, server
 from llcuda.cli import serve
-from llcuda.cli.run import place_layers, stream_text
-from llcuda.engine import autofit
+from llcuda.cli.answer import show_text
 from llcuda.errors import DecodeAbortedError
-from llcuda.native import library
 from llcuda.native.c_params import SMALL_MODEL, threads_for
 from llcuda.params import default_threads
 from llcuda.server import log
+from tests.support.commands import call
 from tests.support.waiting import eventually
 
 
@@ -76,9 +74,9 @@ def test_run_reads_stdin_and_prints_json() -> None:
 def test_run_is_the_engine() -> None:
     """The text, its end and its counts are those of a request to the engine."""
     prompt = "Once upon a time there was a fox. " * 30
-    result = llcuda_command("run", prompt, "-n", "30", "--json", "--seed", "2", "--threads", "1")
-    document = json.loads(result.stdout)
-    with Model("demo") as model, Engine(model, ctx_size=1024, ubatch_size=512, threads=1) as engine:
+    options = ("--raw", "-n", "30", "--json", "--seed", "2", "--threads", "1")
+    document = json.loads(llcuda_command("run", prompt, *options).stdout)
+    with Model("demo") as model, Engine(model, ctx_size=2048, ubatch_size=128, threads=1) as engine:
         done = engine.submit(prompt, max_tokens=30, seed=2).result(120)
     assert (document["text"], document["finish_reason"]) == (done.text, done.finish_reason)
     assert document["tokens_generated"] == len(done.tokens)
@@ -87,7 +85,7 @@ def test_run_is_the_engine() -> None:
 
 def test_a_text_may_fill_its_context() -> None:
     """It ends there, with the reason "context"."""
-    arguments = ("run", "Once", "-n", "50", "--ctx-size", "8", "--json", "--temperature", "0")
+    arguments = ("run", "Once", "-n", "50", "--ctx-size", "8", "--json", "--raw")
     document = json.loads(llcuda_command(*arguments).stdout)
     assert document["finish_reason"] == "context"
     assert document["prompt_tokens"] + document["tokens_generated"] == 8
@@ -96,14 +94,14 @@ def test_a_text_may_fill_its_context() -> None:
 def test_run_ends_by_itself() -> None:
     """The demo model ends its turn."""
     chat = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
-    result = llcuda_command("run", chat, "--temperature", "0", "--json")
+    result = llcuda_command("run", chat, "--raw", "--temperature", "0", "--json")
     assert json.loads(result.stdout)["finish_reason"] == "stop"
 
 
 def test_control_tokens_in_a_prompt() -> None:
     """They are read as such; --no-special reads them as text."""
     counts = []
-    for options in ([], ["--special"], ["--no-special"]):
+    for options in (["--raw"], ["--special"], ["--no-special"]):
         result = llcuda_command("run", "<|im_end|>", *options, "-n", "1", "--json")
         counts.append(json.loads(result.stdout)["prompt_tokens"])
     assert [2, 2, 6] == counts
@@ -138,8 +136,8 @@ def test_grammar_file(tmp_path: Path) -> None:
 
 def endless(*arguments: str) -> subprocess.Popen[bytes]:
     """Start a text that a grammar keeps from ending."""
-    command = [sys.executable, "-m", "llcuda", "run", "Once", "-n", "40000", "--ctx-size", "40000"]
-    command += ["--grammar", "/dev/stdin", "--seed", "1", *arguments]
+    command = [sys.executable, "-m", "llcuda", "run", "demo", "Once", "-n", "40000"]
+    command += ["--ctx-size", "40000", "--grammar", "/dev/stdin", "--seed", "1", *arguments]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -186,23 +184,12 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
 
         request = engine.submit(list(range(300, 400)) * 300)
         threading.Thread(target=press).start()
-        assert stream_text(engine, request, silent=True) == ("", "interrupted")
+        pieces: list[str] = []
+        assert show_text(request, engine.context, pieces.append)
+        assert [] == pieces
         with pytest.raises(DecodeAbortedError):
             request.result(0)
         assert engine.submit("One day", max_tokens=2).result(120).tokens
-
-
-def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As asked, else by load_model's rules, which keep off a GPU that is too old."""
-    path = llcuda.demo_model()
-    assert place_layers(path, 3, ctx_size=256, max_tokens=300).gpu_layers == 3
-    monkeypatch.setattr(library, "devices", list)
-    assert place_layers(path, None, ctx_size=256, max_tokens=300).gpu_layers is None
-    old = dict.fromkeys(("platform", "gpu_name", "compute_capability", "reason"), "old")
-    monkeypatch.setattr(autofit, "check_gpu_compatibility", lambda: {"compatible": 0, **old})
-    monkeypatch.setattr(library, "devices", lambda: [SimpleNamespace(kind="gpu")])
-    for ctx_size in (256, None):
-        assert place_layers(path, None, ctx_size, max_tokens=2**40).gpu_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -216,15 +203,6 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "-n", "0", "x"], 2, "error: --max-tokens 0: expected a number at least 1"),
         (["run", "-n", "y", "x"], 2, "error: --max-tokens y: expected a whole number"),
         (["run", "--top-p", "y", "x"], 2, "error: --top-p y: expected a number"),
-        (["serve", "--port", "70000"], 2, "error: --port 70000: expected a number at most 65535"),
-        (["serve", "--pooling", "max"], 2, "error: --pooling 'max': expected one of mean, cls"),
-        (["serve", "--max-body", "0"], 2, "error: --max-body 0: expected a whole number at least"),
-        (["serve", "--max-bodies", "1"], 2, "error: --max-bodies 1000000: expected a whole number"),
-        (["serve", "--body-timeout", "0"], 2, "error: --body-timeout 0.0: expected a number at"),
-        (["serve", "--idle-timeout", "0"], 2, "error: --idle-timeout 0.0: expected a number at"),
-        (["serve", "--log-level", "loud"], 2, "error: --log-level 'loud': expected one of debug,"),
-        (["serve", "--log-format", "xml"], 2, "error: --log-format 'xml': expected one of text,"),
-        (["serve", "--api-key-file", "/no/such"], 2, "file '/no/such' does not exist"),
         (["run", "-n", "99999999999", "x"], 2, "--max-tokens 99999999999: expected"),
         (["run", "--seed", "-1", "x"], 2, "--seed -1: expected"),
         (["run", "--threads", "1000", "x"], 2, "--threads 1000: expected"),
@@ -239,13 +217,35 @@ def test_layers_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--json-schema", "/no/such.json", "x"], 2, "does not exist"),
         (["run", "--json-schema", __file__, "x"], 2, "is not JSON"),
         (["run", "--regex", "(", "x"], 2, "error: --regex: at 1(8): invalid regex"),
-        (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "not both"),
+        (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "give one of --json-schema"),
         (["bench", "--compare", "/no"], 2, "--compare '/no': cannot be read: No such file"),
         (["nonsense"], 2, "No such command"),
     ],
 )
 def test_errors_are_one_message(arguments: list[str], status: int, message: str) -> None:
     """A wrong argument or file is a message on stderr and a status, never a trace."""
+    result = call(*arguments)
+    shown = " ".join(result.stderr.replace("│", " ").split())
+    assert (status, True) == (result.status, message in shown), shown
+    assert "" == result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["serve", "--port", "70000"], 2, "error: --port 70000: expected a number at most 65535"),
+        (["serve", "--pooling", "max"], 2, "error: --pooling 'max': expected one of mean, cls"),
+        (["serve", "--max-body", "0"], 2, "error: --max-body 0: expected a whole number at least"),
+        (["serve", "--max-bodies", "1"], 2, "error: --max-bodies 1000000: expected a whole number"),
+        (["serve", "--body-timeout", "0"], 2, "error: --body-timeout 0.0: expected a number at"),
+        (["serve", "--idle-timeout", "0"], 2, "error: --idle-timeout 0.0: expected a number at"),
+        (["serve", "--log-level", "loud"], 2, "error: --log-level 'loud': expected one of debug,"),
+        (["serve", "--log-format", "xml"], 2, "error: --log-format 'xml': expected one of text,"),
+        (["serve", "--api-key-file", "/no/such"], 2, "file '/no/such' does not exist"),
+    ],
+)
+def test_errors_of_serve(arguments: list[str], status: int, message: str) -> None:
+    """In a process of its own, because it changes the logging."""
     result = llcuda_command(*arguments)
     shown = " ".join(result.stderr.decode().replace("│", " ").split())
     assert (result.returncode, message in shown) == (status, True), shown

@@ -1,0 +1,341 @@
+"""The options that `run` and `chat` share, each declared once, and the model that they load."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from llcuda.cli.console import MODEL, DecodeThreads
+from llcuda.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from llcuda.inference import InferenceEngine
+
+Options = TypeVar("Options")
+
+CHAT, FORMAT, SAMPLING = "Chat", "Length and format", "Sampling"
+OVERFLOWS = ("drop", "error", "shift")
+
+
+def takes_options(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command the fields of a dataclass as options.
+
+    The command gets them as one object, its argument `options`.
+
+    Args:
+        kind: The dataclass, whose annotations are typer's.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in hints}
+            function(options=kind(**given), **arguments)
+
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        shared = [
+            inspect.Parameter(
+                item.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=item.default,
+                annotation=hints[item.name],
+            )
+            for item in fields(kind)  # type: ignore[arg-type]
+        ]
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in (*(p for p in own if p.name != "options"), *shared)
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """The options of a command that generates text."""
+
+    system: Annotated[
+        str | None,
+        typer.Option("--system", "-s", help="System prompt.", metavar="TEXT", rich_help_panel=CHAT),
+    ] = None
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="A file with a Jinja template, or the name of one of the model's templates.",
+            metavar="FILE",
+            rich_help_panel=CHAT,
+        ),
+    ] = None
+    overflow: Annotated[
+        str | None,
+        typer.Option(
+            help="When the context is full: drop the oldest turns, error, or shift (drop the older"
+            " half of the tokens and go on). Default: drop in a chat, error otherwise.",
+            metavar="|".join(OVERFLOWS),
+            rich_help_panel=CHAT,
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            min=1,
+            help="Longest answer. Default: what the context has left; 256 for a continuation.",
+            metavar="TOKENS",
+            rich_help_panel=FORMAT,
+        ),
+    ] = None
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the JSON schema that an answer follows.",
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            rich_help_panel=FORMAT,
+        ),
+    ] = None
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression that the whole answer matches.",
+            metavar="REGEX",
+            rich_help_panel=FORMAT,
+        ),
+    ] = None
+    grammar: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the GBNF grammar that an answer follows.",
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            rich_help_panel=FORMAT,
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Higher is more varied; 0 = always the most probable token. Default: 0.7.",
+            metavar="NUMBER",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="Choose among the k most probable tokens; 0 = all. Default: 40.",
+            metavar="TOKENS",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose among the fewest tokens whose probabilities add up to at least this;"
+            " 1 = all. Default: 0.9.",
+            metavar="0-1",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose among the tokens at least this many times as probable as the most"
+            " probable one, e.g. 0.05; 0 = all. Default: 0.",
+            metavar="0-1",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    repeat_penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="Above 1: tokens of the last 64 are less probable; 1 = off. Default: 1.",
+            metavar="NUMBER",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="The same seed gives the same text. Default: a random one.",
+            metavar="NUMBER",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+    ctx_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Context: prompt and answers together. Default: what the model was trained on,"
+            " as far as memory allows.",
+            metavar="TOKENS",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Layers on the GPU; 0 = none. Default: all that fit.",
+            metavar="LAYERS",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA adapter's GGUF file, also FILE=SCALE; may be repeated.",
+            metavar="FILE",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    threads: DecodeThreads = None
+
+    def files(self) -> list[Path]:
+        """Return the files that options name."""
+        names = (self.chat_template, self.json_schema, self.grammar)
+        return [path for name in names if name is not None and (path := Path(name)).is_file()]
+
+    def generation(self) -> dict[str, Any]:
+        """Return the keywords of `Engine.submit` and `Engine.chat`: sampling, format, length.
+
+        Raises:
+            ArgumentError: A value is outside what is allowed, or options contradict each other.
+        """
+        from llcuda.engine.request import request_params
+
+        if self.overflow is not None and self.overflow not in OVERFLOWS:
+            expected = ", ".join(OVERFLOWS)
+            raise ArgumentError(f"--overflow {self.overflow}: expected one of {expected}")
+        grammar = None if self.grammar is None else self.grammar.read_text(encoding="utf-8")
+        given: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repeat_penalty": self.repeat_penalty,
+            "seed": self.seed,
+            "grammar": grammar,
+        }
+        parameters = {name: value for name, value in given.items() if value is not None}
+        request_params(parameters)
+        if response_format := self._response_format():
+            parameters["response_format"] = response_format
+        return parameters
+
+    def _response_format(self) -> dict[str, Any] | None:
+        if sum(value is not None for value in (self.json_schema, self.regex, self.grammar)) > 1:
+            raise ArgumentError("give one of --json-schema, --regex and --grammar")
+        if self.regex is not None:
+            return {"type": "regex", "regex": self.regex}
+        if self.json_schema is None:
+            return None
+        try:
+            document = json.loads(self.json_schema.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, RecursionError) as error:
+            problem = f"--json-schema {self.json_schema}: is not JSON: {error}"
+            raise ArgumentError(problem) from None
+        return {"type": "json_schema", "json_schema": {"schema": document}}
+
+    def template(self) -> str | None:
+        """Return the text of the chat template's file, or the name that was given."""
+        name = self.chat_template
+        if name is None or not Path(name).is_file():
+            return name
+        return Path(name).read_text(encoding="utf-8")
+
+    @contextmanager
+    def format_errors(self) -> Iterator[None]:
+        """Name the option in an error of the format that it gave."""
+        try:
+            yield
+        except ArgumentError as error:
+            if error.parameter != "response_format":
+                raise
+            option = "--json-schema" if self.regex is None else "--regex"
+            problem = error.problem.removeprefix("response_format: ")
+            raise ArgumentError(f"{option}: {problem}", remedy=error.remedy) from None
+
+    def load(self, engine: InferenceEngine, path: Path, needed: int | None = None) -> None:
+        """Load a model as the options say, in place of the one before.
+
+        Args:
+            engine: The engine that loads it.
+            path: The model's file.
+            needed: Tokens that are needed at most, where that is known. If that is less than the
+                automatic context, the context is as small.
+        """
+        from llcuda.engine.config import CTX_SIZE
+        from llcuda.progress import is_visible
+
+        size = self.ctx_size
+        if size is None and needed is not None and needed <= CTX_SIZE:
+            size = needed
+        adapters = [_adapter(given) for given in self.adapter or ()]
+        threads: dict[str, Any] = {} if self.threads is None else {"threads": self.threads}
+        engine.load_model(
+            path,
+            ctx_size=size,
+            gpu_layers=self.gpu_layers,
+            verbose=False,
+            progress=is_visible(),
+            **threads,
+        )
+        apply_adapters(engine, adapters)
+
+
+def has_template(path: Path) -> bool:
+    """Return whether a model's file has a chat template.
+
+    Args:
+        path: The file.
+    """
+    from llcuda.chat.template import KEY
+    from llcuda.gguf_parser import GGUFReader
+
+    with GGUFReader(path, split=False) as reader:
+        return any(key.startswith(KEY) for key in reader.metadata)
+
+
+def _adapter(given: str) -> tuple[str, float]:
+    """Return the file and the scale of an adapter's option."""
+    path, equals, scale = given.rpartition("=")
+    if not equals or Path(given).exists():
+        return given, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:
+        raise ArgumentError(
+            f"--adapter {given}: expected FILE or FILE=SCALE, with a number as the scale"
+        ) from None
+
+
+def apply_adapters(engine: InferenceEngine, adapters: list[tuple[str, float]]) -> None:
+    """Load adapters and apply them to the model of an engine.
+
+    Args:
+        engine: The engine.
+        adapters: The file and the scale of each.
+    """
+    from llcuda.native.adapter import Adapter
+
+    if adapters:
+        scales: Mapping[Adapter, float] = {
+            Adapter(engine.model, path): scale for path, scale in adapters
+        }
+        engine.engine.context.set_adapters(scales)

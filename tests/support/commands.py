@@ -1,0 +1,54 @@
+"""Commands of llcuda in the test's own process, which costs less than a process for each."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+from llcuda.cli.main import main
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended: its exit status, and what it wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def call(*arguments: str, text: bytes = b"") -> Finished:
+    """Run a command, errors and exit status included.
+
+    Args:
+        *arguments: The arguments of llcuda.
+        text: What stdin has.
+    """
+    streams = [io.TextIOWrapper(io.BytesIO(data), encoding="utf-8") for data in (text, b"", b"")]
+    status = 0
+    with _standard_streams(*streams), mock.patch.object(sys, "argv", ["llcuda", *arguments]):
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+    outputs = []
+    for stream in streams[1:]:
+        stream.flush()
+        outputs.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return Finished(status, *outputs)
+
+
+@contextlib.contextmanager
+def _standard_streams(stdin: io.TextIOWrapper, *others: io.TextIOWrapper) -> Iterator[None]:
+    stdout, stderr = others
+    with (
+        mock.patch.object(sys, "stdin", stdin),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        mock.patch.dict("os.environ", {"COLUMNS": "300"}),  # typer breaks messages at the width
+    ):
+        yield
