@@ -211,7 +211,7 @@ class ChatREPL:
     def _description(self) -> str:
         engine = self._engine.engine
         return (
-            f"{engine.model.path.name}, context of {engine.params.ctx_size:,} tokens"
+            f"{engine.model.path.name}, context of {engine.ctx_size:,} tokens"
             " (--ctx-size changes it)"
         )
 
@@ -230,7 +230,7 @@ class ChatREPL:
         chat = engine.chat(messages, template=self._options.template(), **conversation.parameters)
         if chat.dropped_messages > self._dropped:
             print_note(
-                f"(the context of {engine.params.ctx_size:,} tokens is full: the model no longer"
+                f"(the context of {engine.ctx_size:,} tokens is full: the model no longer"
                 f" sees the oldest {chat.dropped_messages} messages; --ctx-size makes it larger)"
             )
         self._dropped = chat.dropped_messages

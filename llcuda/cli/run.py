@@ -220,7 +220,7 @@ def _continue(
             raise ArgumentError(f"--{name}: a continuation has no chat template; leave it out")
     if options.overflow == "drop":
         raise ArgumentError("--overflow drop: only a chat has turns; give error or shift")
-    tokens = tokenize_prompt(engine.model, prompt, special, engine.params.ctx_size)
+    tokens = tokenize_prompt(engine.model, prompt, special, engine.ctx_size)
     parameters = {"max_tokens": CONTINUATION_TOKENS, **parameters}
     with options.format_errors():
         return engine.submit(tokens, overflow=options.overflow or "error", **parameters)
