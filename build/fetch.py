@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def pip_download(
     return subprocess.run(
         command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
     )
+
+
+def by_address(address: str) -> bytes:
+    """Return what is at an address."""
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        content: bytes = answer.read()
+    return content
 
 
 def download(pin: dict[str, str], folder: Path) -> Path:

@@ -21,8 +21,6 @@ import sys
 import tarfile
 import tempfile
 import tomllib
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -30,7 +28,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from fetch import pip_download
+from fetch import by_address, pip_download
 
 HERE = Path(__file__).resolve().parent
 Version = tuple[int, int]
@@ -287,13 +285,6 @@ def by_apt(deb: dict[str, Any], archive: str, work: Path) -> bytes:
         )
     (package,) = (state / "deb").iterdir()
     return package.read_bytes()
-
-
-def by_address(address: str) -> bytes:
-    """Return what is at an address."""
-    with urllib.request.urlopen(address, timeout=60) as answer:
-        content: bytes = answer.read()
-    return content
 
 
 def unpack_deb(content: bytes, files: dict[str, str], toolkit: Path) -> None:

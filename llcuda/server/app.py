@@ -39,7 +39,7 @@ from llcuda.server.errors import ApiError
 from llcuda.server.metrics import metrics_text
 from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuardMiddleware, Traffic
 from llcuda.server.models import LoadedModel, ModelPool, ModelSpec
-from llcuda.server.page import page_response
+from llcuda.server.page import page_routes
 from llcuda.server.protocol import (
     ChatBody,
     CompletionBody,
@@ -127,6 +127,7 @@ def create_app(
     app.state.bodies = bodies
     app.include_router(_text_routes(service))
     app.include_router(_model_routes(service))
+    app.include_router(page_routes())
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(
@@ -265,10 +266,6 @@ def _model_routes(service: Service) -> APIRouter:
         media_type = "text/plain; version=0.0.4; charset=utf-8"
         text = metrics_text(service.models, service.traffic)
         return PlainTextResponse(text, media_type=media_type)
-
-    @router.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return page_response()
 
     return router
 

@@ -20,8 +20,9 @@ from llcuda.params import check_number, wrong_value
 from llcuda.server.answer import RECORD, ResponseWriter
 from llcuda.server.errors import RETRY_SECONDS, ApiError, translate_and_log
 from llcuda.server.log import CLIENT_LEFT, RequestRecord
+from llcuda.server.page import PREFIX
 
-KEYLESS_PATHS = ("/", "/health")
+KEYLESS_PATHS = ("/", "/health")  # besides the page's files
 MIN_SECONDS = 0.001
 FREE_BYTES = 2**16  # of each body that do not count; `Limits.requests` bounds these
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -145,7 +146,8 @@ class RequestGuardMiddleware:
         """Return what gives the application the whole body. Raises ApiError."""
         headers = dict(scope["headers"])
         self._check_host(headers)
-        if scope["path"] not in KEYLESS_PATHS:
+        path = scope["path"]
+        if path not in KEYLESS_PATHS and not path.startswith(PREFIX):
             self._check_key(headers)
             if self._traffic.active > self._limits.requests:
                 busy = "the server is busy; try again later"

@@ -49,7 +49,7 @@ class Browser:
 
     def waits(self, script: str, *arguments: Any) -> bool:
         """Wait until a script returns something."""
-        return eventually(lambda: bool(self.run(script, *arguments)), 60)
+        return eventually(lambda: bool(self.run(script, *arguments)))
 
     def press(self, keys: str) -> None:
         """Type into what has the focus."""
