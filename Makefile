@@ -11,7 +11,7 @@ NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pypr
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
+.PHONY: demo test real page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -23,6 +23,11 @@ test: $(INSTALLED)
 real: $(INSTALLED)
 	$(if $(MODELS),,$(error make real MODELS=FOLDER: a folder with the two models that the Makefile names))
 	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v
+
+# The chat page in Chromium; pictures of it are left in .build/page.
+page: $(INSTALLED)
+	mkdir -p .build/page
+	LLCUDA_PAGE_SHOTS="$(abspath .build/page)" $(BIN)/python -m pytest tests/server/test_page.py tests/server/test_page_browser.py -v -rs
 
 # REQUESTS, INPUTS: how many of each
 stress: $(INSTALLED)

@@ -29,7 +29,7 @@ PINS = Path(__file__).resolve().parent / "page.toml"
 FOLDER = VENDOR / "page"
 STAMP = ".llcuda-pins"
 REGISTRY = "https://registry.npmjs.org"
-WITHOUT = "-C cmake.define.LLCUDA_PAGE_LIBRARIES=OFF"
+WITHOUT = "--config-settings=cmake.define.LLCUDA_PAGE_LIBRARIES=OFF"
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def file_name(name: str, pin: dict[str, Any]) -> str:
 
 def package_bytes(name: str, pin: dict[str, Any]) -> bytes:
     """Return a package with the pinned checksum, from a file or from the registry."""
-    registry = os.environ.get("npm_config_registry") or REGISTRY
+    registry = os.environ.get("npm_config_registry") or REGISTRY  # noqa: SIM112  # npm's spelling
     own = os.environ.get("LLCUDA_PAGE_PACKAGES")
     source = f"{registry.rstrip('/')}/{name}/-/{file_name(name, pin)}"
     try:
@@ -96,7 +96,9 @@ def unpack(name: str, content: bytes, files: dict[str, str], folder: Path) -> No
             sink.write_bytes(source.read())
             missing.discard(pattern)
     if missing:
-        sys.exit(f"error: the package {name} lacks {', '.join(sorted(missing))}; mend build/page.toml")
+        sys.exit(
+            f"error: the package {name} lacks {', '.join(sorted(missing))}; mend build/page.toml"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LLAMA_CPP = ROOT / "vendor" / "llama.cpp"
+PAGE = ROOT / "vendor" / "page"
 
 
 def test_every_license_is_in_the_metadata_and_in_the_notice() -> None:
@@ -39,3 +40,19 @@ def test_a_license_is_that_of_the_pinned_source(license_file: str, source: str) 
         lines = [line.removeprefix("//").removeprefix(" ") for line in lines]
     text = (ROOT / "licenses" / license_file).read_text().splitlines()
     assert text == lines[: len(text)]
+
+
+@pytest.mark.parametrize(
+    ("license_file", "source"),
+    [
+        ("dompurify.txt", "purify.LICENSE"),
+        ("highlight.js.txt", "highlight.LICENSE"),
+        ("katex.txt", "katex.LICENSE"),
+        ("markdown-it.txt", "markdown-it.LICENSE"),
+    ],
+)
+def test_a_license_is_that_of_the_page_s_library(license_file: str, source: str) -> None:
+    """Another version may bring other words."""
+    if not (PAGE / source).is_file():
+        pytest.skip("the page's libraries are not here: a build fetches them")
+    assert (ROOT / "licenses" / license_file).read_text() == (PAGE / source).read_text()

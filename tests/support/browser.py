@@ -19,7 +19,8 @@ from tests.support.waiting import eventually
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
-ENTER, ESCAPE, RIGHT, TAB = "\ue007", "\ue00c", "\ue014", "\ue004"
+ENTER, ESCAPE, RIGHT, TAB, UP = "\ue007", "\ue00c", "\ue014", "\ue004", "\ue013"
+CONTROL, SHIFT = "\ue009", "\ue008"
 
 
 class Browser:
@@ -34,6 +35,25 @@ class Browser:
         answer = self._client.post(f"/session/{self._session}/{path}", json=body)
         assert answer.is_success, answer.text
         return answer.json()["value"]
+
+    def tabs(self) -> list[str]:
+        """Return the names of all tabs."""
+        names: list[str] = self._client.get(f"/session/{self._session}/window/handles").json()[
+            "value"
+        ]
+        return names
+
+    def new_tab(self) -> str:
+        """Open a tab and return its name."""
+        return str(self.ask("window/new", type="tab")["handle"])
+
+    def switch(self, name: str) -> None:
+        """Go on in another tab."""
+        self.ask("window", handle=name)
+
+    def close_tab(self) -> None:
+        """Close the tab; `switch` must follow."""
+        self._client.delete(f"/session/{self._session}/window")
 
     def open(self, url: str) -> None:
         """Load a page and wait for it."""
@@ -51,10 +71,13 @@ class Browser:
         """Wait until a script returns something."""
         return eventually(lambda: bool(self.run(script, *arguments)))
 
-    def press(self, keys: str) -> None:
-        """Type into what has the focus."""
+    def press(self, keys: str, held: str = "") -> None:
+        """Type into what has the focus, while other keys are held down."""
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self.ask("actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
+        before = [{"type": "keyDown", "value": key} for key in held]
+        after = [{"type": "keyUp", "value": key} for key in held]
+        keyboard = {"type": "key", "id": "keyboard", "actions": [*before, *actions, *after]}
+        self.ask("actions", actions=[keyboard])
 
     def click(self, selector: str) -> None:
         """Click the middle of an element with the mouse."""

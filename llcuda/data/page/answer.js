@@ -68,6 +68,7 @@ export class Run {
   #reason;
   tokens = []; // those that are not stored yet
   chunk = 0; // how many parts of the tokens are stored
+  saving = Promise.resolve(); // until the part is stored that is being written
 
   // changed: called after each event.
   constructor(message, body, changed) {

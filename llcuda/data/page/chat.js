@@ -74,17 +74,18 @@ export class Chat extends EventTarget {
     return true;
   }
 
-  // Writes rows of the store; a failure is shown, and the page goes on.
+  // Writes rows of the store; a failure is shown, and the page goes on. Returns whether they are kept.
   async #put(rows) {
     try {
       await this.#store.put(rows);
     } catch (error) {
       this.#tell("problem", `The browser cannot store this conversation (${error.message}). ` +
         "Export or delete conversations.");
-      return;
+      return false;
     }
     const changed = rows.messages?.[0]?.conversation ?? rows.conversations?.[0]?.id;
     if (changed) this.#others.postMessage(changed);
+    return true;
   }
 
   async #changedElsewhere(id) {
@@ -162,9 +163,8 @@ export class Chat extends EventTarget {
     this.#tell("list");
     this.#tell("change");
     await run.go();
+    await this.#save(run);
     this.runs.delete(message.id);
-    if (this.conversation.id === conversation.id) this.messages.set(message.id, message);
-    await this.#put(this.#rowsOf(run));
     this.#tell("list");
     this.#tell("change", message);
   }
@@ -183,20 +183,27 @@ export class Chat extends EventTarget {
   }
 
   // Returns what of a running answer is not stored yet, as rows.
-  #rowsOf(run) {
-    const { message, tokens } = run;
-    const rows = { messages: [message] };
-    if (tokens.length) {
-      const { id, conversation } = message;
-      rows.tokens = [{ message: id, chunk: run.chunk++, conversation, tokens }];
-      run.tokens = [];
-      message.hasTokens = true;
-    }
-    return rows;
+  #rowsOf({ message, tokens, chunk }) {
+    if (!tokens.length) return { messages: [message] };
+    const { id, conversation } = message;
+    message.hasTokens = true;
+    return { messages: [message], tokens: [{ message: id, chunk, conversation, tokens: [...tokens] }] };
   }
 
-  async #saveRuns() {
-    for (const run of this.runs.values()) await this.#put(this.#rowsOf(run));
+  // Stores what is new of a running answer, one part after the other.
+  async #save(run) {
+    await run.saving;
+    run.saving = (async () => {
+      const count = run.tokens.length;
+      if (!await this.#put(this.#rowsOf(run)) || !count) return;
+      run.tokens.splice(0, count);
+      run.chunk++;
+    })();
+    await run.saving;
+  }
+
+  #saveRuns() {
+    for (const run of this.runs.values()) this.#save(run);
   }
 
   // The tab closes, when only localStorage still writes.

@@ -14,8 +14,8 @@ function isEscaped(source, at) {
 // Returns where the formula ends; -1 if nothing ends it. One dollar is a mark only beside a letter,
 // and no digit follows the second: "$5 and $6" are prices.
 function endOf(source, from, close) {
-  for (let at = source.indexOf(close, from); at >= 0 && at - from <= MOST;
-    at = source.indexOf(close, at + 1)) {
+  const part = source.slice(0, from + MOST + close.length);
+  for (let at = part.indexOf(close, from); at >= 0; at = part.indexOf(close, at + 1)) {
     if (close[0] === "$" && isEscaped(source, at)) continue;
     if (close === "$" && (/\s/.test(source[at - 1]) || /\d/.test(source[at + 1] ?? ""))) continue;
     return at;
