@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import re
+import shutil
 import tarfile
 import threading
 import tomllib
@@ -133,11 +134,11 @@ def test_a_missing_package_says_what_to_do(script: ModuleType, tmp_path: Path) -
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[str]:
-    """An npm registry of this machine."""
+def registry(script: ModuleType, tmp_path: Path) -> Iterator[str]:
+    """An npm registry of this machine, with the same package."""
     folder = tmp_path / "registry" / "npm" / "@scope" / "one" / "-"
     folder.mkdir(parents=True)
-    (folder / "one-1.2.tgz").write_bytes(npm_package(FILES))
+    shutil.copy(tmp_path / "packages" / "one-1.2.tgz", folder)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "registry")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
