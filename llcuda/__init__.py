@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from llcuda.evaluate import importance_matrix as importance_matrix
     from llcuda.evaluate import perplexity as perplexity
     from llcuda.inference import InferenceEngine as InferenceEngine
+    from llcuda.inference import chat as chat
     from llcuda.inference import quick_infer as quick_infer
     from llcuda.native.adapter import Adapter as Adapter
     from llcuda.native.context import Context as Context
@@ -88,6 +89,7 @@ _HOMES = {
     "Timings": "llcuda.native.timings",
     "Utf8Decoder": "llcuda.engine.detokenizer",
     "__version__": "llcuda._version",
+    "chat": "llcuda.chat",  # the package, which can be called
     "check_gpu_compatibility": "llcuda.device",
     "convert": "llcuda.conversion.convert",
     "demo_model": "llcuda.demo",

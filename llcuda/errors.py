@@ -26,6 +26,7 @@
     ├── OutOfMemoryError (MemoryError)     too little memory; also the error of what was tried:
     │                                      ModelError, ContextError, DecodeError and TensorError
     │                                      catch it
+    ├── AnswerError (ValueError)           an answer that is not what its format promises
     ├── SamplingError (RuntimeError)       no candidate left, or no grammar rule matches
     ├── NoOutputError (LookupError)        logits or embeddings that were not computed
     ├── TensorError (RuntimeError)         tensors whose shapes, types or devices do not fit
@@ -192,6 +193,10 @@ class OutOfMemoryError(ModelError, ContextError, DecodeError, TensorError, Memor
     The message says what was asked and what is free. What was there before still works; of a
     batch's texts nothing of the batch is kept.
     """
+
+
+class AnswerError(LlcudaError, ValueError):
+    """An answer that cannot be read as its format says: it was cut off, or a class refuses it."""
 
 
 class SamplingError(LlcudaError, RuntimeError):

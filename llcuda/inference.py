@@ -16,11 +16,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Protocol, TypeVar, Unpack
 
-from llcuda.chat.session import Chat
+from llcuda.chat.session import Chat, ChatCompletion
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
@@ -29,7 +30,7 @@ from llcuda.engine.engine import Engine, check_hooks
 from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion
-from llcuda.engine.request import Request
+from llcuda.engine.request import Request, as_completed
 from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
 from llcuda.files import path_text
 from llcuda.hub.resolver import resolve
@@ -40,14 +41,38 @@ from llcuda.keywords import (
     GenerateKeywords,
     InferKeywords,
     LoadKeywords,
+    OpenKeywords,
+    PromptKeywords,
     StreamKeywords,
     SubmitKeywords,
     check_keywords,
 )
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
-from llcuda.params import BATCH_SIZE, ContextParams, ModelParams, check_flag
+from llcuda.params import (
+    BATCH_SIZE,
+    ContextParams,
+    ModelParams,
+    check_flag,
+    wrong_argument,
+)
+from llcuda.progress import progress_bar
 from llcuda.structured import compile_beside
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+Submitted = TypeVar("Submitted")
+
+
+class _Handle(Protocol[Result_co]):
+    """A Request or a Chat."""
+
+    @property
+    def done(self) -> bool: ...
+    def cancel(self) -> None: ...
+    def result(self) -> Result_co: ...
+
 
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
@@ -71,9 +96,24 @@ class InferenceEngine:
     A context manager that unloads the model at its end. `load_model` may be called again with
     another model. A model that generates no text, such as an encoder, gives embeddings or scores:
     `embed` and `rerank`.
+
+    Args:
+        model_name: The model to load, as `load_model` takes it; None = none yet. Nothing is
+            printed then, but bars are drawn on stderr, in a terminal or a notebook; silent=True
+            draws none.
+        filename: As that of `load_model`.
+        **keywords: The other parameters of `load_model`.
+
+    Raises:
+        ArgumentError: Keywords are given without a model; otherwise as `load_model`.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        model_name: str | Path | None = None,
+        filename: str | None = None,
+        **keywords: Unpack[OpenKeywords],
+    ) -> None:
         self._metrics = Metrics()
         self._lock = threading.RLock()
         self._pending: _Load | None = None
@@ -81,6 +121,14 @@ class InferenceEngine:
         self._engine: Engine | None = None  # None too for a model that generates no text
         self._embedders: Embedders | None = None  # of such a model
         _all.add(self)
+        if model_name is not None:
+            keywords.setdefault("verbose", False)
+            keywords.setdefault("progress", keywords.get("silent") is not True)
+            self.load_model(model_name, filename, **keywords)
+        elif keywords or filename is not None:
+            names = ", ".join(f"{name}=" for name in keywords or ("filename",))
+            rule = f"{names} has no effect without a model"
+            raise wrong_argument("model_name", rule, "give its name, or call load_model()")
 
     # --- loading ---
 
@@ -253,6 +301,10 @@ class InferenceEngine:
             if model is not None:
                 model.close()
 
+    def close(self) -> None:
+        """Free the model, as `unload_model` does; the engine can load again."""
+        self.unload_model()
+
     def _loaded(self) -> Model:
         """Return the model, and load it first if that was deferred."""
         model = self._model
@@ -284,6 +336,36 @@ class InferenceEngine:
             )
         return engine
 
+    # --- tokens ---
+
+    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Return the tokens of a text, as `infer` would compute it; see `Engine.tokenize`.
+
+        Args:
+            text: The text.
+            parse_special: Read control tokens that are written in the text as those tokens.
+        """
+        return self.engine.tokenize(text, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; control tokens have none.
+
+        Args:
+            tokens: The tokens.
+        """
+        return self._loaded().detokenize(tokens)
+
+    def count_tokens(
+        self, prompt: str | Sequence[Mapping[str, Any]], **keywords: Unpack[PromptKeywords]
+    ) -> int:
+        """Return the number of tokens of a text or of a conversation; see `Engine.count_tokens`.
+
+        Args:
+            prompt: A text, or the messages of a chat.
+            **keywords: system, tools, template, template_variables of `chat`.
+        """
+        return self.engine.count_tokens(prompt, **keywords)
+
     # --- embeddings and scores ---
 
     def embedder(self, pooling: str | None = None) -> Embedder:
@@ -306,12 +388,12 @@ class InferenceEngine:
 
     def embed(
         self,
-        texts: Sequence[Text],
+        texts: str | Sequence[Text],
         *,
         pooling: str | None = None,
         **keywords: Unpack[EmbedKeywords],
     ) -> Float32:
-        """Return the vectors of texts: float32, shape (len(texts), size).
+        """Return the vectors of texts: float32, shape (len(texts), size); of one text, (size,).
 
         Args:
             texts: As those of `Embedder.embed`.
@@ -394,13 +476,19 @@ class InferenceEngine:
         return _results(self.engine.submit_n(prompt, n, **_with_stop(keywords)))
 
     def batch_infer(
-        self, prompts: Sequence[str], max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
+        self,
+        prompts: Sequence[str],
+        max_tokens: int = 128,
+        *,
+        progress: bool = False,
+        **keywords: Unpack[StreamKeywords],
     ) -> list[Completion]:
         """Continue several prompts, up to n_parallel at once, each as a request of its own.
 
         Args:
             prompts: The texts to continue.
             max_tokens: Largest number of tokens to sample for each.
+            progress: Draw a bar on stderr, in a terminal or a notebook.
             **keywords: The keywords of `infer`.
 
         Returns:
@@ -411,32 +499,99 @@ class InferenceEngine:
                 are cancelled. A full queue is waited for.
         """
         check_keywords(keywords, InferenceEngine.batch_infer, StreamKeywords)
+        submit = self._prompt_submitter(prompts, max_tokens, keywords)
+        return _batch(prompts, submit, progress)
+
+    def batch_infer_iter(
+        self, prompts: Iterable[str], max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continue prompts, and yield the index and the result of each as soon as it has ended.
+
+        Prompts are read as they are needed, so that a generator may give any number of them.
+        Leaving the loop cancels the requests that run.
+
+        Args:
+            prompts: The texts to continue.
+            max_tokens: Largest number of tokens to sample for each.
+            **keywords: The keywords of `infer`.
+
+        Raises:
+            ArgumentError: A prompt is refused; the message has its index.
+        """
+        check_keywords(keywords, InferenceEngine.batch_infer_iter, StreamKeywords)
+        submit = self._prompt_submitter(prompts, max_tokens, keywords)
+        return self._each(prompts, submit)
+
+    def _prompt_submitter(
+        self, prompts: Any, max_tokens: int, keywords: StreamKeywords
+    ) -> Callable[[int, str], Request]:
         if isinstance(prompts, str):
             raise TypeError("prompts: expected a list of texts; infer() takes one text")
-        requests: list[Request] = []
-        try:
-            for i, prompt in enumerate(prompts):
-                requests.append(self._submit_patiently(i, prompt, max_tokens, keywords))
-        except BaseException:
-            for request in requests:
-                request.cancel()
-            raise
-        return _results(requests)
+        return lambda index, prompt: _patiently(
+            f"prompt {index}", lambda: self.submit(prompt, max_tokens=max_tokens, **keywords)
+        )
 
-    def _submit_patiently(
-        self, index: int, prompt: str, max_tokens: int, keywords: StreamKeywords
-    ) -> Request:
-        while True:
-            try:
-                return self.submit(prompt, max_tokens=max_tokens, **keywords)
-            except QueueFullError:
-                time.sleep(0.005)
-            except ArgumentError as error:
-                raise ArgumentError(
-                    f"prompt {index}: {error.problem}",
-                    parameter=error.parameter,
-                    remedy=error.remedy,
-                ) from error
+    def batch_chat(
+        self,
+        conversations: Sequence[str | Sequence[Mapping[str, Any]]],
+        *,
+        progress: bool = False,
+        **keywords: Unpack[ChatKeywords],
+    ) -> list[ChatCompletion[Completion]]:
+        """Answer several conversations, up to n_parallel at once.
+
+        Args:
+            conversations: For each its messages, or the text of a user.
+            progress: Draw a bar on stderr, in a terminal or a notebook.
+            **keywords: The keywords of `chat`.
+
+        Returns:
+            The answers in the order of the conversations.
+
+        Raises:
+            ArgumentError: A conversation is refused; the message has its index, and the other
+                requests are cancelled. A full queue is waited for.
+        """
+        return _batch(conversations, self._chat_submitter(conversations, keywords), progress)
+
+    def batch_chat_iter(
+        self,
+        conversations: Iterable[str | Sequence[Mapping[str, Any]]],
+        **keywords: Unpack[ChatKeywords],
+    ) -> Iterator[tuple[int, ChatCompletion[Completion]]]:
+        """Answer conversations, and yield the index and the answer of each as soon as it has ended.
+
+        Conversations are read as they are needed. Leaving the loop cancels the requests that run.
+
+        Args:
+            conversations: For each its messages, or the text of a user.
+            **keywords: The keywords of `chat`.
+
+        Raises:
+            ArgumentError: A conversation is refused; the message has its index.
+        """
+        return self._each(conversations, self._chat_submitter(conversations, keywords))
+
+    def _chat_submitter(
+        self, conversations: Any, keywords: ChatKeywords
+    ) -> Callable[[int, str | Sequence[Mapping[str, Any]]], Chat[Completion]]:
+        one = isinstance(conversations, Sequence) and any(
+            isinstance(message, Mapping) for message in conversations
+        )
+        if isinstance(conversations, str) or one:
+            rule = "conversations: expected a list of conversations; chat() answers one"
+            raise TypeError(rule)
+        return lambda index, messages: _patiently(
+            f"conversation {index}", lambda: self.chat(messages, **keywords)
+        )
+
+    def _each(
+        self, items: Iterable[Item], submit: Callable[[int, Item], _Handle[Result]]
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield the result of each item; twice n_parallel keep the engine busy."""
+        width = 2 * self.engine.params.n_parallel
+        for index, handle in as_completed(items, submit, width):
+            yield index, handle.result()
 
     def stream(
         self, prompt: str, max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
@@ -469,9 +624,11 @@ class InferenceEngine:
             **keywords: The keywords of `infer`.
         """
         check_keywords(keywords, InferenceEngine.ainfer, StreamKeywords)
-        if (response_format := keywords.get("response_format")) is not None:
+        response_format = keywords.get("response_format")
+        if response_format is not None:
             keywords["response_format"] = await compile_beside(self.model, response_format)
-        return await self.submit(prompt, max_tokens=max_tokens, **keywords)
+        completion = await self.submit(prompt, max_tokens=max_tokens, **keywords)
+        return replace(completion, response_format=response_format)
 
     def submit(self, prompt: str | Sequence[int], **keywords: Unpack[GenerateKeywords]) -> Request:
         """Queue a request and return its handle; see `Engine.submit`.
@@ -541,12 +698,106 @@ def quick_infer(
         return engine.infer(prompt, **keywords).text
 
 
-def _results(requests: Sequence[Request]) -> list[Completion]:
+class _KeptEngine:
+    """The engine of `chat` and the model that was asked last; another one waits for its users."""
+
+    def __init__(self) -> None:
+        self._engine = InferenceEngine()
+        self._name: str | Path | None = None
+        self._users = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def use(self, name: str | Path) -> Iterator[InferenceEngine]:
+        """Yield the engine with a model loaded."""
+        with self._changed:
+            while self._users and name != self._name:
+                self._changed.wait()
+            if name != self._name or not self._engine.is_loaded:
+                self._engine.load_model(name, verbose=False, progress=True)
+                self._name = name
+            self._users += 1
+        try:
+            yield self._engine
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+
+_kept: _KeptEngine | None = None
+_keeping = threading.Lock()
+
+
+def chat(
+    model: str | Path,
+    messages: str | Sequence[Mapping[str, Any]],
+    **keywords: Unpack[ChatKeywords],
+) -> ChatCompletion[Completion]:
+    """Answer a text or a conversation in one call, which is `llcuda.chat`.
+
+    The model stays in memory for the next call, until a call names another model, or the process
+    ends. An InferenceEngine says when a model is freed, runs several requests at once, and takes
+    settings such as ctx_size.
+
+    Args:
+        model: The model, as `InferenceEngine.load_model` takes it.
+        messages: The text of a user, or objects with "role" and "content".
+        **keywords: The keywords of `InferenceEngine.chat`.
+
+    Raises:
+        ModelNotFoundError: There is no such model; the one before stays.
+        ArgumentError: A value is outside what is allowed.
+    """
+    global _kept
+    check_keywords(keywords, chat, ChatKeywords)
+    path_text(model, "model")
+    with _keeping:
+        _kept = kept = _kept or _KeptEngine()
+    with kept.use(model) as engine:
+        return engine.chat(messages, **keywords).result()
+
+
+def _patiently(name: str, submit: Callable[[], Submitted]) -> Submitted:
+    """Submit one of several, wait while the queue is full, and name the one that is refused."""
+    while True:
+        try:
+            return submit()
+        except QueueFullError:
+            time.sleep(0.005)
+        except ArgumentError as error:
+            problem, parameter, remedy = error.problem, error.parameter, error.remedy
+            raise ArgumentError(f"{name}: {problem}", parameter=parameter, remedy=remedy) from error
+
+
+def _batch(
+    items: Sequence[Item], submit: Callable[[int, Item], _Handle[Result]], progress: bool
+) -> list[Result]:
+    """Submit all items, and return their results in their order."""
+    check_flag("progress", progress)
+    handles: list[_Handle[Result]] = []
     try:
-        return [request.result() for request in requests]
+        for index, item in enumerate(items):
+            handles.append(submit(index, item))
+    except BaseException:
+        for handle in handles:
+            handle.cancel()
+        raise
+    return _results(handles, progress)
+
+
+def _results(handles: Sequence[_Handle[Result]], progress: bool = False) -> list[Result]:
+    results: list[Result] = []
+    bar = progress_bar(f"{len(handles)} prompts") if progress else nullcontext(lambda share: None)
+    try:
+        with bar as draw:
+            for handle in handles:
+                draw(len(results) / len(handles))
+                results.append(handle.result())
+        return results
     finally:
-        for request in requests:
-            request.cancel()  # unfinished only after an exception, such as Ctrl-C
+        for handle in handles:
+            handle.cancel()  # unfinished only after an exception, such as Ctrl-C
 
 
 def _with_stop(keywords: GenerateKeywords) -> SubmitKeywords:
@@ -590,6 +841,8 @@ _all: weakref.WeakSet[InferenceEngine] = weakref.WeakSet()
 
 def _after_fork() -> None:
     """Replace the locks in a forked child: a thread that holds one does not exist there."""
+    global _kept, _keeping
+    _kept, _keeping = None, threading.Lock()
     for engine in list(_all):
         engine._lock = threading.RLock()
 

@@ -98,6 +98,18 @@ class LoadKeywords(_FurtherModel, _FurtherEngine, _FurtherContext, total=False):
     """The keywords of `InferenceEngine.load_model` beyond those in its signature."""
 
 
+class OpenKeywords(ConfigKeywords, total=False):
+    """The keywords of `InferenceEngine`: those of `load_model`."""
+
+    context_size: int | None
+    auto_start: bool
+    verbose: bool
+    silent: bool
+    progress: bool | None
+    on_step: Callable[[Any], None] | None
+    on_request: Callable[[Any], None] | None
+
+
 class EmbedderKeywords(_FurtherContext, total=False):
     """The keywords of `Embedder` beyond those in its signature."""
 
@@ -196,15 +208,20 @@ class SubmitKeywords(TextKeywords, total=False):
     parse_special: bool
 
 
-class ChatKeywords(TextKeywords, total=False):
-    """The keywords of `chat`."""
+class PromptKeywords(TypedDict, total=False):
+    """The keywords of `chat` that its prompt is made of."""
 
     system: str | None
-    response_format: Any
     tools: Sequence[Any] | None
-    tool_choice: str | Mapping[str, Any]
     template: str | None
     template_variables: Mapping[str, Any] | None
+
+
+class ChatKeywords(PromptKeywords, TextKeywords, total=False):
+    """The keywords of `chat`."""
+
+    response_format: Any
+    tool_choice: str | Mapping[str, Any]
     bare_tool_calls: bool
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(llcuda.__file__).parent
 # docs/decisions.md, "The house": a package imports from itself and from those on earlier lines.
 ORDER = (
     {"errors", "_lazy", "_version", "progress"},
-    {"guide", "files"},
+    {"guide", "files", "display"},
     {"keywords", "demo"},
     {"params"},
     {"samplers"},
@@ -30,6 +30,7 @@ ORDER = (
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 EXCEPTIONS = {
+    ("chat", "inference"),  # llcuda.chat(...) delegates in one line
     ("native.model", "conversion.convert"),  # Model.from_pretrained delegates in one line
 }
 KNOW_NOTHING_OF_NATIVE = ("params", "samplers", "guide", "engine.scheduler", "engine.detokenizer")

@@ -69,7 +69,7 @@ def engine() -> Iterator[llcuda.Engine]:
 
 
 REFUSED: list[tuple[Callable[[llcuda.Engine], Any], str]] = [
-    (lambda e: llcuda.Engine("demo"), "model='demo': expected a Model; give Model('demo')"),  # type: ignore[arg-type]
+    (lambda e: llcuda.Engine(5), "model=5: expected a Model"),  # type: ignore[call-overload]
     (lambda e: llcuda.Context(5), "model=5: expected a Model; give Model(path)"),  # type: ignore[arg-type]
     (lambda e: llcuda.Embedder(None), "model=None: expected a Model"),  # type: ignore[arg-type]
     (lambda e: llcuda.Adapter("demo", "x"), "model='demo': expected a Model"),  # type: ignore[arg-type]

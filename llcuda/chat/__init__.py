@@ -1,8 +1,13 @@
-"""Chat: templates, messages, tool calls and reasoning."""
+"""Chat: templates, messages, tool calls and reasoning.
+
+`llcuda.chat(model, messages)` calls this package, which answers by `llcuda.inference.chat`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from llcuda._lazy import lazy
 
@@ -10,3 +15,16 @@ if TYPE_CHECKING:
     from llcuda.chat.template import ChatTemplate as ChatTemplate
 else:  # a checker would take every name for one of this package
     __getattr__, __dir__ = lazy(__name__, {"ChatTemplate": "llcuda.chat.template"})
+
+
+class _CallablePackage(ModuleType):
+    """The type of this package."""
+
+    def __call__(self, model: Any, messages: Any, **keywords: Any) -> Any:
+        """Answer a text or a conversation; see `llcuda.inference.chat`."""
+        from llcuda.inference import chat
+
+        return chat(model, messages, **keywords)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -29,11 +29,14 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.chat.prompt import Prompt
+from llcuda.chat.tool_calls import ToolCall
 from llcuda.chat.turns import INSTRUCTIONS, drop_oldest, role_of
+from llcuda.display import code, folded, show_stream, small, text_block, token_table
 from llcuda.errors import ClosedError
 from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
 from llcuda.params import check_flag, wrong_argument, wrong_value
+from llcuda.structured.classes import read_answer
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "model", "self"})
@@ -54,9 +57,21 @@ class TextCompletion(Protocol):
     def finish_reason(self) -> str:
         """The reason of the end."""
 
+    @property
+    def logprobs(self) -> Sequence[Any] | None:
+        """The log-probabilities of the tokens; None where they were not asked for."""
+
+    def figures(self) -> str:
+        """Return tokens, time, rate and finish reason in one line."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as data for JSON."""
+
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # a default keeps the annotation `Chat` valid as it is
+
+    from llcuda.chat.template import ChatTemplate
 
     CompletionT = TypeVar("CompletionT", bound=TextCompletion, default=Any)
     CompletionT_co = TypeVar("CompletionT_co", bound=TextCompletion, covariant=True)
@@ -99,7 +114,7 @@ class TextRequest(Protocol[CompletionT_co]):
     def __aiter__(self) -> AsyncIterator[str]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ChatCompletion(Generic[CompletionT]):
     """The answer of a chat; str() is its content.
 
@@ -111,6 +126,7 @@ class ChatCompletion(Generic[CompletionT]):
         reasoning_tokens: Number of tokens that hold some of "reasoning_content"; 0 when the model
             was closed before the answer was read.
         dropped_messages: Number of the oldest messages that overflow="drop" left out.
+        response_format: The format of the content, which `parsed` reads; or None.
     """
 
     message: dict[str, Any]
@@ -118,9 +134,66 @@ class ChatCompletion(Generic[CompletionT]):
     completion: CompletionT
     reasoning_tokens: int = 0
     dropped_messages: int = 0
+    response_format: Any = None
+
+    @property
+    def content(self) -> str:
+        """The text of the answer, without reasoning and calls; "" where there is none."""
+        return self.message["content"] or ""
+
+    @property
+    def reasoning(self) -> str:
+        """What the model wrote before its answer, if it reasons; "" where there is nothing."""
+        return self.message.get("reasoning_content") or ""
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls of tools, in the order in which the model wrote them."""
+        return [ToolCall.of(call) for call in self.message.get("tool_calls") or ()]
+
+    @property
+    def parsed(self) -> Any:
+        """What the content holds, by the `response_format`.
+
+        An instance where the format is a class, Python's data where it is JSON; None for other
+        formats, also for a CompiledGrammar, and for an answer that is nothing but calls.
+
+        Raises:
+            AnswerError: The content is cut off, or the class refuses it.
+        """
+        if not self.content and self.message.get("tool_calls"):
+            return None
+        return read_answer(self.content, self.response_format, self.finish_reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as data for JSON: the attributes, without the format."""
+        return {
+            "message": self.message,
+            "finish_reason": self.finish_reason,
+            "reasoning_tokens": self.reasoning_tokens,
+            "dropped_messages": self.dropped_messages,
+            "completion": self.completion.to_dict(),
+        }
 
     def __str__(self) -> str:
-        return self.message["content"] or ""
+        return self.content
+
+    def __repr__(self) -> str:
+        calls = "".join(f" {call}" for call in self.tool_calls)
+        return f"<llcuda.ChatCompletion {self.content!r}{calls}: {self._figures()}>"
+
+    def _repr_html_(self) -> str:
+        """Return the answer for a notebook: reasoning, content, calls, figures, probabilities."""
+        reasoning = folded("Reasoning", text_block(self.reasoning)) if self.reasoning else ""
+        calls = "".join(f"<div>{code(str(call))}</div>" for call in self.tool_calls)
+        scores = self.completion.logprobs
+        table = token_table(scores) if scores else ""
+        content = text_block(self.content) if self.content or not calls else ""
+        return reasoning + content + calls + small(self._figures()) + table
+
+    def _figures(self) -> str:
+        dropped = f", {self.dropped_messages} messages dropped" if self.dropped_messages else ""
+        return f"{self.completion.figures()}{dropped}"
 
 
 class Chat(Generic[CompletionT]):
@@ -148,8 +221,10 @@ class Chat(Generic[CompletionT]):
         parser: ChatParser,
         model: Model,
         dropped_messages: int = 0,
+        response_format: Any = None,
     ) -> None:
         self.request = request
+        self._response_format = response_format
         self.dropped_messages = dropped_messages
         self._parser = parser
         self._model = model
@@ -219,6 +294,14 @@ class Chat(Generic[CompletionT]):
         completion = yield from self.request.__await__()
         return self._complete(completion)
 
+    def __str__(self) -> str:
+        """Wait for the end and return the content."""
+        return str(self.result())
+
+    def _ipython_display_(self) -> None:
+        """Show the answer in a notebook while it is written."""
+        show_stream((delta.reasoning + delta.content for delta in self), self.result, self.cancel)
+
     def __repr__(self) -> str:
         return f"<llcuda.Chat: {self.request!r}>"
 
@@ -253,7 +336,12 @@ class Chat(Generic[CompletionT]):
                     reason = "tool_calls"
                 count = self._reasoning_tokens(completion)
                 self._answer = ChatCompletion(
-                    message, reason, completion, count, self.dropped_messages
+                    message,
+                    reason,
+                    completion,
+                    count,
+                    self.dropped_messages,
+                    self._response_format,
                 )
             return self._answer
 
@@ -344,21 +432,14 @@ def start(
         QueueFullError: As `submit` raises it; so are its other errors.
     """
     from llcuda.chat.constraint import chat_guide, strict_tool
-    from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
 
     check_keywords(parameters, start, TextKeywords)
-    if not isinstance(template_variables, Mapping | None):
-        raise wrong_value("template_variables", template_variables, "expected a mapping")
-    if reserved := RESERVED.intersection(template_variables or ()):
-        raise wrong_argument("template_variables", f"{min(reserved)!r} is set by llcuda")
+    variables = _variables(template_variables)
     check_flag("bare_tool_calls", bare_tool_calls)
     functions = check_tools(tools) if tools is not None else []
     _check_tool_choice(tool_choice, [tool["function"]["name"] for tool in functions])
     offered = functions if tool_choice != "none" else []
-    if template is None and offered and TOOL_TEMPLATE in template_names(model):
-        template = TOOL_TEMPLATE
-    program = ChatTemplate.of(model, template)
-    variables = template_variables or {}
+    program = _program(model, template, offered)
     messages = conversation(messages, system)
 
     def render(messages: Sequence[Mapping[str, Any]], limit: int | None) -> Prompt:
@@ -405,7 +486,56 @@ def start(
         bare_tools=bare_schemas,
         new_id=_call_ids(),
     )
-    return Chat(request, parser, model, dropped)
+    return Chat(request, parser, model, dropped, response_format)
+
+
+def chat_prompt(
+    model: Model,
+    messages: str | Sequence[Mapping[str, Any]],
+    *,
+    system: str | None = None,
+    tools: Sequence[Any] | None = None,
+    template: str | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """Return the prompt that `start` would submit.
+
+    Args:
+        model: The model whose template and vocabulary are used.
+        messages: As those of `start`.
+        system: As that of `start`.
+        tools: As those of `start`.
+        template: As that of `start`.
+        template_variables: As those of `start`.
+
+    Raises:
+        ArgumentError: As `start` raises it.
+    """
+    offered = check_tools(tools) if tools is not None else []
+    return _program(model, template, offered).prompt_up_to(
+        None,
+        model,
+        conversation(messages, system),
+        offered or None,
+        variables=_variables(template_variables),
+    )
+
+
+def _program(model: Model, template: str | None, offered: Sequence[Any]) -> ChatTemplate:
+    """Return the template of a chat with these tools."""
+    from llcuda.chat.template import ChatTemplate, template_names  # imports Jinja
+
+    if template is None and offered and TOOL_TEMPLATE in template_names(model):
+        template = TOOL_TEMPLATE
+    return ChatTemplate.of(model, template)
+
+
+def _variables(given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping | None):
+        raise wrong_value("template_variables", given, "expected a mapping")
+    if reserved := RESERVED.intersection(given or ()):
+        raise wrong_argument("template_variables", f"{min(reserved)!r} is set by llcuda")
+    return given or {}
 
 
 def conversation(

@@ -141,7 +141,7 @@ class Embedder:
 
     def embed(
         self,
-        texts: Sequence[Text],
+        texts: str | Sequence[Text],
         *,
         normalize: bool = True,
         truncate: bool = False,
@@ -151,7 +151,7 @@ class Embedder:
         """Return the vectors of texts.
 
         Args:
-            texts: Texts, or lists of tokens, which are used unchanged.
+            texts: Texts, or lists of tokens, which are used unchanged; or one text.
             normalize: Whether to divide each vector by its length.
             truncate: Whether to drop the end of a text with more than `ctx_size` tokens. Without,
                 such a text is an error.
@@ -161,20 +161,23 @@ class Embedder:
                 as that token, as transformers does. False reads it as text.
 
         Returns:
-            float32, shape (len(texts), dimensions or size), in the order of the texts.
+            float32, shape (len(texts), dimensions or size), in the order of the texts; of one
+            text, shape (dimensions or size,).
 
         Raises:
             ArgumentError: A text is empty or too long, found before anything is computed, or the
                 model gives scores.
             DecodeError: The computation fails or gives values that are not numbers.
         """
-        return self.embed_counted(
-            texts,
+        alone = isinstance(texts, str)
+        values = self.embed_counted(
+            [texts] if isinstance(texts, str) else texts,
             normalize=normalize,
             truncate=truncate,
             dimensions=dimensions,
             parse_special=parse_special,
         ).values
+        return values[0] if alone else values
 
     def embed_counted(
         self,

@@ -10,13 +10,14 @@ import logging
 import weakref
 from collections import abc
 from dataclasses import asdict, fields, replace
-from typing import Any, Unpack
+from pathlib import Path
+from typing import Any, Unpack, overload
 
-from llcuda.chat.session import Chat
+from llcuda.chat.session import Chat, chat_prompt
 from llcuda.chat.session import start as start_chat
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
-from llcuda.engine.autofit import ctx_size_for
+from llcuda.engine.autofit import ctx_size_for, fit
 from llcuda.engine.config import EngineConfig, EngineParams
 from llcuda.engine.loop import EngineLoop
 from llcuda.engine.metrics import EngineLoad, Metrics, Reporter, RequestRecord, StepRecord
@@ -29,14 +30,16 @@ from llcuda.errors import (
     LlcudaError,
     NoTextError,
 )
+from llcuda.hub.resolver import resolve
 from llcuda.keywords import (
     ChatKeywords,
+    ConfigKeywords,
     EmbedKeywords,
     EngineKeywords,
+    PromptKeywords,
     SubmitKeywords,
     check_keywords,
     given_params,
-    split_keywords,
 )
 from llcuda.native import library
 from llcuda.native.context import Context
@@ -75,7 +78,8 @@ class Engine:
     engine that nobody holds finishes the requests that it has, and is freed.
 
     Args:
-        model: The model; any number of engines may share it.
+        model: The model, which any number of engines may share; or its name or path, as
+            `InferenceEngine.load_model` takes it. The engine frees a model that it has loaded.
         config: The settings as one object; or keywords.
         on_step: Called with a StepRecord after each step, on the engine's thread. An exception of
             a hook is logged and harms no request. A hook may submit, but not wait for a request
@@ -83,7 +87,8 @@ class Engine:
         on_request: Called with a RequestRecord for each request that ends, failed ones included,
             before its readers wake; otherwise as on_step.
         metrics: The numbers to count in; None = new ones.
-        **keywords: The fields of EngineParams, and of ContextParams for the rest.
+        **keywords: The fields of EngineParams, and of ContextParams for the rest; for a name those
+            of ModelParams too.
 
     Attributes:
         model: The model.
@@ -101,6 +106,7 @@ class Engine:
         ContextError: The context cannot be created.
     """
 
+    @overload
     def __init__(
         self,
         model: Model,
@@ -110,19 +116,58 @@ class Engine:
         on_request: abc.Callable[[RequestRecord], None] | None = None,
         metrics: Metrics | None = None,
         **keywords: Unpack[EngineKeywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        config: EngineConfig | None = None,
+        on_step: abc.Callable[[StepRecord], None] | None = None,
+        on_request: abc.Callable[[RequestRecord], None] | None = None,
+        metrics: Metrics | None = None,
+        **keywords: Unpack[ConfigKeywords],
+    ) -> None: ...
+
+    def __init__(
+        self,
+        model: Model | str | Path,
+        *,
+        config: EngineConfig | None = None,
+        on_step: abc.Callable[[StepRecord], None] | None = None,
+        on_request: abc.Callable[[RequestRecord], None] | None = None,
+        metrics: Metrics | None = None,
+        **keywords: Any,
     ) -> None:
-        check_model(model)
         check_hooks(on_step=on_step, on_request=on_request)
         if not isinstance(metrics, Metrics | None):
             raise wrong_value("metrics", metrics, "expected a Metrics, or None")
-        config = _given_config(config, keywords)
-        _check_loaded_as(config.model, model)
+        self.metrics = metrics or Metrics()
+        self._owned_model: Model | None = None
+        if isinstance(model, str | Path):
+            config = _given_config(config, keywords, EngineParams, ModelParams, ContextParams)
+            path = resolve(model, progress=True, parameter="model")
+            config = fit(config, path).config
+            self._owned_model = model = Model(path, progress=True, params=config.model)
+        else:
+            check_model(model)
+            config = _given_config(config, keywords, EngineParams, ContextParams)
+            _check_loaded_as(config.model, model)
+        try:
+            self._start(model, config, Reporter(self.metrics, on_step, on_request))
+        except BaseException:
+            if self._owned_model is not None:
+                self._owned_model.close()
+            raise
+
+    def _start(self, model: Model, config: EngineConfig, reporter: Reporter) -> None:
+        """Create the context and the thread."""
         given_ctx_size = config.engine.ctx_size
         self.ctx_size = given_ctx_size or ctx_size_for(model, config, _on_gpu(model))
         self.config = config = config.with_ctx_size(self.ctx_size)
         self.params = params = config.engine
         self.model = model
-        self.metrics = metrics or Metrics()
         if (
             config.context.get("device_logits")
             and params.n_parallel > 1
@@ -155,7 +200,6 @@ class Engine:
         unified = self.context.params.unified_kv and self.context.params.sequences > 1
         shared = unified and model.sliding_window  # cells that no text can have alone
         self._can_shift = not states and not shared and self.context.memory.can_shift
-        reporter = Reporter(self.metrics, on_step, on_request)
         self.loop = EngineLoop(self.context, params, reporter)
         self.loop.start()
         weakref.finalize(self, self.loop.close_when_idle).atexit = False
@@ -272,6 +316,7 @@ class Engine:
                 prompt_tokens=len(tokens),
                 dropped_tokens=dropped,
                 seed=sampler.seed,
+                response_format=response_format,
             )
             sequences.append(
                 Sequence(
@@ -324,6 +369,37 @@ class Engine:
             sampling = replace(sampling, **changes)
         return Sampler(params=sampling, model=self.model)
 
+    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Return the tokens of a text, as `submit` would compute it.
+
+        Args:
+            text: The text.
+            parse_special: Read control tokens that are written in the text as those tokens.
+
+        Raises:
+            ArgumentError: This is no text.
+        """
+        check_flag("parse_special", parse_special)
+        return tokenize_prompt(self.model, text, parse_special)
+
+    def count_tokens(
+        self, prompt: str | abc.Sequence[abc.Mapping[str, Any]], **keywords: Unpack[PromptKeywords]
+    ) -> int:
+        """Return the number of tokens of a prompt.
+
+        Args:
+            prompt: A text, counted as `submit` would compute it; or the messages of a chat.
+            **keywords: system, tools, template, template_variables of `chat`. A text with any of
+                these is the message of a user.
+
+        Raises:
+            ArgumentError: Messages, tools or other parameters are wrong.
+        """
+        check_keywords(keywords, Engine.count_tokens, PromptKeywords)
+        if isinstance(prompt, str) and not keywords:
+            return len(self.tokenize(prompt))
+        return len(chat_prompt(self.model, prompt, **keywords).tokens)
+
     def chat(
         self, messages: str | abc.Sequence[abc.Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
     ) -> Chat[Completion]:
@@ -354,12 +430,12 @@ class Engine:
 
     def embed(
         self,
-        texts: abc.Sequence[Text],
+        texts: str | abc.Sequence[Text],
         *,
         pooling: str | None = None,
         **keywords: Unpack[EmbedKeywords],
     ) -> Float32:
-        """Return the vectors of texts: float32, shape (len(texts), size).
+        """Return the vectors of texts: float32, shape (len(texts), size); of one text, (size,).
 
         Args:
             texts: As those of `Embedder.embed`.
@@ -428,6 +504,8 @@ class Engine:
         self.loop.check_closer()
         self._embedders.close()
         self.loop.close(drain)
+        if self._owned_model is not None:
+            self._owned_model.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -470,12 +548,13 @@ def tokenize_prompt(
     return tokens
 
 
-def _given_config(config: EngineConfig | None, keywords: EngineKeywords) -> EngineConfig:
-    """Return the settings that an engine was given, as an object or as keywords."""
+def _given_config(
+    config: EngineConfig | None, keywords: dict[str, Any], *kinds: type
+) -> EngineConfig:
+    """Return the settings that an engine was given, as an object or as fields of `kinds`."""
     if config is None:
-        check_keywords(keywords, Engine, EngineParams, ContextParams)
-        engine, context = split_keywords(keywords, EngineParams, ContextParams)
-        return EngineConfig(context=context, engine=EngineParams(**engine))
+        check_keywords(keywords, Engine, *kinds)
+        return EngineConfig.from_kwargs(**keywords)
     if keywords:
         raise ArgumentError(
             f"config= and {', '.join(keywords)}=: cannot be given together",

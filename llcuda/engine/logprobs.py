@@ -47,7 +47,7 @@ class LogprobFormatter:
         pieces, offsets = [], []
         for score in scores:
             token = score if isinstance(score, int) else score.token
-            name, piece = self._name(token), self._model.piece(token)
+            name, piece = self._model.token_name(token), self._model.piece(token)
             if not piece and self._echo.startswith(name, self._offset):
                 piece = name  # a control token that the prompt writes
             pieces.append(name)
@@ -68,12 +68,8 @@ class LogprobFormatter:
         """Return text -> log-probability, of two tokens with the same text the more probable."""
         top: dict[str, float] = {}
         for token, logprob in score.top:
-            top.setdefault(self._name(token), _number(logprob))
+            top.setdefault(self._model.token_name(token), _number(logprob))
         return top
-
-    def _name(self, token: int) -> str:
-        """Return the text of a token, for a control token its name."""
-        return self._model.piece_bytes(token, special=True).decode(errors="replace")
 
     def as_chat(self, scores: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Return the object of /v1/chat/completions."""
@@ -86,7 +82,7 @@ class LogprobFormatter:
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         piece = list(self._model.piece_bytes(token, special=True))
-        return {"token": self._name(token), "logprob": _number(logprob), "bytes": piece}
+        return {"token": self._model.token_name(token), "logprob": _number(logprob), "bytes": piece}
 
 
 def _number(logprob: float) -> float:

@@ -364,8 +364,9 @@ class ModelRunner:
     def logprobs(self, tokens: list[int], rows: Iterable[int], top: int) -> list[TokenLogprob]:
         """Return the log-probability of each token at its row, with the `top` most probable."""
         scores = self.context.logprobs(tokens, [*rows], top)
+        name = self.context.model.token_name
         return [
-            TokenLogprob(token, value, best)
+            TokenLogprob(token, value, best, name(token), [name(other) for other, _ in best])
             for token, (value, best) in zip(tokens, scores, strict=True)
         ]
 

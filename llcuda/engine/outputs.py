@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import html
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from llcuda._lazy import warn_deprecated
+from llcuda.display import small, text_block, token_table
+from llcuda.structured.classes import read_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +19,32 @@ class TokenLogprob:
         token: The token.
         logprob: The natural logarithm of its probability.
         top: The most probable tokens with theirs, best first; as many as `logprobs=` asked for.
+        text: The text of the token; of a control token its name.
+        top_texts: The texts of the tokens in `top`.
     """
 
     token: int
     logprob: float
     top: list[tuple[int, float]] = field(default_factory=list)
+    text: str = ""
+    top_texts: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the log-probabilities as data for JSON, which has no infinity: None stands for it.
+
+        The most probable tokens are {"token": ..., "text": ..., "logprob": ...}.
+        """
+        texts = self.top_texts or [""] * len(self.top)
+        top = [
+            {"token": token, "text": text, "logprob": _finite(logprob)}
+            for (token, logprob), text in zip(self.top, texts, strict=True)
+        ]
+        score = _finite(self.logprob)
+        return {"token": self.token, "text": self.text, "logprob": score, "top": top}
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -45,6 +69,7 @@ class Completion:
         logprobs: The log-probability of each token; None unless `logprobs=` was given.
         prompt_logprobs: Those of the prompt's tokens but the first; None without `echo=True`.
         forced_tokens: How many of `tokens` a guide left no choice for.
+        response_format: The format that the request was given, which `parsed` reads; or None.
     """
 
     text: str
@@ -61,6 +86,39 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
     forced_tokens: int = 0
+    response_format: Any = None
+
+    @property
+    def content(self) -> str:
+        """The text, by the name that the answer of a chat has for it."""
+        return self.text
+
+    @property
+    def parsed(self) -> Any:
+        """What the text holds, by its `response_format`.
+
+        An instance where the format is a class, Python's data where it is JSON; None for other
+        formats, also for a CompiledGrammar.
+
+        Raises:
+            AnswerError: The text is cut off, or the class refuses it.
+        """
+        return read_answer(self.text, self.response_format, self.finish_reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as data for JSON: the attributes, and the figures made of them."""
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        del data["response_format"]
+        for name in ("logprobs", "prompt_logprobs"):
+            if data[name] is not None:
+                data[name] = [score.to_dict() for score in data[name]]
+        return {
+            **data,
+            "tokens": list(self.tokens),
+            "tokens_generated": self.tokens_generated,
+            "latency_ms": self.latency_ms,
+            "tokens_per_sec": self.tokens_per_sec,
+        }
 
     @property
     def tokens_generated(self) -> int:
@@ -107,14 +165,9 @@ class Completion:
         return f"<llcuda.Completion {self.text!r}: {self.figures()}>"
 
     def _repr_html_(self) -> str:
-        """Return the text for a notebook, with the figures below; nothing in it is markup.
-
-        Notebooks do not look for TeX in <pre>. HTML drops a line break after that tag, hence the
-        one here.
-        """
-        style = "white-space: pre-wrap; font-family: inherit"
-        text, figures = html.escape(self.text), html.escape(self.figures())
-        return f'<pre style="{style}">\n{text}</pre><small>{figures}</small>'
+        """Return the text for a notebook, with the figures and probabilities below."""
+        table = token_table(self.logprobs) if self.logprobs else ""
+        return text_block(self.text) + small(self.figures()) + table
 
     def figures(self) -> str:
         """Return tokens, time, rate and finish reason in one line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import (
@@ -16,8 +17,9 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from llcuda.display import show_stream
 from llcuda.engine.functions import LogitsProcessor, StoppingCriterion, checked_functions
 from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.errors import shown
@@ -174,7 +176,20 @@ def request_params(keywords: Mapping[str, Any]) -> tuple[RequestParams, Sampling
 
 
 _END = object()
+Item = TypeVar("Item")
+Handle = TypeVar("Handle", bound="Cancellable")
 Waiter = tuple["asyncio.AbstractEventLoop", "asyncio.Future[None]"]
+
+
+class Cancellable(Protocol):
+    """A Request, or a Chat, which has one."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result or an error."""
+
+    def cancel(self) -> None:
+        """End it as soon as the running step is over."""
 
 
 class RequestOwner(Protocol):
@@ -207,6 +222,7 @@ class Request:
         prompt_tokens: Tokens of the prompt.
         dropped_tokens: Tokens of the prompt that overflow="truncate" or "shift" left out.
         seed: The seed of its sampler.
+        response_format: The format of the text, if it has one.
         tokens: The generated tokens so far.
         logprobs: The log-probabilities of these tokens so far, if asked for.
         prompt_logprobs: The log-probabilities of the prompt's tokens so far, if asked for.
@@ -220,8 +236,9 @@ class Request:
         prompt_tokens: int,
         dropped_tokens: int = 0,
         seed: int = 0,
+        response_format: Any = None,
     ) -> None:
-        self.params = params
+        self.params, self.response_format = params, response_format
         self.prompt_tokens, self.dropped_tokens, self.seed = prompt_tokens, dropped_tokens, seed
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
@@ -233,6 +250,7 @@ class Request:
         self._outcome: Completion | BaseException | None = None
         self._readers: list[Waiter] = []  # wait for more text
         self._waiters: list[Waiter] = []  # wait for the end
+        self._events: list[threading.Event] = []  # of `as_completed`
         self._lock = threading.Lock()
 
     # --- for the engine's thread, with `emit` ---
@@ -252,7 +270,10 @@ class Request:
         self._done.set()
         with self._lock:
             waiters, self._waiters = self._waiters, []
+            events, self._events = self._events, []
         wake(waiters + self.take_readers())
+        for event in events:
+            event.set()
 
     # --- for the caller ---
 
@@ -376,6 +397,28 @@ class Request:
             self._reader_left()
         self._completion()
 
+    def _note_end(self, event: threading.Event) -> None:
+        """Set an event when the request has ended; at once if it has.
+
+        Raises:
+            ForkError: This is a forked child.
+            ConcurrencyError: This is a hook, in which waiting would never end.
+        """
+        if not self.done:
+            self._owner.check_reader()
+            with self._lock:
+                self._events.append(event)
+        if self.done:
+            event.set()
+
+    def __str__(self) -> str:
+        """Wait for the end and return the text."""
+        return str(self.result())
+
+    def _ipython_display_(self) -> None:
+        """Show the text in a notebook while it is written."""
+        show_stream(self, self.result, self.cancel)
+
     def __repr__(self) -> str:
         outcome = self._outcome
         if isinstance(outcome, BaseException):
@@ -384,6 +427,38 @@ class Request:
             state = "unfinished" if outcome is None else outcome.finish_reason
         size = f"{self.prompt_tokens} prompt tokens, {len(self.tokens)} generated"
         return f"<llcuda.Request: {size}, {state}>"
+
+
+def as_completed(
+    items: Iterable[Item], submit: Callable[[int, Item], Handle], width: int
+) -> Iterator[tuple[int, Handle]]:
+    """Submit items, and yield the index and the handle of each when it has ended.
+
+    Items are read as they are needed. Leaving the loop cancels the requests that run.
+
+    Args:
+        items: What is submitted.
+        submit: Submits an item, given its index too, and returns its request or chat.
+        width: The most that are unfinished at once.
+    """
+    waiting = enumerate(items)
+    running: dict[int, Handle] = {}
+    ended = threading.Event()
+    try:
+        while True:
+            for index, item in itertools.islice(waiting, width - len(running)):
+                running[index] = handle = submit(index, item)
+                request: Request = getattr(handle, "request", handle)  # type: ignore[arg-type]
+                request._note_end(ended)
+            if not running:
+                return
+            ended.wait()
+            ended.clear()  # before looking: a request that ends meanwhile sets it again
+            for index in [index for index, handle in running.items() if handle.done]:
+                yield index, running.pop(index)
+    finally:
+        for handle in running.values():
+            handle.cancel()
 
 
 def wake(waiters: Iterable[Waiter]) -> None:

@@ -144,6 +144,7 @@ class Sequence:
             cached_tokens=self.cached_tokens,
             seed=request.seed,
             forced_tokens=self.forced_tokens,
+            response_format=request.response_format,
             logprobs=self.logprobs if params.logprobs is not None else None,
             prompt_logprobs=self.prompt_logprobs if params.echo else None,
             **self._phases(finished_at),

@@ -379,6 +379,19 @@ class Model:
             self._piece_texts[token] = text = self.piece_bytes(token).decode(errors="replace")
             return text
 
+    def token_name(self, token: int) -> str:
+        """Return the text of one token for readers: of a control token its name.
+
+        Bytes that are no whole character are shown as U+FFFD.
+
+        Args:
+            token: The token.
+
+        Raises:
+            ArgumentError: The token is outside the vocabulary.
+        """
+        return self.piece_bytes(token, special=True).decode(errors="replace")
+
     def piece_bytes(self, token: int, special: bool = False) -> bytes:
         """Return the bytes of one token.
 

@@ -3,9 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from llcuda.errors import AnswerError
 from llcuda.params import wrong_argument
+
+
+def is_readable_class(kind: Any) -> bool:
+    """Return whether `kind` is a Pydantic model, a TypedDict or a dataclass."""
+    if not isinstance(kind, type):
+        return False
+    # typing.is_typeddict does not know those of typing_extensions, which Pydantic asks for.
+    is_typed_dict = issubclass(kind, dict) and hasattr(kind, "__total__")
+    is_model = hasattr(kind, "model_json_schema")
+    return is_model or dataclasses.is_dataclass(kind) or is_typed_dict
+
+
+def read_answer(text: str, response_format: Any, finish_reason: str) -> Any:
+    """Return what a text that follows a format holds.
+
+    Args:
+        text: The text.
+        response_format: The format; see `llcuda.structured.compile`.
+        finish_reason: Why the text ended, for the error.
+
+    Returns:
+        An instance for a class, Python's data for JSON; None for other formats, such as a regular
+        expression or a CompiledGrammar.
+
+    Raises:
+        AnswerError: The text is cut off, or the class refuses it.
+    """
+    is_class = is_readable_class(response_format)
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if not is_class and kind not in ("json_object", "json_schema"):
+        return None
+    try:
+        if not is_class:
+            return json.loads(text)
+        import pydantic
+
+        return pydantic.TypeAdapter(response_format).validate_json(text)
+    except ValueError as error:  # pydantic's ValidationError is one
+        name = response_format.__name__ if is_class else "JSON"
+        if finish_reason == "stop":
+            problem = f"the answer is no {name}: {error}"
+        else:
+            problem = f"the answer is no complete {name}: it ended by {finish_reason!r}"
+            problem += "; give a larger max_tokens" if finish_reason == "length" else ""
+        raise AnswerError(problem) from error
 
 
 def class_schema(kind: Any) -> dict[str, Any] | None:
@@ -17,11 +65,7 @@ def class_schema(kind: Any) -> dict[str, Any] | None:
     Raises:
         ArgumentError: Pydantic is missing, or has no schema for the class.
     """
-    is_model = isinstance(kind, type) and hasattr(kind, "model_json_schema")
-    is_dataclass = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-    # typing.is_typeddict does not know those of typing_extensions, which Pydantic asks for.
-    is_typed_dict = isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
-    if not is_model and not is_dataclass and not is_typed_dict:
+    if not is_readable_class(kind):
         return None
     try:
         import pydantic

@@ -16,11 +16,13 @@ from llcuda.params import ContextParams, ModelParams, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 BEGIN = """\
+import llcuda
 from llcuda import Context, Engine, InferenceEngine, Model, Sampler, memory_needed, quick_infer
 
 m = Model("demo", gpu_layers=1, mmap=True)
 context = Context(m, ctx_size=64, type_k="q8_0")
 engine = Engine(m, n_parallel=2, ctx_size=64, threads=1)
+Engine("demo", gpu_layers=0, ctx_size=64)
 e = InferenceEngine()
 chat = [{"role": "user", "content": "Hello"}]
 """
@@ -43,6 +45,15 @@ e.submit([1, 2], max_tokens=5, stop_sequences=["a"])
 e.chat(chat, max_tokens=5, template_variables={"enable_thinking": False})
 e.embed(["x"], normalize=False)
 quick_infer("x", max_tokens=5)
+InferenceEngine("demo", ctx_size=64, gpu_layers=0, n_parallel=2, silent=True)
+llcuda.chat("demo", "Hello", system="x", max_tokens=5).content.upper()
+e.chat("Hello").result().to_dict()
+e.batch_chat(["Hello", chat], progress=True, temperature=0)[0].tool_calls[0].arguments
+e.count_tokens(chat, tools=[]) + len(e.tokenize("x")) + engine.count_tokens("x", system="y")
+for i, answer in e.batch_infer_iter(["x"], 5, seed=1):
+    answer.text[i]
+for i, reply in e.batch_chat_iter(iter(["x"]), max_tokens=1):
+    reply.content[i]
 """
 WRONG = """\
 Model("demo", gpu_layer=1)
@@ -54,6 +65,7 @@ Context(m, ctx_size="64")
 Sampler(temprature=1)
 memory_needed("demo", n_ctx=64)
 Engine(m, n_paralel=2)
+Engine("demo", n_gpu_layers=2)
 Engine(m, gpu_layers=2)
 engine.submit("x", max_tokn=5)
 engine.submit_n("x", 2, max_tokn=5)
@@ -72,6 +84,11 @@ e.submit("x", n_predict=1)
 e.chat(chat, max_tokn=5)
 e.embed(["x"], dimension=5)
 quick_infer("x", temp=1)
+InferenceEngine("demo", n_ctx=64)
+llcuda.chat("demo", "Hello", max_new_tokens=5)
+e.batch_chat(["Hello"], max_new_tokens=5)
+e.batch_infer_iter(["Hello"], max_new_tokens=5)
+e.count_tokens(chat, max_tokens=5)
 """
 
 
