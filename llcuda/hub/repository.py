@@ -90,7 +90,8 @@ class Repository:
         cache_root()
         from huggingface_hub import HfApi
 
-        with hub_errors(f"{self.id}:{wanted}" if wanted else self.id, HubUnreachableError):
+        name = f"{self.id}:{wanted}" if wanted else self.id
+        with hub_errors(name, HubUnreachableError, self.revision):
             return HfApi().model_info(
                 self.id, revision=self.revision, files_metadata=True, timeout=METADATA_TIMEOUT
             )
@@ -194,12 +195,13 @@ class Repository:
 
 
 @contextmanager
-def hub_errors(name: str, failure: type[ModelError]) -> Iterator[None]:
+def hub_errors(name: str, failure: type[ModelError], revision: str | None = None) -> Iterator[None]:
     """Translate the exceptions of huggingface_hub into those of llcuda.
 
     Args:
         name: What the block is for, `repo/id` or `repo/id:file`.
         failure: The exception for a failure without a more exact one.
+        revision: The branch, tag or commit that is asked for.
     """
     from huggingface_hub import constants, errors
 
@@ -212,7 +214,9 @@ def hub_errors(name: str, failure: type[ModelError]) -> Iterator[None]:
     except errors.RepositoryNotFoundError as error:
         raise ModelNotFoundError(f"there is no {page}; if it is private, {login}") from error
     except errors.RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"{page} has no such revision; see {page}/refs") from error
+        raise ModelNotFoundError(
+            f"{page} has no revision {revision!r}; {page}/refs lists its branches and tags"
+        ) from error
     except errors.HFValidationError as error:
         raise ArgumentError(f"{name}: {error}") from error
     except errors.OfflineModeIsEnabled as error:

@@ -239,6 +239,42 @@ def test_a_cached_file_asks_no_network(ask: Asker) -> None:
     assert ask.path("gemma-3-1b-Q4_K_M", HF_ENDPOINT="http://127.0.0.1:9") == first
 
 
+def test_a_cached_quantization_asks_no_network(ask: Asker) -> None:
+    """If its plain name makes it certain; the hub decides about another one."""
+    first = ask.path(f"{GEMMA}:Q4_K_M")
+    ask.path("some/many:q6_k")
+    ask.server.requests.clear()
+    for name in (GEMMA, f"{GEMMA}:q4_k_m", "gemma-3-1b", f"https://huggingface.co/{GEMMA}"):
+        assert ask.path(name) == first
+    assert ask.server.requests == []
+    ask.path("some/many:q6_k")
+    assert ask.server.requests[0] == "GET api/models/some/many"
+    assert ask.path(f"{GEMMA}:Q8_0").read_bytes() == b"8"
+
+
+def test_a_version_of_a_repository(ask: Asker) -> None:
+    """A branch and a commit have their own files; the newest version stays as it is."""
+    ask.server.versions[GEMMA] = {"old": {GEMMA_FILE: b"old"}}
+    commit = ask.server.commit(GEMMA, "old")
+    newest = ask.path(GEMMA)
+    names = (
+        *(f"{GEMMA}@old", f"{GEMMA}@old:Q4_K_M", f"hf://{GEMMA}@{commit}/{GEMMA_FILE}"),
+        f"https://huggingface.co/{GEMMA}/resolve/old/{GEMMA_FILE}",
+    )
+    for name in names:
+        assert ask.path(name).read_bytes() == b"old"
+    assert ask.path(names[0], HF_HUB_OFFLINE="1") == ask.path(names[2], HF_HUB_OFFLINE="1")
+    assert ask.path(f"{GEMMA}@{commit[:8]}:Q4_K_M", HF_HUB_OFFLINE="1").read_bytes() == b"old"
+    assert ask.path(GEMMA) == newest
+    assert newest.read_bytes() == MODEL
+    message, kinds = ask.error(f"{GEMMA}@nothing")
+    assert message == (
+        f"{ask.server.url}/{GEMMA} has no revision 'nothing'; {ask.server.url}/{GEMMA}/refs lists"
+        " its branches and tags"
+    )
+    assert "ModelNotFoundError" in kinds
+
+
 def test_all_parts_of_a_split_model_are_fetched(ask: Asker) -> None:
     """By quantization or by any part; the first one's path is returned."""
     path = ask.path("some/split:Q8_0")
@@ -396,6 +432,36 @@ def test_a_file_that_is_not_there(ask: Asker) -> None:
         assert "ModelNotFoundError" in answer["kinds"]
 
 
+NO_GGUF = {
+    "some/checkpoint": (
+        {"model.safetensors": b"x", "config.json": b"{}"},
+        [],
+        "holds a checkpoint (safetensors) and no GGUF file; `llcuda convert some/checkpoint`",
+    ),
+    "some/adapter": (
+        {"adapter_model.safetensors": b"x", "adapter_config.json": b"{}"},
+        [],
+        "holds a LoRA adapter (safetensors); `llcuda convert some/adapter`",
+    ),
+    "some/mlx": ({"model.safetensors": b"x"}, ["mlx"], "holds MLX weights"),
+    "some/onnx": ({"onnx/model.onnx": b"x"}, [], "holds an ONNX model"),
+    "some/torch": ({"pytorch_model.bin": b"x"}, [], "holds a PyTorch checkpoint (pickle)"),
+    "some/text": ({"README.md": b"x"}, [], "holds no model file"),
+    "some/eyes": ({"mmproj-x.gguf": b"x"}, [], "has no models; it has:\n  mmproj-x.gguf"),
+}
+
+
+def test_a_repository_without_a_model(ask: Asker) -> None:
+    """The message says what it holds, and what makes a GGUF file of it; nothing is downloaded."""
+    ask.server.repos |= {name: files for name, (files, _, _) in NO_GGUF.items()}
+    ask.server.labels |= {name: labels for name, (_, labels, _) in NO_GGUF.items()}
+    answers = ask.calls(*[("resolve", [name], {"progress": False}) for name in NO_GGUF])
+    for (name, (_, _, expected)), answer in zip(NO_GGUF.items(), answers, strict=True):
+        assert answer.get("message", "").startswith(f"{name} {expected}"), answer
+        assert "ModelNotFoundError" in answer["kinds"]
+    assert len(ask.server.requests) == len(NO_GGUF)
+
+
 def test_a_name_that_the_hub_forbids(ask: Asker) -> None:
     """huggingface_hub's own rules for repositories are an ArgumentError."""
     message, kinds = ask.error("some/--bad--:Q4_K_M")
@@ -437,6 +503,40 @@ def test_a_cache_that_cannot_be_written(ask: Asker) -> None:
     message, kinds = ask.error("gemma-3-1b-Q4_K_M")
     assert str(ask.home / "hub") in message
     assert kinds[0] == "ModelError"
+
+
+def test_a_home_that_cannot_be_written(ask: Asker) -> None:
+    """The message says which folder, why, and which variable names another one."""
+    message, kinds = ask.error("gemma-3-1b", HF_HOME="/dev/full")
+    assert message == (
+        f"{GEMMA}:{GEMMA_FILE} cannot be written to /dev/full/hub: Not a directory; set HF_HOME to"
+        " a folder that this user can write to"
+    )
+    assert kinds[0] == "ModelError"
+
+
+def test_a_disk_that_fills_up(ask: Asker) -> None:
+    """The message says how to make room, and the next call goes on."""
+    prepare = (
+        "import huggingface_hub.file_download as module, errno\n"
+        "def full(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "module.http_get = full"
+    )
+    message, kinds = ask.error("gemma-3-1b", prepare=prepare)
+    assert "No space left on device; make room, or set HF_HOME to a folder on another" in message
+    assert kinds[0] == "ModelError"
+    assert ask.path("gemma-3-1b").read_bytes() == MODEL
+
+
+def test_half_a_download_of_huggingface_hub(ask: Asker) -> None:
+    """What it began is not taken for a model, and stays."""
+    half = ask.home / "hub" / f"models--{GEMMA.replace('/', '--')}" / "blobs" / "0.1.incomplete"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(MODEL[:100])
+    message, _ = ask.error("gemma-3-1b", HF_HUB_OFFLINE="1")
+    assert "is not in the cache" in message
+    assert ask.path("gemma-3-1b").read_bytes() == MODEL
+    assert half.exists()
 
 
 @pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False)])

@@ -50,7 +50,9 @@ class Hub:
     ranges: whether a range is served, ignored (the whole file is sent) or refused (416).
     elsewhere: files are on a server with another name, as on the hub's content network.
     chunks: file -> its key in the chunk store at the address `chunk_store` (hf_xet's).
-    failing: answer 503. sent: file -> bytes; bearers: paths that a token was sent to.
+    labels: repository -> its tags; versions: repository -> revision -> its files, beside those of
+    `repos`, which are the newest. failing: answer 503. sent: file -> bytes; bearers: paths that a
+    token was sent to.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class Hub:
     elsewhere: bool = False
     chunks: dict[str, str] = field(default_factory=dict)
     chunk_store: str = ""
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    versions: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     failing: bool = False
     requests: list[str] = field(default_factory=list)
     bearers: list[str] = field(default_factory=list)
@@ -95,9 +99,17 @@ class Hub:
         self._server.server_close()
         self._thread.join()
 
-    def commit(self, repo: str) -> str:
-        """Return the repository's version: it changes with its files."""
-        files = self.repos[repo]
+    def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """Return the files of a revision; None for an unknown one."""
+        if revision in ("main", self.commit(repo)):
+            return self.repos[repo]
+        others = self.versions.get(repo, {})
+        commits = {self.commit(repo, name): files for name, files in others.items()}
+        return {**commits, **others}.get(revision)
+
+    def commit(self, repo: str, revision: str = "main") -> str:
+        """Return the commit of a branch or tag: it changes with its files."""
+        files = self.repos[repo] if revision == "main" else self.versions[repo][revision]
         text = "".join(f"{name} {etag(files[name])}\n" for name in sorted(files))
         return hashlib.sha1(text.encode()).hexdigest()
 
@@ -131,19 +143,25 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("api/models/") and "/xet-read-token/" in path:
             self._chunk_token()
         elif path.startswith("api/models/"):
-            self._model_info(path.removeprefix("api/models/").split("/revision/")[0])
+            repo, _, revision = path.removeprefix("api/models/").partition("/revision/")
+            self._model_info(repo, revision or "main")
         elif path.startswith("chunks/"):
             self.hub.resume.wait()
         else:
             repo, _, rest = path.removeprefix("elsewhere/").partition("/resolve/")
-            self._file(repo, rest.partition("/")[2], span, body)
+            revision, _, name = rest.partition("/")
+            self._file(repo, revision, name, span, body)
 
     def _chunk_token(self) -> None:
         token = {"accessToken": "any", "exp": 2**40, "casUrl": self.hub.chunk_store}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(token).encode())
 
-    def _model_info(self, repo: str) -> None:
+    def _model_info(self, repo: str, revision: str) -> None:
         if self._refused(repo, gate=False):
+            return
+        files = self.hub.files(repo, revision)
+        if files is None:
+            self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"")
             return
         siblings = [
             {
@@ -152,20 +170,29 @@ class _Handler(BaseHTTPRequestHandler):
                 "blobId": etag(data)[:40],
                 "lfs": {"sha256": etag(data), "size": len(data), "pointerSize": 130},
             }
-            for name, data in self.hub.repos[repo].items()
+            for name, data in files.items()
         ]
-        info = {"id": repo, "modelId": repo, "sha": self.hub.commit(repo), "siblings": siblings}
-        content = json.dumps({**info, "private": False, "gated": False, "tags": []}).encode()
+        info = {"id": repo, "modelId": repo, "sha": self._commit(repo, revision)}
+        info |= {"siblings": siblings, "tags": self.hub.labels.get(repo, [])}
+        content = json.dumps({**info, "private": False, "gated": False}).encode()
         self._send(200, {"Content-Type": "application/json"}, content)
 
-    def _file(self, repo: str, name: str, span: str, body: bool) -> None:
+    def _commit(self, repo: str, revision: str) -> str:
+        known = revision in ("main", *self.hub.versions.get(repo, {}))
+        return self.hub.commit(repo, revision) if known else revision
+
+    def _file(self, repo: str, revision: str, name: str, span: str, body: bool) -> None:
         hub = self.hub
         moved = self.path.startswith("/elsewhere/")
         if not moved and self._refused(repo, gate=True):
             return
-        commit = hub.commit(repo)
+        files = hub.files(repo, revision)
+        if files is None:
+            self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"")
+            return
+        commit = self._commit(repo, revision)
         headers = {"X-Repo-Commit": commit}
-        data = hub.repos[repo].get(name)
+        data = files.get(name)
         if data is None:
             self._send(404, {**headers, "X-Error-Code": "EntryNotFound"}, b"")
             return
