@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from llcuda.cli.console import INTERRUPTED, DecodeThreads, show_status, stdout_console
+from llcuda.cli.console import INTERRUPTED, DecodeThreads, examples, show_status, stdout_console
 from llcuda.errors import ArgumentError
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog=examples("llcuda bench model.gguf --quick"))
 def bench(
     model: Annotated[
         str | None, typer.Argument(help="GGUF file, short name or repo/id; default: demo.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli.answer import ENDED, end_of, show_text
-from llcuda.cli.console import examples, in_terminal, print_note
+from llcuda.cli.console import complete_model, examples, in_terminal, print_note
 from llcuda.cli.options import TextOptions, has_template, takes_options
 from llcuda.cli.stdin import read_line
 from llcuda.demo import DEMO_NAME
@@ -38,7 +38,7 @@ KEYS = (
 
 @app.command(
     epilog=examples(
-        "llcuda chat qwen2.5-1.5b-Q4_K_M", 'llcuda chat model.gguf --system "Answer in French."'
+        "llcuda chat qwen2.5-1.5b", 'llcuda chat model.gguf --system "Answer in French."'
     )
 )
 @takes_options(TextOptions)
@@ -48,6 +48,7 @@ def chat(
         typer.Argument(
             metavar="[MODEL]",
             help="GGUF file, short name (llcuda list), or repo/id.",
+            autocompletion=complete_model,
         ),
     ] = DEMO_NAME,
     *,

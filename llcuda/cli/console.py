@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 PIPE_WIDTH = 120  # columns where stdout is not a terminal, so that tables are not cut
 
-# Headings of the commands, and of the options that say how a model is loaded.
-GENERATE, MODELS, MEASURE, DIAGNOSE = "Generate", "Models", "Measure", "Diagnose"
-MODEL = "Model"
+MODEL = "Model"  # heading of the options that say how a model is loaded
 
 DecodeThreads = Annotated[
     int | None,
@@ -35,7 +34,10 @@ DecodeThreads = Annotated[
 CudaGraphMode = Annotated[
     str,
     typer.Option(
-        help="CUDA graphs: on, off, checked (first replays are compared) or auto (checked on a T4)."
+        metavar="MODE",
+        rich_help_panel=MODEL,
+        help="CUDA graphs: on, off, checked (first replays are compared) or auto (checked on a"
+        " T4).",
     ),
 ]
 
@@ -87,10 +89,32 @@ def examples(*commands: str) -> str:
     Args:
         commands: The lines.
     """
-    from rich.markup import escape
-
     heading = "Examples:" if len(commands) > 1 else "Example:"
-    return "\n\n".join([heading, *(f"  {escape(command)}" for command in commands)])
+    lines = (command.replace("[", "\\[") for command in commands)  # rich's markup
+    return "\n\n".join([heading, *lines])
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the models that a shell completes: names, GGUF files and folders.
+
+    Args:
+        incomplete: The beginning of a name or path.
+    """
+    from llcuda.demo import DEMO_NAME
+    from llcuda.hub.own_names import own_names
+    from llcuda.hub.registry import registry
+
+    models = dict.fromkeys(entry.model for entry in registry().values())
+    names = [DEMO_NAME, *own_names(), *models, *registry()]
+    matches = [name for name in names if name.startswith(incomplete)]
+    folder, _, beginning = incomplete.rpartition("/")
+    parent = Path(f"{folder}/" if "/" in incomplete else ".").expanduser()
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        for path in sorted(parent.iterdir()):
+            if path.name.startswith(beginning) and (path.is_dir() or path.suffix == ".gguf"):
+                start = incomplete[: len(incomplete) - len(beginning)]
+                matches.append(f"{start}{path.name}{'/' if path.is_dir() else ''}")
+    return matches
 
 
 def print_note(message: str) -> None:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from llcuda.cli.console import examples
+
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog=examples("llcuda convert my-checkpoint model.gguf --type q4_k_m"))
 def convert(
     source: Annotated[str, typer.Argument(help="Folder, or repo/id: a checkpoint or adapter.")],
     target: Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llcuda.cli.console import examples
 from llcuda.demo import demo_model
 from llcuda.errors import LlcudaError
 
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command("version", epilog=examples("llcuda version"))
+def print_version() -> None:
+    """Print the version."""
+    from llcuda import __version__
+
+    print(__version__)
+
+
+@app.command(epilog=examples("llcuda doctor"))
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:

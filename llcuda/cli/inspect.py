@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import stdout_console
+from llcuda.cli.console import examples, stdout_console
 from llcuda.errors import ArgumentError, LlcudaError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SHOWN_ELEMENTS = 3  # of an array
 MAX_CELL = 60  # characters of a value in a table
 
 
-@app.command()
+@app.command(epilog=examples("llcuda inspect model.gguf --ctx-size 8192"))
 def inspect(
     file: Annotated[str, typer.Argument(help="GGUF file, short name, or repo/id:file.gguf.")],
     ctx_size: Annotated[

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from llcuda.cli import bench, chat, convert, diagnose, inspect, models, quantize, report, run, serve
-from llcuda.cli.console import DIAGNOSE, INTERRUPTED, examples, print_error
+from llcuda.cli.console import INTERRUPTED, examples, print_error
 from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError
 
 # What Typer's errors on numbers expect, by pydantic's kinds.
@@ -50,10 +50,19 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
-    epilog=examples('llcuda run demo "Who are you?"', "llcuda chat qwen2.5-1.5b-Q4_K_M"),
+    epilog=examples('llcuda run demo "Who are you?"', "llcuda chat qwen2.5-1.5b"),
 )
-for module in (run, chat, serve, models, inspect, convert, quantize, bench, diagnose, report):
-    app.add_typer(module.app)
+# The commands under their headings in --help, each module with those that it has.
+HEADINGS = {
+    "Generate": (run, chat, serve),
+    "Models": (models, inspect, convert, quantize),
+    "Measure and diagnose": (bench, diagnose, report),
+}
+for heading, modules in HEADINGS.items():
+    for module in modules:
+        for command in module.app.registered_commands:
+            command.rich_help_panel = heading
+        app.add_typer(module.app)
 
 
 # Parameters of the library whose options have another name here.
@@ -72,7 +81,7 @@ OPTION_NAMES = {
 
 def _print_version(asked: bool) -> None:
     if asked:
-        version()
+        diagnose.print_version()
         raise typer.Exit
 
 
@@ -86,14 +95,6 @@ def llcuda_(
     ] = False,
 ) -> None:
     """GGUF language models inside a Python process."""
-
-
-@app.command(rich_help_panel=DIAGNOSE, epilog=examples("llcuda version"))
-def version() -> None:
-    """Print the version."""
-    from llcuda import __version__
-
-    print(__version__)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import stdout_console
+from llcuda.cli.console import examples, stdout_console
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Name = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-@app.command("list")
+@app.command("list", epilog=examples("llcuda list --all --kind coder"))
 def list_(
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Show the models with a short name too.")
@@ -102,7 +102,7 @@ def _registry_table(entries: list[RegistryEntry]) -> Table:
     return table
 
 
-@app.command()
+@app.command(epilog=examples("llcuda pull qwen2.5-1.5b"))
 def pull(
     name: Name,
     filename: Annotated[str | None, typer.Argument(help="The file, after repo/id.")] = None,
@@ -114,7 +114,7 @@ def pull(
     print(pull_model(name, filename, progress=not silent))
 
 
-@app.command()
+@app.command(epilog=examples("llcuda show qwen2.5-1.5b"))
 def show(
     name: Name,
     template: Annotated[
@@ -183,7 +183,7 @@ def describe_model(name: str) -> dict[str, Any]:
         return {key: v.item() if hasattr(v, "item") else v for key, v in facts.items()}
 
 
-@app.command()
+@app.command(epilog=examples("llcuda cp unsloth/Qwen3-4B-GGUF:Q5_K_M writer"))
 def cp(
     source: Name,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new name.")],
@@ -195,7 +195,7 @@ def cp(
     print(f"{name} = {target}")
 
 
-@app.command()
+@app.command(epilog=examples("llcuda rm qwen2.5-1.5b"))
 def rm(
     names: Annotated[
         list[str],
@@ -221,7 +221,7 @@ def rm(
         print(f"{plan.name}: deleted")
 
 
-@app.command()
+@app.command(epilog=examples("llcuda ps"))
 def ps(as_json: AsJson = False) -> None:
     """Show the llcuda servers of this user that run on this machine, and what they serve."""
     from llcuda.running import running_servers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import stdout_console
+from llcuda.cli.console import examples, stdout_console
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Default: every process
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-@app.command()
+@app.command(epilog=examples("llcuda quantize model.gguf small.gguf Q4_K_M"))
 def quantize(
     source: Source,
     target: Annotated[Path, typer.Argument(help="File to write.")],
@@ -83,7 +83,7 @@ def quantize(
         print(f"{target}: {nbytes / 1e6:,.1f} MB, in {seconds:.1f} s")
 
 
-@app.command()
+@app.command(epilog=examples("llcuda imatrix model.gguf text.txt model.imatrix"))
 def imatrix(
     model: Source,
     text: Annotated[Path, typer.Argument(help="Text file; - is stdin.")],
@@ -125,7 +125,7 @@ def imatrix(
         print(f"{target}: {facts['tensors']} tensors, {matrix.chunks} chunks of {chunk} tokens")
 
 
-@app.command()
+@app.command(epilog=examples("llcuda perplexity model.gguf --file text.txt"))
 def perplexity(
     model: Source,
     file: Annotated[Path, typer.Option("--file", "-f", help="Text; - is stdin.")],

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import typer
 
+from llcuda.cli.console import examples
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ MAX_MESSAGE = 160  # characters of a test's message
 FENCE = "```"  # keeps the columns where markdown is read
 
 
-@app.command()
+@app.command(epilog=examples("llcuda report"))
 def report(
     bench: Annotated[
         list[Path] | None, typer.Option(help="Output of llcuda bench; may be given several times.")

@@ -15,7 +15,7 @@ import typer
 
 from llcuda.cli.answer import ENDED, end_of, show_text
 from llcuda.cli.chat import open_chat
-from llcuda.cli.console import INTERRUPTED, examples, is_terminal, print_note
+from llcuda.cli.console import INTERRUPTED, complete_model, examples, is_terminal, print_note
 from llcuda.cli.options import CHAT, FORMAT, TextOptions, has_template, takes_options
 from llcuda.cli.stdin import read_stdin
 from llcuda.demo import DEMO_NAME
@@ -36,7 +36,7 @@ WAIT_SECONDS = 2.0  # for stdin beside a prompt, before a note says that it is r
 
 @app.command(
     epilog=examples(
-        'llcuda run qwen2.5-1.5b-Q4_K_M "Why is the sky blue?"',
+        'llcuda run qwen2.5-1.5b "Why is the sky blue?"',
         'cat notes.txt | llcuda run model.gguf "Summarise:"',
         'llcuda run model.gguf "Once upon a time" --raw -n 100',
     )
@@ -48,6 +48,7 @@ def run(
         typer.Argument(
             metavar="[MODEL] [PROMPT]",
             show_default=False,
+            autocompletion=complete_model,
             help="The model: a GGUF file, a short name (llcuda list) or repo/id; by default the"
             " demo model. Then the prompt: further words; what stdin has is appended to it. A"
             " single argument is the model if it names one, otherwise the prompt.",
@@ -58,7 +59,11 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="MODEL", help="The model; all arguments are the prompt then."
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="The model; all arguments are the prompt then.",
+            autocompletion=complete_model,
         ),
     ] = None,
     raw: Annotated[

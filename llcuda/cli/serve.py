@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import INTERRUPTED, CudaGraphMode, DecodeThreads
+from llcuda.cli.console import (
+    INTERRUPTED,
+    MODEL,
+    CudaGraphMode,
+    DecodeThreads,
+    complete_model,
+    examples,
+)
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
@@ -19,27 +26,71 @@ if TYPE_CHECKING:
 logger = logging.getLogger("llcuda.server")
 app = typer.Typer()
 EXIT_SECONDS = 5.0  # for threads that still work when the server has stopped
+NETWORK, LIMITS, LOG = "Network", "Limits", "Log"  # headings of options
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "llcuda serve qwen2.5-1.5b",
+        "llcuda serve chat=model.gguf --host 0.0.0.0 --api-key-file keys.txt",
+    )
+)
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="GGUF file, short name or repo/id; NAME=FILE names it. Default: demo."),
+        typer.Argument(
+            help="GGUF file, short name or repo/id; NAME=FILE names it. Default: demo.",
+            metavar="[MODEL]...",
+            autocompletion=complete_model,
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 is all addresses.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free port.")] = 8080,
-    parallel: Annotated[int, typer.Option(min=1, max=256, help="Sequences in one batch.")] = 4,
-    ctx_size: Annotated[int | None, typer.Option(min=1, help="Tokens of each sequence.")] = None,
-    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address; 0.0.0.0 is all addresses.", metavar="ADDRESS", rich_help_panel=NETWORK
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="0 = a free port.", metavar="PORT", rich_help_panel=NETWORK
+        ),
+    ] = 8080,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Sequences in one batch.",
+            metavar="SEQUENCES",
+            rich_help_panel=MODEL,
+        ),
+    ] = 4,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of each sequence.", metavar="TOKENS", rich_help_panel=MODEL
+        ),
+    ] = None,
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Default: all that fit.", metavar="LAYERS", rich_help_panel=MODEL),
+    ] = None,
     bf16_copies: Annotated[
         bool,
-        typer.Option("--bf16-copies", help="Matrices as BF16 too, for many texts (Hopper)."),
+        typer.Option(
+            "--bf16-copies",
+            help="Matrices as BF16 too, for many texts (Hopper).",
+            rich_help_panel=MODEL,
+        ),
     ] = False,
     bf16_to_f16: Annotated[
         bool | None,
-        typer.Option(help="BF16 weights as F16 on the GPU. Default: on compute capability 7.5."),
+        typer.Option(
+            help="BF16 weights as F16 on the GPU. Default: on compute capability 7.5.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     threads: DecodeThreads = None,
     batch_invariant: Annotated[
@@ -47,55 +98,139 @@ def serve(
         typer.Option(
             "--batch-invariant",
             help="On the CPU: answers do not depend on other requests and the cache.",
+            rich_help_panel=MODEL,
         ),
     ] = False,
     cuda_graphs: CudaGraphMode = "auto",
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 1024,
+    queue: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Requests that may wait.", metavar="REQUESTS", rich_help_panel=LIMITS
+        ),
+    ] = 1024,
     pooling: Annotated[
-        str | None, typer.Option(help="Of embeddings: mean, cls, last, rank. Default: the model's.")
+        str | None,
+        typer.Option(
+            help="Of embeddings: mean, cls, last, rank. Default: the model's.",
+            metavar="POOLING",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     chat_template: Annotated[
-        str | None, typer.Option(help="A Jinja file, or the name of one of the model's templates.")
+        str | None,
+        typer.Option(
+            help="A Jinja file, or the name of one of the model's templates.",
+            metavar="FILE",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     bare_tool_calls: Annotated[
-        bool, typer.Option(help="An answer of JSON that names a tool is a call.")
+        bool,
+        typer.Option(help="An answer of JSON that names a tool is a call.", rich_help_panel=MODEL),
     ] = True,
     memory: Annotated[
         float | None,
-        typer.Option(min=0, help="GB for all models; default: what is free."),
+        typer.Option(
+            min=0,
+            help="GB for all models; default: what is free.",
+            metavar="GB",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="LLCUDA_API_KEY", help="Required of clients; may be repeated."),
+        typer.Option(
+            envvar="LLCUDA_API_KEY",
+            help="Required of clients; may be repeated.",
+            metavar="KEY",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="A file with a key on each line."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="A file with a key on each line.",
+            metavar="FILE",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Host name in requests; * = any; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Host name in requests; * = any; may be repeated.",
+            metavar="HOST",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Origin whose pages may send requests; may be repeated."),
+        typer.Option(
+            help="Origin whose pages may send requests; may be repeated.",
+            metavar="ORIGIN",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
-    max_body: Annotated[float, typer.Option(min=0, help="Largest body of a request in MB.")] = 16,
+    max_body: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Largest body of a request in MB.", metavar="MB", rich_help_panel=LIMITS
+        ),
+    ] = 16,
     max_bodies: Annotated[
         float | None,
-        typer.Option(min=0, help="Bodies of all requests in MB. Default: 16 of the largest."),
+        typer.Option(
+            min=0,
+            help="Bodies of all requests in MB. Default: 16 of the largest.",
+            metavar="MB",
+            rich_help_panel=LIMITS,
+        ),
     ] = None,
     body_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds until a body has arrived.")
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds until a body has arrived.",
+            metavar="SECONDS",
+            rich_help_panel=LIMITS,
+        ),
     ] = 30,
     idle_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds of a connection without a request.")
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds of a connection without a request.",
+            metavar="SECONDS",
+            rich_help_panel=LIMITS,
+        ),
     ] = 30,
-    deadline: Annotated[float, typer.Option(min=0, help="Seconds of a request; 0 = none.")] = 600,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds to finish after SIGTERM.")] = 30,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds of a request; 0 = none.", metavar="SECONDS", rich_help_panel=LIMITS
+        ),
+    ] = 600,
+    drain: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds to finish after SIGTERM.",
+            metavar="SECONDS",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 30,
     log_level: Annotated[
-        str, typer.Option(help="debug, info (a line for each request), warning or error.")
+        str,
+        typer.Option(
+            help="debug, info (a line for each request), warning or error.",
+            metavar="LEVEL",
+            rich_help_panel=LOG,
+        ),
     ] = "info",
-    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    log_format: Annotated[
+        str, typer.Option(help="text or json.", metavar="FORMAT", rich_help_panel=LOG)
+    ] = "text",
 ) -> None:
     """Serve OpenAI's API until SIGTERM or Ctrl-C."""
     try:
