@@ -7,7 +7,6 @@ wrong arguments, 130 after Ctrl-C. A command imports what it needs when it runs,
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -110,9 +109,6 @@ def main() -> None:
     except UnicodeDecodeError as error:
         print_error(f"a file is not UTF-8: {error}")
         sys.exit(2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
-        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
