@@ -11,7 +11,7 @@ NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pypr
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
+.PHONY: demo test real peer-tests peer-texts page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -28,6 +28,16 @@ real: $(INSTALLED)
 page: $(INSTALLED)
 	mkdir -p .build/page
 	LLCUDA_PAGE_SHOTS="$(abspath .build/page)" $(BIN)/python -m pytest tests/server/test_page.py tests/server/test_page_browser.py -v -rs
+
+# llama-cpp-python's own tests of its classes on llcuda's, and the tokens of both; MODELS as above
+peer-tests: $(INSTALLED)
+	$(if $(MODELS),,$(error make peer-tests MODELS=FOLDER: a folder with the models of "make real"))
+	$(BIN)/python -m tests.peers.llama_cpp_tests --models "$(MODELS)"
+
+peer-texts: $(INSTALLED)
+	$(if $(MODELS),,$(error make peer-texts MODELS=FOLDER: a folder with the models of "make real"))
+	$(BIN)/python -m pip install --quiet --group peer-llama-cpp-python
+	$(BIN)/python -m tests.peers.llama_cpp_texts --models "$(MODELS)"
 
 # REQUESTS, INPUTS: how many of each
 stress: $(INSTALLED)

@@ -96,6 +96,24 @@ def unpack(archive: Path, pin: dict[str, str]) -> None:
     STAMP.write_text(pin["sha256"])
 
 
+def unpack_folders(folder: Path, *names: str) -> None:
+    """Download the pinned archive and unpack folders of the package in it, such as its tests.
+
+    Args:
+        folder: Where to put the folders.
+        *names: Their names in the archive.
+    """
+    pin = tomllib.loads((VENDOR / "llama.cpp.toml").read_text())
+    with (
+        tempfile.TemporaryDirectory() as download_folder,
+        tarfile.open(download(pin, Path(download_folder))) as tar,
+    ):
+        for member in tar.getmembers():
+            _, _, member.name = member.name.partition("/")
+            if member.name.partition("/")[0] in names:
+                tar.extract(member, folder, filter="data")
+
+
 def main() -> None:
     """Print the path of a llama.cpp source tree, fetching it when it is not there."""
     if own := os.environ.get("LLCUDA_LLAMA_CPP_SOURCE"):

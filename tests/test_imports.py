@@ -22,7 +22,7 @@ ORDER = (
     {"structured", "gguf_parser", "gguf_writer", "nf4", "device"},
     {"tensor", "chat", "embeddings", "conversion", "gguf_editor"},
     {"engine"},
-    {"inference", "core", "unsloth", "evaluate"},
+    {"inference", "core", "unsloth", "evaluate", "llama_cpp"},
     {"quality", "__init__"},
     {"bench", "server"},
     {"cli"},

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tarfile
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,12 +38,7 @@ def prepare(setup: Setup | None = None) -> None:
     import fetch
 
     folder().mkdir(parents=True, exist_ok=True)
-    pin = tomllib.loads((fetch.VENDOR / "llama.cpp.toml").read_text())
-    with tarfile.open(fetch.download(pin, folder())) as tar:
-        for member in tar.getmembers():
-            _, _, member.name = member.name.partition("/")
-            if member.name.startswith("llama_cpp/"):
-                tar.extract(member, folder(), filter="data")
+    fetch.unpack_folders(folder(), "llama_cpp")
 
 
 class Peer(peers.Peer):

@@ -16,6 +16,7 @@ from llcuda import (
     gguf_parser,
     gguf_writer,
     hub,
+    llama_cpp,
     nf4,
     samplers,
     server,
@@ -49,7 +50,8 @@ PUBLIC = {
     **{
         module: exported_names(module)
         for module in (
-            core, errors, gguf_parser, gguf_writer, hub, nf4, samplers, server, structured, unsloth
+            core, errors, gguf_parser, gguf_writer, hub, llama_cpp, nf4, samplers, server,
+            structured, unsloth,
         )
     },
 }  # fmt: skip

@@ -1,0 +1,75 @@
+"""LlamaTokenizer: the tokenizer of a model's file, by llama-cpp-python's names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from llcuda.native.model import Model
+from llcuda.params import wrong_value
+
+
+class LlamaTokenizer:
+    """Turns text into tokens and back.
+
+    Args:
+        model: The model, or a `Llama`, whose `model` is used.
+    """
+
+    def __init__(self, model: object) -> None:
+        model = getattr(model, "model", model)
+        if not isinstance(model, Model):
+            raise wrong_value("model", model, "expected a Model or a Llama")
+        self._model = model
+
+    @classmethod
+    def from_ggml_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the tokenizer of a GGUF file, whose weights are not loaded.
+
+        Args:
+            path: The file.
+        """
+        return cls(Model(path, vocab_only=True))
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
+        """Return the tokens of a text.
+
+        Args:
+            text: The text in UTF-8.
+            add_bos: Add the tokens that the model wants around a text, such as BOS.
+            special: Read control tokens that are written in the text as such.
+        """
+        return self._model.tokenize(text, add_bos, special)
+
+    def detokenize(
+        self,
+        tokens: Iterable[int],
+        prev_tokens: Sequence[int] | None = None,
+        special: bool = False,
+    ) -> bytes:
+        """Return the text of tokens in UTF-8, or a part of it.
+
+        The space that some vocabularies put before a text is left out behind BOS.
+
+        Args:
+            tokens: The tokens.
+            prev_tokens: The tokens before them.
+            special: Write control tokens as text.
+        """
+        model = self._model
+        listed = model.token_list(list(tokens), "tokens")
+        before = model.token_list(list(prev_tokens or ()), "prev_tokens")
+        text = b"".join(model.piece_bytes(token, special) for token in listed)
+        begins = [*before, *listed][:1] == [model.bos] and not any(
+            model.piece_bytes(token, special) for token in before
+        )
+        return text.removeprefix(b" ") if begins else text
+
+    def encode(self, text: str, add_bos: bool = True, special: bool = True) -> list[int]:
+        """Return the tokens of a text; see `tokenize`."""
+        return self.tokenize(text.encode("utf-8", errors="ignore"), add_bos, special)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of tokens; bytes that are not UTF-8 are left out."""
+        return self.detokenize(tokens).decode("utf-8", errors="ignore")
