@@ -123,7 +123,7 @@ def check_libraries(wheel: Path) -> None:
 
 
 def check_notice(wheel: Path) -> None:
-    """Stop if licenses/NOTICE.txt does not name a bundled library, or a license is missing.
+    """Stop if licenses/NOTICE.txt does not name what a wheel bundles, or a license is missing.
 
     Args:
         wheel: The wheel.
@@ -135,13 +135,13 @@ def check_notice(wheel: Path) -> None:
             sys.exit(f"error: {wheel.name} has no licenses/NOTICE.txt")
         notice = " ".join(archive.read(f"{folder}/licenses/NOTICE.txt").decode().split())
     patterns = re.findall(r"llcuda[\w.-]*/[\w./*-]*[\w*]", notice)
+    patterns += [f"{pattern}/*" for pattern in patterns] + ["*/LICENSE*"]
     for name in names:
-        own = name.startswith("llcuda/native/_llama.")
-        known = own or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-        if re.search(r"\.(so|dylib|dll)\b", name) and not known:
+        bundled = name.startswith(("llcuda/lib/", "llcuda.libs/"))
+        if bundled and not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             sys.exit(f"error: {wheel.name} bundles {name}, which licenses/NOTICE.txt does not name")
     wanted = [f"{folder}/LICENSE"]
-    wanted += [f"{folder}/licenses/{name}" for name in re.findall(r"see ([\w-]+\.txt)", notice)]
+    wanted += [f"{folder}/licenses/{name}" for name in re.findall(r"see ([\w.-]+\.txt)", notice)]
     if missing := [name for name in wanted if name not in names]:
         sys.exit(f"error: {wheel.name} lacks {', '.join(missing)}")
 

@@ -17,7 +17,7 @@ function(check_shared_runtime)
     message(FATAL_ERROR "llcuda: ${CMAKE_CXX_COMPILER} cannot make a shared library of C++:\n${output}")
   endif()
   # A library names those that it needs.
-  file(STRINGS ${library} runtime REGEX "^lib(std)?c\\+\\+(_shared)?\\.so")
+  file(STRINGS ${library} runtime REGEX "(^|/)lib(std)?c\\+\\+(_shared)?\\.(so|1\\.dylib)")
   if(NOT runtime)
     message(FATAL_ERROR "llcuda: ${CMAKE_CXX_COMPILER} links the C++ runtime statically into each library, and an "
       "exception that passes from one to another would end the process. Remove -static-libstdc++ and -static from "

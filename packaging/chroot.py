@@ -91,7 +91,7 @@ class Builder:
         into: The folder for their roots.
         contexts: Folders that stand for stages, by name.
         values: The values of ARG.
-        certificates: CA certificates for pip, if it needs others.
+        certificates: CA certificates for downloads, if they need others.
     """
 
     def __init__(
@@ -183,7 +183,8 @@ class Builder:
             rest = rest[mount.end() :]
         if self.certificates is not None:
             mounts[CERTIFICATES] = self.certificates.parent
-            environment["PIP_CERT"] = f"{CERTIFICATES}/{self.certificates.name}"
+            file = f"{CERTIFICATES}/{self.certificates.name}"
+            environment |= {"PIP_CERT": file, "SSL_CERT_FILE": file}
         if status := self.call(target, ["sh", "-c", rest], mounts, environment):
             sys.exit(f"error: RUN ended with status {status}")
 
@@ -250,7 +251,7 @@ def main() -> None:
         help="take a folder instead of building this stage",
     )
     parser.add_argument(
-        "--certificates", type=Path, help="CA certificates for pip, behind a proxy that has its own"
+        "--certificates", type=Path, help="CA certificates, behind a proxy that has its own"
     )
     parser.add_argument(
         "--run", nargs=argparse.REMAINDER, help="then call the command, with these arguments if any"

@@ -10,7 +10,7 @@ _LOADED = 1  # PT_LOAD
 
 
 def is_truncated(path: Path) -> bool:
-    """Return whether an ELF file ends before what its head announces.
+    """Return whether an ELF file ends before what its head announces; False for other formats.
 
     Args:
         path: The file.
@@ -23,6 +23,8 @@ def is_truncated(path: Path) -> bool:
         head = file.read(struct.calcsize(_HEAD))
         if len(head) < struct.calcsize(_HEAD):
             return True
+        if not head.startswith(b"\x7fELF"):  # macOS's libraries are Mach-O
+            return False
         _, _, _, _, segments, sections, _, _, _, count, section_size, section_count, _ = (
             struct.unpack(_HEAD, head)
         )

@@ -11,7 +11,6 @@ grammar ends; one that `max_tokens` cuts off is the beginning of a text that fol
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import re
 import threading
@@ -27,7 +26,7 @@ import numpy as np
 
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.native.model import check_model
-from llcuda.params import check_flag, check_number, wrong_argument
+from llcuda.params import check_flag, check_number, default_threads, wrong_argument
 from llcuda.structured.cost import MAX_SMALL
 from llcuda.structured.grammar import GrammarSource, grammar_source, schemas_of
 from llcuda.structured.json_schema import target
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_GRAMMARS = 64  # kept for each model
 MAX_LARGE_GRAMMARS = 4  # the same, of those that were tried out first
-MAX_COMPILATIONS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))  # of one grammar
+MAX_COMPILATIONS = max(1, min(8, default_threads() // 2))  # of one grammar
 MAX_LEXER_STATES = 50_000  # of one compilation: 100 MB
 _REFERENCE = re.compile(r"\n  while processing json-schema:///(#\S*)")  # of llguidance's errors
 PROBE_CHOICES = 500  # of each token of the text that is tried before the first one

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from llcuda.errors import GrammarError
+from llcuda.params import default_threads
 
 CPU_SECONDS = 2.0
 WALL_SECONDS = 60.0  # on a busy machine
@@ -43,7 +44,7 @@ _NO_TEXT = "Unsatisfiable schema: "
 _EMPTY_PATTERN = re.compile(rf"{_NO_TEXT}Regex is empty:[^\n]*")
 CHILD = Path(__file__).with_name("trial_child.py")
 _cancelled: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
-_slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // 2))
+_slots = threading.BoundedSemaphore(max(1, default_threads() // 2))
 
 
 @contextlib.contextmanager

@@ -24,9 +24,10 @@ def main() -> None:
     import llguidance
 
     tokenizer = llguidance.LLTokenizer("byte")
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    size += job["stack_bytes"] + job["memory_bytes"]
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    if (statm := Path("/proc/self/statm")).is_file():  # Linux; macOS does not keep RLIMIT_AS
+        size = int(statm.read_text().split()[0]) * resource.getpagesize()
+        size += job["stack_bytes"] + job["memory_bytes"]
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_PROF, job["cpu_seconds"])  # SIGPROF ends the process
     threading.stack_size(job["stack_bytes"])

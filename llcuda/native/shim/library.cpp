@@ -13,7 +13,6 @@
 #include <stdexcept>
 
 #include <dlfcn.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "ggml-backend-impl.h"
@@ -207,9 +206,10 @@ bool llcuda_gpus_answer(void) { return shim::gpus_answer(); }
 
 // --- what the processor permits ---
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__)
 
 #include <immintrin.h>
+#include <sys/syscall.h>
 
 namespace {
 

@@ -22,7 +22,7 @@ namespace shim {
 constexpr int WAIT_US = 20;  // between two looks whether another thread has left
 
 Entry::Entry(llcuda_context * context, bool even_lost) : context(context) {
-    const auto self = static_cast<uint64_t>(pthread_self());
+    const auto self = (uint64_t) pthread_self();
     while (context->busy.exchange(true, std::memory_order_acquire)) {
         if (context->owner != self || context->holder == self) {
             status = LLCUDA_BUSY;
@@ -80,7 +80,7 @@ bool valid_seq(const llcuda_context * context, int32_t seq) { return seq >= 0 &&
 
 // Compute the filled batch; its time counts as decode if every row belongs to another sequence.
 int process(llcuda_context * context, llama_process_type type, int32_t n_tokens, bool one_row_each) {
-    context->polls_signals = static_cast<uint64_t>(pthread_self()) == shim::main_thread;
+    context->polls_signals = (uint64_t) pthread_self() == shim::main_thread;
     const int64_t begin = now_ns();
     context->last_poll_ns = begin;
     context->computing = context->unfinished = true;
@@ -334,7 +334,7 @@ bool llcuda_context_remembers(llcuda_context * context) { return context->memory
 
 bool llcuda_context_whole(llcuda_context * context) { return context->whole; }
 
-void llcuda_context_claim(llcuda_context * context) { context->owner = static_cast<uint64_t>(pthread_self()); }
+void llcuda_context_claim(llcuda_context * context) { context->owner = (uint64_t) pthread_self(); }
 
 void llcuda_context_cancel(llcuda_context * context) { context->cancelled = true; }
 
