@@ -320,3 +320,8 @@ def path_exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # too long, in a folder closed to this user, or no text of a path
         return False
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file, or a link to one; False if that cannot be looked up."""
+    return path_exists(path) and path.is_file()

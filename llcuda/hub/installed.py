@@ -17,7 +17,7 @@ from typing import Literal
 
 from llcuda.demo import DEMO_NAME, demo_model
 from llcuda.errors import ArgumentError, FileWriteError, LlcudaError, ModelNotFoundError
-from llcuda.files import path_exists
+from llcuda.files import is_file, path_exists
 from llcuda.hub import ollama
 from llcuda.hub.names import HubName, part_names
 from llcuda.hub.own_names import own_names, remove_own_name, set_own_name
@@ -130,7 +130,7 @@ def _models_in(snapshot: Path) -> Iterator[tuple[str, list[Path]]]:
     files = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf"))
     for file in dict.fromkeys(part_names(file)[0] for file in files if is_model(file)):
         parts = [snapshot / part for part in part_names(file)]
-        if all(path_exists(part) for part in parts):
+        if all(is_file(part) for part in parts):
             yield file, parts
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llcuda.errors import ArgumentError, LlcudaError, ModelError, ModelNotFoundError
-from llcuda.files import home_folder, path_exists
+from llcuda.files import home_folder, is_file, path_exists
 from llcuda.hub.download import download, partial_size
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Repository:
         if snapshot is None:
             return None
         paths = [snapshot / file for file in files]
-        return paths[0] if all(path_exists(path) for path in paths) else None
+        return paths[0] if all(is_file(path) for path in paths) else None
 
     def cached_files(self) -> list[str]:
         """Return the paths of the files in the cache, of the version downloaded last.
@@ -121,7 +121,7 @@ class Repository:
         snapshot = self.snapshot()
         if snapshot is None:
             return []
-        files = [path for path in snapshot.rglob("*") if path_exists(path) and path.is_file()]
+        files = [path for path in snapshot.rglob("*") if is_file(path)]
         return sorted(path.relative_to(snapshot).as_posix() for path in files)
 
     def snapshot(self, revision: str | None = None) -> Path | None:
@@ -138,15 +138,12 @@ class Repository:
         revision = revision or self.revision or "main"
         ref = folder / "refs" / revision
         try:
-            commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+            commit = ref.read_text(encoding="utf-8").strip() if is_file(ref) else revision
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder} is damaged: {error}; delete {ref}") from error
-        snapshot = folder / "snapshots" / commit
-        if path_exists(snapshot):
-            return snapshot
-        if not re.fullmatch("[0-9a-f]{7,39}", commit):
+        if not re.fullmatch("[0-9a-f]{7,64}", commit):  # nothing that leads to another folder
             return None
-        matches = list(folder.glob(f"snapshots/{commit}*"))
+        matches = [path for path in folder.glob(f"snapshots/{commit}*") if path_exists(path)]
         return matches[0] if len(matches) == 1 else None
 
     def folder(self) -> Path:
