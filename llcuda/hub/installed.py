@@ -7,6 +7,7 @@ versions share the blobs of files that did not change.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -16,7 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from llcuda.demo import DEMO_NAME, demo_model
-from llcuda.errors import ArgumentError, FileWriteError, LlcudaError, ModelNotFoundError
+from llcuda.errors import (
+    ArgumentError,
+    FileWriteError,
+    LlcudaError,
+    ModelError,
+    ModelNotFoundError,
+)
 from llcuda.files import is_file, path_exists
 from llcuda.hub import ollama
 from llcuda.hub.names import HubName, part_names
@@ -24,6 +31,8 @@ from llcuda.hub.own_names import own_names, remove_own_name, set_own_name
 from llcuda.hub.registry import lookup, registry
 from llcuda.hub.repository import Repository, cache_root
 from llcuda.hub.resolver import choose_file, find, is_model, parse, quantizations
+
+logger = logging.getLogger("llcuda.hub")
 
 _REPOSITORY_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _COMMIT_DIGITS = 8  # of a version in a name
@@ -56,7 +65,8 @@ def installed_models() -> list[InstalledModel]:
     Does not ask the network. A model of ollama whose files are missing is left out.
 
     Raises:
-        ModelError: The cache or the file of the names is damaged.
+        ModelError: The file of the names is damaged. A repository whose entry in the cache is
+            damaged is left out, and the log says so.
     """
     models = [_own(name, target) for name, target in own_names().items()]
     models += _downloads()
@@ -107,7 +117,11 @@ def _downloads() -> Iterator[InstalledModel]:
         if match is None:
             continue
         repository, seen = Repository(f"{match[1]}/{match[2]}"), set()
-        newest = repository.snapshot()
+        try:
+            newest = repository.snapshot()
+        except ModelError as error:
+            logger.warning("%s", error)
+            continue
         others = [path for path in _snapshots(folder) if path != newest]
         for snapshot in [*([newest] if newest else []), *others]:
             revision = "" if snapshot == newest else f"@{snapshot.name[:_COMMIT_DIGITS]}"

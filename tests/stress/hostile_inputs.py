@@ -44,7 +44,7 @@ from llcuda.conversion.lora import read_adapter
 from llcuda.conversion.runner import architectures
 from llcuda.errors import LlcudaError
 from llcuda.gguf_parser import GGUFReader, inspect_gguf
-from llcuda.hub import resolver
+from llcuda.hub import installed, resolver
 from llcuda.native.memory import HEADER, checksum
 from llcuda.structured import compile as compile_format
 from tests.conftest import VENDOR_MODELS
@@ -470,6 +470,10 @@ def downloads(dice: random.Random, world: World) -> None:
         found = resolver.resolve(dice.choice(names))
         with suppress(LlcudaError):
             _compute(Path(found))
+    with suppress(LlcudaError):
+        for model in installed.installed_models():
+            assert model.path is None or model.path.exists()
+        installed.remove(installed.plan_removal(dice.choice(names)))
 
 
 # --- texts ---
