@@ -7,6 +7,7 @@ or to fail.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -114,6 +115,7 @@ class Hub:
         return hashlib.sha1(text.encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=32)
 def etag(content: bytes) -> str:
     """Return what names a file's content."""
     return hashlib.sha256(content).hexdigest()
