@@ -105,7 +105,7 @@ def set_metadata(
 
     Args:
         path: The file, or the name of a model.
-        changes: Values by key, as `write_gguf` takes them: a numpy number has its type. A plain
+        changes: Values by key, as `write_gguf` takes them: numpy's values have their type. A plain
             number, text, or list of these keeps the type that the key has, if it has one.
         remove: Keys to leave out.
         target: The file to write; None replaces `path`.
@@ -208,8 +208,10 @@ def _encoded(key: Any, value: Any, before: Pair | None) -> bytes:
     if before is not None and not typed and before.array == is_array:
         kind = GGUFValueType(before.type)
         _check_kind(key, elements, kind)
-    elif not len(elements):
+    elif not len(elements) and not isinstance(elements, np.ndarray):
         raise wrong_argument(key, "the array is empty", "leave it out")
+    elif len(elements) and all(isinstance(element, str) for element in elements):
+        kind = GGUFValueType.STRING  # numpy's texts too
     else:
         kind = type_of_value(key, elements)
     if key == ALIGNMENT:

@@ -14,7 +14,22 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from llcuda.cli import bench, chat, convert, diagnose, inspect, models, quantize, report, run, serve
+from llcuda.cli import (
+    bench,
+    chat,
+    convert,
+    diagnose,
+    embed,
+    gguf,
+    inspect,
+    models,
+    quantize,
+    report,
+    run,
+    score,
+    serve,
+    tokenize,
+)
 from llcuda.cli.console import INTERRUPTED, examples, print_error
 from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError
 
@@ -53,13 +68,13 @@ app = typer.Typer(
 )
 # The commands under their headings in --help, each module with those that it has.
 HEADINGS = {
-    "Generate": (run, chat, serve),
-    "Models": (models, inspect, convert, quantize),
-    "Measure and diagnose": (bench, diagnose, report),
+    "Generate": (run, chat, embed, serve),
+    "Models": (models, inspect, gguf, convert, quantize),
+    "Measure and diagnose": (score, tokenize, bench, diagnose, report),
 }
 for heading, modules in HEADINGS.items():
     for module in modules:
-        for command in module.app.registered_commands:
+        for command in (*module.app.registered_commands, *module.app.registered_groups):
             command.rich_help_panel = heading
         app.add_typer(module.app)
 
@@ -116,9 +131,10 @@ def main() -> None:
 def _message(error: LlcudaError) -> str:
     """Return an error's message with the option in place of the library's parameter."""
     parameter = error.parameter
-    commands = getattr(get_command(app), "commands", {})
-    command = next((commands[word] for word in sys.argv[1:] if word in commands), None)
-    options = command.params if command else ()
+    command: Any = get_command(app)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word, command)
+    options = command.params
     if isinstance(error, ContextLengthError) and any(o.name == "ctx_size" for o in options):
         return f"{error.problem}; give a shorter prompt or a larger --ctx-size"
     for option in options if parameter else ():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli.console import examples, stdout_console
+from llcuda.cli.texts import read_file
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def imatrix(
     with progress_bar(f"Reading {text.name}") as draw:
         matrix = importance_matrix(
             path,
-            _read(text),
+            read_file(text),
             chunk=chunk,
             chunks=chunks,
             output=output_tensor,
@@ -144,7 +144,7 @@ def perplexity(
     from llcuda.hub.resolver import resolve
     from llcuda.progress import progress_bar
 
-    text = _read(file)
+    text = read_file(file)
     settings: dict[str, Any] = {
         "chunk": chunk,
         "chunks": chunks,
@@ -172,15 +172,6 @@ def _name_and_type(option: str) -> tuple[str, str]:
     if not name:
         raise ArgumentError(f"--tensor-type {option!r}: expected NAME=TYPE, e.g. ffn_down=Q6_K")
     return name, kind
-
-
-def _read(path: Path) -> bytes:
-    """Return a text without the newline at its end, as llama.cpp's tools read it."""
-    try:
-        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
-    return raw.removesuffix(b"\n")
 
 
 def _plan_document(plan: QuantizePlan) -> dict[str, object]:

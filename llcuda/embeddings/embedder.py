@@ -415,9 +415,9 @@ def _pooling(model: Model, parameters: dict[str, Any]) -> tuple[str, bool]:
         pooling, can_split = context.pooling, not context.whole_texts
     if pooling == "none" and parameters["pooling"] is None:
         raise ArgumentError(
-            f"{model.path.name} names no pooling, so it was trained neither to embed nor to "
-            "rerank: pooling='mean' or 'last' (llcuda serve --pooling) gives vectors all the same",
+            f"{model.path.name} names no pooling, so it was trained neither to embed nor to rerank",
             parameter="pooling",
+            remedy="pooling='mean' or 'last' (llcuda serve --pooling) gives vectors all the same",
         )
     if pooling == "none":
         rule = "gives a vector for each token"

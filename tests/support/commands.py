@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 from llcuda.cli.main import main
@@ -40,6 +42,26 @@ def call(*arguments: str, text: bytes = b"") -> Finished:
         stream.flush()
         outputs.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
     return Finished(status, *outputs)
+
+
+def run(*arguments: object, stdin: bytes = b"") -> Finished:
+    """Run a command as `call` does, with paths and numbers as arguments.
+
+    Args:
+        *arguments: The arguments of llcuda.
+        stdin: What stdin has.
+    """
+    return call(*map(str, arguments), text=stdin)
+
+
+def documents(*arguments: object, stdin: bytes = b"") -> list[Any]:
+    """Return the JSON documents that a command prints, one in each line.
+
+    Args:
+        *arguments: The arguments of llcuda.
+        stdin: What stdin has.
+    """
+    return [json.loads(line) for line in run(*arguments, stdin=stdin).stdout.splitlines()]
 
 
 @contextlib.contextmanager

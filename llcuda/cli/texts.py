@@ -1,0 +1,137 @@
+"""Texts that a command takes: as arguments, from files, from stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llcuda.cli.console import MODEL, complete_model, is_terminal, print_note
+from llcuda.cli.stdin import read_stdin
+from llcuda.errors import ArgumentError
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="GGUF file, short name (llcuda list), or repo/id.",
+        autocompletion=complete_model,
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="The texts; - or nothing reads stdin.", show_default=False
+    ),
+]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--file", "-f", metavar="FILE", help="File with a text; - is stdin; may be repeated."
+    ),
+]
+Lines = Annotated[
+    bool, typer.Option("--lines", help="Each line of a file or of stdin is a text of its own.")
+]
+Field = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Each line is a JSON object, and this field of it the text; as --lines.",
+    ),
+]
+
+
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="LAYERS",
+        help="Layers on the GPU; 0 = none. Default: all.",
+        rich_help_panel=MODEL,
+    ),
+]
+
+
+def read_file(path: Path) -> bytes:
+    """Return the text of a file, or of stdin for -, without the line break at its end.
+
+    Raises:
+        ArgumentError: It cannot be read.
+    """
+    if str(path) == "-":
+        return read_stdin()
+    try:
+        return path.read_bytes().removesuffix(b"\n")
+    except OSError as error:
+        raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
+
+
+def given_texts(
+    texts: Sequence[str], files: Sequence[Path], *, lines: bool = False, field: str | None = None
+) -> list[str | bytes]:
+    """Return the texts of a command in the order of its arguments, then of its files.
+
+    Without any of them, and for the argument -, the texts come from stdin.
+
+    Args:
+        texts: The arguments.
+        files: The files; - is stdin.
+        lines: Whether each line of a file is a text.
+        field: The field of the JSON object in each line that is the text.
+
+    Raises:
+        ArgumentError: There is no text, a file cannot be read, or a line is no such object.
+    """
+    if not texts and not files:
+        if is_terminal(sys.stdin):
+            print_note("reading the text from stdin; Ctrl-D ends it")
+        files = [Path("-")]
+    found: list[str | bytes] = []
+    for text in texts:
+        if text == "-":
+            found += _texts_of(Path("-"), lines, field)
+        else:
+            found.append(text)
+    for file in files:
+        found += _texts_of(file, lines, field)
+    if not found:
+        raise ArgumentError("there is no text; give one as an argument, by --file or on stdin")
+    return found
+
+
+def _texts_of(file: Path, lines: bool, field: str | None) -> Iterator[bytes | str]:
+    data = read_file(file)
+    name = "stdin" if str(file) == "-" else str(file)
+    if field is not None:
+        for number, line in enumerate(data.splitlines(), 1):
+            if line.strip():
+                yield _field_of(line, field, f"{name}, line {number}")
+    elif lines:
+        yield from data.split(b"\n") if data else []
+    elif data:
+        yield data
+    else:
+        raise ArgumentError(f"{name} is empty; give a text")
+
+
+def _field_of(line: bytes, field: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"{where}: is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArgumentError(f"{where}: expected a JSON object, not {type(value).__name__}")
+    if not isinstance(value.get(field), str):
+        raise ArgumentError(f"{where}: the object has no text {field!r}; --field names its field")
+    return str(value[field])
+
+
+def shown_piece(piece: bytes) -> str:
+    r"""Return a token's bytes as text in one line, with escapes such as \n and \xe2."""
+    text = piece.decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
