@@ -68,7 +68,8 @@ export class Run {
   #reason;
   tokens = []; // those that are not stored yet
   chunk = 0; // how many parts of the tokens are stored
-  saving = Promise.resolve(); // until the part is stored that is being written
+  saves = 0; // how many parts are being stored
+  saved = Promise.resolve(); // until the last of them is stored
 
   // changed: called after each event.
   constructor(message, body, changed) {

@@ -10,7 +10,7 @@ import { checkSettings, openSettings, startSettings } from "./settings.js";
 import { openStore } from "./store.js";
 import { ConversationView } from "./view.js";
 
-const RETRY_MODELS = 5000; // milliseconds until a server that is gone is asked again
+const RETRY_MODELS = 5000; // milliseconds until a server that is busy or gone is asked again
 const KEEP_DRAFT = 200; // milliseconds without a key
 
 const { store, problem } = await openStore();
@@ -18,7 +18,9 @@ export const chat = new Chat(store);
 const view = new ConversationView(chat);
 new ConversationList(chat, openId);
 let files = []; // of the message that is being written
+let draft = null; // what of the message is not stored yet, as a row of the store
 let draftClock = 0;
+let isOpen = false; // whether a conversation was opened yet
 
 // --- which conversation is open: its id is the fragment of the address ---
 
@@ -26,8 +28,7 @@ const idOfAddress = () => location.hash.slice(1);
 
 function openId(id) {
   showSide(false);
-  if (id === idOfAddress() && id === (chat.conversation.created ? chat.conversation.id : ""))
-    at("message").focus();
+  if (id === idOfAddress() && id === chat.draftKey) at("message").focus();
   else if (id === idOfAddress()) chat.open(id);
   else location.hash = id;
 }
@@ -39,12 +40,13 @@ chat.addEventListener("open", async () => {
   at("system").value = conversation.system;
   at("system-box").open = false;
   showState();
-  const draft = await chat.draft();
-  if (chat.conversation !== conversation) return;
-  at("message").value = draft.text;
-  files = draft.files;
-  showFiles();
+  storeDraft();
+  if (isOpen) showDraft("", []); // what was written while the page was loaded stays
+  isOpen = true;
   if (!matchMedia("(pointer: coarse)").matches) at("message").focus();
+  const kept = await chat.draft();
+  const isUntouched = !at("message").value && !files.length;
+  if (chat.conversation === conversation && isUntouched) showDraft(kept.text, kept.files);
 });
 
 chat.addEventListener("change", () => {
@@ -60,20 +62,21 @@ function showState() {
   at("system-state").textContent = chat.conversation.system.trim() ? "set" : "none";
 }
 
-at("system").onchange = async () => {
+at("system").oninput = async () => {
   await chat.update({ system: at("system").value });
   showState();
 };
 
 // --- the message field ---
 
-function showFiles() {
+function showDraft(text, list) {
+  at("message").value = text;
+  files = list;
   at("files").replaceChildren();
   for (const file of files) {
     const item = make("li", at("files"), file.name);
     button(item, "×", () => {
-      files = files.filter(one => one !== file);
-      showFiles();
+      showDraft(at("message").value, files.filter(one => one !== file));
       keepDraft();
     }, `Remove ${file.name}`);
   }
@@ -81,26 +84,33 @@ function showFiles() {
 
 async function attach(list) {
   const { files: texts, problems } = await readFiles(list, files.length);
-  files = [...files, ...texts];
   complain(problems.join(". "));
-  showFiles();
+  showDraft(at("message").value, [...files, ...texts]);
   keepDraft();
 }
 
 function keepDraft() {
+  draft = { conversation: chat.draftKey, text: at("message").value, files };
   clearTimeout(draftClock);
-  draftClock = setTimeout(() => chat.keepDraft(at("message").value, files), KEEP_DRAFT);
+  draftClock = setTimeout(storeDraft, KEEP_DRAFT);
 }
+
+async function storeDraft() {
+  clearTimeout(draftClock);
+  const row = draft;
+  draft = null;
+  if (row) await chat.keepDraft(row);
+}
+
+addEventListener("pagehide", () => { if (draft) chat.leaveDraft(draft); });
 
 async function send() {
   const text = at("message").value;
   if ((!text.trim() && !files.length) || chat.running || !checkSettings()) return;
   const sent = files;
-  clearTimeout(draftClock);
-  await chat.keepDraft("", []);
-  at("message").value = "";
-  files = [];
-  showFiles();
+  showDraft("", []);
+  keepDraft();
+  await storeDraft();
   navigator.storage?.persist?.(); // or the browser may delete conversations when the disk is full
   await chat.send(text, sent);
 }
@@ -133,8 +143,10 @@ at("message").onpaste = event => {
   event.preventDefault();
   attach(event.clipboardData.files);
 };
-document.ondragover = event => event.preventDefault();
+const hasFiles = event => event.dataTransfer.types.includes("Files");
+document.ondragover = event => { if (hasFiles(event)) event.preventDefault(); };
 document.ondrop = event => {
+  if (!hasFiles(event)) return; // a text that is dragged into the field
   event.preventDefault();
   attach(event.dataTransfer.files);
 };
@@ -158,6 +170,9 @@ at("close-side").onclick = () => {
   at("open-side").focus();
 };
 narrow.onchange = () => showSide(false);
+document.onclick = event => { // beside the list, where the conversation takes no clicks
+  if (event.target === document.body) showSide(false);
+};
 at("new").onclick = () => openId("");
 
 document.addEventListener("keydown", event => {
@@ -187,7 +202,7 @@ async function loadModels() {
   } catch (error) {
     complain(error.message);
     if (error.kind === "key") openSettings("key");
-    if (error.kind === "gone") setTimeout(loadModels, RETRY_MODELS);
+    if (["busy", "gone"].includes(error.kind)) setTimeout(loadModels, RETRY_MODELS);
   }
 }
 

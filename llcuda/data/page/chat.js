@@ -190,20 +190,22 @@ export class Chat extends EventTarget {
     return { messages: [message], tokens: [{ message: id, chunk, conversation, tokens: [...tokens] }] };
   }
 
-  // Stores what is new of a running answer, one part after the other.
-  async #save(run) {
-    await run.saving;
-    run.saving = (async () => {
+  // Stores what is new of a running answer, after the part that is being stored.
+  #save(run) {
+    run.saves++;
+    run.saved = run.saved.then(async () => {
       const count = run.tokens.length;
-      if (!await this.#put(this.#rowsOf(run)) || !count) return;
-      run.tokens.splice(0, count);
-      run.chunk++;
-    })();
-    await run.saving;
+      if (await this.#put(this.#rowsOf(run)) && count) {
+        run.tokens.splice(0, count);
+        run.chunk++;
+      }
+      run.saves--;
+    });
+    return run.saved;
   }
 
   #saveRuns() {
-    for (const run of this.runs.values()) this.#save(run);
+    for (const run of this.runs.values()) if (!run.saves) this.#save(run);
   }
 
   // The tab closes, when only localStorage still writes.
@@ -273,14 +275,22 @@ export class Chat extends EventTarget {
 
   // --- drafts ---
 
-  async draft() {
-    const key = this.conversation.created ? this.conversation.id : "";
-    return await this.#store.get("drafts", key) ?? { text: "", files: [] };
+  // The key of the draft; a new conversation has no id that an address could name.
+  get draftKey() {
+    return this.conversation.created ? this.conversation.id : "";
   }
 
-  async keepDraft(text, files) {
-    const conversation = this.conversation.created ? this.conversation.id : "";
-    await this.#put({ drafts: [{ conversation, text, files }] });
+  async draft() {
+    return await this.#store.get("drafts", this.draftKey) ?? { text: "", files: [] };
+  }
+
+  async keepDraft(row) {
+    await this.#put({ drafts: [row] });
+  }
+
+  // As `keepDraft`, while the tab closes.
+  leaveDraft(row) {
+    write(`${UNSAVED}draft`, { drafts: [row] });
   }
 
   // --- export and import ---
