@@ -123,7 +123,8 @@ class GGUFReader:
     survive `close()`.
 
     Args:
-        path: The file, one of the files of a split model, or "demo".
+        path: The file, one of the files of a split model, or another name of a model, as
+            `llcuda.hub.resolve` takes it.
         split: Whether to read all files of a split model; False reads only this one.
 
     Attributes:
@@ -327,7 +328,8 @@ def inspect_gguf(path: str | os.PathLike[str]) -> None:
     model takes.
 
     Args:
-        path: The file, one of the files of a split model, or "demo".
+        path: The file, one of the files of a split model, or another name of a model, as
+            `llcuda.hub.resolve` takes it.
 
     Raises:
         ModelNotFoundError: There is no such file; a FileNotFoundError.

@@ -47,7 +47,7 @@ def chat(
         str,
         typer.Argument(
             metavar="[MODEL]",
-            help="GGUF file, short name (llcuda list), or repo/id.",
+            help="GGUF file, short name (llcuda list --all), or repo/id.",
             autocompletion=complete_model,
         ),
     ] = DEMO_NAME,

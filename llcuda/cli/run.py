@@ -49,8 +49,8 @@ def run(
             metavar="[MODEL] [PROMPT]",
             show_default=False,
             autocompletion=complete_model,
-            help="The model: a GGUF file, a short name (llcuda list) or repo/id; by default the"
-            " demo model. Then the prompt: further words; what stdin has is appended to it. A"
+            help="The model: a GGUF file, a short name (llcuda list --all) or repo/id; by default"
+            " the demo model. Then the prompt: further words; what stdin has is appended to it. A"
             " single argument is the model if it names one, otherwise the prompt.",
         ),
     ] = None,

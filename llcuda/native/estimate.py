@@ -74,7 +74,7 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts:
     """Return what the header of a model file says.
 
     Args:
-        path: The file, or "demo".
+        path: The model, as `llcuda.hub.resolve` takes it.
 
     Raises:
         ModelNotFoundError: The file does not exist.
@@ -116,7 +116,7 @@ def memory_needed(
     graphs of decode steps (on the CPU too), what CUDA takes for itself, and the tokenizer.
 
     Args:
-        path: The file, or "demo".
+        path: The model, as `llcuda.hub.resolve` takes it.
         model: How the model would be loaded.
         context: How the context would be created.
         **keywords: The fields of `ModelParams` and `ContextParams`, in place of these.
@@ -145,7 +145,7 @@ def simulate(
     """Return what `memory_needed` returns, for a file whose facts are known.
 
     Args:
-        path: The file, or "demo".
+        path: The model, as `llcuda.hub.resolve` takes it.
         facts: What `read_facts` returned for it.
         model: How the model would be loaded.
         context: How the context would be created.
@@ -167,7 +167,7 @@ def check_loads(path: str | os.PathLike[str]) -> None:
     """Check that a model file has the weights that its own numbers tell of.
 
     Args:
-        path: The file, or "demo".
+        path: The model, as `llcuda.hub.resolve` takes it.
 
     Raises:
         ModelError: It has not.

@@ -51,10 +51,11 @@ class Model:
     `close`.
 
     Args:
-        path: A GGUF file (the first one of a split model), or "demo" for the model in the package.
+        path: The model, as `llcuda.hub.resolve` takes it: a GGUF file, a folder, a short name,
+            `repo/id:Q4_K_M`, "demo", ... It is downloaded if it is not on this machine.
         progress: Called with 0.0 to 1.0 while the file is loaded. False cancels the load, an
             exception cancels it and is raised again. True draws a bar on stderr, in a terminal
-            and in a notebook.
+            and in a notebook. None draws one only for a download.
         params: The parameters as one object.
         **parameters: The fields of `ModelParams`, in place of `params`.
 

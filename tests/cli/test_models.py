@@ -169,3 +169,17 @@ def test_ps(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.startswith("http://127.0.0.1:9  first, second  no answer")
     (server,) = json.loads(document[1])
     assert (server["pid"], server["health"]) == (os.getpid(), "no answer")
+
+
+def test_every_command_takes_the_same_names(user: User) -> None:
+    """A name that is near others leads to the same message everywhere."""
+    lines = (
+        *("run qwen2.5-1.5 hi", "run -m qwen2.5-1.5 hi", "chat qwen2.5-1.5", "serve qwen2.5-1.5"),
+        *("bench qwen2.5-1.5", "inspect qwen2.5-1.5", "show qwen2.5-1.5", "pull qwen2.5-1.5"),
+        *("cp qwen2.5-1.5 x", "rm qwen2.5-1.5", "quantize qwen2.5-1.5 x.gguf q8_0"),
+    )
+    for line, (status, _, message) in zip(lines, user.run(*lines), strict=True):
+        assert message.startswith("no model is called 'qwen2.5-1.5' (did you mean qwen2.5-1.5b"), (
+            line
+        )
+        assert status == 1

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from llcuda import InferenceEngine, Model, hub, memory_needed, quantize_plan
+import llcuda
+from llcuda import Engine, InferenceEngine, Model, hub, memory_needed, quantize_plan
 from llcuda.demo import demo_model
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.gguf_parser import GGUFReader
 from llcuda.hub.names import HubName, parse_hub_name, part_names
 from llcuda.hub.resolver import choose_file, quantizations
+from llcuda.server import ModelSpec, create_app
 from tests.support.hub_cache import add_ollama_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -158,6 +160,12 @@ def test_one_name_in_every_way_in(home: Path, monkeypatch: pytest.MonkeyPatch) -
         with InferenceEngine() as engine:
             assert engine.load_model(name, ctx_size=64, silent=True)
             assert engine.model.path == forms[name]
+        with InferenceEngine(name, ctx_size=64, silent=True) as engine:
+            assert engine.model.path == forms[name]
+        with Engine(name, ctx_size=64) as own:
+            assert own.model.path == forms[name]
+        app = create_app([ModelSpec("m", name, parameters={"ctx_size": 64})], preload=False)
+        assert app.state.service.models.paths == {"m": forms[name]}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +176,10 @@ def test_one_name_in_every_way_in(home: Path, monkeypatch: pytest.MonkeyPatch) -
         memory_needed,
         lambda name: quantize_plan(name, "Q8_0"),
         lambda name: InferenceEngine().load_model(name, silent=True),
+        lambda name: InferenceEngine(name, silent=True),
+        Engine,
+        lambda name: llcuda.chat(name, "hi"),
+        lambda name: create_app([ModelSpec("m", name)]),
         hub.resolve,
         hub.find,
     ],

@@ -96,7 +96,7 @@ class QuantizeJob:
     """The arguments of a quantization, checked, and the structs that C gets.
 
     Args:
-        source: The model file, or "demo".
+        source: The model, as `llcuda.hub.resolve` takes it.
         file_type: One of FILE_TYPES or MATRIX_TYPES.
         imatrix: An importance matrix, or its file.
         tensor_types: Types of single tensors, by regular expressions over their names.

@@ -39,7 +39,7 @@ def quantize(
     The target appears when it is complete, and replaces a file of the same name.
 
     Args:
-        source: The model file, or "demo".
+        source: The model, as `llcuda.hub.resolve` takes it.
         target: The file to write.
         file_type: One of `llcuda.FILE_TYPES`, or of `llcuda.MATRIX_TYPES`, which need `imatrix`.
             A tensor whose shape does not fit gets a larger type.
@@ -107,7 +107,7 @@ def tensor_size(path: str | os.PathLike[str], name: str) -> int:
     """Return the bytes of a tensor in a model file; 0 if the file does not have it.
 
     Args:
-        path: The file, or "demo".
+        path: The model, as `llcuda.hub.resolve` takes it.
         name: The tensor.
 
     Raises:
