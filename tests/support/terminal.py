@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
 import termios
@@ -18,16 +19,18 @@ import pyte
 
 from tests.support.waiting import PATIENCE
 
+COLUMNS = 120
+
 
 def visible(text: str) -> str:
-    """Return what a terminal of 80 columns shows, in lines filled with spaces."""
-    screen = pyte.Screen(80, 400)
+    """Return what a terminal shows, in lines filled with spaces."""
+    screen = pyte.Screen(COLUMNS, 400)
     pyte.Stream(screen).feed(text)
     return "\n".join(screen.display[: screen.cursor.y + 1])
 
 
 class Terminal:
-    """A process in a terminal of 24 x 80 characters.
+    """A process in a terminal of 24 lines.
 
     Attributes:
         text: What the terminal got since the last keys.
@@ -35,7 +38,7 @@ class Terminal:
 
     def __init__(self, *arguments: str, home: Path, variables: Mapping[str, str]) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, b"\x18\x00\x50\x00\0\0\0\0")
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llcuda", *arguments],
             stdin=slave,
