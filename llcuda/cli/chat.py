@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -163,14 +164,15 @@ class ChatREPL:
     def _read(self, read: Callable[[str], str]) -> str:
         """Return the next message, of one line or of several."""
         text = read("> ")
-        if text.lstrip().startswith(QUOTES):
+        is_quoted = text.lstrip().startswith(QUOTES)
+        if is_quoted:
             text = text.lstrip().removeprefix(QUOTES)
-            while not text.rstrip().endswith(QUOTES):
+        with contextlib.suppress(EOFError):  # the end of the input ends the message
+            while is_quoted and not text.rstrip().endswith(QUOTES):
                 text += f"\n{read('. ')}"
-            return text.rstrip().removesuffix(QUOTES).strip("\n")
-        while text.endswith("\\"):
-            text = f"{text[:-1]}\n{read('. ')}"
-        return text
+            while not is_quoted and text.endswith("\\"):
+                text = f"{text[:-1]}\n{read('. ')}"
+        return text.rstrip().removesuffix(QUOTES).strip("\n") if is_quoted else text
 
     def _run(self, text: str) -> None:
         """Run a command, or answer a message; an error is a line, and the chat goes on."""
@@ -206,6 +208,9 @@ class ChatREPL:
 
     def _model(self, rest: str) -> str:
         if rest:
+            if self._options.adapter:
+                print_note("(--adapter is for the model before, and is not applied to this one)")
+                self._options = replace(self._options, adapter=None)
             self.open(rest)
         return self._description()
 

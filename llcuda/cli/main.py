@@ -31,7 +31,7 @@ from llcuda.cli import (
     tokenize,
 )
 from llcuda.cli.console import INTERRUPTED, examples, print_error
-from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError
+from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError, NoTextError
 
 # What Typer's errors on numbers expect, by pydantic's kinds.
 NUMBER_RULES = {
@@ -135,6 +135,8 @@ def _message(error: LlcudaError) -> str:
     for word in sys.argv[1:]:
         command = getattr(command, "commands", {}).get(word, command)
     options = command.params
+    if isinstance(error, NoTextError):
+        return f"{error.problem}; `llcuda embed` gives its embeddings"
     if isinstance(error, ContextLengthError) and any(o.name == "ctx_size" for o in options):
         return f"{error.problem}; give a shorter prompt or a larger --ctx-size"
     for option in options if parameter else ():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 CONTINUATION_TOKENS = 256  # of a continuation, which seldom ends by itself
-TEMPLATE_TOKENS = 256  # that a chat template adds at most, for the size of a small context
+TEMPLATE_TOKENS = 1024  # that a chat template adds at most, for the size of a small context
 MAX_NAME = 250  # characters
 WAIT_SECONDS = 2.0  # for stdin beside a prompt, before a note says that it is read
 
@@ -128,10 +128,10 @@ def run(
         print_note(
             f"{path.name} has no chat template, so it continues the text (--raw omits this line)"
         )
+    if raw:
+        _check_continuation(options)
     with InferenceEngine() as engine:
-        needed = len(prompt) + TEMPLATE_TOKENS + (options.max_tokens or CONTINUATION_TOKENS)
-        is_bounded = raw or options.max_tokens is not None
-        options.load(engine, path, needed if is_bounded else None)
+        options.load(engine, path, _needed_tokens(prompt, options, raw=raw))
         handle: Chat[Any] | Request
         if raw:
             handle = _continue(engine.engine, prompt, options, parameters, special is not False)
@@ -213,18 +213,34 @@ def _note_wait() -> None:
             print_note("reading stdin, to append it to the prompt (</dev/null: nothing)")
 
 
+def _check_continuation(options: TextOptions) -> None:
+    """Refuse the options of messages."""
+    given = {"--system": options.system, "--chat-template": options.chat_template}
+    for option, value in given.items():
+        if value is not None:
+            raise ArgumentError(f"{option}: a continuation has no chat template; leave it out")
+    if options.overflow == "drop":
+        raise ArgumentError("--overflow drop: only a chat has turns; give error or shift")
+
+
+def _needed_tokens(prompt: bytes, options: TextOptions, *, raw: bool) -> int | None:
+    """Return how many tokens prompt and text have at most, or None without a limit.
+
+    A text has hardly more tokens than bytes.
+    """
+    if raw:
+        return len(prompt) + (options.max_tokens or CONTINUATION_TOKENS)
+    if options.max_tokens is None:
+        return None
+    return len(prompt) + len(options.system or "") + TEMPLATE_TOKENS + options.max_tokens
+
+
 def _continue(
     engine: Engine, prompt: bytes, options: TextOptions, parameters: dict[str, Any], special: bool
 ) -> Request:
     """Queue the continuation of a prompt."""
     from llcuda.engine.engine import tokenize_prompt
 
-    for option in ("system", "chat_template"):
-        if getattr(options, option) is not None:
-            name = option.replace("_", "-")
-            raise ArgumentError(f"--{name}: a continuation has no chat template; leave it out")
-    if options.overflow == "drop":
-        raise ArgumentError("--overflow drop: only a chat has turns; give error or shift")
     tokens = tokenize_prompt(engine.model, prompt, special, engine.ctx_size)
     parameters = {"max_tokens": CONTINUATION_TOKENS, **parameters}
     with options.format_errors():

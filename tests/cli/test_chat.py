@@ -19,6 +19,7 @@ from llcuda.cli.chat_commands import Conversation
 from llcuda.cli.markdown import MarkdownWriter, complete_length, printable
 from llcuda.errors import ArgumentError
 from tests.support import models
+from tests.support.commands import call
 from tests.support.terminal import Terminal, terminal
 
 COMMAND = [sys.executable, "-m", "llcuda", "chat", "demo", "--threads", "1"]
@@ -63,6 +64,13 @@ def test_a_line_that_goes_on() -> None:
     assert result.returncode == 0
     assert result.stderr == b""
     assert len(result.stdout.decode().strip()) > 5
+
+
+def test_an_unfinished_message_at_the_end(tmp_path: Path) -> None:
+    """It is answered, and nothing of it is lost."""
+    result = call("chat", "demo", "-n", "4", "--threads", "1", text=b'"""One\nday')
+    assert (0, "(ended: --max-tokens is reached)\n") == (result.status, result.stderr)
+    assert result.stdout.strip()
 
 
 REFUSED = [
