@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
 
+from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import Chat, ChatCompletion
+from llcuda.chat.tool_loop import Approve, Tool, ToolRun
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
@@ -43,6 +45,7 @@ from llcuda.keywords import (
     LoadKeywords,
     OpenKeywords,
     PromptKeywords,
+    RunKeywords,
     StreamKeywords,
     SubmitKeywords,
     check_keywords,
@@ -653,6 +656,76 @@ class InferenceEngine:
             ClosedError: No model is loaded.
         """
         return self.engine.chat(messages, **keywords)
+
+    def run(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool],
+        *,
+        max_turns: int = 10,
+        approve: Approve | None = None,
+        on_error: str = "result",
+        on_message: Callable[[dict[str, Any]], None] | None = None,
+        on_delta: Callable[[ChatDelta], None] | None = None,
+        **keywords: Unpack[RunKeywords],
+    ) -> ToolRun[Completion]:
+        """Answer messages, and call the tools that the model asks for; see `Engine.run`.
+
+        Args:
+            messages: As those of `Engine.run`.
+            tools: As those of `Engine.run`.
+            max_turns: As that of `Engine.run`.
+            approve: As that of `Engine.run`.
+            on_error: As that of `Engine.run`.
+            on_message: As that of `Engine.run`.
+            on_delta: As that of `Engine.run`.
+            **keywords: As those of `Engine.run`.
+        """
+        return self.engine.run(
+            messages,
+            tools,
+            max_turns=max_turns,
+            approve=approve,
+            on_error=on_error,
+            on_message=on_message,
+            on_delta=on_delta,
+            **keywords,
+        )
+
+    async def arun(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool],
+        *,
+        max_turns: int = 10,
+        approve: Approve | None = None,
+        on_error: str = "result",
+        on_message: Callable[[dict[str, Any]], None] | None = None,
+        on_delta: Callable[[ChatDelta], None] | None = None,
+        **keywords: Unpack[RunKeywords],
+    ) -> ToolRun[Completion]:
+        """Do what `run` does in a coroutine; see `Engine.arun`.
+
+        Args:
+            messages: As those of `Engine.run`.
+            tools: As those of `Engine.run`.
+            max_turns: As that of `Engine.run`.
+            approve: As that of `Engine.run`.
+            on_error: As that of `Engine.run`.
+            on_message: As that of `Engine.run`.
+            on_delta: As that of `Engine.run`.
+            **keywords: As those of `Engine.run`.
+        """
+        return await self.engine.arun(
+            messages,
+            tools,
+            max_turns=max_turns,
+            approve=approve,
+            on_error=on_error,
+            on_message=on_message,
+            on_delta=on_delta,
+            **keywords,
+        )
 
     # --- metrics ---
 

@@ -208,21 +208,30 @@ class SubmitKeywords(TextKeywords, total=False):
     parse_special: bool
 
 
-class PromptKeywords(TypedDict, total=False):
-    """The keywords of `chat` that its prompt is made of."""
-
+class _Prompt(TypedDict, total=False):
     system: str | None
-    tools: Sequence[Any] | None
     template: str | None
     template_variables: Mapping[str, Any] | None
 
 
-class ChatKeywords(PromptKeywords, TextKeywords, total=False):
-    """The keywords of `chat`."""
+class PromptKeywords(_Prompt, total=False):
+    """The keywords of `chat` that its prompt is made of."""
+
+    tools: Sequence[Any] | None
+
+
+class RunKeywords(_Prompt, TextKeywords, total=False):
+    """The keywords of `run` beyond those in its signature."""
 
     response_format: Any
     tool_choice: str | Mapping[str, Any]
     bare_tool_calls: bool
+
+
+class ChatKeywords(RunKeywords, total=False):
+    """The keywords of `chat`."""
+
+    tools: Sequence[Any] | None
 
 
 class GenerateKeywords(SubmitKeywords, total=False):

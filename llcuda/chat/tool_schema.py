@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -68,6 +68,91 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         "type": "function",
         "function": {"name": name, "description": description, "parameters": parameters},
     }
+
+
+def call_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call as a function takes them, by its type hints.
+
+    Members of an Enum come from their values, tuples from lists, a float from a whole number. What
+    has no type hint, or one that `function_schema` does not know, is left as it is.
+
+    Args:
+        function: The function.
+        given: The arguments, data of JSON, by name.
+
+    Raises:
+        ValueError: An argument is missing, unknown or of another type; says so for the model.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin
+        return dict(given)
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError):
+        hints = {}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise ValueError(f"{error}; the arguments are: {', '.join(signature.parameters)}") from None
+    return {
+        name: _convert(hints[name], value, name) if name in hints else value
+        for name, value in given.items()
+    }
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return data of JSON as a type hint has it; ValueError where it does not fit."""
+    origin: Any = get_origin(hint)
+    inner = get_args(hint)
+    if origin is Union or origin is types.UnionType:
+        return _convert_to_one(inner, value, where)
+    if origin is Literal:
+        if not any(type(value) is type(option) and value == option for option in inner):
+            raise ValueError(
+                f"{where}: expected one of {', '.join(map(repr, inner))}, not {value!r}"
+            )
+        return value
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        members = {member.value: member for member in hint}
+        if not isinstance(value, str | int | float) or value not in members:
+            raise ValueError(f"{where}: expected one of {', '.join(map(repr, members))}")
+        return members[value]
+    kind: Any = origin or hint
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    if kind is tuple and isinstance(value, list):
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner or (Any,) * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where}: expected {len(kinds)} items, not {len(value)}")
+        return tuple(
+            _convert(kind, item, f"{where}[{i}]")
+            for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
+    if kind is Any or not isinstance(kind, type) or kind not in _TYPES:
+        return value
+    if type(value) is not kind and not (value is None and kind is type(None)):
+        raise ValueError(f"{where}: expected {_TYPES[kind]['type']}, not {value!r}")
+    data: Any = value
+    if kind is list and inner:
+        return [_convert(inner[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
+    if kind is dict and inner:
+        return {key: _convert(inner[1], item, f"{where}.{key}") for key, item in data.items()}
+    return data
+
+
+def _convert_to_one(hints: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Return a value as the first hint of a union that has its type, or else that takes it."""
+    errors = []
+    kind: Any = type(value)
+    for hint in sorted(hints, key=lambda hint: kind is not (get_origin(hint) or hint)):
+        try:
+            return _convert(hint, value, where)
+        except ValueError as error:
+            errors.append(str(error))
+    raise ValueError("; or ".join(errors))
 
 
 def _parse_docstring(text: str) -> tuple[str, dict[str, str]]:

@@ -13,8 +13,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Unpack, overload
 
+from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import Chat, chat_prompt
 from llcuda.chat.session import start as start_chat
+from llcuda.chat.tool_loop import Approve, Tool, ToolRun
+from llcuda.chat.tool_loop import arun as arun_tools
+from llcuda.chat.tool_loop import run as run_tools
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import ctx_size_for, fit
@@ -37,6 +41,7 @@ from llcuda.keywords import (
     EmbedKeywords,
     EngineKeywords,
     PromptKeywords,
+    RunKeywords,
     SubmitKeywords,
     check_keywords,
     given_params,
@@ -416,6 +421,92 @@ class Engine:
             ArgumentError: Messages, tools or other parameters are wrong; otherwise as `submit`.
         """
         return start_chat(self.submit, self.model, self.ctx_size, messages, **keywords)
+
+    def run(
+        self,
+        messages: str | abc.Sequence[abc.Mapping[str, Any]],
+        tools: abc.Sequence[Tool],
+        *,
+        max_turns: int = 10,
+        approve: Approve | None = None,
+        on_error: str = "result",
+        on_message: abc.Callable[[dict[str, Any]], None] | None = None,
+        on_delta: abc.Callable[[ChatDelta], None] | None = None,
+        **keywords: Unpack[RunKeywords],
+    ) -> ToolRun[Completion]:
+        """Answer messages, and call the tools that the model asks for until it asks for none.
+
+        Args:
+            messages: The messages, or the text of a user.
+            tools: Python functions with type hints, whose docstrings describe them; or pairs of a
+                function and its definition in OpenAI's shape.
+            max_turns: The most answers of the model.
+            approve: Called with each ToolCall before it is made. True makes it, False refuses it, a
+                text refuses it too and is its result. Calls that cannot be made are not asked
+                about.
+            on_error: What becomes of a tool's exception. "result": the model gets it as the result
+                of the call, and goes on. "raise": the caller gets it.
+            on_message: Called with each message that joins the conversation.
+            on_delta: Called with each ChatDelta of the answers while they are written.
+            **keywords: The keywords of `chat`. A tool_choice that demands a call holds for the
+                first answer.
+
+        Raises:
+            ArgumentError: A parameter is wrong, or a tool is a coroutine function.
+            Exception: With on_error="raise" that of a tool; that of a hook; that of `chat`.
+        """
+        check_keywords(keywords, Engine.run, RunKeywords)
+        return run_tools(
+            self.chat,
+            messages,
+            tools,
+            max_turns=max_turns,
+            approve=approve,
+            on_error=on_error,
+            on_message=on_message,
+            on_delta=on_delta,
+            **keywords,
+        )
+
+    async def arun(
+        self,
+        messages: str | abc.Sequence[abc.Mapping[str, Any]],
+        tools: abc.Sequence[Tool],
+        *,
+        max_turns: int = 10,
+        approve: Approve | None = None,
+        on_error: str = "result",
+        on_message: abc.Callable[[dict[str, Any]], None] | None = None,
+        on_delta: abc.Callable[[ChatDelta], None] | None = None,
+        **keywords: Unpack[RunKeywords],
+    ) -> ToolRun[Completion]:
+        """Do what `run` does in a coroutine; cancelling the task cancels the answer.
+
+        Tools and `approve` may be coroutine functions. Others run in another thread, so that the
+        event loop goes on; a tool that runs when the task is cancelled runs to its end.
+
+        Args:
+            messages: As those of `run`.
+            tools: As those of `run`.
+            max_turns: As that of `run`.
+            approve: As that of `run`.
+            on_error: As that of `run`.
+            on_message: As that of `run`.
+            on_delta: As that of `run`.
+            **keywords: As those of `run`.
+        """
+        check_keywords(keywords, Engine.arun, RunKeywords)
+        return await arun_tools(
+            self.chat,
+            messages,
+            tools,
+            max_turns=max_turns,
+            approve=approve,
+            on_error=on_error,
+            on_message=on_message,
+            on_delta=on_delta,
+            **keywords,
+        )
 
     def embedder(self, pooling: str | None = None) -> Embedder:
         """Return an Embedder on the model, with the engine's settings.
