@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from llcuda.chat.session import Chat as Chat
     from llcuda.chat.session import ChatCompletion as ChatCompletion
     from llcuda.chat.template import ChatTemplate as ChatTemplate
+    from llcuda.chat.tool_calls import ToolCall as ToolCall
+    from llcuda.chat.tool_loop import ToolRun as ToolRun
     from llcuda.conversion.convert import convert as convert
     from llcuda.demo import demo_model as demo_model
     from llcuda.device import check_gpu_compatibility as check_gpu_compatibility
@@ -87,6 +89,8 @@ _HOMES = {
     "SamplingParams": "llcuda.params",
     "TENSOR_TYPES": "llcuda.native.quantization.file_types",
     "Timings": "llcuda.native.timings",
+    "ToolCall": "llcuda.chat.tool_calls",
+    "ToolRun": "llcuda.chat.tool_loop",
     "Utf8Decoder": "llcuda.engine.detokenizer",
     "__version__": "llcuda._version",
     "chat": "llcuda.chat",  # the package, which can be called

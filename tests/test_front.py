@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
+import re
+import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import llcuda
+from llcuda.display import show_stream
 from llcuda.engine.outputs import TokenLogprob
 from llcuda.errors import AnswerError, ArgumentError, ClosedError, ConcurrencyError
 from tests.support import models
@@ -348,3 +354,104 @@ def test_an_engine_loads_a_name(tmp_path: Path) -> None:
     encoder = models.write(tmp_path / "bert.gguf", *models.BUILDERS["bert"]())
     with pytest.raises(llcuda.errors.NoTextError):
         llcuda.Engine(encoder)
+
+
+# --- notebooks and IPython ---
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """What a notebook shows below its cell: the output, and what replaced it."""
+    shown: list[dict[str, str]] = []
+
+    class Handle:
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            shown.append(data)
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        shown.append(data)
+        return Handle()
+
+    fake = ModuleType("IPython.display")
+    fake.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    monkeypatch.setattr("llcuda.display.in_notebook", lambda: True)
+    monkeypatch.setattr("llcuda.display.UPDATE_SECONDS", 0.0)
+    return shown
+
+
+def test_a_notebook_shows_a_text_while_it_is_written(
+    engine: llcuda.InferenceEngine, notebook: list[dict[str, str]]
+) -> None:
+    """The text grows, and the result takes its place; also of one that was cancelled."""
+    for handle in (engine.chat(HELLO, **SHORT), engine.submit("One day", **SHORT)):
+        notebook.clear()
+        handle._ipython_display_()
+        found = [re.findall(r"(?s)>\n(.*)</pre>", data["text/html"])[0] for data in notebook]
+        texts = [html.unescape(text) for text in found]
+        assert texts[0] == ""
+        assert all(a == b[: len(a)] for a, b in pairwise(texts))
+        assert len(texts) > 3
+        assert texts[-1] == str(handle)
+        assert notebook[-1] == {
+            "text/html": handle.result()._repr_html_(), "text/plain": repr(handle.result()),
+        }  # fmt: skip
+    stopped = engine.chat(HELLO, **ENDLESS)
+    stopped.cancel()
+    stopped._ipython_display_()
+    assert "cancelled" in notebook[-1]["text/plain"]
+
+
+def test_the_stop_button_keeps_the_text(notebook: list[dict[str, str]]) -> None:
+    """A KeyboardInterrupt cancels, and the result is shown."""
+    done = answer(content="so far")
+    cancelled = []
+
+    def pieces() -> Iterator[str]:
+        yield "so "
+        raise KeyboardInterrupt
+
+    show_stream(pieces(), lambda: done, lambda: cancelled.append(True))
+    assert (cancelled, notebook[-1]["text/plain"]) == ([True], repr(done))
+
+
+def test_ipython_in_a_terminal_prints(
+    engine: llcuda.InferenceEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text as it comes, and a line break."""
+    chat = engine.chat(HELLO, **SHORT)
+    chat._ipython_display_()
+    assert capsys.readouterr().out == f"{chat.result().content}\n"
+
+
+def test_the_table_of_probabilities(engine: llcuda.InferenceEngine) -> None:
+    """Each token with its share and the best ones; nothing is markup; long ones are cut."""
+    done = engine.infer("One day", max_tokens=3, temperature=0, logprobs=2)
+    shown = done._repr_html_()
+    assert shown.count("<tr>") == 4
+    for score in done.logprobs or ():
+        assert f"<code>{html.escape(repr(score.text))}</code>" in shown
+        assert f"{math.exp(score.logprob):.1%}" in shown
+    evil = TokenLogprob(5, -0.5, [(6, -1.0)], "<script>$x$", ["</code><b>"])
+    for result in (
+        dataclasses.replace(done, logprobs=[evil] * 300),
+        engine.chat(HELLO, logprobs=1, **SHORT).result(),
+    ):
+        shown = result._repr_html_()
+        assert "<script>" not in shown
+        assert "<b>" not in shown
+        assert "Token probabilities" in shown
+    cut = dataclasses.replace(done, logprobs=[evil] * 300)._repr_html_()
+    assert "44 more tokens are not shown" in cut
+    assert cut.count("60.7%") == 256
+
+
+def test_an_answer_in_a_notebook() -> None:
+    """Reasoning folded, content, calls; all escaped."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a": "<i>"}'}}
+    shown = answer(content="<b>", reasoning_content="<u>", tool_calls=[call])._repr_html_()
+    assert "&lt;b&gt;" in shown
+    assert "<details><summary>Reasoning</summary><pre" in shown
+    assert "&lt;u&gt;" in shown
+    assert "<code>f({&quot;a&quot;: &quot;&lt;i&gt;&quot;})</code>" in shown
+    assert "<b>" not in shown + answer(tool_calls=[call])._repr_html_()

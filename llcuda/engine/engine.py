@@ -385,6 +385,8 @@ class Engine:
             ArgumentError: This is no text.
         """
         check_flag("parse_special", parse_special)
+        if not isinstance(text, str):
+            raise wrong_value("text", text, "expected a text")
         return tokenize_prompt(self.model, text, parse_special)
 
     def count_tokens(

@@ -76,6 +76,11 @@ VALUES: dict[str, Any] = {
 Call = tuple[str, Callable[..., Any], dict[str, Any]]
 
 
+def read_nothing(path: str) -> str:
+    """Read a file; a tool."""
+    return path
+
+
 def named(kind: Any, **valid: Any) -> dict[str, Any]:
     """The keywords of a TypedDict, each left out unless it has a valid value."""
     return {**dict.fromkeys(get_type_hints(kind), ...), **valid}
@@ -173,6 +178,11 @@ def calls(folder: Path) -> Iterator[Call]:
         )
         yield "submit_n", settled_n(engine.submit_n), {"prompt": "Hi", "n": 2, **submit}
         yield "chat", settled(engine.chat), named(keywords.ChatKeywords, messages=hello, **short)
+        yield "run", engine.run, named(
+            keywords.RunKeywords, messages=hello, tools=[read_nothing], max_turns=1, approve=...,
+            on_error=..., on_message=..., on_delta=..., **short)  # fmt: skip
+        yield "tokenize", engine.tokenize, {"text": "a", "parse_special": ...}
+        yield "count_tokens", engine.count_tokens, named(keywords.PromptKeywords, prompt=hello)
         yield "embedder", engine.embedder, {"pooling": "mean"}
         yield "embed", engine.embed, {
             "texts": ["a"], "pooling": "mean", "normalize": ..., "truncate": ..., "dimensions": ...,
