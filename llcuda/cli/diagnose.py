@@ -120,6 +120,7 @@ def diagnose() -> Report:
         Problem(remark.what, remark.mend)
         for remark in _check_gpus(report, build, library.why_no_gpu())
     ]
+    report.problems += _check_other_backends(report)
     return report
 
 
@@ -172,6 +173,21 @@ def _check_gpus(report: Report, build: CudaBuild | None, no_gpu: Remark | None) 
     if report.driver and not survey.gpus:
         return [survey.reason]
     return [no_gpu] if no_gpu is not None else []
+
+
+def _check_other_backends(report: Report) -> list[Problem]:
+    """Return what is missing for the backends that LLCUDA_BACKENDS has built."""
+    problems = []
+    for backend, file, remedy in (
+        ("Vulkan", "libggml-vulkan.so", "apt install libvulkan1 mesa-vulkan-drivers"),
+        ("ROCm", "libggml-hip.so", "install AMD's driver and ROCm's libraries"),
+    ):
+        state = report.backends.get(file, "loaded")
+        if state != "loaded":
+            problems.append(Problem(f"the {backend} backend cannot be loaded: {state}", remedy))
+        elif file in report.backends and backend not in {d["backend"] for d in report.devices}:
+            problems.append(Problem(f"the {backend} backend sees no GPU", remedy))
+    return problems
 
 
 def _print_report(report: Report) -> None:

@@ -61,26 +61,26 @@ def fit(config: EngineConfig, path: Path, *, models: int = 1, budget: int | None
         config = config.with_ctx_size(_least_ctx_size(facts.train_ctx_size))
     params = config.model
     automatic = params.gpu_layers is None or automatic_ctx_size
-    devices, check, note = library.devices(), check_gpu_compatibility(), ""
-    present = [device for device in devices if device.kind == "gpu"]
-    gpus = present if check["compatible"] else []
+    present, check, note = library.gpus(), check_gpu_compatibility(), ""
+    gpus = [gpu for gpu in present if check["compatible"] or gpu.backend != library.CUDA]
+    on_cuda = any(gpu.backend == library.CUDA for gpu in gpus)
     if not gpus:
         if params.gpu_layers != 0:
             log_unused_gpu(check)
         params = replace(params, gpu_layers=0, devices=() if present else params.devices)
     elif params.gpu_layers is None:
-        context = config.context_params(gpu=params.split_mode != "tensor")
+        context = config.context_params(on_cuda and params.split_mode != "tensor")
         params, note = _automatic_layers(path, facts, params, context, gpus)
     else:
         params = replace(params, gpu_layers=min(params.gpu_layers, facts.layers + 1))
     config = replace(config, model=params)
     if automatic_ctx_size:
         share = _Share(models, budget)
-        config = config.with_ctx_size(_ctx_size(config, path, facts, bool(gpus), share))
+        config = config.with_ctx_size(_ctx_size(config, path, facts, on_cuda, share))
     lines = ["", "Auto-configuring optimal settings..."] if automatic else []
     lines.append("GPU Check:")
     lines.append(f"  Platform: {check['platform']}")
-    lines += _gpu_lines(check, note) if gpus else _cpu_lines(check, devices)
+    lines += _gpu_lines(check, gpus, note) if gpus else _cpu_lines(check, library.devices())
     return Fitted(config, tuple(lines))
 
 
@@ -90,7 +90,7 @@ def ctx_size_for(model: Model, config: EngineConfig, gpu: bool) -> int:
     Args:
         model: The model.
         config: The settings, with ctx_size=None.
-        gpu: Whether a GPU computes.
+        gpu: Whether CUDA computes.
     """
     train = model.train_ctx_size
     if train <= CTX_SIZE:
@@ -148,7 +148,7 @@ def _ctx_size(config: EngineConfig, path: Path, facts: FileFacts, gpu: bool, sha
         config: The settings, with the layers and the least context.
         path: The model's file.
         facts: What its header says.
-        gpu: Whether a GPU computes.
+        gpu: Whether CUDA computes.
         share: The memory.
     """
     least, train = _least_ctx_size(facts.train_ctx_size), facts.train_ctx_size
@@ -189,10 +189,13 @@ def _warn_once(reason: str) -> None:
     logger.warning("%s", reason)
 
 
-def _gpu_lines(check: Compatibility, note: str) -> list[str]:
+def _gpu_lines(check: Compatibility, gpus: Sequence[library.DeviceInfo], note: str) -> list[str]:
+    name, capability = check["gpu_name"], check["compute_capability"]
+    if not check["compatible"]:
+        name, capability = gpus[0].description, f"none ({gpus[0].backend})"
     return [
-        f"  GPU: {check['gpu_name']}",
-        f"  Compute Capability: {check['compute_capability']}",
+        f"  GPU: {name}",
+        f"  Compute Capability: {capability}",
         "  Status: ✓ Compatible",
         *(f"  Note: {text}" for text in (note, check.get("note")) if text),
     ]

@@ -150,7 +150,7 @@ class EngineConfig:
         """Return the settings of the engine's context; ctx_size=None counts as 2,048.
 
         Args:
-            gpu: Whether a GPU computes. Then the logits stay there, but for speculation, which
+            gpu: Whether CUDA computes. Then the logits stay there, but for speculation, which
                 looks at several rows of a sequence; and there is room for as many rows as a step
                 has.
 

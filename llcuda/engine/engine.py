@@ -676,11 +676,11 @@ def _stretched(given: abc.Mapping[str, Any]) -> bool:
 
 
 def _on_gpu(model: Model) -> bool:
-    """Whether a GPU computes the model's logits, as far as can be told, in one batch a step.
+    """Whether CUDA computes the model's logits, as far as can be told, in one batch a step.
 
     States of recurrent models cannot be moved, so their rows have gaps.
     """
     p = model.params
     wanted = p.gpu_layers != 0 and p.devices != () and p.split_mode != "tensor"
     wanted = wanted and not (model.is_recurrent or model.is_hybrid)
-    return wanted and any(device.kind == "gpu" for device in library.devices())
+    return wanted and any(gpu.backend == library.CUDA for gpu in library.gpus())

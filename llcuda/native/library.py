@@ -55,6 +55,7 @@ from llcuda.native.shared_objects import is_truncated
 BUILD_COMMAND = "pip install --no-cache-dir ."
 BINDING = "llcuda.native._llama"
 CUDA_LIBRARY = "libggml-cuda.so"
+CUDA = "CUDA"  # ggml's name of that backend
 NOT_NUMBERS = "the logits are not numbers (NaN), because weights are damaged or overflow their type"
 logger = logging.getLogger("llcuda")
 
@@ -364,6 +365,17 @@ def devices() -> list[DeviceInfo]:
         left = available_memory() if kind == "cpu" else free[0]
         infos.append(DeviceInfo(name, description, kind, backend, left, total[0]))
     return infos
+
+
+def gpus() -> list[DeviceInfo]:
+    """Return the GPUs of all loaded backends; integrated ones only where there is no other.
+
+    Raises:
+        DeviceLostError: A GPU failed.
+    """
+    known = devices()
+    separate = [device for device in known if device.kind == "gpu"]
+    return separate or [device for device in known if device.kind == "igpu"]
 
 
 def versions() -> dict[str, str]:

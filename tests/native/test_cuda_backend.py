@@ -102,6 +102,23 @@ def test_no_gpu(backend: Path, tmp_path: Path) -> None:
     assert "the CUDA backend sees no GPU: check nvidia-smi" in logged
 
 
+def test_a_gpu_of_another_backend(backend: Path, tmp_path: Path) -> None:
+    """Vulkan's GPUs take all layers by themselves, where CUDA has none."""
+    gpu = "AMD Radeon RX 7900 XT,0.0,20000,20480"
+    machine = fake_gpu.environment(
+        tmp_path, backend=backend, name="Vulkan", gpus=(), seen=[gpu], build=""
+    )
+    printed, logged = load(machine)
+    assert [] == logged
+    assert printed[5:10] == [
+        "  GPU: AMD Radeon RX 7900 XT",
+        "  Compute Capability: none (Vulkan)",
+        "  Status: ✓ Compatible",
+        "✓ Model loaded and ready for inference",
+        "  GPU Layers: 9",
+    ]
+
+
 REFUSED = f"""{INSTALL}
 import llcuda
 from llcuda.core import Device, Tensor
@@ -239,6 +256,27 @@ def test_doctor_names_a_wheel_once_for_two_cards(backend: Path, tmp_path: Path) 
     )
     result = run(DOCTOR, environment=machine)
     assert 1 == result.stdout.count("pip install 'llcuda-VERSION+cu124-TAGS.whl[cuda]'")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "problem"),
+    [
+        (False, "the Vulkan backend sees no GPU"),
+        (True, "the Vulkan backend cannot be loaded: "),
+    ],
+)
+def test_doctor_on_another_backend_without_a_gpu(
+    breaks: bool, problem: str, backend: Path, tmp_path: Path
+) -> None:
+    """It names the packages of the driver."""
+    machine = fake_gpu.environment(
+        tmp_path, backend=backend, name="Vulkan", gpus=(), seen=(), build=""
+    )
+    if breaks:
+        (tmp_path / "llcuda" / "lib" / "libggml-vulkan.so").write_text("not a library\n" * 9)
+    result = run(DOCTOR, environment=machine)
+    assert f"'what': '{problem}" in result.stdout.replace('"', "'"), result.stderr
+    assert "'mend': 'apt install libvulkan1 mesa-vulkan-drivers'" in result.stdout
 
 
 # Prints what quantized matrices of so many rows take of a GPU.

@@ -1,4 +1,4 @@
-// A backend that calls itself CUDA: GPUs of any size, whose memory is the host's and for which the
+// A backend that calls itself CUDA, or what FAKE_BACKEND says: GPUs of any size, whose memory is the host's and for which the
 // CPU backend computes. FAKE_GPUS describes them, ';' between: name, compute capability, free and
 // total MiB, e.g. "Tesla T4,7.5,14800,15360". Alignment and padding are those of ggml's CUDA
 // backend, so that estimates have the same numbers.
@@ -131,8 +131,13 @@ std::vector<Gpu *> & gpus() {
     return list;
 }
 
+const char * backend_name() {
+    const char * name = getenv("FAKE_BACKEND");
+    return name ? name : "CUDA";
+}
+
 const ggml_backend_reg_i REGISTRY = {
-    /* get_name         */ [](ggml_backend_reg_t) { return "CUDA"; },
+    /* get_name         */ [](ggml_backend_reg_t) { return backend_name(); },
     /* get_device_count */ [](ggml_backend_reg_t) { return gpus().size(); },
     /* get_device       */ [](ggml_backend_reg_t, size_t index) { return &gpus()[index]->device; },
     /* get_proc_address */ [](ggml_backend_reg_t, const char *) -> void * { return nullptr; },
@@ -154,7 +159,7 @@ __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void
         std::getline(fields, capability, ',');
         std::getline(fields, free, ',');
         std::getline(fields, total, ',');
-        gpu->name = "CUDA" + std::to_string(gpus().size());
+        gpu->name = backend_name() + std::to_string(gpus().size());
         gpu->free = std::stoull(free) << 20;
         gpu->total = std::stoull(total) << 20;
         gpu->device = {DEVICE, &registry, gpu};

@@ -72,6 +72,7 @@ def environment(
     folder: Path,
     *,
     backend: Path | None = None,
+    name: str = "CUDA",
     gpus: Sequence[str] = (T4,),
     seen: Sequence[str] | None = None,
     driver: str = "550.54.15",
@@ -86,6 +87,7 @@ def environment(
     Args:
         folder: An empty folder.
         backend: The CUDA backend of llcuda; None = a build without CUDA.
+        name: What the backend calls itself.
         gpus: The GPUs, as T4.
         seen: Those of them that CUDA sees; None = all.
         driver: The driver, one of fake_nvml.CUDA.
@@ -101,7 +103,7 @@ def environment(
         if path.name != "libggml-cuda.so":
             (place / path.name).symlink_to(path)
     if backend is not None:
-        shutil.copy(backend, place / "libggml-cuda.so")
+        shutil.copy(backend, place / f"libggml-{name.lower()}.so")
     cuda = cuda or fake_nvml.CUDA[driver]
     major, minor = map(int, cuda.split("."))
     fake_cuda.driver(folder / "driver", major * 1000 + minor * 10)
@@ -111,6 +113,7 @@ def environment(
         folder / "driver",
         PYTHONPATH=path,
         FAKE_FOLDER=folder,
+        FAKE_BACKEND=name,
         FAKE_GPUS=";".join(gpus if seen is None else seen),
         FAKE_NVML_GPUS=";".join(gpus),
         FAKE_DRIVER=driver,
