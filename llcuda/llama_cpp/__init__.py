@@ -5,8 +5,8 @@
     llm = Llama("model.gguf", n_ctx=2048)
     print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
 
-A library that imports llama_cpp itself gets this package after `install()`. The functions of
-llama.cpp's C interface are not here: `Llama.model` and `Llama.ctx` are llcuda's Model and Context.
+A library that imports llama_cpp itself gets this package after `install()`. llama.cpp's C
+interface is not here: `Llama.model` and `Llama.ctx` are llcuda's Model and Context.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from llcuda.llama_cpp.llama import (
     ModelPathError,
     StoppingCriteriaList,
 )
+from llcuda.llama_cpp.llama import LogitsProcessor as LogitsProcessor
+from llcuda.llama_cpp.llama import StoppingCriteria as StoppingCriteria
 from llcuda.llama_cpp.llama_cache import (
     BaseLlamaCache,
     LlamaCache,
@@ -34,7 +36,11 @@ from llcuda.llama_cpp.llama_cache import (
 )
 from llcuda.llama_cpp.llama_grammar import LlamaGrammar
 from llcuda.llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLookupDecoding
-from llcuda.llama_cpp.llama_tokenizer import LlamaTokenizer
+from llcuda.llama_cpp.llama_tokenizer import (
+    LlamaTokenizer,
+    llama_model_get_vocab,
+    llama_token_to_piece,
+)
 from llcuda.llama_cpp.settings import ENUMS, LLAMA_DEFAULT_SEED, UNSPECIFIED
 from llcuda.native.gguf.types import GGMLType
 
@@ -55,6 +61,8 @@ __all__ = [
     "ModelPathError",
     "StoppingCriteriaList",
     "install",
+    "llama_model_get_vocab",
+    "llama_token_to_piece",
 ]
 
 _NAME = "llama_cpp"

@@ -193,7 +193,8 @@ class Llama:
         verbose: Whether notes go to the log "llcuda.llama_cpp" with level INFO.
         **keywords: Further settings of llcuda: n_parallel (texts that decode in one batch),
             cache_size, queue_size, devices, cuda_graphs, device_logits, batch_invariant,
-            check_tensors, bf16_copies and bf16_to_f16; also f16_kv and n_parts of older versions.
+            check_tensors, bf16_copies and bf16_to_f16; also f16_kv, n_parts and device, which older
+            versions and LangChain give.
 
     Attributes:
         model_path: The path as it was given.

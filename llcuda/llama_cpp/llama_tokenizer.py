@@ -1,10 +1,13 @@
-"""LlamaTokenizer: the tokenizer of a model's file, by llama-cpp-python's names."""
+"""LlamaTokenizer: the tokenizer of a model's file, by llama-cpp-python's names.
+
+Of llama.cpp's C interface there are the two functions with which Outlines reads the vocabulary.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 from llcuda.native.model import Model
 from llcuda.params import wrong_value
@@ -73,3 +76,37 @@ class LlamaTokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens; bytes that are not UTF-8 are left out."""
         return self.detokenize(tokens).decode("utf-8", errors="ignore")
+
+
+def llama_model_get_vocab(model: Model) -> Model:
+    """Return what `llama_token_to_piece` takes: the model itself.
+
+    Args:
+        model: The model, `Llama.model`.
+    """
+    return model
+
+
+def llama_token_to_piece(
+    vocab: Model, token: int, buf: Any, length: int, lstrip: int, special: bool
+) -> int:
+    """Write the text of a token into a buffer, as llama.cpp's function does.
+
+    Args:
+        vocab: The model.
+        token: The token.
+        buf: An array of ctypes' characters.
+        length: Its size.
+        lstrip: How many spaces at the beginning are left out at most.
+        special: Write a control token by its name.
+
+    Returns:
+        The number of bytes; where the buffer is too small, the number that it needs, negative.
+    """
+    piece = vocab.piece_bytes(token, bool(special))
+    spaces = len(piece) - len(piece.lstrip(b" "))
+    piece = piece[min(spaces, lstrip) :]
+    if len(piece) > length:
+        return -len(piece)
+    buf[: len(piece)] = piece
+    return len(piece)

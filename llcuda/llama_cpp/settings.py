@@ -66,6 +66,7 @@ class LlamaKeywords(TypedDict, total=False):
     cache_size: int | None
     check_tensors: bool
     cuda_graphs: str
+    device: str | None
     device_logits: bool
     devices: Sequence[str] | None
     f16_kv: bool
@@ -219,6 +220,9 @@ def check_ineffective(given: Mapping[str, Any]) -> None:
         warn_ineffective("lora_base", given["lora_base"], rule)
     if given["no_perf"]:
         warn_ineffective("no_perf", given["no_perf"], "llcuda's own counts cost nothing")
+    if given.get("device") is not None:
+        rule = "n_gpu_layers says how many layers are on GPUs, devices on which"
+        warn_ineffective("device", given["device"], rule)
     if given.get("n_parts", -1) != -1:
         warn_ineffective("n_parts", given["n_parts"], "the model's file says how many it has")
 

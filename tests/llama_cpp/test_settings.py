@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import tomllib
@@ -110,6 +111,22 @@ def test_a_vocabulary_alone(tmp_path: Path) -> None:
             llama("Once")
 
 
+def test_the_vocabulary_as_c_has_it(llm: Llama) -> None:
+    """The two functions that Outlines calls."""
+    vocab = llcuda.llama_cpp.llama_model_get_vocab(llm.model)
+    [token] = llm.tokenize(b" Tom", add_bos=False)
+    for name, size, lstrip, piece in (
+        (token, 8, 0, b" Tom"),
+        (token, 8, 1, b"Tom"),
+        (llm.token_eos(), 32, 0, b"<|im_end|>"),
+    ):
+        buffer = (ctypes.c_char * size)()
+        count = llcuda.llama_cpp.llama_token_to_piece(vocab, name, buffer, size, lstrip, True)
+        assert buffer[:count] == piece
+    buffer = (ctypes.c_char * 2)()
+    assert llcuda.llama_cpp.llama_token_to_piece(vocab, token, buffer, 2, 0, True) == -4
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "says"),
     [
@@ -146,14 +163,22 @@ def test_wrong_arguments(given: dict[str, Any], kind: type[Exception], says: str
 
 
 @pytest.mark.parametrize(
-    "given", [{"numa": True}, {"lora_base": "a.gguf"}, {"no_perf": True}, {"n_parts": 3}], ids=repr
+    "given",
+    [
+        {"numa": True},
+        {"lora_base": "a.gguf"},
+        {"no_perf": True},
+        {"n_parts": 3},
+        {"device": "cuda"},
+    ],
+    ids=repr,
 )
 def test_arguments_without_effect(given: dict[str, Any]) -> None:
     """They are warned of; those of older versions that ask for the usual are not."""
     [(name, value)] = given.items()
     with pytest.warns(UserWarning, match=f"{name}={value!r}: it has no effect"):
         Llama("demo", vocab_only=True, verbose=False, **given).close()
-    Llama("demo", vocab_only=True, verbose=False, n_parts=-1, f16_kv=True).close()
+    Llama("demo", vocab_only=True, verbose=False, n_parts=-1, f16_kv=True, device=None).close()
 
 
 def test_every_name_is_an_argument() -> None:
