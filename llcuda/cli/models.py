@@ -211,7 +211,8 @@ def rm(
         if plan.own_name is not None:
             print(f"{plan.name}: only this name; its model stays")
         else:
-            print(f"{plan.name}: {_size(plan.size)} in {len(plan.blobs) or len(plan.links)} files")
+            count = len(plan.blobs) or len(plan.links)
+            print(f"{plan.name}: {_size(plan.size)} in {count} file{'s' * (count > 1)}")
     if not yes:
         if not sys.stdin.isatty():
             raise ArgumentError("rm: nobody can be asked, for stdin is not a terminal; give --yes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from llcuda.errors import ArgumentError
 from llcuda.params import wrong_value
@@ -89,12 +89,20 @@ def _path_on_hub(text: str) -> str | None:
     """Return what follows the hub's address or scheme in a text, or None without one."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     if endpoint and text.startswith(f"{endpoint}/"):
-        return unquote(urlsplit(text[len(endpoint) :]).path).lstrip("/")
+        return _path_of_page(text[len(endpoint) :])
     if prefix := _HUB_HOST.match(text):
-        return unquote(urlsplit(text[prefix.end() - 1 :].replace("//", "/")).path).lstrip("/")
+        return _path_of_page(text[prefix.end() - 1 :])
     if prefix := _HUB_SCHEME.match(text):
         return text[prefix.end() :]
     return None
+
+
+def _path_of_page(address: str) -> str:
+    """Return the path of an address of the hub, with the file that its page shows."""
+    parts = urlsplit(re.sub("^/+", "/", address))
+    shown_file = parse_qs(parts.query).get("show_file_info", [""])[0]
+    path = unquote(parts.path).strip("/")
+    return f"{path}:{shown_file}" if shown_file and path.count("/") == 1 else path
 
 
 def local_text(text: str) -> str | None:

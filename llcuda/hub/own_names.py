@@ -13,6 +13,18 @@ _OWN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
 FILE = "names.json"
 
 
+def own_target(text: str) -> str | None:
+    """Return the name of the model that a name of the user's stands for; None for another text.
+
+    Args:
+        text: A text, which may be a path. The file of the names is read only if it can be a name.
+
+    Raises:
+        ModelError: The file of the names is damaged or cannot be read.
+    """
+    return own_names().get(text) if _OWN_NAME.fullmatch(text) else None
+
+
 def own_names() -> dict[str, str]:
     """Return the user's names and the names of the models that they stand for.
 
@@ -26,6 +38,8 @@ def own_names() -> dict[str, str]:
         names = json.loads(path.read_bytes())
         if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
             raise ValueError("expected names and texts")
+        if chained := names.keys() & names.values():
+            raise ValueError(f"{min(chained)!r} stands for a model, and a name stands for it")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

@@ -26,7 +26,7 @@ from llcuda.hub.names import (
     parse_hub_name,
     part_names,
 )
-from llcuda.hub.own_names import own_names
+from llcuda.hub.own_names import own_names, own_target
 from llcuda.hub.registry import (
     DEFAULT_QUANTIZATION,
     RegistryEntry,
@@ -200,10 +200,12 @@ def parse(
 def _exact_name(text: str) -> Path | HubName | None:
     """Return what a name of the user's, "demo" or a short name stands for, or None."""
     source: Path | HubName | None
-    if target := own_names().get(text):
-        source = _own_target(text, target)
+    if text == DEMO_NAME:
+        source = demo_model()
+    elif target := own_target(text):  # before short names, which a later version may have more of
+        source = _own_meaning(text, target)
     else:
-        source = demo_model() if text == DEMO_NAME else lookup(text)
+        source = lookup(text)
     if source is not None and path_exists(Path(text)):
         logger.warning(
             "%r is a name of %s; write './%s' for the file or folder here", text, source, text
@@ -211,7 +213,7 @@ def _exact_name(text: str) -> Path | HubName | None:
     return source
 
 
-def _own_target(name: str, target: str) -> Path | HubName:
+def _own_meaning(name: str, target: str) -> Path | HubName:
     try:
         return parse(Path(target) if target.startswith("/") else target)
     except ModelNotFoundError as error:

@@ -122,7 +122,7 @@ def test_cp_and_rm(user: User) -> None:
     assert "give --yes" in unasked[2]
     assert removed[1].splitlines() == [
         "mine: only this name; its model stays",
-        "some/model:Q4_0: 0.0 MB in 1 files",
+        "some/model:Q4_0: 0.0 MB in 1 file",
         "mine: deleted",
         "some/model:Q4_0: deleted",
     ]

@@ -139,13 +139,27 @@ def test_names_that_cannot_be_given(cache: Path, name: str) -> None:
     assert names() == ["taken", "demo"]
 
 
-def test_a_damaged_file_of_names(cache: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", '{"mine": 1}', '{"mine": "other", "other": "x"}'])
+def test_a_damaged_file_of_names(cache: Path, content: str) -> None:
     """Its path is in the message; a model is not loaded by another meaning of its name."""
     copy_name("demo", "mine")
     path = state_folder() / "names.json"
-    path.write_text("{")
+    path.write_text(content)
     with pytest.raises(ModelError, match=r"names\.json is damaged: "):
         resolve("mine")
+    assert resolve("demo") == resolve(str(demo_model())) == demo_model()
+
+
+def test_a_damaged_repository_in_the_list(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are listed, and the log names it."""
+    add_repository(cache, "some/model", {"a-Q4_0.gguf": b"abc"})
+    add_repository(cache, "some/other", {"a-Q4_0.gguf": b"abc"})
+    (cache / "models--some--other" / "refs" / "main").write_bytes(b"\xff")
+    assert names() == ["some/model:Q4_0", "demo"]
+    assert "models--some--other is damaged" in caplog.text
+    (cache / "models--some--model" / "refs" / "main").write_text("../../..")
+    (found, demo) = names()
+    assert (found.partition("@")[0], demo) == ("some/model", "demo")
 
 
 # --- removal ---
@@ -229,3 +243,11 @@ def test_what_is_not_removed(
     with pytest.raises(kind, match=expected):
         plan_removal(name)
     assert names() == before
+
+
+def test_a_name_of_ones_own_outlives_a_new_short_name(cache: Path) -> None:
+    """A later version may have a short name of this spelling."""
+    copy_name("demo", "mine")
+    path = state_folder() / "names.json"
+    path.write_text(path.read_text().replace("mine", "gemma-3-1b"))
+    assert resolve("gemma-3-1b") == demo_model()

@@ -64,6 +64,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             f"https://huggingface.co/a/b/resolve/{COMMIT}/c%20d.gguf?download=true#x",
             HubName("a/b", "c d.gguf", COMMIT),
         ),
+        ("https://huggingface.co/a/b?show_file_info=c.gguf", HubName("a/b", "c.gguf")),
+        ("https://huggingface.co/a/b?local-app=llama.cpp", HubName("a/b")),
         (
             "https://huggingface.co/a/b/resolve/refs%2Fpr%2F3/c.gguf",
             HubName("a/b", "c.gguf", "refs/pr/3"),
