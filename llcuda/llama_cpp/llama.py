@@ -420,17 +420,20 @@ class Llama:
                 rule = "files go to the Hugging Face cache"
                 remedy = "set HF_HOME, or download the file yourself and give its path to Llama()"
                 raise wrong_value(name, value, rule, remedy)
-        pattern = filename if filename is not None and set("*?[") & set(filename) else None
+        repository = Repository(repo_id)
+        is_pattern = isinstance(filename, str) and bool(set("*?[") & set(filename))
+        if not is_pattern and not additional_files:
+            return cls(resolve(repo_id, filename, parameter="repo_id"), **kwargs)
+        info = repository.ask(filename)
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         wanted = filename
-        names: list[str] = []
-        if pattern or additional_files:
-            siblings = Repository(repo_id).ask(filename).siblings or ()
-            names = [sibling.rfilename for sibling in siblings]
-        if pattern:
-            wanted = _match(repo_id, names, pattern, "filename")
-        path = resolve(repo_id, wanted)
-        for further in additional_files or ():
-            resolve(repo_id, _match(repo_id, names, further, "additional_files"))
+        if is_pattern:
+            wanted = _match(repo_id, [*siblings], str(filename), "filename")
+        others = [
+            _match(repo_id, [*siblings], f, "additional_files") for f in additional_files or ()
+        ]
+        path = resolve(repo_id, wanted, parameter="repo_id")
+        repository.download([siblings[name] for name in others], info.sha, progress=True)
         return cls(path, **kwargs)
 
     # --- tokens ---
@@ -1417,8 +1420,9 @@ def _match(repo: str, names: Sequence[str], pattern: str, parameter: str) -> str
     """Return the one file of a repository that a pattern matches."""
     matches = [name for name in names if fnmatch.fnmatch(name, pattern)]
     first_parts = [name for name in matches if "-of-" not in name or "-00001-of-" in name]
-    if len(first_parts) == 1:
-        return first_parts[0]
+    for candidates in (matches, first_parts):
+        if len(candidates) == 1:
+            return candidates[0]
     if not matches:
         raise ModelNotFoundError(
             f"{parameter}={pattern!r}: {repo} has no such file; it has {', '.join(names)}"
