@@ -67,21 +67,10 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
-EMPTY = """
-    localStorage.clear();
-    sessionStorage.clear();
-    return new Promise(done => {
-        const gone = indexedDB.deleteDatabase("llcuda"); // an open page closes it
-        gone.onsuccess = gone.onerror = done;
-    }).then(() => true);
-"""
-
-
 def start(window: Browser, url: str) -> None:
     """Open the page of a server as if for the first time."""
-    if not window.run("return location.href").startswith(f"{url}/"):
-        window.open(f"{url}/health")
-    window.run(EMPTY)
+    window.open("about:blank")  # the page stores what is not sent yet when it is left
+    window.chrome("Storage.clearDataForOrigin", origin=url, storageTypes="all")
     window.console()
     window.open(f"{url}/")
     assert waits(window, "return at('model').options.length")
@@ -423,7 +412,7 @@ def test_files_that_cannot_be_attached(page: Browser) -> None:
 
 def test_probabilities(page: Browser) -> None:
     """Each token shows its alternatives under the mouse and by keyboard, after a reload too."""
-    settings(page, temperature=1, top_logprobs=3)
+    settings(page, temperature=1, top_logprobs=3, seed=1)
     ask(page, "Hello")
     reload(page)
     click(page, "Tokens")
@@ -431,7 +420,7 @@ def test_probabilities(page: Browser) -> None:
     assert page.text(".tokens").strip() == contents(page)[1].strip()
     page.hover(".assistant .token")
     token = page.text(".assistant .token").strip()
-    assert page.text("#tip .chosen th").strip() == token
+    assert page.text("#tip .chosen th").strip() == json.dumps(token)[1:-1]
     assert 3 <= js(page, "return at('tip').querySelectorAll('tr').length") <= 4
     page.press(RIGHT)
     assert js(page, "return document.activeElement === all('.token')[1]")
@@ -534,7 +523,7 @@ HOSTILE = [
     "<form action=https://example.org><input name=key autofocus></form><base href=//example.org>",
     "<a id=message name=chat>x</a><math><mtext><style><img src=x onerror=hurt=1>",
     "&lt;script&gt; &#60;script&#62; \\<script\\>",
-    "x" * 300_000,
+    "*word* " * 30_000,
 ]  # fmt: skip
 
 

@@ -216,7 +216,8 @@ export class Chat extends EventTarget {
   // Stores what tabs left behind that were closed, and forgets what was deleted.
   async recover() {
     for (const name of names(UNSAVED)) {
-      await this.#put(read(name) ?? {});
+      const rows = read(name);
+      if (rows) await this.#put(rows);
       write(name, null);
     }
     for (const { id, deleted } of await this.#store.all("conversations"))

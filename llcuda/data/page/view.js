@@ -108,7 +108,7 @@ class MessageView {
       add("›", "Later version", () => move(1)).disabled = index === siblings.length - 1;
     }
     if (isRunning) return;
-    copyButton(this.buttons, () => message.content).dataset.name = "Copy";
+    if (message.content) copyButton(this.buttons, () => message.content).dataset.name = "Copy";
     if (message.role === "user") {
       if (canChange) add("Edit", "Edit this message", () => this.edit());
     } else {
