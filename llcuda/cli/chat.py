@@ -47,7 +47,7 @@ def chat(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="GGUF file, short name (llcuda list --all), or repo/id.",
             autocompletion=complete_model,
         ),

@@ -80,9 +80,18 @@ class MarkdownWriter:
             self._print(whole)
 
     def _print(self, text: str) -> None:
+        from rich.segment import Segments
+
         if text.strip():
-            self._console.print(*[""] * self._begun, _rendered(text), sep="\n")
+            lines = [*[[]] * self._begun, *self._lines(text)]
+            self._console.print(Segments(_joined(lines)), end="")
             self._begun = True
+
+    def _lines(self, text: str) -> list[list[Any]]:
+        """Return the lines of a block as segments, without empty ones before it."""
+        lines: list[list[Any]] = self._console.render_lines(_rendered(text), pad=False)
+        first = next((i for i, line in enumerate(lines) if _has_text(line)), len(lines))
+        return lines[first:]
 
     def _end_reasoning(self) -> None:
         text, self._reasoning = self._reasoning.strip(), ""
@@ -92,15 +101,26 @@ class MarkdownWriter:
 
     def _tail(self) -> Any:
         """Return the last lines of the unfinished block, as many as the terminal shows."""
-        from rich.console import Group
-        from rich.segment import Segment, Segments
+        from rich.segment import Segments
         from rich.text import Text
 
         reasoning = self._reasoning.strip()
-        parts = [Text(reasoning, "dim")] if reasoning else [Text("")] * self._begun
-        lines = self._console.render_lines(Group(*parts, _rendered(self._text)), pad=False)
-        last = lines[-max(1, self._console.height - 2) :]
-        return Segments([part for line in last for part in (*line, Segment.line())])
+        before: list[list[Any]] = [[]] * self._begun
+        if reasoning:
+            before = self._console.render_lines(Text(reasoning, "dim"), pad=False)
+        lines = [*before, *self._lines(self._text)]
+        return Segments(_joined(lines[-max(1, self._console.height - 2) :]))
+
+
+def _has_text(line: list[Any]) -> bool:
+    return any(segment.text.strip() for segment in line)
+
+
+def _joined(lines: list[list[Any]]) -> list[Any]:
+    """Return the segments of lines with their line breaks."""
+    from rich.segment import Segment
+
+    return [part for line in lines for part in (*line, Segment.line())]
 
 
 def _rendered(text: str) -> Any:

@@ -46,7 +46,7 @@ def run(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL] [PROMPT]",
+            metavar="MODEL PROMPT",
             show_default=False,
             autocompletion=complete_model,
             help="The model: a GGUF file, a short name (llcuda list --all) or repo/id; by default"

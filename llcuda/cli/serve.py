@@ -41,7 +41,7 @@ def serve(
         list[str] | None,
         typer.Argument(
             help="GGUF file, short name or repo/id; NAME=FILE names it. Default: demo.",
-            metavar="[MODEL]...",
+            metavar="MODEL",
             autocompletion=complete_model,
         ),
     ] = None,
