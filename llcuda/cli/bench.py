@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from llcuda.cli.console import INTERRUPTED, DecodeThreads, examples, show_status, stdout_console
+from llcuda.cli.console import (
+    INTERRUPTED,
+    DecodeThreads,
+    complete_model,
+    examples,
+    show_status,
+    stdout_console,
+)
 from llcuda.errors import ArgumentError
 
 app = typer.Typer()
@@ -18,7 +25,10 @@ app = typer.Typer()
 @app.command(epilog=examples("llcuda bench model.gguf --quick"))
 def bench(
     model: Annotated[
-        str | None, typer.Argument(help="GGUF file, short name or repo/id; default: demo.")
+        str | None,
+        typer.Argument(
+            help="GGUF file, short name or repo/id; default: demo.", autocompletion=complete_model
+        ),
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="A known model's sizes with random weights; no download.")

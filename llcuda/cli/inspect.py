@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import examples, stdout_console
+from llcuda.cli.console import complete_model, examples, stdout_console
 from llcuda.errors import ArgumentError, LlcudaError
 
 if TYPE_CHECKING:
@@ -28,7 +28,12 @@ MAX_CELL = 60  # characters of a value in a table
 
 @app.command(epilog=examples("llcuda inspect model.gguf --ctx-size 8192"))
 def inspect(
-    file: Annotated[str, typer.Argument(help="GGUF file, short name, or repo/id:file.gguf.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="GGUF file, short name, or repo/id:file.gguf.", autocompletion=complete_model
+        ),
+    ],
     ctx_size: Annotated[
         int | None, typer.Option(min=1, help="Tokens of context to count memory for.")
     ] = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import examples, stdout_console
+from llcuda.cli.console import complete_model, examples, stdout_console
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
+        autocompletion=complete_model,
         help="Short name, repo/id[:QUANTIZATION], https://huggingface.co/..., ollama://name:tag,"
         " or a path.",
     ),
@@ -199,7 +200,9 @@ def cp(
 def rm(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL", help="Models that `llcuda list` shows."),
+        typer.Argument(
+            metavar="MODEL", help="Models that `llcuda list` shows.", autocompletion=complete_model
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import examples, stdout_console
+from llcuda.cli.console import complete_model, examples, stdout_console
 from llcuda.cli.texts import read_file
 from llcuda.errors import ArgumentError
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Source = Annotated[str, typer.Argument(help="GGUF file, short name, or repo/id.")]
+Source = Annotated[
+    str, typer.Argument(help="GGUF file, short name, or repo/id.", autocompletion=complete_model)
+]
 Chunk = Annotated[int, typer.Option(help="Tokens of a chunk.")]
 Chunks = Annotated[int | None, typer.Option(min=1, help="Chunks at most; default: all.")]
 GpuLayers = Annotated[int | None, typer.Option(min=0, help="Default: all layers.")]

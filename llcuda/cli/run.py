@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 CONTINUATION_TOKENS = 256  # of a continuation, which seldom ends by itself
+ADDED_TOKENS = 16  # that a model adds to a text at most: its beginning and its end
 TEMPLATE_TOKENS = 1024  # that a chat template adds at most, for the size of a small context
 MAX_NAME = 250  # characters
 WAIT_SECONDS = 2.0  # for stdin beside a prompt, before a note says that it is read
@@ -226,10 +227,10 @@ def _check_continuation(options: TextOptions) -> None:
 def _needed_tokens(prompt: bytes, options: TextOptions, *, raw: bool) -> int | None:
     """Return how many tokens prompt and text have at most, or None without a limit.
 
-    A text has hardly more tokens than bytes.
+    A text has at most as many tokens as bytes, and those that the model adds to each text.
     """
     if raw:
-        return len(prompt) + (options.max_tokens or CONTINUATION_TOKENS)
+        return len(prompt) + ADDED_TOKENS + (options.max_tokens or CONTINUATION_TOKENS)
     if options.max_tokens is None:
         return None
     return len(prompt) + len(options.system or "") + TEMPLATE_TOKENS + options.max_tokens
