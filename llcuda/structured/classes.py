@@ -59,6 +59,8 @@ def read_answer(text: str, response_format: Any, finish_reason: str) -> Any:
 def class_schema(kind: Any) -> dict[str, Any] | None:
     """Return the JSON schema of the texts that a class reads; None for anything else.
 
+    It has no properties that the class would ignore: a model may write them without end.
+
     Args:
         kind: A Pydantic model, a TypedDict or a dataclass.
 
@@ -76,7 +78,19 @@ def class_schema(kind: Any) -> dict[str, Any] | None:
         raise wrong_argument("response_format", rule, remedy) from None
 
     class SchemaOfTexts(GenerateJsonSchema):
-        """Leaves out uniqueItems: a set reads a repetition, unless it needs several items."""
+        """Closes objects, and leaves out uniqueItems.
+
+        A set reads a repetition, unless it needs several items.
+        """
+
+        def model_schema(self, schema: Any) -> dict[str, Any]:
+            return _closed(super().model_schema(schema))
+
+        def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+            return _closed(super().dataclass_schema(schema))
+
+        def typed_dict_schema(self, schema: Any) -> dict[str, Any]:
+            return _closed(super().typed_dict_schema(schema))
 
         def set_schema(self, schema: Any) -> dict[str, Any]:
             return _readable(super().set_schema(schema))
@@ -91,6 +105,13 @@ def class_schema(kind: Any) -> dict[str, Any] | None:
     except pydantic.errors.PydanticUserError as error:
         line = str(error).splitlines()[0]
         raise wrong_argument("response_format", f"{kind.__name__}: {line}") from None
+    return schema
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a class, without further properties unless the class allows them."""
+    if "properties" in schema:
+        schema.setdefault("additionalProperties", False)
     return schema
 
 

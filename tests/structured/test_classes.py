@@ -51,3 +51,19 @@ def test_without_pydantic(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "the class Plain needs pydantic; install pydantic, or give a JSON schema"
     with pytest.raises(ArgumentError, match=message):
         class_schema(make_dataclass("Plain", [("x", int)]))
+
+
+def test_a_class_has_its_own_fields_and_no_others() -> None:
+    """Nested ones too; unless its configuration allows others. Mappings stay open."""
+    pydantic = pytest.importorskip("pydantic")
+    inner = make_dataclass("Inner", [("x", int)])
+    model = pydantic.create_model("Outer", inner=(inner, ...), sizes=(dict[str, int], ...))
+    schema = class_schema(model)
+    assert schema is not None
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Inner"]["additionalProperties"] is False
+    assert schema["properties"]["sizes"]["additionalProperties"] == {"type": "integer"}
+    opened = pydantic.create_model("Open", a=(int, ...), __config__={"extra": "allow"})
+    schema = class_schema(opened)
+    assert schema is not None
+    assert schema["additionalProperties"] is True

@@ -50,6 +50,9 @@ llcuda.chat("demo", "Hello", system="x", max_tokens=5).content.upper()
 e.chat("Hello").result().to_dict()
 e.batch_chat(["Hello", chat], progress=True, temperature=0)[0].tool_calls[0].arguments
 e.count_tokens(chat, tools=[]) + len(e.tokenize("x")) + engine.count_tokens("x", system="y")
+def tool(x: int) -> int: return x
+engine.run("Hello", [tool], max_turns=2, approve=lambda call: call.name == "tool", max_tokens=5)
+e.run(chat, tools=[tool], on_error="raise", tool_choice="auto").results[0].call.arguments
 for i, answer in e.batch_infer_iter(["x"], 5, seed=1):
     answer.text[i]
 for i, reply in e.batch_chat_iter(iter(["x"]), max_tokens=1):
@@ -89,6 +92,8 @@ llcuda.chat("demo", "Hello", max_new_tokens=5)
 e.batch_chat(["Hello"], max_new_tokens=5)
 e.batch_infer_iter(["Hello"], max_new_tokens=5)
 e.count_tokens(chat, max_tokens=5)
+engine.run("Hello", [tool], max_turn=2)
+e.run("Hello", [tool], n_predict=2)
 """
 
 
