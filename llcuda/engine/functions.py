@@ -13,8 +13,6 @@ from llcuda.params import MAX_BIAS, wrong_argument, wrong_value
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Int32: TypeAlias = npt.NDArray[np.int32]
-LogitsProcessor: TypeAlias = Callable[[Int32, Float32], npt.NDArray[Any] | None]
-StoppingCriterion: TypeAlias = Callable[[Int32, str], bool]
 
 
 def checked_functions(name: str, given: Any) -> tuple[Callable[..., Any], ...]:

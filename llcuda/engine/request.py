@@ -20,7 +20,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from llcuda.display import show_stream
-from llcuda.engine.functions import LogitsProcessor, StoppingCriterion, checked_functions
+from llcuda.engine.functions import checked_functions
 from llcuda.engine.outputs import Completion, TokenLogprob
 from llcuda.errors import shown
 from llcuda.guide import Guide
@@ -101,8 +101,8 @@ class RequestParams:
     guide: Guide | None = None
     penalize_prompt: bool = True
     min_tokens: int = 0
-    logits_processor: LogitsProcessor | Collection[LogitsProcessor] | None = None
-    stopping_criteria: StoppingCriterion | Collection[StoppingCriterion] | None = None
+    logits_processor: Callable[..., Any] | Collection[Callable[..., Any]] | None = None
+    stopping_criteria: Callable[..., Any] | Collection[Callable[..., Any]] | None = None
     priority: int = 0
 
     def __post_init__(self) -> None:
