@@ -306,15 +306,14 @@ def serve(
 
 
 def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:
-    """Return the model of an argument; the default name of a file is its own without .gguf."""
+    """Return the model of an argument, `NAME=MODEL` or `MODEL`."""
+    from llcuda.hub.names import served_name
     from llcuda.server import ModelSpec
 
     is_path = os.path.exists(argument)  # noqa: PTH110 - Path() refuses a NUL
     match = None if is_path else re.fullmatch(r"([^=/\\]+)=(.+)", argument)
     name, source = match.groups() if match else (None, argument)
-    if name is None:
-        name = Path(source).stem if source.lower().endswith(".gguf") else source
-    return ModelSpec(name, source, parameters=parameters)
+    return ModelSpec(name or served_name(source), source, parameters=parameters)
 
 
 def _read_keys(path: Path) -> list[str]:

@@ -26,7 +26,7 @@ from llcuda.errors import (
 )
 from llcuda.files import is_file, path_exists
 from llcuda.hub import ollama
-from llcuda.hub.names import HubName, part_names
+from llcuda.hub.names import OLLAMA_SCHEME, HubName, part_names
 from llcuda.hub.own_names import own_names, remove_own_name, set_own_name
 from llcuda.hub.registry import lookup, registry
 from llcuda.hub.repository import Repository, cache_root
@@ -72,7 +72,7 @@ def installed_models() -> list[InstalledModel]:
     models += _downloads()
     for model in ollama.models():
         with contextlib.suppress(LlcudaError):  # a cloud model, or an interrupted pull
-            models.append(_installed(f"{ollama.SCHEME}//{model.name}", "ollama", [model.path()]))
+            models.append(_installed(model.address, "ollama", [model.path()]))
     return [*models, _installed(DEMO_NAME, "llcuda", [demo_model()])]
 
 
@@ -189,7 +189,7 @@ def _lasting_name(text: str) -> str:
         return own_names()[text]
     source = parse(text)
     if isinstance(source, Path):
-        is_stored = text == DEMO_NAME or text.lower().startswith(ollama.SCHEME)
+        is_stored = text == DEMO_NAME or text.lower().startswith(OLLAMA_SCHEME)
         return text if is_stored else str(source.absolute())
     location = find(text)
     if isinstance(location, Path):
@@ -240,8 +240,8 @@ def plan_removal(name: str) -> Removal:
         return Removal(name, own_name=name)
     if name == DEMO_NAME:
         raise ArgumentError(f"{name}: is a part of llcuda and cannot be removed")
-    if name.lower().startswith(ollama.SCHEME):
-        short = name[len(ollama.SCHEME) :].removeprefix("//")
+    if name.lower().startswith(OLLAMA_SCHEME):
+        short = name[len(OLLAMA_SCHEME) :].removeprefix("//")
         raise ArgumentError(f"{name}: belongs to ollama; remove it by `ollama rm {short}`")
     source = parse(name)
     if isinstance(source, Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from llcuda.errors import ArgumentError
@@ -24,6 +25,7 @@ QUANTIZATION = (  # in the name of a file
     r"(?:UD-)?(?:I?Q\d(?:_\w+)?|TQ\d_\d|B?F16|F32|FP(?:16|32)|MXFP4(?:_\w+)?|NVFP4)"
 )
 
+OLLAMA_SCHEME = "ollama:"
 FORMS = "repo/id, repo/id:Q4_K_M, repo/id:file.gguf, or an address https://huggingface.co/repo/id"
 
 
@@ -144,6 +146,28 @@ def _unknown_scheme(text: str, scheme: str) -> str:
         f"{text!r}: llcuda downloads from huggingface.co only (HF_ENDPOINT names another hub);"
         " download the file yourself, then give its path"
     )
+
+
+def served_name(text: str) -> str:
+    """Return what a server calls a model that it was given without a name.
+
+    Args:
+        text: The name of the model, as `resolve` takes it.
+
+    Returns:
+        The name of its file without `.gguf`; the repository, with a quantization, without scheme
+        and host; ollama's name; another text as it is.
+
+    Raises:
+        ArgumentError: `text` is an address that is not a model's.
+    """
+    if text.lower().startswith(OLLAMA_SCHEME):
+        return text[len(OLLAMA_SCHEME) :].removeprefix("//")
+    source = parse_hub_name(text)
+    file = text if source is None else source.file or ""
+    if file.lower().endswith(".gguf"):
+        return PurePosixPath(file).stem
+    return text if source is None else str(source)
 
 
 def part_names(file: str) -> list[str]:

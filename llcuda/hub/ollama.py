@@ -15,8 +15,8 @@ from pathlib import Path
 
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.files import home_folder, path_exists
+from llcuda.hub.names import OLLAMA_SCHEME
 
-SCHEME = "ollama:"
 REGISTRY, LIBRARY, LATEST = "registry.ollama.ai", "library", "latest"
 _WEIGHTS = "application/vnd.ollama.image.model"
 _TENSOR = "application/vnd.ollama.image.tensor"
@@ -36,6 +36,11 @@ class OllamaModel:
 
     name: str
     manifest: Path
+
+    @property
+    def address(self) -> str:
+        """The name with the scheme, which means this model whatever else has the name."""
+        return f"{OLLAMA_SCHEME}//{self.name}"
 
     def path(self) -> Path:
         """Return the path of the weights, a GGUF file.
@@ -59,16 +64,16 @@ class OllamaModel:
             ) from error
         if tensors:
             raise ModelError(
-                f"{SCHEME}//{self.name} holds safetensors and no GGUF file; llcuda cannot load it"
+                f"{self.address} holds safetensors and no GGUF file; llcuda cannot load it"
             )
         if len(paths) != 1:
             raise ModelError(
-                f"{SCHEME}//{self.name} has {len(paths)} files of weights; llcuda loads one: a"
+                f"{self.address} has {len(paths)} files of weights; llcuda loads one: a"
                 " model of ollama's cloud has none on this machine"
             )
         if not paths[0].is_file():
             raise ModelError(
-                f"{SCHEME}//{self.name} lacks {paths[0]}; `ollama pull {self.name}` brings it"
+                f"{self.address} lacks {paths[0]}; `ollama pull {self.name}` brings it"
             )
         return paths[0]
 
@@ -122,18 +127,20 @@ def get(name: str) -> OllamaModel:
         ArgumentError: It is not a name of ollama's form.
     """
     if not _NAME.fullmatch(name):
-        raise ArgumentError(f"'{SCHEME}//{name}': expected ollama://name or ollama://name:tag")
+        raise ArgumentError(
+            f"'{OLLAMA_SCHEME}//{name}': expected ollama://name or ollama://name:tag"
+        )
     if model := find(name):
         return model
-    folders = stores()
+    address, folders = f"{OLLAMA_SCHEME}//{name}", stores()
     if not folders:
         raise ModelNotFoundError(
-            f"{SCHEME}//{name}: ollama has no models on this machine; set OLLAMA_MODELS to the"
-            " folder of its models if it is elsewhere"
+            f"{address}: ollama has no models on this machine; set OLLAMA_MODELS to the folder of"
+            " its models if it is elsewhere"
         )
     present = [model.name for model in models()]
     listed = f"it has {', '.join(present)}" if present else "it is empty"
     raise ModelNotFoundError(
-        f"{SCHEME}//{name}: ollama's store {folders[0]} has no such model; {listed};"
+        f"{address}: ollama's store {folders[0]} has no such model; {listed};"
         f" `ollama pull {name}` downloads it"
     )

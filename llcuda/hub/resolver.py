@@ -19,6 +19,7 @@ from llcuda.files import home_folder, local_path, path_exists, path_text
 from llcuda.hub import ollama
 from llcuda.hub.formats import describe_files, unfinished
 from llcuda.hub.names import (
+    OLLAMA_SCHEME,
     QUANTIZATION,
     REPOSITORY_ID,
     HubName,
@@ -180,8 +181,8 @@ def parse(
             rule = f"{text!r} names a file already"
             raise wrong_value("filename", filename, rule, remedy="leave it out")
         return exact
-    if text.lower().startswith(ollama.SCHEME):
-        return _ollama(text[len(ollama.SCHEME) :].removeprefix("//"), filename)
+    if text.lower().startswith(OLLAMA_SCHEME):
+        return _ollama(text[len(OLLAMA_SCHEME) :].removeprefix("//"), filename)
     source = parse_hub_name(text, filename)
     is_path = path_exists(Path(text))
     if source is not None and not (is_path and _is_bare(text)):
@@ -234,7 +235,7 @@ def _ollama(name: str, filename: str | None) -> Path:
 
 def _checked_ollama(model: ollama.OllamaModel, filename: str | None) -> Path:
     if filename is not None:
-        rule = f"{ollama.SCHEME}//{model.name} names a file already"
+        rule = f"{model.address} names a file already"
         raise wrong_value("filename", filename, rule, remedy="leave it out")
     return model.path()
 
@@ -301,7 +302,7 @@ def _unknown(text: str) -> ModelNotFoundError:
     """Return the error for a name that is not a model's: near names, and which are expected."""
     if "/" in text:
         return _missing(text, Path(text))
-    further = [*own_names(), *(f"{ollama.SCHEME}//{model.name}" for model in ollama.models())]
+    further = [*own_names(), *(model.address for model in ollama.models())]
     near = near_names(text, [DEMO_NAME, *further])
     near += [name for name in further if text.lower() in name.lower() and name not in near]
     return ModelNotFoundError(

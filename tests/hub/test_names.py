@@ -19,7 +19,7 @@ from llcuda import Engine, InferenceEngine, Model, hub, memory_needed, quantize_
 from llcuda.demo import demo_model
 from llcuda.errors import ArgumentError, ModelError, ModelNotFoundError
 from llcuda.gguf_parser import GGUFReader
-from llcuda.hub.names import HubName, parse_hub_name, part_names
+from llcuda.hub.names import HubName, parse_hub_name, part_names, served_name
 from llcuda.hub.resolver import choose_file, quantizations
 from llcuda.server import ModelSpec, create_app
 from tests.support.hub_cache import add_ollama_model
@@ -84,6 +84,25 @@ def test_names_of_the_hub(text: str, expected: HubName | None) -> None:
     assert parse_hub_name(text) == expected
     if expected is not None:
         assert parse_hub_name(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("demo", "demo"),
+        ("models/a.gguf", "a"),
+        ("./folder", "./folder"),
+        ("file:///models/a.gguf", "a"),
+        ("a/b", "a/b"),
+        ("hf.co/a/b:Q8_0", "a/b:Q8_0"),
+        ("a/b:dir/c.gguf", "c"),
+        ("https://huggingface.co/a/b/resolve/main/c.gguf?download=true", "c"),
+        ("ollama://qwen2.5:1.5b", "qwen2.5:1.5b"),
+    ],
+)
+def test_what_a_server_calls_a_model(text: str, expected: str) -> None:
+    """Without scheme, host and folder."""
+    assert served_name(text) == expected
 
 
 def test_another_hub(monkeypatch: pytest.MonkeyPatch) -> None:
