@@ -12,13 +12,13 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from llcuda.errors import ArgumentError, ConcurrencyError, UnsupportedError
+from llcuda.errors import ArgumentError, ConcurrencyError, NoOutputError, UnsupportedError
 from llcuda.llama_cpp.llama_cache import LlamaState
 from llcuda.llama_cpp.llama_speculative import LlamaDraftModel
 from llcuda.native.context import Context
 from llcuda.native.prompt_length import too_long
 from llcuda.native.sampler import Sampler
-from llcuda.params import wrong_argument, wrong_value
+from llcuda.params import check_number, wrong_argument, wrong_value
 
 Tokens = npt.NDArray[np.intc]
 Scores = npt.NDArray[np.single]
@@ -109,9 +109,7 @@ class Evaluation:
             tokens = self.context.model.token_list(tokens, "tokens")
             self._check_length()
             if self.n_tokens + len(tokens) > len(self.input_ids):
-                error = too_long(self.n_tokens + len(tokens), len(self.input_ids))
-                error.remedy = "give a larger n_ctx"
-                raise error
+                raise too_long(self.n_tokens + len(tokens), len(self.input_ids))
             every_row = every_row or self._logits_all
             self._synchronize()
             for begin in range(0, len(tokens), self._n_batch):
@@ -176,8 +174,15 @@ class Evaluation:
             if not self._has_logits:
                 self.n_tokens -= 1
                 self.evaluate([int(self.input_ids[self.n_tokens])])
-            self.row = -1 if idx is None else idx - self.n_tokens
-            return sampler.sample(self.context, self.row)
+            if idx is not None:
+                check_number("idx", idx, "int", 0, self.n_tokens - 1)
+            self.row = -1 if idx is None else int(idx) - self.n_tokens
+            try:
+                return sampler.sample(self.context, self.row)
+            except NoOutputError:
+                rule = "the last decode computed no logits for this token"
+                remedy = "leave it out for the last token, or give Llama logits_all=True"
+                raise wrong_value("idx", idx, rule, remedy) from None
 
     def logits(self, row: int = -1) -> Scores:
         """Return the logits of a row of the last decode; an empty text has zeros."""

@@ -31,6 +31,7 @@ from llcuda.engine.token_masks import TokenMaskState, token_masks
 from llcuda.errors import (
     ContextLengthError,
     ModelNotFoundError,
+    StateError,
     UnsupportedError,
     shown,
 )
@@ -46,6 +47,7 @@ from llcuda.llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLooku
 from llcuda.llama_cpp.llama_tokenizer import LlamaTokenizer
 from llcuda.llama_cpp.responses import ChatAnswer, CompletionAnswer
 from llcuda.llama_cpp.settings import (
+    LARGER,
     LLAMA_DEFAULT_SEED,
     UNSPECIFIED,
     LlamaKeywords,
@@ -725,21 +727,25 @@ class Llama:
             return
         try:
             state = self.cache[tokens]
+            cached = longest_token_prefix(state.input_ids[: state.n_tokens].tolist(), tokens)
+            if cached > longest_token_prefix(self._evaluation.text().tolist(), tokens):
+                self.load_state(state)
+                self._note("the cache has spared %d tokens", cached)
         except KeyError:
             self._note("the cache has no beginning of this prompt")
-            return
-        cached = longest_token_prefix(state.input_ids[: state.n_tokens].tolist(), tokens)
-        if cached > longest_token_prefix(self._evaluation.text().tolist(), tokens):
-            self.load_state(state)
-            self._note("the cache has spared %d tokens", cached)
+        except (StateError, OSError) as error:  # of another model, or damaged
+            logger.warning("the cache cannot be read: %s", error)
 
     def _ended(self, prompt: Sequence[int], completion: Completion) -> None:
-        """Take note of a text that has ended."""
+        """Take note of a text that has ended; it is not lost when the cache cannot keep it."""
         tokens = [*prompt, *completion.tokens]
         if not self._uses_context():
             self._evaluation.note(tokens if completion.finish_reason == "stop" else tokens[:-1])
         elif self.cache is not None:
-            self.cache[tokens] = self.save_state()
+            try:
+                self.cache[tokens] = self.save_state()
+            except OSError as error:
+                logger.warning("the cache cannot be written: %s", error)
         self._note("%s", completion.figures())
 
     # --- chats ---
@@ -924,8 +930,7 @@ class Llama:
             input: A text, or a list of texts.
             model: The name of the model in the answer; None = its path.
         """
-        texts = [input] if isinstance(input, str) else list(input)
-        vectors, count = self.embed(texts, return_count=True)
+        vectors, count = self.embed(_inputs(input), return_count=True)
         return {
             "object": "list",
             "data": [
@@ -966,7 +971,7 @@ class Llama:
                 parameter="embedding",
                 remedy="create it with embedding=True",
             )
-        texts = [input] if isinstance(input, str) else input
+        texts = _inputs(input)
         if self._embedder is not None:
             if self._embedder.pooling == "rank":
                 scores = self._embedder.classify(texts, truncate=truncate)
@@ -981,7 +986,7 @@ class Llama:
         return (answer, count) if return_count else answer
 
     def _token_vectors(
-        self, texts: Any, normalize: bool, truncate: bool
+        self, texts: Sequence[str], normalize: bool, truncate: bool
     ) -> tuple[list[list[list[float]]], int]:
         """Return a vector for each token of each text, and the number of tokens."""
         check_flag("normalize", normalize)
@@ -1015,7 +1020,8 @@ class Llama:
             tokens: The tokens.
         """
         self._evaluation.used = True
-        self._evaluation.evaluate(tokens)
+        with in_own_names():
+            self._evaluation.evaluate(tokens)
 
     def reset(self) -> None:
         """Forget the text. What is computed of it stays, for a text that begins alike."""
@@ -1152,9 +1158,10 @@ class Llama:
         sampler = self._own_sampler(sampling, grammar, logits_processor)
         self._evaluation.used = True
         stopping = _joined("stopping_criteria", stopping_criteria, StoppingCriteriaList)
-        yield from self._evaluation.generate(
-            tokens, sampler, reset=reset, stopping=stopping, draft=self.draft_model
-        )
+        with in_own_names():
+            yield from self._evaluation.generate(
+                tokens, sampler, reset=reset, stopping=stopping, draft=self.draft_model
+            )
 
     def _own_sampler(
         self,
@@ -1361,6 +1368,14 @@ class Llama:
         return f"<llcuda.llama_cpp.Llama {self._model.path.name!r}: {state}>"
 
 
+def _inputs(given: Any) -> list[str]:
+    """Return the texts to embed as a list."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise wrong_value("input", given, "expected a text or a list of texts")
+    return list(texts)
+
+
 def _joined(name: str, given: Any, kind: Callable[[list[Any]], Any]) -> Any:
     """Return a caller's function, or a list of them as one; None for none."""
     functions = given if isinstance(given, list) else [] if given is None else [given]
@@ -1382,7 +1397,7 @@ def _too_long(tokens: int, n_ctx: int) -> ContextLengthError:
     return ContextLengthError(
         f"prompt: has {tokens} tokens, prompt and answer may have {n_ctx}",
         parameter="prompt",
-        remedy="give Llama a larger n_ctx",
+        remedy=LARGER,
     )
 
 

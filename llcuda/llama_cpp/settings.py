@@ -7,10 +7,11 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypedDict
 
 from llcuda.engine.config import EngineConfig, EngineParams
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, ContextLengthError
 from llcuda.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from llcuda.native.gguf.types import GGMLType
 from llcuda.params import (
@@ -29,6 +30,7 @@ from llcuda.params import (
 
 LLAMA_DEFAULT_SEED = 0xFFFFFFFF
 UNSPECIFIED = -1
+LARGER = "give Llama a larger n_ctx"
 # The constants of llama.cpp that begin with a text, in the order of their numbers.
 ENUMS: Mapping[str, Sequence[str]] = {
     "LLAMA_SPLIT_MODE_": SPLIT_MODES,
@@ -95,6 +97,8 @@ def in_own_names(**others: str) -> Iterator[None]:
         if own != name and error.problem.startswith(name):
             error.args = (own + error.problem[len(name) :], *error.args[1:])
             error.parameter = own
+        if isinstance(error, ContextLengthError):
+            error.remedy = LARGER
         raise
 
 
@@ -235,7 +239,8 @@ def sampler_seed(seed: int) -> int | None:
 
 def check_seed(seed: Any) -> int:
     """Return a caller's seed, -1 for one at random."""
-    check_number("seed", seed, "int", -(2**63), 2**63 - 1)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise wrong_value("seed", seed, "expected a whole number", "-1 = at random")
     return int(seed)
 
 

@@ -145,7 +145,7 @@ def test_the_vocabulary_as_c_has_it(llm: Llama) -> None:
         ({"kv_overrides": 5}, ArgumentError, "kv_overrides=5: expected a mapping"),
         ({"lora_path": "/no/such.gguf"}, ModelError, "/no/such.gguf"),
         ({"lora_scale": "much"}, ArgumentError, "lora_scale='much'"),
-        ({"seed": "x"}, ArgumentError, "seed='x'"),
+        ({"seed": "x"}, ArgumentError, "seed='x': expected a whole number; -1 = at random"),
         ({"logits_all": 1}, ArgumentError, "logits_all=1: expected True or False"),
         ({"tokenizer": object()}, ArgumentError, "tokenizer=.*convert the checkpoint"),
         ({"draft_model": 5}, ArgumentError, "draft_model=5: expected a LlamaDraftModel"),
@@ -235,6 +235,10 @@ def test_embeddings_of_tokens() -> None:
         assert len(llama.embed(["word " * 100])[0]) == 32
         assert llama.pooling_type() == llcuda.llama_cpp.LLAMA_POOLING_TYPE_NONE
         assert llama("Once", max_tokens=2)["choices"][0]["text"]
+        assert llama.embed([]) == []
+        for given in (5, ["a", 5], b"a"):
+            with pytest.raises(ArgumentError, match=r"input=.*: expected a text or a list"):
+                llama.embed(given)
 
 
 def test_embeddings_must_be_asked_for(llm: Llama) -> None:

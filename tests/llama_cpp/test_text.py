@@ -263,6 +263,27 @@ def test_a_damaged_file_of_a_cache(tmp_path: Path) -> None:
         _ = cache[1,]
 
 
+def test_a_cache_that_fails(
+    own: Llama, tmp_path: Path, model_files: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The text is there; the log says what is wrong: a folder that is none, another model."""
+    expected = own("Once upon a time", **GREEDY)["choices"]
+    (tmp_path / "file").touch()
+    own.set_cache(LlamaDiskCache(tmp_path / "file" / "folder"))
+    assert own("Once upon a time", **GREEDY)["choices"] == expected
+    assert "the cache cannot be written: " in caplog.text
+    cache = LlamaRAMCache()
+    with Llama(model_files["lfm2"], n_ctx=64, n_threads=1, verbose=False) as other:
+        other.eval([1, 2, 3])
+        cache[own.tokenize(PROMPT)] = state = other.save_state()
+        state.input_ids[:5] = own.tokenize(PROMPT)
+        state.n_tokens = 5
+    own.set_cache(cache)
+    own.reset()
+    assert own("Once upon a time", **GREEDY)["choices"] == expected
+    assert "the cache cannot be read: state: it is of another model" in caplog.text
+
+
 def test_pickling(own: Llama) -> None:
     """Another object with the same arguments, without the text."""
     own.set_seed(9)
@@ -284,10 +305,17 @@ def test_wrong_arguments(own: Llama) -> None:
     own.eval(prompt)
     with pytest.raises(ArgumentError, match="token 999999"):
         own.eval([999_999])
-    with pytest.raises(ContextLengthError, match=r"has 135 tokens.*give a larger n_ctx"):
+    with pytest.raises(ContextLengthError, match=r"has 135 tokens.*; give Llama a larger n_ctx$"):
         own.eval([5] * (135 - len(prompt)))
     with pytest.raises(ArgumentError, match="temp='hot'"):
         own.sample(temp="hot")  # type: ignore[arg-type]
+    for idx, says in (
+        (0, "no logits for this token; leave it out"),
+        (500, "from 0"),
+        ("x", "from"),
+    ):
+        with pytest.raises(ArgumentError, match=f"idx={idx!r}: .*{says}"):
+            own.sample(idx=idx)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="the prompt is empty"):
         next(own.generate([]))
     with pytest.raises(ArgumentError, match="state=5: expected what save_state"):
