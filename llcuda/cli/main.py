@@ -112,7 +112,7 @@ def llcuda_(
 
 
 def main() -> None:
-    """Entry point of `llcuda` and `python -m llcuda`."""
+    """Run the command of `sys.argv`, and exit with its status after a failure."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from llcuda import Engine, Model, server
+from llcuda.__main__ import main as start
 from llcuda.cli import serve
 from llcuda.cli.answer import show_text
 from llcuda.errors import DecodeAbortedError
@@ -277,6 +279,21 @@ def test_invalid_utf8_on_stdin_is_text_like_any() -> None:
     """Bytes that are no UTF-8 do not end the program with a trace."""
     result = llcuda_command("run", "-n", "3", text=b"caf\xe9 \xff\xfe")
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is status 130 and no trace, as later."""
+
+    class Interrupted(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "llcuda.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "llcuda.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        start()
+    assert 130 == ended.value.code
 
 
 def test_ascii_terminal_gets_replacements() -> None:
