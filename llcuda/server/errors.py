@@ -117,11 +117,12 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
     if isinstance(error, ArgumentError | UnsupportedError):
         code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
         message, own_name = error.problem, error.parameter  # a remedy is a Python call
-        if code is not None:
-            message += "; shorten it, or start the server with a larger --ctx-size"
         param = own_name and _public_name(own_name, names or {})
         if param and own_name and message.startswith(own_name):
             message = param + message[len(own_name) :]
+        if code is not None:
+            drop = ' give "overflow": "drop",' if (param or "").startswith("messages") else ""
+            message += f"; shorten it,{drop} or start the server with a larger --ctx-size"
         return ApiError(400, message, param=param, code=code)
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)

@@ -147,7 +147,8 @@ def test_messages_of_other_bodies(server: Served) -> None:
     long = {"role": "user", "content": "b " * 100_000}
     error = is_error(server.post("/v1/chat/completions", messages=[long]), 400, "messages")
     assert error["message"].startswith("messages: has more than ")
-    assert error["message"].endswith("or start the server with a larger --ctx-size")
+    remedy = 'shorten it, give "overflow": "drop", or start the server with a larger --ctx-size'
+    assert error["message"].endswith(f"; {remedy}")
     short = {"role": "user", "content": "Who are you?"}
     asked = {"messages": [long, short], "overflow": "drop", "max_tokens": 4}
     assert server.post("/v1/chat/completions", **asked).status_code == 200
