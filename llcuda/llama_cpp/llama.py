@@ -25,6 +25,7 @@ from llcuda.chat.session import start as start_chat
 from llcuda.chat.template import template_names
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.engine import Engine, tokenize_prompt
+from llcuda.engine.functions import SequenceFunctions
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request, RequestParams, request_params
 from llcuda.engine.token_masks import TokenMaskState, token_masks
@@ -138,9 +139,9 @@ class Llama:
     warned of.
 
     A call runs on the caller's own context, one text at a time, with logits_all=True, after
-    `set_cache`, with `logits_processor` or `stopping_criteria`, with a draft model of the caller's,
-    and once `eval`, `generate` or `load_state` was called. There a later call takes over the
-    text: a generator of an earlier one then raises ConcurrencyError.
+    `set_cache`, with `stopping_criteria`, with a draft model of the caller's, and once `eval`,
+    `generate` or `load_state` was called. There a later call takes over the text: a generator of an
+    earlier one then raises ConcurrencyError.
 
     Args:
         model_path: A GGUF file, or a name of a model as `llcuda.hub.resolve` takes it, such as
@@ -686,8 +687,8 @@ class Llama:
         process = _joined("logits_processor", logits_processor, LogitsProcessorList)
         stopping = _joined("stopping_criteria", stopping_criteria, StoppingCriteriaList)
         keywords = {"penalize_prompt": False, **keywords}
-        if not (process or stopping or self._uses_context()):
-            return self._open_engine().submit(tokens, **keywords)
+        if not (stopping or self._uses_context()):
+            return self._open_engine().submit(tokens, logits_processor=process, **keywords)
         params, sampling = request_params(keywords)
         if params.echo and not self._given["logits_all"]:
             rule = "log-probabilities of a prompt are not computed here"
@@ -1448,15 +1449,14 @@ def _match(repo: str, names: Sequence[str], pattern: str, parameter: str) -> str
 
 def _processing(process: LogitsProcessor, evaluation: Evaluation) -> steps.Python:
     """Return the step that gives all logits to a caller's function."""
+    functions = SequenceFunctions(process, None)
 
     def apply(candidates: npt.NDArray[np.void]) -> None:
-        tokens = evaluation.text(evaluation.n_tokens + evaluation.row + 1)
         logits = np.ascontiguousarray(candidates["logit"])
-        changed = np.asarray(process(tokens, logits), dtype=np.single)
-        if changed.shape != logits.shape:
-            rule = f"it returned shape {changed.shape}, expected {logits.shape}"
-            raise wrong_argument("logits_processor", rule, "return the logits")
-        candidates["logit"] = changed
+        functions.forget()  # the text may have become another one
+        tokens = evaluation.text(evaluation.n_tokens + evaluation.row + 1)
+        functions.process(tokens.tolist(), logits)
+        candidates["logit"] = logits
 
     return steps.Python(apply)
 

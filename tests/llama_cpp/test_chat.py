@@ -63,10 +63,21 @@ def test_an_answer_and_its_chunks(llm: Llama) -> None:
 
 
 def test_the_answer_on_the_context_is_the_same(llm: Llama) -> None:
-    """With a function for each token, which makes the context generate."""
-    asked = {"messages": HELLO, **GREEDY}
-    same = llm.create_chat_completion(**asked, logits_processor=lambda ids, scores: scores)
-    assert llm.create_chat_completion(**asked)["choices"] == same["choices"]
+    """With all logits kept, which makes the context generate, whole and in chunks."""
+    tools = [{"type": "function", "function": WEATHER}]
+    asked: dict[str, Any] = {"messages": HELLO, **GREEDY, "logprobs": True}
+    asked |= {"max_tokens": 60, "tools": tools, "tool_choice": "required"}
+    form = "chatml-function-calling"
+    answers = []
+    for given in ({}, {"logits_all": True}):
+        with Llama("demo", n_ctx=512, n_threads=1, chat_format=form, verbose=False, **given) as own:
+            answers.append(own.create_chat_completion(**asked)["choices"][0])
+            chunks = list(own.create_chat_completion(**asked, stream=True))
+            assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    for answer in answers:
+        assert answer["message"]["tool_calls"][0]["function"] == CALL
+    tokens = [[row["token"] for row in a["logprobs"]["content"]] for a in answers]
+    assert tokens[0] == tokens[1]
 
 
 def test_objects_of_openai(llm: Llama) -> None:

@@ -148,8 +148,10 @@ def test_a_failing_function_reaches_the_caller(llm: Llama) -> None:
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         llm(PROMPT, logits_processor=fail)
-    with pytest.raises(ArgumentError, match=r"logits_processor: it returned shape \(2,\)"):
-        llm(PROMPT, logits_processor=lambda input_ids, scores: scores[:2])
+    on_context = {"stopping_criteria": lambda input_ids, scores: False}
+    for given in ({}, on_context):
+        with pytest.raises(ArgumentError, match=r"logits_processor: .*shape \(2,\), expected"):
+            llm(PROMPT, logits_processor=lambda input_ids, scores: scores[:2], **given)
     assert text_of(llm(PROMPT, **GREEDY))
 
 

@@ -116,7 +116,7 @@ def test_a_later_call_takes_over(own: Llama) -> None:
     assert take(own, prompt, 3) == greedy("demo", prompt, 3)
     with pytest.raises(ConcurrencyError, match="a later call generates another text"):
         next(generator)
-    stream = own("Tom had", stream=True, logits_processor=lambda ids, scores: scores)
+    stream = own("Tom had", stream=True, stopping_criteria=lambda ids, scores: False)
     next(stream)
     own("Tom had", **GREEDY)
     with pytest.raises(ConcurrencyError, match="create another Llama"):
