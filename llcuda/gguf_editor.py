@@ -198,8 +198,9 @@ def _encoded(key: Any, value: Any, before: Pair | None) -> bytes:
     Raises:
         ArgumentError: They are not allowed.
     """
-    if not isinstance(key, str) or not 0 < len(key.encode(errors=LOSSLESS)) <= MAX_KEY_BYTES:
-        raise wrong_value("changes", key, "expected keys of 1 to 65,535 bytes")
+    size = len(key.encode(errors="replace")) if isinstance(key, str) else 0
+    if not 0 < size <= MAX_KEY_BYTES or key.encode(errors="ignore").decode() != key:
+        raise wrong_value("changes", key, "expected keys of 1 to 65,535 bytes of UTF-8")
     is_array = isinstance(value, list | tuple | np.ndarray | Texts)
     elements = value if is_array else [value]
     if isinstance(elements, np.ndarray) and elements.ndim != 1:

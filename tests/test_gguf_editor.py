@@ -120,6 +120,8 @@ def test_another_alignment(small: Path) -> None:
         ({"new": np.ones((2, 2))}, "one dimension"),
         ({"": 1}, "expected keys of 1 to 65,535 bytes"),
         ({5: 1}, "expected keys"),
+        ({"\ud800": 1}, "expected keys .* of UTF-8"),
+        ({"\udcff": 1}, "expected keys .* of UTF-8"),
         ({"general.alignment": 24}, "general.alignment=24: expected a power of 2"),
         ({"split.count": 2}, "split.count: .*merge or split"),
     ],

@@ -258,7 +258,7 @@ class OutputProcessor:
     def _take(self, sequence: Sequence, token: Any, row: int) -> None:
         """Add a token, and the tokens that are forced to follow; end the request where it ends."""
         params = sequence.params
-        if isinstance(token, SamplingError) and sequence.continuing_mask is not None:
+        if sequence.continuing_mask is not None and isinstance(token, SamplingError):
             # Its grammar may allow the end alone.
             token = self._runner.sample_unrestricted(sequence, row)
         if not self._append(sequence, token):
@@ -270,8 +270,7 @@ class OutputProcessor:
         forced = self._forced_ahead(sequence, last) if sequence.token_masks is not None else ()
         if sequence.ended:
             return
-        decides = sequence.functions is not None and sequence.functions.decides
-        if self._overlaps and not last and not forced and not decides:
+        if self._overlaps and not last and not forced and not _decides(sequence):
             self._undelivered.append(sequence)
         elif self._show(sequence, forced) and forced:
             self._run_ahead(sequence, forced)
@@ -317,9 +316,9 @@ class OutputProcessor:
         params = sequence.params
         if sequence.deliver(self._last_piece(sequence)):
             self._finish(sequence, "stop", stopped=True)
-        elif (forced and self._is_end(sequence, forced[0])) or self._is_stop(sequence):
+        elif forced and self._is_end(sequence, forced[0]):
             self._finish(sequence, "stop")
-        elif sequence.ended:
+        elif sequence.functions is not None and self._ended_by_function(sequence):
             return False
         elif len(sequence.generated) >= params.max_tokens:
             self._finish(sequence, "length")
@@ -330,16 +329,20 @@ class OutputProcessor:
                 self._finish(sequence, "context")
         return not sequence.ended
 
-    def _is_stop(self, sequence: Sequence) -> bool:
-        """Whether a function ends the text; one that fails ends its request."""
+    def _ended_by_function(self, sequence: Sequence) -> bool:
+        """End a request where a function ends its text, or fails; return whether it has ended."""
         functions = sequence.functions
-        if functions is None or not functions.decides or sequence.continuing_mask is not None:
+        assert functions is not None
+        if not functions.decides or sequence.continuing_mask is not None:
             return False
         try:
-            return functions.is_stop(sequence.tokens, sequence.text)
+            stop = functions.is_stop(sequence.tokens, sequence.text)
         except BaseException as error:  # sys.exit() in a function ends its request only
             self.fail(sequence, error)
-            return False
+            return True
+        if stop:
+            self._finish(sequence, "stop")
+        return stop
 
     def _shift(self, sequence: Sequence) -> None:
         """Drop the older half of a full sequence; the positions close up."""
@@ -441,6 +444,10 @@ class OutputProcessor:
         self._scheduler.finish(sequence)
         self._on_end()
         return True
+
+
+def _decides(sequence: Sequence) -> bool:
+    return sequence.functions is not None and sequence.functions.decides
 
 
 def _wake_readers(sequences: list[Sequence]) -> None:

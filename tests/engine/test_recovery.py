@@ -36,7 +36,13 @@ MIXED: list[dict[str, Any]] = [
     {**GREEDY, "max_tokens": 30},
     {"temperature": 1, "seed": 3, "max_tokens": 30, "ignore_eos": True, "logprobs": 1},
     {**GREEDY, "max_tokens": 30, "response_format": {"type": "regex", "regex": "([a-z]{9} )+"}},
-    {**GREEDY, "max_tokens": 30, "echo": True},
+    {
+        **GREEDY,
+        "max_tokens": 30,
+        "echo": True,
+        "min_tokens": 30,
+        "logits_processor": lambda tokens, logits: logits.__setitem__(tokens[-4:], -1e9),
+    },
 ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llcuda import Context, Model, Sampler
+from llcuda import Context, Engine, Model, Sampler
 from llcuda.native.batch_sampler import BatchSampler
 
 pytestmark = pytest.mark.gpu
@@ -109,6 +109,27 @@ def test_a_seed_gives_its_text_beside_any_others(gpu_demo: Model) -> None:
                 text = [5 if isinstance(token, Exception) else token for token in rows.sample()]
                 texts.append(text[0])
     assert texts[:30] == texts[30:60] == texts[60:]
+
+
+def test_functions_over_logits_leave_the_other_rows_alone(gpu_demo: Model) -> None:
+    """Their row is sampled on the host, with a mask too; the others are as before."""
+    word = gpu_demo.tokenize(" ball", add_special=False)[0]
+
+    def only(tokens: Any, logits: Any) -> None:
+        logits[:] = -np.inf
+        logits[word] = 0
+
+    asked: Any = {"max_tokens": 12, "ignore_eos": True}
+    texts = []
+    with Engine(gpu_demo, n_parallel=4, ctx_size=256) as engine:
+        for changed in ({}, {"logits_processor": only, "min_tokens": 6}):
+            with engine.loop.hold():
+                requests = [engine.submit("Once", seed=i, **asked) for i in range(3)]
+                own = engine.submit("Once", seed=3, **asked, **changed)
+            texts.append([request.result(120).tokens for request in requests])
+        assert engine.context.samples_on_device
+        assert own.result(120).tokens == [word] * 12
+    assert texts[0] == texts[1]
 
 
 def test_logits_of_the_cpu_are_sampled_there(cpu_demo: Model) -> None:

@@ -60,6 +60,21 @@ def test_stream_is_the_same_text(client: openai.OpenAI) -> None:
     assert 1 == len({chunk.id for chunk in chunks})
 
 
+def test_a_least_length(server: Served, client: openai.OpenAI) -> None:
+    """Neither the model's end nor a stop text ends a text before; a wrong one is a 400."""
+    end = str(min(server.engine.model.eog_tokens))
+    asked: dict[str, Any] = {"prompt": PROMPT, **GREEDY, "logit_bias": {end: 100}, "stop": [" "]}
+    short = client.completions.create(**asked)
+    extra = {"min_tokens": 4, "priority": -1}
+    longer = client.completions.create(**asked, extra_body=extra)
+    for answer, tokens in ((short, 0), (longer, 4)):
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == tokens
+        assert answer.choices[0].finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError, match="min_tokens=1000: expected at most max_tok"):
+        client.completions.create(**asked, extra_body={"min_tokens": 1000})
+
+
 def test_async_clients_at_once(server: Served) -> None:
     """Twenty coroutines stream at once and get what each asked for."""
 

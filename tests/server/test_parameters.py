@@ -54,6 +54,7 @@ ONLY_IN_PYTHON = {
     "guide": "a Python object",
     "logits_processor": "a Python function",
     "stopping_criteria": "a Python function",
+    "penalize_prompt": "for llcuda.llama_cpp, whose penalties leave the prompt out",
     "stop_tokens": "stop has texts, and the model's own tokens end a text",
     "shown_tokens": "a chat shows those that its template needs",
 }

@@ -249,6 +249,15 @@ def _request(
     if dice.random() < 0.04 and "response_format" not in spec["parameters"]:
         spec["guide"] = dice.choice(["even", "raises", "forces", "short mask"])
         spec["parameters"].pop("grammar", None)
+    if dice.random() < 0.05:
+        spec["function"] = dice.choice(["nothing", "no repeats", "raises"])
+    free = not {"response_format", "grammar"} & spec["parameters"].keys() and "guide" not in spec
+    if free and spec["call"] != "chat" and dice.random() < 0.1:
+        spec["parameters"]["min_tokens"] = min(
+            dice.choice([1, 3, 8]), spec["parameters"]["max_tokens"]
+        )
+    if dice.random() < 0.1:
+        spec["parameters"]["priority"] = dice.choice([-1, 0, 1])
     return spec
 
 
@@ -349,7 +358,22 @@ BAD: list[Spec] = [
 ]
 
 
-# --- guides of one's own ---
+# --- functions and guides of one's own ---
+
+
+def own_function(kind: str) -> Callable[[Any, Any], Any]:
+    """Return a function over logits that changes nothing, bars the last tokens, or raises."""
+
+    def function(tokens: Any, logits: Any) -> Any:
+        if kind == "raises" and tokens[-1] % 16 == 0:
+            raise LookupError("the function has had enough")
+        if kind != "no repeats":
+            return None
+        changed = logits.copy()
+        changed[tokens[-3:]] = -np.inf
+        return changed
+
+    return function
 
 
 class OwnGuide:
@@ -716,7 +740,7 @@ class Session:
         if mixed and spec["call"] != "bad":
             counts["mixed adapters"] += 1
             foreign = isinstance(got.result, Exception) and not isinstance(got.result, LlcudaError)
-            if foreign and "guide" not in spec:
+            if foreign and not {"guide", "function"} & spec.keys():
                 self._fail(place, spec, f"{got.result!r}")
             if isinstance(got.result, Completion):
                 self._remember(got, float("nan"))
@@ -874,8 +898,13 @@ class Session:
             sequence = self._fitting(list(prompt), params)
             sampler.accept_prompt(sequence)
             context.decode(sequence)
-            for token in [*tokens, None]:
+            ends = [*self.model.eog_tokens, *params.stop_tokens]
+            for i, token in enumerate([*tokens, None]):
                 logits = context.logits().copy()
+                if spec.get("function") == "no repeats":
+                    logits[sequence[-3:]] = -np.inf
+                if i < params.min_tokens:
+                    logits[ends] = -np.inf
                 forced = list(getattr(guide, "forced", list)())
                 if guide is not None and not forced:
                     mask = guide.mask()
@@ -995,6 +1024,8 @@ def submit(engine: Engine, spec: Spec, prompt: Any) -> list[Any]:
     parameters = dict(spec["parameters"])
     if "guide" in spec:
         parameters["guide"] = OwnGuide(spec["guide"])
+    if "function" in spec:
+        parameters["logits_processor"] = own_function(spec["function"])
     if spec["call"] == "chat":
         return [chat(engine.submit, engine.model, engine.ctx_size, spec)]
     if "parse_special" in spec:
@@ -1012,6 +1043,8 @@ def chat(call: Callable[..., Any], model: Model, ctx_size: int, spec: Spec) -> A
     parameters = dict(spec["parameters"])
     if "guide" in spec:
         parameters["guide"] = OwnGuide(spec["guide"])
+    if "function" in spec:
+        parameters["logits_processor"] = own_function(spec["function"])
     return start_chat(call, model, ctx_size, spec["messages"], **keywords, **parameters)
 
 

@@ -25,6 +25,7 @@ import llcuda
 from llcuda import core, keywords, nf4, samplers, structured
 from llcuda.engine.config import EngineParams
 from llcuda.errors import LlcudaError
+from llcuda.gguf_editor import merge_gguf, set_metadata, split_gguf
 from llcuda.gguf_parser import GGUFReader
 from llcuda.gguf_writer import RawTensor, write_gguf
 
@@ -272,6 +273,17 @@ def calls(folder: Path) -> Iterator[Call]:
     yield "write_gguf value", lambda value: write_gguf(out, {"a": value}, {}), {"value": 1}
     yield "write_gguf key", lambda key: write_gguf(out, {key: 1}, {}), {"key": "a"}
     yield "write_gguf tensor", lambda t: write_gguf(out, {}, {"t": t}), {"t": np.zeros(32)}
+    yield "set_metadata", set_metadata, {
+        "path": "demo", "changes": {"a": 1}, "remove": ..., "target": out,
+        "progress": ...}  # fmt: skip
+    yield "set_metadata value", lambda value: set_metadata("demo", {"a": value}, target=out), {
+        "value": 1}  # fmt: skip
+    yield "set_metadata key", lambda key: set_metadata("demo", {key: 1}, target=out), {"key": "a"}
+    yield "split_gguf", split_gguf, {
+        "path": "demo", "target": out, "max_size": ..., "max_tensors": 20,
+        "progress": ...}  # fmt: skip
+    parts = split_gguf("demo", folder / "part", max_tensors=20)
+    yield "merge_gguf", merge_gguf, {"path": parts[0], "target": out, "progress": ...}
     kind = llcuda.gguf_parser.GGMLType.F32
     yield "RawTensor", lambda **k: write_gguf(out, {}, {"t": RawTensor(**k)}), {
         "shape": [1], "ggml_type": kind, "data": b"1234"}  # fmt: skip
