@@ -14,11 +14,8 @@ from typing import Any
 
 import pytest
 
-from llcuda.server.page import page_files
 from tests.support.browser import (
-    CHROMIUM,
     CONTROL,
-    DRIVER,
     ENTER,
     ESCAPE,
     RIGHT,
@@ -28,36 +25,27 @@ from tests.support.browser import (
     Browser,
     browser,
 )
+from tests.support.chat_page import (
+    IN_FETCH,
+    ask,
+    click,
+    contents,
+    ended,
+    endless,
+    js,
+    needs_browser,
+    needs_libraries,
+    reload,
+    start,
+    waits,
+)  # fmt: skip
 from tests.support.server import Served, demo, served
-from tests.support.waiting import ENDLESS, eventually
+from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Chromium: apt install chromium chromium-driver"
-)
-needs_libraries = pytest.mark.skipif(
-    "lib/katex.mjs" not in page_files(),
-    reason="needs the page's libraries, which a build fetches (build/page.py)",
-)
+pytestmark = needs_browser
 
 EARLIER, DISMISS, DASH = "\u2039", "\u00d7", "\u2013"
-PRELUDE = """
-    const {chat} = await import("/page/app.js");
-    const at = id => document.getElementById(id);
-    const all = selector => [...document.querySelectorAll(selector)];
-    const shown = () => chat.path.map(place => place.message);
-"""
-IN_FETCH = "const asked = window.fetch; window.fetch = (path, options = {}) => {"
 RECORD = f"window.sent = []; {IN_FETCH} sent.push(options.body); return asked(path, options); }}"
-
-
-def js(page: Browser, script: str, *arguments: Any) -> Any:
-    """Return what a script returns, which sees the page's modules and `arguments`."""
-    return page.run(f"return (async function() {{{PRELUDE}{script}}})(...arguments)", *arguments)
-
-
-def waits(page: Browser, script: str, *arguments: Any) -> bool:
-    """Wait until a script returns something."""
-    return eventually(lambda: bool(js(page, script, *arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +53,6 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("chromium")) as opened:
         opened.resize(1280, 800)
         yield opened
-
-
-def start(window: Browser, url: str) -> None:
-    """Open the page of a server as if for the first time."""
-    window.open("about:blank")  # the page stores what is not sent yet when it is left
-    window.chrome("Storage.clearDataForOrigin", origin=url, storageTypes="all")
-    window.console()
-    window.open(f"{url}/")
-    assert waits(window, "return at('model').options.length")
 
 
 @pytest.fixture
@@ -91,28 +70,6 @@ def same_page(window: Browser, server: Served) -> Browser:
     """The page for tests in a row that show texts and store nothing."""
     start(window, server.url)
     return window
-
-
-def ask(page: Browser, text: str) -> None:
-    """Send a message by keyboard and wait for the end of the answer."""
-    before = js(page, "at('message').focus(); return chat.messages.size")
-    page.press(text + ENTER)
-    assert waits(page, "return chat.messages.size > arguments[0]", before)
-    ended(page)
-
-
-def ended(page: Browser) -> None:
-    """Wait until no answer is being written and none is being stored."""
-    assert waits(
-        page, "return shown().length && !chat.running && shown().at(-1).state !== 'running'"
-    )
-
-
-def endless(page: Browser) -> None:
-    """Have answers go on until they are stopped."""
-    script = """options = {...options, body: options.body &&
-        JSON.stringify({...JSON.parse(options.body), ...more})}; return asked(path, options); };"""
-    page.run(f"const more = arguments[0]; {IN_FETCH}{script}", ENDLESS)
 
 
 def refuse(page: Browser, status: int, headers: dict[str, str] | None = None) -> None:
@@ -136,25 +93,6 @@ def settings(page: Browser, **values: Any) -> None:
         input.dispatchEvent(new Event("change"));
     }"""
     js(page, script, values)
-
-
-def reload(page: Browser) -> None:
-    """Load the page again, with the same address."""
-    page.run("window.isOld = true; location.reload()")
-    assert eventually(lambda: not page.run("return window.isOld"))
-    assert waits(page, "return at('model').options.length")
-
-
-def click(page: Browser, text: str, within: str = "") -> None:
-    """Click the last button with this text."""
-    found = "all(arguments[1] + ' button').filter(one => one.textContent === arguments[0])"
-    js(page, f"{found}.at(-1).click()", text, within)
-
-
-def contents(page: Browser) -> list[str]:
-    """Return the texts of the messages that are shown."""
-    texts: list[str] = js(page, "return shown().map(message => message.content)")
-    return texts
 
 
 # --- answers ---
