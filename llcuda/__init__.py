@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llcuda.chat.session import ChatCompletion as ChatCompletion
     from llcuda.chat.template import ChatTemplate as ChatTemplate
     from llcuda.chat.tool_calls import ToolCall as ToolCall
+    from llcuda.chat.tool_loop import RunParams as RunParams
     from llcuda.chat.tool_loop import ToolRun as ToolRun
     from llcuda.conversion.convert import convert as convert
     from llcuda.demo import demo_model as demo_model
@@ -85,6 +86,7 @@ _HOMES = {
     "ModelParams": "llcuda.params",
     "Request": "llcuda.engine.request",
     "RequestParams": "llcuda.engine.request",
+    "RunParams": "llcuda.chat.tool_loop",
     "Sampler": "llcuda.native.sampler",
     "SamplingParams": "llcuda.params",
     "TENSOR_TYPES": "llcuda.native.quantization.file_types",

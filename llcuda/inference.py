@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
 
-from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import Chat, ChatCompletion
-from llcuda.chat.tool_loop import Approve, Tool, ToolRun
+from llcuda.chat.tool_loop import Tool, ToolRun
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
@@ -661,12 +660,6 @@ class InferenceEngine:
         self,
         messages: str | Sequence[Mapping[str, Any]],
         tools: Sequence[Tool],
-        *,
-        max_turns: int = 10,
-        approve: Approve | None = None,
-        on_error: str = "result",
-        on_message: Callable[[dict[str, Any]], None] | None = None,
-        on_delta: Callable[[ChatDelta], None] | None = None,
         **keywords: Unpack[RunKeywords],
     ) -> ToolRun[Completion]:
         """Answer messages, and call the tools that the model asks for; see `Engine.run`.
@@ -674,21 +667,11 @@ class InferenceEngine:
         Args:
             messages: As those of `Engine.run`.
             tools: As those of `Engine.run`.
-            max_turns: As that of `Engine.run`.
-            approve: As that of `Engine.run`.
-            on_error: As that of `Engine.run`.
-            on_message: As that of `Engine.run`.
-            on_delta: As that of `Engine.run`.
             **keywords: As those of `Engine.run`.
         """
         return self.engine.run(
             messages,
             tools,
-            max_turns=max_turns,
-            approve=approve,
-            on_error=on_error,
-            on_message=on_message,
-            on_delta=on_delta,
             **keywords,
         )
 
@@ -696,12 +679,6 @@ class InferenceEngine:
         self,
         messages: str | Sequence[Mapping[str, Any]],
         tools: Sequence[Tool],
-        *,
-        max_turns: int = 10,
-        approve: Approve | None = None,
-        on_error: str = "result",
-        on_message: Callable[[dict[str, Any]], None] | None = None,
-        on_delta: Callable[[ChatDelta], None] | None = None,
         **keywords: Unpack[RunKeywords],
     ) -> ToolRun[Completion]:
         """Do what `run` does in a coroutine; see `Engine.arun`.
@@ -709,21 +686,11 @@ class InferenceEngine:
         Args:
             messages: As those of `Engine.run`.
             tools: As those of `Engine.run`.
-            max_turns: As that of `Engine.run`.
-            approve: As that of `Engine.run`.
-            on_error: As that of `Engine.run`.
-            on_message: As that of `Engine.run`.
-            on_delta: As that of `Engine.run`.
             **keywords: As those of `Engine.run`.
         """
         return await self.engine.arun(
             messages,
             tools,
-            max_turns=max_turns,
-            approve=approve,
-            on_error=on_error,
-            on_message=on_message,
-            on_delta=on_delta,
             **keywords,
         )
 

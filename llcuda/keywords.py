@@ -220,18 +220,26 @@ class PromptKeywords(_Prompt, total=False):
     tools: Sequence[Any] | None
 
 
-class RunKeywords(_Prompt, TextKeywords, total=False):
-    """The keywords of `run` beyond those in its signature."""
-
+class _FurtherChat(_Prompt, TextKeywords, total=False):
     response_format: Any
     tool_choice: str | Mapping[str, Any]
     bare_tool_calls: bool
 
 
-class ChatKeywords(RunKeywords, total=False):
+class ChatKeywords(_FurtherChat, total=False):
     """The keywords of `chat`."""
 
     tools: Sequence[Any] | None
+
+
+class RunKeywords(_FurtherChat, total=False):
+    """The keywords of `run`: the fields of RunParams, and the keywords of `chat` beside tools."""
+
+    max_turns: int
+    approve: Callable[[Any], Any] | None
+    on_error: str
+    on_message: Callable[[dict[str, Any]], Any] | None
+    on_delta: Callable[[Any], Any] | None
 
 
 class GenerateKeywords(SubmitKeywords, total=False):

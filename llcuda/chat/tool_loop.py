@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import inspect
 import json
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, Unpack
@@ -21,12 +22,11 @@ from llcuda.chat.tool_calls import ToolCall
 from llcuda.chat.tool_schema import call_arguments
 from llcuda.display import code, folded, text_block
 from llcuda.errors import shown
-from llcuda.keywords import RunKeywords
+from llcuda.keywords import RunKeywords, explain_keywords, split_keywords
 from llcuda.params import check_choice, check_number, wrong_argument, wrong_value
 
 ON_ERROR = ("result", "raise")
 Tool: TypeAlias = Callable[..., Any] | tuple[Callable[..., Any], Mapping[str, Any]]
-Approve: TypeAlias = Callable[[ToolCall], Any]
 Work: TypeAlias = Callable[[], Any]
 
 
@@ -101,17 +101,44 @@ class ToolRun(Generic[CompletionT]):
         return calls + self.answer._repr_html_()
 
 
+@explain_keywords
+@dataclass(frozen=True, slots=True)
+class RunParams:
+    """What bounds a tool loop, and who is asked and told.
+
+    Attributes:
+        max_turns: The most answers of the model.
+        approve: Called with each ToolCall before it is made. True makes it, False refuses it, a
+            text refuses it too and is its result. Calls that cannot be made are not asked about.
+        on_error: What becomes of a tool's exception. "result": the model gets it as the result of
+            the call, and goes on. "raise": the caller gets it.
+        on_message: Called with each message that joins the conversation.
+        on_delta: Called with each ChatDelta of the answers while they are written.
+
+    Raises:
+        ArgumentError: A value is outside what is allowed.
+    """
+
+    max_turns: int = 10
+    approve: Callable[[ToolCall], Any] | None = None
+    on_error: str = "result"
+    on_message: Callable[[dict[str, Any]], Any] | None = None
+    on_delta: Callable[[ChatDelta], Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("max_turns", self.max_turns, "int", 1)
+        check_choice("on_error", self.on_error, ON_ERROR)
+        for name in ("approve", "on_message", "on_delta"):
+            hook = getattr(self, name)
+            if hook is not None and not callable(hook):
+                raise wrong_value(name, hook, "expected a function")
+
+
 def run(
     chat: Callable[..., Chat[CompletionT]],
     messages: str | Sequence[Mapping[str, Any]],
     tools: Sequence[Tool],
     /,
-    *,
-    max_turns: int = 10,
-    approve: Approve | None = None,
-    on_error: str = "result",
-    on_message: Callable[[dict[str, Any]], None] | None = None,
-    on_delta: Callable[[ChatDelta], None] | None = None,
     **keywords: Unpack[RunKeywords],
 ) -> ToolRun[CompletionT]:
     """Answer messages, and call the tools that the model asks for until it asks for none.
@@ -121,21 +148,15 @@ def run(
         messages: The messages, or the text of a user.
         tools: Python functions with type hints, whose docstrings describe them; or pairs of a
             function and its definition in OpenAI's shape.
-        max_turns: The most answers of the model.
-        approve: Called with each ToolCall before it is made. True makes it, False refuses it, a
-            text refuses it too and is its result. Calls that cannot be made are not asked about.
-        on_error: What becomes of a tool's exception. "result": the model gets it as the result of
-            the call, and goes on. "raise": the caller gets it.
-        on_message: Called with each message that joins the conversation.
-        on_delta: Called with each ChatDelta of the answers while they are written.
-        **keywords: The keywords of `chat`. A tool_choice that demands a call holds for the first
-            answer.
+        **keywords: The fields of RunParams, and the keywords of `chat`. A tool_choice that demands
+            a call holds for the first answer.
 
     Raises:
         ArgumentError: A parameter is wrong, or a tool is a coroutine function.
         Exception: With on_error="raise" that of a tool; that of a hook; that of `chat`.
     """
-    loop = _Loop(messages, tools, max_turns, approve, on_error, on_message, keywords)
+    loop = _Loop(messages, tools, keywords)
+    on_delta = loop.params.on_delta
     for name, function in loop.functions.items():
         if inspect.iscoroutinefunction(function):
             raise wrong_argument("tools", f"{name} is a coroutine function", "use arun()")
@@ -174,12 +195,6 @@ async def arun(
     messages: str | Sequence[Mapping[str, Any]],
     tools: Sequence[Tool],
     /,
-    *,
-    max_turns: int = 10,
-    approve: Approve | None = None,
-    on_error: str = "result",
-    on_message: Callable[[dict[str, Any]], None] | None = None,
-    on_delta: Callable[[ChatDelta], None] | None = None,
     **keywords: Unpack[RunKeywords],
 ) -> ToolRun[CompletionT]:
     """Do what `run` does in a coroutine; cancelling the task cancels the answer.
@@ -191,27 +206,38 @@ async def arun(
         chat: As that of `run`.
         messages: As those of `run`.
         tools: As those of `run`.
-        max_turns: As that of `run`.
-        approve: As that of `run`.
-        on_error: As that of `run`.
-        on_message: As that of `run`.
-        on_delta: As that of `run`.
         **keywords: As those of `run`.
     """
+    loop = _Loop(messages, tools, keywords)
+    on_delta = loop.params.on_delta
 
     async def done(work: Work) -> Any:
-        task = asyncio.ensure_future(asyncio.to_thread(work))
+        queued: list[Any] = []
+        left = threading.Event()
+
+        def beside() -> Any:
+            value = work()
+            queued.append(value)
+            if left.is_set():  # the task was cancelled meanwhile
+                _cancel(value)
+            return value
+
         try:
-            value = await asyncio.shield(task)
+            value = await asyncio.to_thread(beside)
         except asyncio.CancelledError:
-            task.add_done_callback(_cancel_answer)
+            left.set()
+            for value in queued:
+                _cancel(value)
             raise
         if isinstance(value, Chat) and on_delta is not None:
-            async for delta in value:
-                on_delta(delta)
+            try:
+                async for delta in value:
+                    on_delta(delta)
+            except BaseException:
+                value.cancel()
+                raise
         return await value if inspect.isawaitable(value) else value
 
-    loop = _Loop(messages, tools, max_turns, approve, on_error, on_message, keywords)
     steps = loop.steps(chat)
     try:
         work = next(steps)
@@ -226,10 +252,12 @@ async def arun(
         return end.value  # type: ignore[no-any-return]
 
 
-def _cancel_answer(task: asyncio.Task[Any]) -> None:
-    """Cancel an answer that was queued after its task had been cancelled."""
-    if not task.cancelled() and task.exception() is None and isinstance(task.result(), Chat):
-        task.result().cancel()
+def _cancel(value: Any) -> None:
+    """Cancel an answer that nobody waits for any more."""
+    if isinstance(value, Chat):
+        value.cancel()
+    elif inspect.iscoroutine(value):
+        value.close()
 
 
 class _Loop:
@@ -239,20 +267,11 @@ class _Loop:
         self,
         messages: str | Sequence[Mapping[str, Any]],
         tools: Sequence[Tool],
-        max_turns: int,
-        approve: Approve | None,
-        on_error: str,
-        on_message: Callable[[dict[str, Any]], None] | None,
         keywords: RunKeywords,
     ) -> None:
-        check_number("max_turns", max_turns, "int", 1)
-        check_choice("on_error", on_error, ON_ERROR)
-        for name, hook in (("approve", approve), ("on_message", on_message)):
-            if hook is not None and not callable(hook):
-                raise wrong_value(name, hook, "expected a function")
-        self._max_turns, self._approve, self._raises = max_turns, approve, on_error == "raise"
-        self._on_message, self._keywords = on_message, keywords
-        system = keywords.pop("system", None)
+        given, self._keywords = split_keywords(keywords, RunParams, RunKeywords)
+        self.params = RunParams(**given)
+        system = self._keywords.pop("system", None)
         self._messages = _plain_messages(conversation(messages, system))
         self.functions, self._definitions = _read_tools(tools)
         self._results: list[ToolResult] = []
@@ -279,14 +298,14 @@ class _Loop:
             calls = answer.tool_calls
             if self._keywords.get("tool_choice", "auto") != "none":
                 self._keywords["tool_choice"] = "auto"
-            if not calls or turns == self._max_turns:
+            if not calls or turns == self.params.max_turns:
                 reason = "max_turns" if calls else answer.finish_reason
                 return ToolRun(answer, self._messages, self._results, turns, reason)
 
     def _add(self, message: dict[str, Any]) -> None:
         self._messages.append(message)
-        if self._on_message is not None:
-            self._on_message(message)
+        if self.params.on_message is not None:
+            self.params.on_message(message)
 
     def _make(self, call: ToolCall) -> Generator[Work, Any, tuple[str, str | None]]:
         """Make a call; return the text of its result, and why it has none."""
@@ -300,8 +319,8 @@ class _Loop:
             arguments = call_arguments(function, call.arguments)
         except ValueError as error:
             return _failed(str(error))
-        if self._approve is not None:
-            approve = self._approve
+        approve = self.params.approve
+        if approve is not None:
             decision = yield lambda: approve(call)
             if isinstance(decision, str):
                 return decision, "refused"
@@ -314,7 +333,7 @@ class _Loop:
             value = yield lambda: function(**arguments)
             return _text(value), None
         except Exception as error:
-            if self._raises:
+            if self.params.on_error == "raise":
                 raise
             return _failed(f"{type(error).__name__}: {error}")
 

@@ -13,10 +13,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Unpack, overload
 
-from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import Chat, chat_prompt
 from llcuda.chat.session import start as start_chat
-from llcuda.chat.tool_loop import Approve, Tool, ToolRun
+from llcuda.chat.tool_loop import Tool, ToolRun
 from llcuda.chat.tool_loop import arun as arun_tools
 from llcuda.chat.tool_loop import run as run_tools
 from llcuda.embeddings.cache import Embedders
@@ -428,12 +427,6 @@ class Engine:
         self,
         messages: str | abc.Sequence[abc.Mapping[str, Any]],
         tools: abc.Sequence[Tool],
-        *,
-        max_turns: int = 10,
-        approve: Approve | None = None,
-        on_error: str = "result",
-        on_message: abc.Callable[[dict[str, Any]], None] | None = None,
-        on_delta: abc.Callable[[ChatDelta], None] | None = None,
         **keywords: Unpack[RunKeywords],
     ) -> ToolRun[Completion]:
         """Answer messages, and call the tools that the model asks for until it asks for none.
@@ -442,16 +435,8 @@ class Engine:
             messages: The messages, or the text of a user.
             tools: Python functions with type hints, whose docstrings describe them; or pairs of a
                 function and its definition in OpenAI's shape.
-            max_turns: The most answers of the model.
-            approve: Called with each ToolCall before it is made. True makes it, False refuses it, a
-                text refuses it too and is its result. Calls that cannot be made are not asked
-                about.
-            on_error: What becomes of a tool's exception. "result": the model gets it as the result
-                of the call, and goes on. "raise": the caller gets it.
-            on_message: Called with each message that joins the conversation.
-            on_delta: Called with each ChatDelta of the answers while they are written.
-            **keywords: The keywords of `chat`. A tool_choice that demands a call holds for the
-                first answer.
+            **keywords: The fields of RunParams, and the keywords of `chat`. A tool_choice that
+                demands a call holds for the first answer.
 
         Raises:
             ArgumentError: A parameter is wrong, or a tool is a coroutine function.
@@ -462,11 +447,6 @@ class Engine:
             self.chat,
             messages,
             tools,
-            max_turns=max_turns,
-            approve=approve,
-            on_error=on_error,
-            on_message=on_message,
-            on_delta=on_delta,
             **keywords,
         )
 
@@ -474,12 +454,6 @@ class Engine:
         self,
         messages: str | abc.Sequence[abc.Mapping[str, Any]],
         tools: abc.Sequence[Tool],
-        *,
-        max_turns: int = 10,
-        approve: Approve | None = None,
-        on_error: str = "result",
-        on_message: abc.Callable[[dict[str, Any]], None] | None = None,
-        on_delta: abc.Callable[[ChatDelta], None] | None = None,
         **keywords: Unpack[RunKeywords],
     ) -> ToolRun[Completion]:
         """Do what `run` does in a coroutine; cancelling the task cancels the answer.
@@ -490,11 +464,6 @@ class Engine:
         Args:
             messages: As those of `run`.
             tools: As those of `run`.
-            max_turns: As that of `run`.
-            approve: As that of `run`.
-            on_error: As that of `run`.
-            on_message: As that of `run`.
-            on_delta: As that of `run`.
             **keywords: As those of `run`.
         """
         check_keywords(keywords, Engine.arun, RunKeywords)
@@ -502,11 +471,6 @@ class Engine:
             self.chat,
             messages,
             tools,
-            max_turns=max_turns,
-            approve=approve,
-            on_error=on_error,
-            on_message=on_message,
-            on_delta=on_delta,
             **keywords,
         )
 

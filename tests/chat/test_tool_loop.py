@@ -277,6 +277,7 @@ def test_a_choice_holds_for_the_first_answer(engine: Engine) -> None:
         ({"on_error": "stop"}, "on_error='stop': expected one of result, raise"),
         ({"approve": 5}, "approve=5: expected a function"),
         ({"on_message": 5}, "on_message=5: expected a function"),
+        ({"on_delta": 5}, "on_delta=5: expected a function"),
         ({"messages": []}, "messages: expected at least one"),
         ({"messages": 5}, "messages: expected a list, not int"),
         ({"messages": [5]}, r"messages\[0\]: expected an object"),
@@ -320,6 +321,20 @@ def test_a_cancelled_task_cancels_its_answer(engine: Engine) -> None:
             await task
 
     asyncio.run(cancelled())
+    assert engine.submit("One day", max_tokens=1).result(60).tokens_generated == 1
+
+
+def test_a_hook_that_raises_ends_the_answer(engine: Engine) -> None:
+    """Its exception comes through, and the engine is free."""
+
+    def stop(delta: Any) -> None:
+        raise ZeroDivisionError
+
+    asked: dict[str, Any] = {"template": HERMES, "on_delta": stop, "seed": 1, **ENDLESS}
+    with pytest.raises(ZeroDivisionError):
+        engine.run("Hi", [weather], **asked)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(engine.arun("Hi", [weather], **asked))
     assert engine.submit("One day", max_tokens=1).result(60).tokens_generated == 1
 
 
