@@ -279,13 +279,10 @@ def _file_in(folder: Path, filename: str | None) -> Path:
         content = config.read_bytes() if config.is_file() else b""
     except OSError as error:
         raise ModelError(f"cannot read {folder}: {error.strerror}") from error
-    if not models and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        hint = f"; the repository on the Hugging Face Hub is hf://{folder}"
-    else:
-        hint = ""
-    return folder / choose_file(
-        str(folder), sorted(files), filename, "/", config=content, hint=hint
-    )
+    is_repository = re.fullmatch(REPOSITORY_ID, str(folder))
+    hint = f"; the repository on the Hugging Face Hub is hf://{folder}" if is_repository else ""
+    file = choose_file(str(folder), sorted(files), filename, "/", config=content, hint=hint)
+    return folder / file
 
 
 def _missing(text: str, path: Path) -> ModelNotFoundError:
