@@ -112,7 +112,7 @@ def _texts_of(file: Path, lines: bool, field: str | None) -> Iterator[bytes | st
             if line.strip():
                 yield _field_of(line, field, f"{name}, line {number}")
     elif lines:
-        yield from data.split(b"\n") if data else []
+        yield from (line.removesuffix(b"\r") for line in data.split(b"\n") if data)
     elif data:
         yield data
     else:

@@ -66,10 +66,11 @@ class SequenceFunctions:
         Raises:
             ArgumentError: A function has returned something else, or has left no token.
         """
-        missing = np.isnan(logits)
-        if missing.all():
-            return  # the sampler says so
-        logits[missing] = -np.inf  # which the sampler leaves out as well
+        if np.isnan(logits.max()):
+            missing = np.isnan(logits)
+            if missing.all():
+                return  # the sampler says so
+            logits[missing] = -np.inf  # which the sampler leaves out as well
         ids = self._token_ids(tokens)
         for function in self._processors:
             result = function(ids, logits)

@@ -93,7 +93,7 @@ def test_scores_after_a_prompt(model: Model) -> None:
 
 def test_each_line_has_a_score() -> None:
     """Of stdin and of JSON lines."""
-    plain = documents(*SCORE, "--lines", "--json", stdin=b"One day\na fox ran\n")
+    plain = documents(*SCORE, "--lines", "--json", stdin=b"One day\r\na fox ran\n")
     rows = b'{"t": "One day"}\n\n{"t": "a fox ran", "n": 1}\n'
     objects = documents(*SCORE, "--field", "t", "--json", stdin=rows)
     assert [document["text"] for document in plain] == ["One day", "a fox ran"]
@@ -172,6 +172,7 @@ def test_no_text(command: str, arguments: tuple[str, ...], stdin: bytes, says: s
         ((*SCORE, "x " * 5000), "text 1: has 10,0"),
         ((*SCORE, "x", "--top", "101"), "--top"),
         ((*EMBED, "x"), "names no pooling, .*; --pooling mean or last gives vectors"),
+        ((*EMBED, "-f", "bytes", "--pooling", "mean"), "text 1: is not UTF-8"),
         ((*EMBED, "x", "--pooling", "best"), "--pooling 'best': expected one of"),
         ((*EMBED, "x", "--pooling", "mean", "-o", "x.txt"), r"ends in .npy or .jsonl"),
         ((*EMBED, "x", "--pooling", "mean", "-o", "no/x.npy"), "folder no does not exist"),
@@ -187,11 +188,12 @@ def test_wrong_options(
 ) -> None:
     """Named as the command line has them; nothing is written."""
     monkeypatch.chdir(tmp_path)
+    Path("bytes").write_bytes(b"a \xff")
     result = run(*arguments)
     assert result.status in (1, 2)
     assert result.stdout == ""
     assert re.search(says, result.stderr), result.stderr
-    assert not [*tmp_path.iterdir()]
+    assert [path.name for path in tmp_path.iterdir()] == ["bytes"]
 
 
 @pytest.mark.parametrize(

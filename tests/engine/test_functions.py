@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llcuda import Engine, InferenceEngine, Model
+from llcuda.engine.functions import SequenceFunctions
 from llcuda.engine.metrics import RequestRecord
 from llcuda.engine.request import RequestParams
 from llcuda.errors import ArgumentError, ConcurrencyError
@@ -428,3 +429,14 @@ def test_priority_is_checked(engine: Engine, wrong: Any) -> None:
     """A whole number of 32 bits."""
     with pytest.raises(ArgumentError, match=r"^priority="):
         engine.submit(PROMPT, priority=wrong)
+
+
+def test_logits_that_are_not_numbers() -> None:
+    """A function gets -inf in place of NaN, as a sampler leaves such tokens out."""
+    seen: list[list[float]] = []
+    functions = SequenceFunctions(lambda tokens, logits: seen.append(logits.tolist()), None)
+    row = np.array([np.nan, 1, 2], np.float32)
+    functions.process([5], row)
+    assert seen == [[-np.inf, 1, 2]] == [row.tolist()]
+    functions.process([5], np.full(3, np.nan, np.float32))  # the sampler has an error for them
+    assert len(seen) == 1
