@@ -122,6 +122,23 @@ def test_a_reload_loses_nothing(page: Browser) -> None:
     assert page.run("return document.getElementById('message').value") == "A draft"
 
 
+def test_a_reload_right_after_sending(page: Browser) -> None:
+    """The question is kept, also when the browser has stored nothing yet."""
+    js(
+        page,
+        """window.fetch = () => new Promise(() => {});
+        IDBObjectStore.prototype.put = function() { throw new Error("too late"); };
+        at("message").value = "Kept?";
+        at("send").click();""",
+    )
+    reload(page)
+    assert waits(page, "return all('#conversations .open').length === 1")
+    click(page, "Kept?", "#conversations")
+    assert waits(page, "return shown().length === 2")
+    assert contents(page) == ["Kept?", ""]
+    assert page.run("return document.getElementById('message').value") == ""
+
+
 def test_drafts_belong_to_their_conversation(page: Browser) -> None:
     """What is written goes nowhere else, after a reload too; a slow store changes nothing."""
     settings(page, max_tokens=5)

@@ -68,6 +68,7 @@ export class Run {
   #reason;
   tokens = []; // those that are not stored yet
   chunk = 0; // how many parts of the tokens are stored
+  rows = {}; // the conversation, the question and the answer, as rows of the store
   saves = 0; // how many parts are being stored
   saved = Promise.resolve(); // until the last of them is stored
 

@@ -110,7 +110,7 @@ async function send() {
   const sent = files;
   showDraft("", []);
   keepDraft();
-  await storeDraft();
+  storeDraft(); // before another conversation can be the open one
   navigator.storage?.persist?.(); // or the browser may delete conversations when the disk is full
   await chat.send(text, sent);
 }

@@ -68,7 +68,8 @@ export class Chat extends EventTarget {
     const messages = found ? await this.#store.all("messages", "conversation", id) : [];
     if (turn !== this.#opening) return false;
     this.conversation = found ? conversation : blank();
-    this.messages = new Map(messages.map(message => [message.id, message]));
+    this.messages = new Map(messages.map(message => // those that are shown keep their objects
+      [message.id, Object.assign(this.messages.get(message.id) ?? {}, message)]));
     for (const { message } of this.runs.values())
       if (message.conversation === this.conversation.id) this.messages.set(message.id, message);
     return true;
@@ -154,12 +155,12 @@ export class Chat extends EventTarget {
     };
     const message = failed ? Object.assign(failed, fields) : this.#add(fields);
     choose(this.conversation.choices, message);
-    const conversation = this.conversation;
+    const { conversation } = this;
     const run = new Run(message, { ...settings, messages: this.#requestMessages(message) },
       () => this.#tell("progress", message));
+    run.rows = { conversations: [conversation], messages: [question, message].filter(Boolean) };
     this.runs.set(message.id, run);
-    const rows = [question, message].filter(Boolean);
-    await this.#put({ conversations: [conversation], messages: rows });
+    await this.#put(run.rows);
     this.#tell("list");
     this.#tell("change");
     await run.go();
@@ -210,7 +211,8 @@ export class Chat extends EventTarget {
 
   // The tab closes, when only localStorage still writes.
   #leave() {
-    for (const run of this.runs.values()) write(UNSAVED + run.message.id, this.#rowsOf(run));
+    for (const run of this.runs.values())
+      write(UNSAVED + run.message.id, { ...this.#rowsOf(run), ...run.rows });
   }
 
   // Stores what tabs left behind that were closed, and forgets what was deleted.
