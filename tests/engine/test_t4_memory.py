@@ -126,3 +126,37 @@ def test_the_estimate_is_what_loading_takes(backend: Path, tmp_path: Path) -> No
     (estimate, taken), (kept,) = (line.split() for line in result.stdout.splitlines())
     assert int(estimate) == pytest.approx(int(taken), rel=0.001)
     assert "0" == kept
+
+
+AUTOMATIC = f"""{INSTALL}
+import json, sys
+from pathlib import Path
+from llcuda.engine.autofit import fit
+from llcuda.engine.config import EngineConfig
+from llcuda.native.estimate import memory_needed
+fitted = fit(EngineConfig.from_kwargs(n_parallel=int(sys.argv[2])), Path(sys.argv[1]))
+config = fitted.config
+context = config.context_params(gpu=True)
+gpu = memory_needed(sys.argv[1], model=config.model, context=context)[0]
+print(json.dumps([fitted.gpu_layers, config.engine.ctx_size, gpu.kv, gpu.free - gpu.model]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "n_parallel", "train"), [("gemma-3-1b", 1, 32_768), ("llama-3.1-8b", 4, 131_072)]
+)
+def test_the_automatic_context(
+    name: str, n_parallel: int, train: int, backend: Path, tmp_path: Path
+) -> None:
+    """What a model was trained on, or as much as half of the card holds beside the weights."""
+    path = sparse_model(tmp_path, name, "Q4_K_M")
+    machine = fake_gpu.environment(tmp_path / "t4", backend=backend)
+    result = run(AUTOMATIC, path, str(n_parallel), environment=machine, timeout=300)
+    assert result.returncode == 0, result.stderr
+    layers, ctx_size, kv, free = json.loads(result.stdout)
+    assert layers == ALL[name]
+    assert (ctx_size == train) == (name == "gemma-3-1b")
+    assert 2048 < ctx_size <= train
+    assert kv <= (free - RESERVE) / 2
+    step = kv / ctx_size * 256  # one more step would not fit
+    assert ctx_size == train or kv + 2 * step > (free - RESERVE) / 2
