@@ -226,7 +226,9 @@ def hub_errors(name: str, failure: type[ModelError], revision: str | None = None
         if remedy := _disk_remedy(error):
             raise ModelError(f"{name} cannot be written to {cache_root()}: {remedy}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise failure(f"cannot download {name} from {constants.ENDPOINT}: {reason}") from error
+        remedy = "; `llcuda list` shows the models on this machine"
+        end = remedy if failure is HubUnreachableError else ""
+        raise failure(f"cannot download {name} from {constants.ENDPOINT}: {reason}{end}") from error
 
 
 def _disk_remedy(error: Exception) -> str | None:

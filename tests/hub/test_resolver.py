@@ -375,6 +375,7 @@ def test_no_network(ask: Asker) -> None:
     nowhere = "http://127.0.0.1:9"
     for name in ("gemma-3-1b-Q4_K_M", f"{GEMMA}:Q4_K_M"):
         message, kinds = ask.error(name, HF_ENDPOINT=nowhere)
+        assert message.endswith("refused; `llcuda list` shows the models on this machine")
         assert re.match(rf"cannot download {GEMMA}:\S+ from {nowhere}: .*refused", message)
         assert "ModelNotFoundError" in kinds
     path = ask.path("gemma-3-1b-Q4_K_M")
