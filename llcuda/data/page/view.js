@@ -199,12 +199,14 @@ export class ConversationView {
   }
 
   #changed(ended) {
-    const low = atEnd() || Boolean(this.#chat.running);
+    const { running } = this.#chat;
+    const begins = running && !this.#views.has(running.message.id);
+    const low = atEnd() || begins;
     this.draw();
     follow(low);
     if (ended?.conversation === this.#chat.conversation.id)
       say(ended.error?.text ?? this.#views.get(ended.id)?.text.textContent ?? "");
-    else if (this.#chat.running) say("The model answers");
+    else if (begins) say("The model answers");
   }
 
   // Draws what is new of a running answer, at most once a frame. A long answer takes longer to
