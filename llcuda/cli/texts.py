@@ -18,7 +18,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="GGUF file, short name (llcuda list), or repo/id.",
+        help="GGUF file, short name (llcuda list --all), or repo/id.",
         autocompletion=complete_model,
     ),
 ]
