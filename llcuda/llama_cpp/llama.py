@@ -61,6 +61,7 @@ from llcuda.llama_cpp.settings import (
     model_params,
     next_seed,
     pooling_name,
+    warn_ineffective,
 )
 from llcuda.native.adapter import Adapter
 from llcuda.native.chain import steps_of
@@ -418,6 +419,9 @@ class Llama:
             ModelError: A download fails.
             ArgumentError: A pattern matches several files.
         """
+        if local_dir_use_symlinks != "auto":
+            rule = "huggingface_hub decides on links in its cache"
+            warn_ineffective("local_dir_use_symlinks", local_dir_use_symlinks, rule)
         for name, value in (("local_dir", local_dir), ("cache_dir", cache_dir)):
             if value is not None:
                 rule = "files go to the Hugging Face cache"

@@ -66,5 +66,9 @@ def test_names_and_patterns(user: Asker) -> None:
 @pytest.mark.parametrize("name", ["local_dir", "cache_dir"])
 def test_other_folders(name: str) -> None:
     """An error that names the folder of the hub."""
-    with pytest.raises(ArgumentError, match=f"{name}='here'.*set HF_HOME"):
-        Llama.from_pretrained(REPO, "a.gguf", **{name: "here"})
+    symlinks = "local_dir_use_symlinks=False: it has no effect"
+    with (
+        pytest.warns(UserWarning, match=symlinks),
+        pytest.raises(ArgumentError, match=f"{name}='here'.*set HF_HOME"),
+    ):
+        Llama.from_pretrained(REPO, "a.gguf", local_dir_use_symlinks=False, **{name: "here"})
