@@ -36,6 +36,12 @@ function(find_vulkan)
     message(FATAL_ERROR "llcuda: LLCUDA_BACKENDS=vulkan, but parts of Vulkan's SDK are missing. Install them, e.g. "
       "'apt install ${packages}', or set VULKAN_SDK to an SDK, and build again in a new folder.")
   endif()
+  file(STRINGS ${Vulkan_INCLUDE_DIR}/vulkan/vulkan_core.h layer_settings REGEX "define VK_EXT_layer_settings ")
+  if(NOT layer_settings)
+    message(FATAL_ERROR "llcuda: LLCUDA_BACKENDS=vulkan, but Vulkan's headers in ${Vulkan_INCLUDE_DIR} are too old: they "
+      "have no VK_EXT_layer_settings. Those of Debian 13 have it. Set VULKAN_SDK to a newer SDK, or Vulkan_INCLUDE_DIR "
+      "(--config-settings=cmake.define.Vulkan_INCLUDE_DIR=FOLDER) to newer headers, and build again in a new folder.")
+  endif()
 endfunction()
 
 # ROCm's packages say themselves which of them is missing; this names the way there.

@@ -57,9 +57,17 @@ def test_what_is_missing(
 
 
 @pytest.mark.skipif(shutil.which("glslc") is None, reason="needs Vulkan's SDK")
-def test_a_backend_that_is_there(tmp_path: Path) -> None:
-    """llama.cpp's option is turned on."""
-    code, text = configure(tmp_path, "-DLLCUDA_BACKENDS=vulkan")
+def test_the_age_of_the_headers(tmp_path: Path) -> None:
+    """llama.cpp's option is turned on where they have what it uses; Debian 12's do not."""
+    header = tmp_path / "vulkan" / "vulkan_core.h"
+    header.parent.mkdir()
+    header.write_text("#define VK_EXT_layer_settings 1\n")
+    options = ("-DLLCUDA_BACKENDS=vulkan", f"-DVulkan_INCLUDE_DIR={tmp_path}")
+    code, text = configure(tmp_path, *options)
     assert 0 == code, text
     assert "vulkan is on" in text
     assert "on: ON ." in text
+    header.write_text("#define VK_KHR_surface 1\n")
+    code, text = configure(tmp_path, *options)
+    assert 1 == code
+    assert f"Vulkan's headers in {tmp_path} are too old" in text
