@@ -6,6 +6,7 @@ import pytest
 
 import llcuda
 from llcuda import Engine, Model
+from tests.support.waiting import PATIENCE
 
 STORY = (
     "There was a boy named Tim. He had a green kite. One day, Tim lost the kite in the park. "
@@ -33,7 +34,7 @@ def model() -> Iterator[Model]:
 def greedy(model: Model, prompt: str) -> tuple[str, str]:
     with Engine(model, ctx_size=1024, threads=1) as engine:
         tokens = model.tokenize(prompt, parse_special=True)
-        done = engine.submit(tokens, max_tokens=300, temperature=0).result(120)
+        done = engine.submit(tokens, max_tokens=300, temperature=0).result(PATIENCE)
         return done.text, done.finish_reason
 
 

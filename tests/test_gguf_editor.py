@@ -15,6 +15,7 @@ from llcuda.errors import ArgumentError, GGUFError, LoadCancelledError, ModelErr
 from llcuda.gguf_editor import merge_gguf, set_metadata, split_gguf
 from llcuda.gguf_parser import GGUFReader, GGUFValueType
 from llcuda.gguf_writer import write_gguf
+from tests.support.waiting import PATIENCE
 
 METADATA: dict[str, Any] = {
     "general.architecture": "x", "general.name": "before", "a.whole": np.uint64(5), "a.real": 0.5,
@@ -163,12 +164,12 @@ def test_a_model_with_other_metadata_generates(demo: Path) -> None:
     """Also in place while it is loaded."""
     with Model(demo) as model, Engine(model, ctx_size=64, threads=1) as engine:
         asked: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
-        text = engine.submit("Once upon a time", **asked).result(120).text
+        text = engine.submit("Once upon a time", **asked).result(PATIENCE).text
         set_metadata(demo, {"general.name": "Renamed"})
-        assert engine.submit("Once upon a time", **asked).result(120).text == text
+        assert engine.submit("Once upon a time", **asked).result(PATIENCE).text == text
     with Model(demo) as model, Engine(model, ctx_size=64, threads=1) as engine:
         assert model.metadata["general.name"] == "Renamed"
-        assert engine.submit("Once upon a time", **asked).result(120).text == text
+        assert engine.submit("Once upon a time", **asked).result(PATIENCE).text == text
 
 
 # --- several files ---
@@ -194,7 +195,7 @@ def test_a_split_model_is_the_model(demo: Path, tmp_path: Path, limits: dict[str
         for model in (whole, split):
             with Engine(model, ctx_size=64, threads=1) as engine:
                 asked: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
-                texts.append(engine.submit("Once upon a time", **asked).result(120).text)
+                texts.append(engine.submit("Once upon a time", **asked).result(PATIENCE).text)
     assert texts[0] == texts[1]
     with GGUFReader(parts[-1]) as reader:
         assert reader.validate() == []

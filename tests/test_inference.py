@@ -29,7 +29,7 @@ from llcuda.errors import (
     QueueFullError,
 )
 from tests.support.programs import NOTEBOOK, run
-from tests.support.waiting import ENDLESS, eventually
+from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
 
 @pytest.fixture(scope="module")
@@ -467,7 +467,7 @@ def test_a_hook_that_submits_again(ending: str) -> None:
     assert not ender.is_alive()
     assert raised == [ClosedError]
     with pytest.raises(ClosedError):
-        running.result(120)
+        running.result(PATIENCE)
     assert engine.is_loaded == (ending == "reload")
     engine.unload_model()
 
@@ -584,8 +584,8 @@ def test_infer_hands_every_keyword_on(engine: llcuda.InferenceEngine, name: str)
     """It generates what the engine generates with the keyword, and not what it does without."""
     value, own_name = INFERRED[name], "stop" if name == "stop_sequences" else name
     outputs = [
-        engine.engine.submit("There was a", **ASKED).result(120),
-        engine.engine.submit("There was a", **{**ASKED, own_name: value}).result(120),
+        engine.engine.submit("There was a", **ASKED).result(PATIENCE),
+        engine.engine.submit("There was a", **{**ASKED, own_name: value}).result(PATIENCE),
         engine.infer("There was a", **{**ASKED, name: value}),
     ]
     without, expected, inferred = ((o.tokens, o.prompt_logprobs is None) for o in outputs)
@@ -595,7 +595,7 @@ def test_infer_hands_every_keyword_on(engine: llcuda.InferenceEngine, name: str)
 def test_params_as_objects(engine: llcuda.InferenceEngine) -> None:
     """submit() takes what Engine.submit takes."""
     asked = llcuda.RequestParams(max_tokens=3, ignore_eos=True)
-    assert len(engine.submit("One day", params=asked).result(120).tokens) == 3
+    assert len(engine.submit("One day", params=asked).result(PATIENCE).tokens) == 3
 
 
 BREAK = {
@@ -617,7 +617,7 @@ def test_a_broken_file_leaves_what_is_loaded(tmp_path: Path, damage: str) -> Non
         running = engine.submit("Once upon a time", max_tokens=100, ignore_eos=True)
         with pytest.raises(ModelError, match=r"broken\.gguf"):
             engine.load_model(path, silent=True)
-        assert len(running.result(120).tokens) == 100
+        assert len(running.result(PATIENCE).tokens) == 100
         assert engine.infer("One day", max_tokens=1).tokens_generated == 1
 
 

@@ -11,6 +11,7 @@ from llcuda.engine.request import RequestParams
 from llcuda.errors import ArgumentError
 from llcuda.keywords import HINTS, PEERS, ChatKeywords, split_keywords
 from llcuda.params import ContextParams, ModelParams, SamplingParams
+from tests.support.waiting import PATIENCE
 
 SETTINGS = (ModelParams, ContextParams, EngineParams, SamplingParams, RequestParams)
 OWN = {item.name for kind in SETTINGS for item in dataclasses.fields(kind)} | {
@@ -213,4 +214,4 @@ def test_a_chat_may_show_control_tokens() -> None:
         message = {"role": "user", "content": "Hello"}
         chat = engine.chat([message], shown_tokens=[5], max_tokens=1)
         assert 5 in chat.request.params.shown_tokens
-        chat.result(120)
+        chat.result(PATIENCE)

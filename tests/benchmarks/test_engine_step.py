@@ -11,6 +11,7 @@ import pytest
 
 from llcuda import Engine, Model
 from llcuda.engine import model_runner
+from tests.support.waiting import PATIENCE
 
 
 class FakeBatchSampler:
@@ -57,7 +58,7 @@ def test_steps_without_a_model(benchmark: Any, engine: Engine, rows: int) -> Non
         asked: dict[str, Any] = {"max_tokens": 500, "temperature": 0}
         with engine.loop.hold():  # or steps of fewer rows come first, as many as chance has it
             requests = [engine.submit("Once upon a time", **asked) for _ in range(rows)]
-        return sum(len(request.result(120).tokens) for request in requests)
+        return sum(len(request.result(PATIENCE).tokens) for request in requests)
 
     assert benchmark(run) == rows * 500
     batch = engine.metrics.snapshot()["batch"]

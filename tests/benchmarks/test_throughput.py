@@ -7,6 +7,7 @@ import pytest
 
 from llcuda import Engine, Model
 from llcuda.native import library
+from tests.support.waiting import PATIENCE
 
 PROMPT = "Once upon a time, there was a little fox who lived in the forest."
 TOKENS = 32
@@ -42,7 +43,7 @@ def test_texts_at_once(benchmark: Any, model: Model, rows: int) -> None:
         def run() -> int:
             asked: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
             requests = [engine.submit(PROMPT, seed=seed, **asked) for seed in range(rows)]
-            return sum(len(request.result(120).tokens) for request in requests)
+            return sum(len(request.result(PATIENCE).tokens) for request in requests)
 
         assert benchmark(run) == rows * TOKENS
 
@@ -59,6 +60,6 @@ def test_prefill_at_once(benchmark: Any, model: Model, rows: int) -> None:
             count += 1
             prompts = [[(count * rows + i) % 500 + 300, *(words * 20)[:200]] for i in range(rows)]
             requests = [engine.submit(prompt, max_tokens=1) for prompt in prompts]
-            return sum(request.result(120).cached_tokens for request in requests)
+            return sum(request.result(PATIENCE).cached_tokens for request in requests)
 
         assert benchmark(run) < rows * 200

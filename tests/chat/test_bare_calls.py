@@ -17,6 +17,7 @@ from llcuda.chat.formats import detect
 from llcuda.chat.parser import ChatParser
 from llcuda.chat.tool_arguments import Schema
 from llcuda.errors import ArgumentError
+from tests.support.waiting import PATIENCE
 
 WEATHER: dict[str, Any] = {
     "type": "object",
@@ -293,15 +294,15 @@ def test_chats_call_by_bare_json(engine: Engine) -> None:
     deltas = list(chat)
     [call] = [call for delta in deltas for call in delta.tool_calls]
     assert {"name": "add", "arguments": '{"x": 1}'} == call["function"]
-    done = chat.result(120)
+    done = chat.result(PATIENCE)
     assert "".join(delta.content for delta in deltas) == ""
     assert (None, "tool_calls") == (done.message["content"], done.finish_reason)
     for keywords in ({"bare_tool_calls": False}, {"tool_choice": "none"}):
-        other = answer(engine, text, **keywords).result(120)
+        other = answer(engine, text, **keywords).result(PATIENCE)
         assert (text, "stop") == (other.message["content"], other.finish_reason)
     further = '{"name": "add", "arguments": {"x": 1, "z": 2}}'
-    assert further == answer(engine, further).result(120).message["content"]
-    assert '{"name": "add"' == str(answer(engine, text, stop=[","]).result(120))
+    assert further == answer(engine, further).result(PATIENCE).message["content"]
+    assert '{"name": "add"' == str(answer(engine, text, stop=[","]).result(PATIENCE))
 
 
 def test_the_option_is_a_flag(engine: Engine) -> None:

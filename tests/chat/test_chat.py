@@ -19,7 +19,7 @@ from llcuda.chat.template import ChatTemplate, template_names
 from llcuda.errors import ArgumentError, QueueFullError, UnsupportedError
 from tests.conftest import VENDOR_MODELS
 from tests.support import models
-from tests.support.waiting import ENDLESS
+from tests.support.waiting import ENDLESS, PATIENCE
 
 USER = {"role": "user", "content": "Tell me a story about a fox."}
 ADD = {
@@ -56,7 +56,7 @@ def engine(model: Model) -> Iterator[Engine]:
 def test_an_answer_whole_streamed_and_awaited(engine: Engine) -> None:
     """The same text each way, and the deltas add up to it."""
     asked = {"seed": 5, "temperature": 0.8, "max_tokens": 60}
-    whole = engine.chat([USER], **asked).result(120)
+    whole = engine.chat([USER], **asked).result(PATIENCE)
     assert whole.message["role"] == "assistant"
     assert whole.message["content"] == str(whole) == whole.completion.text
     assert len(whole.completion.tokens) <= 60
@@ -73,12 +73,12 @@ def test_an_answer_whole_streamed_and_awaited(engine: Engine) -> None:
 def test_the_end_of_an_answer(engine: Engine) -> None:
     """The model's own, a stop text, the length; without max_tokens what the context has."""
     question = [{"role": "user", "content": "Who are you?"}]
-    done = engine.chat(question, temperature=0).result(120)
+    done = engine.chat(question, temperature=0).result(PATIENCE)
     assert done.finish_reason == "stop"
     assert "<|im_end|>" not in str(done)
-    stopped = engine.chat(question, temperature=0, stop=str(done)[3:6]).result(120)
+    stopped = engine.chat(question, temperature=0, stop=str(done)[3:6]).result(PATIENCE)
     assert (str(stopped), stopped.finish_reason) == (str(done)[:3], "stop")
-    short = engine.chat(question, temperature=0, max_tokens=2).result(120)
+    short = engine.chat(question, temperature=0, max_tokens=2).result(PATIENCE)
     assert (len(short.completion.tokens), short.finish_reason) == (2, "length")
     assert engine.chat(question).request.params.max_tokens > 700
 
@@ -90,7 +90,7 @@ def test_each_turn_begins_with_the_tokens_of_the_one_before(model: Model) -> Non
         before: list[int] = []
         for question in ("Tell me a story about a fox.", "Who is it about?", "Thank you!"):
             messages.append({"role": "user", "content": question})
-            done = engine.chat(messages, seed=3, max_tokens=200).result(120)
+            done = engine.chat(messages, seed=3, max_tokens=200).result(PATIENCE)
             prompt = ChatTemplate.of(model).prompt(model, messages).tokens
             assert prompt[: len(before)] == before
             assert done.completion.cached_tokens == len(before)
@@ -104,10 +104,10 @@ def test_leaving_a_stream_cancels_it(engine: Engine) -> None:
     chat = engine.chat([USER], **ENDLESS)
     for _ in chat:
         break
-    assert chat.result(120).finish_reason == "cancelled"
+    assert chat.result(PATIENCE).finish_reason == "cancelled"
     chat = engine.chat([USER], **ENDLESS)
     chat.cancel()
-    assert chat.result(120).finish_reason == "cancelled"
+    assert chat.result(PATIENCE).finish_reason == "cancelled"
     assert chat.done
 
 
@@ -130,7 +130,7 @@ def test_the_text_is_read_once_by_whoever_comes_first(engine: Engine) -> None:
     for i, delta in enumerate(chat):
         deltas.append(delta)
         if i == 2:
-            answer = chat.result(120)
+            answer = chat.result(PATIENCE)
     total = sum(deltas, ChatDelta())
     assert answer.message == chat.result().message
     assert (total.content, total.reasoning) == ("It ran.", "The fox \N{FOX FACE} runs.")
@@ -152,13 +152,13 @@ def test_the_text_is_read_once_by_whoever_comes_first(engine: Engine) -> None:
 
 def test_tokens_of_the_reasoning_are_counted(engine: Engine, model: Model) -> None:
     """Those that hold some of it, without the delimiters and the space around it."""
-    whole = engine.chat([USER], **THINK_AND_ANSWER).result(120)
+    whole = engine.chat([USER], **THINK_AND_ANSWER).result(PATIENCE)
     streamed = engine.chat([USER], **THINK_AND_ANSWER)
     list(streamed)
     assert streamed.result().reasoning_tokens == whole.reasoning_tokens
     text = whole.message["reasoning_content"]
     assert abs(whole.reasoning_tokens - len(model.tokenize(text, add_special=False))) <= 2
-    assert engine.chat([USER], max_tokens=3).result(120).reasoning_tokens == 0
+    assert engine.chat([USER], max_tokens=3).result(PATIENCE).reasoning_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_inference_engine_chats() -> None:
     """With the same call."""
     with InferenceEngine() as engine:
         engine.load_model("demo", gpu_layers=0, ctx_size=512, silent=True)
-        assert str(engine.chat([USER], max_tokens=5).result(120))
+        assert str(engine.chat([USER], max_tokens=5).result(PATIENCE))
 
 
 def test_control_tokens_come_from_the_template_alone(engine: Engine, model: Model) -> None:
@@ -208,7 +208,7 @@ def test_control_tokens_come_from_the_template_alone(engine: Engine, model: Mode
         sum(token in ends for token in tools.prompt(model, [USER], [{**tool, **more}]).tokens)
         for more in ({}, {"description": "Hi"})
     ] == [5, 5]
-    assert engine.chat([{"role": "user", "content": hostile}], max_tokens=3).result(120)
+    assert engine.chat([{"role": "user", "content": hostile}], max_tokens=3).result(PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_calls_that_are_demanded(engine: Engine, choice: Any, calls: int) -> Non
     chat = engine.chat(
         [USER], tools=[ADD], tool_choice=choice, template=HERMES, max_tokens=60, seed=3
     )
-    done = chat.result(120)
+    done = chat.result(PATIENCE)
     tool_calls = done.message.get("tool_calls", [])
     assert len(tool_calls) >= calls if calls else not tool_calls
     for call in tool_calls:
@@ -237,7 +237,7 @@ def test_a_call_flows_and_goes_back_into_the_conversation(engine: Engine) -> Non
     named = {"type": "function", "function": {"name": "add"}}
     chat = engine.chat([USER], tools=[ADD], tool_choice=named, template=HERMES, seed=1)
     deltas = [call for delta in chat for call in delta.tool_calls]
-    message = chat.result(120).message
+    message = chat.result(PATIENCE).message
     [call] = message["tool_calls"]
     assert deltas[0]["id"] == call["id"]
     assert "".join(d["function"]["arguments"] for d in deltas) == call["function"]["arguments"]
@@ -307,7 +307,7 @@ def test_a_format_restricts_the_content(engine: Engine) -> None:
     schema = {"type": "object", "properties": {"x": digit}, "required": ["x"],
               "additionalProperties": False}  # fmt: skip
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    done = engine.chat([USER], response_format=form, max_tokens=80, seed=1).result(120)
+    done = engine.chat([USER], response_format=form, max_tokens=80, seed=1).result(PATIENCE)
     assert json.loads(str(done))["x"] <= 9
     with pytest.raises(ArgumentError, match="response_format: expected none with tools"):
         engine.chat([USER], response_format=form, tools=[ADD], template=HERMES)
@@ -351,7 +351,7 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
             model.piece(t) for t in accept(model, guide, f"<|channel|>{header}<|message|>") or ()
         }
     chat = engine.chat([USER], response_format=form, template=THINKING, max_tokens=12, seed=1)
-    done = chat.result(120)
+    done = chat.result(PATIENCE)
     assert (done.message["content"], done.finish_reason) == ("", "length")
     assert done.message["reasoning_content"]
 
@@ -389,7 +389,7 @@ def test_bad_input_is_refused_before_the_first_token(
     """With a sentence; the engine goes on."""
     with pytest.raises(ArgumentError, match=said):
         engine.chat(**{"messages": [USER], **given})
-    assert engine.chat([USER], max_tokens=1).result(120)
+    assert engine.chat([USER], max_tokens=1).result(PATIENCE)
 
 
 def test_unknown_keywords_are_errors(engine: Engine) -> None:
@@ -403,7 +403,7 @@ def test_calls_that_cannot_be_demanded(engine: Engine) -> None:
     source = (VENDOR_MODELS / "templates" / "Qwen3-Coder.jinja").read_text()
     with pytest.raises(UnsupportedError, match="use tool_choice='auto'"):
         engine.chat([USER], tools=[ADD], tool_choice="required", template=source)
-    assert engine.chat([USER], tools=[ADD], template=source, max_tokens=1).result(120)
+    assert engine.chat([USER], tools=[ADD], template=source, max_tokens=1).result(PATIENCE)
 
 
 def test_a_full_queue_is_said(model: Model) -> None:
@@ -440,9 +440,9 @@ def test_templates_have_names(named: Model) -> None:
     with pytest.raises(ArgumentError, match="only default, brief, tool_use"):
         ChatTemplate.of(named, "long")
     with Engine(named, ctx_size=64, threads=1) as engine:
-        done = engine.chat(hi, tools=[ADD], max_tokens=2).result(120)
+        done = engine.chat(hi, tools=[ADD], max_tokens=2).result(PATIENCE)
         assert done.completion.prompt_tokens == 1 + len(named.tokenize("addHi", add_special=False))
-        assert engine.chat(hi, template="brief", max_tokens=2).result(120)
+        assert engine.chat(hi, template="brief", max_tokens=2).result(PATIENCE)
 
 
 def test_one_bos_whoever_writes_it(named: Model) -> None:
@@ -465,7 +465,9 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=r"plain.gguf has no chat template; give template="):
             engine.chat([USER])
-        assert engine.chat([USER], template="{{ messages[0].content }}", max_tokens=2).result(120)
+        assert engine.chat([USER], template="{{ messages[0].content }}", max_tokens=2).result(
+            PATIENCE
+        )
 
 
 def test_marks_that_are_control_tokens_are_seen(named: Model) -> None:
@@ -475,5 +477,5 @@ def test_marks_that_are_control_tokens_are_seen(named: Model) -> None:
         for shown, expected in (((), ""), ((user,), "<|user|><|user|>")):
             done = engine.submit(
                 "Hi", max_tokens=2, temperature=0, logit_bias={user: 1e9}, shown_tokens=shown
-            ).result(120)
+            ).result(PATIENCE)
             assert done.text == expected

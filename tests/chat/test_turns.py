@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llcuda import Engine, Model
 from llcuda.chat.turns import drop_oldest
 from llcuda.errors import ArgumentError, ContextLengthError
+from tests.support.waiting import PATIENCE
 
 SYSTEM = {"role": "system", "content": "sys"}
 CALL = {
@@ -94,7 +95,7 @@ def test_a_chat_that_outgrows_its_context(engine: Engine) -> None:
     for _ in range(14):
         talk.append(user("Tell me a story about a fox and a hen."))
         chat = engine.chat(talk, overflow="drop", max_tokens=16, seed=1, ignore_eos=True)
-        answer = chat.result(120)
+        answer = chat.result(PATIENCE)
         assert answer.dropped_messages == chat.dropped_messages
         assert answer.completion.prompt_tokens + 16 <= 256
         reports.append((answer.dropped_messages, answer.completion.cached_tokens))

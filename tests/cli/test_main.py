@@ -22,7 +22,7 @@ from llcuda.native.c_params import SMALL_MODEL, threads_for
 from llcuda.params import default_threads
 from llcuda.server import log
 from tests.support.commands import call
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 
 def llcuda_command(
@@ -78,7 +78,7 @@ def test_run_is_the_engine() -> None:
     options = ("--raw", "-n", "30", "--json", "--seed", "2", "--threads", "1")
     document = json.loads(llcuda_command("run", prompt, *options).stdout)
     with Model("demo") as model, Engine(model, ctx_size=2048, ubatch_size=128, threads=1) as engine:
-        done = engine.submit(prompt, max_tokens=30, seed=2).result(120)
+        done = engine.submit(prompt, max_tokens=30, seed=2).result(PATIENCE)
     assert (document["text"], document["finish_reason"]) == (done.text, done.finish_reason)
     assert document["tokens_generated"] == len(done.tokens)
     assert document["prompt_tokens"] == done.prompt_tokens
@@ -190,7 +190,7 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
         assert [] == pieces
         with pytest.raises(DecodeAbortedError):
             request.result(0)
-        assert engine.submit("One day", max_tokens=2).result(120).tokens
+        assert engine.submit("One day", max_tokens=2).result(PATIENCE).tokens
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from llcuda.errors import (
 )
 from tests.conftest import VENDOR_MODELS
 from tests.support import models, programs
+from tests.support.waiting import PATIENCE
 
 Make = Callable[..., Embedder]
 
@@ -513,14 +514,14 @@ class TestLife:
         model = load("qwen3")
         with Engine(model, ctx_size=300, n_parallel=2, threads=1) as engine:
             asked: dict[str, Any] = {"max_tokens": 200, "temperature": 0, "ignore_eos": True}
-            alone = engine.submit("the fox", **asked).result(120).text
+            alone = engine.submit("the fox", **asked).result(PATIENCE).text
             expected = engine.embed(TEXTS[:8])
             request = engine.submit("the fox", **asked)
             rounds = 0
             while not request.done:
                 np.testing.assert_array_equal(engine.embed(TEXTS[:8]), expected)
                 rounds += 1
-            assert (alone, True) == (request.result(120).text, rounds > 0)
+            assert (alone, True) == (request.result(PATIENCE).text, rounds > 0)
             embedder = engine.embedder()
             assert (300, embedder) == (embedder.ctx_size, engine.embedder())
             assert (1, models.EMBEDDING) == engine.embed(["a"], pooling="mean").shape

@@ -12,7 +12,7 @@ from llcuda import Adapter, Context, Engine, Model, Sampler
 from llcuda.engine.metrics import StepRecord
 from llcuda.engine.speculation import Drafter
 from llcuda.errors import ArgumentError, NoRoomError, UnsupportedError
-from tests.support.waiting import ENDLESS, eventually
+from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 EXACT: dict[str, Any] = {"ctx_size": 64, "threads": 1, "flash_attention": False}
@@ -81,7 +81,9 @@ def test_a_shift_that_is_impossible_is_refused_at_submit(
         with pytest.raises(ArgumentError, match=rf"overflow='shift': .* {kind}\.gguf") as raised:
             engine.submit([5, 6, 7], overflow="shift")
         assert "overflow" == raised.value.parameter
-        done = engine.submit([5, 6, 7], overflow="truncate", max_tokens=999, **GREEDY).result(120)
+        done = engine.submit([5, 6, 7], overflow="truncate", max_tokens=999, **GREEDY).result(
+            PATIENCE
+        )
         assert ("context", 509) == (done.finish_reason, len(done.tokens))
 
 
@@ -93,9 +95,9 @@ def test_nothing_of_a_failed_shift_is_reused(
     prompt = model.tokenize("Once upon a time there was a fox who lived in a forest")
     asked: dict[str, Any] = {"max_tokens": 8, "logprobs": 0, **GREEDY}
     with Engine(model, **EXACT) as engine:
-        begun = engine.submit(prompt, max_tokens=25, **GREEDY).result(120).tokens
-        expected = engine.submit([*prompt, *begun, 7, 8], **asked).result(120)
-        neighbour = engine.submit([9, *prompt], max_tokens=40, **GREEDY).result(120)
+        begun = engine.submit(prompt, max_tokens=25, **GREEDY).result(PATIENCE).tokens
+        expected = engine.submit([*prompt, *begun, 7, 8], **asked).result(PATIENCE)
+        neighbour = engine.submit([9, *prompt], max_tokens=40, **GREEDY).result(PATIENCE)
     with Engine(model, n_parallel=2, **EXACT) as engine:
         memory = engine.context.memory
         failing_call = FailingCall(getattr(memory, call), lambda number: number == 0)
@@ -104,9 +106,9 @@ def test_nothing_of_a_failed_shift_is_reused(
             failing = engine.submit(prompt, overflow="shift", max_tokens=200, **GREEDY)
             beside = engine.submit([9, *prompt], max_tokens=40, **GREEDY)
         with pytest.raises(UnsupportedError):
-            failing.result(120)
-        assert neighbour.tokens == beside.result(120).tokens
-        later = engine.submit([*prompt, *begun, 7, 8], **asked).result(120)
+            failing.result(PATIENCE)
+        assert neighbour.tokens == beside.result(PATIENCE).tokens
+        later = engine.submit([*prompt, *begun, 7, 8], **asked).result(PATIENCE)
         assert failing_call.count
         assert 1 >= later.cached_tokens  # of the neighbour, BOS at most
         assert expected.tokens == later.tokens
@@ -122,12 +124,14 @@ def test_a_prompt_after_a_shifted_text_in_a_sliding_window(model_files: dict[str
     with Model(model_files["gemma3"]) as model:
         prompt.insert(0, model.bos or 0)
         with Engine(model, **EXACT) as engine:
-            expected = engine.submit(prompt, **asked).result(120)
+            expected = engine.submit(prompt, **asked).result(PATIENCE)
         with Engine(model, **EXACT) as engine:
             shifting = [*prompt[:6], *range(3, 40)]
-            engine.submit(shifting, overflow="shift", keep=6, max_tokens=60, **GREEDY).result(120)
+            engine.submit(shifting, overflow="shift", keep=6, max_tokens=60, **GREEDY).result(
+                PATIENCE
+            )
             for cached in (6, 40):
-                later = engine.submit(prompt, **asked).result(120)
+                later = engine.submit(prompt, **asked).result(PATIENCE)
                 assert (expected.tokens, cached) == (later.tokens, later.cached_tokens)
                 assert [score.logprob for score in later.logprobs or ()] == pytest.approx(
                     [score.logprob for score in expected.logprobs or ()], abs=1e-3
@@ -141,11 +145,11 @@ def test_a_prompt_beside_a_shifted_text_that_runs(model: Model) -> None:
     prompt = [model.bos or 0, *half, 7, 8]
     asked: dict[str, Any] = {"max_tokens": 8, "logprobs": 0, **GREEDY}
     with Engine(model, **sizes) as engine:
-        expected = engine.submit(prompt, **asked).result(120)
+        expected = engine.submit(prompt, **asked).result(PATIENCE)
     with Engine(model, n_parallel=2, **sizes) as engine:
         shifting = engine.submit([model.bos or 0, *half, *half], temperature=0, **ENDLESS)
         assert eventually(lambda: len(shifting.tokens) > 2)
-        later = engine.submit(prompt, **asked).result(120)
+        later = engine.submit(prompt, **asked).result(PATIENCE)
         assert not shifting.done
         shifting.cancel()
     assert 1 >= later.cached_tokens
@@ -171,7 +175,7 @@ def test_wrong_guesses_after_a_shift_in_a_sliding_window(
                         engine.submit([5, 6, 7, 8 + i] * 5, seed=1, max_tokens=150, **asked)
                         for i in range(4)
                     ]
-                texts.append([request.result(120).tokens for request in requests])
+                texts.append([request.result(PATIENCE).tokens for request in requests])
     assert texts[0] == texts[1]
 
 
@@ -182,9 +186,9 @@ def test_a_shift_changes_no_neighbour_that_shares_cells(model: Model) -> None:
     alone = []
     for seed in (5, 6):
         with Engine(model, **EXACT) as engine:
-            alone.append(engine.submit(prompt, seed=seed, **asked).result(120).tokens)
+            alone.append(engine.submit(prompt, seed=seed, **asked).result(PATIENCE).tokens)
     with Engine(model, n_parallel=2, unified_kv=True, **EXACT) as engine:
-        both = [request.result(120) for request in engine.submit_n(prompt, 2, seed=5, **asked)]
+        both = [request.result(PATIENCE) for request in engine.submit_n(prompt, 2, seed=5, **asked)]
     assert len(prompt) - 1 == both[1].cached_tokens
     assert alone == [completion.tokens for completion in both]
 
@@ -198,10 +202,10 @@ def test_cells_whose_eviction_failed_are_not_built_upon(
     """The step fails; the next prompt in the slot is computed in an empty one."""
     prompt = model.tokenize("Once upon a time there was a fox")
     with Engine(model, **EXACT) as engine:
-        expected = engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY).result(120)
+        expected = engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY).result(PATIENCE)
     with Engine(model, n_parallel=2, **EXACT) as engine:
         for first in (5, 6):
-            engine.submit([first, *prompt], max_tokens=8, **GREEDY).result(120)
+            engine.submit([first, *prompt], max_tokens=8, **GREEDY).result(PATIENCE)
         decode, memory = engine.context.decode_batch, engine.context.memory
 
         def no_room(*arguments: Any) -> None:
@@ -212,13 +216,13 @@ def test_cells_whose_eviction_failed_are_not_built_upon(
         monkeypatch.setattr(engine.context, "decode_batch", no_room)
         monkeypatch.setattr(memory, "remove", removals)
         with pytest.raises(UnsupportedError):
-            engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY).result(120)
+            engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY).result(PATIENCE)
         for _ in range(2):
             with engine.loop.hold():
                 later = [
                     engine.submit([9, 8, 7, *prompt], max_tokens=8, **GREEDY) for _ in range(2)
                 ]
-            assert [expected.tokens] * 2 == [request.result(120).tokens for request in later]
+            assert [expected.tokens] * 2 == [request.result(PATIENCE).tokens for request in later]
 
 
 def shifted_by_hand(model: Model, prompt: list[int], keep: int, count: int) -> list[int]:
@@ -250,13 +254,13 @@ def test_a_shift_keeps_the_beginning_and_no_more_is_reused(
     with Engine(model, **EXACT) as engine:
         done = engine.submit(
             prompt, overflow="shift", keep=keep, max_tokens=count, **GREEDY
-        ).result(120)
+        ).result(PATIENCE)
         assert expected == done.tokens
         whole = [*prompt, *done.tokens]
         left = [*whole[:kept], *whole[kept + (63 - kept) // 2 :]]
-        later = engine.submit(left, **asked).result(120)
+        later = engine.submit(left, **asked).result(PATIENCE)
     with Engine(model, **EXACT) as engine:
-        alone = engine.submit(left, **asked).result(120)
+        alone = engine.submit(left, **asked).result(PATIENCE)
     assert kept == later.cached_tokens
     assert alone.tokens == later.tokens
     assert [score.logprob for score in alone.logprobs or ()] == pytest.approx(
@@ -285,7 +289,7 @@ def test_other_adapters_reuse_no_cells(tuned: tuple[Model, Adapter]) -> None:
     for adapters in changes:
         with Engine(model, **EXACT) as engine:
             engine.context.set_adapters(adapters)
-            done = engine.submit(prompt, **asked).result(120)
+            done = engine.submit(prompt, **asked).result(PATIENCE)
             alone.append((done.tokens, [score.logprob for score in done.logprobs or ()]))
     assert alone[0] == alone[3]
     assert alone[0][1] != alone[1][1] != alone[2][1]
@@ -293,7 +297,7 @@ def test_other_adapters_reuse_no_cells(tuned: tuple[Model, Adapter]) -> None:
         for turn in range(2):
             for i, (adapters, expected) in enumerate(zip(changes, alone, strict=True)):
                 engine.context.set_adapters(adapters)
-                done = engine.submit([*prompt], **asked).result(120)
+                done = engine.submit([*prompt], **asked).result(PATIENCE)
                 assert expected[0] == done.tokens
                 logprobs = [score.logprob for score in done.logprobs or ()]
                 assert expected[1] == pytest.approx(logprobs, abs=1e-4)
@@ -306,9 +310,9 @@ def test_a_change_of_adapters_while_a_text_runs(tuned: tuple[Model, Adapter]) ->
     prompt = list(range(3, 40))
     asked: dict[str, Any] = {"max_tokens": 8, **GREEDY}
     with Engine(model, **EXACT) as engine:
-        plain = engine.submit(prompt, **asked).result(120)
+        plain = engine.submit(prompt, **asked).result(PATIENCE)
         engine.context.set_adapters({adapter: 1.0})
-        changed = engine.submit(prompt, **asked).result(120)
+        changed = engine.submit(prompt, **asked).result(PATIENCE)
     steps: list[StepRecord] = []
 
     def change(step: StepRecord) -> None:
@@ -317,10 +321,10 @@ def test_a_change_of_adapters_while_a_text_runs(tuned: tuple[Model, Adapter]) ->
             engine.context.set_adapters({adapter: 1.0})
 
     with Engine(model, on_step=change, **EXACT) as engine:
-        mixed = engine.submit(prompt, max_tokens=20, **GREEDY).result(120)
-        again = engine.submit(prompt, **asked).result(120)
+        mixed = engine.submit(prompt, max_tokens=20, **GREEDY).result(PATIENCE)
+        again = engine.submit(prompt, **asked).result(PATIENCE)
         assert (changed.tokens, 0) == (again.tokens, again.cached_tokens)
         engine.context.set_adapters({})
-        again = engine.submit([*prompt, *mixed.tokens], **asked).result(120)
+        again = engine.submit([*prompt, *mixed.tokens], **asked).result(PATIENCE)
         assert 0 == again.cached_tokens
-        assert plain.tokens == engine.submit(prompt, **asked).result(120).tokens
+        assert plain.tokens == engine.submit(prompt, **asked).result(PATIENCE).tokens

@@ -10,7 +10,7 @@ import pytest
 from llcuda import Context, Engine, Model, Sampler
 from llcuda.errors import ArgumentError, NoOutputError
 from llcuda.native.batch_sampler import BatchSampler
-from tests.support.waiting import ENDLESS
+from tests.support.waiting import ENDLESS, PATIENCE
 
 PROMPTS = ["Once upon a time", "One day, a fox", "The sun was high and Tom went to the lake", "A"]
 
@@ -61,7 +61,7 @@ def test_an_engine_gives_the_same_texts(model: Model, n_parallel: int) -> None:
     for stays in (False, True):
         with Engine(model, ctx_size=256, n_parallel=n_parallel, device_logits=stays) as engine:
             requests = [engine.submit(prompt, logprobs=1, **asked) for prompt in PROMPTS * 2]
-            done = [request.result(120) for request in requests]
+            done = [request.result(PATIENCE) for request in requests]
             streams = ["".join(engine.submit(prompt, **asked)) for prompt in PROMPTS]
             outputs.append([(d.text, d.tokens, d.finish_reason) for d in done] + streams)
             assert all(d.prefill_seconds > 0 for d in done)
@@ -83,7 +83,7 @@ def test_texts_join_while_others_run(model: Model) -> None:
         asked: dict[str, Any] = {"max_tokens": 20, "ignore_eos": True}
         with engine.loop.hold():
             joining = [engine.submit(prompt, **asked) for prompt in PROMPTS[1:]]
-        assert [len(request.result(120).tokens) for request in joining] == [20] * 3
+        assert [len(request.result(PATIENCE).tokens) for request in joining] == [20] * 3
         assert not long.done
         assert max(rows) == 4
         stream.close()  # type: ignore[attr-defined]
@@ -96,8 +96,8 @@ def test_an_engine_echoes_what_it_can_hold(model: Model) -> None:
     for stays in (False, True):
         with Engine(model, ctx_size=256, n_parallel=2, device_logits=stays) as engine:
             beside = engine.submit("Once", max_tokens=60, ignore_eos=True)
-            done = engine.submit(prompt, max_tokens=1, echo=True, temperature=0).result(120)
-            assert len(beside.result(120).tokens) == 60
+            done = engine.submit(prompt, max_tokens=1, echo=True, temperature=0).result(PATIENCE)
+            assert len(beside.result(PATIENCE).tokens) == 60
             assert done.prompt_logprobs is not None
             outputs.append([report.logprob for report in done.prompt_logprobs])
     assert len(outputs[0]) == len(model.tokenize(prompt)) - 1
@@ -141,6 +141,6 @@ def test_recurrent_models_copy_their_logits(model_files: dict[str, Path]) -> Non
             with Engine(mamba, ctx_size=256, device_logits=stays) as engine:
                 asked: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
                 outputs.append(
-                    [engine.submit([10, 20, i], **asked).result(120).tokens for i in (5, 6)]
+                    [engine.submit([10, 20, i], **asked).result(PATIENCE).tokens for i in (5, 6)]
                 )
         assert outputs[0] == outputs[1]

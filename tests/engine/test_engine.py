@@ -18,7 +18,7 @@ from llcuda import Context, Engine, InferenceEngine, Model, Request, Sampler
 from llcuda.errors import ArgumentError, ClosedError, DecodeError, QueueFullError
 from tests.support.greedy import check_greedy
 from tests.support.programs import run
-from tests.support.waiting import ENDLESS, eventually
+from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
 # Their greedy texts have no near ties: the best logit leads by 0.14 or more at every token, so that
 # the rounding of another batch size does not turn them.
@@ -64,7 +64,7 @@ def facts(completion: Any) -> tuple[str, list[int], str]:
 def test_results_equal_the_plain_loop(engine: Engine, alone: dict[str, Any]) -> None:
     """Six requests on four slots, joined and left at any step, each as if it were alone."""
     requests = {p: engine.submit(p, max_tokens=60, temperature=0) for p in PROMPTS}
-    assert {p: facts(r.result(120)) for p, r in requests.items()} == alone
+    assert {p: facts(r.result(PATIENCE)) for p, r in requests.items()} == alone
 
 
 def test_a_stream_is_the_text_in_pieces(engine: Engine) -> None:
@@ -102,7 +102,7 @@ def test_cancelling_the_task_cancels_the_request(engine: Engine) -> None:
             await task
         return request
 
-    assert asyncio.run(main()).result(120).finish_reason == "cancelled"
+    assert asyncio.run(main()).result(PATIENCE).finish_reason == "cancelled"
 
 
 async def _await(request: Any) -> Any:
@@ -120,8 +120,8 @@ def test_a_closed_event_loop_harms_nobody(engine: Engine) -> None:
         return request
 
     request = asyncio.run(main())
-    assert request.result(120).finish_reason in ("cancelled", "length")
-    assert engine.submit("One day", max_tokens=3).result(120).tokens
+    assert request.result(PATIENCE).finish_reason in ("cancelled", "length")
+    assert engine.submit("One day", max_tokens=3).result(PATIENCE).tokens
 
 
 @pytest.mark.parametrize("stop", ["the", "One day, there", "a", ". "])
@@ -129,7 +129,9 @@ def test_stop_texts_are_never_shown(engine: Engine, alone: dict[str, Any], stop:
     """A stop text ends the request wherever the token borders are."""
     prompt = PROMPTS[1]
     whole = alone[prompt][0]
-    completion = engine.submit(prompt, max_tokens=60, temperature=0, stop=[stop, "zzz"]).result(120)
+    completion = engine.submit(prompt, max_tokens=60, temperature=0, stop=[stop, "zzz"]).result(
+        PATIENCE
+    )
     assert completion.text == whole.split(stop)[0]
     assert completion.finish_reason == ("stop" if stop in whole else alone[prompt][2])
 
@@ -138,7 +140,9 @@ def test_stop_tokens(engine: Engine, alone: dict[str, Any]) -> None:
     """A stop token ends the request and is not among its tokens."""
     prompt = PROMPTS[1]
     tokens = alone[prompt][1]
-    done = engine.submit(prompt, max_tokens=60, temperature=0, stop_tokens=[tokens[7]]).result(120)
+    done = engine.submit(prompt, max_tokens=60, temperature=0, stop_tokens=[tokens[7]]).result(
+        PATIENCE
+    )
     assert done.tokens == tokens[: tokens.index(tokens[7])]
     assert done.finish_reason == "stop"
 
@@ -150,11 +154,13 @@ def test_seeds_do_not_depend_on_the_neighbours(cpu_model: Model) -> None:
 
 
 def check_seeds(engine: Engine) -> None:
-    alone = engine.submit("Once upon a time", max_tokens=40, seed=5, temperature=1.0).result(120)
+    alone = engine.submit("Once upon a time", max_tokens=40, seed=5, temperature=1.0).result(
+        PATIENCE
+    )
     crowd = [
         engine.submit("Once upon a time", max_tokens=40, seed=s, temperature=1.0) for s in range(8)
     ]
-    texts = [request.result(120).text for request in crowd]
+    texts = [request.result(PATIENCE).text for request in crowd]
     assert texts[5] == alone.text
     assert alone.seed == 5
     assert len(set(texts)) > 3
@@ -164,7 +170,7 @@ def test_completions_of_one_prompt(engine: Engine) -> None:
     """N completions share the prefill, and each has its own seed."""
     prompt = "Once upon a time, there was a little girl who lived in a small house."
     requests = engine.submit_n(prompt, 3, max_tokens=20, seed=1, temperature=1.0)
-    results = [request.result(120) for request in requests]
+    results = [request.result(PATIENCE) for request in requests]
     assert [r.seed for r in results] == [1, 2, 3]
     assert len({r.text for r in results}) == 3
     assert [r.cached_tokens for r in results[1:]] == [results[0].prompt_tokens - 1] * 2
@@ -176,9 +182,12 @@ def test_prefix_reuse_changes_no_result(model: Model) -> None:
     tails = ["One day, he", "In the morning, Arlo", "His friend was"]
     with Engine(model, n_parallel=1, ctx_size=256, threads=1) as other:
         first = [
-            facts(other.submit(head + t, max_tokens=20, temperature=0).result(120)) for t in tails
+            facts(other.submit(head + t, max_tokens=20, temperature=0).result(PATIENCE))
+            for t in tails
         ]
-        again = [other.submit(head + t, max_tokens=20, temperature=0).result(120) for t in tails]
+        again = [
+            other.submit(head + t, max_tokens=20, temperature=0).result(PATIENCE) for t in tails
+        ]
     assert [facts(r) for r in again] == first
     assert all(r.cached_tokens > 15 for r in again)
 
@@ -190,11 +199,11 @@ def test_speculation_changes_no_result(cpu_model: Model, alone: dict[str, Any]) 
         Engine(cpu_model, n_parallel=3, ctx_size=512, threads=1) as plain,
     ):
         greedy = {p: guessing.submit(p, max_tokens=60, temperature=0) for p in PROMPTS}
-        assert {p: facts(r.result(120)) for p, r in greedy.items()} == alone
+        assert {p: facts(r.result(PATIENCE)) for p, r in greedy.items()} == alone
         copy = "Tom had a red ball. Tom had a red ball. Tom had a red ball. Tom had"
         for seed in range(4):
             asked: dict[str, Any] = {"max_tokens": 40, "seed": seed, "temperature": 0.8}
-            results = [facts(e.submit(copy, **asked).result(120)) for e in (guessing, plain)]
+            results = [facts(e.submit(copy, **asked).result(PATIENCE)) for e in (guessing, plain)]
             assert results[0] == results[1]
 
 
@@ -202,7 +211,7 @@ def test_logprobs_of_answer_and_prompt(engine: Engine, model: Model) -> None:
     """Reported log-probabilities are those of the logits; echo scores the prompt."""
     prompt = "The fox was happy"
     asked: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "logprobs": 3, "echo": True}
-    done = engine.submit(prompt, **asked).result(120)
+    done = engine.submit(prompt, **asked).result(PATIENCE)
     assert done.logprobs is not None
     assert done.prompt_logprobs is not None
     assert [report.token for report in done.logprobs] == done.tokens
@@ -216,7 +225,7 @@ def test_logprobs_of_answer_and_prompt(engine: Engine, model: Model) -> None:
 def test_timeout_ends_with_what_there_is(engine: Engine) -> None:
     """A deadline gives a result, not an exception."""
     done = engine.submit("Once", timeout=0.05, **ENDLESS)
-    assert done.result(120).finish_reason == "timeout"
+    assert done.result(PATIENCE).finish_reason == "timeout"
 
 
 @pytest.mark.parametrize("overflow", ["error", "truncate", "shift"])
@@ -227,16 +236,16 @@ def test_a_prompt_beyond_the_context(engine: Engine, overflow: str) -> None:
         with pytest.raises(ArgumentError, match=r"\d+ tokens, .* 512"):
             engine.submit(prompt, max_tokens=5)
     else:
-        assert engine.submit(prompt, max_tokens=5, overflow=overflow).result(120).tokens
+        assert engine.submit(prompt, max_tokens=5, overflow=overflow).result(PATIENCE).tokens
 
 
 def test_a_text_that_fills_the_context(engine: Engine, model: Model) -> None:
     """It ends by default, and goes on with overflow="shift"."""
     asked: dict[str, Any] = {"max_tokens": 700, "ignore_eos": True, "temperature": 0}
-    ended = engine.submit("Once upon a time", **asked).result(120)
+    ended = engine.submit("Once upon a time", **asked).result(PATIENCE)
     assert ended.finish_reason == "context"
     assert ended.prompt_tokens + len(ended.tokens) == 512
-    shifted = engine.submit("Once upon a time", overflow="shift", keep=4, **asked).result(120)
+    shifted = engine.submit("Once upon a time", overflow="shift", keep=4, **asked).result(PATIENCE)
     assert (shifted.finish_reason, len(shifted.tokens)) == ("length", 700)
     prompt, count = model.tokenize("Once upon a time"), len(ended.tokens)
     check_greedy([*prompt, *shifted.tokens[:count]], [*prompt, *ended.tokens], model)
@@ -255,8 +264,8 @@ def test_a_full_queue_is_an_error(model: Model) -> None:
                     refused += 1
                     assert "queue_size=3" in str(error)
         assert (len(accepted), refused) == (4, 16)
-        assert all(r.result(120).finish_reason == "length" for r in accepted)
-        assert small.submit("One day", max_tokens=2).result(120).tokens
+        assert all(r.result(PATIENCE).finish_reason == "length" for r in accepted)
+        assert small.submit("One day", max_tokens=2).result(PATIENCE).tokens
 
 
 def test_cancel_while_waiting_and_while_running(model: Model) -> None:
@@ -269,10 +278,10 @@ def test_cancel_while_waiting_and_while_running(model: Model) -> None:
         waiting.cancel()
         running.cancel()
         running.cancel()
-        assert running.result(120).finish_reason == "cancelled"
-        assert facts(waiting.result(120)) == ("", [], "cancelled")
+        assert running.result(PATIENCE).finish_reason == "cancelled"
+        assert facts(waiting.result(PATIENCE)) == ("", [], "cancelled")
         running.cancel()
-        assert small.submit("One day", max_tokens=2).result(120).tokens
+        assert small.submit("One day", max_tokens=2).result(PATIENCE).tokens
 
 
 def test_close_with_requests_in_flight(model: Model) -> None:
@@ -282,7 +291,7 @@ def test_close_with_requests_in_flight(model: Model) -> None:
     small.close()
     for request in requests:
         with pytest.raises(ClosedError):
-            request.result(120)
+            request.result(PATIENCE)
     with pytest.raises(ClosedError):
         small.submit("Once")
     small.close()
@@ -301,7 +310,7 @@ def test_a_failing_step_of_one_request_harms_no_other(engine: Engine) -> None:
     good = engine.submit("Once upon a time", max_tokens=30)
     with pytest.raises(ArgumentError):
         engine.submit("Once upon a time", grammar="root ::= (", max_tokens=5)
-    assert good.result(120).tokens
+    assert good.result(PATIENCE).tokens
 
 
 def test_hooks_see_every_step_and_request(model: Model, caplog: Any) -> None:
@@ -324,7 +333,7 @@ def test_hooks_see_every_step_and_request(model: Model, caplog: Any) -> None:
         ) as hooked,
     ):
         for request in [hooked.submit("One day", max_tokens=5, ignore_eos=True) for _ in range(3)]:
-            request.result(120)
+            request.result(PATIENCE)
         snapshot = hooked.metrics.snapshot()
     assert {step.phase for step in steps} == {"prefill", "decode"}
     assert [record.generated_tokens for record in done] == [5, 5, 5]
@@ -363,7 +372,7 @@ def test_bad_input_is_an_error_before_anything_runs(
     """Each is refused by submit; the engine stays usable."""
     with pytest.raises(error):
         engine.submit(prompt, **asked)
-    assert engine.submit("One day", max_tokens=1).result(120).tokens
+    assert engine.submit("One day", max_tokens=1).result(PATIENCE).tokens
 
 
 def test_many_threads_lose_and_mix_nothing(model: Model, alone: dict[str, Any]) -> None:
@@ -380,7 +389,7 @@ def test_many_threads_lose_and_mix_nothing(model: Model, alone: dict[str, Any]) 
             if dice.random() < 0.2:
                 time.sleep(dice.random() * 0.01)
                 request.cancel()
-            done = request.result(120)
+            done = request.result(PATIENCE)
             if done.tokens != tokens[: len(done.tokens)] or not text.startswith(done.text[:-2]):
                 failures.append((prompt, done))
             if done.finish_reason == "length" and len(done.tokens) != length:
@@ -412,9 +421,9 @@ def test_an_unforeseen_exception_reaches_every_caller(
             monkeypatch.setattr(engine.context, "decode_batch", explode)
             for request in requests:
                 with pytest.raises(ZeroDivisionError, match="unforeseen"):
-                    request.result(120)
+                    request.result(PATIENCE)
         monkeypatch.setattr(engine.context, "decode_batch", whole)
-        assert engine.submit("Once", max_tokens=3).result(120).tokens
+        assert engine.submit("Once", max_tokens=3).result(PATIENCE).tokens
 
 
 def test_a_failed_decode_harms_only_its_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,8 +437,8 @@ def test_a_failed_decode_harms_only_its_step(model: Model, monkeypatch: pytest.M
 
         monkeypatch.setattr(engine.context, "decode_batch", fail_once)
         with pytest.raises(DecodeError, match="out of memory"):
-            engine.submit("Once upon a time", max_tokens=5).result(120)
-        assert engine.submit("Once upon a time", max_tokens=5).result(120).tokens
+            engine.submit("Once upon a time", max_tokens=5).result(PATIENCE)
+        assert engine.submit("Once upon a time", max_tokens=5).result(PATIENCE).tokens
 
 
 def test_a_model_file_replaced_on_disk(model: Model, tmp_path: Path) -> None:
@@ -437,11 +446,11 @@ def test_a_model_file_replaced_on_disk(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     shutil.copy(model.path, path)
     with Model(path) as loaded, Engine(loaded, ctx_size=256, threads=1) as engine:
-        before = engine.submit(PROMPTS[0], max_tokens=20, temperature=0).result(120)
+        before = engine.submit(PROMPTS[0], max_tokens=20, temperature=0).result(PATIENCE)
         other = tmp_path / "other"
         other.write_bytes(b"no model at all")
         other.replace(path)
-        after = engine.submit(PROMPTS[0], max_tokens=20, temperature=0).result(120)
+        after = engine.submit(PROMPTS[0], max_tokens=20, temperature=0).result(PATIENCE)
     assert facts(before) == facts(after)
 
 
@@ -450,13 +459,13 @@ def test_reuse_on_other_memories(kind: str, model_files: dict[str, Path]) -> Non
     """Sliding-window and recurrent models: results with reuse equal those without."""
     asked: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
     with Model(model_files[kind]) as loaded, Engine(loaded, ctx_size=256, threads=1) as engine:
-        first = engine.submit(list(range(1, 30)), **asked).result(120)
+        first = engine.submit(list(range(1, 30)), **asked).result(PATIENCE)
         continued = [*range(1, 30), *first.tokens, 3, 4]
         reused = []
         for text in (continued, continued, [*range(1, 20), 7, 7]):
-            result = engine.submit(text, **asked).result(120)
+            result = engine.submit(text, **asked).result(PATIENCE)
             with Engine(loaded, ctx_size=256, threads=1) as other:
-                assert facts(result) == facts(other.submit(text, **asked).result(120))
+                assert facts(result) == facts(other.submit(text, **asked).result(PATIENCE))
             reused.append(result.cached_tokens)
     assert reused[0] == 34  # the last sampled token was never computed
 
@@ -502,7 +511,7 @@ def test_an_engine_that_nobody_holds_is_freed() -> None:
     contexts = []
     for _ in range(3):
         engine = Engine(Model("demo"), ctx_size=256, threads=1)
-        engine.submit("One day", max_tokens=2).result(120)
+        engine.submit("One day", max_tokens=2).result(PATIENCE)
         contexts.append(engine.context)
         del engine
         gc.collect()
@@ -518,18 +527,21 @@ def test_a_request_outlives_the_engine_that_nobody_holds() -> None:
     def story(**asked: Any) -> Request:
         return Engine(Model("demo"), ctx_size=256, threads=1).submit("Once", **asked)
 
-    expected = story(**asked).result(120)
+    expected = story(**asked).result(PATIENCE)
     streamed, waiting, cancelled = story(**asked), story(**asked), story(**ENDLESS)
     gc.collect()
     cancelled.cancel()
-    assert (expected.finish_reason, cancelled.result(120).finish_reason) == ("length", "cancelled")
-    assert "".join(streamed) == expected.text == waiting.result(120).text
+    assert (expected.finish_reason, cancelled.result(PATIENCE).finish_reason) == (
+        "length",
+        "cancelled",
+    )
+    assert "".join(streamed) == expected.text == waiting.result(PATIENCE).text
     loaded = InferenceEngine()
     loaded.load_model("demo", threads=1, ctx_size=256, verbose=False)
     request = loaded.submit("Once", **asked)
     del loaded
     gc.collect()
-    assert request.result(120).text == expected.text
+    assert request.result(PATIENCE).text == expected.text
     gc.collect()
     assert eventually(lambda: threading.active_count() == before)
 
@@ -539,7 +551,7 @@ def test_several_conversations_reuse_their_own_beginnings(model: Model) -> None:
     stories = [f"{name} had a {thing}. " * 20 for name, thing in (("Tom", "ball"), ("Mia", "hat"))]
     with Engine(model, n_parallel=1, ctx_size=512, cache_size=2048, threads=1) as engine:
         reused = [
-            engine.submit(story + f"{turn}", max_tokens=4).result(120).cached_tokens
+            engine.submit(story + f"{turn}", max_tokens=4).result(PATIENCE).cached_tokens
             for turn in range(3)
             for story in stories
         ]
@@ -550,9 +562,9 @@ def test_a_shifted_text_is_not_reused(model: Model) -> None:
     """What follows the kept tokens was computed with what was dropped."""
     asked: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "temperature": 0}
     with Engine(model, ctx_size=128, threads=1) as engine:
-        first = engine.submit("Once upon a time", overflow="shift", **asked).result(120)
+        first = engine.submit("Once upon a time", overflow="shift", **asked).result(PATIENCE)
         tail = [*model.tokenize("Once upon a time"), *first.tokens]
-        again = engine.submit(tail[:1] + tail[-60:], max_tokens=5, temperature=0).result(120)
+        again = engine.submit(tail[:1] + tail[-60:], max_tokens=5, temperature=0).result(PATIENCE)
     assert again.cached_tokens <= 1
 
 
@@ -575,7 +587,7 @@ def test_leaving_an_async_loop_cancels(engine: Engine, leave: str) -> None:
         await asyncio.gather(task, return_exceptions=True)
         return request
 
-    assert asyncio.run(main()).result(120).finish_reason == "cancelled"
+    assert asyncio.run(main()).result(PATIENCE).finish_reason == "cancelled"
 
 
 def test_a_wrong_flag_harms_nobody(engine: Engine) -> None:
@@ -584,7 +596,7 @@ def test_a_wrong_flag_harms_nobody(engine: Engine) -> None:
     for wrong in ({"echo": "no"}, {"echo": None}, {"ignore_eos": 1}):
         with pytest.raises(ArgumentError):
             engine.submit("a", **wrong)  # type: ignore[arg-type]
-    assert len(good.result(120).tokens) == 50
+    assert len(good.result(PATIENCE).tokens) == 50
 
 
 def test_a_model_that_generates_no_text_is_refused(model_files: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from llcuda import Completion, Engine, Model
 from llcuda.engine.speculation import NGRAM, Drafter
+from tests.support.waiting import PATIENCE
 
 WORDS = """Once upon a time there was little fox named Tom who lived in the forest and liked to play
 with his friend owl One day they found red ball"""
@@ -45,16 +46,16 @@ def test_batch_invariant_results_are_exact(speculation: int) -> None:
         alone = []
         for prompt, parameters in zip(prompts, asked, strict=True):
             with Engine(model, **sizes) as engine:
-                alone.append(engine.submit(prompt, **parameters).result(120))
+                alone.append(engine.submit(prompt, **parameters).result(PATIENCE))
         many: dict[str, Any] = {"n_parallel": 6, "cache_size": 256 * 12, **sizes}
         with Engine(model, speculation=speculation, **many) as engine:
-            engine.submit(kept, max_tokens=2).result(120)
+            engine.submit(kept, max_tokens=2).result(PATIENCE)
             with engine.loop.hold():
                 requests = [
                     engine.submit(prompt, **parameters)
                     for prompt, parameters in zip(prompts, asked, strict=True)
                 ]
-            together = [request.result(120) for request in requests]
+            together = [request.result(PATIENCE) for request in requests]
             snapshot = engine.metrics.snapshot()
     for shared, single in zip(together, alone, strict=True):
         assert (shared.tokens, shared.logprobs) == (single.tokens, single.logprobs)
@@ -84,7 +85,7 @@ def test_guesses_change_no_result(model: Model) -> None:
     logprobs = []
     for speculation in (0, 4):
         with Engine(model, speculation=speculation, batch_invariant=True, **sizes) as engine:
-            done = engine.submit("Tom had a ball.", **asked).result(120)
+            done = engine.submit("Tom had a ball.", **asked).result(PATIENCE)
             logprobs.append([report.logprob for report in done.logprobs or ()])
             steps = engine.metrics.snapshot()["batch"]["decode_steps"]
     assert 50 < steps < 140
@@ -129,7 +130,7 @@ def test_a_guess_that_ends_a_text_leaves_its_neighbour_alone(
                     engine.submit(prompt, **{**FORCED, **given})
                     for prompt, given in ((REFRAIN * 2, {}), (REFRAIN * 3, end), (REFRAIN, {}))
                 ]
-            results.append([facts(request.result(120)) for request in requests])
+            results.append([facts(request.result(PATIENCE)) for request in requests])
             steps = engine.metrics.snapshot()["batch"]["decode_steps"]
     assert results[0] == results[1]
     assert 20 < steps < 60  # of 150: guesses were right
@@ -151,7 +152,7 @@ def test_guesses_end_where_the_context_ends(
                     engine.submit(prompt, overflow=overflow, **FORCED)
                     for prompt in (REFRAIN * 2, REFRAIN * 3)
                 ]
-            results.append([facts(request.result(120)) for request in requests])
+            results.append([facts(request.result(PATIENCE)) for request in requests])
             steps = engine.metrics.snapshot()["batch"]["decode_steps"]
     assert results[0] == results[1]
     assert steps < 60
@@ -173,7 +174,7 @@ def test_guesses_after_a_shift(model: Model, monkeypatch: pytest.MonkeyPatch) ->
     asked: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "overflow": "shift"}
     with Engine(model, ctx_size=64, threads=1, speculation=4) as engine:
         grammar = 'root ::= " Tom had a ball." root'
-        engine.submit("Tom had a ball.", grammar=grammar, **asked).result(120)
+        engine.submit("Tom had a ball.", grammar=grammar, **asked).result(PATIENCE)
     assert len(guesses) > 50
     for tokens, draft in guesses:
         places = range(NGRAM, len(tokens))

@@ -21,7 +21,7 @@ from llcuda.errors import (
     ModelNotFoundError,
 )
 from tests.support.programs import run
-from tests.support.waiting import ENDLESS, eventually
+from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
 # --- errors ---
 
@@ -87,7 +87,7 @@ def test_tracebacks_do_not_pile_up(model: Model, monkeypatch: pytest.MonkeyPatch
         raised = []
         for request in requests * 5:
             with pytest.raises(DecodeError, match="boom") as caught:
-                request.result(120)
+                request.result(PATIENCE)
             raised.append(caught.value)
         monkeypatch.undo()
     assert len(set(map(id, raised))) == 10
@@ -115,7 +115,7 @@ def test_a_model_closed_under_the_engine(close: str) -> None:
             engine.context.close()
     for request in requests:
         with pytest.raises(ClosedError, match=r"the model or the context .* was closed"):
-            request.result(120)
+            request.result(PATIENCE)
     with pytest.raises(ClosedError):
         engine.submit("Once")
     engine.close()
@@ -129,7 +129,7 @@ def test_a_model_closed_under_an_idle_engine() -> None:
     """The next request is refused, whatever its prompt; close() works."""
     model = Model("demo")
     engine = Engine(model, ctx_size=64, threads=1)
-    engine.submit("One day", max_tokens=2).result(120)
+    engine.submit("One day", max_tokens=2).result(PATIENCE)
     model.close()
     for prompt in ("One day", [1, 20]):
         with pytest.raises(ClosedError, match="closed"):
@@ -149,7 +149,7 @@ def test_closing_the_model_before_the_engine_frees_both() -> None:
     model.close()
     engine.close()
     with pytest.raises(ClosedError):
-        running.result(120)
+        running.result(PATIENCE)
     assert threading.active_count() == before
     assert engine.context.closed
 
@@ -160,10 +160,10 @@ def test_a_model_file_removed_from_disk(model: Model, tmp_path: Path) -> None:
     shutil.copy(model.path, path)
     asked: dict[str, Any] = {"max_tokens": 20, "temperature": 0}
     with Model(path) as loaded, Engine(loaded, ctx_size=256, threads=1) as engine:
-        before = engine.submit("Once upon a time", **asked).result(120)
+        before = engine.submit("Once upon a time", **asked).result(PATIENCE)
         path.unlink()
         with Engine(loaded, ctx_size=256, threads=1) as another:
-            after = another.submit("Once upon a time", **asked).result(120)
+            after = another.submit("Once upon a time", **asked).result(PATIENCE)
     assert before.tokens == after.tokens
 
 
@@ -182,8 +182,8 @@ def test_an_event_loop_closed_with_somebody_waiting(engine: Engine, reads: str) 
     task = loop.create_task(read())
     loop.run_until_complete(asyncio.sleep(0.001))
     loop.close()
-    assert len(running.result(120).tokens) == 200
-    assert engine.submit("One day", max_tokens=1).result(120).tokens
+    assert len(running.result(PATIENCE).tokens) == 200
+    assert engine.submit("One day", max_tokens=1).result(PATIENCE).tokens
     task._log_destroy_pending = False
 
 
@@ -195,7 +195,7 @@ def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
     asked: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
     with Engine(model, ctx_size=256) as e:
         alone = [
-            e.submit(prompt, max_tokens=n, **asked).result(120).tokens
+            e.submit(prompt, max_tokens=n, **asked).result(PATIENCE).tokens
             for prompt, n in zip(prompts, lengths, strict=True)
         ]
     with Engine(model, n_parallel=4, ctx_size=256, cache_size=256 * (4 + kept)) as e:
@@ -203,7 +203,7 @@ def test_texts_that_move_stay_the_same(model: Model, kept: int) -> None:
             e.submit(prompt, max_tokens=n, **asked)
             for prompt, n in zip(prompts, lengths, strict=True)
         ]
-        together = [request.result(120).tokens for request in requests]
+        together = [request.result(PATIENCE).tokens for request in requests]
     assert together == alone
 
 
@@ -224,7 +224,7 @@ def test_a_thread_that_reads_the_context_harms_no_request(model: Model) -> None:
         try:
             for _ in range(5):
                 requests = [engine.submit("Once upon", **asked) for _ in range(4)]
-                assert [20] * 4 == [len(request.result(120).tokens) for request in requests]
+                assert [20] * 4 == [len(request.result(PATIENCE).tokens) for request in requests]
         finally:
             done.set()
             thread.join()
@@ -330,6 +330,8 @@ def test_a_hook_does_not_wait(model: Model, read: Callable[[Request], Any]) -> N
                 raised.append(type(error))
 
     with Engine(model, ctx_size=256, threads=1, on_request=hook) as engine:
-        engine.submit("Once", max_tokens=2).result(120)
+        engine.submit("Once", max_tokens=2).result(PATIENCE)
         assert eventually(lambda: raised == [ConcurrencyError])
-        assert len(engine.submit("Once", max_tokens=3, ignore_eos=True).result(120).tokens) == 3
+        assert (
+            len(engine.submit("Once", max_tokens=3, ignore_eos=True).result(PATIENCE).tokens) == 3
+        )

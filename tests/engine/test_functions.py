@@ -16,6 +16,7 @@ from llcuda.engine.metrics import RequestRecord
 from llcuda.engine.request import RequestParams
 from llcuda.errors import ArgumentError, ConcurrencyError
 from tests.engine.test_guide import Sequence
+from tests.support.waiting import PATIENCE
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
@@ -51,8 +52,8 @@ def test_a_function_sees_tokens_and_logits(engine: Engine, model: Model) -> None
         with pytest.raises(ValueError, match="read-only"):
             tokens[0] = 0
 
-    plain = engine.submit(PROMPT, **GREEDY).result(120)
-    done = engine.submit(PROMPT, logits_processor=function, **GREEDY).result(120)
+    plain = engine.submit(PROMPT, **GREEDY).result(PATIENCE)
+    done = engine.submit(PROMPT, logits_processor=function, **GREEDY).result(PATIENCE)
     assert done.tokens == plain.tokens
     prompt = model.tokenize(PROMPT)
     assert [tokens for tokens, _ in seen] == [prompt + done.tokens[:i] for i in range(12)]
@@ -62,7 +63,7 @@ def test_a_function_sees_tokens_and_logits(engine: Engine, model: Model) -> None
 def test_a_function_changes_its_own_text(engine: Engine, word: int) -> None:
     """In a batch, by a new array or in place; the texts beside it are as they are alone."""
     asked: dict[str, Any] = {"max_tokens": 12, "seed": 3, "top_k": 0}
-    alone = [engine.submit(PROMPT, **{**asked, "seed": i}).result(120) for i in range(3)]
+    alone = [engine.submit(PROMPT, **{**asked, "seed": i}).result(PATIENCE) for i in range(3)]
 
     def function(tokens: Any, logits: Any) -> Any:
         return np.where(np.arange(len(logits)) == word, logits + 50.0, logits).astype(np.float64)
@@ -70,8 +71,8 @@ def test_a_function_changes_its_own_text(engine: Engine, word: int) -> None:
     with engine.loop.hold():
         requests = [engine.submit(PROMPT, **{**asked, "seed": i}) for i in range(3)]
         changed = engine.submit(PROMPT, logits_processor=function, **asked)
-    assert changed.result(120).tokens == [word] * 12
-    assert [request.result(120).tokens for request in requests] == [d.tokens for d in alone]
+    assert changed.result(PATIENCE).tokens == [word] * 12
+    assert [request.result(PATIENCE).tokens for request in requests] == [d.tokens for d in alone]
 
 
 @pytest.mark.parametrize("device_logits", [False, True])
@@ -82,8 +83,8 @@ def test_a_function_that_changes_nothing(
     """Leaves the text as it is: same seed, same text, same cached prefix."""
     with Engine(model, ctx_size=256, threads=1, device_logits=device_logits) as engine:
         asked: dict[str, Any] = {"max_tokens": 20, "seed": 7, **sampling}
-        plain = [engine.submit(PROMPT, **asked).result(120) for _ in range(2)]
-        with_it = engine.submit(PROMPT, logits_processor=lambda t, x: x, **asked).result(120)
+        plain = [engine.submit(PROMPT, **asked).result(PATIENCE) for _ in range(2)]
+        with_it = engine.submit(PROMPT, logits_processor=lambda t, x: x, **asked).result(PATIENCE)
     assert with_it.tokens == plain[1].tokens == plain[0].tokens
     assert with_it.cached_tokens == plain[1].cached_tokens > 0
 
@@ -102,7 +103,7 @@ def test_several_functions_run_in_their_order(engine: Engine, word: int) -> None
         logits[word] = 1
 
     asked: dict[str, Any] = {**GREEDY, "max_tokens": 2}
-    done = engine.submit(PROMPT, logits_processor=[first, second], **asked).result(120)
+    done = engine.submit(PROMPT, logits_processor=[first, second], **asked).result(PATIENCE)
     assert done.tokens == [word, word]
     assert calls == ["first", "second"] * 2
 
@@ -115,7 +116,7 @@ def test_infinity_is_the_largest_bias(engine: Engine, word: int) -> None:
 
     for temperature in (0, 0.1, 2):
         asked: dict[str, Any] = {"max_tokens": 3, "temperature": temperature}
-        done = engine.submit(PROMPT, logits_processor=function, **asked).result(120)
+        done = engine.submit(PROMPT, logits_processor=function, **asked).result(PATIENCE)
         assert done.tokens == [word] * 3
 
 
@@ -127,7 +128,7 @@ def test_functions_come_before_everything_else(engine: Engine, model: Model, wor
 
     def run(**asked: Any) -> Any:
         given: dict[str, Any] = {"logits_processor": function, **GREEDY, **asked}
-        return engine.submit(PROMPT, **given).result(120)
+        return engine.submit(PROMPT, **given).result(PATIENCE)
 
     assert run(grammar='root ::= "yes" | "no"').text in ("yes", "no")
     assert run(guide=Sequence(model, "Tom had a red ball.")).text == "Tom had a red ball."
@@ -135,7 +136,7 @@ def test_functions_come_before_everything_else(engine: Engine, model: Model, wor
     assert run(max_tokens=1, logit_bias={word: -100}).tokens != [word]
     assert run().tokens == [word] * 12
     assert run(presence_penalty=100).tokens.count(word) == 1
-    plain = engine.submit(PROMPT, logprobs=5, **GREEDY).result(120)
+    plain = engine.submit(PROMPT, logprobs=5, **GREEDY).result(PATIENCE)
     changed = run(logprobs=5)
     assert plain.logprobs
     assert changed.logprobs
@@ -181,10 +182,10 @@ def test_a_faulty_function_fails_its_own_request(
     with Engine(model, n_parallel=2, ctx_size=128, threads=1, speculation=speculation) as small:
         beside = small.submit("Once", max_tokens=40, ignore_eos=True)
         with pytest.raises(kind, match=says) as raised:
-            small.submit(PROMPT, logits_processor=failing, max_tokens=20).result(120)
+            small.submit(PROMPT, logits_processor=failing, max_tokens=20).result(PATIENCE)
         assert type(raised.value.__cause__) is kind
-        assert len(beside.result(120).tokens) == 40
-        assert small.submit("Once", max_tokens=2).result(120).tokens
+        assert len(beside.result(PATIENCE).tokens) == 40
+        assert small.submit("Once", max_tokens=2).result(PATIENCE).tokens
 
 
 def test_a_function_cannot_wait_for_the_engine(engine: Engine) -> None:
@@ -194,7 +195,7 @@ def test_a_function_cannot_wait_for_the_engine(engine: Engine) -> None:
         engine.submit("Once", max_tokens=1).result()
 
     with pytest.raises(ConcurrencyError, match="cannot wait"):
-        engine.submit(PROMPT, logits_processor=function).result(120)
+        engine.submit(PROMPT, logits_processor=function).result(PATIENCE)
 
 
 def test_speculation_is_off_for_the_row(model: Model, word: int) -> None:
@@ -217,7 +218,7 @@ def test_speculation_is_off_for_the_row(model: Model, word: int) -> None:
                     engine.submit(repeated, **asked),
                     engine.submit(repeated, logits_processor=function, logprobs=1, **asked),
                 ]
-            done = [request.result(120) for request in requests]
+            done = [request.result(PATIENCE) for request in requests]
         texts.append([completion.tokens for completion in done])
         assert calls == list(range(len(repeated), len(repeated) + 60))
         assert done[1].logprobs
@@ -235,7 +236,7 @@ def test_tokens_after_a_shift(model: Model) -> None:
 
     with Engine(model, ctx_size=32, threads=1) as engine:
         asked: dict[str, Any] = {"max_tokens": 100, "overflow": "shift", "ignore_eos": True}
-        done = engine.submit([2], logits_processor=function, **asked).result(120)
+        done = engine.submit([2], logits_processor=function, **asked).result(PATIENCE)
     assert len(arrays) == len(done.tokens) == 100
     for i, tokens in enumerate(arrays):
         last = done.tokens[max(0, i - 10) : i]
@@ -256,7 +257,9 @@ def test_the_time_of_functions_is_that_of_sampling() -> None:
         Model("demo") as model,
         Engine(model, ctx_size=64, threads=1, on_request=records.append) as engine,
     ):
-        engine.submit(PROMPT, logits_processor=function, max_tokens=10, ignore_eos=True).result(120)
+        engine.submit(PROMPT, logits_processor=function, max_tokens=10, ignore_eos=True).result(
+            PATIENCE
+        )
         batch = engine.metrics.snapshot()["batch"]
     assert records[0].sample_seconds >= 10 * 0.002
     assert batch["sample_seconds"] >= 10 * 0.002
@@ -274,8 +277,8 @@ def test_every_way_to_ask_takes_functions(word: int) -> None:
         assert [done.text for done in engine.infer_n(PROMPT, 2, **asked)] == [text] * 2
         assert asyncio.run(engine.ainfer(PROMPT, **asked)).text == text
         message = {"role": "user", "content": "Hello"}
-        assert str(engine.chat([message], **asked).result(120)).strip() == text.strip()
-        ended = engine.chat([message], logits_processor=only(3), min_tokens=4).result(120)
+        assert str(engine.chat([message], **asked).result(PATIENCE)).strip() == text.strip()
+        ended = engine.chat([message], logits_processor=only(3), min_tokens=4).result(PATIENCE)
         assert (ended.completion.tokens, ended.finish_reason) == ([], "stop")
 
 
@@ -284,7 +287,7 @@ def test_every_way_to_ask_takes_functions(word: int) -> None:
 
 def test_a_function_ends_the_text(engine: Engine, model: Model) -> None:
     """After the token with which it says so; beside other texts, and with several functions."""
-    plain = engine.submit(PROMPT, **GREEDY).result(120)
+    plain = engine.submit(PROMPT, **GREEDY).result(PATIENCE)
     prompt = model.tokenize(PROMPT)
     seen: list[tuple[list[int], str]] = []
 
@@ -294,11 +297,11 @@ def test_a_function_ends_the_text(engine: Engine, model: Model) -> None:
 
     beside = engine.submit("Once", max_tokens=40, ignore_eos=True)
     criteria = [function, lambda tokens, text: np.bool_(False)]
-    done = engine.submit(PROMPT, stopping_criteria=criteria, **GREEDY).result(120)
+    done = engine.submit(PROMPT, stopping_criteria=criteria, **GREEDY).result(PATIENCE)
     assert (done.tokens, done.finish_reason) == (plain.tokens[:5], "stop")
     assert seen[-1] == (prompt + done.tokens, done.text)
     assert [text for _, text in seen] == [model.detokenize(done.tokens[:i]) for i in range(1, 6)]
-    assert len(beside.result(120).tokens) == 40
+    assert len(beside.result(PATIENCE).tokens) == 40
 
 
 @pytest.mark.parametrize("device_logits", [False, True])
@@ -308,7 +311,7 @@ def test_a_function_sees_the_whole_text(model: Model, device_logits: bool) -> No
         asked: dict[str, Any] = {**GREEDY, "max_tokens": 40, "stop": ["grumpy cat"]}
         done = engine.submit(
             PROMPT, stopping_criteria=lambda tokens, text: "girl" in text, **asked
-        ).result(120)
+        ).result(PATIENCE)
     assert done.text.endswith("grumpy girl")
 
 
@@ -323,8 +326,8 @@ def test_a_faulty_criterion_fails_its_own_request(engine: Engine, answer: Any) -
 
     beside = engine.submit("Once", max_tokens=30, ignore_eos=True)
     with pytest.raises((ArgumentError, ZeroDivisionError), match=r"expected True or False|in it"):
-        engine.submit(PROMPT, stopping_criteria=function, overflow="shift").result(120)
-    assert len(beside.result(120).tokens) == 30
+        engine.submit(PROMPT, stopping_criteria=function, overflow="shift").result(PATIENCE)
+    assert len(beside.result(PATIENCE).tokens) == 30
 
 
 @pytest.mark.parametrize("name", ["logits_processor", "stopping_criteria"])
@@ -342,7 +345,7 @@ def test_what_is_no_function_is_refused(engine: Engine, name: str, wrong: Any) -
 def test_min_tokens_bars_every_end(engine: Engine, model: Model) -> None:
     """The model's end, stop tokens, stop texts and stopping criteria; then they are heeded."""
     end = min(model.eog_tokens)
-    plain = engine.submit(PROMPT, **GREEDY).result(120)
+    plain = engine.submit(PROMPT, **GREEDY).result(PATIENCE)
     wanted: dict[str, dict[str, Any]] = {
         "end": {"logit_bias": {end: 1e6}},
         "stop token": {"stop_tokens": [plain.tokens[2]]},
@@ -353,10 +356,10 @@ def test_min_tokens_bars_every_end(engine: Engine, model: Model) -> None:
         },
     }
     for name, asked in wanted.items():
-        early = engine.submit(PROMPT, **GREEDY, **asked).result(120)
+        early = engine.submit(PROMPT, **GREEDY, **asked).result(PATIENCE)
         assert (early.finish_reason, len(early.tokens) < 8) == ("stop", True), name
         done = engine.submit(PROMPT, min_tokens=8, **{**GREEDY, "max_tokens": 40}, **asked)
-        assert done.result(120).finish_reason == "stop", name
+        assert done.result(PATIENCE).finish_reason == "stop", name
         assert 8 <= len(done.tokens) < 40, name
         if name == "end":
             assert len(done.tokens) == 8
@@ -366,7 +369,7 @@ def test_min_tokens_and_formats(engine: Engine, model: Model) -> None:
     """A text that can only end ends; one that may go on goes on."""
 
     def run(**asked: Any) -> Any:
-        return engine.submit(PROMPT, min_tokens=10, max_tokens=40, seed=1, **asked).result(120)
+        return engine.submit(PROMPT, min_tokens=10, max_tokens=40, seed=1, **asked).result(PATIENCE)
 
     for asked in (
         {"grammar": 'root ::= "yes" | "no"'},
@@ -385,14 +388,14 @@ def test_min_tokens_and_formats(engine: Engine, model: Model) -> None:
 def test_min_tokens_leaves_the_others_as_they_are(engine: Engine, model: Model) -> None:
     """In one batch, with speculation too."""
     bias = {min(model.eog_tokens): 100.0}
-    ended = engine.submit(PROMPT, **GREEDY, logit_bias=bias).result(120)
+    ended = engine.submit(PROMPT, **GREEDY, logit_bias=bias).result(PATIENCE)
     with Engine(model, n_parallel=2, ctx_size=128, threads=1, speculation=3) as guessing:
         for used in (engine, guessing):
             with used.loop.hold():
                 longer = used.submit(PROMPT, min_tokens=6, logit_bias=bias, **GREEDY)
                 beside = used.submit(PROMPT, logit_bias=bias, **GREEDY)
-            assert len(longer.result(120).tokens) == 6
-            assert beside.result(120).tokens == ended.tokens == []
+            assert len(longer.result(PATIENCE).tokens) == 6
+            assert beside.result(PATIENCE).tokens == ended.tokens == []
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, "3", True, None, 13])
@@ -420,7 +423,7 @@ def test_the_queue_goes_by_priority(model: Model) -> None:
                 for number, priority in enumerate([0, 5, 0, -2, 5, np.int64(-2)])
             ]
         for request in requests:
-            request.result(120)
+            request.result(PATIENCE)
     assert order == [3, 3, 5, 5, 0, 0, 2, 2, 1, 1, 4, 4]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llcuda import Engine, Model
 from llcuda.errors import ArgumentError
-from tests.support.waiting import ENDLESS
+from tests.support.waiting import ENDLESS, PATIENCE
 
 Mask = npt.NDArray[np.uint32]
 
@@ -54,14 +54,14 @@ class Sequence:
 
 def test_a_guided_text_is_what_its_guide_allows(engine: Engine, model: Model) -> None:
     """Beside free texts, which it does not touch; it ends where only ends are allowed."""
-    alone = engine.submit("Once upon a time", max_tokens=30, temperature=0).result(120)
+    alone = engine.submit("Once upon a time", max_tokens=30, temperature=0).result(PATIENCE)
     words = "Tom had a red ball and a blue kite."
     requests = [
         engine.submit("Once upon a time", max_tokens=30, temperature=0),
         engine.submit("One day", guide=Sequence(model, words), max_tokens=60, temperature=1.5),
         engine.submit("One day", guide=Sequence(model, words), max_tokens=3, top_k=0),
     ]
-    done = [request.result(120) for request in requests]
+    done = [request.result(PATIENCE) for request in requests]
     assert done[0].text == alone.text
     assert (done[1].text, done[1].finish_reason) == (words, "stop")
     assert (len(done[2].tokens), done[2].finish_reason) == (3, "length")
@@ -105,9 +105,9 @@ def test_a_faulty_guide_fails_its_own_request(engine: Engine, model: Model, faul
     beside = engine.submit("Once", max_tokens=40, ignore_eos=True)
     failing = engine.submit("One day", guide=Faulty(model, fault), max_tokens=20)
     with pytest.raises(BaseException, match=r"in |mask|candidate"):
-        failing.result(120)
-    assert len(beside.result(120).tokens) == 40
-    assert engine.submit("Once", max_tokens=2).result(120).tokens
+        failing.result(PATIENCE)
+    assert len(beside.result(PATIENCE).tokens) == 40
+    assert engine.submit("Once", max_tokens=2).result(PATIENCE).tokens
 
 
 class Shared(Sequence):
@@ -128,7 +128,7 @@ def test_guides_may_share_an_array(engine: Engine, model: Model) -> None:
     requests = [
         engine.submit("One day", guide=Shared(model, text), max_tokens=40) for text in texts
     ]
-    assert [request.result(120).text for request in requests] == texts
+    assert [request.result(PATIENCE).text for request in requests] == texts
 
 
 class Together(Sequence):
@@ -158,7 +158,7 @@ def test_masks_of_a_class_are_asked_at_once(
         requests = [
             engine.submit("One day", guide=Together(model, text), max_tokens=40) for text in texts
         ]
-        return [request.result(120).text for request in requests]
+        return [request.result(PATIENCE).text for request in requests]
 
     assert texts == run()
     for fault, error in (("all", ValueError), ("short", ArgumentError), ("one", ValueError)):
@@ -174,10 +174,10 @@ def test_a_guide_follows_one_text_at_a_time(engine: Engine, model: Model) -> Non
     guide = Faulty(model, "none")
     first = engine.submit("One day", guide=guide, **ENDLESS)
     with pytest.raises(ArgumentError, match="already used by another request"):
-        engine.submit("One day", guide=guide, max_tokens=2).result(120)
+        engine.submit("One day", guide=guide, max_tokens=2).result(PATIENCE)
     first.cancel()
-    first.result(120)
-    assert engine.submit("One day", guide=guide, max_tokens=2).result(120).tokens
+    first.result(PATIENCE)
+    assert engine.submit("One day", guide=guide, max_tokens=2).result(PATIENCE).tokens
 
 
 def test_guides_and_guesses_go_together(model: Model) -> None:
@@ -185,7 +185,7 @@ def test_guides_and_guesses_go_together(model: Model) -> None:
     words = "Tom had a red ball. Tom had a red ball. Tom had a red ball."
     with Engine(model, ctx_size=256, speculation=4) as guessing:
         asked = {"guide": Sequence(model, words), "max_tokens": 80}
-        assert guessing.submit("One day", **asked).result(120).text == words
+        assert guessing.submit("One day", **asked).result(PATIENCE).text == words
 
 
 def test_what_is_no_guide_is_refused(engine: Engine) -> None:
@@ -242,7 +242,9 @@ def test_forced_tokens_are_computed_at_once(engine: Engine, model: Model) -> Non
     """Alone in few steps; the text is what the masks would have made, and ends by itself."""
     count = len(model.tokenize(WORDS, add_special=False))
     engine.metrics.reset()
-    done = engine.submit("One day", guide=Refrain(model, WORDS), max_tokens=200, seed=1).result(120)
+    done = engine.submit("One day", guide=Refrain(model, WORDS), max_tokens=200, seed=1).result(
+        PATIENCE
+    )
     assert (done.text.count(WORDS), done.finish_reason) == (3, "stop")
     assert len(done.tokens) == 3 * (count + 1)
     assert engine.metrics.snapshot()["batch"]["steps"] <= 8
@@ -251,10 +253,10 @@ def test_forced_tokens_are_computed_at_once(engine: Engine, model: Model) -> Non
     assert throughput["forced_tokens"] == done.forced_tokens == 3 * count
     plain = engine.submit(
         "One day", guide=Plain(model, WORDS), max_tokens=200, temperature=0
-    ).result(120)
+    ).result(PATIENCE)
     greedy = engine.submit(
         "One day", guide=Refrain(model, WORDS), max_tokens=200, temperature=0
-    ).result(120)
+    ).result(PATIENCE)
     assert greedy.tokens == plain.tokens
 
 
@@ -278,7 +280,7 @@ def test_forced_tokens_draw_nothing(
                 )
                 for seed in range(texts)
             ]
-            tokens.append([request.result(120).tokens for request in requests])
+            tokens.append([request.result(PATIENCE).tokens for request in requests])
     assert tokens[0] == tokens[1]
 
 
@@ -286,7 +288,7 @@ def test_forced_tokens_have_logprobs(engine: Engine, model: Model) -> None:
     """Those of the model, as a mask would leave them."""
     asked = {"max_tokens": 200, "temperature": 0, "logprobs": 2}
     forced, masked = (
-        engine.submit("One day", guide=kind(model, WORDS), **asked).result(120)
+        engine.submit("One day", guide=kind(model, WORDS), **asked).result(PATIENCE)
         for kind in (Refrain, Plain)
     )
     assert forced.logprobs is not None
@@ -308,7 +310,7 @@ def test_what_ends_a_text_ends_it_among_forced_tokens(
 
     def run(prompt: Any = "One day", guide: Any = None, **asked: Any) -> Any:
         guide = guide or Refrain(model, WORDS, 1, ends=False)
-        return engine.submit(prompt, guide=guide, temperature=1, **asked).result(120)
+        return engine.submit(prompt, guide=guide, temperature=1, **asked).result(PATIENCE)
 
     for count in range(1, len(words) + 1):
         done = run(max_tokens=count)
@@ -327,7 +329,7 @@ def test_what_ends_a_text_ends_it_among_forced_tokens(
     shifted = run(prompt, guide=Refrain(model, WORDS, 30), max_tokens=120, overflow="shift")
     assert (shifted.finish_reason, len(shifted.tokens)) == ("length", 120)
     for request in beside:
-        assert len(request.result(120).tokens) == 150
+        assert len(request.result(PATIENCE).tokens) == 150
 
 
 @pytest.mark.parametrize(
@@ -349,8 +351,8 @@ def test_a_faulty_forecast_fails_its_own_request(engine: Engine, model: Model, a
     beside = engine.submit("Once", max_tokens=40, ignore_eos=True)
     failing = engine.submit("One day", guide=Forecast(model, ""), max_tokens=20)
     with pytest.raises(BaseException, match=r"forced"):
-        failing.result(120)
-    assert len(beside.result(120).tokens) == 40
+        failing.result(PATIENCE)
+    assert len(beside.result(PATIENCE).tokens) == 40
 
 
 def test_endless_forced_tokens_end(engine: Engine, model: Model) -> None:

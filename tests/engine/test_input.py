@@ -14,7 +14,7 @@ from llcuda.errors import (
     ContextLengthError,
     QueueFullError,
 )
-from tests.support.waiting import ENDLESS
+from tests.support.waiting import ENDLESS, PATIENCE
 
 # --- bad input ---
 
@@ -34,8 +34,8 @@ TOKENS = [1, 20, 30, 40]
 def test_prompts_of_tokens(engine: Engine, prompt: Any) -> None:
     """Any sequence of whole numbers, and an array of them in one dimension."""
     asked: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
-    done = engine.submit(prompt, **asked).result(120)
-    assert done.tokens == engine.submit(list(prompt), **asked).result(120).tokens
+    done = engine.submit(prompt, **asked).result(PATIENCE)
+    assert done.tokens == engine.submit(list(prompt), **asked).result(PATIENCE).tokens
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_prompt_that_is_far_too_long(engine: Engine) -> None:
     ):
         engine.submit(text)
     read = timings.tokenized_tokens - before
-    done = engine.submit(text, max_tokens=1, overflow="truncate").result(120)
+    done = engine.submit(text, max_tokens=1, overflow="truncate").result(PATIENCE)
     assert read < (timings.tokenized_tokens - before - read) / 2
     assert done.dropped_tokens > read
 
@@ -114,14 +114,14 @@ def test_parameters_that_are_refused(engine: Engine, asked: dict[str, Any], says
 def test_stops_of_many_kinds(engine: Engine, model: Model) -> None:
     """One text, any collection of texts, ten thousand of them; tokens as an array."""
     asked: dict[str, Any] = {"max_tokens": 20, "temperature": 0}
-    whole = engine.submit("There was a", **asked).result(120)
+    whole = engine.submit("There was a", **asked).result(PATIENCE)
     stop = model.piece(whole.tokens[5])
     expected = whole.text.split(stop)[0]
     many = [f"no such text {i}" for i in range(10_000)]
     for given in (stop, [stop], (stop,), {stop}, iter([stop]), [*many, stop]):
-        assert engine.submit("There was a", stop=given, **asked).result(120).text == expected
+        assert engine.submit("There was a", stop=given, **asked).result(PATIENCE).text == expected
     tokens = np.array(whole.tokens[5:6])
-    done = engine.submit("There was a", stop_tokens=tokens, **asked).result(120)
+    done = engine.submit("There was a", stop_tokens=tokens, **asked).result(PATIENCE)
     assert done.tokens == whole.tokens[: whole.tokens.index(whole.tokens[5])]
 
 
@@ -153,7 +153,7 @@ def test_scores_of_a_prompt_need_room_for_its_logits(model: Model) -> None:
         good = engine.submit("One day", max_tokens=20, ignore_eos=True)
         with pytest.raises(ArgumentError, match="outputs_max=0"):
             engine.submit("One day", echo=True, logprobs=0)
-        assert len(good.result(120).tokens) == 20
+        assert len(good.result(PATIENCE).tokens) == 20
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_context_beyond_the_training(
         caplog.at_level(logging.WARNING, "llcuda.engine"),
         Engine(model, threads=1, **given) as engine,
     ):
-        engine.submit("One day", max_tokens=1).result(120)
+        engine.submit("One day", max_tokens=1).result(PATIENCE)
     told = [record for record in caplog.records if record.name == "llcuda.engine"]
     assert len(told) == lines
     assert all("ctx_size=2048" in r.message and "1024" in r.message for r in told)
@@ -188,7 +188,7 @@ def test_speculation_on_a_recurrent_model(
     with Model(model_files["mamba"]) as mamba, caplog.at_level(logging.WARNING, "llcuda.engine"):
         for speculation in (4, 0):
             with Engine(mamba, ctx_size=256, threads=1, speculation=speculation) as engine:
-                texts.append(engine.submit([5, 6, 7] * 9, **asked).result(120).tokens)
+                texts.append(engine.submit([5, 6, 7] * 9, **asked).result(PATIENCE).tokens)
     assert texts[0] == texts[1]
     assert [r.message for r in caplog.records if "speculation" in r.message] == [
         "speculation is off: mamba.gguf cannot forget a wrong guess"
@@ -207,23 +207,23 @@ def test_control_tokens_in_a_raw_prompt(
     """They are read as such unless parse_special=False, also beside params=; the texts differ."""
     special = ways.get("parse_special", True)
     tokens = model.tokenize(CHAT, parse_special=special)
-    expected = engine.submit(tokens, max_tokens=8, temperature=0).result(120)
-    done = engine.submit(CHAT, max_tokens=8, temperature=0, **ways).result(120)
+    expected = engine.submit(tokens, max_tokens=8, temperature=0).result(PATIENCE)
+    done = engine.submit(CHAT, max_tokens=8, temperature=0, **ways).result(PATIENCE)
     assert (len(tokens), expected.tokens) == (done.prompt_tokens, done.tokens)
     params = RequestParams(max_tokens=1)
-    assert len(tokens) == engine.submit(CHAT, params, **ways).result(120).prompt_tokens
+    assert len(tokens) == engine.submit(CHAT, params, **ways).result(PATIENCE).prompt_tokens
     several = engine.submit_n(CHAT, 2, max_tokens=1, **ways)
-    assert [len(tokens)] * 2 == [request.result(120).prompt_tokens for request in several]
-    scored = engine.submit(CHAT, max_tokens=0, echo=True, **ways).result(120)
+    assert [len(tokens)] * 2 == [request.result(PATIENCE).prompt_tokens for request in several]
+    scored = engine.submit(CHAT, max_tokens=0, echo=True, **ways).result(PATIENCE)
     assert scored.prompt_logprobs is not None
     assert tokens[1:] == [report.token for report in scored.prompt_logprobs]
 
 
 def test_one_bos_begins_a_prompt(engine: Engine, model: Model) -> None:
     """A prompt that writes BOS gets no second one; as text it has both."""
-    written = engine.submit("<|bos|>One day", max_tokens=1).result(120)
+    written = engine.submit("<|bos|>One day", max_tokens=1).result(PATIENCE)
     assert len(model.tokenize("One day")) == written.prompt_tokens
-    as_text = engine.submit("<|bos|>One day", max_tokens=1, parse_special=False).result(120)
+    as_text = engine.submit("<|bos|>One day", max_tokens=1, parse_special=False).result(PATIENCE)
     assert len(model.tokenize("<|bos|>One day")) == as_text.prompt_tokens
 
 
@@ -250,14 +250,14 @@ def test_what_the_queue_counts(model: Model) -> None:
                 with pytest.raises(QueueFullError, match=r"1 more .*, 5 are .* at most 5 in all"):
                     engine.submit("One day")
             for request in requests:
-                request.result(120)
+                request.result(PATIENCE)
         with pytest.raises(QueueFullError, match=r"6 more .* n_parallel=3 .* queue_size=2"):
             engine.submit_n("Once", 6)
         requests = [engine.submit("Once", **ENDLESS) for _ in range(5)]
         for request in requests:
             request.cancel()
         for request in requests:
-            request.result(120)
+            request.result(PATIENCE)
         assert len(engine.submit_n("Once", 5, max_tokens=1)) == 5
 
 
@@ -277,19 +277,19 @@ def test_a_text_is_scored_without_a_token(model: Model, length: int) -> None:
     sizes: dict[str, Any] = {"n_parallel": 2, "ctx_size": 256, "batch_size": 64, "threads": 1}
     with Engine(model, flash_attention=False, **sizes) as engine:
         beside = engine.submit("Once upon a time", max_tokens=50, ignore_eos=True)
-        done = engine.submit(tokens, max_tokens=0, echo=True, logprobs=2).result(120)
+        done = engine.submit(tokens, max_tokens=0, echo=True, logprobs=2).result(PATIENCE)
         assert (done.text, done.tokens, done.finish_reason) == ("", [], "length")
         assert done.prompt_logprobs is not None
         assert [report.token for report in done.prompt_logprobs] == tokens[1:]
         assert all(len(report.top) == 2 for report in done.prompt_logprobs)
         assert done.prompt_tokens == length
         if length < 256:
-            longer = engine.submit(tokens, max_tokens=1, echo=True, logprobs=2).result(120)
+            longer = engine.submit(tokens, max_tokens=1, echo=True, logprobs=2).result(PATIENCE)
             assert longer.prompt_logprobs is not None
             expected = [report.logprob for report in longer.prompt_logprobs]
             reported = [report.logprob for report in done.prompt_logprobs]
             np.testing.assert_allclose(reported, expected, atol=0.1)
-        assert len(beside.result(120).tokens) == 50
+        assert len(beside.result(PATIENCE).tokens) == 50
     with pytest.raises(ArgumentError, match="max_tokens=0"):
         RequestParams(max_tokens=0)
 
@@ -299,8 +299,8 @@ def test_dropped_tokens_are_told(model: Model, overflow: str) -> None:
     """As a number, and in what is shown."""
     given = len(model.tokenize("fox " * 300))
     with Engine(model, ctx_size=64, threads=1) as engine:
-        done = engine.submit("fox " * 300, overflow=overflow, max_tokens=3).result(120)
-        whole = engine.submit("fox", overflow=overflow, max_tokens=3).result(120)
+        done = engine.submit("fox " * 300, overflow=overflow, max_tokens=3).result(PATIENCE)
+        whole = engine.submit("fox", overflow=overflow, max_tokens=3).result(PATIENCE)
     assert done.dropped_tokens + done.prompt_tokens == given
     assert f"{done.dropped_tokens} tokens of the prompt dropped" in repr(done)
     assert whole.dropped_tokens == 0

@@ -16,6 +16,7 @@ from llcuda.engine.request import RequestParams
 from llcuda.engine.speculation import Drafter
 from llcuda.errors import QueueFullError
 from tests.engine.test_guide import Sequence
+from tests.support.waiting import PATIENCE
 from tests.test_params import RANGES
 
 START, END, WORD = 2, 3, 756  # tokens of the demo model: <|im_start|>, <|im_end|>, Lena
@@ -118,10 +119,10 @@ def observed(model: Model, sizes: dict[str, int]) -> dict[str, Any]:
             while True:
                 requests.append(engine.submit(prompt, max_tokens=3, ignore_eos=True))
         for request in requests:
-            request.result(120)
+            request.result(PATIENCE)
         before = engine.metrics.snapshot()["batch"]["decode_steps"]
         refrain: dict[str, Any] = {"max_tokens": 500, "ignore_eos": True, "grammar": REFRAIN}
-        full = engine.submit(prompt, **refrain).result(120)
+        full = engine.submit(prompt, **refrain).result(PATIENCE)
         seen = {
             "accepted": len(requests),
             "cells": engine.load().cells,
@@ -172,8 +173,8 @@ def test_a_keyword_changes_the_completion(field: str, engine: Engine, model: Mod
     if field == "guide":
         value = Sequence(model, " Tom had")
     without = {"prompt": PROMPT, **ASKED, **beside}
-    assert holds(engine.submit(**{**without, field: value}).result(120))
-    assert not holds(engine.submit(**without).result(120))
+    assert holds(engine.submit(**{**without, field: value}).result(PATIENCE))
+    assert not holds(engine.submit(**without).result(PATIENCE))
 
 
 @pytest.mark.parametrize("field", ENGINE)
@@ -187,7 +188,7 @@ def test_keep_holds_in_a_shift_too(engine: Engine) -> None:
     """Other tokens before the same ones: after the shift, another text."""
     asked: dict[str, Any] = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
     asked |= {"prompt": LONG[:40], "overflow": "shift"}
-    short, long = (engine.submit(keep=keep, **asked).result(120).tokens for keep in (1, 30))
+    short, long = (engine.submit(keep=keep, **asked).result(PATIENCE).tokens for keep in (1, 30))
     assert short[:24] == long[:24]
     assert short != long
 
@@ -197,5 +198,5 @@ def test_both_ends_of_a_range_give_texts(field: str, engine: Engine) -> None:
     """No number that is accepted makes an infinity of which no token can be drawn."""
     for value in RANGES[field]:
         given = {**BESIDE.get(field, {}), field: value}
-        done = engine.submit(PROMPT, max_tokens=8, ignore_eos=True, **given).result(120)
+        done = engine.submit(PROMPT, max_tokens=8, ignore_eos=True, **given).result(PATIENCE)
         assert 8 == len(done.tokens)

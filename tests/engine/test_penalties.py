@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llcuda import Context, Engine, Model, Sampler
+from tests.support.waiting import PATIENCE
 
 PROMPT = 'Lily said, "I am happy". Lily said, "I am happy". Lily said, "I'
 PENALTIES: list[dict[str, Any]] = [
@@ -44,7 +45,7 @@ def test_a_request_counts_its_prompt(
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "ignore_eos": True, **penalties}
     with Engine(model, ctx_size=128, threads=1, **settings) as engine:
         for request in engine.submit_n(PROMPT, 2, **asked):
-            assert expected == request.result(120).tokens
+            assert expected == request.result(PATIENCE).tokens
 
 
 def test_the_prompt_makes_a_difference(model: Model) -> None:
@@ -58,5 +59,5 @@ def test_a_guided_text_counts_the_prompt(model: Model) -> None:
     words = {"type": "choice", "choices": [" am", " was"]}
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "response_format": words}
     with Engine(model, ctx_size=128, threads=1) as engine:
-        assert " am" == engine.submit(PROMPT, **asked).result(120).text
-        assert " was" == engine.submit(PROMPT, repeat_penalty=1e6, **asked).result(120).text
+        assert " am" == engine.submit(PROMPT, **asked).result(PATIENCE).text
+        assert " was" == engine.submit(PROMPT, repeat_penalty=1e6, **asked).result(PATIENCE).text

@@ -27,7 +27,7 @@ from llcuda.errors import (
 from tests.support import models
 from tests.support.failures import break_context, keep_broken
 from tests.support.programs import run
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 SIZES: dict[str, Any] = {"ctx_size": 128, "threads": 1, "flash_attention": False}
 PROMPTS = [[5 + i, *range(10, 40), 6 + i] for i in range(5)]
@@ -55,12 +55,12 @@ def lfm2(model_files: dict[str, Path]) -> Iterator[Model]:
 
 def fail_once(engine: Engine) -> None:
     """Have a request fail with its context."""
-    engine.submit(PROMPTS[0], max_tokens=1).result(120)
+    engine.submit(PROMPTS[0], max_tokens=1).result(PATIENCE)
     with engine.loop.hold():
         break_context(engine)
         failing = engine.submit(PROMPTS[1], **GREEDY)
     with pytest.raises(DecodeError, match="assertion failed"):
-        failing.result(120)
+        failing.result(PATIENCE)
 
 
 class At:
@@ -79,7 +79,7 @@ class At:
 def results(engine: Engine, asked: list[dict[str, Any]]) -> list[Any]:
     """Return what is to be equal of each request, run alone."""
     done = [
-        engine.submit(prompt, **parameters).result(120)
+        engine.submit(prompt, **parameters).result(PATIENCE)
         for prompt, parameters in zip(PROMPTS, asked, strict=False)
     ]
     return [facts(completion) for completion in done]
@@ -98,7 +98,7 @@ def test_a_failed_prefill_step_fails_the_new_prompt_alone(lfm2: Model) -> None:
     """Running texts and waiting ones end as they do alone, with scores, guides and seeds."""
     with Engine(lfm2, **SIZES) as engine:
         alone = results(engine, MIXED)
-        last = facts(engine.submit(PROMPTS[4], max_tokens=9, **GREEDY).result(120))
+        last = facts(engine.submit(PROMPTS[4], max_tokens=9, **GREEDY).result(PATIENCE))
     new: list[Any] = []
 
     def act() -> None:
@@ -113,13 +113,13 @@ def test_a_failed_prefill_step_fails_the_new_prompt_alone(lfm2: Model) -> None:
                 for prompt, parameters in zip(PROMPTS, MIXED, strict=False)
             ]
         pieces = ["".join(request) for request in requests]
-        done = [request.result(120) for request in requests]
+        done = [request.result(PATIENCE) for request in requests]
         failing, waiting = new
         with pytest.raises(DecodeError, match="assertion failed"):
-            failing.result(120)
+            failing.result(PATIENCE)
         assert alone == [facts(completion) for completion in done]
         assert [text for text, _, _ in alone] == pieces
-        assert last == facts(waiting.result(120))
+        assert last == facts(waiting.result(PATIENCE))
         snapshot = engine.metrics.snapshot()
     assert {"recoveries": 1} == snapshot["recovery"]
     assert {"DecodeError": 1} == snapshot["errors"]
@@ -145,8 +145,8 @@ def test_a_failed_decode_step_fails_what_ran(lfm2: Model) -> None:
 
         assert alone[0][0].startswith(asyncio.run(read()))
         with pytest.raises(DecodeError):
-            requests[1].result(120)
-        assert alone[2:] == [facts(request.result(120)) for request in requests[2:]]
+            requests[1].result(PATIENCE)
+        assert alone[2:] == [facts(request.result(PATIENCE)) for request in requests[2:]]
         with engine.loop.hold():
             assert ("running", False, None) == (engine.state, engine.closed, engine.failure)
             assert 0 == engine.load().running
@@ -157,12 +157,12 @@ def test_a_failed_decode_step_fails_what_ran(lfm2: Model) -> None:
 def test_no_cached_prefix_outlives_its_context(lfm2: Model) -> None:
     """The next prompt that begins alike is computed whole."""
     with Engine(lfm2, **SIZES) as engine:
-        begun = engine.submit(PROMPTS[1], max_tokens=5, **GREEDY).result(120)
+        begun = engine.submit(PROMPTS[1], max_tokens=5, **GREEDY).result(PATIENCE)
         prompt = [*PROMPTS[1], *begun.tokens, 7]
-        again = engine.submit(prompt, max_tokens=5, **GREEDY).result(120)
+        again = engine.submit(prompt, max_tokens=5, **GREEDY).result(PATIENCE)
         assert len(prompt) - 2 == again.cached_tokens
         fail_once(engine)
-        later = engine.submit(prompt, max_tokens=5, **GREEDY).result(120)
+        later = engine.submit(prompt, max_tokens=5, **GREEDY).result(PATIENCE)
         assert (again.tokens, 0) == (later.tokens, later.cached_tokens)
 
 
@@ -199,7 +199,7 @@ def test_a_context_that_always_fails_ends_the_engine(
         keep_broken(engine, monkeypatch)
         for i in range(5):
             with pytest.raises(DecodeError, match="assertion failed"):
-                engine.submit(PROMPTS[i], **GREEDY).result(120)
+                engine.submit(PROMPTS[i], **GREEDY).result(PATIENCE)
         assert eventually(lambda: engine.closed)
         assert "failed" == engine.state
         with pytest.raises(DecodeError, match=r"failed 6 times in a row; load the model again.*"):
@@ -218,7 +218,7 @@ def test_requests_that_break_the_context_do_not_end_the_engine(lfm2: Model) -> N
     with Engine(lfm2, on_step=lambda step: [h(engine) for h in hooks], **SIZES) as engine:
         for i in range(12):
             with pytest.raises(DecodeError, match="assertion failed"):
-                engine.submit(PROMPTS[i % 5], **GREEDY).result(120)
+                engine.submit(PROMPTS[i % 5], **GREEDY).result(PATIENCE)
         hooks.clear()
         with engine.loop.hold():
             assert ("running", None) == (engine.state, engine.failure)
@@ -261,7 +261,7 @@ def test_what_a_recovery_looks_like(lfm2: Model, monkeypatch: pytest.MonkeyPatch
         with engine.loop.hold():
             assert "running" == engine.state
         assert ["recovering"] == states
-        assert alone == [facts(request.result(120))]
+        assert alone == [facts(request.result(PATIENCE))]
 
 
 @pytest.mark.parametrize("failures", [2, 9])
@@ -283,10 +283,10 @@ def test_a_context_that_cannot_be_made_again_is_tried_again(
         fail_once(engine)
         request = engine.submit(PROMPTS[0], max_tokens=9, **GREEDY)
         if failures == 2:
-            assert 9 == len(request.result(120).tokens)
+            assert 9 == len(request.result(PATIENCE).tokens)
         else:
             with pytest.raises(DecodeError, match=r"failed 6 times in a row.* too little memory"):
-                request.result(120)
+                request.result(PATIENCE)
 
 
 def test_a_lost_gpu_is_final(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +301,7 @@ def test_a_lost_gpu_is_final(model: Model, monkeypatch: pytest.MonkeyPatch) -> N
             requests = [engine.submit("Once", max_tokens=5) for _ in range(3)]
         for request in requests:
             with pytest.raises(DeviceLostError, match="a GPU failed"):
-                request.result(120)
+                request.result(PATIENCE)
         assert eventually(lambda: engine.closed)
         with pytest.raises(DeviceLostError, match="a GPU failed"):
             engine.submit("Once")
@@ -326,7 +326,7 @@ def test_a_step_that_the_context_survives_fails_alone(
 ) -> None:
     """The neighbour goes on with its cells; nothing is recomputed."""
     with Engine(model, **SIZES) as engine:
-        alone = engine.submit("Once", max_tokens=30, **GREEDY).result(120)
+        alone = engine.submit("Once", max_tokens=30, **GREEDY).result(PATIENCE)
         new: list[Any] = []
 
         def act() -> None:
@@ -342,11 +342,11 @@ def test_a_step_that_the_context_survives_fails_alone(
 
     with Engine(model, n_parallel=2, on_step=At(9, act), **SIZES) as engine:
         request = engine.submit("Once", max_tokens=30, **GREEDY)
-        assert alone.tokens == request.result(120).tokens
+        assert alone.tokens == request.result(PATIENCE).tokens
         with pytest.raises(type(error)):
-            new[0].result(120)
+            new[0].result(PATIENCE)
         monkeypatch.undo()
-        assert 5 == len(engine.submit("One day", max_tokens=5, **GREEDY).result(120).tokens)
+        assert 5 == len(engine.submit("One day", max_tokens=5, **GREEDY).result(PATIENCE).tokens)
         snapshot = engine.metrics.snapshot()
     assert {"recoveries": 0} == snapshot["recovery"]
     assert {type(error).__name__: 1} == snapshot["errors"]

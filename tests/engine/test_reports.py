@@ -16,7 +16,7 @@ from llcuda.errors import (
     QueueFullError,
     SamplingError,
 )
-from tests.support.waiting import ENDLESS, eventually
+from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
 # --- reports ---
 
@@ -33,9 +33,9 @@ def test_a_failed_request_is_reported(model: Model, monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(engine.context, "decode_batch", fail_once)
         with pytest.raises(DecodeError):
-            engine.submit("Once upon a time", max_tokens=5).result(120)
+            engine.submit("Once upon a time", max_tokens=5).result(PATIENCE)
         snapshot = engine.metrics.snapshot()
-        engine.submit("Once upon a time", max_tokens=5).result(120)
+        engine.submit("Once upon a time", max_tokens=5).result(PATIENCE)
     failed, good = seen
     assert (failed.finish_reason, failed.error) == ("error", "DecodeError: out of memory, say")
     assert (good.finish_reason, good.error) == ("length", None)
@@ -52,7 +52,7 @@ def test_reports_come_before_the_readers_wake(model: Model) -> None:
     seen: list[Any] = []
     with Engine(model, ctx_size=256, threads=1, on_request=seen.append) as engine:
         for count in range(1, 50):
-            engine.submit("One day", max_tokens=1).result(120)
+            engine.submit("One day", max_tokens=1).result(PATIENCE)
             assert len(seen) == engine.metrics.snapshot()["throughput"]["total_requests"] == count
 
 
@@ -64,7 +64,7 @@ def test_a_request_knows_how_full_its_steps_were(model: Model) -> None:
             with engine.loop.hold():
                 requests = [engine.submit("Once", max_tokens=n, ignore_eos=True) for n in lengths]
             for request in requests:
-                request.result(120)
+                request.result(PATIENCE)
     # The first token comes from the prompt's step: 11 tokens are 10 decode steps.
     assert [record.mean_rows for record in seen] == [1, 4, 4, 4, 4, 0, 2, 1.5]
 
@@ -77,7 +77,7 @@ def test_the_parts_of_a_step(model: Model, speculation: int) -> None:
     with Engine(
         model, ctx_size=256, threads=1, speculation=speculation, on_step=steps.append
     ) as engine:
-        done = engine.submit("Tom had a ball. Tom had a ball. Tom had", **asked).result(120)
+        done = engine.submit("Tom had a ball. Tom had a ball. Tom had", **asked).result(PATIENCE)
         engine.close()  # the last step is recorded after its readers are woken
         batch = engine.metrics.snapshot()["batch"]
     for step in steps:
@@ -100,8 +100,14 @@ def test_hooks_that_raise_harm_nobody(model: Model, caplog: pytest.LogCaptureFix
         caplog.at_level(logging.ERROR, "llcuda.engine"),
         Engine(model, ctx_size=256, threads=1, on_step=leave, on_request=leave) as engine,
     ):
-        assert len(engine.submit("One day", max_tokens=3, ignore_eos=True).result(120).tokens) == 3
-        assert len(engine.submit("One day", max_tokens=1, ignore_eos=True).result(120).tokens) == 1
+        assert (
+            len(engine.submit("One day", max_tokens=3, ignore_eos=True).result(PATIENCE).tokens)
+            == 3
+        )
+        assert (
+            len(engine.submit("One day", max_tokens=1, ignore_eos=True).result(PATIENCE).tokens)
+            == 1
+        )
     assert caplog.text.count("a hook of the engine raised") == 3 + 1 + 2
 
 
@@ -116,14 +122,14 @@ def test_nothing_is_copied_from_an_emptied_slot(model_files: dict[str, Path]) ->
     sizes: dict[str, Any] = {"ctx_size": 512, "threads": 1, "swa_full": False, "ubatch_size": 16}
     with Model(model_files["gemma3"]) as gemma:
         with Engine(gemma, n_parallel=3, cache_size=2048, **sizes) as engine:
-            engine.submit(text, **asked).result(120)
+            engine.submit(text, **asked).result(PATIENCE)
             with engine.loop.hold():
                 requests = [engine.submit(prompt, **asked) for prompt in prompts]
-            shared = [request.result(120) for request in requests]
+            shared = [request.result(PATIENCE) for request in requests]
         uncached = []
         for prompt in prompts:
             with Engine(gemma, **sizes) as engine:
-                uncached.append(engine.submit(prompt, **asked).result(120))
+                uncached.append(engine.submit(prompt, **asked).result(PATIENCE))
     assert [result.tokens for result in shared] == [result.tokens for result in uncached]
 
 
@@ -131,7 +137,7 @@ def test_a_memory_that_fails_for_once(model: Model, monkeypatch: pytest.MonkeyPa
     """What could not be reused is computed; what could not even be emptied fails its request."""
     asked: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
     with Engine(model, ctx_size=256, threads=1) as engine:
-        first = engine.submit(range(20, 80), **asked).result(120)
+        first = engine.submit(range(20, 80), **asked).result(PATIENCE)
         remove = engine.context.memory.remove
         left = 1
 
@@ -144,12 +150,12 @@ def test_a_memory_that_fails_for_once(model: Model, monkeypatch: pytest.MonkeyPa
                 raise ConcurrencyError("somebody looks at the context")
 
         monkeypatch.setattr(engine.context.memory, "remove", fail)
-        again = engine.submit(range(20, 80), **asked).result(120)
+        again = engine.submit(range(20, 80), **asked).result(PATIENCE)
         assert (again.tokens, again.cached_tokens) == (first.tokens, 0)
         left = 2
         with pytest.raises(ConcurrencyError):
-            engine.submit(range(20, 80), **asked).result(120)
-        last = engine.submit(range(20, 80), **asked).result(120)
+            engine.submit(range(20, 80), **asked).result(PATIENCE)
+        last = engine.submit(range(20, 80), **asked).result(PATIENCE)
         assert (last.tokens, last.cached_tokens) == (first.tokens, 0)
 
 
@@ -166,7 +172,7 @@ def test_an_idle_engine_holds_no_request(model: Model) -> None:
         ]
         requests[-1].cancel()
         for request in requests:
-            request.result(120)
+            request.result(PATIENCE)
         left = [weakref.ref(request) for request in requests]
         del requests, request
 
@@ -185,7 +191,7 @@ def test_a_closed_engine_lets_go_of_the_model(model: Model) -> None:
             owner = weakref.ref(own.handle.owner)
             with Engine(own, n_parallel=2, ctx_size=256, threads=1, queue_size=1) as engine:
                 kept = [engine.submit("Once", max_tokens=5), engine.submit("Once", **ENDLESS)]
-                kept[0].result(120)
+                kept[0].result(PATIENCE)
                 with pytest.raises(QueueFullError):
                     for _ in range(9):
                         kept.append(engine.submit("Once", **ENDLESS))
@@ -219,12 +225,12 @@ def test_a_failed_request_keeps_no_memory(model: Model, failure: str) -> None:
             weights = weakref.ref(own.handle.owner)
             with Engine(own, ctx_size=256, threads=1, **options) as engine:
                 repeated = list(range(5, 15))
-                engine.submit(repeated, max_tokens=20, ignore_eos=True).result(120)
+                engine.submit(repeated, max_tokens=20, ignore_eos=True).result(PATIENCE)
                 if failure == "hook":
                     engine.context.hooks.append(lambda event: 1 / 0)
                 failed = engine.submit(repeated, max_tokens=5, **asked)
                 with pytest.raises((ZeroDivisionError, SamplingError)) as caught:
-                    failed.result(120)
+                    failed.result(PATIENCE)
         assert weights() is None
         assert failed.done
         assert caught.value.__traceback__ is not None
@@ -239,7 +245,7 @@ def test_an_engine_that_nobody_holds_lets_go_of_the_model() -> None:
     try:
         own = Model("demo")
         engine = Engine(own, ctx_size=256, threads=1)
-        engine.submit("Once", max_tokens=5).result(120)
+        engine.submit("Once", max_tokens=5).result(PATIENCE)
         left = weakref.ref(own)
         del engine, own
         assert eventually(lambda: left() is None)
@@ -255,10 +261,10 @@ def test_handles_say_what_they_are(model: Model) -> None:
     with engine.loop.hold():
         request = engine.submit([5, 6, 7], max_tokens=4, ignore_eos=True)
         assert repr(request) == "<llcuda.Request: 3 prompt tokens, 0 generated, unfinished>"
-    request.result(120)
+    request.result(PATIENCE)
     assert repr(request) == "<llcuda.Request: 3 prompt tokens, 4 generated, length>"
     chat = engine.chat([{"role": "user", "content": "Hi"}], max_tokens=1, ignore_eos=True)
-    chat.result(120)
+    chat.result(PATIENCE)
     assert repr(chat) == f"<llcuda.Chat: {chat.request!r}>"
     request = engine.submit([5, 6, 7], **ENDLESS)
     engine.close()

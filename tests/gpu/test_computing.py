@@ -12,6 +12,7 @@ from llcuda import Context, Engine, InferenceEngine, Model, Sampler, device, mem
 from llcuda.native import library
 from llcuda.native.batch_sampler import BatchSampler
 from tests.support.greedy import check_greedy
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.gpu
 
@@ -113,7 +114,7 @@ def test_several_engines_on_one_gpu(gpu_demo: Model) -> None:
     asked: dict[str, Any] = {"max_tokens": 60, "temperature": 0}
 
     def texts(engine: Engine) -> list[str]:
-        return [engine.submit(prompt, **asked).result(120).text for prompt in PROMPTS]
+        return [engine.submit(prompt, **asked).result(PATIENCE).text for prompt in PROMPTS]
 
     with Engine(gpu_demo, ctx_size=256) as engine:
         alone = texts(engine)

@@ -11,6 +11,7 @@ from llcuda import Context, Engine, Model
 from llcuda.errors import ContextError, DecodeError, ModelError, OutOfMemoryError
 from tests.gpu.conftest import Cuda
 from tests.support.programs import run
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.gpu
 
@@ -65,14 +66,14 @@ def test_in_an_engine(cuda: Cuda, gpu_demo: Model) -> None:
     asked: dict[str, Any] = {"max_tokens": 30, "temperature": 0}
     options = {"n_parallel": 2, "ctx_size": 4096, "batch_size": 2048, "ubatch_size": 2048}
     with Engine(gpu_demo, **options) as engine:
-        expected = engine.submit("Once upon a time", **asked).result(120).text
+        expected = engine.submit("Once upon a time", **asked).result(PATIENCE).text
     with Engine(gpu_demo, **options) as engine:
-        engine.submit("One day", **asked).result(120)
+        engine.submit("One day", **asked).result(PATIENCE)
         with cuda.full(), pytest.raises(OutOfMemoryError):
-            engine.submit(PROMPT, max_tokens=1).result(120)
-        assert engine.submit("Once upon a time", **asked).result(120).text == expected
+            engine.submit(PROMPT, max_tokens=1).result(PATIENCE)
+        assert engine.submit("Once upon a time", **asked).result(PATIENCE).text == expected
         request = engine.submit(PROMPT, max_tokens=1, ignore_eos=True)
-        assert "length" == request.result(120).finish_reason
+        assert "length" == request.result(PATIENCE).finish_reason
 
 
 LOST = """

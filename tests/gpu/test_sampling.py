@@ -12,6 +12,7 @@ import pytest
 
 from llcuda import Context, Engine, Model, Sampler
 from llcuda.native.batch_sampler import BatchSampler
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.gpu
 
@@ -126,9 +127,9 @@ def test_functions_over_logits_leave_the_other_rows_alone(gpu_demo: Model) -> No
             with engine.loop.hold():
                 requests = [engine.submit("Once", seed=i, **asked) for i in range(3)]
                 own = engine.submit("Once", seed=3, **asked, **changed)
-            texts.append([request.result(120).tokens for request in requests])
+            texts.append([request.result(PATIENCE).tokens for request in requests])
         assert engine.context.samples_on_device
-        assert own.result(120).tokens == [word] * 12
+        assert own.result(PATIENCE).tokens == [word] * 12
     assert texts[0] == texts[1]
 
 

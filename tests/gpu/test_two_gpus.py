@@ -18,6 +18,7 @@ from llcuda.native import library
 from tests.gpu.test_computing import PROMPTS, greedy
 from tests.support.greedy import check_greedy
 from tests.support.programs import run
+from tests.support.waiting import PATIENCE
 
 MIB = 2**20
 
@@ -48,7 +49,7 @@ def test_a_model_over_two_gpus(split: dict[str, Any], cpu_demo: Model) -> None:
         with Engine(model, ctx_size=256, n_parallel=4) as engine:
             asked: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
             requests = [engine.submit(prompt, **asked) for prompt in PROMPTS]
-            answers = [request.result(120).tokens for request in requests]
+            answers = [request.result(PATIENCE).tokens for request in requests]
     for prompt, answer, text in zip(PROMPTS, answers, expected, strict=True):
         actual = [*cpu_demo.tokenize(prompt), *answer]
         check_greedy(actual, text[: len(actual)], cpu_demo)
@@ -71,7 +72,7 @@ def test_an_engine_on_each_gpu(cpu_demo: Model) -> None:
             Engine(model, ctx_size=256, n_parallel=2) as engine,
         ):
             requests = [engine.submit(prompt, **asked) for prompt in PROMPTS]
-            tokens_by_gpu[name] = [request.result(120).tokens for request in requests]
+            tokens_by_gpu[name] = [request.result(PATIENCE).tokens for request in requests]
 
     threads = [threading.Thread(target=compute, args=[name]) for name in gpu_names()[:2]]
     for thread in threads:

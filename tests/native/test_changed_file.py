@@ -14,6 +14,7 @@ from llcuda.engine import Engine
 from llcuda.errors import SamplingError
 from tests.support import models
 from tests.support.programs import run
+from tests.support.waiting import PATIENCE
 
 START = """
 import logging, os, sys, threading, time
@@ -192,7 +193,7 @@ def test_weights_that_are_not_numbers(
             Engine(model, ctx_size=256, threads=1) as engine,
             pytest.raises(SamplingError, match=r"not numbers \(NaN\)"),
         ):
-            engine.submit([1, 2, 3], max_tokens=2, **given).result(120)
+            engine.submit([1, 2, 3], max_tokens=2, **given).result(PATIENCE)
 
 
 READ_AT_ONCE = """

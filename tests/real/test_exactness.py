@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llcuda import Completion, Engine, Model
+from tests.support.waiting import PATIENCE
 
 TEXTS = (
     "The capital of France is",
@@ -30,12 +31,12 @@ def test_company_cache_and_guesses_change_no_bit(name: str, request: pytest.Fixt
     alone = []
     for text in TEXTS:
         with Engine(model, **sizes) as engine:
-            alone.append(facts(engine.submit(text, **asked).result(120)))
+            alone.append(facts(engine.submit(text, **asked).result(PATIENCE)))
     for speculation in (0, 4):
         with Engine(model, n_parallel=4, speculation=speculation, **sizes) as engine:
             for cached in (False, True):
                 with engine.loop.hold():
                     requests = [engine.submit(text, **asked) for text in TEXTS]
-                done = [running.result(120) for running in requests]
+                done = [running.result(PATIENCE) for running in requests]
                 assert alone == [facts(completion) for completion in done]
                 assert cached == any(completion.cached_tokens > 3 for completion in done)

@@ -11,6 +11,7 @@ from llcuda import Engine, Model
 from llcuda.hub.registry import registry
 from tests.real.conftest import GEMMA, QWEN, file
 from tests.support.hub_server import Asker, Hub
+from tests.support.waiting import PATIENCE
 
 PROGRAM = "from llcuda.cli.main import main; main()"
 CODER = registry()["qwen2.5-coder-0.5b-Q4_K_M"]
@@ -58,7 +59,9 @@ def test_a_store_of_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("qwen2.5-coder:0.5b", "ollama://qwen2.5-coder:0.5b"):
         with Model(name) as model, Engine(model, ctx_size=256) as engine:
             assert model.path.samefile(file(QWEN))
-            assert engine.submit("def add(a, b):", max_tokens=4, temperature=0).result(120).text
+            assert (
+                engine.submit("def add(a, b):", max_tokens=4, temperature=0).result(PATIENCE).text
+            )
 
 
 def test_a_folder_with_a_model(tmp_path: Path) -> None:

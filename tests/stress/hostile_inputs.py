@@ -51,6 +51,7 @@ from tests.conftest import VENDOR_MODELS
 from tests.stress.children import run_in_children
 from tests.support import models, schemas
 from tests.support.server import demo, served
+from tests.support.waiting import PATIENCE
 
 BATCH = 20  # inputs of a number
 SECONDS = 10.0  # that one input may compute, in all threads of the process
@@ -670,7 +671,7 @@ def chats(dice: random.Random, world: World) -> None:
     keywords = {key: value for key, value in given.items() if key.isidentifier()}
     keywords = {"max_tokens": 2, "timeout": 5, "overflow": "truncate", **keywords}
     with suppress(LlcudaError, TypeError):  # TypeError: an unknown keyword
-        world.engine.chat(messages, **keywords).result(120)
+        world.engine.chat(messages, **keywords).result(PATIENCE)
 
 
 _MARKS = (

@@ -20,6 +20,7 @@ from llcuda.structured import compiler
 from tests.conftest import VENDOR_MODELS
 from tests.support.guides import fits
 from tests.support.schemas import damaged_schema, random_schema
+from tests.support.waiting import PATIENCE
 
 GRAMMARS = sorted((VENDOR_MODELS.parent / "grammars").glob("*.gbnf"))
 FREE: dict[str, Any] = {"temperature": 1, "top_k": 0, "top_p": 1}
@@ -101,7 +102,7 @@ def test_a_text_is_what_its_format_says(engine: Engine, response_format: Any, pa
         done = engine.submit(
             "Once", response_format=response_format, max_tokens=300, seed=seed, **FREE
         )
-        assert re.fullmatch(pattern, done.result(120).text)
+        assert re.fullmatch(pattern, done.result(PATIENCE).text)
         assert done.result().finish_reason == "stop"
 
 
@@ -111,34 +112,38 @@ def test_json_objects_without_a_schema(engine: Engine) -> None:
     done = engine.submit(
         "Once", response_format=response_format, max_tokens=500, temperature=0.5, seed=1
     )
-    assert done.result(120).text.startswith("{")
+    assert done.result(PATIENCE).text.startswith("{")
     if done.result().finish_reason == "stop":
         assert isinstance(json.loads(done.result().text), dict)
-    plain = engine.submit("Once", max_tokens=5, temperature=0).result(120)
+    plain = engine.submit("Once", max_tokens=5, temperature=0).result(PATIENCE)
     text = engine.submit("Once", max_tokens=5, temperature=0, response_format={"type": "text"})
-    assert plain.text == text.result(120).text
+    assert plain.text == text.result(PATIENCE).text
 
 
 def test_what_else_a_request_asks_for_holds(engine: Engine, model: Model) -> None:
     """max_tokens gives a beginning; stops, log-probabilities, several texts, a stream."""
     grammar = structured.compile(model, schema=PERSON, compact=True)
-    whole = engine.submit("Once", response_format=grammar, max_tokens=300, seed=3).result(120)
+    whole = engine.submit("Once", response_format=grammar, max_tokens=300, seed=3).result(PATIENCE)
     assert whole.finish_reason == "stop"
     for limit in (1, 2, 3, 7, len(whole.tokens) - 1):
-        cut = engine.submit("Once", response_format=grammar, max_tokens=limit, seed=3).result(120)
+        cut = engine.submit("Once", response_format=grammar, max_tokens=limit, seed=3).result(
+            PATIENCE
+        )
         assert (cut.finish_reason, len(cut.tokens)) == ("length", limit)
         assert cut.text.startswith('{"name":"'[: len(cut.text)])
     assert engine.submit(
         "Once", response_format=grammar, max_tokens=len(whole.tokens), seed=3
-    ).result(120).text == whole.text  # fmt: skip
+    ).result(PATIENCE).text == whole.text  # fmt: skip
     stopped = engine.submit("Once", response_format=grammar, max_tokens=99, stop=['ame":']).result(
         60
     )
     assert (stopped.text, stopped.finish_reason) == ('{"n', "stop")
-    scored = engine.submit("Once", response_format=grammar, max_tokens=99, logprobs=1).result(120)
+    scored = engine.submit("Once", response_format=grammar, max_tokens=99, logprobs=1).result(
+        PATIENCE
+    )
     assert [item.token for item in scored.logprobs or ()] == scored.tokens
     texts = engine.submit_n("Once", 3, response_format=grammar, max_tokens=300, seed=1, **FREE)
-    assert all(json.loads(text.result(120).text)["born"] for text in texts)
+    assert all(json.loads(text.result(PATIENCE).text)["born"] for text in texts)
     assert len({text.result().text for text in texts}) > 1
     streamed = "".join(engine.submit("Once", response_format=grammar, max_tokens=300, seed=3))
     assert streamed == whole.text
@@ -241,7 +246,7 @@ def test_a_refused_format_harms_nothing(engine: Engine) -> None:
     for wrong in (schema(type="thing"), {"type": "json_schema"}):
         with pytest.raises(ArgumentError):
             engine.submit("Once", response_format=wrong)
-    assert engine.submit("Once", max_tokens=3).result(120).tokens
+    assert engine.submit("Once", max_tokens=3).result(PATIENCE).tokens
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -326,10 +331,10 @@ def test_hostile_formats_end_nothing(engine: Engine, name: str) -> None:
     except ArgumentError:
         return
     try:
-        assert request.result(120).finish_reason in ("stop", "length")
+        assert request.result(PATIENCE).finish_reason in ("stop", "length")
     except SamplingError as error:
         assert "guide" in str(error)
-    assert engine.submit("Once", max_tokens=2).result(120).tokens
+    assert engine.submit("Once", max_tokens=2).result(PATIENCE).tokens
 
 
 @pytest.mark.parametrize(
@@ -465,7 +470,7 @@ def test_llama_cpp_takes_what_its_grammars_give(engine: Engine, model: Model, pa
             "Once", response_format=response_format, max_tokens=60, seed=seed, **FREE
         )
         judge = Sampler(temperature=0, grammar=grammar, model=model)
-        for token in done.result(120).tokens:
+        for token in done.result(PATIENCE).tokens:
             judge.accept(token, model)
 
 
@@ -501,7 +506,7 @@ class TestTools:
         )
         text = (
             engine.submit("Once", response_format=tool_format, max_tokens=99, **FREE)
-            .result(120)
+            .result(PATIENCE)
             .text
         )
         assert re.fullmatch(self.CALL, text)
@@ -509,7 +514,7 @@ class TestTools:
         tool_format = structured.tool_format(self.TOOLS, choice, around=self.around)
         text = (
             engine.submit("Once", response_format=tool_format, max_tokens=99, **FREE)
-            .result(120)
+            .result(PATIENCE)
             .text
         )
         assert re.fullmatch(self.CALL.replace("add|", ""), text)
@@ -541,7 +546,7 @@ class TestTools:
             self.TOOLS, "required", around=around, trigger="<|im_start|>"
         )
         request = engine.submit("Once", response_format=tool_format, max_tokens=99, **FREE)
-        done = request.result(120)
+        done = request.result(PATIENCE)
         assert re.fullmatch(r"(\s?(add|say)\(\{\s*\"x\"\s*:\s*\d+\s*\}\))+", done.text)
         (start,) = model.tokenize("<|im_start|>", add_special=False, parse_special=True)
         assert done.tokens[0] == start
@@ -585,7 +590,9 @@ def test_pydantic_models(engine: Engine) -> None:
     outer.model_config["extra"] = inner.model_config["extra"] = "forbid"
     for kind in (inner, outer):
         kind.model_rebuild(force=True)
-    done = engine.submit("Once", response_format=outer, max_tokens=300, seed=2, **FREE).result(120)
+    done = engine.submit("Once", response_format=outer, max_tokens=300, seed=2, **FREE).result(
+        PATIENCE
+    )
     assert done.finish_reason == "stop"
     assert len(outer.model_validate_json(done.text).inner.word) <= 8
 
@@ -658,7 +665,7 @@ def test_engines_may_share_a_format(model: Model) -> None:
         with Engine(model, n_parallel=4, ctx_size=256, threads=1) as engine:
             asked = {"response_format": grammar, "max_tokens": 100, **FREE}
             requests = [engine.submit("Once", seed=seed, **asked) for seed in range(8)]
-            texts.extend(request.result(120).text for request in requests)
+            texts.extend(request.result(PATIENCE).text for request in requests)
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
@@ -709,7 +716,7 @@ def test_no_text_ends_within_its_grammar(
     assert not any(bits[token] for token in model.eog_tokens)
     bias = dict.fromkeys(model.eog_tokens, 100.0)  # what the model wants most
     done = engine.submit("Once", response_format=compiled, max_tokens=20, logit_bias=bias, **FREE)
-    assert done.result(120).finish_reason == "stop"
+    assert done.result(PATIENCE).finish_reason == "stop"
     assert len(done.result().tokens) == (1 if "+" in grammar else 9)
 
 
@@ -721,7 +728,7 @@ def test_a_grammar_may_name_the_end(engine: Engine, model: Model) -> None:
             "response_format": {"type": "gbnf", "grammar": grammar},
             "logit_bias": {end: 100.0},
         }
-        assert engine.submit("Once", **asked).result(120).text == "a"
+        assert engine.submit("Once", **asked).result(PATIENCE).text == "a"
 
 
 @pytest.mark.parametrize("depth", [200, 201])

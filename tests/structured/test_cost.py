@@ -20,7 +20,7 @@ from llcuda.structured.cost import MAX_SMALL, regex_cost
 from llcuda.structured.gbnf import MAX_RULES, to_lark
 from tests.support.grammars import doubling_rules, endless_format
 from tests.support.processes import trials
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_a_compilation_can_be_cancelled(model: Model, monkeypatch: pytest.Monkey
         cancelled.set()
         for compilation in compilations:
             with pytest.raises(CancelledError):
-                compilation.result(120)
+                compilation.result(PATIENCE)
     assert trials() == []
 
 

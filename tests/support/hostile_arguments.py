@@ -28,6 +28,7 @@ from llcuda.errors import LlcudaError
 from llcuda.gguf_editor import merge_gguf, set_metadata, split_gguf
 from llcuda.gguf_parser import GGUFReader
 from llcuda.gguf_writer import RawTensor, write_gguf
+from tests.support.waiting import PATIENCE
 
 WATCHDOG = 60.0  # seconds for one call
 
@@ -331,11 +332,11 @@ def made_chain(step: str) -> Callable[..., Any]:
 
 
 def settled(submit: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *a, **k: submit(*a, **k).result(120)
+    return lambda *a, **k: submit(*a, **k).result(PATIENCE)
 
 
 def settled_n(submit: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *a, **k: [request.result(120) for request in submit(*a, **k)]
+    return lambda *a, **k: [request.result(PATIENCE) for request in submit(*a, **k)]
 
 
 def listed(stream: Callable[..., Any]) -> Callable[..., Any]:
