@@ -38,7 +38,7 @@ class User(Asker):
     def run(self, *commands: str) -> list[tuple[int, str, str]]:
         """Run commands in one process; return the status, stdout and the message of each."""
         lines = json.dumps([command.split() for command in commands])
-        process = self.start(COMMANDS, lines, XDG_STATE_HOME=str(self.home / "state"))
+        process = self.start(COMMANDS, lines)
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         return [tuple(json.loads(line)) for line in output.splitlines()]
@@ -47,7 +47,6 @@ class User(Asker):
 @pytest.fixture
 def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> User:
     """A user whose cache has two models."""
-    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "none"))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     cache = tmp_path / "home" / "hub"
     demo = demo_model().read_bytes()
@@ -143,7 +142,7 @@ def test_rm_asks_in_a_terminal(user: User, answer: bytes, left: bool) -> None:
     program = "from llcuda.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "rm", "some/model:Q4_0"],
-        env=user.environment(XDG_STATE_HOME=str(user.home / "state")),
+        env=user.environment(),
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

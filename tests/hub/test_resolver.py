@@ -58,6 +58,13 @@ def ask(server: Hub, tmp_path: Path) -> Asker:
     return Asker(server, tmp_path / "home")
 
 
+@pytest.fixture(autouse=True)
+def no_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No names of the developer's, and no models of ollama."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "no"))
+
+
 # --- names that need no network ---
 
 
@@ -342,7 +349,7 @@ def test_listing_says_what_is_in_the_cache(ask: Asker) -> None:
 def test_list_in_a_pipe_cuts_no_name(ask: Asker) -> None:
     """Plain lines that begin with the short names, whatever COLUMNS says."""
     program = "from llcuda.cli.main import main; main()"
-    process = ask.start(program, "list", "--all", COLUMNS="40", OLLAMA_MODELS=str(ask.home))
+    process = ask.start(program, "list", "--all", COLUMNS="40")
     output, errors = process.communicate(timeout=120)
     lines = output.partition("\n\n")[2].splitlines()
     assert (process.returncode, errors, lines[0].split()[:2]) == (0, "", ["Short", "name"])

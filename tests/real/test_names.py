@@ -19,8 +19,7 @@ CODER = registry()["qwen2.5-coder-0.5b-Q4_K_M"]
 
 def command(user: Asker, *arguments: str) -> str:
     """Return the stdout of a command of a user."""
-    state = {"XDG_STATE_HOME": str(user.home / "state"), "OLLAMA_MODELS": str(user.home / "none")}
-    process = user.start(PROGRAM, *arguments, **state)
+    process = user.start(PROGRAM, *arguments)
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return output

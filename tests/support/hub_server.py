@@ -270,7 +270,8 @@ class Asker:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
         no_proxy = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
         own = {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
-        return {**kept, **no_proxy, **own, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+        other = {"XDG_STATE_HOME": str(self.home / "state"), "OLLAMA_MODELS": str(self.home / "no")}
+        return {**kept, **no_proxy, **own, **other, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
 
     def start(self, program: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
         """Start a Python program as this user."""
