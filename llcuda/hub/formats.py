@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
+from llcuda.files import PREFIX
+
 HEAD_BYTES = 512  # what `describe_head` needs of a file
 SAFETENSORS_HEADER = 2**27  # bytes; safetensors' own limit is 100 MB
 UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".aria2", ".!qb")
@@ -79,9 +81,10 @@ def unfinished(path: Path) -> str | None:
 
     Args:
         path: The path of a file. aria2 gives an unfinished file its final name and its final size,
-            and keeps a file of the same name and ".aria2" beside it.
+            and keeps a file of the same name and ".aria2" beside it. A partial file of llcuda's own
+            is read by the call that writes it.
     """
-    if path.name.lower().endswith(UNFINISHED):
+    if path.name.lower().endswith(UNFINISHED) and not path.name.startswith(PREFIX):
         return f"{path} is an unfinished download; let the program that began it finish"
     control = path.with_name(f"{path.name}.aria2")
     if control.is_file():
