@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llcuda._version import UNKNOWN, __version__
 from llcuda.cli.console import examples
 from llcuda.demo import demo_model
 from llcuda.errors import LlcudaError
@@ -23,8 +24,6 @@ app = typer.Typer()
 @app.command("version", epilog=examples("llcuda version"))
 def print_version() -> None:
     """Print the version."""
-    from llcuda import __version__
-
     print(__version__)
 
 
@@ -97,6 +96,9 @@ def diagnose() -> Report:
     from llcuda.native.cuda_libraries import driver
 
     report = Report(versions=_versions(), driver=driver() is not None)
+    if __version__ == UNKNOWN:
+        what = "the package's metadata is missing: its modules were copied, not installed"
+        report.problems.append(Problem(what, "pip install llcuda"))
     if not demo_model().is_file():
         report.problems.append(Problem(f"the demo model {demo_model()} is missing", REBUILD))
     try:
@@ -126,7 +128,7 @@ def diagnose() -> Report:
 
 def _versions() -> dict[str, str]:
     versions = {
-        "llcuda": version("llcuda"),
+        "llcuda": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -20,10 +20,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+from llcuda._version import __version__
 from llcuda.conversion.checkpoint import (
     INDEX,
     TOKENIZERS,
@@ -86,7 +86,7 @@ def check_packages() -> None:
 
 def converter_version() -> str:
     """Return the versions that the content of a converted file depends on."""
-    return f"{package_version('llcuda')} {installation()[1]}"
+    return f"{__version__} {installation()[1]}"
 
 
 @functools.cache

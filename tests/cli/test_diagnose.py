@@ -49,6 +49,26 @@ def test_the_library_knows_its_patches() -> None:
     assert set(library.patches()) <= {path.stem for path in folder.glob("*.toml")}
 
 
+def test_modules_without_their_package_are_a_problem() -> None:
+    """Copied modules run, and doctor says that the package's metadata is missing."""
+    hidden = (
+        "import importlib.metadata as metadata, sys\n"
+        "real = metadata.distribution\n"
+        "def without(name):\n"
+        "    if name == 'llcuda':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "metadata.distribution = without\n"
+        "from llcuda.cli.main import main\n"
+        "sys.exit(main())"
+    )
+    command = [sys.executable, "-c", hidden, "doctor", "--json"]
+    result = subprocess.run(command, capture_output=True, check=True, text=True)
+    document = json.loads(result.stdout)
+    assert (document["usable"], document["versions"]["llcuda"]) == (True, "unknown")
+    assert "metadata is missing" in document["problems"][0]["what"]
+
+
 def test_json_is_one_document() -> None:
     """`llcuda doctor --json` prints the same as JSON."""
     command = [sys.executable, "-m", "llcuda", "doctor", "--json"]
