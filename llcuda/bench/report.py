@@ -172,12 +172,13 @@ def _cell(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def read_document(compare: str) -> Document:
+def read_document(compare: str, parameter: str = "compare") -> Document:
     """Return the figures that a run is compared with.
 
     Args:
         compare: A file with the output of an earlier run, whose last line is its document; or the
             name of a reference in REFERENCES, unless a file has that name.
+        parameter: What errors call it.
 
     Raises:
         ArgumentError: The file cannot be read, or it is not such an output.
@@ -193,10 +194,11 @@ def read_document(compare: str) -> Document:
             raise ValueError
         _figures(document)
     except OSError as error:
-        raise wrong_value("compare", compare, f"cannot be read: {error.strerror}", remedy) from None
+        rule = f"cannot be read: {error.strerror}"
+        raise wrong_value(parameter, compare, rule, remedy) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         rule = "it is not a document of llcuda bench"
-        raise wrong_value("compare", compare, rule, remedy) from None
+        raise wrong_value(parameter, compare, rule, remedy) from None
     return document
 
 

@@ -119,7 +119,7 @@ def _variables() -> Iterator[str]:
 def _show_bench(console: Console, path: Path) -> None:
     from llcuda.bench.report import read_document, show_document
 
-    show_document(console, read_document(str(path)))
+    show_document(console, read_document(str(path), "--bench"))
 
 
 def summarize_tests(path: Path) -> list[str]:
