@@ -198,7 +198,7 @@ def test_params_of_another_type(wrong: object) -> None:
         (ModelParams, {"gpu_layers": -1}, "2,147,483,647; 99 = all layers, 0 = the CPU"),
         (ContextParams, {"threads": -1}, "from 1 to 512; leave it out for the default"),
         (ContextParams, {"flash_attention": "auto"}, "; None = where the device has it"),
-        (EngineParams, {"cache_size": -1}, "at least 2,048; None = n_parallel x ctx_size"),
+        (EngineParams, {"cache_size": -1}, "at least 1; None = n_parallel x ctx_size"),
         (SamplingParams, {"seed": -1}, "from 0 to 4,294,967,294; None = at random"),
         (SamplingParams, {"top_k": -1}, "0 turns it off"),
         (SamplingParams, {"top_p": None}, "expected a number from 0 to 1; 1 turns it off"),
