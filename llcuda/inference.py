@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
 
@@ -26,7 +27,7 @@ from llcuda.chat.tool_loop import Tool, ToolRun
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
-from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig, EngineParams
+from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine, check_hooks
 from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
@@ -48,13 +49,12 @@ from llcuda.keywords import (
     StreamKeywords,
     SubmitKeywords,
     check_keywords,
+    explain_keywords,
 )
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
 from llcuda.params import (
     BATCH_SIZE,
-    ContextParams,
-    ModelParams,
     check_flag,
     wrong_argument,
 )
@@ -128,12 +128,14 @@ class InferenceEngine:
             keywords.setdefault("progress", keywords.get("silent") is not True)
             self.load_model(model_name, filename, **keywords)
         elif keywords or filename is not None:
+            check_keywords(keywords, None, OpenKeywords)
             names = ", ".join(f"{name}=" for name in keywords or ("filename",))
             rule = f"{names} has no effect without a model"
             raise wrong_argument("model_name", rule, "give its name, or call load_model()")
 
     # --- loading ---
 
+    @partial(explain_keywords, kinds=(LoadKeywords,))
     def load_model(
         self,
         model_name: str | Path,
@@ -197,8 +199,6 @@ class InferenceEngine:
                 f"ctx_size={ctx_size} and context_size={context_size}: two names of one setting; "
                 "give one of them"
             )
-        known = EngineParams, ModelParams, ContextParams
-        check_keywords(keywords, InferenceEngine.load_model, *known)
         path_text(model_name, "model_name")
         for name, flag in (("auto_start", auto_start), ("verbose", verbose), ("silent", silent)):
             check_flag(name, flag)

@@ -340,10 +340,15 @@ def check_keywords(keywords: Iterable[str], call: Callable[..., Any] | None, *ki
             raise unknown_keyword(name, frozenset().union(_own_names(call), *names))
 
 
-def explain_keywords(call: Call) -> Call:
-    """Decorate a dataclass, or a function, to say what an unknown keyword stands for."""
+def explain_keywords(call: Call, *, kinds: Iterable[type] = ()) -> Call:
+    """Decorate a dataclass, or a function, to say what an unknown keyword stands for.
+
+    Args:
+        call: The dataclass or function.
+        kinds: As for `check_keywords`.
+    """
     function: Any = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
-    known = _own_names(function)
+    known = _own_names(function).union(*map(_field_names, kinds))
 
     @wraps(function)
     def checked(*args: Any, **keywords: Any) -> Any:
@@ -412,6 +417,7 @@ _ITERATE = (
 _FIELDS_AS_KEYWORDS = "give its fields as keywords"
 _TYPES = "the weights have the types of their file; type_k and type_v are those of the KV cache"
 _SEVERAL = "submit_n() and infer_n() generate several continuations"
+_MODEL = "InferenceEngine() and load_model() take the model as their first argument, model_name"
 _LOGGING = 'llcuda logs to logging.getLogger("llcuda")'
 
 # What other libraries' keywords stand for, where a name alone does not say it.
@@ -429,6 +435,9 @@ HINTS = {
     "do_sample": "temperature=0 always takes the most probable token",
     "enable_thinking": 'chat() takes template_variables={"enable_thinking": ...}',
     "gpu_memory_utilization": "load_model(gpu_layers=None) takes as many layers as fit",
+    "model": _MODEL,
+    "model_id": _MODEL,
+    "model_path": _MODEL,
     "logits_all": 'Context.decode(tokens, logits="all") computes them; echo=True scores a prompt',
     "lora_path": "Adapter(model, path) loads it, Context.set_adapters applies it",
     "n": _SEVERAL,

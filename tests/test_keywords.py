@@ -80,6 +80,15 @@ def test_load_model_says_what_was_meant(name: str, says: str) -> None:
         InferenceEngine().load_model("demo", auto_start=False, silent=True, **{name: 1})
 
 
+@pytest.mark.parametrize("name", ["model", "model_path"])
+def test_the_model_is_the_first_argument(name: str) -> None:
+    """Other libraries' names of it say so."""
+    says = f"^unknown keyword {name}: .* first argument, model_name$"
+    for call in (InferenceEngine, InferenceEngine().load_model):
+        with pytest.raises(TypeError, match=says):
+            call(**{name: "demo"})
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
