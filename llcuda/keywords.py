@@ -443,6 +443,7 @@ HINTS = {
     "n": _SEVERAL,
     "num_beams": "llcuda has no beam search",
     "num_return_sequences": _SEVERAL,
+    "parallel_tool_calls": "the model may call several; take the first of tool_calls for one",
     "parse_special": "infer() and submit() read control tokens in raw prompts, chat() never does",
     "reasoning_effort": 'chat() takes template_variables={"reasoning_effort": ...}',
     "stream": _ITERATE,
@@ -473,6 +474,7 @@ PEERS = {
         "n_predict num_predict max_length max_new_tokens max_completion_tokens max_output_tokens"
     ),
     "min_tokens": "min_length min_new_tokens",
+    "mirostat": "mirostat_mode",
     "mlock": "use_mlock",
     "mmap": "use_mmap",
     "normalize": "normalize_embeddings",

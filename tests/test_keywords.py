@@ -100,6 +100,8 @@ def test_the_model_is_the_first_argument(name: str) -> None:
         ("temp", "llcuda calls it temperature$"),
         ("stop_token_ids", "llcuda calls it stop_tokens$"),
         ("system", r"a keyword of chat\(\)$"),
+        ("mirostat_mode", "llcuda calls it mirostat$"),
+        ("parallel_tool_calls", "the first of tool_calls"),
         ("stream", "iterated over"),
         ("n", r"submit_n\(\) and infer_n\(\)"),
         ("n_ctx", r"llcuda calls it ctx_size, a keyword of Engine\(\) and load_model\(\)$"),

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from llcuda.keywords import PEERS, ConfigKeywords, TextKeywords
+from llcuda.keywords import NEAR, PEERS, ConfigKeywords, TextKeywords
 from llcuda.params import seed_after, wrong_argument, wrong_value
 
 MAX_STOPS = 256
@@ -105,7 +105,9 @@ class Body(BaseModel):
                 return f"this API calls it {field}"
         if any(own in ConfigKeywords.__annotations__ for own in own_names):
             return "it is set when the server starts"
-        near = get_close_matches(name, cls.model_fields, 1)
+        if name == "options":
+            return "give each option as a field of the request"
+        near = get_close_matches(name, cls.model_fields, 1, NEAR)
         return f"did you mean {near[0]}?" if near else ""
 
 

@@ -195,6 +195,7 @@ def test_messages_on_items(server: Served, item: dict[str, Any], message: str) -
     ("path", "field", "hint"),
     [
         ("/v1/completions", "max_tokn", "did you mean max_tokens?"),
+        ("/v1/chat/completions", "options", "give each option as a field of the request"),
         ("/v1/completions", "promt", "did you mean prompt?"),
         ("/v1/completions", "repetition_penalty", "this API calls it repeat_penalty"),
         ("/v1/completions", "num_ctx", "it is set when the server starts"),
