@@ -214,6 +214,7 @@ class Program:
 
     Attributes:
         strings: The string constants of the template.
+        keys: The names by which it may read an object: its string constants and attributes.
         names: The variables that it reads or sets.
     """
 
@@ -229,6 +230,7 @@ class Program:
             self.strings = frozenset(
                 c.value for c in tree.find_all(nodes.Const) if isinstance(c.value, str)
             )
+            self.keys = self.strings | {item.attr for item in tree.find_all(nodes.Getattr)}
             self.names = frozenset(name.name for name in tree.find_all(nodes.Name))
             if len(self.names) > NAME_LIMIT:
                 raise SecurityError(f"it has more than {NAME_LIMIT} names")

@@ -12,6 +12,54 @@ from llcuda.params import wrong_argument, wrong_value
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_DEPTH = 64  # levels of nested data
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_READ = ("role", "content", "name", "tool_calls", "tool_call_id", *_REASONING)
+# Keys without a text for the model, in messages that clients and other servers' answers have.
+_NOTES = frozenset(
+    [
+        "id",
+        "object",
+        "type",
+        "status",
+        "phase",
+        "index",
+        "finish_reason",
+        "refusal",
+        "annotations",
+        "metadata",
+        "cache_control",
+        "created",
+        "created_at",
+        "createdAt",
+        "timestamp",
+        "model",
+        "usage",
+        "weight",
+        "tool_name",
+        "reasoning_details",
+        "thinking_blocks",
+        "signature",
+        "provider_specific_fields",
+        "extra_content",
+        "additional_kwargs",
+        "response_metadata",
+    ]
+)
+_MEDIA = frozenset(
+    [
+        "image",
+        "images",
+        "image_url",
+        "audio",
+        "audios",
+        "input_audio",
+        "video",
+        "videos",
+        "file",
+        "files",
+        "attachments",
+        "experimental_attachments",
+    ]
+)
 _TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
 
 
@@ -58,7 +106,9 @@ def plain_data(value: Any, parameter: str, depth: int = 0) -> Any:
     raise wrong_argument(parameter, f"expected JSON data, not {type(value).__name__}")
 
 
-def check_messages(messages: Any, roles: Collection[str] = ()) -> list[dict[str, Any]]:
+def check_messages(
+    messages: Any, roles: Collection[str] = (), keys: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Return the messages as plain data.
 
     Reasoning gets every name by which templates read it.
@@ -66,6 +116,7 @@ def check_messages(messages: Any, roles: Collection[str] = ()) -> list[dict[str,
     Args:
         messages: A list of messages.
         roles: The roles that a template knows, beside OpenAI's.
+        keys: The keys of a message that a template reads, beside OpenAI's.
 
     Raises:
         ArgumentError: A message has another shape; `parameter` names the place.
@@ -74,16 +125,21 @@ def check_messages(messages: Any, roles: Collection[str] = ()) -> list[dict[str,
         raise wrong_argument("messages", f"expected a list, not {type(messages).__name__}")
     if not messages:
         raise wrong_argument("messages", "expected at least one")
-    return [_message(message, f"messages[{i}]", roles) for i, message in enumerate(messages)]
+    return [_message(message, f"messages[{i}]", roles, keys) for i, message in enumerate(messages)]
 
 
-def _message(given: Any, where: str, roles: Collection[str]) -> dict[str, Any]:
+def _message(
+    given: Any, where: str, roles: Collection[str], keys: Collection[str]
+) -> dict[str, Any]:
     message = plain_data(given, where)
     if not isinstance(message, dict):
         raise wrong_argument(where, f"expected an object with role and content, not {given!r}")
     role = message.get("role")
     if not isinstance(role, str) or role not in (*ROLES, *roles):
         raise wrong_value(f"{where}.role", role, f"expected one of {', '.join(ROLES)}")
+    for name, value in message.items():
+        if name not in _READ and name not in _NOTES and value:
+            _check_key(name, where, keys)
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)
     content = message.setdefault("content", None)
@@ -107,6 +163,19 @@ def _message(given: Any, where: str, roles: Collection[str]) -> dict[str, Any]:
     if reasoning is not None:
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
     return message
+
+
+def _check_key(name: str, where: str, keys: Collection[str]) -> None:
+    """Raise for a key with a value that no prompt would show."""
+    if name in _MEDIA:
+        rule = "unknown key; images and other files cannot be read yet, only text"
+    elif name in keys:
+        return
+    elif name == "function_call":
+        rule = "unknown key; write the call in tool_calls"
+    else:
+        rule = f"unknown key; expected {', '.join(_READ[:-2])}"
+    raise wrong_argument(f"{where}.{name}", rule)
 
 
 def _check_part(part: Any, where: str) -> None:

@@ -125,7 +125,7 @@ class ChatTemplate:
         Raises:
             ArgumentError: Messages or tools have other shapes, or the template raises an error.
         """
-        given = check_messages(messages, self._program.strings)
+        given = check_messages(messages, self._program.strings, self._program.keys)
         checked = None if tools is None else check_tools(tools)
         plain = plain_data(variables, "template_variables")
         return self._render(given, checked, add_generation_prompt, plain)
@@ -171,7 +171,7 @@ class ChatTemplate:
             ContextLengthError: The text is far too long. One that is a little too long may pass.
         """
         check_model(model)
-        given = check_messages(messages, self._program.strings)
+        given = check_messages(messages, self._program.strings, self._program.keys)
         checked = None if tools is None else check_tools(tools)
         data = [given, checked, plain_data(variables, "template_variables")]
         reasoning = [text for row in self.syntax.reasoning for text in (row.begin, row.end)]

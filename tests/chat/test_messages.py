@@ -55,6 +55,10 @@ def nested(depth: int) -> Any:
         ([{"role": "user", "content": b"Hi"}], "expected JSON data, not bytes"),
         ([{"role": "user", "content": "Hi", "name": 5}], r"messages\[0\].name"),
         ([{**CALLING, "reasoning_content": ["x"]}], "reasoning_content"),
+        ([{**USER, "images": ["a.png"]}], r"messages\[0\].images: unknown key; images and other"),
+        ([{**USER, "audio": {"id": "a"}}], r"audio: unknown key; images and other files cannot"),
+        ([{**USER, "function_call": {"name": "f"}}], "function_call: unknown key; write the call"),
+        ([{**USER, "contents": "x"}], "contents: unknown key; expected role, content, name, tool"),
         ([{**CALLING, "tool_calls": "f()"}], "tool_calls: expected a list"),
         ([{**CALLING, "tool_calls": [{}]}], r"tool_calls\[0\]: expected an object"),
         ([{**CALLING, "tool_calls": [{"function": {"name": ""}}]}], r"tool_calls\[0\]"),
@@ -67,6 +71,18 @@ def test_messages_of_a_wrong_shape(messages: Any, said: str) -> None:
     """Each is an error that names the place."""
     with pytest.raises(ArgumentError, match=said):
         SHOWN.render(messages)
+
+
+def test_keys_that_change_no_answer() -> None:
+    """Clients send back what servers wrote into an answer; a template may read keys of its own."""
+    notes = {"id": "1", "refusal": None, "annotations": [{}], "audio": None, "function_call": None}
+    answer = {"role": "assistant", "content": "A", "name": "a", "images": [], "x": "", **notes}
+    assert check_messages([USER, answer])[1]["content"] == "A"
+    for source in ("{{ messages[0].prefix }}", "{{ messages[0]['prefix'] }}"):
+        assert ChatTemplate(source).render([{**USER, "prefix": "P"}]) == "P"
+    reads_images = ChatTemplate("{{ messages[0].images | length }}")
+    with pytest.raises(ArgumentError, match="images: unknown key"):
+        reads_images.render([{**USER, "images": ["a.png"]}])
 
 
 def f(x: int) -> None:

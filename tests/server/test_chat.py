@@ -280,6 +280,7 @@ def test_reasoning_apart(caller: openai.OpenAI, stream: bool) -> None:
         ("messages", [{}]), ("messages", [{"role": "pope", "content": "a"}]),
         ("messages", [{"role": "user"}]), ("messages", [{"role": "user", "content": 5}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
+        ("messages", [{"role": "user", "content": "a", "images": ["a.png"]}]),
         ("messages", [{"role": "tool", "content": 5}]),
         ("messages", [{"role": "user", "content": "a " * 2000}]),
         ("messages", [{"role": "assistant", "tool_calls": [5]}]),
