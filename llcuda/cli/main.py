@@ -7,6 +7,8 @@ wrong arguments, 130 after Ctrl-C. A command imports what it needs when it runs,
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated, Any
 
@@ -40,6 +42,9 @@ NUMBER_RULES = {
     "greater_than_equal": "expected a number at least {ge:g}",
     "less_than_equal": "expected a number at most {le:g}",
 }
+
+# Those of stdout, where they name no file: other writers raise FileWriteError.
+WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
 
 
 class _Commands(TyperGroup):
@@ -117,15 +122,41 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character
     try:
+        status = _run_command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in WRITE_ERRORS:
+            raise
+        _drop_stdout()
+        if error.errno != errno.EPIPE:  # a reader that has enough, such as head, is told nothing
+            print_error(f"cannot write to stdout: {error.strerror}")
+        status = 1
+    sys.exit(status)
+
+
+def _run_command() -> int | str | None:
+    """Run the command of `sys.argv`, report its errors, and return its exit status."""
+    try:
         app(prog_name="llcuda")  # also of `python -m llcuda`
+    except SystemExit as end:
+        return end.code
     except LlcudaError as error:
         print_error(_message(error))
-        sys.exit(2 if isinstance(error, ArgumentError) else 1)
+        return 2 if isinstance(error, ArgumentError) else 1
     except UnicodeDecodeError as error:
         print_error(f"a file is not UTF-8: {error}")
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    return 0
+
+
+def _drop_stdout() -> None:
+    """Drop what stdout holds, which the interpreter would write at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _message(error: LlcudaError) -> str:

@@ -302,3 +302,17 @@ def test_ascii_terminal_gets_replacements() -> None:
     command = [sys.executable, "-m", "llcuda", "run", "--echo", "Zoë and Ünal", "-n", "3"]
     result = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr.decode()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "run demo hi -n 2"])
+def test_full_disk_behind_stdout(command: str, unbuffered: str) -> None:
+    """It is one message and status 1, however the interpreter buffers."""
+    line = [sys.executable, "-m", "llcuda", *command.split()]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            line, env=environment, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE
+        )
+    expected = b"error: cannot write to stdout: No space left on device\n"
+    assert (1, expected) == (result.returncode, result.stderr)
