@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from inspect import Parameter, signature
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from llcuda.errors import ArgumentError, shown
 from llcuda.guide import Guide
@@ -337,23 +337,43 @@ def check_keywords(keywords: Iterable[str], call: Callable[..., Any] | None, *ki
     names = [_field_names(kind) for kind in kinds]
     for name in keywords:
         if not any(name in known for known in names):
-            raise unknown_keyword(name, frozenset().union(_own_names(call), *names))
+            raise unknown_keyword(name, frozenset().union(own_names(call), *names))
 
 
-def explain_keywords(call: Call, *, kinds: Iterable[type] = ()) -> Call:
+class Dialect(NamedTuple):
+    """Words in which an unknown keyword is explained.
+
+    Attributes:
+        says: What stands before the right name.
+        names: llcuda's names -> those of the calls.
+        hints: Sentences for names that stand for no keyword.
+        calls: A call -> its keywords.
+    """
+
+    says: str
+    names: Mapping[str, str]
+    hints: Mapping[str, str]
+    calls: Mapping[str, Collection[str]]
+
+
+def explain_keywords(
+    call: Call, *, kinds: Iterable[type] = (), dialect: Dialect | None = None
+) -> Call:
     """Decorate a dataclass, or a function, to say what an unknown keyword stands for.
 
     Args:
         call: The dataclass or function.
         kinds: As for `check_keywords`.
+        dialect: As for `unknown_keyword`.
     """
     function: Any = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
-    known = _own_names(function).union(*map(_field_names, kinds))
+    known = own_names(function).union(*map(_field_names, kinds))
 
     @wraps(function)
     def checked(*args: Any, **keywords: Any) -> Any:
         if not known.issuperset(keywords):
-            raise unknown_keyword(next(name for name in keywords if name not in known), known)
+            unknown = next(name for name in keywords if name not in known)
+            raise unknown_keyword(unknown, known, dialect)
         return function(*args, **keywords)
 
     if not isinstance(call, type):
@@ -362,7 +382,7 @@ def explain_keywords(call: Call, *, kinds: Iterable[type] = ()) -> Call:
     return call
 
 
-def _own_names(call: Callable[..., Any] | None) -> frozenset[str]:
+def own_names(call: Callable[..., Any] | None) -> frozenset[str]:
     """Return the keywords in the signature of a call."""
     kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
     parameters = signature(call).parameters.values() if call else ()
@@ -375,32 +395,42 @@ def _field_names(kind: type) -> frozenset[str]:
     return frozenset(names)
 
 
-def unknown_keyword(name: str, known: Collection[str]) -> TypeError:
+def unknown_keyword(name: str, known: Collection[str], dialect: Dialect | None = None) -> TypeError:
     """Return the error for a keyword that a call does not know.
 
     Args:
         name: The keyword.
         known: The keywords of the call.
+        dialect: The words of the message; None = llcuda's.
     """
-    return TypeError(f"unknown keyword {name}{_hint(name, known)}")
+    hint = meaning(name, known, dialect)
+    return TypeError(f"unknown keyword {name}{hint and f': {hint}'}")
 
 
-def _hint(name: str, known: Collection[str]) -> str:
-    """Return what was meant, as the end of a sentence; nothing where it cannot be told."""
-    if name in HINTS:
-        return f": {HINTS[name]}"
-    own_names = [own for own, peers in PEERS.items() if name in peers.split()] or [name]
-    if own_name := next((own for own in own_names if own in known), None):
-        return f": llcuda calls it {own_name}"
-    for own_name in own_names:
-        for call, names in _CALLS.items():
-            if own_name in names:
-                also = "" if own_name == name else f"llcuda calls it {own_name}, "
-                return f": {also}a keyword of {call}"
+def meaning(name: str, known: Collection[str], dialect: Dialect | None = None) -> str:
+    """Return what an unknown keyword stands for; nothing if it cannot be told.
+
+    Args:
+        name: The keyword.
+        known: The keywords of the call.
+        dialect: The words; None = llcuda's.
+    """
+    says, names, hints, calls = dialect or _LLCUDA
+    if name in hints:
+        return hints[name]
+    meant = [own for own, peers in PEERS.items() if name in peers.split()] or [name]
+    meant = [names.get(own, own) for own in meant]
+    if own_name := next((own for own in meant if own in known), None):
+        return f"{says} {own_name}"
+    for own_name in meant:
+        for call, keywords in calls.items():
+            if own_name in keywords:
+                also = "" if own_name == name else f"{says} {own_name}, "
+                return f"{also}a keyword of {call}"
     from difflib import get_close_matches
 
     near = get_close_matches(name, sorted(known), 1, NEAR)
-    return f": did you mean {near[0]}?" if near else ""
+    return f"did you mean {near[0]}?" if near else ""
 
 
 _CALLS: dict[str, Collection[str]] = {
@@ -452,6 +482,8 @@ HINTS = {
     "tensor_parallel_size": 'split_mode="row" or "tensor" splits the layers over GPUs',
     "verbose": _LOGGING,
 }
+
+_LLCUDA = Dialect("llcuda calls it", {}, HINTS, _CALLS)
 
 # Other libraries' names of llcuda's keywords; of two keywords the first that a call has is meant.
 PEERS = {

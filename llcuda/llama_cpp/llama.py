@@ -38,7 +38,7 @@ from llcuda.errors import (
 )
 from llcuda.hub.repository import Repository
 from llcuda.hub.resolver import resolve
-from llcuda.keywords import check_keywords
+from llcuda.keywords import explain_keywords, own_names
 from llcuda.llama_cpp.context_request import ContextRequest
 from llcuda.llama_cpp.evaluation import Evaluation, logits_to_logprobs
 from llcuda.llama_cpp.llama_cache import BaseLlamaCache, LlamaState, longest_token_prefix
@@ -48,6 +48,8 @@ from llcuda.llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLooku
 from llcuda.llama_cpp.llama_tokenizer import LlamaTokenizer
 from llcuda.llama_cpp.responses import ChatAnswer, CompletionAnswer
 from llcuda.llama_cpp.settings import (
+    CALLS,
+    DIALECT,
     LARGER,
     LLAMA_DEFAULT_SEED,
     UNSPECIFIED,
@@ -58,6 +60,7 @@ from llcuda.llama_cpp.settings import (
     check_seed,
     engine_config,
     in_own_names,
+    known_keywords,
     model_params,
     next_seed,
     pooling_name,
@@ -198,7 +201,8 @@ class Llama:
         **keywords: Further settings of llcuda: n_parallel (texts that decode in one batch),
             cache_size, queue_size, devices, cuda_graphs, device_logits, batch_invariant,
             check_tensors, bf16_copies and bf16_to_f16; also f16_kv, n_parts and device, which older
-            versions and LangChain give.
+            versions and LangChain give. Any other keyword is warned of and has no effect, as in
+            llama-cpp-python.
 
     Attributes:
         model_path: The path as it was given.
@@ -212,7 +216,6 @@ class Llama:
         ModelNotFoundError: There is no such file; a ValueError, too.
         ModelError: The file cannot be loaded.
         ArgumentError: A value is outside what is allowed.
-        TypeError: A keyword is unknown.
     """
 
     def __init__(
@@ -267,8 +270,8 @@ class Llama:
     ) -> None:
         given = dict(locals())
         del given["self"], given["keywords"]
-        check_keywords(keywords, Llama, LlamaKeywords)
-        self._given: dict[str, Any] = {**given, **keywords}
+        known = {*given, *LlamaKeywords.__annotations__}
+        self._given: dict[str, Any] = {**given, **known_keywords(keywords, known)}
         given = self._given
         for name in ("logits_all", "embedding", "spm_infill", "verbose"):
             check_flag(name, given[name])
@@ -476,6 +479,7 @@ class Llama:
 
     # --- completions ---
 
+    @partial(explain_keywords, dialect=DIALECT)
     def create_completion(
         self,
         prompt: str | Sequence[int],
@@ -755,6 +759,7 @@ class Llama:
 
     # --- chats ---
 
+    @partial(explain_keywords, dialect=DIALECT)
     def create_chat_completion(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -1482,3 +1487,8 @@ def _masking(guide: Any, model: Model) -> steps.Python:
             state.accept(token)
 
     return steps.Python(apply, accept)
+
+
+CALLS["Llama()"] = own_names(Llama)
+CALLS["create_completion()"] = own_names(Llama.create_completion)
+CALLS["create_chat_completion()"] = own_names(Llama.create_chat_completion)

@@ -355,7 +355,7 @@ def __getattr__(name: str) -> Any:
             if known.replace("-", "") == wanted:
                 return _formatter(form)
     if name.endswith("ChatHandler"):
-        problem = f"{name}: images and audio are not part of this class; see docs/engine.md"
+        problem = f"{name}: images and audio cannot be read yet; give the messages as text"
         raise AttributeError(problem)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypedDict
 
 from llcuda.engine.config import EngineConfig, EngineParams
-from llcuda.errors import ArgumentError, ContextLengthError
+from llcuda.errors import ArgumentError, ContextLengthError, shown
+from llcuda.keywords import Dialect, meaning
 from llcuda.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from llcuda.native.gguf.types import GGMLType
 from llcuda.params import (
@@ -58,6 +59,15 @@ NAMES = {
     "ubatch_size": "n_ubatch",
 }
 
+# How unknown keywords are explained; llama.py fills in the calls and their keywords.
+CALLS: dict[str, Collection[str]] = {}
+DIALECT = Dialect(
+    says="this class calls it",
+    names={**NAMES, "embeddings": "embedding", "template": "chat_format"},
+    hints={"n": "call the method once for each answer"},
+    calls=CALLS,
+)
+
 
 class LlamaKeywords(TypedDict, total=False):
     """Keywords of `Llama` beyond llama-cpp-python's: fields of llcuda's settings."""
@@ -99,12 +109,14 @@ def in_own_names(**others: str) -> Iterator[None]:
             error.parameter = own
         if isinstance(error, ContextLengthError):
             error.remedy = LARGER
+        elif error.remedy is not None:
+            error.remedy = error.remedy.replace("template=", "chat_format=")
         raise
 
 
 def warn_ineffective(parameter: str, value: Any, rule: str) -> None:
     """Warn of a parameter that changes nothing here."""
-    warnings.warn(f"{parameter}={value!r}: it has no effect; {rule}", stacklevel=4)
+    warnings.warn(f"{parameter}={shown(value)}: it has no effect; {rule}", stacklevel=4)
 
 
 def _name_of(parameter: str, value: Any, names: Sequence[str]) -> str | None:
@@ -229,6 +241,17 @@ def check_ineffective(given: Mapping[str, Any]) -> None:
         warn_ineffective("device", given["device"], rule)
     if given.get("n_parts", -1) != -1:
         warn_ineffective("n_parts", given["n_parts"], "the model's file says how many it has")
+
+
+def known_keywords(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the keywords that a `Llama` knows, and warn of the others, which have no effect.
+
+    llama-cpp-python ignores them, and LangChain gives it some of its own.
+    """
+    for name in given.keys() - known:
+        rule = meaning(name, known, DIALECT) or "Llama() does not know it"
+        warn_ineffective(name, given[name], rule)
+    return {name: value for name, value in given.items() if name in known}
 
 
 def sampler_seed(seed: int) -> int | None:

@@ -222,7 +222,9 @@ def test_formats_that_are_not_there(form: Any, says: str) -> None:
     """An error of the constructor that says what there is."""
     with pytest.raises(ArgumentError, match=says):
         Llama("demo", chat_format=form, verbose=False)
-    with pytest.raises(AttributeError, match="Llava15ChatHandler: images"):
+    with pytest.raises(
+        AttributeError, match="Llava15ChatHandler: images and audio cannot be read yet"
+    ):
         _ = llama_chat_format.Llava15ChatHandler
 
 
@@ -245,3 +247,14 @@ def test_wrong_arguments(caller: Llama, given: dict[str, Any], says: str) -> Non
     """Each is an error that names the parameter."""
     with pytest.raises(ArgumentError, match=says):
         caller.create_chat_completion(**{"messages": HELLO, **given})
+
+
+def test_an_error_of_tools_names_chat_format() -> None:
+    """The template's error says chat_format, which is the parameter of this class."""
+    function = {"name": "add", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+    with (
+        Llama("demo", chat_format="chatml", verbose=False) as llama,
+        pytest.raises(ArgumentError, match="no place for them; give chat_format="),
+    ):
+        llama.create_chat_completion(HELLO, tools=tools)

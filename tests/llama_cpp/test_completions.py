@@ -209,7 +209,10 @@ def test_a_suffix_without_tokens_for_a_gap(llm: Llama) -> None:
         ({"stream": 1}, ArgumentError, "stream=1: expected True or False"),
         ({"logits_processor": 5}, ArgumentError, "logits_processor=5: expected a function"),
         ({"stopping_criteria": "."}, ArgumentError, "stopping_criteria='.': expected a function"),
-        ({"n": 2}, TypeError, "n"),
+        ({"n": 2}, TypeError, "unknown keyword n: call the method once for each answer"),
+        ({"max_new_tokens": 2}, TypeError, "max_new_tokens: this class calls it max_tokens$"),
+        ({"mirostat": 2}, TypeError, "this class calls it mirostat_mode$"),
+        ({"n_ctx": 2}, TypeError, r"n_ctx: a keyword of Llama\(\)$"),
     ],
     ids=repr,
 )

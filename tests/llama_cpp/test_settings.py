@@ -151,7 +151,6 @@ def test_the_vocabulary_as_c_has_it(llm: Llama) -> None:
         ({"draft_model": 5}, ArgumentError, "draft_model=5: expected a LlamaDraftModel"),
         ({"last_n_tokens_size": -5}, ArgumentError, "last_n_tokens_size=-5"),
         ({"cuda_graphs": "maybe"}, ArgumentError, "cuda_graphs='maybe'"),
-        ({"n_cxt": 5}, TypeError, "n_cxt"),
         ({"embedding": True, "pooling_type": 4}, ArgumentError, "pooling"),
     ],
     ids=repr,
@@ -160,6 +159,26 @@ def test_wrong_arguments(given: dict[str, Any], kind: type[Exception], says: str
     """Each is an error of the constructor, in the words of the caller."""
     with pytest.raises(kind, match=says):
         Llama(**{"model_path": "demo", "verbose": False, **given})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("callback_manager", r"Llama\(\) does not know it$"),
+        ("n_cxt", r"did you mean n_ctx\?$"),
+        ("num_ctx", "this class calls it n_ctx$"),
+        ("ctx_size", "this class calls it n_ctx$"),
+        ("gpu_layers", "this class calls it n_gpu_layers$"),
+        ("temperature", r"a keyword of create_completion\(\)$"),
+    ],
+)
+def test_an_unknown_keyword_is_warned_of(name: str, says: str) -> None:
+    """llama-cpp-python ignores it, and LangChain gives some; the model is loaded."""
+    with pytest.warns(UserWarning, match=f"^{name}=5: it has no effect; {says}"):
+        llama = Llama("demo", verbose=False, n_ctx=64, **{name: 5})
+    assert llama.n_ctx() == 64
+    assert name not in llama.__getstate__()
+    llama.close()
 
 
 @pytest.mark.parametrize(
