@@ -138,7 +138,8 @@ def _message(
     if not isinstance(role, str) or role not in (*ROLES, *roles):
         raise wrong_value(f"{where}.role", role, f"expected one of {', '.join(ROLES)}")
     for name, value in message.items():
-        if name not in _READ and name not in _NOTES and value:
+        same = name == "function_call" and message.get("tool_calls")  # the first call once more
+        if value and name not in _READ and name not in _NOTES and not same:
             _check_key(name, where, keys)
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)

@@ -78,6 +78,7 @@ def test_keys_that_change_no_answer() -> None:
     notes = {"id": "1", "refusal": None, "annotations": [{}], "audio": None, "function_call": None}
     answer = {"role": "assistant", "content": "A", "name": "a", "images": [], "x": "", **notes}
     assert check_messages([USER, answer])[1]["content"] == "A"
+    check_messages([USER, {**CALLING, "function_call": CALL["function"]}, RESULT])
     for source in ("{{ messages[0].prefix }}", "{{ messages[0]['prefix'] }}"):
         assert ChatTemplate(source).render([{**USER, "prefix": "P"}]) == "P"
     reads_images = ChatTemplate("{{ messages[0].images | length }}")
