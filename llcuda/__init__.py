@@ -34,7 +34,36 @@ if TYPE_CHECKING:
     from llcuda.engine.outputs import InferResult as InferResult
     from llcuda.engine.request import Request as Request
     from llcuda.engine.request import RequestParams as RequestParams
+    from llcuda.errors import AnswerError as AnswerError
+    from llcuda.errors import ArgumentError as ArgumentError
+    from llcuda.errors import BatchError as BatchError
+    from llcuda.errors import ClosedError as ClosedError
+    from llcuda.errors import ConcurrencyError as ConcurrencyError
+    from llcuda.errors import ContextError as ContextError
+    from llcuda.errors import ContextLengthError as ContextLengthError
+    from llcuda.errors import DecodeAbortedError as DecodeAbortedError
+    from llcuda.errors import DecodeError as DecodeError
+    from llcuda.errors import DeviceLostError as DeviceLostError
+    from llcuda.errors import FileWriteError as FileWriteError
+    from llcuda.errors import ForkError as ForkError
+    from llcuda.errors import GGUFError as GGUFError
+    from llcuda.errors import GrammarError as GrammarError
+    from llcuda.errors import LibraryError as LibraryError
     from llcuda.errors import LlcudaError as LlcudaError
+    from llcuda.errors import LoadCancelledError as LoadCancelledError
+    from llcuda.errors import MissingTensorError as MissingTensorError
+    from llcuda.errors import ModelChangedError as ModelChangedError
+    from llcuda.errors import ModelError as ModelError
+    from llcuda.errors import ModelNotFoundError as ModelNotFoundError
+    from llcuda.errors import NoOutputError as NoOutputError
+    from llcuda.errors import NoRoomError as NoRoomError
+    from llcuda.errors import NoTextError as NoTextError
+    from llcuda.errors import OutOfMemoryError as OutOfMemoryError
+    from llcuda.errors import QueueFullError as QueueFullError
+    from llcuda.errors import SamplingError as SamplingError
+    from llcuda.errors import StateError as StateError
+    from llcuda.errors import TensorError as TensorError
+    from llcuda.errors import UnsupportedError as UnsupportedError
     from llcuda.evaluate import divergence as divergence
     from llcuda.evaluate import importance_matrix as importance_matrix
     from llcuda.evaluate import perplexity as perplexity
@@ -62,37 +91,66 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapter": "llcuda.native.adapter",
+    "AnswerError": "llcuda.errors",
+    "ArgumentError": "llcuda.errors",
+    "BatchError": "llcuda.errors",
     "Chat": "llcuda.chat.session",
     "ChatCompletion": "llcuda.chat.session",
     "ChatDelta": "llcuda.chat.parser",
     "ChatTemplate": "llcuda.chat.template",
+    "ClosedError": "llcuda.errors",
     "Completion": "llcuda.engine.outputs",
+    "ConcurrencyError": "llcuda.errors",
     "Context": "llcuda.native.context",
+    "ContextError": "llcuda.errors",
+    "ContextLengthError": "llcuda.errors",
     "ContextParams": "llcuda.params",
     "CudaGraphs": "llcuda.native.timings",
+    "DecodeAbortedError": "llcuda.errors",
+    "DecodeError": "llcuda.errors",
     "DecodeEvent": "llcuda.native.timings",
+    "DeviceLostError": "llcuda.errors",
     "DeviceMemory": "llcuda.native.estimate",
     "Embedder": "llcuda.embeddings.embedder",
     "Engine": "llcuda.engine.engine",
     "EngineConfig": "llcuda.engine.config",
     "EngineParams": "llcuda.engine.config",
     "FILE_TYPES": "llcuda.native.quantization.file_types",
+    "FileWriteError": "llcuda.errors",
+    "ForkError": "llcuda.errors",
+    "GGUFError": "llcuda.errors",
+    "GrammarError": "llcuda.errors",
     "ImportanceMatrix": "llcuda.native.quantization.imatrix",
     "InferResult": "llcuda.engine.outputs",
     "InferenceEngine": "llcuda.inference",
+    "LibraryError": "llcuda.errors",
     "LlcudaError": "llcuda.errors",
+    "LoadCancelledError": "llcuda.errors",
     "MATRIX_TYPES": "llcuda.native.quantization.file_types",
+    "MissingTensorError": "llcuda.errors",
     "Model": "llcuda.native.model",
+    "ModelChangedError": "llcuda.errors",
+    "ModelError": "llcuda.errors",
+    "ModelNotFoundError": "llcuda.errors",
     "ModelParams": "llcuda.params",
+    "NoOutputError": "llcuda.errors",
+    "NoRoomError": "llcuda.errors",
+    "NoTextError": "llcuda.errors",
+    "OutOfMemoryError": "llcuda.errors",
+    "QueueFullError": "llcuda.errors",
     "Request": "llcuda.engine.request",
     "RequestParams": "llcuda.engine.request",
     "RunParams": "llcuda.chat.tool_loop",
     "Sampler": "llcuda.native.sampler",
+    "SamplingError": "llcuda.errors",
     "SamplingParams": "llcuda.params",
+    "StateError": "llcuda.errors",
     "TENSOR_TYPES": "llcuda.native.quantization.file_types",
+    "TensorError": "llcuda.errors",
     "Timings": "llcuda.native.timings",
     "ToolCall": "llcuda.chat.tool_calls",
     "ToolRun": "llcuda.chat.tool_loop",
+    "UnsupportedError": "llcuda.errors",
     "Utf8Decoder": "llcuda.engine.detokenizer",
     "__version__": "llcuda._version",
     "chat": "llcuda.chat",  # the package, which can be called

@@ -807,7 +807,8 @@ def _patiently(name: str, submit: Callable[[], Submitted]) -> Submitted:
             time.sleep(0.005)
         except ArgumentError as error:
             problem, parameter, remedy = error.problem, error.parameter, error.remedy
-            raise ArgumentError(f"{name}: {problem}", parameter=parameter, remedy=remedy) from error
+            text = f"{name}: {problem}"
+            raise type(error)(text, parameter=parameter, remedy=remedy) from error
 
 
 def _batch(

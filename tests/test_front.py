@@ -176,6 +176,13 @@ def test_leaving_a_batch_cancels_it(engine: llcuda.InferenceEngine) -> None:
     for _index, result in engine.batch_infer_iter(["One day"] * 3, **short):
         assert result.text == "a"
         break
+    far = "a " * 1000
+    with pytest.raises(llcuda.ContextLengthError, match="prompt 1: prompt: has"):
+        engine.batch_infer(["One day", far])
+    with pytest.raises(llcuda.ContextLengthError, match="prompt 0: prompt: has"):
+        list(engine.batch_infer_iter([far]))
+    with pytest.raises(llcuda.ContextLengthError, match="conversation 0: prompt: has"):
+        engine.batch_chat([far])
     with pytest.raises(ArgumentError, match="prompt 1: prompt: the prompt is empty"):
         list(engine.batch_infer_iter(["One day", ""], max_tokens=1))
     with pytest.raises(TypeError, match="prompts: expected a list of texts"):
