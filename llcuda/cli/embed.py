@@ -74,6 +74,8 @@ def embed(
     ctx_size: Annotated[
         int | None,
         typer.Option(
+            "--ctx-size",
+            "-c",
             min=1,
             metavar="TOKENS",
             help="Longest text. Default: as the model was trained, at most 2,048.",

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +35,7 @@ from llcuda.cli import (
     tokenize,
 )
 from llcuda.cli.console import INTERRUPTED, examples, print_error
+from llcuda.cli.peers import command_advice, option_advice
 from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError, NoTextError
 
 # What Typer's errors on numbers expect, by pydantic's kinds.
@@ -47,12 +50,41 @@ NUMBER_RULES = {
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
 
 
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say what to type in place of an option that peers have."""
+    try:
+        yield
+    except Exception as error:  # Typer does not export its class of an unknown option
+        name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+        if name is None or context is None:
+            raise
+        here = {option for item in context.command.params for option in item.opts}
+        if advice := option_advice(name, sys.argv[1:], here):
+            raise ArgumentError(advice) from None
+        raise
+
+
 class _Commands(TyperGroup):
-    """Reports a wrong number in an option in the words of the library."""
+    """Reports a wrong number in the words of the library, and explains what only peers have."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        with _advice():
+            return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        is_known = name in self.commands or ctx.resilient_parsing
+        if not is_known and (advice := command_advice(name)):
+            raise ArgumentError(advice)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _advice():
+                return super().invoke(ctx)
         except typer.BadParameter as error:
             # Pydantic's, where Typer uses it.
             errors: list[Any] = getattr(error.__cause__, "errors", list)()
@@ -109,7 +141,7 @@ def llcuda_(
     show_version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version."
+            "--version", "-v", is_eager=True, callback=_print_version, help="Print the version."
         ),
     ] = False,
 ) -> None:

@@ -129,6 +129,8 @@ class TextOptions:
     temperature: Annotated[
         float | None,
         typer.Option(
+            "--temperature",
+            "--temp",
             help="Higher is more varied; 0 = always the most probable token. Default: 0.7.",
             metavar="NUMBER",
             rich_help_panel=SAMPLING,
@@ -179,6 +181,8 @@ class TextOptions:
     ctx_size: Annotated[
         int | None,
         typer.Option(
+            "--ctx-size",
+            "-c",
             min=1,
             help="Context: prompt and answers together. Default: what the model was trained on,"
             " as far as memory allows.",
@@ -189,6 +193,8 @@ class TextOptions:
     gpu_layers: Annotated[
         int | None,
         typer.Option(
+            "--gpu-layers",
+            "-ngl",
             min=0,
             help="Layers on the GPU; 0 = none. Default: all that fit.",
             metavar="LAYERS",

@@ -70,12 +70,24 @@ def serve(
     ctx_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens of each sequence.", metavar="TOKENS", rich_help_panel=MODEL
+            "--ctx-size",
+            "-c",
+            min=1,
+            help="Tokens of each sequence.",
+            metavar="TOKENS",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     gpu_layers: Annotated[
         int | None,
-        typer.Option(min=0, help="Default: all that fit.", metavar="LAYERS", rich_help_panel=MODEL),
+        typer.Option(
+            "--gpu-layers",
+            "-ngl",
+            min=0,
+            help="Default: all that fit.",
+            metavar="LAYERS",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     bf16_copies: Annotated[
         bool,

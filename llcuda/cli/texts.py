@@ -49,6 +49,8 @@ Field = Annotated[
 GpuLayers = Annotated[
     int | None,
     typer.Option(
+        "--gpu-layers",
+        "-ngl",
         min=0,
         metavar="LAYERS",
         help="Layers on the GPU; 0 = none. Default: all.",

@@ -56,7 +56,7 @@ def test_each_parameter_has_help(words: str) -> None:
     assert [] == missing
 
 
-@pytest.mark.parametrize("arguments", [("--version",), ("version",)])
+@pytest.mark.parametrize("arguments", [("--version",), ("-v",), ("version",)])
 def test_version(arguments: tuple[str, ...]) -> None:
     """The package's."""
     result = call(*arguments)
@@ -70,6 +70,8 @@ def test_help_has_headings() -> None:
     shown = call("run", "-h").stdout
     assert all(heading in shown for heading in ("Chat", "Length and format", "Sampling", "Model"))
     assert call("run", "--help").stdout == shown
+    assert call("help", "run").stdout == shown
+    assert call("help").stdout == call("--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_help_has_headings() -> None:
         ("llcuda chat qwen2.5-1.5b-Q4", "qwen2.5-1.5b-Q4_K_M"),
         ("llcuda run ./mod", "./model.gguf"),
         ("llcuda run fold", "folder/"),
-        ("llcuda run --temp", "--temperature"),
+        ("llcuda run --tempe", "--temperature"),
     ],
 )
 def test_completion(

@@ -221,6 +221,17 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
         (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "give one of --json-schema"),
         (["bench", "--compare", "/no"], 2, "--compare '/no': cannot be read: No such file"),
         (["nonsense"], 2, "No such command"),
+        (["run", "demo", "x", "-ngl", "y"], 2, "error: --gpu-layers y: expected a whole number"),
+        (["run", "demo", "x", "--temp", "y"], 2, "error: --temperature y: expected a number"),
+        (["chat", "demo", "-c", "y"], 2, "error: --ctx-size y: expected a whole number"),
+        (["run", "demo", "x", "--num-ctx", "9"], 2, "no such option; give --ctx-size"),
+        (["run", "demo", "--n-predict=9"], 2, "--n-predict: no such option; give --max-tokens"),
+        (["bench", "demo", "-ngl", "9"], 2, "-ngl: no such option; give --gpu-layers"),
+        (["run", "demo", "-p", "hi"], 2, "-p: no such option; the prompt needs no option"),
+        (["tokenize", "demo", "--temp", "0"], 2, "No such option: --temp"),
+        (["-m", "demo", "x"], 2, "-m: no such option; the model follows a command: llcuda chat"),
+        (["stop"], 2, "stop: no such command; Ctrl-C ends `llcuda serve`"),
+        (["Five names"], 2, "a prompt follows one: llcuda run demo 'Five names'"),
     ],
 )
 def test_errors_are_one_message(arguments: list[str], status: int, message: str) -> None:

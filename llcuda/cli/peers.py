@@ -1,0 +1,81 @@
+"""Options and commands of llama.cpp, ollama and llm, and what a user of llcuda types instead."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+# Options of peers, and the options here.
+_OPTIONS = {
+    "--temp": "--temperature",
+    "-t": "--threads",
+    "-c": "--ctx-size",
+    "--num-ctx": "--ctx-size",
+    "--n-ctx": "--ctx-size",
+    "-ngl": "--gpu-layers",
+    "--n-gpu-layers": "--gpu-layers",
+    "--num-gpu": "--gpu-layers",
+    "--num-predict": "--max-tokens",
+    "--n-predict": "--max-tokens",
+    "--num-thread": "--threads",
+    "--lora": "--adapter",
+    "--grammar-file": "--grammar",
+    "--json-schema-file": "--json-schema",
+    "--chat-template-file": "--chat-template",
+    "--system-prompt": "--system",
+    "-sys": "--system",
+    "--schema": "--json-schema",
+    "-np": "--parallel",
+}
+_MODEL = 'the model follows a command: llcuda chat MODEL, llcuda run MODEL "PROMPT"'
+_PROMPT = 'the prompt needs no option: llcuda run MODEL "PROMPT"'
+# Options of peers that are something else here.
+_OTHER_WAYS = {
+    "-p": _PROMPT,
+    "--prompt": _PROMPT,
+    "-f": 'a file is read from stdin: llcuda run MODEL "PROMPT" < FILE',
+    "-m": _MODEL,
+    "--model": _MODEL,
+    "--verbose": "`llcuda run --json` prints timings, /stats shows them in a chat",
+}
+# Commands of peers.
+_COMMANDS = {
+    "create": "`llcuda quantize` and `llcuda convert` write models, `llcuda cp` gives a name",
+    "delete": "`llcuda rm MODEL` deletes a model",
+    "generate": '`llcuda run MODEL "PROMPT"` generates a text',
+    "models": "`llcuda list` shows the models",
+    "prompt": '`llcuda run MODEL "PROMPT"` answers a prompt',
+    "remove": "`llcuda rm MODEL` deletes a model",
+    "server": "`llcuda serve MODEL` starts the server",
+    "stop": "Ctrl-C ends `llcuda serve`; `llcuda ps` shows the servers",
+}
+
+
+def option_advice(name: str, words: Iterable[str], options: Collection[str]) -> str | None:
+    """Return an error that says what to type for a peer's option; None for any other option.
+
+    Args:
+        name: The unknown option; only its beginning where it has one dash and several letters.
+        words: The words of the command line.
+        options: The names of the options that the command has.
+    """
+    written = [word.partition("=")[0] for word in words if word.startswith(name)]
+    for option in (*written, name):
+        here = _OPTIONS.get(option)
+        if here in options:
+            return f"{option}: no such option; give {here}"
+        if option in _OTHER_WAYS:
+            return f"{option}: no such option; {_OTHER_WAYS[option]}"
+    return None
+
+
+def command_advice(name: str) -> str | None:
+    """Return an error that says what to type for a peer's command; None for any other word.
+
+    Args:
+        name: The unknown command.
+    """
+    if name in _COMMANDS:
+        return f"{name}: no such command; {_COMMANDS[name]}"
+    if len(name.split()) > 1:
+        return f"{name!r}: no such command; a prompt follows one: llcuda run demo {name!r}"
+    return None
