@@ -450,8 +450,16 @@ _SEVERAL = "submit_n() and infer_n() generate several continuations"
 _MODEL = "InferenceEngine() and load_model() take the model as their first argument, model_name"
 _LOGGING = 'llcuda logs to logging.getLogger("llcuda")'
 
+_SCHEMA = 'response_format={"type": "json_schema", "json_schema": {"schema": ...}} is that'
+
 # What other libraries' keywords stand for, where a name alone does not say it.
 HINTS = {
+    "format": 'response_format={"type": "json_object"} is any JSON object',
+    "guided_choice": 'response_format={"type": "choice", "choices": ["...", "..."]} is that',
+    "guided_json": _SCHEMA,
+    "guided_regex": 'response_format={"type": "regex", "regex": "..."} is that',
+    "json_schema": _SCHEMA,
+    "schema": _SCHEMA,
     "dtype": _TYPES,
     "ftype": "quantize() and convert() take file_type",
     "options": "give each option as a keyword",

@@ -875,7 +875,7 @@ class Llama:
                 messages,
                 tools=tools,
                 tool_choice="auto" if tool_choice is None else tool_choice,
-                response_format=_response_format(response_format),
+                response_format=response_format,
                 template=self._template() if handler is None else handler.template,
                 stop=[*_texts(stop), *(() if handler is None else handler.stop)],
                 **keywords,
@@ -1432,13 +1432,6 @@ def _tools(
         named = isinstance(function_call, Mapping)
         tool_choice = {"type": "function", "function": function_call} if named else function_call
     return tools, tool_choice
-
-
-def _response_format(given: Any) -> Any:
-    """Return a response_format as llcuda has it: the schema of a JSON object by its own type."""
-    if isinstance(given, Mapping) and given.get("type") == "json_object" and "schema" in given:
-        return {"type": "json_schema", "json_schema": {"schema": given["schema"]}}
-    return given
 
 
 def _match(repo: str, names: Sequence[str], pattern: str, parameter: str) -> str:

@@ -70,12 +70,16 @@ def grammar_source(response_format: Any, model: HasControlTokens, compact: bool)
     if not isinstance(response_format, Mapping):
         given = type(response_format).__name__
         raise _refused(
-            f"expected a dict, a Pydantic model, a TypedDict or a dataclass, not {given}"
+            f"expected a dict, a Pydantic model, a TypedDict or a dataclass, not {given}",
+            _example(response_format),
         )
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise _refused(f"type {kind!r} is not one of {', '.join(_FIELDS)}")
+        remedy = _SCHEMA if kind in _JSON_TYPES or _SCHEMA_WORDS & response_format.keys() else None
+        raise _refused(f"type {kind!r} is not one of {', '.join(_FIELDS)}", remedy)
     expected, fields = _FIELDS[kind], response_format.keys() - {"type"}
+    if kind == "json_object" and fields == {"schema"}:  # llama-cpp-python's and older servers' form
+        return _json(response_format["schema"], compact)
     if fields != expected:
         raise _refused(f"type {kind!r} has the fields {sorted(expected)}, not {sorted(fields)}")
     if kind == "json_object":
@@ -106,6 +110,21 @@ _FIELDS: dict[str, set[str]] = {
     "tools": {"calls", "trigger", "required", "parallel"},
 }
 
+_SCHEMA = 'a JSON schema is given as {"type": "json_schema", "json_schema": {"schema": ...}}'
+_SCHEMA_WORDS = {"$ref", "allOf", "anyOf", "const", "enum", "items", "oneOf", "properties"}
+_JSON_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
+
+
+def _example(response_format: Any) -> str | None:
+    """Return what to write in place of a text or a list, which other libraries take."""
+    if isinstance(response_format, str):
+        if response_format in ("json", "json_object"):
+            return 'give {"type": "json_object"}'
+        return 'a regular expression is given as {"type": "regex", "regex": "..."}'
+    if isinstance(response_format, list | tuple | set | frozenset):
+        return 'choices are given as {"type": "choice", "choices": ["...", "..."]}'
+    return None
+
 
 def schemas_of(response_format: Any) -> list[Any]:
     """Return the JSON schemas of a response format that `grammar_source` knows."""
@@ -114,11 +133,13 @@ def schemas_of(response_format: Any) -> list[Any]:
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None
     if kind == "json_schema":
         return [_schema_of(response_format["json_schema"])]
+    if kind == "json_object" and "schema" in response_format:
+        return [response_format["schema"]]
     return [call["schema"] for call in response_format["calls"]] if kind == "tools" else []
 
 
-def _refused(problem: str) -> ArgumentError:
-    return wrong_argument("response_format", problem)
+def _refused(problem: str, remedy: str | None = None) -> ArgumentError:
+    return wrong_argument("response_format", problem, remedy)
 
 
 def _text(kind: str, text: Any) -> str:

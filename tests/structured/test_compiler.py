@@ -106,6 +106,35 @@ def test_a_text_is_what_its_format_says(engine: Engine, response_format: Any, pa
         assert done.result().finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("json", 'give {"type": "json_object"}'),
+        ("[0-9]+", 'given as {"type": "regex", "regex": "..."}'),
+        (["yes", "no"], 'given as {"type": "choice", "choices": ["...", "..."]}'),
+        ({"type": "object", "properties": {}}, '{"type": "json_schema", "json_schema": {"sch'),
+        ({"properties": {}}, '{"type": "json_schema", "json_schema": {"schema": ...}}'),
+    ],
+)
+def test_forms_of_other_libraries(model: Model, given: Any, says: str) -> None:
+    """The error has the value to write."""
+    with pytest.raises(ArgumentError, match=re.escape(says)):
+        structured.compile(model, given)
+
+
+def test_the_schema_of_a_json_object(engine: Engine) -> None:
+    """llama-cpp-python's form, and that of older clients, is the schema itself."""
+    fields = {"type": "object", "properties": {"a": {"const": 5}}, "required": ["a"]}
+    fields["additionalProperties"] = False
+    done = engine.submit(
+        "Once", response_format={"type": "json_object", "schema": fields}, max_tokens=100, seed=1
+    )
+    assert json.loads(done.result(PATIENCE).text) == {"a": 5}
+    wrong = {"type": "object", "properties": {"a": {"type": "thing"}}}
+    with pytest.raises(ArgumentError, match="properties"):
+        engine.submit("Once", response_format={"type": "json_object", "schema": wrong})
+
+
 def test_json_objects_without_a_schema(engine: Engine) -> None:
     """{"type": "json_object"}; and {"type": "text"} restricts nothing."""
     response_format = {"type": "json_object"}
@@ -164,7 +193,8 @@ def lark(grammar: str) -> dict[str, Any]:
 SELF = {"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]}
 REFUSED: list[Any] = [
     5, "json", [], {}, {"type": "xml"}, {"type": ["json_object"]}, {"type": "json_schema"},
-    {"type": "json_object", "schema": {}}, {"type": "json_schema", "json_schema": {"name": "a"}},
+    {"type": "json_object", "schema": 5}, {"type": "json_schema", "json_schema": {"name": "a"}},
+    {"type": "json_object", "strict": True},
     {"type": "json_schema", "json_schema": {"schema": {}, "lenient": True}},
     {"type": "json_schema", "json_schema": {"schema": "object"}},
     {"type": "regex", "regex": "("}, {"type": "regex", "regex": ""}, {"type": "regex", "regex": 5},
