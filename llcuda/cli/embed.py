@@ -97,7 +97,7 @@ def embed(
         if output.suffix not in (".npy", ".jsonl"):
             raise ArgumentError(f"--output {output}: expected a name that ends in .npy or .jsonl")
     given = texts.given_texts(text or [], file or [], lines=lines, field=field)
-    prompts = [prefix + _decoded(text, number) for number, text in enumerate(given, 1)]
+    prompts = [prefix + (text if isinstance(text, str) else text.decode()) for text in given]
     path = resolve(model, progress=is_visible())
     with (
         Model(path, gpu_layers=gpu_layers) as loaded,
@@ -123,15 +123,6 @@ def embed(
             _write(output, results, len(prompts))
     if output is not None:
         print(f"{output}: {len(prompts):,} vectors", file=sys.stderr)
-
-
-def _decoded(text: str | bytes, number: int) -> str:
-    if isinstance(text, str):
-        return text
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise ArgumentError(f"text {number}: is not UTF-8: {error}") from None
 
 
 def _results(

@@ -113,7 +113,7 @@ def _document(
     scores = completion.prompt_logprobs[max(skipped - 1, 0) :]
     total = math.fsum(item.logprob for item in scores)
     return {
-        "text": text if isinstance(text, str) else text.decode(errors="replace"),
+        "text": text if isinstance(text, str) else text.decode(),
         "tokens": len(scores),
         "logprob": total,
         "mean_logprob": total / len(scores),

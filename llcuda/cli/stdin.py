@@ -1,4 +1,4 @@
-"""Reads text from stdin, and says what is not text."""
+"""Reads text from stdin, and refuses what is not text in UTF-8."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def read_stdin() -> bytes:
     """Return what stdin has, without the line break at its end.
 
     Raises:
-        ArgumentError: It is binary data.
+        ArgumentError: It is not text in UTF-8.
     """
     data = sys.stdin.buffer.read() if sys.stdin is not None else b""  # None: closed
     check_text(data)
@@ -23,22 +23,30 @@ def read_line() -> str:
 
     Raises:
         EOFError: There is none.
-        ArgumentError: It is binary data.
+        ArgumentError: It is not text in UTF-8.
     """
     line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
     if not line:
         raise EOFError
     check_text(line)
-    return line.decode(errors="replace").rstrip("\r\n")
+    return line.decode().rstrip("\r\n")
 
 
-def check_text(data: bytes) -> None:
-    """Raise ArgumentError for data of stdin that is not text; text need not be UTF-8.
+def check_text(data: bytes, name: str = "stdin") -> None:
+    """Raise ArgumentError for data that is not text in UTF-8.
 
     Args:
-        data: The data, or a part of it.
+        data: The data, or a part of it that ends with a line.
+        name: Where it comes from, for errors.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ArgumentError("stdin is UTF-16; convert it, e.g.: iconv -f UTF-16 -t UTF-8")
+        raise ArgumentError(f"{name} is UTF-16; convert it, e.g.: iconv -f UTF-16 -t UTF-8")
     if b"\0" in data:
-        raise ArgumentError("stdin is binary data (it has zero bytes); give a text")
+        raise ArgumentError(f"{name} is binary data (it has zero bytes); give a text")
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise ArgumentError(
+            f"{name} is not UTF-8 (byte {error.start:,} is 0x{data[error.start]:02x}); convert it,"
+            " e.g.: iconv -f LATIN1 -t UTF-8, or drop what is not UTF-8: iconv -c -t UTF-8"
+        ) from None

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from llcuda.cli.console import MODEL, complete_model, is_terminal, print_note
-from llcuda.cli.stdin import read_stdin
+from llcuda.cli.stdin import check_text, read_stdin
 from llcuda.errors import ArgumentError
 
 Model = Annotated[
@@ -63,14 +63,16 @@ def read_file(path: Path) -> bytes:
     """Return the text of a file, or of stdin for -, without the line break at its end.
 
     Raises:
-        ArgumentError: It cannot be read.
+        ArgumentError: It cannot be read, or is not text in UTF-8.
     """
     if str(path) == "-":
         return read_stdin()
     try:
-        return path.read_bytes().removesuffix(b"\n")
+        data = path.read_bytes()
     except OSError as error:
         raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
+    check_text(data, str(path))
+    return data.removesuffix(b"\n")
 
 
 def given_texts(

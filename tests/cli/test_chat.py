@@ -104,13 +104,18 @@ def test_errors_are_one_message() -> None:
     assert result.stdout.strip()
 
 
-def test_bytes_that_are_not_utf8() -> None:
-    """Latin-1 and control characters are a message like any; binary data ends the chat."""
-    result = piped(b"caf\xe9 \xff\x1b[2J\n", "Hello", b"\x89PNG\r\n\x1a\n\0\0\n", "Hello")
-    assert (2, b"error: stdin is binary data (it has zero bytes); give a text\n") == (
-        result.returncode,
-        result.stderr,
-    )
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\0\n", "is not UTF-8 (byte 0"),
+        (b"caf\xe9\n", "is not UTF-8 (byte 3 is 0xe9)"),
+        (b"a\0\n", "is binary data (it has zero bytes); give a text"),
+    ],
+)
+def test_bytes_that_are_not_utf8(line: bytes, said: str) -> None:
+    """Control characters are a message like any; what is not text in UTF-8 ends the chat."""
+    result = piped(b"caf\xc3\xa9 \x1b[2J\n", "Hello", line, "Hello")
+    assert (2, True) == (result.returncode, f"error: stdin {said}" in result.stderr.decode())
     assert len(result.stdout.splitlines()) >= 2
 
 

@@ -286,12 +286,6 @@ def test_bad_grammar_names_the_reason(tmp_path: Path) -> None:
     assert b"expecting ')'" in result.stderr
 
 
-def test_invalid_utf8_on_stdin_is_text_like_any() -> None:
-    """Bytes that are no UTF-8 do not end the program with a trace."""
-    result = llcuda_command("run", "-n", "3", text=b"caf\xe9 \xff\xfe")
-    assert result.returncode == 0, result.stderr.decode()
-
-
 def test_ctrl_c_while_the_command_line_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is status 130 and no trace, as later."""
 

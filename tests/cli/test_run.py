@@ -134,6 +134,7 @@ def test_a_template_makes_a_base_model_answer(tmp_path: Path) -> None:
     [
         (("demo", "x"), b"\x89PNG\r\n\x1a\n\0\0", "stdin is binary data (it has zero bytes)"),
         (("demo",), "Zoë".encode("utf-16"), "stdin is UTF-16; convert it"),
+        (("demo",), b"caf\xe9", "stdin is not UTF-8 (byte 3 is 0xe9); convert it"),
         (("demo", "x", "--raw", "--system", "y"), b"", "--system: a continuation has no chat"),
         (("demo", "x", "--raw", "--overflow", "drop"), b"", "--overflow drop: only a chat has"),
         (("demo", "x", "--overflow", "all"), b"", "--overflow all: expected one of drop, error"),

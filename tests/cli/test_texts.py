@@ -49,12 +49,12 @@ def test_tokens_are_those_of_the_model(model: Model) -> None:
     assert documents(*asked) == [plain]
 
 
-def test_tokens_of_bytes(model: Model, tmp_path: Path) -> None:
-    """A file need not be UTF-8; the line break at its end is no part of the text."""
-    (tmp_path / "text").write_bytes(b"a \xff b\n")
-    expected = [model.tokenize(b"a \xff b", parse_special=True)]
+def test_tokens_of_a_file(model: Model, tmp_path: Path) -> None:
+    """The line break at its end is no part of the text."""
+    (tmp_path / "text").write_bytes(b"a \xc3\xa9 b\n")
+    expected = [model.tokenize(b"a \xc3\xa9 b", parse_special=True)]
     for asked in (("-f", tmp_path / "text"), ("-f", "-"), ("-",), ()):
-        stdin = b"" if asked == ("-f", tmp_path / "text") else b"a \xff b\n"
+        stdin = b"" if asked == ("-f", tmp_path / "text") else b"a \xc3\xa9 b\n"
         assert documents("tokenize", "demo", *asked, "--ids", stdin=stdin) == expected
 
 
@@ -149,17 +149,37 @@ def test_texts_beyond_one_batch(model: Model) -> None:
     [
         ((), b"", "stdin is empty; give a text"),
         ((), b"a\0b", "stdin is binary data"),
+        ((), b"caf\xe9", "stdin is not UTF-8 (byte 3 is 0xe9); convert it, e.g.: iconv"),
+        (("-f", "bytes"), b"", "bytes is binary data"),
+        (("-f", "latin1"), b"", "latin1 is not UTF-8 (byte 3 is 0xe9); convert it, e.g.: iconv"),
         (("-f", "no-such-file"), b"", "cannot read no-such-file: No such file"),
         (("-f", "."), b"", "cannot read .: Is a directory"),
     ],
-    ids=["empty", "binary", "no file", "folder"],
+    ids=["empty", "binary", "latin1", "binary file", "latin1 file", "no file", "folder"],
 )
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_text(command: str, arguments: tuple[str, ...], stdin: bytes, says: str) -> None:
+def test_no_text(
+    command: str,
+    arguments: tuple[str, ...],
+    stdin: bytes,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Exit status 2, and one sentence."""
+    monkeypatch.chdir(tmp_path)
+    Path("bytes").write_bytes(b"a\0\x93")
+    Path("latin1").write_bytes(b"caf\xe9\n")
     result = run(*COMMANDS[command], *arguments, stdin=stdin)
     assert (result.status, result.stdout) == (2, "")
     assert says in result.stderr
+
+
+@pytest.mark.parametrize(("text", "says"), [(b"a\0", "binary data"), (b"\xe9", "not UTF-8")])
+def test_perplexity_of_other_data(text: bytes, says: str) -> None:
+    """It is refused as by the other commands."""
+    result = run("perplexity", "demo", "-f", "-", stdin=text)
+    assert (2, True) == (result.status, f"stdin is {says}" in result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +192,7 @@ def test_no_text(command: str, arguments: tuple[str, ...], stdin: bytes, says: s
         ((*SCORE, "x " * 5000), "text 1: has 10,0"),
         ((*SCORE, "x", "--top", "101"), "--top"),
         ((*EMBED, "x"), "names no pooling, .*; --pooling mean or last gives vectors"),
-        ((*EMBED, "-f", "bytes", "--pooling", "mean"), "text 1: is not UTF-8"),
+        ((*EMBED, "-f", "bytes", "--pooling", "mean"), "bytes is not UTF-8"),
         ((*EMBED, "x", "--pooling", "best"), "--pooling 'best': expected one of"),
         ((*EMBED, "x", "--pooling", "mean", "-o", "x.txt"), r"ends in .npy or .jsonl"),
         ((*EMBED, "x", "--pooling", "mean", "-o", "no/x.npy"), "folder no does not exist"),
