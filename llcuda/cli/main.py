@@ -36,7 +36,13 @@ from llcuda.cli import (
 )
 from llcuda.cli.console import INTERRUPTED, examples, print_error
 from llcuda.cli.peers import command_advice, option_advice
-from llcuda.errors import ArgumentError, ContextLengthError, LlcudaError, NoTextError
+from llcuda.errors import (
+    ArgumentError,
+    ContextLengthError,
+    LlcudaError,
+    NoTextError,
+    OutOfMemoryError,
+)
 
 # What Typer's errors on numbers expect, by pydantic's kinds.
 NUMBER_RULES = {
@@ -200,8 +206,11 @@ def _message(error: LlcudaError) -> str:
     options = command.params
     if isinstance(error, NoTextError):
         return f"{error.problem}; `llcuda embed` gives its embeddings"
-    if isinstance(error, ContextLengthError) and any(o.name == "ctx_size" for o in options):
+    has_ctx_size = any(option.name == "ctx_size" for option in options)
+    if isinstance(error, ContextLengthError) and has_ctx_size:
         return f"{error.problem}; give a shorter prompt or a larger --ctx-size"
+    if isinstance(error, OutOfMemoryError) and parameter == "ctx_size" and has_ctx_size:
+        return f"{error.problem}; choose a smaller --ctx-size"
     for option in options if parameter else ():
         if option.name == OPTION_NAMES.get(str(parameter), parameter):
             before, _, problem = error.problem.partition(str(parameter))

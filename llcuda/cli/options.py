@@ -15,6 +15,7 @@ import typer
 
 from llcuda.cli.console import MODEL, DecodeThreads
 from llcuda.errors import ArgumentError
+from llcuda.files import is_file
 
 if TYPE_CHECKING:
     from llcuda.inference import InferenceEngine
@@ -259,11 +260,12 @@ class TextOptions:
         return {"type": "json_schema", "json_schema": {"schema": document}}
 
     def template(self) -> str | None:
-        """Return the text of the chat template's file, or the name that was given."""
-        name = self.chat_template
-        if name is None or not Path(name).is_file():
-            return name
-        return Path(name).read_text(encoding="utf-8")
+        """Return the text of the chat template's file, or the name that was given.
+
+        Raises:
+            ArgumentError: As `template_text`.
+        """
+        return None if self.chat_template is None else template_text(self.chat_template)
 
     @contextmanager
     def format_errors(self) -> Iterator[None]:
@@ -303,6 +305,23 @@ class TextOptions:
             **threads,
         )
         apply_adapters(engine, adapters)
+
+
+def template_text(given: str) -> str:
+    """Return the text of a chat template's file, or the name of a template that was given.
+
+    Args:
+        given: What --chat-template has.
+
+    Raises:
+        ArgumentError: It is the path of a file that does not exist.
+    """
+    path = Path(given)
+    if is_file(path):
+        return path.read_text(encoding="utf-8")
+    if "{" not in given and (path.suffix or len(path.parts) > 1):
+        raise ArgumentError(f"--chat-template {given}: the file does not exist")
+    return given
 
 
 def has_template(path: Path) -> bool:

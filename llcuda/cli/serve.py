@@ -18,6 +18,7 @@ from llcuda.cli.console import (
     complete_model,
     examples,
 )
+from llcuda.cli.options import template_text
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
@@ -270,9 +271,7 @@ def serve(
     if pooling is not None:
         parameters["pooling"] = pooling
     if chat_template is not None:
-        file = Path(chat_template)
-        is_file = file.is_file()
-        parameters["template"] = file.read_text(encoding="utf-8") if is_file else chat_template
+        parameters["template"] = template_text(chat_template)
     specs = [_model_spec(argument, parameters) for argument in models or ["demo"]]
     keys = [*(api_key or ()), *(_read_keys(api_key_file) if api_key_file else ())]
     is_local = host in LOCAL_HOSTS

@@ -253,6 +253,7 @@ def test_errors_are_one_message(arguments: list[str], status: int, message: str)
         (["serve", "--idle-timeout", "0"], 2, "error: --idle-timeout 0.0: expected a number at"),
         (["serve", "--log-level", "loud"], 2, "error: --log-level 'loud': expected one of debug,"),
         (["serve", "--log-format", "xml"], 2, "error: --log-format 'xml': expected one of text,"),
+        (["serve", "demo", "--chat-template", "no.jinja"], 2, "no.jinja: the file does not exist"),
         (["serve", "--api-key-file", "/no/such"], 2, "file '/no/such' does not exist"),
     ],
 )
