@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
@@ -27,7 +27,7 @@ from llcuda.chat.tool_loop import Tool, ToolRun
 from llcuda.embeddings.cache import Embedders
 from llcuda.embeddings.embedder import Embedder, Float32, Text
 from llcuda.engine.autofit import fit
-from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
+from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig, EngineParams
 from llcuda.engine.engine import Engine, check_hooks
 from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
@@ -55,6 +55,8 @@ from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
 from llcuda.params import (
     BATCH_SIZE,
+    ContextParams,
+    ModelParams,
     check_flag,
     wrong_argument,
 )
@@ -76,6 +78,7 @@ class _Handle(Protocol[Result_co]):
     def result(self) -> Result_co: ...
 
 
+_LOAD_SETTINGS = (EngineParams, ModelParams, ContextParams)
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
 
@@ -128,14 +131,14 @@ class InferenceEngine:
             keywords.setdefault("progress", keywords.get("silent") is not True)
             self.load_model(model_name, filename, **keywords)
         elif keywords or filename is not None:
-            check_keywords(keywords, None, OpenKeywords)
+            check_keywords(keywords, None, OpenKeywords, *_LOAD_SETTINGS)
             names = ", ".join(f"{name}=" for name in keywords or ("filename",))
             rule = f"{names} has no effect without a model"
             raise wrong_argument("model_name", rule, "give its name, or call load_model()")
 
     # --- loading ---
 
-    @partial(explain_keywords, kinds=(LoadKeywords,))
+    @partial(explain_keywords, kinds=_LOAD_SETTINGS)
     def load_model(
         self,
         model_name: str | Path,
@@ -529,6 +532,12 @@ class InferenceEngine:
     ) -> Callable[[int, str], Request]:
         if isinstance(prompts, str):
             raise TypeError("prompts: expected a list of texts; infer() takes one text")
+        if is_dataclass(max_tokens):
+            raise wrong_argument(
+                "max_tokens",
+                f"expected a whole number, not {type(max_tokens).__name__}",
+                "give its fields as keywords",
+            )
         return lambda index, prompt: _patiently(
             f"prompt {index}", lambda: self.submit(prompt, max_tokens=max_tokens, **keywords)
         )

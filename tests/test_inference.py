@@ -652,3 +652,11 @@ def test_a_terminal_of_ipython_is_no_notebook() -> None:
         "sys.stderr = None\nprint(is_visible())"
     )
     assert result.stdout.split() == ["True", "False", "False"]
+
+
+def test_settings_in_place_of_max_tokens(engine: llcuda.InferenceEngine) -> None:
+    """As vLLM takes them; the message says how they are given."""
+    says = "^max_tokens: expected a whole number, not SamplingParams; give its fields as keywords$"
+    for call in (engine.batch_infer, engine.batch_infer_iter):
+        with pytest.raises(ArgumentError, match=says):
+            call(["One day"], llcuda.SamplingParams())  # type: ignore[operator]
