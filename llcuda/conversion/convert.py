@@ -199,6 +199,10 @@ def _source_folder(source: str | os.PathLike[str], *, weights: bool) -> tuple[Pa
     if text and path.is_dir():
         return path, path.resolve().name or "model"
     repo = parse_repository(text) if isinstance(source, str) and text else None
+    if text and path.is_file():
+        raise ModelNotFoundError(
+            f"{text!r} is a file, and a checkpoint is a folder; Model(path) loads a GGUF file"
+        )
     if repo is None or path.exists():
         raise ModelNotFoundError(f"no such folder: {text!r}; expected one, or repo/id on the hub")
     folder = download_folder(

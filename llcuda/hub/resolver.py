@@ -290,7 +290,7 @@ def _missing(text: str, path: Path) -> ModelNotFoundError:
     parent = path.parent
     siblings = [file.name for file in parent.glob("*.gguf")] if path_exists(parent) else []
     similar = _did_you_mean(similar_names(path.name, siblings))
-    on_hub = re.match(f"{REPOSITORY_ID}/", text)
+    on_hub = not text.startswith(".") and re.match(f"{REPOSITORY_ID}/", text)
     hub = f"; on the Hugging Face Hub: hf://{text}" if on_hub else ""
     return ModelNotFoundError(f"GGUF file not found: {path}{similar}{hub}")
 

@@ -362,6 +362,7 @@ except ModelError as error:
     [
         (["/no/such"], {}, ModelNotFoundError, "no such folder: '/no/such'"),
         ([""], {}, ModelNotFoundError, "no such folder"),
+        ([__file__], {}, ModelNotFoundError, r"is a file, .*; Model\(path\) loads a GGUF file"),
         (["FOLDER", "/no/such/out.gguf"], {}, ArgumentError, "the folder /no/such does not exist"),
         (["FOLDER", "FOLDER/model.safetensors"], {}, ArgumentError, "is the source itself"),
         (["ADAPTER", "ADAPTER/adapter_config.json"], {}, ArgumentError, "is the source itself"),

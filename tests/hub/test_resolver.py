@@ -570,3 +570,10 @@ def test_the_bar_is_on_the_terminal_and_can_be_off(ask: Asker, progress: bool, s
     assert (result.returncode, result.stdout) == (0, b"")
     assert shown == (GEMMA_FILE.encode() in seen)
     assert shown == (b"100%" in seen)
+
+
+def test_a_relative_path_is_not_a_repository() -> None:
+    """A missing file that begins with a dot has no address on the hub."""
+    with pytest.raises(ModelNotFoundError) as error:
+        hub.resolve("./models/7B/llama-model.gguf")
+    assert "hf://" not in str(error.value)
