@@ -96,6 +96,7 @@ def embed(
         check_target(output, *(file or ()))
         if output.suffix not in (".npy", ".jsonl"):
             raise ArgumentError(f"--output {output}: expected a name that ends in .npy or .jsonl")
+    texts.check_name(model)
     given = texts.given_texts(text or [], file or [], lines=lines, field=field)
     prompts = [prefix + (text if isinstance(text, str) else text.decode()) for text in given]
     path = resolve(model, progress=is_visible())

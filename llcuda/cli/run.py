@@ -105,6 +105,7 @@ def run(
     A model with a chat template answers, another one continues the prompt. Ctrl-C stops the text
     and keeps what there is.
     """
+    from llcuda.hub.names import local_text
     from llcuda.hub.resolver import resolve
     from llcuda.inference import InferenceEngine
     from llcuda.progress import is_visible
@@ -112,7 +113,13 @@ def run(
     raw = raw or echo or special is not None
     name, given = _model_and_prompt(words or [], model)
     parameters = options.generation()
-    path = resolve(name, progress=is_visible() and not as_json)
+    try:
+        path = resolve(name, progress=is_visible() and not as_json)
+    except ModelNotFoundError as error:
+        if model is not None or len(words or []) < 2 or "/" in name or local_text(name):
+            raise
+        hint = "the first of several words is the model; put a prompt in quotes, or give -m MODEL"
+        raise ModelNotFoundError(f"{error}; {hint}") from None
     prompt = _prompt(given, options)
     if prompt is None:
         if raw or as_json:

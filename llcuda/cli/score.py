@@ -63,6 +63,7 @@ def score(
     from llcuda.native.model import Model
     from llcuda.progress import is_visible
 
+    texts.check_name(model)
     given = texts.given_texts(text or [], file or [], lines=lines, field=field)
     path = resolve(model, progress=is_visible())
     with Model(path, gpu_layers=gpu_layers) as loaded:

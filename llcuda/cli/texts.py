@@ -12,7 +12,7 @@ import typer
 
 from llcuda.cli.console import MODEL, complete_model, is_terminal, print_note
 from llcuda.cli.stdin import check_text, read_stdin
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, ModelNotFoundError
 
 Model = Annotated[
     str,
@@ -57,6 +57,20 @@ GpuLayers = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+
+
+def check_name(model: str) -> None:
+    """Raise ModelNotFoundError for MODEL that is not a model, before a text is read from stdin.
+
+    Args:
+        model: The first argument, which may be a text.
+    """
+    from llcuda.hub.resolver import parse
+
+    try:
+        parse(model)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}; the first argument is MODEL, the next TEXT") from None
 
 
 def read_file(path: Path) -> bytes:

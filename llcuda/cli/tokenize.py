@@ -58,6 +58,7 @@ def tokenize(
         raise ArgumentError("give TEXT or --file, not both")
     if sum((count, ids, as_json)) > 1:
         raise ArgumentError("give one of --count, --ids and --json")
+    texts.check_name(model)
     [given] = texts.given_texts([] if text is None else [text], [] if file is None else [file])
     path = resolve(model, progress=is_visible())
     with Model(path, vocab_only=True) as loaded:

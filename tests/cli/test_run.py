@@ -139,6 +139,7 @@ def test_a_template_makes_a_base_model_answer(tmp_path: Path) -> None:
         (("demo", "x", "--raw", "--overflow", "drop"), b"", "--overflow drop: only a chat has"),
         (("demo", "x", "--overflow", "all"), b"", "--overflow all: expected one of drop, error"),
         (("demo", "x", "--adapter", "/no/such.gguf"), b"", "file not found: /no/such.gguf"),
+        (("Who", "are", "you"), b"", "put a prompt in quotes, or give -m MODEL"),
         (("demo", "x", "--chat-template", "no.jinja"), b"", "no.jinja: the file does not exist"),
         (("demo", "x", "--ctx-size", "100000000"), b"", "free; choose a smaller --ctx-size\n"),
         (("demo", "x", "--adapter", "y=z"), b"", "--adapter y=z: expected FILE or FILE=SCALE"),

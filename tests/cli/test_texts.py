@@ -233,3 +233,12 @@ def test_lines_that_are_no_objects(stdin: bytes, says: str) -> None:
     result = run(*EMBED, "--pooling", "mean", "--field", "t", stdin=stdin)
     assert (result.status, result.stdout) == (2, "")
     assert says in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_text_in_place_of_the_model(command: str) -> None:
+    """The error names it, and stdin is not read."""
+    result = run(command, "hello world", stdin=b"a\0b")
+    assert (1, "") == (result.status, result.stdout)
+    assert "'hello world'" in result.stderr
+    assert "the first argument is MODEL, the next TEXT" in result.stderr
