@@ -37,7 +37,7 @@ _REMEDIES = {
     "cache_size": "None = n_parallel x ctx_size",
     "threads": "leave it out for the default",
     "threads_batch": "leave it out for the default",
-    "max_tokens": "for no limit but the context leave it out in a chat, give ctx_size's number elsewhere",
+    "max_tokens": "for no limit leave it out of a chat, give ctx_size's number elsewhere",
     "logprobs": "None = no log-probabilities, 0 = those of the chosen tokens",
     "timeout": "None = no limit",
     "speculation": _OFF_AT_0,

@@ -94,6 +94,13 @@ def test_one_call() -> None:
     assert llcuda.chat("demo", HELLO, **SHORT).completion.cached_tokens > 0  # it stayed
     with pytest.raises(TypeError, match="unknown keyword max_new_tokens: llcuda calls it max_toke"):
         llcuda.chat("demo", "Hello", max_new_tokens=1)  # type: ignore[call-arg]
+    for wrong in ((), ("Hello",), ("demo", "Hello", 5)):
+        rule = rf"llcuda.chat: expected two arguments, the model and the messages, not {len(wrong)}"
+        with pytest.raises(TypeError, match=rule):
+            llcuda.chat(*wrong)
+    for messages in (None, b"Hello", HELLO[0]):
+        with pytest.raises(ArgumentError, match="messages: expected a text or a list of messages"):
+            llcuda.chat("demo", messages)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model=5: expected a path"):
         llcuda.chat(5, "Hello")  # type: ignore[arg-type]
 

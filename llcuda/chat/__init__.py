@@ -20,11 +20,15 @@ else:  # a checker would take every name for one of this package
 class _CallablePackage(ModuleType):
     """The type of this package."""
 
-    def __call__(self, model: Any, messages: Any, **keywords: Any) -> Any:
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Answer a text or a conversation; see `llcuda.inference.chat`."""
         from llcuda.inference import chat
 
-        return chat(model, messages, **keywords)
+        given = len(arguments) + len(keywords.keys() & {"model", "messages"})
+        if given != 2:
+            rule = f"expected two arguments, the model and the messages, not {given}"
+            raise TypeError(f'llcuda.chat: {rule}; such as llcuda.chat("demo", "Hello")')
+        return chat(*arguments, **keywords)
 
 
 sys.modules[__name__].__class__ = _CallablePackage

@@ -548,16 +548,18 @@ def conversation(
         system: The content of a system message before them; None = no further one.
 
     Raises:
-        ArgumentError: `system` is not a text, or the messages begin with a system message too.
+        ArgumentError: `system` is not a text, or the messages begin with a system message too, or
+            are neither a text nor a list.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
+        rule = f"expected a text or a list of messages, not {type(messages).__name__}"
+        raise wrong_argument("messages", rule)
     if system is None:
         return messages
     if not isinstance(system, str):
         raise wrong_value("system", system, "expected a text")
-    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
-        return messages  # the template's check says what is wrong
     if messages and role_of(messages[0]) in INSTRUCTIONS:
         rule = "the messages begin with a system message already"
         raise wrong_value("system", system, rule, "give one of them")

@@ -340,8 +340,7 @@ class _Loop:
 
 def _plain_messages(messages: Any) -> list[dict[str, Any]]:
     """Return a copy of the messages as plain data; the last one is checked, for its calls."""
-    given = isinstance(messages, Sequence) and not isinstance(messages, bytes) and len(messages)
-    data = plain_data(messages, "messages") if given else None
+    data = plain_data(messages, "messages") if len(messages) else None
     if not isinstance(data, list) or not isinstance(data[-1], dict) or data[-1].get("tool_calls"):
         check_messages(data[-1:] if isinstance(data, list) else messages)
     return data  # type: ignore[return-value]

@@ -279,7 +279,7 @@ def test_a_choice_holds_for_the_first_answer(engine: Engine) -> None:
         ({"on_message": 5}, "on_message=5: expected a function"),
         ({"on_delta": 5}, "on_delta=5: expected a function"),
         ({"messages": []}, "messages: expected at least one"),
-        ({"messages": 5}, "messages: expected a list, not int"),
+        ({"messages": 5}, "messages: expected a text or a list of messages, not int"),
         ({"messages": [5]}, r"messages\[0\]: expected an object"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [5]}]},

@@ -119,7 +119,7 @@ def test_bad_input(engine: Engine) -> None:
         engine.chat([user("hello")], overflow="drop", keep=3)
     with pytest.raises(ArgumentError, match="overflow='most': expected one of"):
         engine.chat([user("hello")], overflow="most")
-    with pytest.raises(ArgumentError, match="messages: expected a list"):
+    with pytest.raises(ArgumentError, match="messages: expected a text or a list"):
         engine.chat(5, overflow="drop")  # type: ignore[arg-type]
 
 
@@ -135,5 +135,7 @@ def test_a_text_and_its_system_message(engine: Engine) -> None:
         engine.chat([SYSTEM, user("Hi")], system="a")
     with pytest.raises(ArgumentError, match="system=5: expected a text"):
         engine.chat("Hi", system=5)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="messages: expected a list, not int"):
+    with pytest.raises(
+        ArgumentError, match="messages: expected a text or a list of messages, not int"
+    ):
         engine.chat(5, system="a")  # type: ignore[arg-type]
