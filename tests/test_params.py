@@ -206,7 +206,7 @@ def test_params_of_another_type(wrong: object) -> None:
         (SamplingParams, {"repeat_penalty": 0}, "from 0.000001 to 1,000,000; 1 turns it off"),
         (SamplingParams, {"adaptive_decay": 1}, "from 0 to 0.99"),
         (SamplingParams, {"logit_bias": {1: "x"}}, "logit_bias[1]='x': expected a number"),
-        (RequestParams, {"max_tokens": None}, "leave it out of a chat, give ctx_size's number elsewhere"),
+        (RequestParams, {"max_tokens": None}, "out of a chat, give ctx_size's number elsewhere"),
         (RequestParams, {"timeout": -1}, "expected a number at least 0; None = no limit"),
     ],
 )  # fmt: skip

@@ -552,7 +552,7 @@ def conversation(
             are neither a text nor a list.
     """
     if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
+        return conversation([{"role": "user", "content": messages}], system)
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
         rule = f"expected a text or a list of messages, not {type(messages).__name__}"
         raise wrong_argument("messages", rule)
