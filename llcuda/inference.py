@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,7 @@ from llcuda.params import (
     ModelParams,
     check_flag,
     wrong_argument,
+    wrong_value,
 )
 from llcuda.progress import progress_bar
 from llcuda.structured import compile_beside
@@ -79,6 +80,8 @@ class _Handle(Protocol[Result_co]):
 
 
 _LOAD_SETTINGS = (EngineParams, ModelParams, ContextParams)
+_Bar = AbstractContextManager[Callable[[int], None]]
+_NO_BAR: _Bar = nullcontext(lambda finished: None)
 BIG_MODEL = 2**28  # bytes; below, loading is over before a bar is drawn
 
 
@@ -505,10 +508,15 @@ class InferenceEngine:
         """
         check_keywords(keywords, InferenceEngine.batch_infer, StreamKeywords)
         submit = self._prompt_submitter(prompts, max_tokens, keywords)
-        return _batch(prompts, submit, progress)
+        return _batch(prompts, submit, _bar("prompts", prompts, progress))
 
     def batch_infer_iter(
-        self, prompts: Iterable[str], max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
+        self,
+        prompts: Iterable[str],
+        max_tokens: int = 128,
+        *,
+        progress: bool = False,
+        **keywords: Unpack[StreamKeywords],
     ) -> Iterator[tuple[int, Completion]]:
         """Continue prompts, and yield the index and the result of each as soon as it has ended.
 
@@ -518,6 +526,7 @@ class InferenceEngine:
         Args:
             prompts: The texts to continue.
             max_tokens: Largest number of tokens to sample for each.
+            progress: Draw a bar on stderr, in a terminal or a notebook; only for a list.
             **keywords: The keywords of `infer`.
 
         Raises:
@@ -525,7 +534,7 @@ class InferenceEngine:
         """
         check_keywords(keywords, InferenceEngine.batch_infer_iter, StreamKeywords)
         submit = self._prompt_submitter(prompts, max_tokens, keywords)
-        return self._each(prompts, submit)
+        return self._each(prompts, submit, _bar("prompts", prompts, progress))
 
     def _prompt_submitter(
         self, prompts: Any, max_tokens: int, keywords: StreamKeywords
@@ -563,11 +572,14 @@ class InferenceEngine:
             ArgumentError: A conversation is refused; the message has its index, and the other
                 requests are cancelled. A full queue is waited for.
         """
-        return _batch(conversations, self._chat_submitter(conversations, keywords), progress)
+        submit = self._chat_submitter(conversations, keywords)
+        return _batch(conversations, submit, _bar("conversations", conversations, progress))
 
     def batch_chat_iter(
         self,
         conversations: Iterable[str | Sequence[Mapping[str, Any]]],
+        *,
+        progress: bool = False,
         **keywords: Unpack[ChatKeywords],
     ) -> Iterator[tuple[int, ChatCompletion[Completion]]]:
         """Answer conversations, and yield the index and the answer of each as soon as it has ended.
@@ -576,12 +588,14 @@ class InferenceEngine:
 
         Args:
             conversations: For each its messages, or the text of a user.
+            progress: Draw a bar on stderr, in a terminal or a notebook; only for a list.
             **keywords: The keywords of `chat`.
 
         Raises:
             ArgumentError: A conversation is refused; the message has its index.
         """
-        return self._each(conversations, self._chat_submitter(conversations, keywords))
+        submit = self._chat_submitter(conversations, keywords)
+        return self._each(conversations, submit, _bar("conversations", conversations, progress))
 
     def _chat_submitter(
         self, conversations: Any, keywords: ChatKeywords
@@ -597,12 +611,14 @@ class InferenceEngine:
         )
 
     def _each(
-        self, items: Iterable[Item], submit: Callable[[int, Item], _Handle[Result]]
+        self, items: Iterable[Item], submit: Callable[[int, Item], _Handle[Result]], bar: _Bar
     ) -> Iterator[tuple[int, Result]]:
         """Yield the result of each item; twice n_parallel keep the engine busy."""
         width = 2 * self.engine.params.n_parallel
-        for index, handle in as_completed(items, submit, width):
-            yield index, handle.result()
+        with bar as draw:
+            for finished, (index, handle) in enumerate(as_completed(items, submit, width)):
+                draw(finished)
+                yield index, handle.result()
 
     def stream(
         self, prompt: str, max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
@@ -821,10 +837,9 @@ def _patiently(name: str, submit: Callable[[], Submitted]) -> Submitted:
 
 
 def _batch(
-    items: Sequence[Item], submit: Callable[[int, Item], _Handle[Result]], progress: bool
+    items: Sequence[Item], submit: Callable[[int, Item], _Handle[Result]], bar: _Bar
 ) -> list[Result]:
     """Submit all items, and return their results in their order."""
-    check_flag("progress", progress)
     handles: list[_Handle[Result]] = []
     try:
         for index, item in enumerate(items):
@@ -833,16 +848,31 @@ def _batch(
         for handle in handles:
             handle.cancel()
         raise
-    return _results(handles, progress)
+    return _results(handles, bar)
 
 
-def _results(handles: Sequence[_Handle[Result]], progress: bool = False) -> list[Result]:
+def _bar(noun: str, items: Any, progress: bool) -> _Bar:
+    """Return a bar, whose function draws how many of the items are finished, if `progress`."""
+    check_flag("progress", progress)
+    if not progress:
+        return _NO_BAR
+    if not isinstance(items, Sized):
+        raise wrong_value("progress", progress, f"a bar needs the number of {noun}", "give a list")
+    return _counting_bar(f"{len(items)} {noun}", len(items))
+
+
+@contextmanager
+def _counting_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    with progress_bar(label) as draw:
+        yield lambda finished: draw(finished / total)
+
+
+def _results(handles: Sequence[_Handle[Result]], bar: _Bar | None = None) -> list[Result]:
     results: list[Result] = []
-    bar = progress_bar(f"{len(handles)} prompts") if progress else nullcontext(lambda share: None)
     try:
-        with bar as draw:
+        with bar or _NO_BAR as draw:
             for handle in handles:
-                draw(len(results) / len(handles))
+                draw(len(results))
                 results.append(handle.result())
         return results
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import io
 import json
 import math
 import re
@@ -224,6 +225,23 @@ def test_progress(engine: llcuda.InferenceEngine, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
     with pytest.raises(ArgumentError, match="progress=5: expected True or False"):
         engine.batch_infer(["x"], progress=5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="progress=True: a bar needs the number of prompts"):
+        engine.batch_infer_iter(iter(["x"]), progress=True)
+
+
+def test_a_bar_counts_what_it_was_given(
+    engine: llcuda.InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts, or conversations; as they come too."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert len(list(engine.batch_infer_iter(["One"] * 2, max_tokens=1, progress=True))) == 2
+    assert "2 prompts [" in terminal.getvalue()
+    engine.batch_chat(["Hi"] * 3, max_tokens=1, progress=True)
+    assert "3 conversations [" in terminal.getvalue()
+    assert len(list(engine.batch_chat_iter(["Hi"] * 4, max_tokens=1, progress=True))) == 4
+    assert "4 conversations [" in terminal.getvalue()
 
 
 # --- tokens ---
