@@ -553,8 +553,9 @@ def conversation(
     """
     if isinstance(messages, str):
         return conversation([{"role": "user", "content": messages}], system)
-    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
-        rule = f"expected a text or a list of messages, not {type(messages).__name__}"
+    given: Any = messages
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        rule = f"expected a text or a list of messages, not {type(given).__name__}"
         raise wrong_argument("messages", rule)
     if system is None:
         return messages
