@@ -70,7 +70,7 @@ def validate(
         elif not problems:
             print(f"{file}: nothing is wrong", flush=True)
         for problem in () if as_json else problems:
-            print_error(f"{file}: {problem.removeprefix(f'{file}: ')}")
+            print_error(problem if problem.startswith(file) else f"{file}: {problem}")
     if failed:
         raise typer.Exit(1)
 

@@ -41,7 +41,13 @@ class Adapter:
         self._owner = model.handle.owner  # llama.cpp frees an adapter with its model
         self._pointer = lib.llcuda_adapter_load(self._owner.pointer, os.fsencode(self.path))
         if self._pointer == ffi.NULL:
-            library.fail(ModelError, f"cannot load the adapter {self.path}")
+            try:
+                library.fail(ModelError, f"cannot load the adapter {self.path}")
+            except ModelError as error:
+                if "expect general.type to be 'adapter'" not in error.problem:
+                    raise
+                rule = "is not an adapter; give the GGUF file of a LoRA adapter"
+                raise ModelError(f"{self.path} {rule}") from None
         wanted = model.params.bf16_to_f16
         if not convert_bf16("adapter", self._pointer, self.path, wanted):
             library.fail(ModelError, f"bf16_to_f16: cannot convert the weights of {self.path}")

@@ -42,6 +42,14 @@ def test_validate(file: str) -> None:
     assert run("gguf", "validate", file).status == 0
 
 
+def test_validate_a_truncated_file(file: str) -> None:
+    """It is named once, with what to do."""
+    Path(file).write_bytes(demo_model().read_bytes()[:100_000])
+    result = run("gguf", "validate", file)
+    assert (1, 1) == (result.status, result.stderr.count(file))
+    assert "it is truncated; download or copy the file again\n" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "found", "printed"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import llcuda
-from llcuda import Engine, Model
+from llcuda import Engine, Model, demo_model
 from tests.support import models
 from tests.support.commands import Finished, call
 from tests.support.terminal import terminal
@@ -142,6 +142,7 @@ def test_a_template_makes_a_base_model_answer(tmp_path: Path) -> None:
         (("Who", "are", "you"), b"", "put a prompt in quotes, or give -m MODEL"),
         (("demo", "x", "--chat-template", "no.jinja"), b"", "no.jinja: the file does not exist"),
         (("demo", "x", "--ctx-size", "100000000"), b"", "free; choose a smaller --ctx-size\n"),
+        (("demo", "x", "--adapter", str(demo_model())), b"", "demo.gguf is not an adapter; give"),
         (("demo", "x", "--adapter", "y=z"), b"", "--adapter y=z: expected FILE or FILE=SCALE"),
         (("demo", "x", "--regex", "a", "--grammar", __file__), b"", "give one of --json-schema"),
         (("demo",), b"", "stdin is empty"),

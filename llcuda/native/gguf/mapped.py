@@ -128,7 +128,12 @@ def read_index(mapping: mmap.mmap, path: Path) -> Index:
     ffi, _ = library.load()
     status, index = _read(mapping, len(mapping))
     if status:
-        library.fail(GGUFError, f"{path} cannot be read")
+        try:
+            library.fail(GGUFError, f"{path} cannot be read")
+        except GGUFError as error:
+            if "it is truncated" in error.problem:
+                error.remedy = "download or copy the file again"
+            raise
     pairs = [
         Pair(
             _name(copy(mapping, pair.key, pair.key_size), path),
