@@ -74,12 +74,13 @@ class Conversation:
         """Change a setting, or show all."""
         name, _, value = rest.partition(" ")
         if not name:
+            given = {key: self.parameters[key] for key in SETTINGS if key in self.parameters}
+            current = {**_defaults(), **given}
             lines = [
-                f"{key} {json.dumps(given)}"
-                for key, given in self.parameters.items()
-                if key in SETTINGS
+                f"{key} {json.dumps(current[key])}{'' if key in given else ' (default)'}"
+                for key in SETTINGS
             ]
-            return "\n".join([*lines, f"/set NAME VALUE; names: {', '.join(SETTINGS)}"])
+            return "\n".join([*lines, "/set NAME VALUE changes one; /set NAME default resets it"])
         if name not in SETTINGS:
             raise ArgumentError(f"{name!r}: no such setting; expected one of {', '.join(SETTINGS)}")
         others = {key: given for key, given in self.parameters.items() if key != name}
@@ -146,6 +147,12 @@ class Conversation:
             "/stats": ("show tokens and times of the last answer", self.stats),
             "/system": ("TEXT: change the system prompt; without TEXT: remove it", self.set_system),
         }
+
+
+def _defaults() -> dict[str, Any]:
+    request, sampling = request_params({})
+    values = {key: getattr(request, key, getattr(sampling, key, None)) for key in SETTINGS}
+    return {**values, "max_tokens": None}  # what the context has left
 
 
 def _refuse_arguments(rest: str) -> None:
