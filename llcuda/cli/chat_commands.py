@@ -74,10 +74,10 @@ class Conversation:
         """Change a setting, or show all."""
         name, _, value = rest.partition(" ")
         if not name:
-            given = {key: self.parameters[key] for key in SETTINGS if key in self.parameters}
-            current = {**_defaults(), **given}
+            changed = {key: self.parameters[key] for key in SETTINGS if key in self.parameters}
+            current = {**_defaults(), **changed}
             lines = [
-                f"{key} {json.dumps(current[key])}{'' if key in given else ' (default)'}"
+                f"{key} {json.dumps(current[key])}{'' if key in changed else ' (default)'}"
                 for key in SETTINGS
             ]
             return "\n".join([*lines, "/set NAME VALUE changes one; /set NAME default resets it"])

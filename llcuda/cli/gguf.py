@@ -213,7 +213,7 @@ def split(
 
 @commands.command(epilog=examples("llcuda gguf merge model-00001-of-00003.gguf model.gguf"))
 def merge(
-    file: Annotated[
+    path: Annotated[
         str, typer.Argument(metavar="FILE", help="One of the files; the others lie beside it.")
     ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write.")],
@@ -223,7 +223,7 @@ def merge(
     from llcuda.progress import progress_bar
 
     with progress_bar(f"Writing {target.name}") as draw:
-        print(merge_gguf(file, target, progress=draw))
+        print(merge_gguf(path, target, progress=draw))
 
 
 def _no_such_key(path: Path, metadata: Any, key: str) -> str:

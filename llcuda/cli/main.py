@@ -8,6 +8,7 @@ wrong arguments, 130 after Ctrl-C. A command imports what it needs when it runs,
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,10 @@ OPTION_NAMES = {
 }
 
 
+# Loggers of the library whose lines say what its commands say already, or are llama.cpp's.
+SILENT = ("llcuda", "llcuda.engine", "llcuda.native")
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         diagnose.print_version()
@@ -175,6 +180,9 @@ def main() -> None:
 
 def _run_command() -> int | str | None:
     """Run the command of `sys.argv`, report its errors, and return its exit status."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name not in SILENT)
+    logging.basicConfig(handlers=[handler], format="%(message)s")
     try:
         app(prog_name="llcuda")  # also of `python -m llcuda`
     except SystemExit as end:

@@ -159,10 +159,12 @@ def describe_model(name: str) -> dict[str, Any]:
     """
     from llcuda.cli.inspect import open_model
     from llcuda.gguf_parser import GGUFReader
+    from llcuda.hub.names import part_names
     from llcuda.hub.registry import entry_of
 
     with open_model(name) as (path, downloaded), GGUFReader(path) as reader:
         metadata, summary = reader.metadata, reader.summary()
+        files = [path.with_name(part) for part in part_names(path.name)]
         architecture = summary.architecture
         facts: dict[str, Any] = {
             "name": summary.name or None,
@@ -172,7 +174,7 @@ def describe_model(name: str) -> dict[str, Any]:
             "embedding_length": metadata.get(f"{architecture}.embedding_length"),
             "layers": metadata.get(f"{architecture}.block_count"),
             "quantization": _quantization(metadata.get("general.file_type"), summary.types),
-            "size": summary.nbytes,
+            "size": sum(file.stat().st_size for file in files) if downloaded else summary.nbytes,
             "license": metadata.get("general.license.name") or metadata.get("general.license"),
             "license_link": metadata.get("general.license.link"),
             "base_model": metadata.get("general.base_model.0.repo_url"),

@@ -300,7 +300,9 @@ def _unknown(text: str) -> ModelNotFoundError:
     if "/" in text:
         return _missing(text, Path(text))
     further = [*own_names(), *(model.address for model in ollama.models())]
-    near = near_names(text, [DEMO_NAME, *further])
+    is_file_name = Path(text).suffix.lower().startswith(".g")
+    files = [path.name for path in Path().glob("*.gguf")] if is_file_name else []
+    near = near_names(text, [DEMO_NAME, *further, *files])
     near += [name for name in further if text.lower() in name.lower() and name not in near]
     return ModelNotFoundError(
         f"no model is called {text!r}{_did_you_mean(near)}; expected a name that"

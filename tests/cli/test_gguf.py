@@ -105,6 +105,8 @@ def test_split_and_merge(file: str) -> None:
         assert re.fullmatch(r"(model|parts)-00001-of-0000\d\.gguf", names[0])
         assert run("gguf", "merge", names[-1], "whole.gguf").stdout == "whole.gguf\n"
         assert Path("whole.gguf").read_bytes() == Path(file).read_bytes()
+    refused = run("gguf", "merge", file, "again.gguf")
+    assert refused.stderr.startswith(f"error: FILE: {file} is a whole model, not one of several")
     again = run("gguf", "split", names[0], "--max-tensors", 30)
     assert again.stdout.startswith("parts-00001-of-0")
 

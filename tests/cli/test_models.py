@@ -14,6 +14,7 @@ import pytest
 from llcuda.demo import demo_model
 from llcuda.hub.registry import registry
 from llcuda.running import announce
+from tests.support.commands import call
 from tests.support.hub_cache import add_repository
 from tests.support.hub_server import Asker, Hub
 
@@ -182,3 +183,29 @@ def test_every_command_takes_the_same_names(user: User) -> None:
             line
         )
         assert status == 1
+
+
+def test_a_name_that_is_a_folder_too(tmp_path: Path) -> None:
+    """A line says which one is used, also of a command that loads the model; sizes are equal."""
+    (tmp_path / "demo").mkdir()
+    outputs = []
+    for words in (("run", "demo", "hi", "-n", "2"), ("show", "demo", "--json"), ("list", "--json")):
+        process = subprocess.run(
+            [sys.executable, "-m", "llcuda", *words],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+        outputs.append(process.stdout)
+        assert (words[0] == "list") != (b"'demo' is a name of" in process.stderr)
+    (listed,) = [m for m in json.loads(outputs[2])["installed"] if m["name"] == "demo"]
+    assert json.loads(outputs[1])["size"] == listed["size"]
+
+
+def test_a_misspelt_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GGUF file here with a similar name is suggested."""
+    monkeypatch.chdir(tmp_path)
+    Path("d.gguf").touch()
+    assert "(did you mean d.gguf?)" in call("run", "d.ggfu", "hi").stderr
