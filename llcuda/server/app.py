@@ -24,6 +24,7 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Match
 
 import llcuda
 from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
@@ -283,8 +284,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = request.url.path
+    scope = {**request.scope, "path": f"/v1{path}"}
+    known = any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    under = f"; the API is under /v1: /v1{path}" if known else ""
     messages = {
-        404: f"no such path: {request.url.path[:200]}",
+        404: f"no such path: {path[:200]}{under}",
         405: "this path has other methods",
     }
     message = messages.get(error.status_code, str(error.detail))

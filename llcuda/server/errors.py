@@ -123,6 +123,8 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
         if code is not None:
             drop = ' give "overflow": "drop",' if (param or "").startswith("messages") else ""
             message += f"; shorten it,{drop} or start the server with a larger --ctx-size"
+        if own_name == "pooling" and "names no pooling" in message:
+            message += "; start the server with --pooling mean, or with a model for embeddings"
         return ApiError(400, message, param=param, code=code)
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)

@@ -9,7 +9,7 @@ import pytest
 import schemathesis
 from hypothesis import given, settings
 
-from tests.support.server import Served, is_error
+from tests.support.server import Served, demo, is_error, served
 from tests.support.waiting import eventually
 
 COMPLETIONS = "/v1/completions"
@@ -294,3 +294,19 @@ def test_schemathesis_finds_no_server_error(server: Served) -> None:
 
         check()
     assert COMPLETIONS in answered
+
+
+def test_a_base_address_without_v1(server: Served) -> None:
+    """The answer names the path under /v1, if there is one."""
+    error = is_error(server.post("/chat/completions", messages=[]), 404)
+    says = "no such path: /chat/completions; the API is under /v1: /v1/chat/completions"
+    assert error["message"] == says
+    assert is_error(server.post("/chat/none"), 404)["message"] == "no such path: /chat/none"
+
+
+def test_embeddings_of_a_model_without_pooling() -> None:
+    """The answer names the server's option, not a Python call."""
+    with served(demo(pooling=None)) as plain:
+        message = is_error(plain.post("/v1/embeddings", input="a"), 400)["message"]
+    assert "names no pooling" in message
+    assert message.endswith("start the server with --pooling mean, or with a model for embeddings")
