@@ -446,7 +446,10 @@ _ITERATE = (
 )
 _FIELDS_AS_KEYWORDS = "give its fields as keywords"
 _TYPES = "the weights have the types of their file; type_k and type_v are those of the KV cache"
-_SEVERAL = "submit_n() and infer_n() generate several continuations"
+_SEVERAL = (
+    "submit_n() and infer_n() generate several continuations; batch_chat([messages] * n) answers"
+    " a conversation n times"
+)
 _MODEL = "InferenceEngine() and load_model() take the model as their first argument, model_name"
 _LOGGING = 'llcuda logs to logging.getLogger("llcuda")'
 
@@ -455,6 +458,29 @@ _SCHEMA = 'response_format={"type": "json_schema", "json_schema": {"schema": ...
 # What other libraries' keywords stand for, where a name alone does not say it.
 HINTS = {
     "format": 'response_format={"type": "json_object"} is any JSON object',
+    "add_generation_prompt": "chat() always adds it; ChatTemplate.render() takes it",
+    "cache_prompt": "prompts that begin alike share their prefix by themselves; see cache_size",
+    "enable_prefix_caching": "prompts that begin alike share their prefix by themselves",
+    "id_slot": "llcuda has no equivalent: the engine chooses the sequence",
+    "include_stop_str_in_output": "llcuda has no equivalent: a stop text ends the text before it",
+    "keep_alive": "a model stays loaded until close() or unload_model()",
+    "load_in_4bit": "the weights have the types of their file: choose a Q4_K_M file",
+    "metadata": "llcuda has no equivalent: keep it beside the request",
+    "no_repeat_ngram_size": "dry_multiplier and dry_allowed_length penalize repeated sequences",
+    "quantization": "the weights have the types of their file; choose another file",
+    "raw": "infer() and submit() take a raw prompt, chat() applies the template",
+    "response_model": "response_format takes the class",
+    "return_full_text": "llcuda has no equivalent: prompt + result.text is the full text",
+    "samplers": "Sampler(chain=[...]) takes steps of llcuda.steps in any order",
+    "sampling_params": _FIELDS_AS_KEYWORDS,
+    "skip_special_tokens": "control tokens are left out; shown_tokens names those to show",
+    "suffix": "llcuda.llama_cpp.Llama takes it in create_completion()",
+    "tfs_z": "llama.cpp has no tail-free sampling any more; min_p or typical_p",
+    "think": 'chat() takes template_variables={"enable_thinking": ...}',
+    "truncate": 'overflow="truncate" shortens a prompt that is too long',
+    "trust_remote_code": "llcuda runs no code of a model",
+    "user": "llcuda has no equivalent: keep it beside the request",
+    "warmup": "llcuda has no equivalent: send a short request first",
     "guided_choice": 'response_format={"type": "choice", "choices": ["...", "..."]} is that',
     "guided_json": _SCHEMA,
     "guided_regex": 'response_format={"type": "regex", "regex": "..."} is that',
