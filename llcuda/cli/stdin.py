@@ -48,5 +48,5 @@ def check_text(data: bytes, name: str = "stdin") -> None:
     except UnicodeDecodeError as error:
         raise ArgumentError(
             f"{name} is not UTF-8 (byte {error.start:,} is 0x{data[error.start]:02x}); convert it,"
-            " e.g.: iconv -f LATIN1 -t UTF-8, or drop what is not UTF-8: iconv -c -t UTF-8"
+            " e.g.: iconv -f LATIN1 -t UTF-8, or drop these bytes: iconv -c -f UTF-8 -t UTF-8"
         ) from None
