@@ -94,6 +94,10 @@ def examples(*commands: str) -> str:
     return "\n\n".join([heading, *lines])
 
 
+COMPLETE = "_LLCUDA_COMPLETE"  # the variable by which a shell asks for completions
+PREFIX = "_LLCUDA_PREFIX"  # what bash has split off the word that is completed
+
+
 def complete_model(incomplete: str) -> list[str]:
     """Return the models that a shell completes: names, GGUF files and folders.
 
@@ -101,11 +105,17 @@ def complete_model(incomplete: str) -> list[str]:
         incomplete: The beginning of a name or path.
     """
     from llcuda.demo import DEMO_NAME
-    from llcuda.hub.own_names import own_names
+    from llcuda.errors import LlcudaError
+    from llcuda.hub.installed import installed_models
     from llcuda.hub.registry import registry
 
+    prefix = os.environ.get(PREFIX, "")
+    incomplete = prefix + incomplete
     models = dict.fromkeys(entry.model for entry in registry().values())
-    names = [DEMO_NAME, *own_names(), *models, *registry()]
+    here: list[str] = []
+    with contextlib.suppress(LlcudaError, OSError):
+        here = [model.name for model in installed_models()]
+    names = dict.fromkeys([DEMO_NAME, *here, *models, *registry()])
     matches = [name for name in names if name.startswith(incomplete)]
     folder, _, beginning = incomplete.rpartition("/")
     parent = Path(f"{folder}/" if "/" in incomplete else ".").expanduser()
@@ -114,7 +124,26 @@ def complete_model(incomplete: str) -> list[str]:
             if path.name.startswith(beginning) and (path.is_dir() or path.suffix == ".gguf"):
                 start = incomplete[: len(incomplete) - len(beginning)]
                 matches.append(f"{start}{path.name}{'/' if path.is_dir() else ''}")
-    return matches
+    return [match[len(prefix) :] for match in matches]
+
+
+def join_bash_words() -> None:
+    """Join the words that bash splits at a colon, such as those of repo/id:Q4_K_M, to complete."""
+    if os.environ.get(COMPLETE) != "complete_bash":
+        return
+    asked = os.environ.get("COMP_WORDS", "").split("\n")
+    asked = asked[: int(os.environ.get("COMP_CWORD", "0")) + 1]
+    words: list[str] = []
+    for i, word in enumerate(asked):
+        if i > 1 and (word.startswith(":") or asked[i - 1].endswith(":")):
+            words[-1] += word
+        else:
+            words.append(word)
+    prefix, colon, last = words[-1].rpartition(":")
+    os.environ[PREFIX] = prefix + colon if len(words) < len(asked) else ""
+    if os.environ[PREFIX]:
+        os.environ["COMP_WORDS"] = "\n".join([*words[:-1], last])
+        os.environ["COMP_CWORD"] = str(len(words) - 1)
 
 
 def print_note(message: str) -> None:

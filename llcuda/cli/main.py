@@ -35,7 +35,7 @@ from llcuda.cli import (
     serve,
     tokenize,
 )
-from llcuda.cli.console import INTERRUPTED, examples, print_error
+from llcuda.cli.console import INTERRUPTED, examples, join_bash_words, print_error
 from llcuda.cli.peers import command_advice, option_advice
 from llcuda.errors import (
     ArgumentError,
@@ -180,6 +180,7 @@ def main() -> None:
 
 def _run_command() -> int | str | None:
     """Run the command of `sys.argv`, report its errors, and return its exit status."""
+    join_bash_words()
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: record.name not in SILENT)
     logging.basicConfig(handlers=[handler], format="%(message)s")

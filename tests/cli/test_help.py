@@ -17,6 +17,7 @@ from typer.main import get_command
 import llcuda
 from llcuda.cli.main import app
 from tests.support.commands import call
+from tests.support.hub_cache import add_ollama_model
 
 
 def commands(group: Any, path: str = "llcuda") -> Iterator[tuple[str, Any]]:
@@ -83,6 +84,8 @@ def test_help_has_headings() -> None:
         ("llcuda run ./mod", "./model.gguf"),
         ("llcuda run fold", "folder/"),
         ("llcuda run --tempe", "--temperature"),
+        ("llcuda\nrun\nollama\n:\n//tin", "//tiny:1b"),
+        ("llcuda\nrun\nollama://tin", "ollama://tiny:1b"),
     ],
 )
 def test_completion(
@@ -93,6 +96,8 @@ def test_completion(
     Path("model.gguf").touch()
     Path("model.txt").touch()
     Path("folder").mkdir()
+    add_ollama_model(tmp_path / "ollama", "registry.ollama.ai/library/tiny/1b", b"GGUF")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     monkeypatch.setenv("_LLCUDA_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
