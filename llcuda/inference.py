@@ -50,6 +50,7 @@ from llcuda.keywords import (
     SubmitKeywords,
     check_keywords,
     explain_keywords,
+    show_keywords,
 )
 from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
@@ -468,6 +469,7 @@ class InferenceEngine:
         )
         return _results([request])[0]
 
+    @show_keywords(GenerateKeywords)
     def infer_n(
         self, prompt: str, n: int, **keywords: Unpack[GenerateKeywords]
     ) -> list[Completion]:
@@ -551,6 +553,7 @@ class InferenceEngine:
             f"prompt {index}", lambda: self.submit(prompt, max_tokens=max_tokens, **keywords)
         )
 
+    @show_keywords(ChatKeywords)
     def batch_chat(
         self,
         conversations: Sequence[str | Sequence[Mapping[str, Any]]],
@@ -575,6 +578,7 @@ class InferenceEngine:
         submit = self._chat_submitter(conversations, keywords)
         return _batch(conversations, submit, _bar("conversations", conversations, progress))
 
+    @show_keywords(ChatKeywords)
     def batch_chat_iter(
         self,
         conversations: Iterable[str | Sequence[Mapping[str, Any]]],
@@ -657,6 +661,7 @@ class InferenceEngine:
         completion = await self.submit(prompt, max_tokens=max_tokens, **keywords)
         return replace(completion, response_format=response_format)
 
+    @show_keywords(GenerateKeywords)
     def submit(self, prompt: str | Sequence[int], **keywords: Unpack[GenerateKeywords]) -> Request:
         """Queue a request and return its handle; see `Engine.submit`.
 
@@ -666,6 +671,7 @@ class InferenceEngine:
         """
         return self.engine.submit(prompt, **_with_stop(keywords))
 
+    @show_keywords(ChatKeywords)
     def chat(
         self, messages: str | Sequence[Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
     ) -> Chat[Completion]:
@@ -681,6 +687,7 @@ class InferenceEngine:
         """
         return self.engine.chat(messages, **keywords)
 
+    @show_keywords(RunKeywords)
     def run(
         self,
         messages: str | Sequence[Mapping[str, Any]],
@@ -700,6 +707,7 @@ class InferenceEngine:
             **keywords,
         )
 
+    @show_keywords(RunKeywords)
     async def arun(
         self,
         messages: str | Sequence[Mapping[str, Any]],
@@ -794,6 +802,7 @@ _kept: _KeptEngine | None = None
 _keeping = threading.Lock()
 
 
+@show_keywords(ChatKeywords)
 def chat(
     model: str | Path,
     messages: str | Sequence[Mapping[str, Any]],

@@ -382,6 +382,20 @@ def explain_keywords(
     return call
 
 
+def show_keywords(kind: type) -> Callable[[Call], Call]:
+    """Return a decorator that lists the fields of `kind` in a call's signature, for completion."""
+
+    def decorate(call: Call) -> Call:
+        shown = signature(call)
+        own = [p for p in shown.parameters.values() if p.kind != Parameter.VAR_KEYWORD]
+        names = sorted(_field_names(kind))
+        further = [Parameter(name, Parameter.KEYWORD_ONLY, default=...) for name in names]
+        call.__signature__ = shown.replace(parameters=[*own, *further])  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
 def own_names(call: Callable[..., Any] | None) -> frozenset[str]:
     """Return the keywords in the signature of a call."""
     kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import inspect
 import io
 import json
 import math
@@ -22,6 +23,7 @@ import llcuda
 from llcuda.display import show_stream
 from llcuda.engine.outputs import TokenLogprob
 from llcuda.errors import AnswerError, ArgumentError, ClosedError, ConcurrencyError
+from llcuda.inference import chat
 from tests.support import models
 from tests.support.programs import run
 from tests.support.waiting import ENDLESS
@@ -130,6 +132,13 @@ def test_the_process_ends_with_a_model_kept() -> None:
     program = "import llcuda; print(llcuda.chat('demo', 'Hello', max_tokens=1).finish_reason)"
     result = run(program)
     assert (result.stdout, result.stderr, result.returncode) == ("length\n", "", 0)
+
+
+def test_signatures_have_the_keywords() -> None:
+    """An interactive Python completes them."""
+    kind = llcuda.InferenceEngine
+    for call in (kind.chat, kind.submit, kind.infer_n, kind.run, kind.batch_chat, chat):
+        assert "max_tokens" in inspect.signature(call).parameters
 
 
 # --- batches ---
