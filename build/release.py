@@ -129,7 +129,7 @@ def check_notice(wheel: Path) -> None:
         wheel: The wheel.
     """
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+        names = [name for name in archive.namelist() if not name.endswith("/")]
         folder = f"{dist_info(names)}/licenses"
         if f"{folder}/licenses/NOTICE.txt" not in names:
             sys.exit(f"error: {wheel.name} has no licenses/NOTICE.txt")
