@@ -31,6 +31,17 @@ DecodeThreads = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        "-ngl",
+        min=0,
+        metavar="LAYERS",
+        help="Layers on the GPU; 0 = none. Default: all that fit.",
+        rich_help_panel=MODEL,
+    ),
+]
 CudaGraphMode = Annotated[
     str,
     typer.Option(

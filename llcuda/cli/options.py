@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from llcuda.cli.console import MODEL, DecodeThreads
+from llcuda.cli.console import MODEL, DecodeThreads, GpuLayers
 from llcuda.errors import ArgumentError
 from llcuda.files import is_file
 
@@ -191,17 +191,7 @@ class TextOptions:
             rich_help_panel=MODEL,
         ),
     ] = None
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option(
-            "--gpu-layers",
-            "-ngl",
-            min=0,
-            help="Layers on the GPU; 0 = none. Default: all that fit.",
-            metavar="LAYERS",
-            rich_help_panel=MODEL,
-        ),
-    ] = None
+    gpu_layers: GpuLayers = None
     adapter: Annotated[
         list[str] | None,
         typer.Option(

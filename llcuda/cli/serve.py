@@ -15,6 +15,7 @@ from llcuda.cli.console import (
     MODEL,
     CudaGraphMode,
     DecodeThreads,
+    GpuLayers,
     complete_model,
     examples,
 )
@@ -79,17 +80,7 @@ def serve(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option(
-            "--gpu-layers",
-            "-ngl",
-            min=0,
-            help="Default: all that fit.",
-            metavar="LAYERS",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    gpu_layers: GpuLayers = None,
     bf16_copies: Annotated[
         bool,
         typer.Option(
