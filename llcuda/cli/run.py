@@ -177,7 +177,7 @@ def _names_model(word: str) -> bool:
     if len(word) > MAX_NAME or not re.fullmatch(r"[\w.~/:@=%+-]+", word, re.ASCII):
         return word.lower().endswith(".gguf")
     try:
-        parse(word)
+        parse(word, notes=False)
     except ModelNotFoundError:
         return local_text(word) is not None or (len(word) > 2 and bool(near_names(word)))
     except LlcudaError:  # a path or an address that is not a model

@@ -68,7 +68,7 @@ def check_name(model: str) -> None:
     from llcuda.hub.resolver import parse
 
     try:
-        parse(model)
+        parse(model, notes=False)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error}; the first argument is MODEL, the next TEXT") from None
 

@@ -152,7 +152,11 @@ def listing() -> list[tuple[RegistryEntry, Path | None]]:
 
 
 def parse(
-    name: str | os.PathLike[str], filename: str | None = None, parameter: str = "name"
+    name: str | os.PathLike[str],
+    filename: str | None = None,
+    parameter: str = "name",
+    *,
+    notes: bool = True,
 ) -> Path | HubName:
     """Return the path that a name means, or the model on the hub; nothing is downloaded.
 
@@ -160,6 +164,8 @@ def parse(
         name: The model, as `resolve` takes it.
         filename: The file, or the quantization, in the repository or folder that `name` names.
         parameter: The caller's name of `name`, for an error.
+        notes: Whether to log a name that hides a file here, and another spelling. A check before
+            the call that uses the name leaves them to that call.
 
     Raises:
         ModelNotFoundError: The name is no model's, or its path does not exist.
@@ -175,7 +181,7 @@ def parse(
     local_path(text, parameter)  # refuses what cannot be a path, such as one with a NUL
     if not isinstance(name, str):
         return _local(text, filename)
-    exact = _exact_name(text)
+    exact = _exact_name(text, notes)
     if exact is not None:
         if filename is not None:
             rule = f"{text!r} names a file already"
@@ -193,30 +199,31 @@ def parse(
     if ":" in text and (model := ollama.find(text)):
         return _checked_ollama(model, filename)
     if near := lookup_spelling(text):
-        logger.info("%r is read as %s", text, near)
+        if notes:
+            logger.info("%r is read as %s", text, near)
         return near
     raise _unknown(text)
 
 
-def _exact_name(text: str) -> Path | HubName | None:
+def _exact_name(text: str, notes: bool) -> Path | HubName | None:
     """Return what a name of the user's, "demo" or a short name stands for, or None."""
     source: Path | HubName | None
     if text == DEMO_NAME:
         source = demo_model()
     elif target := own_target(text):  # before short names, which a later version may have more of
-        source = _own_meaning(text, target)
+        source = _own_meaning(text, target, notes)
     else:
         source = lookup(text)
-    if source is not None and path_exists(Path(text)):
+    if notes and source is not None and path_exists(Path(text)):
         logger.warning(
             "%r is a name of %s; write './%s' for the file or folder here", text, source, text
         )
     return source
 
 
-def _own_meaning(name: str, target: str) -> Path | HubName:
+def _own_meaning(name: str, target: str, notes: bool) -> Path | HubName:
     try:
-        return parse(Path(target) if target.startswith("/") else target)
+        return parse(Path(target) if target.startswith("/") else target, notes=notes)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"{name} is a name that `llcuda cp` gave to {target}: {error}; `llcuda rm {name}`"
