@@ -701,11 +701,7 @@ class InferenceEngine:
             tools: As those of `Engine.run`.
             **keywords: As those of `Engine.run`.
         """
-        return self.engine.run(
-            messages,
-            tools,
-            **keywords,
-        )
+        return self.engine.run(messages, tools, **keywords)
 
     @show_keywords(RunKeywords)
     async def arun(
@@ -721,11 +717,7 @@ class InferenceEngine:
             tools: As those of `Engine.run`.
             **keywords: As those of `Engine.run`.
         """
-        return await self.engine.arun(
-            messages,
-            tools,
-            **keywords,
-        )
+        return await self.engine.arun(messages, tools, **keywords)
 
     # --- metrics ---
 
