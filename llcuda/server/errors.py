@@ -123,7 +123,7 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
         if code is not None:
             drop = ' give "overflow": "drop",' if (param or "").startswith("messages") else ""
             message += f"; shorten it,{drop} or start the server with a larger --ctx-size"
-        if own_name == "pooling":  # of the server's start, checked there but for a file's own
+        if own_name == "pooling":  # the file names none; a wrong --pooling ends the start
             message += "; start the server with --pooling mean, or with a model for embeddings"
         return ApiError(400, message, param=param, code=code)
     if isinstance(error, ClosedError):
