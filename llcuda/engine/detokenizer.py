@@ -43,6 +43,9 @@ class StopFinder:
 
     Args:
         stops: The stop texts, none of them empty.
+
+    Attributes:
+        found: The stop text that came; None before.
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
@@ -53,6 +56,7 @@ class StopFinder:
         self._first_letters = frozenset(stop[0] for stop in self._stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self.found: str | None = None
 
     def decode(self, text: str) -> tuple[str, bool]:
         """Return the text to show, and whether a stop text was found, which drops the rest."""
@@ -66,7 +70,7 @@ class StopFinder:
             rest = text[begin : begin + self._longest]
             place = bisect_right(self._stops, rest)
             if place and rest.startswith(self._stops[place - 1]):
-                self._held = ""
+                self._held, self.found = "", self._stops[place - 1]
                 return text[:begin], True
             begins_stop = place < len(self._stops) and self._stops[place].startswith(rest)
             if shown == len(text) and begins_stop:

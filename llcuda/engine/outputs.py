@@ -70,6 +70,7 @@ class Completion:
         prompt_logprobs: Those of the prompt's tokens but the first; None without `echo=True`.
         forced_tokens: How many of `tokens` a guide left no choice for.
         response_format: The format that the request was given, which `parsed` reads; or None.
+        stop_text: The stop text that ended the text; None where none did.
     """
 
     text: str
@@ -87,6 +88,7 @@ class Completion:
     prompt_logprobs: list[TokenLogprob] | None = None
     forced_tokens: int = 0
     response_format: Any = None
+    stop_text: str | None = None
 
     @property
     def content(self) -> str:

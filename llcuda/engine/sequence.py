@@ -145,6 +145,7 @@ class Sequence:
             seed=request.seed,
             forced_tokens=self.forced_tokens,
             response_format=request.response_format,
+            stop_text=None if self._stops is None else self._stops.found,
             logprobs=self.logprobs if params.logprobs is not None else None,
             prompt_logprobs=self.prompt_logprobs if params.echo else None,
             **self._phases(finished_at),

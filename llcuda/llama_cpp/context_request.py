@@ -54,6 +54,7 @@ class ContextRequest:
         self._completion: Completion | None = None
         self._is_cancelled = False
         self._started = self._first_token_at = 0.0
+        self._stops = StopFinder(self.params.stop or ())
 
     @property
     def done(self) -> bool:
@@ -101,7 +102,7 @@ class ContextRequest:
 
     def _read(self, texts: list[str]) -> Generator[str, None, str]:
         """Yield the text piece by piece, keep the pieces, and return the finish reason."""
-        decoder, stops = Utf8Decoder(), StopFinder(self.params.stop or ())
+        decoder, stops = Utf8Decoder(), self._stops
         model = self._evaluation.context.model
         ends = model.eog_tokens | set(self.params.stop_tokens)
         reason = "stop"
@@ -146,6 +147,7 @@ class ContextRequest:
             latency_seconds=ended - self._started,
             logprobs=self.logprobs if self.params.logprobs is not None else None,
             prompt_logprobs=self.prompt_logprobs if self.params.echo else None,
+            stop_text=self._stops.found,
         )
 
     def _score_prompt(self) -> None:

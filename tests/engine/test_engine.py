@@ -134,6 +134,7 @@ def test_stop_texts_are_never_shown(engine: Engine, alone: dict[str, Any], stop:
     )
     assert completion.text == whole.split(stop)[0]
     assert completion.finish_reason == ("stop" if stop in whole else alone[prompt][2])
+    assert completion.stop_text == (stop if stop in whole else None)
 
 
 def test_stop_tokens(engine: Engine, alone: dict[str, Any]) -> None:
