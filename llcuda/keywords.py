@@ -188,6 +188,8 @@ class _FurtherRequest(TypedDict, total=False):
     logits_processor: Callable[..., Any] | Collection[Callable[..., Any]] | None
     stopping_criteria: Callable[..., Any] | Collection[Callable[..., Any]] | None
     priority: int
+    cache_prompt: bool
+    slot: int | None
 
 
 class RequestKeywords(_FurtherRequest, total=False):
@@ -473,9 +475,7 @@ _SCHEMA = 'response_format={"type": "json_schema", "json_schema": {"schema": ...
 HINTS = {
     "format": 'response_format={"type": "json_object"} is any JSON object',
     "add_generation_prompt": "chat() always adds it; ChatTemplate.render() takes it",
-    "cache_prompt": "prompts that begin alike share their prefix by themselves; see cache_size",
     "enable_prefix_caching": "prompts that begin alike share their prefix by themselves",
-    "id_slot": "llcuda has no equivalent: the engine chooses the sequence",
     "include_stop_str_in_output": "llcuda has no equivalent: a stop text ends the text before it",
     "keep_alive": "a model stays loaded until close() or unload_model()",
     "load_in_4bit": "the weights have the types of their file: choose a Q4_K_M file",
@@ -571,6 +571,7 @@ PEERS = {
     "rope_scaling": "rope_scaling_type",
     "seed": "random_seed",
     "sequences": "n_seq_max n_slots np parallel num_parallel max_num_seqs max_batch_size",
+    "slot": "id_slot",
     "speculation": "prompt_lookup_num_tokens num_speculative_tokens",
     "stop": "stop_strings stop_sequence stop_sequences stop_words",
     "stop_tokens": "eos_token_id stop_token_ids",

@@ -27,6 +27,7 @@ from llcuda.engine.metrics import EngineLoad, Metrics, Reporter, RequestRecord, 
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request, RequestParams, kept_tokens, request_params
 from llcuda.engine.sequence import Sequence
+from llcuda.engine.slots import SavedSlot, SlotState, erase_slot, restore_slot, save_slot
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
@@ -278,6 +279,9 @@ class Engine:
         params = given_params(RequestParams, params, {})
         sampling = given_params(SamplingParams, sampling, {})
         context = self.context.params
+        if params.slot is not None and params.slot >= context.sequences:
+            rule = f"expected a slot from 0 to {context.sequences - 1}"
+            raise wrong_value("slot", params.slot, rule, "Engine.slots() lists them")
         outputs_max = 0 if context.device_logits else context.outputs_max
         if params.echo and 0 < outputs_max < self.params.batch_size:
             rule = f"outputs_max={outputs_max} has no room for the logits of whole prompts"
@@ -328,7 +332,8 @@ class Engine:
                     tokens,
                     sampler,
                     shares_prompt_with=sequences[0] if sequences else None,
-                    skip_prefix_cache=params.echo,  # the prompt's scores need its logits
+                    # the scores of a prompt need its logits
+                    skip_prefix_cache=params.echo or not params.cache_prompt,
                 )
             )
         try:
@@ -524,6 +529,70 @@ class Engine:
     def load(self) -> EngineLoad:
         """Return how many requests run and wait, and how full the KV cache is."""
         return self.loop.load()
+
+    def slots(self) -> list[SlotState]:
+        """Return what each slot of the KV cache holds at this moment."""
+        return self.loop.slots()
+
+    def save_slot(self, slot: int, path: str | Path) -> int:
+        """Write the tokens and the cells of a free slot to a file.
+
+        `restore_slot` brings them back, also in a later process with the same model and settings.
+
+        Args:
+            slot: The slot; `Request.slot` of a request that has ended says which it was.
+            path: The file; one that exists is replaced.
+
+        Returns:
+            The number of tokens.
+
+        Raises:
+            ArgumentError: There is no such slot.
+            ConcurrencyError: A request uses the slot.
+            FileWriteError: The file cannot be written.
+        """
+        saved = self.loop.call(lambda scheduler, context: save_slot(scheduler, context, slot))
+        saved.write(path)
+        return len(saved.tokens)
+
+    def restore_slot(self, slot: int, path: str | Path) -> int:
+        """Read a file of `save_slot` into a free slot, whose tokens later prompts may reuse.
+
+        Where a model has a sliding window that is shorter than the text, only a prompt that begins
+        with all of its tokens can reuse them.
+
+        Args:
+            slot: The slot; what it held is lost.
+            path: The file.
+
+        Returns:
+            The number of tokens.
+
+        Raises:
+            ArgumentError: There is no such slot.
+            ConcurrencyError: A request uses the slot.
+            FileNotFoundError: The file does not exist.
+            StateError: The file is damaged, or of another model, a longer context or other
+                adapters.
+        """
+        saved = SavedSlot.read(path)
+        self.loop.call(lambda scheduler, context: restore_slot(scheduler, context, slot, saved))
+        return len(saved.tokens)
+
+    def erase_slot(self, slot: int) -> int:
+        """Empty a free slot, so that no prompt reuses its tokens.
+
+        Args:
+            slot: The slot.
+
+        Returns:
+            The number of tokens that it had.
+
+        Raises:
+            ArgumentError: There is no such slot.
+            ConcurrencyError: A request uses the slot.
+        """
+        return self.loop.call(lambda scheduler, context: erase_slot(scheduler, context, slot))
 
     @property
     def closed(self) -> bool:

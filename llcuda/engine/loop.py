@@ -11,9 +11,11 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from llcuda.engine.config import EngineParams
 from llcuda.engine.metrics import EngineLoad, Reporter
@@ -22,6 +24,7 @@ from llcuda.engine.output_processor import OutputProcessor
 from llcuda.engine.request import Request, copy_of
 from llcuda.engine.scheduler import CacheChange, CopyPrefix, Move, Scheduler, SchedulerOutput
 from llcuda.engine.sequence import Sequence, now
+from llcuda.engine.slots import SlotState, slot_states
 from llcuda.errors import (
     ClosedError,
     ConcurrencyError,
@@ -86,7 +89,21 @@ class Hold:
     released: threading.Event = field(default_factory=threading.Event)
 
 
-Message = Submit | Cancel | Drain | Stop | Hold
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Do something with the KV cache between two steps.
+
+    Attributes:
+        work: Is given the scheduler and the context.
+        outcome: Gets the result, or the exception.
+    """
+
+    work: Callable[[Scheduler, Context], Any]
+    outcome: Future[Any] = field(default_factory=Future)
+
+
+Message = Submit | Cancel | Drain | Stop | Hold | Call
+Result = TypeVar("Result")
 
 
 class UnfinishedCount:
@@ -211,6 +228,31 @@ class EngineLoop:
                 "a hook cannot wait for a request: it runs on the thread that computes it"
             )
 
+    def call(self, work: Callable[[Scheduler, Context], Result]) -> Result:
+        """Do something with the KV cache between two steps, and return its result.
+
+        Args:
+            work: Is given the scheduler and the context, on the engine's thread.
+
+        Raises:
+            ConcurrencyError: This is a hook.
+            ForkError: This is a forked child.
+            LlcudaError: The reason why the engine is closed.
+            Exception: What `work` raised.
+        """
+        self.check_reader()
+        call = Call(work)
+        with self._lock:
+            if self.closed is not None:
+                raise copy_of(self.closed)
+            self._messages.put(call)
+        result: Result = call.outcome.result()
+        return result
+
+    def slots(self) -> list[SlotState]:
+        """Return what each slot of the KV cache holds at this moment."""
+        return slot_states(self._scheduler)
+
     def load(self) -> EngineLoad:
         """Return how busy the engine is at this moment."""
         slots = self._scheduler.slots
@@ -325,6 +367,11 @@ class EngineLoop:
             case Hold():
                 message.reached.set()
                 message.released.wait(message.seconds)
+            case Call():
+                try:
+                    message.outcome.set_result(message.work(self._scheduler, self._context))
+                except Exception as error:
+                    message.outcome.set_exception(error)
             case Drain():
                 self._draining = True
             case Stop():

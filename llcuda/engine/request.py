@@ -83,6 +83,10 @@ class RequestParams:
             text that may have begun. Otherwise as logits_processor.
         priority: The place in the queue: requests with a lower number get a free slot first, those
             with an equal one in the order of their submission. It does not interrupt one that runs.
+        cache_prompt: Whether a cached prefix may spare the beginning of the prompt.
+        slot: The slot of the KV cache that computes the request, which waits until it is free; None
+            = any. `Engine.slots` lists them. On a GPU that runs several requests a later step may
+            move a request to another slot.
 
     Raises:
         ArgumentError: A value is outside what is allowed.
@@ -104,9 +108,11 @@ class RequestParams:
     logits_processor: Callable[..., Any] | Collection[Callable[..., Any]] | None = None
     stopping_criteria: Callable[..., Any] | Collection[Callable[..., Any]] | None = None
     priority: int = 0
+    cache_prompt: bool = True
+    slot: int | None = None
 
     def __post_init__(self) -> None:
-        check_flags(self, "ignore_eos echo penalize_prompt")
+        check_flags(self, "ignore_eos echo penalize_prompt cache_prompt")
         check_number("max_tokens", self.max_tokens, "int", 0 if self.echo else 1, 2**31 - 1)
         check_number("min_tokens", self.min_tokens, "int", 0, 2**31 - 1)
         if self.min_tokens > self.max_tokens:
@@ -114,6 +120,8 @@ class RequestParams:
             raise wrong_value("min_tokens", self.min_tokens, rule, "raise max_tokens, or lower it")
         check_number("priority", self.priority, "int", -(2**31), 2**31 - 1)
         check_number("keep", self.keep, "int", 0, 2**31 - 1)
+        if self.slot is not None:
+            check_number("slot", self.slot, "int", 0, 255)
         if self.logprobs is not None:
             check_number("logprobs", self.logprobs, "int", 0, 100)
         if self.timeout is not None:
@@ -223,6 +231,7 @@ class Request:
         dropped_tokens: Tokens of the prompt that overflow="truncate" or "shift" left out.
         seed: The seed of its sampler.
         response_format: The format of the text, if it has one.
+        slot: The slot of the KV cache that it was given; None while it waits.
         tokens: The generated tokens so far.
         logprobs: The log-probabilities of these tokens so far, if asked for.
         prompt_logprobs: The log-probabilities of the prompt's tokens so far, if asked for.
@@ -240,6 +249,7 @@ class Request:
     ) -> None:
         self.params, self.response_format = params, response_format
         self.prompt_tokens, self.dropped_tokens, self.seed = prompt_tokens, dropped_tokens, seed
+        self.slot: int | None = None
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []

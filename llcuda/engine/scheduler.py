@@ -31,6 +31,8 @@ class Slot:
         last_used: When it became free, on the scheduler's clock.
         stale: Whether its cells hold more than `tokens`, to be removed before the next use.
         adapter_key: The adapters that the tokens were computed with.
+        least_prefix: The least number of its tokens that can be reused: a state from a file lacks
+            cells that a sliding window hides, so that it can only be continued.
     """
 
     seq_id: int
@@ -39,11 +41,18 @@ class Slot:
     last_used: int = 0
     stale: bool = False
     adapter_key: object = None
+    least_prefix: int = 0
 
     def keep(self, count: int) -> None:
         """Count on the first `count` tokens only."""
-        del self.tokens[count:]
+        del self.tokens[count if count >= self.least_prefix else 0 :]
         self.stale = True
+
+    def take_over(self, other: Slot) -> None:
+        """Note that the cells of another slot were moved here."""
+        self.tokens, self.stale, self.adapter_key = other.tokens, other.stale, other.adapter_key
+        self.least_prefix = other.least_prefix
+        other.tokens, other.stale, other.least_prefix = [], False, 0
 
 
 class Truncate(NamedTuple):
@@ -290,19 +299,27 @@ class Scheduler:
     def _admit(self) -> list[CacheChange]:
         """Give waiting sequences slots, in order; return the changes that this needs."""
         changes: list[CacheChange] = []
-        room = self._parallel - len(self.running) - len(self.prefilling)
+        room = max(0, self._parallel - len(self.running) - len(self.prefilling))
         admitted = [s for s in self.waiting if not _in_prefill(s.shares_prompt_with)]
-        for sequence in admitted[: max(room, 0)]:
+        for sequence in admitted:
+            if not room:
+                break
+            if not self._free_slots(sequence):
+                continue  # the slot that it asks for is in use; a later one may have another
+            room -= 1
             self.waiting.remove(sequence)
             slot, count, source = self._choose_slot(sequence)
             if source is not None:
                 changes.append(CopyPrefix(source.seq_id, slot.seq_id, count))
-                slot.tokens = source.tokens[:count]
+                slot.tokens, slot.least_prefix = source.tokens[:count], source.least_prefix
             elif slot.stale or len(slot.tokens) > count:
                 changes.append(Truncate(slot.seq_id, count))
                 del slot.tokens[count:]
+            if not count:
+                slot.least_prefix = 0
             slot.stale, slot.adapter_key = False, self.adapter_key
             slot.sequence, sequence.seq_id = sequence, slot.seq_id
+            sequence.request.slot = slot.seq_id
             sequence.computed_tokens = count
             sequence.cached_tokens = min(count, len(sequence.tokens) - len(sequence.generated))
             sequence.admitted_at = sequence.admitted_at or now()
@@ -310,13 +327,19 @@ class Scheduler:
         self._begin_decoding()  # prompts that are cached but for a last token that is deferred
         return changes
 
+    def _free_slots(self, sequence: Sequence) -> list[Slot]:
+        """Return the free slots that a sequence may have."""
+        wanted = sequence.params.slot
+        slots = self.slots if wanted is None else [self.slots[wanted]]
+        return [slot for slot in slots if slot.sequence is None]
+
     def _choose_slot(self, sequence: Sequence) -> tuple[Slot, int, Slot | None]:
         """Return a free slot, how much of the prompt it will hold, and the slot to copy it from.
 
         A cached prefix is used up only when most of it is reused, or when no other slot is free.
         Otherwise its beginning is copied to the least recently used slot.
         """
-        free = [slot for slot in self.slots if slot.sequence is None]
+        free = self._free_slots(sequence)
         count, best = self._longest_prefix(sequence, self.slots)
         count_in_place, in_place = self._longest_prefix(sequence, free)
         if (
@@ -345,6 +368,8 @@ class Scheduler:
                 limit = min(limit, slot.sequence.valid_prefix)  # a text that was shifted, and runs
             count = common_prefix(slot.tokens, sequence.tokens, limit)
             if not self._can_truncate and (slot.stale or count < len(slot.tokens)):
+                continue
+            if count < slot.least_prefix:
                 continue
             if count > longest[0]:
                 longest = (count, slot)
@@ -411,9 +436,8 @@ class Scheduler:
         spare = min(spares, key=_by_use, default=None)
         if not slot.tokens or spare is None or (spare.tokens and spare.last_used > slot.last_used):
             return []
-        spare.tokens, spare.last_used, spare.stale = slot.tokens, slot.last_used, slot.stale
-        spare.adapter_key = slot.adapter_key
-        slot.tokens = []
+        spare.last_used = slot.last_used
+        spare.take_over(slot)
         return [Move(slot.seq_id, spare.seq_id, running=False)]
 
     def _move_running(self, source: int, target: int) -> None:
@@ -422,10 +446,9 @@ class Scheduler:
         sequence = here.sequence
         assert sequence is not None
         assert there.sequence is None
-        there.tokens, there.sequence, there.stale = here.tokens, sequence, here.stale
-        there.adapter_key = here.adapter_key
-        here.tokens, here.sequence, here.stale = [], None, False
-        sequence.seq_id = target
+        there.take_over(here)
+        there.sequence, here.sequence = sequence, None
+        sequence.seq_id = sequence.request.slot = target
         self.running.sort(key=_by_slot)
         self.decode_step = None
 
@@ -457,7 +480,7 @@ class Scheduler:
             if sequence.valid_prefix is not None or slot.adapter_key != self.adapter_key:
                 lost.append(sequence)
         for slot in self.slots:
-            slot.tokens, slot.stale = [], False
+            slot.tokens, slot.stale, slot.least_prefix = [], False, 0
         return lost
 
     def undo_move(self, move: Move) -> None:

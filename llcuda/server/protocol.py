@@ -131,6 +131,8 @@ class SamplingBody(ModelBody):
     Defaults are llcuda's: temperature 0.7, top_p 0.9, top_k 40.
     """
 
+    engine_names = {"slot": "id_slot"}
+
     temperature: Temperature | None = None
     top_p: Probability | None = None
     frequency_penalty: Penalty | None = None
@@ -173,6 +175,10 @@ class SamplingBody(ModelBody):
     priority: Priority = None
     overflow: Literal["error", "truncate", "shift"] | None = None
     keep: int | None = None
+    cache_prompt: bool | None = Field(None, description="false: compute the whole prompt.")
+    id_slot: int | None = Field(
+        None, ge=-1, le=255, description="The slot of the KV cache; -1 = any."
+    )
     timeout: float | None = Field(None, gt=0, description="Seconds; the server may have less.")
 
     def time_limit(self, deadline: float | None) -> float | None:
@@ -197,6 +203,8 @@ class SamplingBody(ModelBody):
         keywords = self.model_dump(include=set(known), exclude_none=True)
         if self.seed is not None:
             keywords["seed"] = seed_after(self.seed, 0)
+        if self.id_slot is not None and self.id_slot >= 0:
+            keywords["slot"] = self.id_slot
         if self.logit_bias:
             keywords["logit_bias"] = _logit_bias(self.logit_bias, vocab_size)
         if (self.frequency_penalty or self.presence_penalty) and self.penalty_last_n is None:
@@ -278,7 +286,7 @@ TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions. `engine.chat` checks messages and tools."""
 
-    engine_names = {"prompt": "messages", "template_variables": "chat_template_kwargs"}
+    engine_names = {"prompt": "messages", "slot": "id_slot", "template_variables": "chat_template_kwargs"}
 
     messages: Objects = Field(min_length=1, max_length=10_000)
     tools: Tools | None = None

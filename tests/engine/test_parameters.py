@@ -81,7 +81,7 @@ REQUEST: dict[str, tuple[Any, dict[str, Any], Callable[[Completion], bool]]] = {
         lambda done: done.text.endswith("grumpy") and done.finish_reason == "stop",
     ),
 }
-OF_THE_QUEUE = {"priority"}  # test_functions.py has it
+OF_THE_QUEUE = {"priority", "cache_prompt", "slot"}  # test_functions.py, test_slots.py
 
 # Fields that have an effect only beside others.
 BESIDE: dict[str, dict[str, Any]] = {

@@ -32,6 +32,7 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (-1, {"seed": 2**32 - 2}),
     "response_format": ({"type": "json_object"}, {"response_format": {"type": "json_object"}}),
     "timeout": (3.0, {"timeout": 3.0}),
+    "id_slot": (2, {"slot": 2}),
     **{
         name: (value, {name: value})
         for name, value in {
@@ -42,6 +43,7 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
             "dry_base": 1.5, "dry_allowed_length": 4, "dry_last_n": 99, "dry_breakers": ["x"],
             "adaptive_target": 0.5, "adaptive_decay": 0.7, "min_keep": 2, "ignore_eos": True,
             "overflow": "shift", "keep": 5, "min_tokens": 4, "priority": -3,
+            "cache_prompt": False,
         }.items()
     },
 }  # fmt: skip
@@ -52,12 +54,14 @@ ONLY_IN_PYTHON = {
     "grammar": "response_format has it, with its limits of time and size",
     "grammar_root": "as grammar",
     "guide": "a Python object",
+    "slot": "id_slot has it",
     "logits_processor": "a Python function",
     "stopping_criteria": "a Python function",
     "penalize_prompt": "for llcuda.llama_cpp, whose penalties leave the prompt out",
     "stop_tokens": "stop has texts, and the model's own tokens end a text",
     "shown_tokens": "a chat shows those that its template needs",
 }
+RENAMED = {"id_slot"}  # the engine's slot
 OF_ONE_API = {"max_tokens", "logprobs", "echo", "parse_special"}  # not of every API for texts
 
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -71,6 +75,7 @@ OPENAI: dict[str, tuple[float | None, float | None]] = {
 TEXT: dict[str, tuple[float | None, float | None]] = {
     **RANGES, **OPENAI, "timeout": (1e-9, None), "keep": (0, INT32),
     "min_tokens": (0, INT32), "priority": (-INT32 - 1, INT32),
+    "id_slot": (-1, 255),
 }  # fmt: skip
 BODIES: dict[type[Body], tuple[str, dict[str, Any], dict[str, tuple[float | None, float | None]]]]
 BODIES = {
@@ -124,7 +129,7 @@ def test_every_field_has_a_row() -> None:
 def test_every_keyword_of_python_has_a_field() -> None:
     """Or a reason for which it has none."""
     known = SubmitKeywords.__annotations__.keys()
-    assert known == FIELDS.keys() | ONLY_IN_PYTHON.keys() | OF_ONE_API
+    assert known == FIELDS.keys() - RENAMED | ONLY_IN_PYTHON.keys() | OF_ONE_API
 
 
 @pytest.mark.parametrize("field", FIELDS)
