@@ -286,7 +286,11 @@ TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions. `engine.chat` checks messages and tools."""
 
-    engine_names = {"prompt": "messages", "slot": "id_slot", "template_variables": "chat_template_kwargs"}
+    engine_names = {
+        "prompt": "messages",
+        "slot": "id_slot",
+        "template_variables": "chat_template_kwargs",
+    }
 
     messages: Objects = Field(min_length=1, max_length=10_000)
     tools: Tools | None = None
