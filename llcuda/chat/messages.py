@@ -191,7 +191,9 @@ def _check_call(call: Any, where: str) -> None:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not _is_name(function.get("name")):
         raise wrong_argument(where, "expected an object with a function and its name")
-    if not isinstance(function.setdefault("arguments", "{}"), str | dict):
+    if function.get("arguments") is None:
+        function["arguments"] = "{}"
+    if not isinstance(function["arguments"], str | dict):
         raise wrong_argument(
             f"{where}.function.arguments", "expected an object, or its JSON in a string"
         )

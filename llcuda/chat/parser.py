@@ -30,6 +30,10 @@ _IDS = ("id", "tool_call_id")
 _NAME = re.compile(r"[\w.-]+")
 _HEADER_NAME = re.compile(r"[^\s\"'<>{}()\[\]]+")
 _CDATA = ("<![CDATA[", "]]>")
+# The beginnings of calls, behind their delimiter: a name, a call in Python, a JSON object.
+_CUT_HEADER = re.compile(r"\s*\S{0,200}\s*")
+_CUT_PYTHON = re.compile(r"\s*\[?\s*(?:[\w.-]+\s*(?:\(\s*(?:[\w.-]+\s*)?)?)?")
+_CUT_OBJECT = re.compile(r"\s*(?:```json)?\s*\[?\s*(?:\{.*)?", re.S)
 _MAX_DEPTH = 64  # of values with delimiters of their own
 _MAX_MENTIONS = 16  # of calls in reasoning that is not closed
 
@@ -133,6 +137,7 @@ class ChatParser:
         self._space = ""  # white space that is content if more content follows
         self._has_content = False
         self._skips_space = False  # reasoning or a call has no space behind it
+        self._cuts_call = False
         self._reasoning_begins = {row.begin: row for row in syntax.reasoning}
         self._reasoning_ends = {row.end: row for row in syntax.reasoning}
         delimiters = [*self._reasoning_begins, *self._reasoning_ends, *syntax.frames]
@@ -149,7 +154,17 @@ class ChatParser:
         return self._go_on(text)
 
     def flush(self) -> ChatDelta:
-        """Return what was held back: the text has ended."""
+        """Return what was held back: the text has ended.
+
+        More than half of the delimiter before a call is no content, nor is the beginning of the
+        one behind it.
+        """
+        held, calls = self._reader.unread, self._calls
+        if held and calls is not None:
+            begins = any(b.startswith(held) and len(held) * 2 > len(b) for b in calls.begins)
+            self._cuts_call = self._cuts_call or begins
+            if begins or (self._tool_calls and calls.end.startswith(held)):
+                self._reader.rest()
         self._reader.end()
         return self._go_on("")
 
@@ -166,6 +181,11 @@ class ChatParser:
                 for call, parts in zip(self._tool_calls, self._argument_parts, strict=True)
             ]
         return message
+
+    @property
+    def ends_within_call(self) -> bool:
+        """Whether the text ended before a call was whole."""
+        return self._cuts_call or any(_loads(parts) is None for parts in self._argument_parts)
 
     def _go_on(self, text: str) -> ChatDelta:
         self._delta = delta = ChatDelta(text=text)
@@ -332,11 +352,27 @@ class ChatParser:
         else:
             yield from self._named(calls, delimiter)
 
+    def _no_call(self, delimiter: str, text: str, beginning: re.Pattern[str]) -> Reading[None]:
+        """Show a text that is no call, unless it is the beginning of one and the text ends here.
+
+        Args:
+            delimiter: The delimiter of a call, "" where the text itself may be a call.
+            text: What stands behind it.
+            beginning: Matches the beginning of a call.
+        """
+        is_cut = delimiter and beginning.fullmatch(text) and not (yield from self._reader.peek())
+        if is_cut and _loads([text]) is None:
+            self._cuts_call = True
+        else:
+            self._content(delimiter + text)
+
     def _named(self, calls: ToolCallFormat, delimiter: str) -> Reading[None]:
         """Read a call whose name stands before its arguments."""
         match, header = yield from self._call_header(calls)
-        if match is None:
+        if match is None and calls.content_name:  # whose delimiter stands before content, too
             self._content(delimiter + header)
+        elif match is None:
+            yield from self._no_call(delimiter, header, _CUT_HEADER)
         elif not calls.content_name or match["name"] in (self._tools or ()):
             yield from self._named_call(calls, match)
         elif match["name"] != calls.content_name:
@@ -535,7 +571,7 @@ class ChatParser:
             yield from reader.skip_space()
         text = reader.stop_recording()
         if len(self._tool_calls) == before:
-            self._content(delimiter + text)
+            yield from self._no_call(delimiter, text, _CUT_PYTHON)
             return
         self._content(text.strip(" ,\n"))
         if listed:
@@ -599,7 +635,7 @@ class ChatParser:
                 break
         text = reader.stop_recording()
         if len(self._tool_calls) == before:
-            self._content(delimiter + text)
+            yield from self._no_call(delimiter, text, _CUT_OBJECT)
             return
         if listed:
             yield from reader.skip("]")

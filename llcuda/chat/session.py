@@ -23,7 +23,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
 from llcuda.chat.messages import check_tools
@@ -56,6 +56,10 @@ class TextCompletion(Protocol):
     @property
     def finish_reason(self) -> str:
         """The reason of the end."""
+
+    @property
+    def stop_text(self) -> str | None:
+        """The stop text that ended the text; None where none did."""
 
     @property
     def logprobs(self) -> Sequence[Any] | None:
@@ -121,7 +125,8 @@ class ChatCompletion(Generic[CompletionT]):
     Attributes:
         message: OpenAI's message of an assistant: "role" and "content", and "reasoning_content"
             and "tool_calls" where the model wrote them. It can go into the next conversation.
-        finish_reason: "tool_calls", or that of `completion`: "stop", "length", ...
+        finish_reason: "tool_calls", or that of `completion`: "stop", "length", ...; "length" also
+            where a stop text cuts a call.
         completion: The engine's result, with tokens, times, and the text as the model wrote it.
         reasoning_tokens: Number of tokens that hold some of "reasoning_content"; 0 when the model
             was closed before the answer was read.
@@ -148,8 +153,14 @@ class ChatCompletion(Generic[CompletionT]):
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        """The calls of tools, in the order in which the model wrote them."""
-        return [ToolCall.of(call) for call in self.message.get("tool_calls") or ()]
+        """The calls of tools, in the order in which the model wrote them.
+
+        The last one has a `problem` where the answer was cut within it.
+        """
+        calls = [ToolCall.of(call) for call in self.message.get("tool_calls") or ()]
+        if calls and not calls[-1].text:  # a call that is whole has at least {}
+            calls[-1] = replace(calls[-1], problem="the call was cut before its arguments")
+        return calls
 
     @property
     def parsed(self) -> Any:
@@ -332,7 +343,9 @@ class Chat(Generic[CompletionT]):
                 delta = parser.feed(completion.text[self._parsed :]) + parser.flush()
                 self._unread = delta if self._unread is None else self._unread + delta
                 message, reason = parser.message(), completion.finish_reason
-                if message.get("tool_calls") and reason == "stop":
+                if completion.stop_text is not None and parser.ends_within_call:
+                    reason = "length"
+                elif reason == "stop" and message.get("tool_calls"):
                     reason = "tool_calls"
                 count = self._reasoning_tokens(completion)
                 self._answer = ChatCompletion(

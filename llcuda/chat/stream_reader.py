@@ -55,6 +55,11 @@ class StreamReader:
         """The number of characters that were read."""
         return self._dropped + self._at
 
+    @property
+    def unread(self) -> str:
+        """The text that has arrived and was not read."""
+        return self._text[self._at :]
+
     def rest(self) -> str:
         """Read all that has arrived."""
         return self._read(len(self._text))

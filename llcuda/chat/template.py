@@ -318,12 +318,12 @@ class ChatTemplate:
     def _adapt(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         names: dict[str, str] = {}  # of functions, by the id of a call
         adapted = []
-        for i, given in enumerate(messages):
+        for given in messages:
             message = dict(given)
             if message["role"] == "developer" and "developer" not in self.source:
                 message["role"] = "system"
             if "tool_calls" in message:
-                self._adapt_calls(message, f"messages[{i}]", names)
+                self._adapt_calls(message, names)
             if message["role"] == "tool":
                 self._adapt_result(message, names)
             content = message["content"]
@@ -339,16 +339,15 @@ class ChatTemplate:
             adapted.append(message)
         return adapted
 
-    def _adapt_calls(self, message: dict[str, Any], where: str, names: dict[str, str]) -> None:
+    def _adapt_calls(self, message: dict[str, Any], names: dict[str, str]) -> None:
         content = message["content"]
         shape, as_text = self._call_shapes.get("" if content == "" else None, ("", False))
         if not content:
             message["content"] = shape
         calls = []
-        for j, call in enumerate(message["tool_calls"]):
+        for call in message["tool_calls"]:
             function = dict(call["function"])
-            place = f"{where}.tool_calls[{j}].function.arguments"
-            function["arguments"] = _arguments(function["arguments"], as_text, place)
+            function["arguments"] = self._arguments(function["arguments"], as_text)
             calls.append({**call, "function": function})
             if call.get("id"):
                 names[call["id"]] = function["name"]
@@ -361,6 +360,27 @@ class ChatTemplate:
                 message["content"] = [*message["content"], {"type": "text", "text": written}]
             else:
                 message["content"] += written
+
+    def _arguments(self, given: str | dict[str, Any], as_text: bool) -> Any:
+        """Return the arguments of a call as JSON in a string, or as an object.
+
+        Arguments that are no JSON object, such as those of a call that was cut, stay the text that
+        they are. A template that reads objects only gets them as the value of one key.
+        """
+        value = _decoded(given)
+        if as_text and isinstance(value, dict):
+            is_written = isinstance(given, str) and given.lstrip().startswith("{")
+            return given if is_written else json.dumps(value, ensure_ascii=False)
+        if as_text or isinstance(value, dict) or self._takes_text_arguments:
+            return value
+        return {"arguments": value}
+
+    @cached_property
+    def _takes_text_arguments(self) -> bool:
+        """Whether the template writes arguments that are a text, which it wants as an object."""
+        shapes = [shape for shape, _ in self._call_shapes.values()]
+        text = self._probe([_USER, _call(shapes[0], "probe_key")]) if shapes else ""
+        return "probe_key" in (text or "")
 
     def _adapt_result(self, message: dict[str, Any], names: Mapping[str, str]) -> None:
         identity = message.get("tool_call_id")
@@ -380,19 +400,20 @@ def _thinking_part(text: str) -> dict[str, str]:
     return {"type": "thinking", "thinking": text}
 
 
-def _arguments(given: str | dict[str, Any], as_text: bool, where: str) -> Any:
-    """Return the arguments of a call as JSON in a string, or as an object."""
-    if isinstance(given, dict):
-        return json.dumps(given, ensure_ascii=False) if as_text else given
-    if as_text:
-        return given
-    try:
-        arguments = json.loads(given)
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise wrong_argument(where, f"expected a JSON object, not {given[:80]!r}")
-    return arguments
+def _decoded(given: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Return the object that a text holds, also one encoded twice; otherwise the text itself.
+
+    An empty text and null are an object without keys.
+    """
+    text: Any = given
+    for _ in range(2):
+        if not isinstance(text, str):
+            break
+        try:
+            text = json.loads(text) if text.strip() else {}
+        except (ValueError, RecursionError):
+            break
+    return text if isinstance(text, dict) else {} if text is None else given
 
 
 def _call(content: str | None, arguments: Any, identity: str = "probe0123") -> dict[str, Any]:

@@ -65,9 +65,12 @@ class LogprobFormatter:
         }
 
     def _top(self, score: TokenLogprob) -> dict[str, float]:
-        """Return text -> log-probability, of two tokens with the same text the more probable."""
+        """Return text -> log-probability, of two tokens with the same text the more probable.
+
+        The sampled token is always there, as in OpenAI's API, also where it is none of the best.
+        """
         top: dict[str, float] = {}
-        for token, logprob in score.top:
+        for token, logprob in (*score.top, (score.token, score.logprob)):
             top.setdefault(self._model.token_name(token), _number(logprob))
         return top
 

@@ -261,7 +261,7 @@ async def _response_events(
     answer = await chat
     check_deadline([answer.completion])
     writer.usage = _usage([answer])
-    yield response.end(writer.usage, answer.completion.finish_reason == "stop")
+    yield response.end(writer.usage, answer.finish_reason in ("stop", "tool_calls"))
 
 
 async def _deltas(

@@ -247,6 +247,21 @@ def test_a_call_flows_and_goes_back_into_the_conversation(engine: Engine) -> Non
     assert "<tool_response>\n7\n</tool_response>" in text
 
 
+def test_a_call_that_is_cut_is_not_reported_as_whole(engine: Engine) -> None:
+    """By a stop text or a limit; neither its delimiter nor its JSON is content."""
+    demanded = {"tools": [ADD], "tool_choice": "required", "template": HERMES, "temperature": 0}
+    for cut in ({"stop": '"x"'}, {"stop": '"arguments"'}, {"stop": "add"}):
+        done = engine.chat([USER], **demanded, **cut).result(PATIENCE)
+        assert (done.finish_reason, done.content) == ("length", ""), cut
+        assert all(call.problem for call in done.tool_calls)
+    whole = engine.chat([USER], **demanded, stop="</tool_call>").result(PATIENCE)
+    assert (whole.finish_reason, whole.tool_calls[0].problem) == ("tool_calls", None)
+    count = len(whole.completion.tokens)
+    for limit in (6, 10, 11, *range(12, count, 5)):  # more than half of the delimiter's letters
+        done = engine.chat([USER], **demanded, max_tokens=limit).result(PATIENCE)
+        assert (done.finish_reason, done.content) == ("length", ""), limit
+
+
 def tools_guide(model: Model, syntax: ChatSyntax | None = None) -> Any:
     """The guide of an answer that may call `add`."""
     guide = chat_guide(

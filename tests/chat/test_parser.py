@@ -335,14 +335,38 @@ def test_reasoning_is_split_off(name: str, prompt: str, text: str, expected: Any
         '<tool_call>\n{"city": "Paris"}\n</tool_call>',
         '<tool_call>{"name": 3, "arguments": {}}',
         "<tool_call>[]</tool_call> and more",
-        "<tool_call>",
-        '<tool_call>{"name',
+        "<tool_call> is the mark",
+        '<tool_call>\n{"city": "Paris"}',
     ],
 )
 def test_what_is_no_call_stays_text(text: str) -> None:
     """With its mark; only a mark of an end, which stands alone then, is left out."""
     content, _, calls = split(HERMES, [text])
     assert (content, calls) == (text.replace("</tool_call>", ""), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Qwen-Qwen2.5", '<tool_call>\n{"name": "get_time", "arguments": {"city": "Rome"}}'),
+        ("Qwen3-Coder", "<tool_call>\n<function=get_time>\n"),
+        ("mistralai-Mistral-Nemo", '[TOOL_CALLS][{"name": "get_time", "arguments": {}}'),
+        ("LFM2.5-8B", '<|tool_call_start|>[get_time(city="Rome", day="now")'),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama",
+         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_time\n"),
+    ],
+)  # fmt: skip
+def test_a_call_that_is_cut_is_not_shown_as_text(name: str, text: str) -> None:
+    """Wherever the text ends behind the delimiter, content has neither the delimiter nor a part."""
+    syntax = syntax_of(name)
+    assert syntax.tool_calls is not None
+    begin = max(text.find(mark) + len(mark) for mark in syntax.tool_calls.begins)
+    for end in range(begin, len(text)):
+        parser = ChatParser(syntax, tools={"get_time": {}})
+        deltas = [parser.feed(letter) for letter in f"Yes. {text[:end]}"] + [parser.flush()]
+        assert "Yes." == "".join(delta.content for delta in deltas).rstrip()
+        calls = parser.message().get("tool_calls", [])
+        assert parser.ends_within_call or json.loads(calls[-1]["function"]["arguments"]) is not None
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,22 @@ def test_stops_are_not_shown(client: openai.OpenAI) -> None:
     assert "".join(cut.logprobs.tokens or []).startswith(cut.text)
 
 
+def test_the_sampled_token_is_among_the_best(client: openai.OpenAI) -> None:
+    """Also where it is none of them, and with logprobs 0: scorers compare with the best."""
+    asked: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 12, "temperature": 2, "seed": 3}
+    for count in (0, 1, 3):
+        [choice] = client.completions.create(model="demo", logprobs=count, **asked).choices
+        logprobs = choice.logprobs
+        assert logprobs is not None
+        tops = logprobs.top_logprobs or []
+        for token, score, top in zip(
+            logprobs.tokens or [], logprobs.token_logprobs or [], tops, strict=True
+        ):
+            assert top[token] == score
+            assert len(top) in (max(count, 1), count + 1)
+        assert count != 1 or any(len(top) == 2 for top in tops)
+
+
 def test_logit_bias(client: openai.OpenAI, server: Served) -> None:
     """100 forces a token, -100 forbids it."""
     [token] = server.engine.model.tokenize(" dragon", add_special=False)[:1]
