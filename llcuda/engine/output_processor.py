@@ -15,7 +15,7 @@ from llcuda.engine.sequence import Sequence, now
 from llcuda.engine.speculation import Drafter
 from llcuda.engine.token_masks import TokenMaskState, joined_mask, mask_without, token_masks
 from llcuda.errors import ClosedError, LlcudaError, SamplingError
-from llcuda.params import wrong_argument
+from llcuda.params import wrong_argument, wrong_value
 
 JUMP_SEQUENCES = 8  # with more sequences at once forced tokens are not computed ahead
 JUMP_TOKENS = 1  # forced tokens for each sequence at once that make a chunk worth its step
@@ -281,7 +281,12 @@ class OutputProcessor:
             self.fail(sequence, token)
             return False
         if self._is_end(sequence, token):
-            self._finish(sequence, "stop")
+            if self._has_no_other(sequence, token):
+                rule = "every token that does not end the text is forbidden as well"
+                remedy = "permit another token, or let the text end"
+                self.fail(sequence, wrong_value("ignore_eos", True, rule, remedy))
+            else:
+                self._finish(sequence, "stop")
             return False
         if sequence.token_masks is not None:
             try:
@@ -301,6 +306,15 @@ class OutputProcessor:
 
     def _is_end(self, sequence: Sequence, token: int) -> bool:
         return token in self._end_tokens or token in sequence.params.stop_tokens
+
+    def _has_no_other(self, sequence: Sequence, end: int) -> bool:
+        """Whether the end of a text was sampled that must not end, as nothing else is permitted.
+
+        The text of a guide or of a grammar does end where that is whole.
+        """
+        params = sequence.params
+        restricted = sequence.token_masks is not None or sequence.sampler.params.grammar is not None
+        return params.ignore_eos and not restricted and end not in params.stop_tokens
 
     def _last_piece(self, sequence: Sequence) -> bytes:
         token = sequence.tokens[-1]

@@ -50,7 +50,8 @@ class RequestParams:
         stop: Text, or texts, that end the request; neither they nor what follows is shown.
         stop_tokens: Tokens that end the request.
         shown_tokens: Control tokens whose text is part of the result; others have no text.
-        ignore_eos: Whether to go on after the model's end of text.
+        ignore_eos: Whether to go on after the model's end of text. A guide, a response_format or a
+            grammar ends the text nevertheless where it permits nothing else.
         logprobs: Alternatives to report for each token beside the chosen one; None = no
             log-probabilities.
         echo: Whether to report log-probabilities of the prompt's tokens too.

@@ -14,7 +14,7 @@ from llcuda.engine.config import EngineParams
 from llcuda.engine.metrics import StepRecord
 from llcuda.engine.request import RequestParams
 from llcuda.engine.speculation import Drafter
-from llcuda.errors import QueueFullError
+from llcuda.errors import ArgumentError, QueueFullError
 from tests.engine.test_guide import Sequence
 from tests.support.waiting import PATIENCE
 from tests.test_params import RANGES
@@ -182,6 +182,36 @@ def test_a_keyword_changes_the_engine(field: str, model: Model, small: dict[str,
     """It changes what its name says, and nothing else."""
     value, changes = ENGINE[field]
     assert observed(model, {**SMALL, field: value}) == {**small, **changes}
+
+
+@pytest.mark.parametrize("min_tokens", [0, 2])
+@pytest.mark.parametrize("forbids", ["logit_bias", "logits_processor"])
+def test_a_text_that_may_neither_end_nor_go_on_fails(
+    engine: Engine, model: Model, forbids: str, min_tokens: int
+) -> None:
+    """It says so instead of ending; the text beside it goes on."""
+    others = [token for token in range(model.vocab_size) if token not in model.eog_tokens]
+
+    def function(tokens: Any, logits: Any) -> None:
+        logits[others] = -np.inf
+
+    given = {"logit_bias": dict.fromkeys(others, -np.inf), "logits_processor": function}
+    asked: dict[str, Any] = {"min_tokens": min_tokens, forbids: given[forbids]}
+    beside = engine.submit("Once", max_tokens=30, ignore_eos=True)
+    with pytest.raises(ArgumentError, match=r"^ignore_eos=True: every token .* permit another"):
+        engine.submit(PROMPT, ignore_eos=True, **asked).result(PATIENCE)
+    assert engine.submit(PROMPT, **asked).result(PATIENCE).finish_reason == "stop"
+    assert len(beside.result(PATIENCE).tokens) == 30
+
+
+def test_a_grammar_ends_a_text_that_ignores_the_end(engine: Engine) -> None:
+    """Where it permits nothing else."""
+    for given in (
+        {"grammar": 'root ::= "Tom"'},
+        {"response_format": {"type": "regex", "regex": "Tom"}},
+    ):
+        done = engine.submit(PROMPT, ignore_eos=True, **given).result(PATIENCE)
+        assert (done.text, done.finish_reason) == ("Tom", "stop")
 
 
 def test_keep_holds_in_a_shift_too(engine: Engine) -> None:
