@@ -134,7 +134,10 @@ class DecodeBatch(Batch):
         self, masks: list[Any] | None = None, forced: list[int | None] | None = None
     ) -> list[Any]:
         """Return the next token of each sequence, as `Batch.sample`, and keep it to be decoded."""
-        self.tokens = tokens = super().sample(masks, forced)
+        if self._processed:
+            self.tokens = tokens = self._process_and_sample(masks, forced)
+        else:
+            self.tokens = tokens = self._sampler.sample(None, masks, forced)
         return tokens
 
     @property
