@@ -287,7 +287,6 @@ def test_a_choice_holds_for_the_first_answer(engine: Engine) -> None:
         ),
         ({"messages": [{"role": "nobody", "content": ""}]}, r"messages\[0\].role='nobody'"),
     ],
-    ids=str,
 )
 def test_wrong_arguments(options: dict[str, Any], says: str, script: Any) -> None:
     """Refused before anything is asked or called, in both ways."""

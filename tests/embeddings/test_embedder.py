@@ -230,7 +230,6 @@ class TestBadInput:
             [[1, 2.5]], [[True, 1]], [[-1]], [[10**9]], [[2**70]], ["\ud800"], [{"a": 1}],
             np.arange(5), np.zeros((2, 2)), np.zeros((1, 2, 2), dtype=int), {"a": "b"}.values,
         ],
-        ids=str,
     )  # fmt: skip
     def test_texts(self, texts: Any, make: Make) -> None:
         """What is no list of texts or tokens."""

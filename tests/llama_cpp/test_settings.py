@@ -153,7 +153,6 @@ def test_the_vocabulary_as_c_has_it(llm: Llama) -> None:
         ({"cuda_graphs": "maybe"}, ArgumentError, "cuda_graphs='maybe'"),
         ({"embedding": True, "pooling_type": 4}, ArgumentError, "pooling"),
     ],
-    ids=repr,
 )
 def test_wrong_arguments(given: dict[str, Any], kind: type[Exception], says: str) -> None:
     """Each is an error of the constructor, in the words of the caller."""
