@@ -16,13 +16,16 @@ INSTALLED := $(VENV)/installed-$(MODULES)
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
 
+# Two at once; the tests of a file stay together, as they share models. tests/conftest.py gives each its processor.
+AT_ONCE := -n 2 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests/ -v
+	$(BIN)/python -m pytest tests/ -v $(AT_ONCE)
 
 # MODELS: a folder with gemma-3-270m-q4_k_m.gguf and qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
 real: $(INSTALLED)
 	$(if $(MODELS),,$(error make real MODELS=FOLDER: a folder with the two models that the Makefile names))
-	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v
+	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v $(AT_ONCE)
 
 # The chat page in Chromium; pictures of it are left in .build/page.
 page: $(INSTALLED)
@@ -48,7 +51,7 @@ stress: $(INSTALLED)
 shuffle: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .build/randomly 'pytest-randomly>=4,<6'
 	for run in $$(seq $(or $(RUNS),30)); do \
-	    PYTHONPATH=.build/randomly $(BIN)/python -m pytest $(or $(TESTS),tests) || exit 1; done
+	    PYTHONPATH=.build/randomly $(BIN)/python -m pytest $(or $(TESTS),tests) -v $(AT_ONCE) || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -43,6 +43,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the process: its GPUs, and with `-n` its processor."""
+    _hide_gpus(config)
+    _take_one_processor(os.environ.get("PYTEST_XDIST_WORKER", ""))
+
+
+def _take_one_processor(worker: str) -> None:
+    """Give a worker of pytest-xdist a processor of its own, and its children the same.
+
+    Models compute with a thread for each processor by default. Threads that wait for each other
+    take time from another worker.
+    """
+    if worker:
+        processors = sorted(os.sched_getaffinity(0))
+        number = int(worker.removeprefix("gw"))
+        os.sched_setaffinity(0, {processors[number % len(processors)]})
+
+
+def _hide_gpus(config: pytest.Config) -> None:
     """Hide the GPUs of this machine unless only tests that compute on them were asked for.
 
     The other tests compare with the arithmetic of the CPU.
