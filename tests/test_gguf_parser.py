@@ -541,7 +541,7 @@ print(json.dumps({"read": read, "refused": refused, "wrong": wrong, "peak": peak
 """
 
 
-def test_20_000_damaged_files(tmp_path: Path) -> None:
+def test_4_000_damaged_files(tmp_path: Path) -> None:
     """Each is read or is a GGUFError; none takes a gigabyte, none passes that ggml refuses."""
     metadata = {"general.architecture": "x", **{key: value for key, (value, _) in VALUES.items()}}
     tensors: dict[str, Any] = {
@@ -550,7 +550,7 @@ def test_20_000_damaged_files(tmp_path: Path) -> None:
     tensors["tensor.q8_0"] = RawTensor((2, 64), GGMLType.Q8_0, bytes(4 * 34))
     path = write_gguf(tmp_path / "damaged.gguf", metadata, tensors)
     run = subprocess.run(
-        [sys.executable, "-c", DAMAGE, str(path), "20000"],
+        [sys.executable, "-c", DAMAGE, str(path), "4000"],
         capture_output=True,
         text=True,
         check=False,
@@ -558,8 +558,8 @@ def test_20_000_damaged_files(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     outcomes = json.loads(run.stdout)
     assert [] == outcomes["wrong"]
-    assert (20_000, True) == (outcomes["read"] + outcomes["refused"], outcomes["peak"] < GIB)
-    assert min(outcomes["read"], outcomes["refused"]) > 1_000
+    assert (4_000, True) == (outcomes["read"] + outcomes["refused"], outcomes["peak"] < GIB)
+    assert min(outcomes["read"], outcomes["refused"]) > 200
 
 
 # --- writing ---

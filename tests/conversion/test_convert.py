@@ -256,7 +256,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     """Cut anywhere or changed anywhere, a file is read or refused; nothing else is raised."""
     content, path, chance = safetensors(WEIGHTS), tmp_path / "a.safetensors", random.Random(5)
     refused = 0
-    for number in range(2000):
+    for number in range(600):
         damaged = bytearray(content)
         for _ in range(chance.randrange(1, 4)):
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
@@ -265,7 +265,7 @@ def test_damaged_files(tmp_path: Path) -> None:
             read_header(path)
         except ModelError:
             refused += 1
-    assert refused > 1000
+    assert refused > 300
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,17 @@ def model() -> Iterator[Model]:
         yield loaded
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["copied logits", "device logits"])
-def engine(model: Model, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with Engine(model, n_parallel=8, ctx_size=1024, device_logits=request.param) as opened:
+@pytest.fixture(scope="module")
+def engine(model: Model) -> Iterator[Engine]:
+    with Engine(model, n_parallel=8, ctx_size=1024, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["copied logits", "device logits"])
+def either_engine(model: Model, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Yield an engine of each way in which masks meet logits."""
+    with Engine(model, n_parallel=8, ctx_size=1024, threads=1, device_logits=request.param) as it:
+        yield it
 
 
 def run_schemas(model: Model, seeds: range) -> None:
@@ -63,7 +70,7 @@ def run_schemas(model: Model, seeds: range) -> None:
 
 def test_random_schemas_are_satisfied(model: Model) -> None:
     """At temperature 1, by a model that knows nothing of JSON."""
-    run_schemas(model, range(40))
+    run_schemas(model, range(20))
 
 
 @pytest.mark.slow
@@ -96,10 +103,12 @@ FORMATS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("response_format", "pattern"), FORMATS, ids=lambda value: str(value)[:30])
-def test_a_text_is_what_its_format_says(engine: Engine, response_format: Any, pattern: str) -> None:
+def test_a_text_is_what_its_format_says(
+    either_engine: Engine, response_format: Any, pattern: str
+) -> None:
     """From the first character to the last, and it ends by itself."""
     for seed in range(4):
-        done = engine.submit(
+        done = either_engine.submit(
             "Once", response_format=response_format, max_tokens=300, seed=seed, **FREE
         )
         assert re.fullmatch(pattern, done.result(PATIENCE).text)
@@ -149,35 +158,41 @@ def test_json_objects_without_a_schema(engine: Engine) -> None:
     assert plain.text == text.result(PATIENCE).text
 
 
-def test_what_else_a_request_asks_for_holds(engine: Engine, model: Model) -> None:
+def test_what_else_a_request_asks_for_holds(either_engine: Engine, model: Model) -> None:
     """max_tokens gives a beginning; stops, log-probabilities, several texts, a stream."""
     grammar = structured.compile(model, schema=PERSON, compact=True)
-    whole = engine.submit("Once", response_format=grammar, max_tokens=300, seed=3).result(PATIENCE)
-    assert whole.finish_reason == "stop"
-    for limit in (1, 2, 3, 7, len(whole.tokens) - 1):
-        cut = engine.submit("Once", response_format=grammar, max_tokens=limit, seed=3).result(
-            PATIENCE
-        )
-        assert (cut.finish_reason, len(cut.tokens)) == ("length", limit)
-        assert cut.text.startswith('{"name":"'[: len(cut.text)])
-    assert engine.submit(
-        "Once", response_format=grammar, max_tokens=len(whole.tokens), seed=3
-    ).result(PATIENCE).text == whole.text  # fmt: skip
-    stopped = engine.submit("Once", response_format=grammar, max_tokens=99, stop=['ame":']).result(
-        60
-    )
-    assert (stopped.text, stopped.finish_reason) == ('{"n', "stop")
-    scored = engine.submit("Once", response_format=grammar, max_tokens=99, logprobs=1).result(
+    whole = either_engine.submit("Once", response_format=grammar, max_tokens=300, seed=3).result(
         PATIENCE
     )
+    assert whole.finish_reason == "stop"
+    for limit in (1, 2, 3, 7, len(whole.tokens) - 1):
+        cut = either_engine.submit(
+            "Once", response_format=grammar, max_tokens=limit, seed=3
+        ).result(PATIENCE)
+        assert (cut.finish_reason, len(cut.tokens)) == ("length", limit)
+        assert cut.text.startswith('{"name":"'[: len(cut.text)])
+    assert either_engine.submit(
+        "Once", response_format=grammar, max_tokens=len(whole.tokens), seed=3
+    ).result(PATIENCE).text == whole.text  # fmt: skip
+    stopped = either_engine.submit(
+        "Once", response_format=grammar, max_tokens=99, stop=['ame":']
+    ).result(60)
+    assert (stopped.text, stopped.finish_reason) == ('{"n', "stop")
+    scored = either_engine.submit(
+        "Once", response_format=grammar, max_tokens=99, logprobs=1
+    ).result(PATIENCE)
     assert [item.token for item in scored.logprobs or ()] == scored.tokens
-    texts = engine.submit_n("Once", 3, response_format=grammar, max_tokens=300, seed=1, **FREE)
+    texts = either_engine.submit_n(
+        "Once", 3, response_format=grammar, max_tokens=300, seed=1, **FREE
+    )
     assert all(json.loads(text.result(PATIENCE).text)["born"] for text in texts)
     assert len({text.result().text for text in texts}) > 1
-    streamed = "".join(engine.submit("Once", response_format=grammar, max_tokens=300, seed=3))
+    streamed = "".join(
+        either_engine.submit("Once", response_format=grammar, max_tokens=300, seed=3)
+    )
     assert streamed == whole.text
     with pytest.raises(ArgumentError, match="not both"):
-        engine.submit("Once", response_format=grammar, guide=grammar.guide())
+        either_engine.submit("Once", response_format=grammar, guide=grammar.guide())
 
 
 def schema(**fields: Any) -> dict[str, Any]:
@@ -337,7 +352,6 @@ HOSTILE: dict[str, Any] = {
     "a chain of rules": lark(
         "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(15_000)) + '\nr15000: "a"'
     ),
-    "repetitions": {"type": "regex", "regex": "((a{1000}){1000}){1000}"},
     "an exponential automaton": {"type": "regex", "regex": "(.*a.{20}b.*){20}"},
     "ambiguity": lark('start: a*\na: "x"? | a a | "y"*'),
     "intersections": schema(
