@@ -42,7 +42,7 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="GGUF file, short name or repo/id; NAME=FILE names it. Default: demo.",
+            help="GGUF file, short name or repo/id; NAME,ALIAS=FILE names it. Default: demo.",
             metavar="MODEL",
             autocompletion=complete_model,
         ),
@@ -176,6 +176,14 @@ def serve(
             rich_help_panel=NETWORK,
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse a request of which something would be ignored.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = False,
     max_body: Annotated[
         float,
         typer.Option(
@@ -276,6 +284,7 @@ def serve(
         keys=keys,
         cors_origins=cors_origin or (),
         hosts=() if "*" in hosts else hosts,
+        strict=strict,
         limits=Limits(
             body_bytes=int(max_body * 1e6),
             total_body_bytes=None if max_bodies is None else int(max_bodies * 1e6),
@@ -308,14 +317,17 @@ def serve(
 
 
 def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:
-    """Return the model of an argument, `NAME=MODEL` or `MODEL`."""
+    """Return the model of an argument, `NAME=MODEL`, `NAME,ALIAS,...=MODEL` or `MODEL`."""
     from llcuda.hub.names import served_name
     from llcuda.server import ModelSpec
 
     is_path = os.path.exists(argument)  # noqa: PTH110 - Path() refuses a NUL
     match = None if is_path else re.fullmatch(r"([^=/\\]+)=(.+)", argument)
-    name, source = match.groups() if match else (None, argument)
-    return ModelSpec(name or served_name(source), source, parameters=parameters)
+    names, source = match.groups() if match else ("", argument)
+    name, *aliases = [name.strip() for name in names.split(",")]
+    return ModelSpec(
+        name or served_name(source), source, parameters=parameters, aliases=tuple(aliases)
+    )
 
 
 def _read_keys(path: Path) -> list[str]:

@@ -13,9 +13,8 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,53 +23,27 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Match
 
 import llcuda
 from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.running import announce
-from llcuda.server.answer import Answer, ResponseWriter
 from llcuda.server.bodies import BodyReader, BodyRoute
-from llcuda.server.chat import answer_chat, answer_response
-from llcuda.server.chunks import unix_time
-from llcuda.server.completions import answer_completion
 from llcuda.server.connections import GuardedProtocol, listen
-from llcuda.server.embeddings import answer_embeddings, answer_rerank
 from llcuda.server.errors import ApiError
+from llcuda.server.leniency import HEADER
 from llcuda.server.metrics import metrics_text
-from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuardMiddleware, Traffic
-from llcuda.server.models import LoadedModel, ModelPool, ModelSpec
+from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuardMiddleware
+from llcuda.server.models import ModelPool, ModelSpec
+from llcuda.server.openai_api import openai_routes
 from llcuda.server.page import page_routes
-from llcuda.server.protocol import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    EmbeddingBody,
-    ErrorAnswer,
-    ModelBody,
-    RerankBody,
-    ResponsesBody,
-    TokenizeBody,
-)
+from llcuda.server.protocol import DetokenizeBody, TokenizeBody
+from llcuda.server.service import ERRORS, Service
 from llcuda.server.tokens import answer_detokenize, answer_tokenize
 
 logger = logging.getLogger("llcuda.server")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text}
-    for status, text in {
-        400: "The request cannot be answered.",
-        401: "The API key is missing or wrong.",
-        403: "The host is unknown.",
-        404: "No such model.",
-        408: "The body did not arrive in time.",
-        413: "The body is too large.",
-        429: "The queue is full.",
-        500: "The server failed.",
-        503: "The server is busy.",
-    }.items()
-}
-Work = Callable[[Any, LoadedModel, ResponseWriter], Awaitable[None]]
+# The APIs, each a function that returns its routes. Of two routes with one path the first answers.
+APIS: tuple[Callable[[Service], APIRouter], ...] = ()
 
 
 def create_app(
@@ -82,6 +55,7 @@ def create_app(
     hosts: Iterable[str] = LOOPBACK,
     limits: Limits | None = None,
     preload: bool = True,
+    strict: bool = False,
 ) -> FastAPI:
     """Return the server as an ASGI application.
 
@@ -94,6 +68,8 @@ def create_app(
         hosts: Names that clients may call the server by; none = any.
         limits: Limits of the server; None = the defaults of `Limits`.
         preload: Whether to load the first model now; the others wait for their first request.
+        strict: Whether to refuse a request of which something would be ignored or relaxed. By
+            default it is answered, and the header `x-llcuda-ignored` and the log name that part.
 
     Raises:
         ArgumentError: A value is outside what is allowed, or a model is larger than the budget.
@@ -106,6 +82,7 @@ def create_app(
     if limits is not None and not isinstance(limits, Limits):
         raise wrong_value("limits", limits, "expected Limits")
     check_flag("preload", preload)
+    check_flag("strict", strict)
     service = Service(ModelPool(models, memory_budget), limits or Limits())
     service.models.open(preload)
     bodies = BodyReader()
@@ -126,9 +103,12 @@ def create_app(
     )
     app.state.service = service
     app.state.bodies = bodies
-    app.include_router(_text_routes(service))
-    app.include_router(_model_routes(service))
+    app.include_router(openai_routes(service, "/v1"))
+    for api in APIS:
+        app.include_router(api(service))
+    app.include_router(_own_routes(service))
     app.include_router(page_routes())
+    app.include_router(openai_routes(service), include_in_schema=False)  # for clients without /v1
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(
@@ -137,6 +117,7 @@ def create_app(
         traffic=service.traffic,
         keys=keys,
         hosts=hosts,
+        strict=strict,
     )
     if cors_origins:
         app.add_middleware(
@@ -144,6 +125,7 @@ def create_app(
             allow_origins=cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
+            expose_headers=["x-request-id", HEADER],
         )
     return app
 
@@ -156,34 +138,9 @@ def _texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
     return texts
 
 
-def _text_routes(service: Service) -> APIRouter:
+def _own_routes(service: Service) -> APIRouter:
+    """Return the routes that belong to no other API."""
     router = APIRouter(responses=ERRORS, route_class=BodyRoute)
-    deadline = service.limits.deadline
-
-    @router.post("/v1/completions")
-    async def completions(body: CompletionBody) -> Response:
-        """Continue texts."""
-        return service.answer(body, partial(answer_completion, deadline=deadline))
-
-    @router.post("/v1/chat/completions")
-    async def chat(body: ChatBody) -> Response:
-        """Answer a conversation."""
-        return service.answer(body, partial(answer_chat, deadline=deadline))
-
-    @router.post("/v1/responses")
-    async def responses(body: ResponsesBody) -> Response:
-        """Answer a conversation, in items; nothing is stored."""
-        return service.answer(body, partial(answer_response, deadline=deadline))
-
-    @router.post("/v1/embeddings")
-    async def embeddings(body: EmbeddingBody) -> Response:
-        """Turn texts into vectors."""
-        return service.answer(body, answer_embeddings)
-
-    @router.post("/v1/rerank")
-    async def rerank(body: RerankBody) -> Response:
-        """Order documents by how well they answer a query."""
-        return service.answer(body, answer_rerank)
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
@@ -194,62 +151,6 @@ def _text_routes(service: Service) -> APIRouter:
     async def detokenize(body: DetokenizeBody) -> Response:
         """Turn tokens into a text."""
         return service.answer(body, answer_detokenize)
-
-    return router
-
-
-class Service:
-    """The state that the routes share.
-
-    Attributes:
-        models: The models.
-        limits: Limits of the server.
-        traffic: Counters.
-        started: Time of the start, in seconds since 1970.
-    """
-
-    def __init__(self, models: ModelPool, limits: Limits) -> None:
-        self.models = models
-        self.limits = limits
-        self.traffic = Traffic()
-        self.started = unix_time()
-
-    def answer(self, body: ModelBody, work: Work) -> Answer:
-        """Return an answer of the model that the body names, which stays loaded meanwhile.
-
-        Args:
-            body: The body of the request.
-            work: Writes the answer.
-        """
-
-        async def run(writer: ResponseWriter) -> None:
-            async with self.models.use(body.model) as loaded:
-                await work(body, loaded, writer)
-
-        return Answer(run, body.engine_names)
-
-
-def _model_routes(service: Service) -> APIRouter:
-    router = APIRouter(responses=ERRORS)
-
-    def describe(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": service.started,
-            "owned_by": "llcuda",
-            "loaded": name in service.models.loaded,
-        }
-
-    @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """List the models."""
-        return {"object": "list", "data": [describe(name) for name in service.models.specs]}
-
-    @router.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        """Describe one model."""
-        return describe(service.models.find(name))
 
     @router.get("/health", response_model=dict[str, str])
     async def health() -> Any:
@@ -284,12 +185,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path
-    scope = {**request.scope, "path": f"/v1{path}"}
-    known = any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
-    under = f"; the API is under /v1: /v1{path}" if known else ""
     messages = {
-        404: f"no such path: {path[:200]}{under}",
+        404: f"no such path: {request.url.path[:200]}",
         405: "this path has other methods",
     }
     message = messages.get(error.status_code, str(error.detail))

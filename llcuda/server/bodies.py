@@ -7,6 +7,7 @@ number of values is bounded before: no body keeps other requests waiting for lon
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from starlette.responses import Response
 
 from llcuda.server.errors import ApiError
 from llcuda.server.protocol import Body
-from llcuda.server.validation import from_validation
+from llcuda.server.validation import from_validation, with_meant_field
 
 LARGE_BODY = 2**16  # bytes; a larger one is read beside the event loop, one after the other
 MAX_VALUES = 2**20  # numbers, texts, names and the like in a body
@@ -46,7 +47,8 @@ class BodyReader:
         if len(data) <= LARGE_BODY:
             return parse_body(kind, data)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, parse_body, kind, data)
+        context = contextvars.copy_context()  # which collects what is ignored
+        return await loop.run_in_executor(self._executor, context.run, parse_body, kind, data)
 
     def close(self) -> None:
         """End the thread."""
@@ -54,11 +56,13 @@ class BodyReader:
 
 
 class BodyRoute(APIRoute):
-    """A route whose body the application's BodyReader reads in place of FastAPI."""
+    """A route whose parameter `body`, if it has one, the application's BodyReader reads."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of the route."""
-        kind: type[Body] = get_type_hints(self.endpoint)["body"]
+        kind: type[Body] | None = get_type_hints(self.endpoint).get("body")
+        if kind is None:
+            return super().get_route_handler()
 
         async def handle(request: Request) -> Response:
             reader: BodyReader = request.app.state.bodies
@@ -87,7 +91,9 @@ def parse_body(kind: type[Body], data: bytes) -> Body:
     try:
         body = kind.model_validate(document)
     except ValidationError as error:
-        raise from_validation(error.errors(include_url=False), document) from None
+        refusal = from_validation(error.errors(include_url=False), document)
+        raise with_meant_field(refusal, kind, document) from None
+    body.note_ignored()
     body.size = len(data)
     return body
 

@@ -13,7 +13,7 @@ from llcuda.engine.engine import Engine
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
-from llcuda.params import seed_after, wrong_value
+from llcuda.params import seed_after
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import check_count, check_deadline, check_format, is_large
 from llcuda.server.chunks import (
@@ -26,7 +26,8 @@ from llcuda.server.chunks import (
     unix_time,
     usage,
 )
-from llcuda.server.errors import ApiError, translate, translate_and_log
+from llcuda.server.errors import translate, translate_and_log
+from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ChatBody, ResponsesBody
 from llcuda.server.responses import ResponseBuilder, as_chat
@@ -74,7 +75,7 @@ async def answer_response(
             async for _ in _response_events(chat_body, engine, chat, response, writer):
                 pass
             document: Any = response.document
-            if body.include:  # the log-probabilities, which may be many
+            if body.wants_logprobs():  # which may be many
                 document = await run_beside(is_large(body), json_text, document)
             await writer.json(document)
             return
@@ -156,9 +157,8 @@ def _effort(template: str, effort: str) -> dict[str, Any]:
         return {"reasoning_effort": effort}
     if THINKING in template:
         return {THINKING: effort not in ("none", "minimal")}
-    rule = "this model's chat template does not support it"
-    error = wrong_value("reasoning_effort", effort, rule)
-    raise ApiError(400, str(error), param=error.parameter, code="unsupported_parameter")
+    ignore("reasoning_effort", "this model's chat template does not know it")
+    return {}
 
 
 def _document(

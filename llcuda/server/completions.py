@@ -98,7 +98,8 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
     model = engine.model
     keywords = body.submit_keywords(deadline, engine.ctx_size, model.vocab_size)
     check_format(engine, keywords.get("response_format"))
-    keywords["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    keywords["max_tokens"] = engine.ctx_size if max_tokens == -1 else max_tokens
     keywords["logprobs"] = body.logprobs
     if body.logprobs is None and candidates > (body.n or 1):
         keywords["logprobs"] = 0  # best_of compares them

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -42,6 +42,7 @@ class RequestRecord:
         complete: Whether the whole answer was written.
         failed: Whether the server failed within an answer that had begun.
         usage: Tokens of the prompt and of the answer, in OpenAI's form.
+        ignored: What the request asked for and did not get.
         started: Time of the start, by `time.perf_counter`.
     """
 
@@ -53,6 +54,7 @@ class RequestRecord:
     complete: bool = False
     failed: bool = False
     usage: Mapping[str, Any] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -87,15 +89,17 @@ class RequestRecord:
             "completion_tokens": self.usage.get("completion_tokens"),
             "request_id": self.request_id,
             "client": self.client,
+            **({"ignored": [*self.ignored]} if self.ignored else {}),
         }
         tokens = "".join(
             f", {count} {kind} tokens"
             for kind in ("prompt", "completion")
             if (count := self.usage.get(f"{kind}_tokens")) is not None
         )
+        ignored = f", ignored: {'; '.join(self.ignored)}" if self.ignored else ""
         access_logger.info(
-            "%s %s %d in %.3f s%s, %s",
-            self.method, self.path, self.final_status, seconds, tokens, self.request_id,
+            "%s %s %d in %.3f s%s, %s%s",
+            self.method, self.path, self.final_status, seconds, tokens, self.request_id, ignored,
             extra={FIELDS: fields},
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llcuda.params import check_number, wrong_value
 from llcuda.server.answer import RECORD, ResponseWriter
 from llcuda.server.errors import RETRY_SECONDS, ApiError, translate_and_log
+from llcuda.server.leniency import HEADER, Ignored, collect_ignored
 from llcuda.server.log import CLIENT_LEFT, RequestRecord
 from llcuda.server.page import PREFIX
 
@@ -88,6 +89,7 @@ class RequestGuardMiddleware:
         traffic: Counters to write.
         keys: API keys, any of which is right; none = no key is needed.
         hosts: Names that clients may call the server by; none = any.
+        strict: Whether to refuse a request of which something would be ignored.
     """
 
     def __init__(
@@ -97,25 +99,34 @@ class RequestGuardMiddleware:
         traffic: Traffic,
         keys: Iterable[str] = (),
         hosts: Iterable[str] = (),
+        strict: bool = False,
     ) -> None:
         self._app = app
         self._limits = limits
         self._traffic = traffic
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._hosts = frozenset(hosts)
+        self._strict = strict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with collect_ignored(self._strict) as ignored:
+            await self._answer(scope, receive, send, ignored)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, ignored: Ignored) -> None:
         record = scope[RECORD] = RequestRecord.of(scope)
+        record.ignored = ignored.notes
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                request_id = record.request_id.encode()
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                further = [(b"x-request-id", record.request_id.encode())]
+                if ignored.count:
+                    further.append((HEADER.encode(), str(ignored).encode()))
+                message["headers"] = [*message["headers"], *further]
             await send(message)
             if message["type"] == "http.response.body":
                 record.complete = not message.get("more_body")

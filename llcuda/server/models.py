@@ -28,13 +28,15 @@ from llcuda.errors import (
 from llcuda.hub.resolver import resolve
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
-from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
+from llcuda.params import check_flag, check_number, check_texts, wrong_argument, wrong_value
 from llcuda.server.errors import ApiError
+from llcuda.server.leniency import ignore, is_strict
 from llcuda.structured import read_vocabulary
 
 logger = logging.getLogger("llcuda.server")
 
 DEFAULTS = {"ubatch_size": LOAD_UBATCH_SIZE, "n_parallel": 4}  # where the server's are others
+SHOWN_NAMES = 20  # in an error
 SERVED_POOLINGS = ("mean", "cls", "last", "rank")  # with "none" a text has no vector
 
 
@@ -49,14 +51,17 @@ class ModelSpec:
         filename: File of a Hugging Face repository.
         parameters: Further keywords of `load_model` (gpu_layers, ctx_size, n_parallel, ...), and
             `pooling` of the Embedder, and `template` and `bare_tool_calls` of `Engine.chat`.
+        aliases: Further names of the model.
     """
 
     name: str
     source: str
     filename: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        check_texts("aliases", self.aliases)
         for parameter, value in (("name", self.name), ("source", self.source)):
             if not isinstance(value, str):
                 raise wrong_value(parameter, value, "expected a text")
@@ -212,9 +217,11 @@ class ModelPool:
             example = '[ModelSpec("demo", "demo")]'
             raise wrong_value("models", specs, "expected a list of ModelSpec", f"give {example}")
         self.specs = {spec.name: spec for spec in specs}
-        if not specs or len(self.specs) != len(specs) or "" in self.specs:
+        names = [(name, spec.name) for spec in specs for name in (spec.name, *spec.aliases)]
+        self.names = dict(names)  # each name and alias -> the name of the model
+        if not specs or len(self.names) != len(names) or "" in self.names:
             raise wrong_argument(
-                "models", "expected at least one model, each with a name of its own"
+                "models", "expected at least one model, each with names of its own"
             )
         if memory_budget is not None:
             check_number("memory_budget", memory_budget, "int", 1)
@@ -255,21 +262,36 @@ class ModelPool:
             self.loads += 1
 
     def find(self, name: str | None) -> str:
-        """Return the name of a model that is served; None means the only one.
+        """Return the model that answers a request; the only one answers to any name.
+
+        Args:
+            name: The name or alias that the request has.
 
         Raises:
             ApiError: There is no such model.
             ArgumentError: None, and there are several models.
         """
-        if name is None and len(self.specs) == 1:
-            return next(iter(self.specs))
+        only = next(iter(self.specs)) if len(self.specs) == 1 else None
+        if name is None and only is not None:
+            return only
         if name is None:
-            raise wrong_argument("model", f"missing; expected one of {', '.join(self.specs)}")
-        if name not in self.specs:
-            rule = "no such model; GET /v1/models lists the models"
-            error = wrong_value("model", name, rule)
+            raise wrong_argument("model", f"missing; expected {self._names_shown()}")
+        if name not in self.names and only is not None and not is_strict():
+            ignore("model", f"answered by {only}")
+            return only
+        return self.named(name)
+
+    def named(self, name: str) -> str:
+        """Return the model with a name or an alias. Raises ApiError."""
+        if name not in self.names:
+            error = wrong_value("model", name, f"no such model; expected {self._names_shown()}")
             raise ApiError(404, str(error), param="model", code="model_not_found")
-        return name
+        return self.names[name]
+
+    def _names_shown(self) -> str:
+        shown = [*self.names][:SHOWN_NAMES]
+        further = len(self.names) - len(shown)
+        return ", ".join(shown) + (f" and {further} more, see /v1/models" if further else "")
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[LoadedModel]:

@@ -1,18 +1,23 @@
 """The bodies of requests to OpenAI's API, and their meaning for the engine.
 
-Pydantic models that forbid unknown fields: a parameter is honoured or refused, never ignored. Pure
+Pydantic models. Unknown fields and hints are ignored and noted, or refused by a strict server; see
+`leniency`. A field that cannot be honoured is refused if an answer without it would be wrong. Pure
 data; knows nothing of HTTP and holds no model. `chunks` and `responses` have the answers.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
+    AliasGenerator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,6 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from llcuda.keywords import NEAR, PEERS, ConfigKeywords, TextKeywords
 from llcuda.params import seed_after, wrong_argument, wrong_value
+from llcuda.server.leniency import ignore, is_strict
 
 MAX_STOPS = 256
 MAX_CHOICES = 128
@@ -32,9 +38,54 @@ MAX_TOKENIZED = 2**20  # characters of /tokenize, tokens of /detokenize
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI documents it
 
 
+# Names that other servers have for the same fields. A strict server refuses them.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "frequency_penalty": ("penalty_freq",),
+    "keep": ("n_keep", "num_keep"),
+    "dry_breakers": ("dry_sequence_breakers",),
+    "min_tokens": ("min_new_tokens",),
+    "mirostat": ("mirostat_mode",),
+    "penalty_last_n": ("repeat_last_n",),
+    "presence_penalty": ("penalty_present",),
+    "repeat_penalty": ("repetition_penalty", "penalty_repeat"),
+    "seed": ("random_seed",),
+    "stop": ("stop_sequences", "stop_strings", "stop_words"),
+    "temperature": ("temp",),
+    "typical_p": ("typ_p", "typical"),
+}
+_MAX_TOKENS = ("n_predict", "num_predict", "max_new_tokens", "max_length")
+
+
+def _names(field: str) -> AliasChoices:
+    return AliasChoices(field, *ALIASES.get(field, ()))
+
+
 def _refuse(value: Any) -> None:
-    if value is not None:
+    if value:
         raise PydanticCustomError("unsupported", "this server does not support it")
+
+
+def _without_empty_stops(stop: Any) -> Any:
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list) or "" not in texts:
+        return stop
+    ignore("stop", "an empty text ends no answer")
+    return [text for text in texts if text != ""]
+
+
+def _without_limit(limit: Any) -> Any:
+    return None if limit == -1 and not isinstance(limit, bool) else limit
+
+
+class Hint:
+    """Marks a field that has no effect.
+
+    Args:
+        true_here: Values that ask for nothing else than what the server does.
+    """
+
+    def __init__(self, *true_here: Any) -> None:
+        self.true_here = true_here
 
 
 def _at_most(count: int) -> BeforeValidator:
@@ -51,7 +102,11 @@ def _at_most(count: int) -> BeforeValidator:
 
 # A list is checked up to its first wrong element (fail_fast): an error for each would cost seconds.
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
+Label = Annotated[Any, Field(description="Has no effect.")]
 Texts = Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)]
+Stop = Annotated[str | Texts | None, BeforeValidator(_without_empty_stops)]
+# -1 is no limit, as in llama-server.
+Limit = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, BeforeValidator(_without_limit)]
 Tokens = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Tools = Annotated[Objects, Field(max_length=512)]
@@ -65,14 +120,19 @@ Priority = Annotated[
 
 
 class Body(BaseModel):
-    """A body of strict types, without unknown fields or NaN.
+    """A body of strict types, without NaN.
 
     Attributes:
         engine_names: The API's names of the engine's parameters, where they differ.
         size: Bytes that it was sent as.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="allow",  # `note_ignored` finds them
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=AliasGenerator(validation_alias=_names),
+    )
     engine_names: ClassVar[Mapping[str, str]] = {}
     _size: int = PrivateAttr(0)
 
@@ -88,15 +148,39 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_fields(cls, values: Any) -> Any:
-        """Refuse an unknown field before a missing one, with what was meant by it."""
-        for name in values if isinstance(values, dict) else ():
+        """Let a strict server refuse an unknown field, before a missing one."""
+        for name in values if is_strict() and isinstance(values, dict) else ():
             if name not in cls.model_fields:
-                context = {"name": name[:100], "hint": cls._meant(name[:100])}
+                context = {"name": name[:100], "hint": cls.meant(name[:100])}
                 raise PydanticCustomError("unknown_field", "unknown parameter", context)
         return values
 
+    def note_ignored(self, prefix: str = "") -> None:
+        """Note the unknown fields and the hints, those of inner objects included.
+
+        Args:
+            prefix: The place of this object, such as "text.".
+
+        Raises:
+            ApiError: The server is strict.
+        """
+        for name in self.model_extra or ():
+            ignore(prefix + name[:100], self.meant(name[:100]), code="unknown_parameter")
+        fields = type(self).model_fields
+        for name in self.model_fields_set & fields.keys():
+            value = getattr(self, name)
+            hint = next((mark for mark in fields[name].metadata if isinstance(mark, Hint)), None)
+            if hint is not None and value is not None and value not in hint.true_here:
+                ignore(prefix + name)
+            elif isinstance(value, Body):
+                value.note_ignored(f"{prefix}{name}.")
+            elif isinstance(value, list):
+                for i, item in enumerate(value):
+                    if isinstance(item, Body):
+                        item.note_ignored(f"{prefix}{name}[{i}].")
+
     @classmethod
-    def _meant(cls, name: str) -> str:
+    def meant(cls, name: str) -> str:
         """Return which field an unknown one stands for; nothing where it cannot be told."""
         own_names = [own for own, peers in PEERS.items() if name in peers.split()] or [name]
         for own in own_names:
@@ -115,14 +199,14 @@ class ModelBody(Body):
     """A request to a model; without `model`, to the only one that is served."""
 
     model: str | None = None
-    user: str | None = Field(None, description="Has no effect.")
+    user: Label = None
 
 
 class StreamOptions(Body):
     """Options of a stream: whether a last chunk has the usage."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Annotated[Any, Hint(False)] = None
 
 
 class SamplingBody(ModelBody):
@@ -142,12 +226,28 @@ class SamplingBody(ModelBody):
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: str | Texts | None = None
+    stop: Stop = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = Field(
         None, description="json_schema, json_object, text; also regex, choice, lark, gbnf."
     )
+    # what vLLM and llama-server call response_format
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: dict[str, Any] | None = None
+    json_schema: Any = None
+    grammar: str | None = None
+    # without them an answer would be wrong
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
+    chat_template: Unsupported = None
+    use_beam_search: Unsupported = None
+    # what an answer may be without
+    keep_alive: Annotated[Any, Hint()] = None
     # llcuda's own parameters
     top_k: int | None = None
     min_p: float | None = None
@@ -211,15 +311,68 @@ class SamplingBody(ModelBody):
             keywords["penalty_last_n"] = ctx_size  # OpenAI's penalties see the whole text
         if (limit := self.time_limit(deadline)) is not None:
             keywords["timeout"] = limit
+        if self.stop_token_ids:
+            keywords["stop_tokens"] = _tokens("stop_token_ids", self.stop_token_ids, vocab_size)
         if self.response_format is not None and self.response_format.get("type") != "text":
             keywords["response_format"] = self.response_format
         return keywords
+
+    @model_validator(mode="after")
+    def _choose_format(self) -> Self:
+        """Let another server's name of a format be response_format."""
+        names = {"json_schema": "json", "grammar": "grammar"} | {
+            f"guided_{kind}": kind for kind in _FORMATS
+        }
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        outputs = self.structured_outputs or {}
+        for kind, value in outputs.items():
+            if kind in _FORMATS and value is not None:
+                given[f"structured_outputs.{kind}"] = value
+                names[f"structured_outputs.{kind}"] = kind
+            elif value not in (None, False):
+                ignore(f"structured_outputs.{kind[:100]}")
+        if not given:
+            return self
+        if self.response_format is not None:
+            given["response_format"] = self.response_format
+        if len(given) > 1:
+            context = {"name": next(iter(given))}
+            message = f"cannot be given together: {', '.join(given)}; give one of them"
+            raise PydanticCustomError("conflict", message, context)
+        [(name, value)] = given.items()
+        self.response_format = _FORMATS[names[name]](value)
+        return self
 
     def wants_usage(self) -> bool:
         """Whether a stream ends with its usage. ArgumentError for options without a stream."""
         if self.stream_options is not None and not self.stream:
             raise wrong_argument("stream_options", "allowed only with stream: true")
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+# Kinds of structured output -> the response_format.
+_FORMATS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "json": lambda schema: {"type": "json_schema", "json_schema": {"schema": _loaded(schema)}},
+    "regex": lambda regex: {"type": "regex", "regex": regex},
+    "choice": lambda choices: {"type": "choice", "choices": choices},
+    "grammar": lambda grammar: {"type": "gbnf", "grammar": grammar},
+}
+
+
+def _loaded(schema: Any) -> Any:
+    """Return a schema, which some clients send as a text."""
+    if isinstance(schema, str):
+        with suppress(ValueError):
+            return json.loads(schema)
+    return schema
+
+
+def _tokens(parameter: str, tokens: list[int], vocab_size: int) -> list[int]:
+    for i, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            rule = f"expected a token from 0 to {vocab_size - 1}"
+            raise wrong_value(f"{parameter}[{i}]", token, rule)
+    return tokens
 
 
 def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
@@ -254,7 +407,13 @@ class CompletionBody(SamplingBody):
     """POST /v1/completions: continue texts without a chat template."""
 
     prompt: Inputs
-    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
+    max_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=2**31 - 1,
+        validation_alias=AliasChoices("max_tokens", "max_completion_tokens", *_MAX_TOKENS),
+        description="Default: 16. -1: what the context has room for.",
+    )
     echo: bool | None = None
     parse_special: bool | None = Field(
         None, description="false: control tokens written in the prompt are text."
@@ -296,8 +455,10 @@ class ChatBody(SamplingBody):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    max_tokens: Limit = Field(
+        None, validation_alias=AliasChoices("max_tokens", "max_output_tokens", *_MAX_TOKENS)
+    )
+    max_completion_tokens: Limit = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     reasoning_effort: str | None = Field(None, description="For templates that know it.")
@@ -306,18 +467,18 @@ class ChatBody(SamplingBody):
         None, description="false: JSON without the template's delimiters is no call."
     )
     overflow: Literal["error", "truncate", "shift", "drop"] | None = None  # type: ignore[assignment]
-    store: Literal[False] | None = None
-    metadata: Metadata | None = Field(None, description="Has no effect.")
-    safety_identifier: str | None = Field(None, description="Has no effect.")
-    prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
-    service_tier: Literal["auto", "default"] | None = None
+    metadata: Label = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
-    audio: Unsupported = None
     function_call: Unsupported = None
     functions: Unsupported = None
-    prediction: Unsupported = None
-    verbosity: Unsupported = None
-    web_search_options: Unsupported = None
+    store: Annotated[Any, Hint(False)] = None
+    service_tier: Annotated[Any, Hint("auto", "default")] = None
+    audio: Annotated[Any, Hint()] = None
+    prediction: Annotated[Any, Hint()] = None
+    verbosity: Annotated[Any, Hint("medium")] = None
+    web_search_options: Annotated[Any, Hint()] = None
 
     def token_limit(self) -> int | None:
         """Return the largest number of tokens of the answer; None = what the context has room for.
@@ -336,33 +497,33 @@ class ChatBody(SamplingBody):
         Raises:
             ArgumentError: Alternatives are asked for without log-probabilities.
         """
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise wrong_value("top_logprobs", self.top_logprobs, "allowed only with logprobs: true")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-Included = Literal["message.output_text.logprobs"]
+LOGPROBS = "message.output_text.logprobs"  # the one value of `include` that has an effect
 
 
 class TextBody(Body):
     """The format of the answer."""
 
     format: dict[str, Any] | None = None
-    verbosity: Unsupported = None
+    verbosity: Annotated[Any, Hint("medium")] = None
 
 
 class ReasoningBody(Body):
     """The effort of reasoning."""
 
     effort: str | None = None
-    summary: Unsupported = None
-    generate_summary: Unsupported = None
+    summary: Annotated[Any, Hint("auto")] = None
+    generate_summary: Annotated[Any, Hint("auto")] = None
 
 
 class ResponsesStreamOptions(Body):
     """Options of a stream; none can be chosen."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Annotated[Any, Hint(False)] = None
 
 
 class ResponsesBody(ModelBody):
@@ -377,7 +538,12 @@ class ResponsesBody(ModelBody):
 
     input: str | Objects
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    max_output_tokens: Limit = Field(
+        None,
+        validation_alias=AliasChoices(
+            "max_output_tokens", "max_tokens", "max_completion_tokens", *_MAX_TOKENS
+        ),
+    )
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_logprobs: TopLogprobs | None = None
@@ -388,19 +554,30 @@ class ResponsesBody(ModelBody):
     parallel_tool_calls: bool | None = None
     text: TextBody | None = None
     reasoning: ReasoningBody | None = None
-    include: Annotated[list[Included], Field(fail_fast=True)] | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
+    include: Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    background: Unsupported = None
     truncation: Literal["auto", "disabled"] | None = None
     priority: Priority = None
-    service_tier: Literal["auto", "default"] | None = None
     metadata: Metadata | None = Field(None, description="Returned with the answer.")
-    safety_identifier: str | None = Field(None, description="Has no effect.")
-    prompt_cache_key: str | None = Field(None, description="Prompts are reused without it.")
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
     conversation: Unsupported = None
-    max_tool_calls: Unsupported = None
     previous_response_id: Unsupported = None
     prompt: Unsupported = None
+    store: Annotated[Any, Hint(False)] = None
+    service_tier: Annotated[Any, Hint("auto", "default")] = None
+    max_tool_calls: Annotated[Any, Hint()] = None
+
+    def note_ignored(self, prefix: str = "") -> None:
+        """Note also what `include` asks for in vain."""
+        super().note_ignored(prefix)
+        for i, wish in enumerate(self.include or ()):
+            if wish != LOGPROBS:
+                ignore(f"include[{i}]", f"{wish[:100]} is not included")
+
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probabilities are included."""
+        return LOGPROBS in (self.include or ())
 
 
 class EmbeddingBody(ModelBody):

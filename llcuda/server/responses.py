@@ -48,8 +48,8 @@ def as_chat(body: ResponsesBody) -> ChatBody:
         tool_choice=_tool_choice(body.tool_choice),
         max_completion_tokens=body.max_output_tokens,
         response_format=_response_format(body.text.format if body.text else None),
-        logprobs=bool(body.include),
-        top_logprobs=body.top_logprobs if body.include else None,
+        logprobs=body.wants_logprobs(),
+        top_logprobs=body.top_logprobs if body.wants_logprobs() else None,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         overflow="drop" if body.truncation == "auto" else None,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llcuda.server.errors import ApiError
+from llcuda.server.protocol import Body
 
 SHOWN_CHARS = 80  # a longer value is left out of the message
 
@@ -41,12 +42,30 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
         message = f"unknown parameter: {field}{hint and '; '}{hint}"
         return ApiError(400, message, param=field, code="unknown_parameter")
     if error["type"] == "missing":
-        return ApiError(400, f"{field}: missing", param=field)
+        return ApiError(400, f"{field}: missing", param=field, code="missing_parameter")
+    if error["type"] == "conflict":
+        return ApiError(400, error["msg"], param=error["ctx"]["name"])
     if error["type"] == "unsupported":
         return ApiError(400, f"{field}: {error['msg']}", param=field, code="unsupported_parameter")
     rules = list(dict.fromkeys(_rule(error) for error in alternatives))
     message = f"{field or 'the body'}{_shown(error['input'])}: expected {_either(rules)}"
     return ApiError(400, message, param=field or None)
+
+
+def with_meant_field(refusal: ApiError, kind: type[Body], body: Any) -> ApiError:
+    """Name the unknown field that stands in place of a missing one.
+
+    Args:
+        refusal: The error of the body.
+        kind: The model of the body.
+        body: The body.
+    """
+    if refusal.code == "missing_parameter":
+        for name in body:
+            if name not in kind.model_fields and (hint := kind.meant(name[:100])):
+                refusal.message += f"; unknown parameter {name[:100]}: {hint}"
+                break
+    return refusal
 
 
 def _deepest(errors: Sequence[Mapping[str, Any]], body: Any) -> tuple[str, list[Mapping[str, Any]]]:

@@ -14,8 +14,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from llcuda.cli.main import app as command_line
-from llcuda.server.app import Service
 from llcuda.server.middleware import RequestGuardMiddleware
+from llcuda.server.service import Service
 from tests.support import programs
 
 
@@ -82,7 +82,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 # Option -> its arguments, where its setting is found, its value, and the value without the option.
 OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
-    "models": (["a=demo", "demo"], lambda s: list(s.service.models.specs), ["a", "demo"], ["demo"]),
+    "models": (
+        ["a,b=demo", "demo"], lambda s: list(s.service.models.names), ["a", "b", "demo"], ["demo"],
+    ),
     "host": (["--host", "::1"], lambda s: s.serving["host"], "::1", "127.0.0.1"),
     "port": (["--port", "0"], lambda s: s.serving["port"], 0, 8080),
     "parallel": (["--parallel", "2"], lambda s: s.parameters["n_parallel"], 2, 4),
@@ -123,6 +125,7 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
         ["--cors-origin", "https://a"],
         lambda s: s.middleware("CORSMiddleware").get("allow_origins"), ("https://a",), None,
     ),
+    "strict": (["--strict"], lambda s: s.guard["strict"], True, False),
     "max_body": (
         ["--max-body", "0.5"], lambda s: s.service.limits.body_bytes, 500_000, 16_000_000,
     ),

@@ -175,7 +175,7 @@ def test_wrong_settings_are_errors_at_the_start() -> None:
     with pytest.raises(ArgumentError, match="memory_budget=1000"):
         create_app([demo()], memory_budget=1000)
     for specs in ([], [demo(), demo()], [demo("")]):
-        with pytest.raises(LlcudaError, match="a name of its own"):
+        with pytest.raises(LlcudaError, match="names of its own"):
             ModelPool(specs)
 
 

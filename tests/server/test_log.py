@@ -136,7 +136,7 @@ def test_a_client_that_leaves_within_its_body(
          "llcuda.server.completions.finish_reason"),
         ("POST", "/v1/responses", {"input": "a", "stream": True, "max_output_tokens": 3},
          "llcuda.server.chat.check_deadline"),
-        ("GET", "/v1/models/demo", {}, "llcuda.server.models.ModelPool.find"),
+        ("GET", "/v1/models/demo", {}, "llcuda.server.models.ModelPool.named"),
     ],
     ids=["whole", "stream", "responses", "no model"],
 )  # fmt: skip

@@ -30,6 +30,7 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "presence_penalty": (0.5, {"presence_penalty": 0.5, "penalty_last_n": 64}),
     "logit_bias": ({"7": -100, "8": 5}, {"logit_bias": {7: -math.inf, 8: 5}}),
     "seed": (-1, {"seed": 2**32 - 2}),
+    "stop_token_ids": ([7, 8], {"stop_tokens": [7, 8]}),
     "response_format": ({"type": "json_object"}, {"response_format": {"type": "json_object"}}),
     "timeout": (3.0, {"timeout": 3.0}),
     "id_slot": (2, {"slot": 2}),
@@ -48,20 +49,25 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     },
 }  # fmt: skip
 FOR_THE_ANSWER = {"n", "stream", "stream_options"}  # no keywords of the engine
+NO_KEYWORDS = {  # other servers' names of response_format, what is refused, what has no effect
+    "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
+    "json_schema", "grammar", "allowed_token_ids", "bad_words", "chat_template",
+    "use_beam_search", "keep_alive",
+}  # fmt: skip
 
 # Keywords of Python that no body has, and why.
 ONLY_IN_PYTHON = {
-    "grammar": "response_format has it, with its limits of time and size",
+    "grammar": "response_format, to which the field of this name leads, has its limits",
     "grammar_root": "as grammar",
     "guide": "a Python object",
     "slot": "id_slot has it",
+    "stop_tokens": "stop_token_ids has it",
     "logits_processor": "a Python function",
     "stopping_criteria": "a Python function",
     "penalize_prompt": "for llcuda.llama_cpp, whose penalties leave the prompt out",
-    "stop_tokens": "stop has texts, and the model's own tokens end a text",
     "shown_tokens": "a chat shows those that its template needs",
 }
-RENAMED = {"id_slot"}  # the engine's slot
+RENAMED = {"id_slot", "stop_token_ids"}
 OF_ONE_API = {"max_tokens", "logprobs", "echo", "parse_special"}  # not of every API for texts
 
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -80,7 +86,7 @@ TEXT: dict[str, tuple[float | None, float | None]] = {
 BODIES: dict[type[Body], tuple[str, dict[str, Any], dict[str, tuple[float | None, float | None]]]]
 BODIES = {
     CompletionBody: ("/v1/completions", {"prompt": "a"}, {
-        **TEXT, "max_tokens": (0, INT32), "logprobs": (0, 100), "best_of": (1, 128),
+        **TEXT, "max_tokens": (-1, INT32), "logprobs": (0, 100), "best_of": (1, 128),
     }),
     ChatBody: ("/v1/chat/completions", {"messages": MESSAGES}, {
         **TEXT, "max_tokens": (1, INT32), "max_completion_tokens": (1, INT32),
@@ -121,7 +127,7 @@ def keywords_of(**fields: Any) -> dict[str, Any]:
 def test_every_field_has_a_row() -> None:
     """A new field fails here until the tables above have it."""
     fields = SamplingBody.model_fields.keys() - ModelBody.model_fields.keys()
-    assert fields == FIELDS.keys() | FOR_THE_ANSWER
+    assert fields == FIELDS.keys() | FOR_THE_ANSWER | NO_KEYWORDS
     for kind, (_, _, ranges) in BODIES.items():
         assert numeric_fields(kind).keys() == ranges.keys()
 

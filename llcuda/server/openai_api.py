@@ -1,0 +1,84 @@
+"""The routes of OpenAI's API.
+
+Each further API is a module with such a function, which `app.APIS` lists.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from llcuda.server.bodies import BodyRoute
+from llcuda.server.chat import answer_chat, answer_response
+from llcuda.server.completions import answer_completion
+from llcuda.server.embeddings import answer_embeddings, answer_rerank
+from llcuda.server.protocol import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    RerankBody,
+    ResponsesBody,
+)
+from llcuda.server.service import ERRORS, Service
+
+
+def openai_routes(service: Service, prefix: str = "") -> APIRouter:
+    """Return the routes of OpenAI's API.
+
+    Args:
+        service: The state of the server.
+        prefix: The beginning of each path.
+    """
+    router = APIRouter(prefix=prefix, responses=ERRORS, route_class=BodyRoute)
+    deadline = service.limits.deadline
+
+    @router.post("/completions")
+    async def completions(body: CompletionBody) -> Response:
+        """Continue texts."""
+        return service.answer(body, partial(answer_completion, deadline=deadline))
+
+    @router.post("/chat/completions")
+    async def chat(body: ChatBody) -> Response:
+        """Answer a conversation."""
+        return service.answer(body, partial(answer_chat, deadline=deadline))
+
+    @router.post("/responses")
+    async def responses(body: ResponsesBody) -> Response:
+        """Answer a conversation, in items; nothing is stored."""
+        return service.answer(body, partial(answer_response, deadline=deadline))
+
+    @router.post("/embeddings")
+    async def embeddings(body: EmbeddingBody) -> Response:
+        """Turn texts into vectors."""
+        return service.answer(body, answer_embeddings)
+
+    @router.post("/rerank")
+    async def rerank(body: RerankBody) -> Response:
+        """Order documents by how well they answer a query."""
+        return service.answer(body, answer_rerank)
+
+    def describe(name: str) -> dict[str, Any]:
+        model = service.models.named(name)
+        return {
+            "id": name,
+            "object": "model",
+            "created": service.started,
+            "owned_by": "llcuda",
+            "root": model,  # which an alias stands for
+            "loaded": model in service.models.loaded,
+        }
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        """List the models, each by every name."""
+        return {"object": "list", "data": [describe(name) for name in service.models.names]}
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """Describe one model."""
+        return describe(name)
+
+    return router

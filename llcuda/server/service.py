@@ -1,0 +1,59 @@
+"""The state that the routes of all APIs share, and the way of a request to its model."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from llcuda.server.answer import Answer, ResponseWriter
+from llcuda.server.chunks import unix_time
+from llcuda.server.middleware import Limits, Traffic
+from llcuda.server.models import LoadedModel, ModelPool
+from llcuda.server.protocol import ErrorAnswer, ModelBody
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in {
+        400: "The request cannot be answered.",
+        401: "The API key is missing or wrong.",
+        403: "The host is unknown.",
+        404: "No such model.",
+        408: "The body did not arrive in time.",
+        413: "The body is too large.",
+        429: "The queue is full.",
+        500: "The server failed.",
+        503: "The server is busy.",
+    }.items()
+}
+Work = Callable[[Any, LoadedModel, ResponseWriter], Awaitable[None]]
+
+
+class Service:
+    """The state that the routes share.
+
+    Attributes:
+        models: The models.
+        limits: Limits of the server.
+        traffic: Counters.
+        started: Time of the start, in seconds since 1970.
+    """
+
+    def __init__(self, models: ModelPool, limits: Limits) -> None:
+        self.models = models
+        self.limits = limits
+        self.traffic = Traffic()
+        self.started = unix_time()
+
+    def answer(self, body: ModelBody, work: Work) -> Answer:
+        """Return an answer of the model that the body names, which stays loaded meanwhile.
+
+        Args:
+            body: The body of the request.
+            work: Writes the answer.
+        """
+
+        async def run(writer: ResponseWriter) -> None:
+            async with self.models.use(body.model) as loaded:
+                await work(body, loaded, writer)
+
+        return Answer(run, body.engine_names)
