@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from llcuda.evaluate import perplexity as perplexity
     from llcuda.inference import InferenceEngine as InferenceEngine
     from llcuda.inference import chat as chat
+    from llcuda.inference import embed as embed
     from llcuda.inference import quick_infer as quick_infer
     from llcuda.native.adapter import Adapter as Adapter
     from llcuda.native.context import Context as Context
@@ -159,6 +160,7 @@ _HOMES = {
     "demo_model": "llcuda.demo",
     "detect_cuda": "llcuda.device",
     "divergence": "llcuda.evaluate",
+    "embed": "llcuda.inference",
     "errors": "llcuda.errors",
     "importance_matrix": "llcuda.evaluate",
     "memory_needed": "llcuda.native.estimate",

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
 
+from llcuda._lazy import explain_names
 from llcuda.chat.session import Chat, ChatCompletion
 from llcuda.chat.tool_loop import Tool, ToolRun
 from llcuda.embeddings.cache import Embedders
@@ -99,6 +100,7 @@ class _Load:
     progress: bool
 
 
+@explain_names
 class InferenceEngine:
     """Loads a model by name and generates text with it, from any number of threads.
 
@@ -117,6 +119,7 @@ class InferenceEngine:
         ArgumentError: Keywords are given without a model; otherwise as `load_model`.
     """
 
+    @show_keywords(OpenKeywords)
     def __init__(
         self,
         model_name: str | Path | None = None,
@@ -142,6 +145,7 @@ class InferenceEngine:
 
     # --- loading ---
 
+    @show_keywords(LoadKeywords)
     @partial(explain_keywords, kinds=_LOAD_SETTINGS)
     def load_model(
         self,
@@ -364,6 +368,7 @@ class InferenceEngine:
         """
         return self._loaded().detokenize(tokens)
 
+    @show_keywords(PromptKeywords)
     def count_tokens(
         self, prompt: str | Sequence[Mapping[str, Any]], **keywords: Unpack[PromptKeywords]
     ) -> int:
@@ -395,6 +400,7 @@ class InferenceEngine:
             raise ClosedError("the model was unloaded meanwhile")
         return embedders.embedder(pooling)
 
+    @show_keywords(EmbedKeywords)
     def embed(
         self,
         texts: str | Sequence[Text],
@@ -424,6 +430,7 @@ class InferenceEngine:
 
     # --- generating ---
 
+    @show_keywords(InferKeywords)
     def infer(
         self,
         prompt: str,
@@ -485,6 +492,7 @@ class InferenceEngine:
         """
         return _results(self.engine.submit_n(prompt, n, **_with_stop(keywords)))
 
+    @show_keywords(StreamKeywords)
     def batch_infer(
         self,
         prompts: Sequence[str],
@@ -512,6 +520,7 @@ class InferenceEngine:
         submit = self._prompt_submitter(prompts, max_tokens, keywords)
         return _batch(prompts, submit, _bar("prompts", prompts, progress))
 
+    @show_keywords(StreamKeywords)
     def batch_infer_iter(
         self,
         prompts: Iterable[str],
@@ -624,6 +633,7 @@ class InferenceEngine:
                 draw(finished)
                 yield index, handle.result()
 
+    @show_keywords(StreamKeywords)
     def stream(
         self, prompt: str, max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
     ) -> Iterator[str]:
@@ -642,6 +652,7 @@ class InferenceEngine:
         weakref.finalize(pieces, request.cancel).atexit = False  # also when no loop ever began
         return pieces
 
+    @show_keywords(StreamKeywords)
     async def ainfer(
         self, prompt: str, max_tokens: int = 128, **keywords: Unpack[StreamKeywords]
     ) -> Completion:
@@ -748,6 +759,7 @@ class InferenceEngine:
         return f"<llcuda.InferenceEngine: {state}>"
 
 
+@show_keywords(GenerateKeywords)
 def quick_infer(
     prompt: str, model: str | Path = "demo", **keywords: Unpack[GenerateKeywords]
 ) -> str:
@@ -764,7 +776,7 @@ def quick_infer(
 
 
 class _KeptEngine:
-    """The engine of `chat` and the model that was asked last; another one waits for its users."""
+    """The engine of `chat` and `embed`, and the model asked last; another waits for its users."""
 
     def __init__(self) -> None:
         self._engine = InferenceEngine()
@@ -815,13 +827,45 @@ def chat(
         ModelNotFoundError: There is no such model; the one before stays.
         ArgumentError: A value is outside what is allowed.
     """
-    global _kept
     check_keywords(keywords, chat, ChatKeywords)
     path_text(model, "model")
-    with _keeping:
-        _kept = kept = _kept or _KeptEngine()
-    with kept.use(model) as engine:
+    with _kept_engine().use(model) as engine:
         return engine.chat(messages, **keywords).result()
+
+
+@show_keywords(EmbedKeywords)
+def embed(
+    model: str | Path,
+    texts: str | Sequence[Text],
+    *,
+    pooling: str | None = None,
+    **keywords: Unpack[EmbedKeywords],
+) -> Float32:
+    """Return the vectors of texts in one call, which is `llcuda.embed`.
+
+    The model stays in memory for the next call, as that of `chat` does.
+
+    Args:
+        model: The model, as `InferenceEngine.load_model` takes it.
+        texts: As those of `InferenceEngine.embed`.
+        pooling: As that of `Embedder`; None = as the model's file says.
+        **keywords: The keywords of `Embedder.embed`.
+
+    Raises:
+        ModelNotFoundError: There is no such model; the one before stays.
+        ArgumentError: A value is outside what is allowed.
+    """
+    check_keywords(keywords, embed, EmbedKeywords)
+    path_text(model, "model")
+    with _kept_engine().use(model) as engine:
+        return engine.embed(texts, pooling=pooling, **keywords)
+
+
+def _kept_engine() -> _KeptEngine:
+    global _kept
+    with _keeping:
+        _kept = _kept or _KeptEngine()
+        return _kept
 
 
 def _patiently(name: str, submit: Callable[[], Submitted]) -> Submitted:

@@ -399,10 +399,12 @@ def show_keywords(kind: type) -> Callable[[Call], Call]:
 
 
 def own_names(call: Callable[..., Any] | None) -> frozenset[str]:
-    """Return the keywords in the signature of a call."""
+    """Return the keywords in the signature of a call, without those of `show_keywords`."""
     kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
     parameters = signature(call).parameters.values() if call else ()
-    return frozenset(p.name for p in parameters if p.kind in kinds) - {"self"}
+    return frozenset(p.name for p in parameters if p.kind in kinds and p.default is not ...) - {
+        "self"
+    }
 
 
 @cache

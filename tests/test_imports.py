@@ -11,7 +11,7 @@ import llcuda
 PACKAGE = Path(llcuda.__file__).parent
 # docs/decisions.md, "The house": a package imports from itself and from those on earlier lines.
 ORDER = (
-    {"errors", "_lazy", "_version", "progress"},
+    {"errors", "_instead", "_lazy", "_version", "progress"},
     {"guide", "files", "display"},
     {"keywords", "demo"},
     {"params"},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from inspect import Signature, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ class _CallablePackage(ModuleType):
             rule = f"expected two arguments, the model and the messages, not {given}"
             raise TypeError(f'llcuda.chat: {rule}; such as llcuda.chat("demo", "Hello")')
         return chat(*arguments, **keywords)
+
+    @property
+    def __signature__(self) -> Signature:
+        """The signature of the call, for `inspect` and for the completion of editors."""
+        from llcuda.inference import chat
+
+        return signature(chat)
 
 
 sys.modules[__name__].__class__ = _CallablePackage

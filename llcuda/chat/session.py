@@ -26,13 +26,15 @@ from collections.abc import (
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
+from llcuda._instead import hint
+from llcuda._lazy import explain_names
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.chat.prompt import Prompt
 from llcuda.chat.tool_calls import ToolCall
 from llcuda.chat.turns import INSTRUCTIONS, drop_oldest, role_of
 from llcuda.display import code, folded, show_stream, small, text_block, token_table
-from llcuda.errors import ClosedError
+from llcuda.errors import ClosedError, shown
 from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
 from llcuda.params import check_flag, wrong_argument, wrong_value
@@ -118,9 +120,15 @@ class TextRequest(Protocol[CompletionT_co]):
     def __aiter__(self) -> AsyncIterator[str]: ...
 
 
+@explain_names
+class Message(dict[str, Any]):
+    """OpenAI's message of an assistant: a dict."""
+
+
+@explain_names
 @dataclass(frozen=True, slots=True, repr=False)
 class ChatCompletion(Generic[CompletionT]):
-    """The answer of a chat; str() is its content.
+    """The answer of a chat; str() is its content. `answer["message"]` is `answer.message`.
 
     Attributes:
         message: OpenAI's message of an assistant: "role" and "content", and "reasoning_content"
@@ -175,6 +183,18 @@ class ChatCompletion(Generic[CompletionT]):
         if not self.content and self.message.get("tool_calls"):
             return None
         return read_answer(self.content, self.response_format, self.finish_reason)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an attribute by its name, as code reads it that got a dict elsewhere.
+
+        Raises:
+            KeyError: There is no such attribute.
+        """
+        if not isinstance(name, str):  # such as the index with which iter() begins
+            raise TypeError(f"'ChatCompletion' object is not a sequence: {shown(name)}")
+        if name not in self.__dataclass_fields__:
+            raise KeyError(f"{name}{hint('ChatCompletion', name)}")
+        return getattr(self, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as data for JSON: the attributes, without the format."""
@@ -265,6 +285,26 @@ class Chat(Generic[CompletionT]):
         """
         return self._complete(self.request.result(timeout))
 
+    @property
+    def content(self) -> str:
+        """The content of `result()`; waits for the end."""
+        return self.result().content
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The message of `result()`; waits for the end."""
+        return self.result().message
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tool calls of `result()`; waits for the end."""
+        return self.result().tool_calls
+
+    @property
+    def parsed(self) -> Any:
+        """What the content of `result()` holds, by the `response_format`; waits for the end."""
+        return self.result().parsed
+
     def take(self) -> ChatDelta:
         """Return the delta of the text that has come and was not read; never waits.
 
@@ -342,7 +382,7 @@ class Chat(Generic[CompletionT]):
                 parser = self._parser
                 delta = parser.feed(completion.text[self._parsed :]) + parser.flush()
                 self._unread = delta if self._unread is None else self._unread + delta
-                message, reason = parser.message(), completion.finish_reason
+                message, reason = Message(parser.message()), completion.finish_reason
                 if completion.stop_text is not None and parser.ends_within_call:
                     reason = "length"
                 elif reason == "stop" and message.get("tool_calls"):

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Unpack, overload
 
+from llcuda._lazy import explain_names
 from llcuda.chat.session import Chat, chat_prompt
 from llcuda.chat.session import start as start_chat
 from llcuda.chat.tool_loop import Tool, ToolRun
@@ -45,6 +46,7 @@ from llcuda.keywords import (
     SubmitKeywords,
     check_keywords,
     given_params,
+    show_keywords,
 )
 from llcuda.native import library
 from llcuda.native.context import Context
@@ -73,6 +75,7 @@ def check_hooks(**hooks: Any) -> None:
             raise wrong_value(name, hook, "expected a function")
 
 
+@explain_names
 class Engine:
     """Runs requests on a model with continuous batching, from any thread or coroutine.
 
@@ -135,6 +138,7 @@ class Engine:
         **keywords: Unpack[ConfigKeywords],
     ) -> None: ...
 
+    @show_keywords(ConfigKeywords)
     def __init__(
         self,
         model: Model | str | Path,
@@ -211,6 +215,7 @@ class Engine:
 
     # --- for callers ---
 
+    @show_keywords(SubmitKeywords)
     def submit(
         self,
         prompt: str | abc.Sequence[int],
@@ -237,6 +242,7 @@ class Engine:
         """
         return self._submit(prompt, 1, params, sampling, keywords)[0]
 
+    @show_keywords(SubmitKeywords)
     def submit_n(
         self,
         prompt: str | abc.Sequence[int],
@@ -393,6 +399,7 @@ class Engine:
             raise wrong_value("text", text, "expected a text")
         return tokenize_prompt(self.model, text, parse_special)
 
+    @show_keywords(PromptKeywords)
     def count_tokens(
         self, prompt: str | abc.Sequence[abc.Mapping[str, Any]], **keywords: Unpack[PromptKeywords]
     ) -> int:
@@ -411,6 +418,7 @@ class Engine:
             return len(self.tokenize(prompt))
         return len(chat_prompt(self.model, prompt, **keywords).tokens)
 
+    @show_keywords(ChatKeywords)
     def chat(
         self, messages: str | abc.Sequence[abc.Mapping[str, Any]], **keywords: Unpack[ChatKeywords]
     ) -> Chat[Completion]:
@@ -428,6 +436,7 @@ class Engine:
         """
         return start_chat(self.submit, self.model, self.ctx_size, messages, **keywords)
 
+    @show_keywords(RunKeywords)
     def run(
         self,
         messages: str | abc.Sequence[abc.Mapping[str, Any]],
@@ -455,6 +464,7 @@ class Engine:
             **keywords,
         )
 
+    @show_keywords(RunKeywords)
     async def arun(
         self,
         messages: str | abc.Sequence[abc.Mapping[str, Any]],
@@ -490,6 +500,7 @@ class Engine:
         """
         return self._embedders.embedder(pooling)
 
+    @show_keywords(EmbedKeywords)
     def embed(
         self,
         texts: str | abc.Sequence[Text],

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from llcuda._lazy import warn_deprecated
+from llcuda._lazy import explain_names, warn_deprecated
 from llcuda.display import small, text_block, token_table
 from llcuda.structured.classes import read_answer
 
@@ -47,6 +47,7 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
+@explain_names
 @dataclass(frozen=True, slots=True, repr=False)
 class Completion:
     """The result of a request; `str()` is the text.

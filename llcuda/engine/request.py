@@ -313,6 +313,16 @@ class Request:
                 raise TimeoutError(f"no result after {timeout} s; the request goes on")
         return self._completion()
 
+    @property
+    def text(self) -> str:
+        """The text of `result()`; waits for the end."""
+        return self.result().text
+
+    @property
+    def parsed(self) -> Any:
+        """What the text of `result()` holds, by the `response_format`; waits for the end."""
+        return self.result().parsed
+
     def _completion(self) -> Completion:
         outcome = self._outcome
         if isinstance(outcome, BaseException):

@@ -96,7 +96,7 @@ def test_the_reference_leaves_out_what_only_the_engine_calls() -> None:
     members = {name for value in OBJECTS for name in dir(value)}
     assert left_out <= members
     methods = {name for name in vars(llcuda.Request) if not name.startswith("_")} - left_out
-    assert methods == {"cancel", "done", "more", "result", "take"}
+    assert methods == {"cancel", "done", "more", "parsed", "result", "take", "text"}
     methods = {name for name in vars(Metrics) if not name.startswith("_")} - left_out
     assert methods == {"families", "prometheus_text", "reset", "snapshot"}
 

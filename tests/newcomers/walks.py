@@ -1,0 +1,173 @@
+"""What a newcomer does with a peer's script: run it, read the error, write what it says.
+
+A script in scripts/ is the shortest honest use of a peer, its import changed. Some run as they are.
+Each other one has a walk here: the message that the next run ends in, and the edit that it tells.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+class Step(NamedTuple):
+    """A step of a walk.
+
+    Attributes:
+        told: A pattern of the message that the script ends in.
+        edits: Code of the script, and what the reader of the message writes in its place.
+    """
+
+    told: str
+    edits: dict[str, str]
+
+
+WALKS: dict[str, list[Step]] = {
+    "ollama_package": [],
+    "llama_cpp_python": [],
+    "openai_client": [],
+    "langchain_llama_cpp": [],
+    "instructor_schema": [],
+    "outlines_choice": [],
+    "ollama_attributes": [
+        Step(
+            r"ImportError: .*'ChatResponse'.*; write llcuda\.ChatCompletion",
+            {"ChatResponse": "ChatCompletion"},
+        ),
+        Step(
+            r"ImportError: .*'generate'.*; write llcuda\.chat\(\"demo\", \"Hello\"\)\.content",
+            {
+                ", generate": "",
+                'generate(model="demo", prompt="Who are you?")["response"]': (
+                    'chat("demo", "Who are you?").content'
+                ),
+            },
+        ),
+        Step(
+            "no attribute 'content'; write answer.content",
+            {"response.message.content": "response.content"},
+        ),
+    ],
+    "transformers_pipeline": [
+        Step(
+            r"ImportError: .*'pipeline'.*; write .*llcuda\.quick_infer\(\"Hello\", \"demo\"\)",
+            {
+                "from llcuda import pipeline": "import llcuda",
+                'pipe = pipeline("text-generation", model="demo")\n': "",
+                'pipe("Once upon a time", max_new_tokens=32)[0]["generated_text"]': (
+                    'llcuda.quick_infer("Once upon a time", "demo", max_new_tokens=32)'
+                ),
+            },
+        ),
+        Step("max_new_tokens: llcuda calls it max_tokens", {"max_new_tokens": "max_tokens"}),
+    ],
+    "vllm_offline": [
+        Step(
+            r"ImportError: .*'LLM'.*; write llcuda\.InferenceEngine\(\"demo\", n_parallel=4\)",
+            {"LLM, S": "InferenceEngine, S", "LLM(model=": "InferenceEngine("},
+        ),
+        Step(
+            r"TypeError: unknown keyword max_tokens: a keyword of submit\(\), infer\(\)",
+            {", max_tokens=16": ""},
+        ),
+        Step(
+            r"'generate'; write .*engine\.batch_infer\(\[",
+            {"llm.generate(prompts, ": "llm.batch_infer(prompts, "},
+        ),
+        Step(
+            "max_tokens: expected a whole number, not SamplingParams; give its fields as keywords",
+            {
+                "sampling_params = SamplingParams(temperature=0.8, top_p=0.95)\n": "",
+                "prompts, sampling_params": "prompts, max_tokens=16, temperature=0.8, top_p=0.95",
+            },
+        ),
+        Step("'outputs'; write result.text", {"output.outputs[0].text": "output.text"}),
+    ],
+    "llm_library": [
+        Step(
+            r"'get_model'; write .*engine = llcuda\.InferenceEngine\(\"demo\"\)",
+            {"llm.get_model": "llm.InferenceEngine"},
+        ),
+        Step(
+            r"'prompt'; write engine\.chat\(\"Hello\"\)\.result\(\)\.content",
+            {"model.prompt(": "model.chat(", 'briefly.")': 'briefly.").result()'},
+        ),
+        Step("'text'; write answer.content", {"response.text()": "response.content"}),
+    ],
+    "xllamacpp_server": [
+        Step(
+            r"'CommonParams'; write llcuda\.InferenceEngine\(\"demo\", ctx_size=512, n_parallel=4",
+            {
+                "params = xlc.CommonParams()\n": "",
+                'params.model.path = "demo"\n': "",
+                "params.n_parallel = 2\n": "",
+                "xlc.Server(params)": 'xlc.InferenceEngine("demo", n_parallel=2)',
+            },
+        ),
+        Step(
+            r"'handle_chat_completions'; write engine\.chat\(\"Hello\"\)\.result\(\)\.content",
+            {
+                "handle_chat_completions": "chat",
+                '{"messages": [': "[",
+                '}], "max_tokens": 32}\n)': "}], max_tokens=32\n).result()",
+            },
+        ),
+        Step(
+            "choices; write answer.content",
+            {'result["choices"][0]["message"]["content"]': "result.content"},
+        ),
+    ],
+}
+NEEDS = {
+    "langchain_llama_cpp": "langchain_community",
+    "instructor_schema": "instructor",
+    "outlines_choice": "outlines",
+}
+
+
+def source(name: str, model: str = "demo", address: str | None = None) -> str:
+    """Return a script, with another model and another server's address.
+
+    Args:
+        name: The name of the file, without its end.
+        model: What takes the place of "demo".
+        address: What takes the place of the server's address.
+    """
+    text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
+    text = text.replace('"demo"', repr(model).replace("'", '"'))
+    return text.replace("http://127.0.0.1:8080", address) if address else text
+
+
+def walk(name: str, model: str = "demo", address: str | None = None) -> None:
+    """Run a script to its first error, make the edit, and again, until it runs to its end.
+
+    Args:
+        name: As that of `source`.
+        model: As that of `source`.
+        address: As that of `source`.
+
+    Raises:
+        AssertionError: The message of an error does not tell the edit.
+    """
+    text, named = source(name, model, address), repr(model).replace("'", '"')
+    for told, edits in WALKS[name]:
+        try:
+            run(name, text)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            assert re.search(told, message), f"{name}: {message}"
+        else:
+            raise AssertionError(f"{name} runs without {edits}")
+        for pair in edits.items():
+            old, new = (code.replace('"demo"', named) for code in pair)
+            assert old in text, f"{name}: {old!r}"
+            text = text.replace(old, new)
+    run(name, text)
+
+
+def run(name: str, text: str) -> None:
+    """Run the text of a script; what it prints goes to stdout."""
+    exec(compile(text, f"{name}.py", "exec", dont_inherit=True), {"__name__": "__main__"})
