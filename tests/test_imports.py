@@ -11,8 +11,8 @@ import llcuda
 PACKAGE = Path(llcuda.__file__).parent
 # docs/decisions.md, "The house": a package imports from itself and from those on earlier lines.
 ORDER = (
-    {"errors", "_instead", "_lazy", "_version", "progress"},
-    {"guide", "files", "display"},
+    {"errors", "_instead", "_version", "progress"},
+    {"_lazy", "guide", "files", "display"},
     {"keywords", "demo"},
     {"params"},
     {"samplers"},
