@@ -54,7 +54,7 @@ def _take_one_processor(worker: str) -> None:
     Models compute with a thread for each processor by default. Threads that wait for each other
     take time from another worker.
     """
-    if worker:
+    if worker and hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))
         number = int(worker.removeprefix("gw"))
         os.sched_setaffinity(0, {processors[number % len(processors)]})

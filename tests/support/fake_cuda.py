@@ -11,8 +11,6 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 OURS, OTHER = 97, 96  # the major version that llcuda was built with, and another one
 BUILT = (OURS, 4)
 
@@ -48,6 +46,8 @@ def compiler() -> str:
     """Return the C compiler; skip the test without one."""
     path = shutil.which("cc") or shutil.which("gcc")
     if path is None:
+        import pytest  # not in the programs that import this module: it takes longer than the rest
+
         pytest.skip("needs a C compiler")
     return path
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import pytest
-
 from tests.support import fake_cuda, fake_nvml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +48,8 @@ def build_backend(path: Path, needed: Sequence[Path] = (), symbol: str = "") -> 
     """
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or not (GGML / "src" / "ggml-backend-impl.h").is_file():
+        import pytest  # see tests.support.fake_cuda
+
         pytest.skip("needs a C++ compiler and the source of llama.cpp in vendor/")
     sources = [str(Path(__file__).with_suffix(".cpp"))]
     if symbol:

@@ -7,9 +7,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
+if TYPE_CHECKING:  # programs import this module too, and pytest takes longer than all the rest
+    import pytest
 
 # Drivers, and the newest CUDA version that each runs.
 CUDA = {
