@@ -82,14 +82,17 @@ def test_tokens_detokenize_to_the_text(vocabulary: tuple[str, Model, list, list]
 
 
 @pytest.mark.parametrize("text", ["What is it ? I ' m , no .", "I 'm , ça n't", " two  spaces "])
-@pytest.mark.parametrize("path", [path for path in FILES if name(path) not in LOSSY], ids=name)
-def test_spaces_before_punctuation_stay(path: Path, text: str) -> None:
+def test_spaces_before_punctuation_stay(
+    vocabulary: tuple[str, Model, list, list], text: str
+) -> None:
     """With BOS and without, as text and as what is left of control tokens."""
-    with Model(path, vocab_only=True) as model:
-        for added in (True, False):
-            tokens = model.tokenize(text, add_special=added)
-            assert text == model.detokenize(tokens)
-            assert text == model.detokenize(tokens, remove_special=True)
+    kind, model, _, _ = vocabulary
+    if kind in LOSSY:
+        return
+    for added in (True, False):
+        tokens = model.tokenize(text, add_special=added)
+        assert text == model.detokenize(tokens)
+        assert text == model.detokenize(tokens, remove_special=True)
 
 
 def test_wordpiece_is_cleaned_by_default() -> None:
