@@ -96,6 +96,10 @@ class TextRequest(Protocol[CompletionT_co]):
         """The parameters of the request."""
 
     @property
+    def prompt_tokens(self) -> int:
+        """The number of tokens of the prompt."""
+
+    @property
     def logprobs(self) -> Sequence[Any]:
         """The log-probabilities of the tokens so far, where they were asked for."""
 

@@ -33,6 +33,7 @@ class ContextRequest:
         tokens: The generated tokens so far.
         logprobs: The log-probabilities of these tokens so far, if asked for.
         prompt_logprobs: The log-probabilities of the prompt's tokens, if asked for.
+        prompt_tokens: Tokens of the prompt.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ContextRequest:
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self._evaluation = evaluation
+        self.prompt_tokens = len(prompt)
         self._prompt = prompt
         self._generate = generate
         self._seed = seed
@@ -137,7 +139,7 @@ class ContextRequest:
             text="".join(texts),
             tokens=self.tokens,
             finish_reason=reason,
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=self.prompt_tokens,
             dropped_tokens=0,
             cached_tokens=0,
             seed=self._seed,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llcuda.chat.parser import ChatDelta
-from llcuda.server.errors import ApiError, translate_and_log
+from llcuda.server.errors import ApiError, ErrorShape, translate_and_log
 from llcuda.server.log import RequestRecord
 
 RECORD = "llcuda.record"  # the key of an ASGI scope that holds its RequestRecord
@@ -28,7 +28,7 @@ class Answer(Response):
     """An answer that a coroutine writes, and that ends with its client.
 
     The coroutine is cancelled when the client disconnects or the server shuts down. An exception of
-    it becomes OpenAI's error: with its status, or as the last event of a stream.
+    it becomes an error of the API: with its status, or as the last event of a stream.
 
     Args:
         work: Writes the answer.
@@ -47,7 +47,7 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop."""
         record: RequestRecord = scope[RECORD]
-        writer = ResponseWriter(send, record.request_id)
+        writer = ResponseWriter(send, record)
         work = asyncio.ensure_future(self._answer(writer))
         disconnect = asyncio.ensure_future(_disconnect(receive))
         stopped = False
@@ -63,20 +63,13 @@ class Answer(Response):
         record.usage = writer.usage
         if stopped and not writer.ended:
             leaving = ApiError(503, "the server is shutting down", code="unavailable", retry=5)
-            await _refuse(writer, leaving)
+            await writer.refuse(leaving)
 
     async def _answer(self, writer: ResponseWriter) -> None:
         try:
             await self._work(writer)
         except Exception as error:
-            await _refuse(writer, translate_and_log(error, writer.request_id, self._names))
-
-
-async def _refuse(writer: ResponseWriter, refusal: ApiError) -> None:
-    if writer.begun:
-        await writer.end(f"data: {refusal.as_json()}\n\n")
-    else:
-        await writer.json(refusal.as_json(), refusal.status, refusal.headers)
+            await writer.refuse(translate_and_log(error, writer.request_id, self._names))
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -89,18 +82,21 @@ class ResponseWriter:
 
     Args:
         send: Sends ASGI messages.
-        request_id: The id of the request.
+        record: The facts of the request.
 
     Attributes:
         request_id: The id of the request.
+        stream_headers: The headers of an answer in events.
         begun: Whether the status and the headers are written.
         ended: Whether the whole answer is written.
         usage: The tokens of the request for the log, in OpenAI's form.
     """
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, record: RequestRecord) -> None:
         self._send = send
-        self.request_id = request_id
+        self._errors = ErrorShape.of(record.path)
+        self.request_id = record.request_id
+        self.stream_headers = EVENTS
         self.usage: Mapping[str, Any] = {}
         self.begun = self.ended = False
 
@@ -124,16 +120,29 @@ class ResponseWriter:
     async def write(self, events: str) -> None:
         """Write events; the first ones begin the answer. Waits for a client that reads slowly."""
         if not self.begun:
-            await self._begin(200, EVENTS)
+            await self._begin(200, self.stream_headers)
         body = {"type": "http.response.body", "body": events.encode(), "more_body": True}
         await self._send(body)
 
     async def end(self, events: str = "") -> None:
         """Write the last events."""
         if not self.begun:
-            await self._begin(200, EVENTS)
+            await self._begin(200, self.stream_headers)
         self.ended = True
         await self._send({"type": "http.response.body", "body": events.encode()})
+
+    async def refuse(self, error: ApiError, headers: Mapping[str, str] | None = None) -> None:
+        """Write an error as the whole answer, or as its last event.
+
+        Args:
+            error: The error.
+            headers: Further headers of a whole answer.
+        """
+        if self.begun:
+            await self.end(self._errors.last_event(error, self.request_id))
+        else:
+            body = self._errors.body(error, self.request_id)
+            await self.json(body, error.status, {**error.headers, **(headers or {})})
 
     async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self.begun = True

@@ -27,13 +27,17 @@ from starlette.responses import PlainTextResponse, Response
 import llcuda
 from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.running import announce
+from llcuda.server.answer import RECORD
+from llcuda.server.anthropic import anthropic_routes
 from llcuda.server.bodies import BodyReader, BodyRoute
 from llcuda.server.connections import GuardedProtocol, listen
-from llcuda.server.errors import ApiError
+from llcuda.server.errors import ApiError, ErrorShape
 from llcuda.server.leniency import HEADER
+from llcuda.server.log import RequestRecord
 from llcuda.server.metrics import metrics_text
 from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuardMiddleware
 from llcuda.server.models import ModelPool, ModelSpec
+from llcuda.server.ollama import ollama_routes
 from llcuda.server.openai_api import openai_routes
 from llcuda.server.page import page_routes
 from llcuda.server.protocol import DetokenizeBody, TokenizeBody
@@ -43,7 +47,7 @@ from llcuda.server.tokens import answer_detokenize, answer_tokenize
 logger = logging.getLogger("llcuda.server")
 
 # The APIs, each a function that returns its routes. Of two routes with one path the first answers.
-APIS: tuple[Callable[[Service], APIRouter], ...] = ()
+APIS: tuple[Callable[[Service], APIRouter], ...] = (anthropic_routes, ollama_routes)
 
 
 def create_app(
@@ -153,12 +157,12 @@ def _own_routes(service: Service) -> APIRouter:
         return service.answer(body, answer_detokenize)
 
     @router.get("/health", response_model=dict[str, str])
-    async def health() -> Any:
+    async def health(request: Request) -> Any:
         """Say that the server answers; 503 after a model has failed for good."""
         loaded = service.models.loaded.values()
         for model in loaded:
             if model.state == "failed":
-                return _refusal(model.failure())
+                return _refusal(request, model.failure())
         recovers = any(model.state == "recovering" for model in loaded)
         return {"status": "recovering" if recovers else "ok"}
 
@@ -172,15 +176,15 @@ def _own_routes(service: Service) -> APIRouter:
     return router
 
 
-def _refusal(refusal: ApiError) -> Response:
-    return Response(
-        refusal.as_json(), refusal.status, refusal.headers, media_type="application/json"
-    )
+def _refusal(request: Request, refusal: ApiError) -> Response:
+    record: RequestRecord = request.scope[RECORD]
+    body = ErrorShape.of(record.path).body(refusal, record.request_id)
+    return Response(body, refusal.status, refusal.headers, media_type="application/json")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _refusal(error)
+    return _refusal(request, error)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -190,7 +194,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
         405: "this path has other methods",
     }
     message = messages.get(error.status_code, str(error.detail))
-    answer = _refusal(ApiError(error.status_code, message))
+    answer = _refusal(request, ApiError(error.status_code, message))
     answer.headers.update(error.headers or {})
     return answer
 

@@ -41,7 +41,7 @@ async def answer_chat(
 ) -> None:
     """Answer POST /v1/chat/completions."""
     engine, wants_usage = loaded.text_engine(), body.wants_usage()
-    chats = await _submit(loaded, body, deadline, is_large(body))
+    chats = await submit_chats(loaded, body, deadline, is_large(body))
     fields: dict[str, Any] = {"id": new_id("chatcmpl-"), "created": unix_time()}
     fields["model"] = loaded.spec.name
     try:
@@ -52,7 +52,7 @@ async def answer_chat(
             fields["object"] = "chat.completion"
             answers = [await chat for chat in chats]
             check_deadline([answer.completion for answer in answers])
-            writer.usage = _usage(answers)
+            writer.usage = chat_usage(answers)
             document = partial(_document, body, engine, chats, answers, fields, writer.usage)
             if body.logprobs:  # it may have millions of numbers
                 await writer.json(await run_beside(is_large(body), document))
@@ -68,7 +68,7 @@ async def answer_response(
 ) -> None:
     """Answer POST /v1/responses."""
     chat_body, engine = as_chat(body), loaded.text_engine()
-    [chat] = await _submit(loaded, chat_body, deadline, is_large(body))
+    [chat] = await submit_chats(loaded, chat_body, deadline, is_large(body))
     response = ResponseBuilder(body, loaded.spec.name)
     try:
         if not body.stream:
@@ -91,10 +91,17 @@ async def answer_response(
         chat.cancel()
 
 
-async def _submit(
+async def submit_chats(
     loaded: LoadedModel, body: ChatBody, deadline: float | None, large: bool
 ) -> list[Chat[Completion]]:
-    """Queue beside the event loop: templates and tools take time."""
+    """Queue the answers of a request beside the event loop: templates and tools take time.
+
+    Args:
+        loaded: The model.
+        body: The request.
+        deadline: Deadline of the server in seconds, or None.
+        large: Whether the request is one of the large ones, which wait for each other only.
+    """
     return await submit_beside(
         partial(_submit_all, loaded, body, deadline),
         body.time_limit(deadline),
@@ -218,7 +225,7 @@ async def _stream(
     async def follow(index: int, chat: Chat[Completion]) -> None:
         contents = ChunkFormatter(fields, index, '"delta":{"content":', '},"logprobs":')
         events = chunk(index, {"role": "assistant", "content": ""}, None)
-        async for delta, scores in _deltas(engine, chat, body):
+        async for delta, scores in read_deltas(engine, chat, body):
             if delta.reasoning or delta.tool_calls:
                 shown: dict[str, Any] = {}
                 if delta.reasoning:
@@ -240,7 +247,7 @@ async def _stream(
 
     await run_together([follow(index, chat) for index, chat in enumerate(chats)])
     ending = ""
-    writer.usage = _usage([answers[index] for index in range(len(chats))])
+    writer.usage = chat_usage([answers[index] for index in range(len(chats))])
     if wants_usage:
         ending = event({**fields, "choices": [], "usage": writer.usage})
     await writer.end(ending + DONE)
@@ -254,17 +261,17 @@ async def _response_events(
     writer: ResponseWriter,
 ) -> AsyncIterator[str]:
     """Read an answer into a response, and yield the events of it."""
-    async for delta, scores in _deltas(engine, chat, body):
+    async for delta, scores in read_deltas(engine, chat, body):
         logprobs = scores["content"] if scores else []
         if events := response.add(delta.content, delta.reasoning, delta.tool_calls, logprobs):
             yield events
     answer = await chat
     check_deadline([answer.completion])
-    writer.usage = _usage([answer])
+    writer.usage = chat_usage([answer])
     yield response.end(writer.usage, answer.finish_reason in ("stop", "tool_calls"))
 
 
-async def _deltas(
+async def read_deltas(
     engine: Engine, chat: Chat[Completion], body: ChatBody
 ) -> AsyncIterator[tuple[ChatDelta, dict[str, Any] | None]]:
     """Yield the deltas of an answer with their log-probabilities, as events may be written.
@@ -284,6 +291,11 @@ async def _deltas(
         yield delta, logprobs
 
 
-def _usage(answers: Sequence[ChatCompletion[Completion]]) -> dict[str, Any]:
+def chat_usage(answers: Sequence[ChatCompletion[Completion]]) -> dict[str, Any]:
+    """Return the usage of a request in OpenAI's form.
+
+    Args:
+        answers: Its answers, each to the same prompt.
+    """
     completions = [answer.completion for answer in answers]
     return usage(completions[:1], completions, sum(answer.reasoning_tokens for answer in answers))

@@ -37,16 +37,7 @@ async def answer_completion(
 ) -> None:
     """Answer POST /v1/completions."""
     engine, name, wants_usage = loaded.text_engine(), loaded.spec.name, body.wants_usage()
-    size = sum(len(prompt) for prompt in body.prompts())
-    if size > LONG_TEXT or body.response_format is not None:
-        choices = await submit_beside(
-            partial(_submit, engine, body, deadline),
-            body.time_limit(deadline),
-            compiles=body.response_format is not None,
-            large=is_large(body),
-        )
-    else:
-        choices = _submit(engine, body, deadline)
+    choices = await submit_completions(engine, body, deadline)
     fields: dict[str, Any] = {
         "id": new_id("cmpl-"),
         "object": "text_completion",
@@ -91,8 +82,28 @@ class Choice:
         self.generation.cancel()
 
 
+async def submit_completions(
+    engine: Engine, body: CompletionBody, deadline: float | None
+) -> list[Choice]:
+    """Queue every candidate of every prompt, all or none; beside the event loop if it takes time.
+
+    Args:
+        engine: The engine of the model.
+        body: The request.
+        deadline: Deadline of the server in seconds, or None.
+    """
+    size = sum(len(prompt) for prompt in body.prompts())
+    if size <= LONG_TEXT and body.response_format is None:
+        return _submit(engine, body, deadline)
+    return await submit_beside(
+        partial(_submit, engine, body, deadline),
+        body.time_limit(deadline),
+        compiles=body.response_format is not None,
+        large=is_large(body),
+    )
+
+
 def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list[Choice]:
-    """Queue every candidate of every prompt, all or none."""
     prompts, candidates = body.prompts(), body.candidates()
     check_count(engine, len(prompts) * candidates, "prompt")
     model = engine.model

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: status, type, code, parameter.
+"""Errors in the shape of each API; OpenAI's has type, code and parameter.
 
 Knows nothing of HTTP frameworks. A message never shows a trace, a path, nor data of the
 server: errors that the client did not cause go to the log.
@@ -7,7 +7,9 @@ server: errors that the client did not cause go to the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from llcuda.errors import (
     ArgumentError,
@@ -64,10 +66,66 @@ class ApiError(Exception):
         headers = {} if self.retry is None else {"retry-after": str(self.retry)}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
-    def as_json(self) -> str:
-        """Return the body: {"error": {...}}."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error})  # also with half of a surrogate pair in it
+
+@dataclass(frozen=True)
+class ErrorShape:
+    """The shape of the errors of an API.
+
+    Attributes:
+        document: Makes the body of an error and the id of the request.
+        event: The last event of a stream, with `{}` in place of the body.
+    """
+
+    document: Callable[[ApiError, str], dict[str, Any]]
+    event: str = "data: {}\n\n"
+
+    @classmethod
+    def of(cls, path: str) -> ErrorShape:
+        """Return the shape of the API that has a path."""
+        return next(
+            (shape for prefix, shape in _SHAPES.items() if path.startswith(prefix)), _OPENAI
+        )
+
+    def body(self, error: ApiError, request_id: str) -> str:
+        """Return the body of an error.
+
+        Args:
+            error: The error.
+            request_id: The id of the request.
+        """
+        return json.dumps(self.document(error, request_id))  # also with half of a surrogate pair
+
+    def last_event(self, error: ApiError, request_id: str) -> str:
+        """Return the end of a stream that an error ends; see `body`."""
+        return self.event.replace("{}", self.body(error, request_id))
+
+
+def _openai(error: ApiError, request_id: str) -> dict[str, Any]:
+    fields = {"message": error.message, "type": error.kind}
+    return {"error": {**fields, "param": error.param, "code": error.code}}
+
+
+def _anthropic(error: ApiError, request_id: str) -> dict[str, Any]:
+    kinds = {404: "not_found_error", 408: "timeout_error", 413: "request_too_large"}
+    kind = {500: "api_error", 503: "overloaded_error"}.get(error.status, error.kind)
+    message = error.message
+    if error.code == "context_length_exceeded":
+        message = f"prompt is too long: {message}"  # by which clients know it
+    fields = {"type": kinds.get(error.status, kind), "message": message}
+    return {"type": "error", "error": fields, "request_id": request_id}
+
+
+def _ollama(error: ApiError, request_id: str) -> dict[str, Any]:
+    return {"error": error.message}
+
+
+_OPENAI = ErrorShape(_openai)
+_ANTHROPIC = ErrorShape(_anthropic, "event: error\ndata: {}\n\n")
+_SHAPES = {  # by the beginning of a path
+    "/v1/messages": _ANTHROPIC,
+    "/messages": _ANTHROPIC,
+    "/api/": ErrorShape(_ollama, "{}\n"),
+}
 
 
 def deadline_exceeded() -> ApiError:

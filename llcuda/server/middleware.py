@@ -141,7 +141,8 @@ class RequestGuardMiddleware:
         except Exception as error:
             refusal = translate_and_log(error, record.request_id)
             if record.status is None:
-                await _refuse(refusal, ResponseWriter(send_with_id, record.request_id))
+                closing = {"connection": "close"}  # a body may still be on its way
+                await ResponseWriter(send_with_id, record).refuse(refusal, closing)
             else:  # the server closes the connection, because the answer is incomplete
                 record.failed = True
         finally:
@@ -187,6 +188,8 @@ class RequestGuardMiddleware:
         if not self._keys:
             return
         kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if not kind:  # Anthropic's clients
+            kind, key = b"bearer", headers.get(b"x-api-key", b"")
         digest = hashlib.sha256(key.strip()).digest()
         matches = sum(hmac.compare_digest(digest, own) for own in self._keys)
         if kind.lower() != b"bearer" or not matches:
@@ -247,9 +250,3 @@ class _BodyShare:
 def _too_large(max_bytes: int) -> ApiError:
     message = f"the body is too large: at most {max_bytes} bytes"
     return ApiError(413, message, code="body_too_large")
-
-
-async def _refuse(refusal: ApiError, writer: ResponseWriter) -> None:
-    """Answer, and close the connection: a body may still be on its way."""
-    headers = {**refusal.headers, "connection": "close"}
-    await writer.json(refusal.as_json(), refusal.status, headers)

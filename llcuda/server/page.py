@@ -51,7 +51,7 @@ def page_routes() -> APIRouter:
     router = APIRouter()
     files = page_files()
 
-    @router.get("/", include_in_schema=False)
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:
         return _answer(request, files["index.html"])
 

@@ -437,6 +437,7 @@ class CompletionBody(SamplingBody):
         return self.best_of
 
 
+Overflow: TypeAlias = Literal["error", "truncate", "shift", "drop"] | None  # of a conversation
 ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
 Metadata = Annotated[dict[str, str], _at_most(MAX_STOPS)]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
@@ -466,7 +467,7 @@ class ChatBody(SamplingBody):
     bare_tool_calls: bool | None = Field(
         None, description="false: JSON without the template's delimiters is no call."
     )
-    overflow: Literal["error", "truncate", "shift", "drop"] | None = None  # type: ignore[assignment]
+    overflow: Overflow = None  # type: ignore[assignment]
     metadata: Label = None
     safety_identifier: Label = None
     prompt_cache_key: Label = None

@@ -11,6 +11,7 @@ from typing import Any
 from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.chunks import event, new_id, unix_time
 from llcuda.server.errors import ApiError
+from llcuda.server.fields import field_of, text_of
 from llcuda.server.protocol import ChatBody, ResponsesBody, ToolChoice
 
 TEXT_PARTS = ("input_text", "output_text", "text")
@@ -71,20 +72,23 @@ class _InputReader:
         }
         for i, item in enumerate(items):
             where = f"input[{i}]"
-            kind = _text(where, {"type": "message", **item}, "type")
+            kind = text_of(where, {"type": "message", **item}, "type")
             if kind not in readers:
                 raise wrong_value(f"{where}.type", kind, f"expected one of {', '.join(readers)}")
             readers[kind](where, item)
 
     def _message(self, where: str, item: dict[str, Any]) -> None:
-        message = {"role": _text(where, item, "role"), "content": _content(where, item, "content")}
+        message = {
+            "role": text_of(where, item, "role"),
+            "content": _content(where, item, "content"),
+        }
         if item["role"] == "assistant" and self._reasoning:
             message["reasoning_content"], self._reasoning = self._reasoning, ""
         self._messages.append(message)
 
     def _call(self, where: str, item: dict[str, Any]) -> None:
-        function = {name: _text(where, item, name) for name in ("name", "arguments")}
-        call = {"id": _text(where, item, "call_id"), "type": "function", "function": function}
+        function = {name: text_of(where, item, name) for name in ("name", "arguments")}
+        call = {"id": text_of(where, item, "call_id"), "type": "function", "function": function}
         last = self._messages[-1] if self._messages else {}
         if last.get("role") != "assistant":
             last = {"role": "assistant", "content": None}
@@ -95,7 +99,7 @@ class _InputReader:
 
     def _output(self, where: str, item: dict[str, Any]) -> None:
         output = _content(where, item, "output")
-        call_id = _text(where, item, "call_id")
+        call_id = text_of(where, item, "call_id")
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
 
     def _reason(self, where: str, item: dict[str, Any]) -> None:
@@ -104,27 +108,12 @@ class _InputReader:
         if not isinstance(parts, Sequence) or isinstance(parts, str):
             raise wrong_value(f"{where}.{field}", parts, "expected a list")
         for i, part in enumerate(parts):
-            self._reasoning += _text(f"{where}.{field}[{i}]", part, "text")
-
-
-def _value(where: str, item: Any, name: str) -> Any:
-    if not isinstance(item, dict):
-        raise wrong_value(where, item, "expected an object")
-    if name not in item:
-        raise wrong_argument(f"{where}.{name}", "missing")
-    return item[name]
-
-
-def _text(where: str, item: Any, name: str) -> str:
-    value = _value(where, item, name)
-    if not isinstance(value, str):
-        raise wrong_value(f"{where}.{name}", value, "expected a text")
-    return value
+            self._reasoning += text_of(f"{where}.{field}[{i}]", part, "text")
 
 
 def _content(where: str, item: Any, name: str) -> str | list[dict[str, Any]]:
     """Return a content as /v1/chat/completions has it: a text, or its parts."""
-    content = _value(where, item, name)
+    content = field_of(where, item, name)
     where = f"{where}.{name}"
     if isinstance(content, str):
         return content
@@ -132,11 +121,11 @@ def _content(where: str, item: Any, name: str) -> str | list[dict[str, Any]]:
         raise wrong_value(where, content, "expected a text or a list")
     parts = []
     for i, part in enumerate(content):
-        kind = _text(f"{where}[{i}]", part, "type")
+        kind = text_of(f"{where}[{i}]", part, "type")
         if kind not in TEXT_PARTS:
             rule = f"expected one of {', '.join(TEXT_PARTS)}"
             raise wrong_value(f"{where}[{i}].type", kind, rule)
-        parts.append({"type": "text", "text": _text(f"{where}[{i}]", part, "text")})
+        parts.append({"type": "text", "text": text_of(f"{where}[{i}]", part, "text")})
     return parts
 
 
