@@ -43,6 +43,9 @@ name of the parameter at fault.
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Self
+
 MAX_SHOWN = 200  # characters of a wrong value in a message
 
 
@@ -85,6 +88,18 @@ class _ParameterError(LlcudaError):
         super().__init__(*args)
         self.parameter = parameter
         self.remedy = remedy
+        self.shown: str | None = None  # the value, where the message has it
+
+    def within(self, place: str) -> Self:
+        """Return the same error for a part of a value.
+
+        Args:
+            place: The part, for example "texts[3]".
+        """
+        error = copy(self)
+        error.args = (f"{place}: {self.problem}",)
+        error.parameter = place
+        return error
 
 
 class LibraryError(LlcudaError, RuntimeError):
@@ -133,7 +148,24 @@ class BatchError(ArgumentError):
 
 
 class ContextLengthError(ArgumentError):
-    """A prompt that is longer than its context."""
+    """A prompt that is longer than its context.
+
+    Attributes:
+        tokens: Tokens of the prompt; a text such as "more than 4096" where it was not read whole.
+        limit: Tokens that it may have; None where the error does not know.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        parameter: str | None = None,
+        remedy: str | None = None,
+        tokens: int | str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(*args, parameter=parameter, remedy=remedy)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class GrammarError(ArgumentError):

@@ -74,7 +74,10 @@ def wrong_argument(parameter: str, rule: str, remedy: str | None = None) -> Argu
 
 def wrong_value(parameter: str, value: Any, rule: str, remedy: str | None = None) -> ArgumentError:
     """Return the error `parameter=value: rule; remedy`; a long value is cut."""
-    return ArgumentError(f"{parameter}={shown(value)}: {rule}", parameter=parameter, remedy=remedy)
+    text = shown(value)
+    error = ArgumentError(f"{parameter}={text}: {rule}", parameter=parameter, remedy=remedy)
+    error.shown = text
+    return error
 
 
 def check_number(parameter: str, value: Any, kind: str, low: float, high: float = math.inf) -> None:

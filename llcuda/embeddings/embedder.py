@@ -20,7 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda.embeddings.rerank import RerankPrompt
-from llcuda.errors import ArgumentError, DecodeError, ForkError, UnsupportedError
+from llcuda.errors import (
+    ArgumentError,
+    ContextLengthError,
+    DecodeError,
+    ForkError,
+    UnsupportedError,
+)
 from llcuda.gguf_parser import GGUFReader
 from llcuda.keywords import EmbedderKeywords, check_keywords
 from llcuda.native.callbacks import without_repeated_warnings
@@ -277,9 +283,7 @@ class Embedder:
             try:
                 sequences.append(self._tokenize_one(text, truncate, parse_special))
             except ArgumentError as error:
-                raise ArgumentError(
-                    f"texts[{i}]: {error.problem}", parameter=f"texts[{i}]", remedy=error.remedy
-                ) from error
+                raise error.within(f"texts[{i}]") from error
         return sequences
 
     def _tokenize_one(self, text: Text, truncate: bool, parse_special: bool) -> list[int]:
@@ -298,10 +302,12 @@ class Embedder:
         return tokens
 
     def _too_long(self, tokens: int | str) -> ArgumentError:
-        return ArgumentError(
+        return ContextLengthError(
             f"has {tokens} tokens, at most {self.ctx_size} are allowed",
             remedy="truncate=True drops its end, an Embedder with a larger ctx_size may take it "
             "whole",
+            tokens=tokens,
+            limit=self.ctx_size,
         )
 
     def _compute(self, sequences: list[list[int]]) -> EmbeddingResult:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from llcuda.errors import ArgumentError
+from llcuda.errors import ArgumentError, ContextLengthError
 from llcuda.native.model import Model
 from llcuda.native.prompt_length import is_far_too_long
 
@@ -83,11 +83,7 @@ class RerankPrompt:
                     raise self._too_long(f"more than {2 * self._limit}", f"at most {self._limit}")
                 prompts.append(combine(query, document, truncate))
             except ArgumentError as error:
-                raise ArgumentError(
-                    f"documents[{i}]: {error.problem}",
-                    parameter=f"documents[{i}]",
-                    remedy=error.remedy,
-                ) from error
+                raise error.within(f"documents[{i}]") from error
         return prompts
 
     def _by_separator(self, query: str, document: str, truncate: bool) -> list[int]:
@@ -121,7 +117,7 @@ class RerankPrompt:
 
     @staticmethod
     def _too_long(count: int | str, room: int | str) -> ArgumentError:
-        return ArgumentError(
+        return ContextLengthError(
             f"has {count} tokens, and {room} fit beside the query",
             remedy="truncate=True drops its end",
         )

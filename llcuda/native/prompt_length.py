@@ -58,4 +58,6 @@ def too_long(tokens: int | str, limit: int) -> ContextLengthError:
         parameter="prompt",
         remedy="give a larger ctx_size, or let overflow='truncate' or 'shift' drop its beginning; "
         "in a chat overflow='drop' drops the oldest turns",
+        tokens=tokens,
+        limit=limit,
     )

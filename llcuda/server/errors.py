@@ -6,7 +6,9 @@ server: errors that the client did not cause go to the log.
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -173,17 +175,7 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
     if isinstance(error, OutOfMemoryError):
         return ApiError(503, OUT_OF_MEMORY, code="out_of_memory", retry=RETRY_SECONDS)
     if isinstance(error, ArgumentError | UnsupportedError):
-        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
-        message, own_name = error.problem, error.parameter  # a remedy is a Python call
-        param = own_name and _public_name(own_name, names or {})
-        if param and own_name and message.startswith(own_name):
-            message = param + message[len(own_name) :]
-        if code is not None:
-            drop = ' give "overflow": "drop",' if (param or "").startswith("messages") else ""
-            message += f"; shorten it,{drop} or start the server with a larger --ctx-size"
-        if own_name == "pooling":  # the file names none; a wrong --pooling ends the start
-            message += "; start the server with --pooling mean, or with a model for embeddings"
-        return ApiError(400, message, param=param, code=code)
+        return _refused(error, names or {})
     if isinstance(error, ClosedError):
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)
     if isinstance(error, ModelChangedError):
@@ -191,6 +183,60 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
     if isinstance(error, ModelError):
         return ApiError(503, NOT_LOADABLE, code="model_unavailable")
     return ApiError(500, INTERNAL)
+
+
+# Python's words -> JSON's; not within quotes, where data stand.
+_PYTHON = re.compile(
+    r"""(?<!['"\w.])(?:an? )?(dict|list|str|int|float|bool|NoneType|None|True|False|mapping"""
+    r"""|string)\b(?!['"\w(=]|\.\w)"""
+)
+_CALL = re.compile(r"\b([a-z_]+)\(\)")
+_WORDS = {
+    "NoneType": "null", "None": "null", "True": "true", "False": "false", "dict": "an object",
+    "mapping": "an object", "list": "a list", "str": "a text", "string": "a text",
+    "int": "a number", "float": "a number", "bool": "true or false",
+}  # fmt: skip
+# Fields that a client cannot mend -> what to do.
+_REMEDIES = {
+    "pooling": "start the server with --pooling mean, or with a model for embeddings",
+    "template": "start the server with --chat-template, or use /v1/completions",
+}
+
+
+def _refused(error: ArgumentError | UnsupportedError, names: Mapping[str, str]) -> ApiError:
+    """Return the error of a value, in the client's words and with the client's name of it."""
+    name = error.parameter
+    param = name and _public_name(name, names)
+    rule, begin = error.problem, ""
+    if name and rule.startswith(name):
+        begin, rule = str(param), rule[len(name) :]
+    if error.shown is not None and rule.startswith(f"={error.shown}"):
+        begin, rule = f"{begin}={_as_json(error.shown)}", rule[len(error.shown) + 1 :]
+    rule = _CALL.sub(r"\1", _PYTHON.sub(lambda match: _WORDS[match[1]], rule))
+    if isinstance(error, ContextLengthError):
+        drop = ' give "overflow": "drop",' if (param or "").startswith("messages") else ""
+        remedy = f"shorten it,{drop} or start the server with a larger --ctx-size"
+        if error.limit is not None:  # the sentence by which clients know the case
+            rule = f": has {error.tokens} tokens"
+            remedy = f"this model's maximum context length is {error.limit} tokens; {remedy}"
+        message = f"{begin}{rule}; {remedy}"
+        return ApiError(400, message, param=param, code="context_length_exceeded")
+    remedy = _REMEDIES.get(name or "", "")
+    if name == "response_format" and error.remedy and not _PYTHON_CODE.search(error.remedy):
+        remedy = error.remedy
+    return ApiError(400, f"{begin}{rule}{remedy and '; '}{remedy}", param=param)
+
+
+_PYTHON_CODE = re.compile(r"\w\(|\b[a-z_]+=")  # a call or a keyword
+
+
+def _as_json(shown: str) -> str:
+    """Return a shown value as JSON has it; a text as it is."""
+    try:
+        value = ast.literal_eval(shown)
+    except (ValueError, SyntaxError):  # cut, or of another type
+        return shown
+    return shown if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _public_name(parameter: str, names: Mapping[str, str]) -> str:

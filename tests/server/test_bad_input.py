@@ -150,6 +150,7 @@ def test_messages_of_other_bodies(server: Served) -> None:
     long = {"role": "user", "content": "b " * 100_000}
     error = is_error(server.post("/v1/chat/completions", messages=[long]), 400, "messages")
     assert error["message"].startswith("messages: has more than ")
+    assert "; this model's maximum context length is 512 tokens; " in error["message"]
     remedy = 'shorten it, give "overflow": "drop", or start the server with a larger --ctx-size'
     assert error["message"].endswith(f"; {remedy}")
     short = {"role": "user", "content": "Who are you?"}

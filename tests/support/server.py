@@ -22,6 +22,14 @@ from llcuda.server.connections import listen
 from llcuda.server.models import ModelSpec
 from tests.support.waiting import PATIENCE, eventually
 
+# What a client does not know: calls, keywords, types and values of Python.
+PYTHON = re.compile(
+    r"\b(None|True|False|NoneType|dict|str|int|float|bool|tuple|TypedDict|dataclass|Pydantic"
+    r"|Engine\w*|Sampl\w+|Model|Embedder|ChatTemplate|[a-z_]+\(\)|\w+=(True|False|None|'\w+'))\b"
+    r"|\w\(\)|[a-z]=,|\bllcuda\.\w"
+)
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
 PARAMETERS: dict[str, Any] = {"threads": 1, "ctx_size": 512, "n_parallel": 4, "pooling": "mean"}
 
 
@@ -126,6 +134,7 @@ def is_error(answer: httpx.Response, status: int, param: str | None = None) -> d
     error: dict[str, Any] = answer.json()["error"]
     assert {"message", "type", "param", "code"} == set(error)
     assert isinstance(error["message"], str)
+    assert not PYTHON.search(QUOTED.sub("''", error["message"])), error["message"]
     assert "Traceback" not in answer.text
     assert "llcuda/" not in answer.text
     if param is not None:
