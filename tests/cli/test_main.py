@@ -39,7 +39,7 @@ def llcuda_command(
 def test_help_of_threads(command: str) -> None:
     """The help says below which size a model gets one thread, as `threads_for` decides it."""
     size = f"1 for a model below {SMALL_MODEL >> 20} MiB"
-    assert size in " ".join(llcuda_command(command, "--help").stdout.decode().split())
+    assert size in " ".join(call(command, "--help").stdout.split())
     assert (threads_for(SMALL_MODEL - 1), threads_for(SMALL_MODEL)) == (1, default_threads())
 
 
