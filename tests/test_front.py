@@ -26,7 +26,7 @@ from llcuda.errors import AnswerError, ArgumentError, ClosedError, ConcurrencyEr
 from llcuda.inference import chat
 from tests.support import models
 from tests.support.programs import run
-from tests.support.waiting import ENDLESS
+from tests.support.waiting import ENDLESS, PATIENCE
 
 HELLO = [{"role": "user", "content": "Who are you?"}]
 SHORT: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
@@ -378,7 +378,7 @@ def test_an_engine_loads_a_name(tmp_path: Path) -> None:
     """With the keywords of the model too; it frees the model, and one that it was given stays."""
     with llcuda.Engine("demo", gpu_layers=0, n_parallel=2, ctx_size=64, threads=1) as engine:
         model = engine.model
-        assert engine.submit("One day", max_tokens=1).result(60).tokens_generated == 1
+        assert engine.submit("One day", max_tokens=1).result(PATIENCE).tokens_generated == 1
         assert engine.embed("a fox", pooling="mean").shape == (model.embedding_size,)
     assert model.closed
     with llcuda.Engine(llcuda.demo_model(), config=llcuda.EngineConfig()) as engine:

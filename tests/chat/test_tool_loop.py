@@ -19,7 +19,7 @@ from llcuda.chat.tool_loop import ToolRun, arun, run
 from llcuda.chat.tool_schema import call_arguments
 from llcuda.errors import ArgumentError
 from tests.conftest import VENDOR_MODELS
-from tests.support.waiting import ENDLESS
+from tests.support.waiting import ENDLESS, PATIENCE
 
 HERMES = (VENDOR_MODELS / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja").read_text()
 QUESTION = [{"role": "user", "content": "Will it rain?"}]
@@ -320,7 +320,7 @@ def test_a_cancelled_task_cancels_its_answer(engine: Engine) -> None:
             await task
 
     asyncio.run(cancelled())
-    assert engine.submit("One day", max_tokens=1).result(60).tokens_generated == 1
+    assert engine.submit("One day", max_tokens=1).result(PATIENCE).tokens_generated == 1
 
 
 def test_a_hook_that_raises_ends_the_answer(engine: Engine) -> None:
@@ -334,7 +334,7 @@ def test_a_hook_that_raises_ends_the_answer(engine: Engine) -> None:
         engine.run("Hi", [weather], **asked)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(engine.arun("Hi", [weather], **asked))
-    assert engine.submit("One day", max_tokens=1).result(60).tokens_generated == 1
+    assert engine.submit("One day", max_tokens=1).result(PATIENCE).tokens_generated == 1
 
 
 class Unit(Enum):

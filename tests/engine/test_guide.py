@@ -367,7 +367,7 @@ def test_endless_forced_tokens_end(engine: Engine, model: Model) -> None:
 
     for max_tokens, reason in ((100, "length"), (10_000, "context")):
         done = engine.submit("One day", guide=Endless(model, WORDS), max_tokens=max_tokens).result(
-            30
+            PATIENCE
         )
         assert done.finish_reason == reason
         assert set(done.tokens) == {model.tokenize(WORDS, add_special=False)[0]}

@@ -11,6 +11,7 @@ import pytest
 from llcuda import Engine, Model
 from llcuda.errors import ArgumentError, ClosedError, ContextLengthError, GrammarError
 from llcuda.llama_cpp import Llama, LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
+from tests.support.waiting import PATIENCE
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
@@ -63,7 +64,7 @@ def test_a_completion(llm: Llama) -> None:
     assert answer["choices"][0]["finish_reason"] == "length"
     assert text_of(answer) == text_of(llm(PROMPT, **GREEDY))
     with Model("demo") as model, Engine(model, ctx_size=256, threads=1) as engine:
-        expected = engine.submit(PROMPT, temperature=0, max_tokens=12).result(60)
+        expected = engine.submit(PROMPT, temperature=0, max_tokens=12).result(PATIENCE)
     assert text_of(answer) == expected.text
 
 

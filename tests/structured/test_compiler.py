@@ -176,7 +176,7 @@ def test_what_else_a_request_asks_for_holds(either_engine: Engine, model: Model)
     ).result(PATIENCE).text == whole.text  # fmt: skip
     stopped = either_engine.submit(
         "Once", response_format=grammar, max_tokens=99, stop=['ame":']
-    ).result(60)
+    ).result(PATIENCE)
     assert (stopped.text, stopped.finish_reason) == ('{"n', "stop")
     scored = either_engine.submit(
         "Once", response_format=grammar, max_tokens=99, logprobs=1
