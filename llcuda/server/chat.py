@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +31,8 @@ from llcuda.server.errors import translate, translate_and_log
 from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ChatBody, ResponsesBody
-from llcuda.server.responses import ResponseBuilder, as_chat
+from llcuda.server.response_store import ResponseStore, StoredResponse
+from llcuda.server.responses import ResponseBuilder, as_chat, input_items
 from llcuda.server.submission import run_beside, submit_beside
 
 THINKING = "enable_thinking"  # the variable of templates that know on and off only
@@ -64,16 +66,33 @@ async def answer_chat(
 
 
 async def answer_response(
-    body: ResponsesBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
+    body: ResponsesBody,
+    loaded: LoadedModel,
+    writer: ResponseWriter,
+    *,
+    deadline: float | None,
+    store: ResponseStore,
 ) -> None:
     """Answer POST /v1/responses."""
-    chat_body, engine = as_chat(body), loaded.text_engine()
+    earlier: Sequence[dict[str, Any]] = ()
+    if body.previous_response_id is not None:
+        earlier = store.get(body.previous_response_id, "previous_response_id").items
+    chat_body, engine = as_chat(body, earlier, store), loaded.text_engine()
     [chat] = await submit_chats(loaded, chat_body, deadline, is_large(body))
     response = ResponseBuilder(body, loaded.spec.name)
+
+    def keep() -> None:
+        if body.store is not False:
+            items, output = input_items(body), response.document["output"]
+            size = body.size + len(json.dumps(output))
+            conversation = [*earlier, *items, *output]
+            store.add(StoredResponse(response.document, items, conversation, size))
+
     try:
         if not body.stream:
             async for _ in _response_events(chat_body, engine, chat, response, writer):
                 pass
+            keep()
             document: Any = response.document
             if body.wants_logprobs():  # which may be many
                 document = await run_beside(is_large(body), json_text, document)
@@ -82,6 +101,8 @@ async def answer_response(
         await writer.write(response.begin())
         try:
             async for events in _response_events(chat_body, engine, chat, response, writer):
+                if response.document["usage"]:  # the last events: the client may go on at once
+                    keep()
                 await writer.write(events)
         except Exception as error:
             await writer.end(response.failed(translate_and_log(error, writer.request_id)))

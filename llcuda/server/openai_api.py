@@ -47,8 +47,30 @@ def openai_routes(service: Service, prefix: str = "") -> APIRouter:
 
     @router.post("/responses")
     async def responses(body: ResponsesBody) -> Response:
-        """Answer a conversation, in items; nothing is stored."""
-        return service.answer(body, partial(answer_response, deadline=deadline))
+        """Answer a conversation, in items."""
+        work = partial(answer_response, deadline=deadline, store=service.responses)
+        return service.answer(body, work)
+
+    @router.get("/responses/{response_id}")
+    async def response(response_id: str) -> dict[str, Any]:
+        """Return a response that is kept."""
+        return service.responses.get(response_id).document
+
+    @router.delete("/responses/{response_id}")
+    async def delete_response(response_id: str) -> dict[str, Any]:
+        """Forget a response."""
+        service.responses.delete(response_id)
+        return {"id": response_id, "object": "response", "deleted": True}
+
+    @router.get("/responses/{response_id}/input_items")
+    async def response_input(response_id: str) -> dict[str, Any]:
+        """List the items of a response's request."""
+        items = [
+            {"id": f"item_{i}", "type": "message", **item}
+            for i, item in enumerate(service.responses.get(response_id).input)
+        ]
+        ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
+        return {"object": "list", "data": items, "has_more": False, **ends}
 
     @router.post("/embeddings")
     async def embeddings(body: EmbeddingBody) -> Response:

@@ -563,9 +563,9 @@ class ResponsesBody(ModelBody):
     safety_identifier: Label = None
     prompt_cache_key: Label = None
     conversation: Unsupported = None
-    previous_response_id: Unsupported = None
+    previous_response_id: str | None = None
     prompt: Unsupported = None
-    store: Annotated[Any, Hint(False)] = None
+    store: bool | None = Field(None, description="false: no later request can continue it.")
     service_tier: Annotated[Any, Hint("auto", "default")] = None
     max_tool_calls: Annotated[Any, Hint()] = None
 

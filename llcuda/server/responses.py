@@ -1,7 +1,4 @@
-"""/v1/responses in its basic form, as data: a request becomes a conversation, its answer items.
-
-Nothing is stored, so that requests which need an earlier response are refused.
-"""
+"""/v1/responses as data: a request becomes a conversation, its answer items."""
 
 from __future__ import annotations
 
@@ -12,13 +9,34 @@ from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.chunks import event, new_id, unix_time
 from llcuda.server.errors import ApiError
 from llcuda.server.fields import field_of, text_of
+from llcuda.server.leniency import ignore
 from llcuda.server.protocol import ChatBody, ResponsesBody, ToolChoice
+from llcuda.server.response_store import ResponseStore
 
-TEXT_PARTS = ("input_text", "output_text", "text")
+TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 
 
-def as_chat(body: ResponsesBody) -> ChatBody:
+def input_items(body: ResponsesBody) -> list[dict[str, Any]]:
+    """Return the items of a request's input.
+
+    Args:
+        body: The request.
+    """
+    if isinstance(body.input, str):
+        part = {"type": "input_text", "text": body.input}
+        return [{"type": "message", "role": "user", "content": [part]}]
+    return body.input
+
+
+def as_chat(
+    body: ResponsesBody, earlier: Sequence[dict[str, Any]], store: ResponseStore
+) -> ChatBody:
     """Return the conversation of a request.
+
+    Args:
+        body: The request.
+        earlier: The items of the conversation that it continues.
+        store: Has the items that its input refers to.
 
     Raises:
         ArgumentError: An item or a tool is not supported.
@@ -26,10 +44,9 @@ def as_chat(body: ResponsesBody) -> ChatBody:
     messages: list[dict[str, Any]] = []
     if body.instructions:
         messages.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        messages.append({"role": "user", "content": body.input})
-    else:
-        _InputReader(messages).read(body.input)
+    reader = _InputReader(messages, store)
+    reader.read("earlier", earlier)
+    reader.read("input", input_items(body))
     if not messages:
         raise wrong_argument("input", "expected at least one message")
     return ChatBody.model_construct(
@@ -45,7 +62,7 @@ def as_chat(body: ResponsesBody) -> ChatBody:
             )
         },
         messages=messages,
-        tools=[_tool(tool, i) for i, tool in enumerate(body.tools or ())] or None,
+        tools=_tools(body) or None,
         tool_choice=_tool_choice(body.tool_choice),
         max_completion_tokens=body.max_output_tokens,
         response_format=_response_format(body.text.format if body.text else None),
@@ -59,11 +76,12 @@ def as_chat(body: ResponsesBody) -> ChatBody:
 class _InputReader:
     """Turns the items of an input into messages, which it appends to a list."""
 
-    def __init__(self, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, messages: list[dict[str, Any]], store: ResponseStore) -> None:
         self._messages = messages
+        self._store = store
         self._reasoning = ""
 
-    def read(self, items: list[dict[str, Any]]) -> None:
+    def read(self, name: str, items: Sequence[dict[str, Any]]) -> None:
         readers = {
             "message": self._message,
             "function_call": self._call,
@@ -71,8 +89,11 @@ class _InputReader:
             "reasoning": self._reason,
         }
         for i, item in enumerate(items):
-            where = f"input[{i}]"
+            where = f"{name}[{i}]"
             kind = text_of(where, {"type": "message", **item}, "type")
+            if kind == "item_reference":
+                item = self._store.item(where, text_of(where, item, "id"))
+                kind = item["type"]
             if kind not in readers:
                 raise wrong_value(f"{where}.type", kind, f"expected one of {', '.join(readers)}")
             readers[kind](where, item)
@@ -124,18 +145,41 @@ def _content(where: str, item: Any, name: str) -> str | list[dict[str, Any]]:
         kind = text_of(f"{where}[{i}]", part, "type")
         if kind not in TEXT_PARTS:
             rule = f"expected one of {', '.join(TEXT_PARTS)}"
+            if kind.startswith("input_"):
+                rule = "images and other files cannot be read yet, only text"
             raise wrong_value(f"{where}[{i}].type", kind, rule)
-        parts.append({"type": "text", "text": text_of(f"{where}[{i}]", part, "text")})
+        field = "refusal" if kind == "refusal" else "text"
+        parts.append({"type": "text", "text": text_of(f"{where}[{i}]", part, field)})
     return parts
 
 
-def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
-    if tool.get("type") != "function":
-        raise wrong_value(f"tools[{index}].type", tool.get("type"), "expected function")
-    return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
+def _tools(body: ResponsesBody) -> list[dict[str, Any]]:
+    """Return the functions that may be called, without the tools of OpenAI's servers."""
+    choice, allowed = body.tool_choice, None
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        tools = field_of("tool_choice", choice, "tools")
+        if not isinstance(tools, list):
+            raise wrong_value("tool_choice.tools", tools, "expected a list")
+        allowed = {text_of(f"tool_choice.tools[{i}]", tool, "name") for i, tool in enumerate(tools)}
+    functions = []
+    for i, tool in enumerate(body.tools or ()):
+        kind = text_of(f"tools[{i}]", tool, "type")
+        if kind != "function":
+            ignore(f"tools[{i}]", f"no tool of the type {kind[:60]} is here")
+        elif allowed is None or tool.get("name") in allowed:
+            function = {name: value for name, value in tool.items() if name != "type"}
+            functions.append({"type": "function", "function": function})
+    return functions
 
 
 def _tool_choice(choice: ToolChoice | None) -> ToolChoice | None:
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        mode = choice.get("mode", "auto")
+        if mode == "required":
+            return "required"
+        if mode != "auto":
+            raise wrong_value("tool_choice.mode", mode, "expected auto or required")
+        return "auto"
     if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
         return {"type": "function", "function": {"name": choice["name"]}}
     return choice
@@ -179,9 +223,9 @@ class ResponseBuilder:
             "model": model,
             "output": self._output,
             "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
-            "store": False,
+            "store": body.store is not False,
             "temperature": body.temperature,
             "text": {"format": (body.text and body.text.format) or {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
@@ -242,7 +286,7 @@ class ResponseBuilder:
             self.document["incomplete_details"] = {"reason": "max_output_tokens"}
         self.document["usage"] = {
             "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": usage["prompt_tokens_details"],
+            "input_tokens_details": {"cache_write_tokens": 0, **usage["prompt_tokens_details"]},
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": usage["completion_tokens_details"],
             "total_tokens": usage["total_tokens"],

@@ -10,6 +10,7 @@ from llcuda.server.chunks import unix_time
 from llcuda.server.middleware import Limits, Traffic
 from llcuda.server.models import LoadedModel, ModelPool
 from llcuda.server.protocol import ErrorAnswer, ModelBody
+from llcuda.server.response_store import ResponseStore
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
@@ -35,6 +36,7 @@ class Service:
         models: The models.
         limits: Limits of the server.
         traffic: Counters.
+        responses: The responses that later requests may continue.
         started: Time of the start, in seconds since 1970.
     """
 
@@ -42,6 +44,7 @@ class Service:
         self.models = models
         self.limits = limits
         self.traffic = Traffic()
+        self.responses = ResponseStore()
         self.started = unix_time()
 
     def answer(self, body: ModelBody, work: Work) -> Answer:

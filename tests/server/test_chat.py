@@ -400,13 +400,16 @@ def test_response_with_a_tool(caller: openai.OpenAI, tools: Served) -> None:
         ("input", None), ("input", []), ("input", 5), ("input", [{"type": "image"}]),
         ("input", [{"role": "user"}]), ("input", [{"type": "function_call"}]),
         ("input", [{"role": "user", "content": [{"type": "input_image"}]}]),
-        ("previous_response_id", "resp_1"), ("background", True),
-        ("tools", [{"type": "web_search"}]), ("truncation", "some"), ("conversation", "a"),
+        ("previous_response_id", "resp_1"), ("background", True), ("store", "yes"),
+        ("tools", [{"name": "f"}]), ("truncation", "some"), ("conversation", "a"),
+        ("input", [{"type": "item_reference", "id": "msg_1"}]),
+        ("tool_choice", {"type": "allowed_tools", "tools": "f"}),
+        ("tool_choice", {"type": "allowed_tools", "tools": [], "mode": "some"}),
         ("prompt", {"id": "a"}), ("max_output_tokens", 0), ("temperature", -1),
     ],
     ids=str,
 )  # fmt: skip
 def test_wrong_responses(server: Served, param: str, value: Any) -> None:
-    """What the basic form has not is a 400 that names it."""
+    """What cannot be had is a 400 that names it."""
     error = is_error(server.post("/v1/responses", **{"input": "a", param: value}), 400)
     assert str(error["param"]).startswith(param), error
