@@ -27,6 +27,7 @@ from llcuda.params import check_flag, wrong_argument, wrong_value
 
 KEY = "tokenizer.chat_template"
 DEFAULT = "default"
+MARKS = ("{%", "{{")  # that a template has, and the name of one has not
 PROBE_SECONDS = 2.0  # 1 ms is usual
 MAX_TEMPLATES = 64  # that are kept of a model
 _OWN = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
@@ -430,7 +431,7 @@ def _source(model: Model, name: str | None) -> str:
             f"expected a name or the text of a template, got {type(name).__name__}",
             remedy="leave it out for the model's own template",
         )
-    if name is not None and ("{%" in name or "{{" in name):
+    if name is not None and any(mark in name for mark in MARKS):
         return name
     names = template_names(model)
     key = KEY if name in (None, DEFAULT) else f"{KEY}.{name}"

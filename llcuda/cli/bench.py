@@ -27,46 +27,71 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="GGUF file, short name or repo/id; default: demo.", autocompletion=complete_model
+            metavar="MODEL",
+            help="GGUF file, short name or repo/id; default: demo.",
+            autocompletion=complete_model,
         ),
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="A known model's sizes with random weights; no download.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A known model's sizes with random weights; no download."
+        ),
     ] = None,
     file_type: Annotated[
-        str | None, typer.Option("--type", help="Type of the shape's weights; default: Q4_K_M.")
+        str | None,
+        typer.Option(
+            "--type", metavar="TYPE", help="Type of the shape's weights; default: Q4_K_M."
+        ),
     ] = None,
     measure: Annotated[
         str | None,
         typer.Option(
+            metavar="TABLES",
             help="Some of startup, prefill, decode, parallel, graphs, sampling, requests, depth,"
-            " kv, layers, memory; or all. Default: without graphs, requests, depth, kv and layers."
+            " kv, layers, memory; or all. Default: without graphs, requests, depth, kv and layers.",
         ),
     ] = None,
-    prefill: Annotated[str | None, typer.Option(help="Tokens of prompts, e.g. 128,512.")] = None,
+    prefill: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="Tokens of prompts, e.g. 128,512.")
+    ] = None,
     parallel: Annotated[
-        str | None, typer.Option(help="Sequences in a batch, e.g. 1,4,16,64.")
+        str | None, typer.Option(metavar="SEQUENCES", help="Sequences in a batch, e.g. 1,4,16,64.")
     ] = None,
     graphs: Annotated[
         str | None,
-        typer.Option(help="Sequences in a batch, with CUDA graphs and without, e.g. 1,4,8."),
+        typer.Option(
+            metavar="SEQUENCES",
+            help="Sequences in a batch, with CUDA graphs and without, e.g. 1,4,8.",
+        ),
     ] = None,
-    requests: Annotated[str | None, typer.Option(help="Requests at once, e.g. 1,4,8.")] = None,
+    requests: Annotated[
+        str | None, typer.Option(metavar="REQUESTS", help="Requests at once, e.g. 1,4,8.")
+    ] = None,
     depth: Annotated[
-        str | None, typer.Option(help="Tokens in the cache, e.g. 0,4096,16384.")
+        str | None, typer.Option(metavar="TOKENS", help="Tokens in the cache, e.g. 0,4096,16384.")
     ] = None,
     kv_types: Annotated[
-        str | None, typer.Option(help="Types of KV cells, e.g. f16,q8_0,q4_0.")
+        str | None, typer.Option(metavar="TYPES", help="Types of KV cells, e.g. f16,q8_0,q4_0.")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers on the GPU, e.g. 0,13,27.")] = None,
-    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Default: all that fit.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help="Layers on the GPU, e.g. 0,13,27.")
+    ] = None,
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="LAYERS", help="Layers on the GPU. Default: all that fit."),
+    ] = None,
     threads: DecodeThreads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tables, less exact.")] = False,
     compare: Annotated[
         str | None,
-        typer.Option(help="Output of an earlier run; or t4: what documents report for a T4."),
+        typer.Option(
+            metavar="FILE", help="Output of an earlier run; or t4: what documents report for a T4."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture to write, .png or .svg.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the document.")] = False,
 ) -> None:
     """Measure a model: tables, and one JSON document as the last line. Ctrl-C ends it early."""

@@ -12,7 +12,7 @@ import typer
 
 from llcuda.cli.answer import ENDED, end_of, show_text
 from llcuda.cli.console import complete_model, examples, in_terminal, print_note
-from llcuda.cli.options import TextOptions, has_template, takes_options
+from llcuda.cli.options import TextOptions, takes_options, template_keys
 from llcuda.cli.stdin import read_line
 from llcuda.demo import DEMO_NAME
 from llcuda.errors import (
@@ -92,6 +92,7 @@ class ChatREPL:
         self.conversation = conversation
         self._engine = engine
         self._options = options
+        self._template: str | None = None
         self._dropped = 0  # messages that the last answer did not see
         self._interactive = in_terminal()
         self._commands: dict[str, tuple[str, Callable[[str], str]]] = {
@@ -118,14 +119,16 @@ class ChatREPL:
 
         options = self._options
         path = resolve(name, progress=is_visible())
-        if options.chat_template is None and not has_template(path):
+        if options.chat_template is None and not template_keys(path):
             raise ArgumentError(
                 f"{path.name} has no chat template, so it cannot chat; give --chat-template FILE,"
                 f" or continue a text: llcuda run {name} PROMPT"
             )
+        template = options.template(path)
         self._dropped = 0
         options.load(self._engine, path)
-        ChatTemplate.of(self._engine.model, options.template())
+        self._template = template
+        ChatTemplate.of(self._engine.model, template)
         with options.format_errors():
             given = self.conversation.parameters.get("response_format")
             compile_response_format(self._engine.model, given)
@@ -233,7 +236,7 @@ class ChatREPL:
         conversation = self.conversation
         messages = [*before, {"role": "user", "content": question}]
         engine = self._engine.engine
-        chat = engine.chat(messages, template=self._options.template(), **conversation.parameters)
+        chat = engine.chat(messages, template=self._template, **conversation.parameters)
         if chat.dropped_messages > self._dropped:
             print_note(
                 f"(the context of {engine.ctx_size:,} tokens is full: the model no longer"

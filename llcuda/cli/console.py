@@ -106,6 +106,7 @@ def examples(*commands: str) -> str:
 
 
 COMPLETE = "_LLCUDA_COMPLETE"  # the variable by which a shell asks for completions
+AT_FIRST_TAB = '[[ $zsh_eval_context[-1] = loadautofunc ]] && _llcuda_completion "$@"'
 PREFIX = "_LLCUDA_PREFIX"  # what bash has split off the word that is completed
 
 
@@ -155,6 +156,15 @@ def join_bash_words() -> None:
     if os.environ[PREFIX]:
         os.environ["COMP_WORDS"] = "\n".join([*words[:-1], last])
         os.environ["COMP_CWORD"] = str(len(words) - 1)
+
+
+def mend_zsh_completion() -> None:
+    """Have the file that typer installs for zsh complete at the first Tab, not only define how."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home
+        path = Path.home() / ".zfunc" / "_llcuda"
+        text = path.read_text(encoding="utf-8")
+        if AT_FIRST_TAB not in text:
+            path.write_text(f"{text}\n{AT_FIRST_TAB}\n", encoding="utf-8")
 
 
 def print_note(message: str) -> None:

@@ -62,7 +62,9 @@ def embed(
     ] = True,
     dimensions: Annotated[
         int | None,
-        typer.Option(min=1, help="Keep the first numbers of each vector. Default: all."),
+        typer.Option(
+            min=1, metavar="NUMBERS", help="Keep the first numbers of each vector. Default: all."
+        ),
     ] = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Drop the end of a text that is too long.")

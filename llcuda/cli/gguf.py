@@ -47,7 +47,7 @@ commands.command(
 @commands.command(epilog=examples("llcuda gguf validate *.gguf"))
 def validate(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="GGUF files, short names, or repo/id.")
+        list[str], typer.Argument(metavar="FILE", help="GGUF files, short names, or repo/id.")
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON document for each file, each in a line.")
@@ -156,7 +156,7 @@ def set_(
 @commands.command(epilog=examples("llcuda gguf remove model.gguf general.url general.author"))
 def remove(
     file: Source,
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys of the metadata.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="Keys of the metadata.")],
     target: Target = None,
 ) -> None:
     """Remove keys of the metadata. The file is written anew, and replaced when that is complete."""
@@ -189,7 +189,8 @@ def split(
         typer.Option(metavar="SIZE", help="Largest file: 500M, 2G (powers of 1,000) or bytes."),
     ] = None,
     max_tensors: Annotated[
-        int | None, typer.Option(min=1, help="Largest number of tensors in a file.")
+        int | None,
+        typer.Option(min=1, metavar="TENSORS", help="Largest number of tensors in a file."),
     ] = None,
 ) -> None:
     """Write a model in several files, named FILE-00001-of-00003.gguf and so on; print the names."""

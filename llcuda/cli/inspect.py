@@ -31,11 +31,13 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            help="GGUF file, short name, or repo/id:file.gguf.", autocompletion=complete_model
+            metavar="FILE",
+            help="GGUF file, short name, or repo/id:file.gguf.",
+            autocompletion=complete_model,
         ),
     ],
     ctx_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of context to count memory for.")
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Context to count memory for.")
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors.")] = False,
     validate: Annotated[bool, typer.Option("--validate", help="Read all weights.")] = False,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from llcuda.cli import (
@@ -35,7 +35,13 @@ from llcuda.cli import (
     serve,
     tokenize,
 )
-from llcuda.cli.console import INTERRUPTED, examples, join_bash_words, print_error
+from llcuda.cli.console import (
+    INTERRUPTED,
+    examples,
+    join_bash_words,
+    mend_zsh_completion,
+    print_error,
+)
 from llcuda.cli.peers import command_advice, option_advice
 from llcuda.errors import (
     ArgumentError,
@@ -72,7 +78,30 @@ def _advice() -> Iterator[None]:
         raise
 
 
-class _Commands(TyperGroup):
+class _WithoutTypes:
+    """Leaves Python's types out of a command's help: a metavar says what a value is."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", True):  # an argument's metavar stands before its type
+                parameter.display_type_rich = _no_type
+        return parameters
+
+
+def _no_type(ctx: Any) -> None:
+    """Return no type for the help."""
+
+
+class _Command(_WithoutTypes, TyperCommand):
+    """A command."""
+
+
+class _Group(_WithoutTypes, TyperGroup):
+    """Commands below a command."""
+
+
+class _Commands(_Group):
     """Reports a wrong number in the words of the library, and explains what only peers have."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -118,8 +147,12 @@ HEADINGS = {
 }
 for heading, modules in HEADINGS.items():
     for module in modules:
-        for command in (*module.app.registered_commands, *module.app.registered_groups):
-            command.rich_help_panel = heading
+        for command in module.app.registered_commands:
+            command.rich_help_panel, command.cls = heading, _Command
+        for group in module.app.registered_groups:
+            group.rich_help_panel, group.cls = heading, _Group
+            for command in group.typer_instance.registered_commands:
+                command.cls = _Command
         app.add_typer(module.app)
 
 
@@ -187,6 +220,8 @@ def _run_command() -> int | str | None:
     try:
         app(prog_name="llcuda")  # also of `python -m llcuda`
     except SystemExit as end:
+        if "--install-completion" in sys.argv:
+            mend_zsh_completion()
         return end.code
     except LlcudaError as error:
         print_error(_message(error))

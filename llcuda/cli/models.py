@@ -48,8 +48,9 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Option(
+            metavar="KIND",
             help="With a short name, of this kind: chat, reasoning, coder, vision, base, embedding"
-            " or rerank."
+            " or rerank.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -106,7 +107,9 @@ def _registry_table(entries: list[RegistryEntry]) -> Table:
 @app.command(epilog=examples("llcuda pull qwen2.5-1.5b"))
 def pull(
     name: Name,
-    filename: Annotated[str | None, typer.Argument(help="The file, after repo/id.")] = None,
+    filename: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="The file, after repo/id.")
+    ] = None,
     silent: Annotated[bool, typer.Option("--silent", help="No progress bar.")] = False,
 ) -> None:
     """Download a model, or its newer version, and print its path; a stopped download goes on."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from llcuda.cli.console import MODEL, DecodeThreads, GpuLayers
-from llcuda.errors import ArgumentError
-from llcuda.files import is_file
+from llcuda.cli.texts import option_text
+from llcuda.errors import ArgumentError, LlcudaError
+from llcuda.files import path_exists
 
 if TYPE_CHECKING:
     from llcuda.inference import InferenceEngine
@@ -103,8 +104,6 @@ class TextOptions:
         Path | None,
         typer.Option(
             help="A file with the JSON schema that an answer follows.",
-            exists=True,
-            dir_okay=False,
             metavar="FILE",
             rich_help_panel=FORMAT,
         ),
@@ -121,8 +120,6 @@ class TextOptions:
         Path | None,
         typer.Option(
             help="A file with the GBNF grammar that an answer follows.",
-            exists=True,
-            dir_okay=False,
             metavar="FILE",
             rich_help_panel=FORMAT,
         ),
@@ -218,7 +215,7 @@ class TextOptions:
         if self.overflow is not None and self.overflow not in OVERFLOWS:
             expected = ", ".join(OVERFLOWS)
             raise ArgumentError(f"--overflow {self.overflow}: expected one of {expected}")
-        grammar = None if self.grammar is None else self.grammar.read_text(encoding="utf-8")
+        grammar = None if self.grammar is None else option_text("--grammar", self.grammar)
         given: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -243,19 +240,23 @@ class TextOptions:
         if self.json_schema is None:
             return None
         try:
-            document = json.loads(self.json_schema.read_text(encoding="utf-8"))
+            document = json.loads(option_text("--json-schema", self.json_schema))
         except (json.JSONDecodeError, RecursionError) as error:
             problem = f"--json-schema {self.json_schema}: is not JSON: {error}"
             raise ArgumentError(problem) from None
         return {"type": "json_schema", "json_schema": {"schema": document}}
 
-    def template(self) -> str | None:
-        """Return the text of the chat template's file, or the name that was given.
+    def template(self, model: Path) -> str | None:
+        """Return the chat template's text, or its name; None for the model's own.
+
+        Args:
+            model: The model's file, which is not loaded yet.
 
         Raises:
-            ArgumentError: As `template_text`.
+            ArgumentError: The file cannot be read, has no template, or the model has none of this
+                name.
         """
-        return None if self.chat_template is None else template_text(self.chat_template)
+        return None if self.chat_template is None else template_text(self.chat_template, model)
 
     @contextmanager
     def format_errors(self) -> Iterator[None]:
@@ -285,6 +286,8 @@ class TextOptions:
         if size is None and needed is not None and needed <= CTX_SIZE:
             size = needed
         adapters = [_adapter(given) for given in self.adapter or ()]
+        for adapter, _ in adapters:
+            check_adapter(adapter)
         threads: dict[str, Any] = {} if self.threads is None else {"threads": self.threads}
         engine.load_model(
             path,
@@ -297,25 +300,62 @@ class TextOptions:
         apply_adapters(engine, adapters)
 
 
-def template_text(given: str) -> str:
+def template_text(given: str, *models: Path) -> str:
     """Return the text of a chat template's file, or the name of a template that was given.
 
     Args:
-        given: What --chat-template has.
+        given: What --chat-template has: a file, a name, or the text itself.
+        *models: The files of the models that it is for.
 
     Raises:
-        ArgumentError: It is the path of a file that does not exist.
+        ArgumentError: The file cannot be read, has no template, or a model has none of this name.
     """
+    from llcuda.chat.template import DEFAULT, KEY, MARKS, ChatTemplate
+
     path = Path(given)
-    if is_file(path):
-        return path.read_text(encoding="utf-8")
-    if "{" not in given and (path.suffix or len(path.parts) > 1):
-        raise ArgumentError(f"--chat-template {given}: the file does not exist")
+    is_text = any(mark in given for mark in MARKS)
+    if is_text or path_exists(path) or path.suffix or len(path.parts) > 1:
+        option = "--chat-template" if is_text else f"--chat-template {given}"
+        text = given if is_text else option_text("--chat-template", path)
+        if not any(mark in text for mark in MARKS):
+            raise ArgumentError(f"{option}: is not a Jinja template, which has {{{{ or {{%")
+        try:
+            ChatTemplate(text)
+        except ArgumentError as error:
+            raise ArgumentError(f"{option}: {error.problem}") from None
+        return text
+    for model in models:
+        names = [key.removeprefix(KEY).removeprefix(".") or DEFAULT for key in template_keys(model)]
+        if given not in names:
+            has = f"its templates: {', '.join(names)}" if names else "it has none"
+            raise ArgumentError(
+                f"--chat-template {given}: there is no such file, and {model.name} has no template"
+                f" of this name; {has}"
+            )
     return given
 
 
-def has_template(path: Path) -> bool:
-    """Return whether a model's file has a chat template.
+def check_adapter(path: str) -> None:
+    """Raise an error for the file of --adapter that is not a LoRA adapter.
+
+    Args:
+        path: The file.
+    """
+    from llcuda.gguf_parser import GGUFReader
+
+    try:
+        with GGUFReader(path, split=False) as reader:
+            kind = reader.metadata.get("general.type")
+    except LlcudaError as error:
+        raise ArgumentError(f"--adapter: {error}") from None
+    if kind != "adapter":
+        raise ArgumentError(
+            f"--adapter {path}: is not an adapter; give the GGUF file of a LoRA adapter"
+        )
+
+
+def template_keys(path: Path) -> list[str]:
+    """Return the keys of the chat templates in a model's file, the main one first.
 
     Args:
         path: The file.
@@ -324,7 +364,7 @@ def has_template(path: Path) -> bool:
     from llcuda.gguf_parser import GGUFReader
 
     with GGUFReader(path, split=False) as reader:
-        return any(key.startswith(KEY) for key in reader.metadata)
+        return sorted(key for key in reader.metadata if key.startswith(KEY))
 
 
 def _adapter(given: str) -> tuple[str, float]:

@@ -21,22 +21,33 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Source = Annotated[
-    str, typer.Argument(help="GGUF file, short name, or repo/id.", autocompletion=complete_model)
+    str,
+    typer.Argument(
+        metavar="MODEL", help="GGUF file, short name, or repo/id.", autocompletion=complete_model
+    ),
 ]
-Chunk = Annotated[int, typer.Option(help="Tokens of a chunk.")]
-Chunks = Annotated[int | None, typer.Option(min=1, help="Chunks at most; default: all.")]
-GpuLayers = Annotated[int | None, typer.Option(min=0, help="Default: all layers.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Default: every processor.")]
+Chunk = Annotated[int, typer.Option(metavar="TOKENS", help="Tokens of a chunk.")]
+Chunks = Annotated[
+    int | None, typer.Option(min=1, metavar="CHUNKS", help="Chunks at most; default: all.")
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="LAYERS", help="Layers on the GPU; 0 = none. Default: all."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="THREADS", help="Default: every processor.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command(epilog=examples("llcuda quantize model.gguf small.gguf Q4_K_M"))
 def quantize(
     source: Source,
-    target: Annotated[Path, typer.Argument(help="File to write.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write.")],
     file_type: Annotated[str, typer.Argument(metavar="TYPE", help="E.g. Q4_K_M, Q8_0, IQ2_XXS.")],
     imatrix: Annotated[
-        Path | None, typer.Option(help="Importance matrix of this model (llcuda imatrix).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix of this model (llcuda imatrix)."),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -88,8 +99,8 @@ def quantize(
 @app.command(epilog=examples("llcuda imatrix model.gguf text.txt model.imatrix"))
 def imatrix(
     model: Source,
-    text: Annotated[Path, typer.Argument(help="Text file; - is stdin.")],
-    target: Annotated[Path, typer.Argument(help="File to write.")],
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="Text file; - is stdin.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write.")],
     chunk: Chunk = 512,
     chunks: Chunks = None,
     output_tensor: Annotated[
@@ -130,9 +141,12 @@ def imatrix(
 @app.command(epilog=examples("llcuda perplexity model.gguf --file text.txt"))
 def perplexity(
     model: Source,
-    file: Annotated[Path, typer.Option("--file", "-f", help="Text; - is stdin.")],
+    file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="Text; - is stdin.")],
     reference: Annotated[
-        str | None, typer.Option(help="A model to compare with, e.g. this one before quantizing.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="A model to compare with, e.g. this one before quantizing."
+        ),
     ] = None,
     chunk: Chunk = 512,
     chunks: Chunks = None,

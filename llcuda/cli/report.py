@@ -39,10 +39,12 @@ FENCE = "```"  # keeps the columns where markdown is read
 @app.command(epilog=examples("llcuda report"))
 def report(
     bench: Annotated[
-        list[Path] | None, typer.Option(help="Output of llcuda bench; may be given several times.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Output of llcuda bench; may be given several times."),
     ] = None,
     tests: Annotated[
-        Path | None, typer.Option(help="Result of pytest --junitxml=FILE, e.g. of tests/gpu.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Result of pytest --junitxml=FILE, e.g. of tests/gpu."),
     ] = None,
 ) -> None:
     """Print versions, GPUs, driver, patches and results as one block to paste into a report."""

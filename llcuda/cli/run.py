@@ -16,7 +16,7 @@ import typer
 from llcuda.cli.answer import ENDED, end_of, show_text
 from llcuda.cli.chat import open_chat
 from llcuda.cli.console import INTERRUPTED, complete_model, examples, is_terminal, print_note
-from llcuda.cli.options import CHAT, FORMAT, TextOptions, has_template, takes_options
+from llcuda.cli.options import CHAT, FORMAT, TextOptions, takes_options, template_keys
 from llcuda.cli.stdin import read_stdin
 from llcuda.demo import DEMO_NAME
 from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
@@ -126,7 +126,7 @@ def run(
             raise ArgumentError("PROMPT is missing; give a text, e.g.: llcuda run demo 'One day'")
         open_chat(name, options)
         return
-    if not raw and options.chat_template is None and not has_template(path):
+    if not raw and options.chat_template is None and not template_keys(path):
         if options.system:
             raise ArgumentError(
                 f"--system: {path.name} has no chat template, which a system prompt needs; give"
@@ -138,13 +138,14 @@ def run(
         )
     if raw:
         _check_continuation(options)
+    template = options.template(path)
     with InferenceEngine() as engine:
         options.load(engine, path, _needed_tokens(prompt, options, raw=raw))
         handle: Chat[Any] | Request
         if raw:
             handle = _continue(engine.engine, prompt, options, parameters, special is not False)
         else:
-            handle = _answer(engine.engine, prompt, options, parameters)
+            handle = _answer(engine.engine, prompt, options, template, parameters)
         if echo and not as_json:
             print(prompt.decode(errors="replace"), end="")
         is_stopped = _show(engine.engine, handle, parameters, as_json=as_json)
@@ -256,7 +257,11 @@ def _continue(
 
 
 def _answer(
-    engine: Engine, prompt: bytes, options: TextOptions, parameters: dict[str, Any]
+    engine: Engine,
+    prompt: bytes,
+    options: TextOptions,
+    template: str | None,
+    parameters: dict[str, Any],
 ) -> Chat[Any]:
     """Queue the answer to a prompt."""
     messages = [{"role": "user", "content": prompt.decode(errors="replace")}]
@@ -264,7 +269,7 @@ def _answer(
         messages.insert(0, {"role": "system", "content": options.system})
     overflow = options.overflow or "error"
     with options.format_errors():
-        return engine.chat(messages, template=options.template(), overflow=overflow, **parameters)
+        return engine.chat(messages, template=template, overflow=overflow, **parameters)
 
 
 def _show(

@@ -40,7 +40,10 @@ def score(
         ),
     ] = "",
     top: Annotated[
-        int, typer.Option(min=0, max=100, help="Show the most probable tokens beside each.")
+        int,
+        typer.Option(
+            min=0, max=100, metavar="TOKENS", help="Show the most probable tokens beside each."
+        ),
     ] = 0,
     special: Annotated[
         bool,

@@ -20,6 +20,7 @@ from llcuda.cli.console import (
     examples,
 )
 from llcuda.cli.options import template_text
+from llcuda.cli.texts import option_text
 from llcuda.errors import ArgumentError, LibraryError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ logger = logging.getLogger("llcuda.server")
 app = typer.Typer()
 EXIT_SECONDS = 5.0  # for threads that still work when the server has stopped
 NETWORK, LIMITS, LOG = "Network", "Limits", "Log"  # headings of options
+UNITS = {"MB": 1e6, "GB": 1e9}
+MAX_BYTES = 1e18
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -153,8 +156,6 @@ def serve(
     api_key_file: Annotated[
         Path | None,
         typer.Option(
-            exists=True,
-            dir_okay=False,
             help="A file with a key on each line.",
             metavar="FILE",
             rich_help_panel=NETWORK,
@@ -244,7 +245,7 @@ def serve(
         str, typer.Option(help="text or json.", metavar="FORMAT", rich_help_panel=LOG)
     ] = "text",
 ) -> None:
-    """Serve OpenAI's API until SIGTERM or Ctrl-C."""
+    """Serve the API of OpenAI until SIGTERM or Ctrl-C."""
     try:
         from llcuda.server import Limits, create_app
         from llcuda.server import serve as serve_app
@@ -273,6 +274,10 @@ def serve(
         parameters["template"] = template_text(chat_template)
     specs = [_model_spec(argument, parameters) for argument in models or ["demo"]]
     keys = [*(api_key or ()), *(_read_keys(api_key_file) if api_key_file else ())]
+    total_body_bytes = None if max_bodies is None else _bytes("--max-bodies", max_bodies, "MB")
+    if max_bodies is not None and max_bodies < max_body:
+        rule = f"less than --max-body, which is {max_body:g}"
+        raise ArgumentError(f"--max-bodies {max_bodies:g}: {rule}; give at least as much")
     is_local = host in LOCAL_HOSTS
     if not is_local and not keys:
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
@@ -280,14 +285,14 @@ def serve(
     hosts = tuple(allowed_host) if allowed_host else default_hosts
     app = create_app(
         specs,
-        memory_budget=None if memory is None else int(memory * 1e9),
+        memory_budget=None if memory is None else _bytes("--memory", memory, "GB"),
         keys=keys,
         cors_origins=cors_origin or (),
         hosts=() if "*" in hosts else hosts,
         strict=strict,
         limits=Limits(
-            body_bytes=int(max_body * 1e6),
-            total_body_bytes=None if max_bodies is None else int(max_bodies * 1e6),
+            body_bytes=_bytes("--max-body", max_body, "MB"),
+            total_body_bytes=total_body_bytes,
             body_seconds=body_timeout,
             deadline=deadline or None,
         ),
@@ -330,8 +335,14 @@ def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:
     )
 
 
+def _bytes(option: str, number: float, unit: str) -> int:
+    """Return the bytes of a number of MB or GB."""
+    count = number * UNITS[unit]
+    if not 1 <= count <= MAX_BYTES:
+        raise ArgumentError(f"{option} {number:g}: expected {unit} above 0; e.g. {option} 8")
+    return int(count)
+
+
 def _read_keys(path: Path) -> list[str]:
-    keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not keys:
-        raise ArgumentError(f"--api-key-file {path}: is empty; write a key on each line")
-    return keys
+    lines = option_text("--api-key-file", path, "write a key on each line").splitlines()
+    return [line.strip() for line in lines if line.strip()]

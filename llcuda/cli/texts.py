@@ -24,9 +24,7 @@ Model = Annotated[
 ]
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="TEXT...", help="The texts; - or nothing reads stdin.", show_default=False
-    ),
+    typer.Argument(metavar="TEXT", help="The texts; - or nothing reads stdin.", show_default=False),
 ]
 Files = Annotated[
     list[Path] | None,
@@ -79,13 +77,34 @@ def read_file(path: Path) -> bytes:
     Raises:
         ArgumentError: It cannot be read, or is not text in UTF-8.
     """
-    if str(path) == "-":
-        return read_stdin()
+    return read_stdin() if str(path) == "-" else _text_bytes(path, str(path))
+
+
+def option_text(option: str, path: Path, content: str = "give a text") -> str:
+    """Return the text of the file that an option names.
+
+    Args:
+        option: The option, for errors.
+        path: The file.
+        content: What an empty file should have.
+
+    Raises:
+        ArgumentError: It cannot be read, is empty, or is not text in UTF-8.
+    """
+    name = f"{option} {path}:"
+    text = _text_bytes(path, name).decode("utf-8-sig").replace("\r\n", "\n")
+    if not text.strip():
+        raise ArgumentError(f"{name} is empty; {content}")
+    return text
+
+
+def _text_bytes(path: Path, name: str) -> bytes:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise ArgumentError(f"cannot read {path}: {error.strerror}") from None
-    check_text(data, str(path))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ArgumentError(f"{name} cannot be read: {reason}") from None
+    check_text(data, name)
     return data.removesuffix(b"\n")
 
 

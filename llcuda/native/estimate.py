@@ -209,7 +209,11 @@ def _memory_needed(pointer: Any, params: ContextParams, copies: bool) -> list[De
     train_ctx_size = lib.llama_model_n_ctx_train(pointer)
     c_params = context_params(params, train_ctx_size, lib.llama_model_size(pointer))
     if c_params.n_ctx * CELL_SIZE > available_memory():
-        raise ContextError(f"{c_params.n_ctx} KV cells: too many to count; choose fewer")
+        raise ContextError(
+            f"ctx_size: {c_params.n_ctx:,} KV cells are more than the free memory can hold",
+            parameter="ctx_size",
+            remedy="choose a smaller ctx_size or fewer sequences",
+        )
     devices = ffi.new("struct llcuda_device_memory[]", MAX_DEVICES)
     count = lib.llcuda_memory_needed(pointer, c_params, devices, MAX_DEVICES)
     if count < 0:

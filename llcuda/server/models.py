@@ -252,8 +252,11 @@ class ModelPool:
             spec = self.specs[name] = replace(spec, parameters=chosen)
             sizes[name] = needs = sum(device.needed for device in spec.memory_needed(path))
             if self.memory_budget is not None and needs > self.memory_budget:
-                raise wrong_value(
-                    "memory_budget", self.memory_budget, f"{name} alone takes {needs}"
+                raise wrong_argument(
+                    "memory_budget",
+                    f"{name} alone takes {needs / 1e9:.3g} GB, and the budget is"
+                    f" {self.memory_budget / 1e9:.3g} GB",
+                    "give more, or leave it out for what is free",
                 )
             spec.check(path)
         if preload:

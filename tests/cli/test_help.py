@@ -57,6 +57,16 @@ def test_each_parameter_has_help(words: str) -> None:
     assert [] == missing
 
 
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_has_no_types_of_python(words: str) -> None:
+    """A metavar says what a value is; a flag has none."""
+    command = COMMANDS[words]
+    options = [p for p in command.params if not getattr(p, "is_flag", False)]
+    assert [] == [p.name for p in options if not p.metavar]
+    shown = call(*words.split()[1:], "--help").stdout
+    assert not re.search(r"<(bool|float|int|path|str)\b|<list\[", shown)
+
+
 @pytest.mark.parametrize("arguments", [("--version",), ("-v",), ("version",)])
 def test_version(arguments: tuple[str, ...]) -> None:
     """The package's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,11 +139,19 @@ def test_a_template_makes_a_base_model_answer(tmp_path: Path) -> None:
         (("demo", "x", "--raw", "--system", "y"), b"", "--system: a continuation has no chat"),
         (("demo", "x", "--raw", "--overflow", "drop"), b"", "--overflow drop: only a chat has"),
         (("demo", "x", "--overflow", "all"), b"", "--overflow all: expected one of drop, error"),
-        (("demo", "x", "--adapter", "/no/such.gguf"), b"", "file not found: /no/such.gguf"),
+        (
+            ("demo", "x", "--adapter", "/no/such.gguf"),
+            b"",
+            "--adapter: GGUF file not found: /no/such.gguf",
+        ),
         (("Who", "are", "you"), b"", "put a prompt in quotes, or give -m MODEL"),
-        (("demo", "x", "--chat-template", "no.jinja"), b"", "no.jinja: the file does not exist"),
+        (
+            ("demo", "x", "--chat-template", "no.jinja"),
+            b"",
+            "--chat-template no.jinja: cannot be read: No such",
+        ),
         (("demo", "x", "--ctx-size", "100000000"), b"", "free; choose a smaller --ctx-size\n"),
-        (("demo", "x", "--adapter", str(demo_model())), b"", "demo.gguf is not an adapter; give"),
+        (("demo", "x", "--adapter", str(demo_model())), b"", "demo.gguf: is not an adapter; give"),
         (("demo", "x", "--adapter", "y=z"), b"", "--adapter y=z: expected FILE or FILE=SCALE"),
         (("demo", "x", "--regex", "a", "--grammar", __file__), b"", "give one of --json-schema"),
         (("demo",), b"", "stdin is empty"),
@@ -154,6 +163,56 @@ def test_wrong_arguments(arguments: tuple[str, ...], text: bytes, message: str) 
     result = run(*arguments, text=text)
     assert result.status in (1, 2)
     assert ("", True) == (result.stdout, message in result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("command", [("run", "demo", "x"), ("chat", "demo"), ("serve", "demo")])
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        ("--grammar", b"caf\xe9", "is not UTF-8 (byte 3 is 0xe9); convert it, e.g.: iconv"),
+        ("--json-schema", "{}".encode("utf-16"), "is UTF-16; convert it, e.g.: iconv"),
+        ("--json-schema", b"{", "is not JSON: Expecting property name"),
+        ("--chat-template", b"\x7fELF\0\xe9", "is binary data (it has zero bytes); give a text"),
+        ("--chat-template", b"{{ messages", "the chat template does not parse: "),
+        ("--chat-template", b"messages", "is not a Jinja template, which has {{ or {%"),
+        ("--grammar", b"\n", "is empty; give a text"),
+        ("--grammar", None, "cannot be read: Is a directory"),
+        ("--adapter", b"caf\xe9", "is not a GGUF file"),
+        ("--api-key-file", b"\n", "is empty; write a key on each line"),
+        ("--api-key-file", b"caf\xe9", "is not UTF-8 (byte 3 is 0xe9); convert it, e.g.: iconv"),
+    ],
+)
+def test_a_file_of_an_option_is_read_before_the_model(
+    command: tuple[str, ...],
+    option: str,
+    content: bytes | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is wrong with it is said by its option's name, before anything is loaded."""
+    is_served, is_wanted = command[0] == "serve", option in ("--chat-template", "--api-key-file")
+    if is_served != is_wanted and (is_served or option == "--api-key-file"):
+        pytest.skip("the command has no such option")
+    monkeypatch.setattr(Model, "__init__", lambda *_, **__: pytest.fail("a model is loaded"))
+    path = tmp_path / "file"
+    path.mkdir() if content is None else path.write_bytes(content)
+    result = call(*command, option, str(path), text=b"Hello\n")
+    assert (2, "") == (result.status, result.stdout)
+    assert re.search(rf"error: {option}:? .*{re.escape(message)}", result.stderr), result.stderr
+
+
+def test_a_file_of_windows(tmp_path: Path) -> None:
+    """A byte order mark and line breaks of Windows are not part of the text."""
+    path = tmp_path / "grammar"
+    path.write_bytes(b'\xef\xbb\xbfroot ::= "ye" rest\r\nrest ::= "s"\r\n')
+    assert "yes\n" == run("demo", "Is it so?", "--grammar", str(path)).stdout
+
+
+def test_an_unknown_name_of_a_template() -> None:
+    """The model's names are said."""
+    result = run("demo", "x", "--chat-template", "tool_use")
+    assert "demo.gguf has no template of this name; its templates: default" in result.stderr
 
 
 def test_an_adapter_changes_the_text(tmp_path: Path) -> None:

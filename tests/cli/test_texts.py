@@ -152,8 +152,8 @@ def test_texts_beyond_one_batch(model: Model) -> None:
         ((), b"caf\xe9", "stdin is not UTF-8 (byte 3 is 0xe9); convert it, e.g.: iconv"),
         (("-f", "bytes"), b"", "bytes is binary data"),
         (("-f", "latin1"), b"", "latin1 is not UTF-8 (byte 3 is 0xe9); convert it, e.g.: iconv"),
-        (("-f", "no-such-file"), b"", "cannot read no-such-file: No such file"),
-        (("-f", "."), b"", "cannot read .: Is a directory"),
+        (("-f", "no-such-file"), b"", "no-such-file cannot be read: No such file"),
+        (("-f", "."), b"", ". cannot be read: Is a directory"),
     ],
     ids=["empty", "binary", "latin1", "binary file", "latin1 file", "no file", "folder"],
 )

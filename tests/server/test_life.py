@@ -172,7 +172,7 @@ def test_wrong_settings_are_errors_at_the_start() -> None:
         create_app([demo(n_parallel=0)])
     with pytest.raises(TypeError, match="colour"):
         create_app([demo(colour=1)])
-    with pytest.raises(ArgumentError, match="memory_budget=1000"):
+    with pytest.raises(ArgumentError, match="memory_budget: demo alone takes"):
         create_app([demo()], memory_budget=1000)
     for specs in ([], [demo(), demo()], [demo("")]):
         with pytest.raises(LlcudaError, match="names of its own"):
