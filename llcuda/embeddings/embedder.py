@@ -262,7 +262,7 @@ class Embedder:
     def _check_classifier(self, method: str) -> None:
         if self.pooling != "rank":
             raise ArgumentError(
-                f"{method}() needs a rerank model or another classifier; {self.model.path.name} "
+                f"{method}: needs a rerank model or another classifier; {self.model.path.name} "
                 f"gives embeddings (pooling {self.pooling!r})"
             )
 

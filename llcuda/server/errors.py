@@ -10,7 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from llcuda.errors import (
@@ -23,6 +23,7 @@ from llcuda.errors import (
     QueueFullError,
     UnsupportedError,
 )
+from llcuda.params import SamplingParams
 from llcuda.server.log import log_failure
 
 RETRY_SECONDS = 1
@@ -143,6 +144,22 @@ MODEL_CHANGED = "the model's file was changed while it was in use"
 LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE, MODEL_CHANGED})
 
 
+# Parameters whose remedies name data and fields, and so hold for clients as they are.
+_REMEDIES_OF_DATA = {field.name for field in fields(SamplingParams)} | {
+    *("ignore_eos", "min_tokens", "overflow", "prompt", "response_format"),
+}
+# What a client can do where the remedy is that of a Python caller.
+_REMEDIES = {
+    "ctx_size": "start the server with a larger --ctx-size",
+    "documents": "shorten it",
+    "keep": 'give "overflow": "truncate" or "shift"',
+    "pooling": "start the server with --pooling mean, or with a model for embeddings",
+    "template": "start the server with --chat-template, or use /v1/completions",
+    "texts": "shorten it, or start the server with a larger --ctx-size",
+    "tool_choice": 'give "tool_choice": "auto"',
+}
+
+
 def translate_and_log(
     error: Exception, request_id: str, names: Mapping[str, str] | None = None
 ) -> ApiError:
@@ -196,11 +213,6 @@ _WORDS = {
     "mapping": "an object", "list": "a list", "str": "a text", "string": "a text",
     "int": "a number", "float": "a number", "bool": "true or false",
 }  # fmt: skip
-# Fields that a client cannot mend -> what to do.
-_REMEDIES = {
-    "pooling": "start the server with --pooling mean, or with a model for embeddings",
-    "template": "start the server with --chat-template, or use /v1/completions",
-}
 
 
 def _refused(error: ArgumentError | UnsupportedError, names: Mapping[str, str]) -> ApiError:
@@ -221,13 +233,16 @@ def _refused(error: ArgumentError | UnsupportedError, names: Mapping[str, str]) 
             remedy = f"this model's maximum context length is {error.limit} tokens; {remedy}"
         message = f"{begin}{rule}; {remedy}"
         return ApiError(400, message, param=param, code="context_length_exceeded")
-    remedy = _REMEDIES.get(name or "", "")
-    if name == "response_format" and error.remedy and not _PYTHON_CODE.search(error.remedy):
-        remedy = error.remedy
+    remedy = _client_remedy(error.remedy, name, names) if error.remedy and name else ""
     return ApiError(400, f"{begin}{rule}{remedy and '; '}{remedy}", param=param)
 
 
-_PYTHON_CODE = re.compile(r"\w\(|\b[a-z_]+=")  # a call or a keyword
+def _client_remedy(remedy: str, parameter: str, names: Mapping[str, str]) -> str:
+    """Return a remedy in a client's words; "" for one that only a Python caller has."""
+    whole = _whole(parameter)
+    if whole == "response_format" and names.get(whole) == "text.format":  # it has flat schemas
+        remedy = remedy.replace('"json_schema": {"schema": ...}', '"name": ..., "schema": ...')
+    return remedy if whole in _REMEDIES_OF_DATA else _REMEDIES.get(whole, "")
 
 
 def _as_json(shown: str) -> str:
@@ -241,5 +256,10 @@ def _as_json(shown: str) -> str:
 
 def _public_name(parameter: str, names: Mapping[str, str]) -> str:
     """Return the API's name of a parameter, which may be an element of it."""
-    end = next((i for i, letter in enumerate(parameter) if letter in ".["), len(parameter))
-    return names.get(parameter[:end], parameter[:end]) + parameter[end:]
+    whole = _whole(parameter)
+    return names.get(whole, whole) + parameter[len(whole) :]
+
+
+def _whole(parameter: str) -> str:
+    """Return the parameter that an element belongs to, such as "messages" of "messages[0].role"."""
+    return re.split(r"[.\[]", parameter, maxsplit=1)[0]

@@ -113,7 +113,9 @@ def compile(  # noqa: A001 - as that of re
             error = narrowing
         elif " at #" not in str(error):
             error = _with_place(error, model, response_format)
-        error.parameter = error.parameter or "response_format"
+        if error.parameter is None:
+            text = f"response_format: {error.problem}"
+            error = type(error)(text, parameter="response_format", remedy=error.remedy)
         raise error from None
 
 

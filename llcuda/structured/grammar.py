@@ -164,7 +164,7 @@ def _regex(text: str) -> str:
 
 def _schema_of(json_schema: Any) -> Any:
     if not isinstance(json_schema, Mapping) or "schema" not in json_schema:
-        raise _refused("json_schema must be a dict with the field schema")
+        raise _refused("json_schema must be an object with the field schema")
     unknown = json_schema.keys() - {"schema", "name", "description", "strict"}
     if unknown:
         raise _refused(f"json_schema has no field {', '.join(map(repr, unknown))}")

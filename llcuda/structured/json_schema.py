@@ -119,7 +119,7 @@ def _copy(schema: Any) -> dict[str, Any]:
     if schema is False:
         raise ArgumentError("nothing satisfies the JSON schema false")
     if not isinstance(schema, Mapping):
-        raise ArgumentError(f"a JSON schema must be a dict, not {type(schema).__name__}")
+        raise ArgumentError(f"expected a JSON schema as an object, not {type(schema).__name__}")
     try:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
@@ -131,9 +131,7 @@ def _copy(schema: Any) -> dict[str, Any]:
         raise ArgumentError(f"the JSON schema has {size} bytes; at most {MAX_BYTES} are allowed")
     copy: dict[str, Any] = json.loads(text)
     if "x-guidance" in copy:
-        raise ArgumentError(
-            "x-guidance is not a keyword of JSON schemas", remedy="give compact=True instead"
-        )
+        raise ArgumentError("x-guidance is not a keyword of JSON schemas", remedy="leave it out")
     return copy
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.newcomers.walks import NEEDS, SCRIPTS, WALKS, source, walk
+from tests.newcomers.walks import NEEDS, SCRIPTS, WALKS, missing, source, walk
 from tests.support.server import Served, demo, served
 
 HERE = [name for name in WALKS if name not in NEEDS]
@@ -42,8 +41,8 @@ def test_a_script(
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_script_of_another_library(name: str) -> None:
     """As it is, in a process of its own, where the library is installed."""
-    if importlib.util.find_spec(NEEDS[name]) is None:
-        pytest.skip(f"needs {NEEDS[name]}")
+    if modules := missing(name):
+        pytest.skip(f"needs {', '.join(modules)}")
     program = [sys.executable, "-c", source(name)]
     result = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

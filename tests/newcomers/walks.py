@@ -7,6 +7,7 @@ Each other one has a walk here: the message that the next run ends in, and the e
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,11 +122,17 @@ WALKS: dict[str, list[Step]] = {
         ),
     ],
 }
+# The modules that a script needs beside llcuda.
 NEEDS = {
-    "langchain_llama_cpp": "langchain_community",
-    "instructor_schema": "instructor",
-    "outlines_choice": "outlines",
+    "langchain_llama_cpp": ("langchain_community",),
+    "instructor_schema": ("instructor",),
+    "outlines_choice": ("outlines", "numba"),
 }
+
+
+def missing(name: str) -> list[str]:
+    """Return the modules that a script needs and that are not installed."""
+    return [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
 
 
 def source(name: str, model: str = "demo", address: str | None = None) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 
 from llcuda.server import ModelSpec
-from tests.newcomers.walks import NEEDS, WALKS, source, walk
+from tests.newcomers.walks import NEEDS, WALKS, missing, source, walk
 from tests.real.conftest import QWEN, file
 from tests.support.server import served
 
@@ -37,8 +36,8 @@ def test_a_script(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_script_of_another_library(name: str, printed: str) -> None:
     """As it is, where the library is installed."""
-    if importlib.util.find_spec(NEEDS[name]) is None:
-        pytest.skip(f"needs {NEEDS[name]}")
+    if modules := missing(name):
+        pytest.skip(f"needs {', '.join(modules)}")
     program = [sys.executable, "-c", source(name, str(file(QWEN)))]
     result = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

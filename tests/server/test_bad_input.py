@@ -9,6 +9,8 @@ import pytest
 import schemathesis
 from hypothesis import given, settings
 
+from llcuda.errors import ArgumentError, UnsupportedError
+from llcuda.server.errors import translate
 from tests.support.server import Served, demo, is_error, served
 from tests.support.waiting import eventually
 
@@ -285,3 +287,79 @@ def test_embeddings_of_a_model_without_pooling() -> None:
         message = is_error(plain.post("/v1/embeddings", input="a"), 400)["message"]
     assert "names no pooling" in message
     assert message.endswith("start the server with --pooling mean, or with a model for embeddings")
+
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
+SCHEMA_REMEDY = 'a JSON schema is given as {"type": "json_schema", "json_schema": {"schema": ...}}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "remedy"),
+    [
+        ("chat/completions", {**CHAT, "response_format": {"type": "object"}}, "response_format",
+         SCHEMA_REMEDY),
+        ("completions", {"prompt": "a", "response_format": {"type": "string"}}, "response_format",
+         SCHEMA_REMEDY),
+        ("responses", {"input": "a", "text": {"format": {"type": "object"}}}, "text.format",
+         'a JSON schema is given as {"type": "json_schema", "name": ..., "schema": ...}'),
+        ("completions", {"prompt": "a", "guided_json": {"x-guidance": {}}}, "response_format",
+         "leave it out"),
+        ("completions", {"prompt": "a", "keep": 3}, "keep",
+         'give "overflow": "truncate" or "shift"'),
+        ("completions", {"prompt": "a", "min_tokens": 3, "max_tokens": 2}, "min_tokens",
+         "raise max_tokens, or lower it"),
+        ("completions", {"prompt": "a", "mirostat": 9}, "mirostat", "0 turns it off"),
+        ("completions", {"prompt": ""}, "prompt", "give a text, or at least one token"),
+        ("completions", {"prompt": "a " * 2000}, "prompt",
+         "shorten it, or start the server with a larger --ctx-size"),
+        ("embeddings", {"input": ["a", "a " * 2000]}, "input[1]",
+         "shorten it, or start the server with a larger --ctx-size"),
+    ],
+)  # fmt: skip
+def test_an_error_ends_with_what_to_do(
+    server: Served, path: str, body: dict[str, Any], param: str, remedy: str
+) -> None:
+    """In the client's words: names of fields and JSON, never a Python call."""
+    error = is_error(server.post(f"/v1/{path}", **body), 400, param)
+    assert error["message"].startswith(param)
+    assert error["message"].endswith(f"; {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UnsupportedError("tool_choice='required': no", parameter="tool_choice", remedy="f()"),
+         'tool_choice=\'required\': no; give "tool_choice": "auto"'),
+        (ArgumentError("template: none", parameter="template", remedy="use infer()"),
+         "template: none; start the server with --chat-template, or use /v1/completions"),
+        (ArgumentError("documents[1]: long", parameter="documents[1]", remedy="truncate=True"),
+         "documents[1]: long; shorten it"),
+        (ArgumentError("ctx_size=8: no room", parameter="ctx_size", remedy="give a larger one"),
+         "ctx_size=8: no room; start the server with a larger --ctx-size"),
+        (ArgumentError("echo=True: no room", parameter="echo", remedy="Engine(outputs_max=0)"),
+         "echo=true: no room"),
+    ],
+)  # fmt: skip
+def test_a_python_remedy_is_translated_or_left_out(error: Exception, message: str) -> None:
+    """No client reads the name of a Python call."""
+    assert translate(error).message == message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_json_object_with_a_schema(server: Served, stream: bool) -> None:
+    """The form of llama-cpp-python and of older servers: the answer follows the schema."""
+    schema = {"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"]}
+    asked = {**CHAT, "response_format": {"type": "json_object", "schema": schema}}
+    answer = server.post("/v1/chat/completions", **asked, stream=stream, max_tokens=40)
+    assert answer.status_code == 200
+    if stream:
+        events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+        content = "".join(delta.get("content") or "" for delta in deltas)
+    else:
+        content = answer.json()["choices"][0]["message"]["content"]
+    assert json.loads(content) == {"a": 7}
+    wrong = {"type": "json_object", "schema": 5}
+    answer = server.post("/v1/chat/completions", **CHAT, response_format=wrong)
+    error = is_error(answer, 400, "response_format")
+    assert error["message"] == "response_format: expected a JSON schema as an object, not a number"
