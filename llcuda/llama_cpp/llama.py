@@ -26,6 +26,7 @@ from llcuda.chat.template import template_names
 from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.engine import Engine, tokenize_prompt
 from llcuda.engine.functions import SequenceFunctions
+from llcuda.engine.infill import InfillTokens, infill_prompt
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request, RequestParams, request_params
 from llcuda.engine.token_masks import TokenMaskState, token_masks
@@ -94,15 +95,6 @@ _TEMPLATE = "chat_template."  # before the name of one of the model's own templa
 _SAMPLING_FIELDS = tuple(item.name for item in fields(SamplingParams))
 _OWN_TEMPLATE = f"{_TEMPLATE}default"
 _FALLBACK_FORMAT = "llama-2"
-# The names of the tokens that models have around the parts of a text with a gap.
-_GAP_TOKENS = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
-    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
-    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
-    ("<PRE>", "<SUF>", "<MID>"),
-)
 
 
 class LogitsProcessorList(list[LogitsProcessor]):
@@ -646,8 +638,8 @@ class Llama:
         if not isinstance(suffix, str | None):
             raise wrong_value("suffix", suffix, "expected a text")
         is_text = isinstance(prompt, str)
-        gap = self._gap_tokens() if suffix is not None else None
-        if gap is None:
+        marks = InfillTokens.of(model) if suffix is not None else None
+        if marks is None:
             if is_text:
                 tokens = tokenize_prompt(model, prompt, limit=self.n_ctx())  # type: ignore[arg-type]
             else:
@@ -655,33 +647,9 @@ class Llama:
             if not tokens and model.bos is not None:
                 tokens = [model.bos]
             return tokens, suffix or ""
-        before = model.tokenize(prompt, False) if is_text else model.token_list(prompt)  # type: ignore[arg-type]
-        begin, behind, middle = gap
-        parts = [[begin, *before], [behind, *self._suffix_tokens(suffix or "")]]
-        if self.spm_infill:
-            parts.reverse()
-        first = [model.bos] if model.adds_bos and model.bos is not None else []
-        return [*first, *parts[0], *parts[1], middle], ""
-
-    def _gap_tokens(self) -> tuple[int, int, int] | None:
-        """Return the tokens before the prefix, the suffix and the middle; None without them."""
-        keys = ("fim_pre", "fim_suf", "fim_mid")
-        named = [self.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys]
-        if all(named):
-            return int(named[0] or 0), int(named[1] or 0), int(named[2] or 0)
-        for texts in _GAP_TOKENS:
-            tokens = [self._model.tokenize(text, False, True) for text in texts]
-            if all(len(token) == 1 for token in tokens):
-                return tokens[0][0], tokens[1][0], tokens[2][0]
-        return None
-
-    def _suffix_tokens(self, suffix: str) -> list[int]:
-        """Return the tokens of a text that does not begin a text, so that it has no space first."""
-        letter = self._model.tokenize("☺", False)
-        tokens = self._model.tokenize(f"☺{suffix}", False)
-        if tokens[: len(letter)] == letter:
-            return tokens[len(letter) :]
-        return self._model.tokenize(suffix, False)
+        before = prompt if isinstance(prompt, str) else model.token_list(prompt)
+        tokens = infill_prompt(model, marks, before, suffix or "", suffix_first=self.spm_infill)
+        return tokens, ""
 
     def _submit(
         self,

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,6 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 import llcuda
+from llcuda.files import local_path
 from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.running import announce
 from llcuda.server.answer import RECORD
@@ -33,6 +36,7 @@ from llcuda.server.bodies import BodyReader, BodyRoute
 from llcuda.server.connections import GuardedProtocol, listen
 from llcuda.server.errors import ApiError, ErrorShape
 from llcuda.server.leniency import HEADER
+from llcuda.server.llama_server.routes import llama_server_routes
 from llcuda.server.log import RequestRecord
 from llcuda.server.metrics import metrics_text
 from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuardMiddleware
@@ -47,7 +51,11 @@ from llcuda.server.tokens import answer_detokenize, answer_tokenize
 logger = logging.getLogger("llcuda.server")
 
 # The APIs, each a function that returns its routes. Of two routes with one path the first answers.
-APIS: tuple[Callable[[Service], APIRouter], ...] = (anthropic_routes, ollama_routes)
+APIS: tuple[Callable[[Service], APIRouter], ...] = (
+    anthropic_routes,
+    llama_server_routes,
+    ollama_routes,
+)
 
 
 def create_app(
@@ -60,6 +68,7 @@ def create_app(
     limits: Limits | None = None,
     preload: bool = True,
     strict: bool = False,
+    slot_folder: str | os.PathLike[str] | None = None,
 ) -> FastAPI:
     """Return the server as an ASGI application.
 
@@ -74,9 +83,11 @@ def create_app(
         preload: Whether to load the first model now; the others wait for their first request.
         strict: Whether to refuse a request of which something would be ignored or relaxed. By
             default it is answered, and the header `x-llcuda-ignored` and the log name that part.
+        slot_folder: The folder where clients save slots of the KV cache; None = they cannot.
 
     Raises:
-        ArgumentError: A value is outside what is allowed, or a model is larger than the budget.
+        ArgumentError: A value is outside what is allowed, a model is larger than the budget, or
+            there is no such folder.
         ModelNotFoundError: There is no such file.
         ModelError: The first model cannot be loaded.
     """
@@ -87,7 +98,10 @@ def create_app(
         raise wrong_value("limits", limits, "expected Limits")
     check_flag("preload", preload)
     check_flag("strict", strict)
-    service = Service(ModelPool(models, memory_budget), limits or Limits())
+    folder = None if slot_folder is None else Path(local_path(slot_folder, "slot_folder"))
+    if folder is not None and not folder.is_dir():
+        raise wrong_value("slot_folder", str(folder), "there is no such folder")
+    service = Service(ModelPool(models, memory_budget), limits or Limits(), folder)
     service.models.open(preload)
     bodies = BodyReader()
 

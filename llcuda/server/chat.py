@@ -14,6 +14,7 @@ from llcuda.engine.engine import Engine
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
+from llcuda.native.model import Model
 from llcuda.params import seed_after
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import check_count, check_deadline, check_format, is_large
@@ -34,6 +35,7 @@ from llcuda.server.protocol import ChatBody, ResponsesBody
 from llcuda.server.response_store import ResponseStore, StoredResponse
 from llcuda.server.responses import ResponseBuilder, as_chat, input_items
 from llcuda.server.submission import run_beside, submit_beside
+from llcuda.server.timings import build_info, timings
 
 THINKING = "enable_thinking"  # the variable of templates that know on and off only
 
@@ -45,7 +47,7 @@ async def answer_chat(
     engine, wants_usage = loaded.text_engine(), body.wants_usage()
     chats = await submit_chats(loaded, body, deadline, is_large(body))
     fields: dict[str, Any] = {"id": new_id("chatcmpl-"), "created": unix_time()}
-    fields["model"] = loaded.spec.name
+    fields |= {"model": loaded.spec.name, "system_fingerprint": build_info()}
     try:
         if body.stream:
             fields["object"] = "chat.completion.chunk"
@@ -150,9 +152,7 @@ def _submit_all(
     bare_tool_calls = body.bare_tool_calls
     if bare_tool_calls is None:
         bare_tool_calls = loaded.spec.parameters.get("bare_tool_calls", True)
-    variables = {**(body.chat_template_kwargs or {})}
-    if body.reasoning_effort is not None:
-        variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
+    variables = template_variables(body, model, template)
     chats: list[Chat[Completion]] = []
     try:
         for i in range(count):
@@ -179,6 +179,20 @@ def _submit_all(
     return chats
 
 
+def template_variables(body: ChatBody, model: Model, template: str | None) -> dict[str, Any]:
+    """Return the variables that a request gives a template.
+
+    Args:
+        body: The body of the request.
+        model: The model.
+        template: As that of `Engine.chat`.
+    """
+    variables = {**(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:
+        variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
+    return variables
+
+
 def _effort(template: str, effort: str) -> dict[str, Any]:
     """Return the variables that tell a template how much the model is to reason."""
     if "reasoning_effort" in template:
@@ -202,7 +216,8 @@ def _document(
         _choice(body, engine, index, answer, chats[index].request.params.shown_tokens)
         for index, answer in enumerate(answers)
     ]
-    return json_text({**fields, "choices": choices, "usage": totals})
+    times = timings([answer.completion for answer in answers])
+    return json_text({**fields, "choices": choices, "usage": totals, "timings": times})
 
 
 def _choice(
@@ -268,9 +283,11 @@ async def _stream(
 
     await run_together([follow(index, chat) for index, chat in enumerate(chats)])
     ending = ""
-    writer.usage = chat_usage([answers[index] for index in range(len(chats))])
+    ordered = [answers[index] for index in range(len(chats))]
+    writer.usage = chat_usage(ordered)
     if wants_usage:
-        ending = event({**fields, "choices": [], "usage": writer.usage})
+        times = timings([answer.completion for answer in ordered])
+        ending = event({**fields, "choices": [], "usage": writer.usage, "timings": times})
     await writer.end(ending + DONE)
 
 

@@ -28,6 +28,7 @@ from llcuda.server.errors import translate
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
 from llcuda.server.submission import run_beside, submit_beside
+from llcuda.server.timings import build_info, timings
 
 LONG_TEXT = 2000  # characters; a longer text is tokenized beside the event loop
 
@@ -43,6 +44,7 @@ async def answer_completion(
         "object": "text_completion",
         "created": unix_time(),
         "model": name,
+        "system_fingerprint": build_info(),
     }
     try:
         if body.stream:
@@ -166,7 +168,8 @@ def _document(
         for i in ranking[:wanted]:
             document = _choice(body, engine, choices[i], completions[i])
             documents.append({**document, "index": len(documents)})
-    return json_text({**fields, "choices": documents, "usage": totals})
+    document = {**fields, "choices": documents, "usage": totals}
+    return json_text({**document, "timings": timings(completions)})
 
 
 def _mean_logprob(completion: Completion) -> float:
@@ -235,5 +238,7 @@ async def _stream(
     ordered = [completions[choice.index] for choice in choices]
     writer.usage = usage(ordered[:: body.n or 1], ordered)
     if wants_usage:
-        ending = event({**fields, "choices": [], "usage": writer.usage})
+        ending = event(
+            {**fields, "choices": [], "usage": writer.usage, "timings": timings(ordered)}
+        )
     await writer.end(ending + DONE)

@@ -26,6 +26,7 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.hub.resolver import resolve
+from llcuda.native.adapter import Adapter
 from llcuda.native.estimate import DeviceMemory, memory_needed
 from llcuda.native.model import Model
 from llcuda.params import check_flag, check_number, check_texts, wrong_argument, wrong_value
@@ -50,7 +51,8 @@ class ModelSpec:
             `InferenceEngine.load_model`.
         filename: File of a Hugging Face repository.
         parameters: Further keywords of `load_model` (gpu_layers, ctx_size, n_parallel, ...), and
-            `pooling` of the Embedder, and `template` and `bare_tool_calls` of `Engine.chat`.
+            `pooling` of the Embedder, `template` and `bare_tool_calls` of `Engine.chat`, and
+            `adapters`: the files of LoRA adapters with their scales.
         aliases: Further names of the model.
     """
 
@@ -80,7 +82,7 @@ class ModelSpec:
         if pooling is not None and pooling not in SERVED_POOLINGS:
             raise wrong_value("pooling", pooling, f"expected one of {', '.join(SERVED_POOLINGS)}")
         check_flag("bare_tool_calls", self.parameters.get("bare_tool_calls", True))
-        others = ("pooling", "template", "bare_tool_calls")
+        others = ("pooling", "template", "bare_tool_calls", "adapters")
         given = {k: v for k, v in self.parameters.items() if k not in others}
         return EngineConfig.from_kwargs(**{**DEFAULTS, **given})
 
@@ -115,6 +117,7 @@ class LoadedModel:
         users: Requests that use it now.
         used: Time of the last use, by `time.monotonic`.
         engine: Generates text; None for a model that generates none.
+        adapters: The LoRA adapters that were loaded with it, and their scales.
         embedding_executor: Computes embeddings, one request after the other.
     """
 
@@ -125,6 +128,7 @@ class LoadedModel:
         self.users = 0
         self.used = time.monotonic()
         self.engine: Engine | None = None
+        self.adapters: dict[Adapter, float] = {}
         self._embedder: Embedder | None = None
         self._lock = threading.Lock()
         self.embedding_executor = ThreadPoolExecutor(1, "llcuda-embedder")
@@ -139,6 +143,9 @@ class LoadedModel:
                     self.embedder()
                 except LlcudaError:
                     raise error from None
+            given = self.spec.parameters.get("adapters", ())
+            self.adapters = {Adapter(self.model, file): scale for file, scale in given}
+            self.scale_adapters(list(self.adapters.values()))
         except BaseException:
             self.model.close()
             raise
@@ -181,6 +188,16 @@ class LoadedModel:
                 given = {name: chosen[name] for name in ("pooling", "threads") if name in chosen}
                 self._embedder = Embedder(self.model, **given)
             return self._embedder
+
+    def scale_adapters(self, scales: Sequence[float]) -> None:
+        """Scale the adapters, from the next step on also for requests that run.
+
+        Args:
+            scales: The scale of each.
+        """
+        self.adapters = dict(zip(self.adapters, scales, strict=True))
+        if self.adapters and self.engine is not None:
+            self.engine.context.set_adapters(self.adapters)
 
     def close(self) -> None:
         """Free the model and all that runs on it."""

@@ -42,6 +42,7 @@ DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI documents it
 ALIASES: dict[str, tuple[str, ...]] = {
     "frequency_penalty": ("penalty_freq",),
     "keep": ("n_keep", "num_keep"),
+    "dry_last_n": ("dry_penalty_last_n",),
     "dry_breakers": ("dry_sequence_breakers",),
     "min_tokens": ("min_new_tokens",),
     "mirostat": ("mirostat_mode",),
@@ -215,7 +216,7 @@ class SamplingBody(ModelBody):
     Defaults are llcuda's: temperature 0.7, top_p 0.9, top_k 40.
     """
 
-    engine_names = {"slot": "id_slot"}
+    engine_names: ClassVar[Mapping[str, str]] = {"slot": "id_slot"}
 
     temperature: Temperature | None = None
     top_p: Probability | None = None
@@ -613,14 +614,18 @@ class RerankBody(ModelBody):
     return_documents: bool | None = None
 
 
+# Texts and tokens that belong together.
+MixedText: TypeAlias = Annotated[list[str | int], Field(max_length=MAX_PROMPTS, fail_fast=True)]
+
+
 class TokenizeBody(ModelBody):
     """POST /tokenize: turn a text into tokens."""
 
     engine_names = {"text": "content"}
 
-    content: str = Field(max_length=MAX_TOKENIZED)
+    content: Annotated[str, Field(max_length=MAX_TOKENIZED)] | MixedText
     add_special: bool = False
-    parse_special: bool = False
+    parse_special: bool = True
     with_pieces: bool = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from llcuda.server.answer import Answer, ResponseWriter
@@ -38,10 +39,12 @@ class Service:
         traffic: Counters.
         responses: The responses that later requests may continue.
         started: Time of the start, in seconds since 1970.
+        slot_folder: The folder for states of slots; None = there is none.
     """
 
-    def __init__(self, models: ModelPool, limits: Limits) -> None:
+    def __init__(self, models: ModelPool, limits: Limits, slot_folder: Path | None = None) -> None:
         self.models = models
+        self.slot_folder = slot_folder
         self.limits = limits
         self.traffic = Traffic()
         self.responses = ResponseStore()

@@ -270,11 +270,27 @@ def test_models(client: openai.OpenAI, server: Served) -> None:
 
 @pytest.mark.parametrize("text", ["", "A fox.", "What is it ?", "über 🦊\n", "a\0b", "<|im_end|>"])
 def test_tokenize_and_back(server: Served, text: str) -> None:
-    """Tokens are those of the model, never control tokens unless asked; back is the text."""
-    answer = server.post("/tokenize", content=text, with_pieces=True).json()
-    assert server.engine.model.tokenize(text, add_special=False) == answer["tokens"]
-    assert text.encode() == bytes(byte for piece in answer["pieces"] for byte in piece)
-    assert text == server.post("/detokenize", tokens=answer["tokens"]).json()["content"]
+    """Tokens are those of the model, and their pieces; back is the text."""
+    for special in (True, False):
+        asked = {"content": text, "parse_special": special}
+        tokens = server.post("/tokenize", **asked).json()["tokens"]
+        assert server.engine.model.tokenize(text, False, special) == tokens
+        assert text == server.post("/detokenize", tokens=tokens).json()["content"]
+        pieces = server.post("/tokenize", **asked, with_pieces=True).json()["tokens"]
+        assert tokens == [piece["id"] for piece in pieces]
+        assert text.encode() == b"".join(
+            p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"])
+            for p in pieces
+        )
+
+
+def test_texts_and_tokens(server: Served) -> None:
+    """A list of both is one text; a wrong token and too long a list are refused."""
+    model = server.engine.model
+    answer = server.post("/tokenize", content=["A fox", 7, " ran"], add_special=True).json()
+    assert [*model.tokenize("A fox"), 7, *model.tokenize(" ran", False)] == answer["tokens"]
+    for content in (["a", model.vocab_size], [1.5], 7, None, ["a" * 2**20, "b"], [True]):
+        assert "content" in is_error(server.post("/tokenize", content=content), 400)["message"]
 
 
 def test_health_metrics_and_document(server: Served) -> None:
