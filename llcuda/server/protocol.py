@@ -300,7 +300,8 @@ class SamplingBody(ModelBody):
         Raises:
             ArgumentError: A token of logit_bias is unknown, or its bias is outside -100 to 100.
         """
-        known = TextKeywords.__annotations__.keys() - {"logit_bias", "seed", "logprobs", "echo"}
+        others = {"logit_bias", "seed", "logprobs", "echo", "grammar"}
+        known = TextKeywords.__annotations__.keys() - others
         keywords = self.model_dump(include=set(known), exclude_none=True)
         if self.seed is not None:
             keywords["seed"] = seed_after(self.seed, 0)

@@ -60,7 +60,7 @@ def with_meant_field(refusal: ApiError, kind: type[Body], body: Any) -> ApiError
         kind: The model of the body.
         body: The body.
     """
-    if refusal.code == "missing_parameter":
+    if refusal.code == "missing_parameter" and isinstance(body, dict):
         for name in body:
             if name not in kind.model_fields and (hint := kind.meant(name[:100])):
                 refusal.message += f"; unknown parameter {name[:100]}: {hint}"

@@ -15,9 +15,8 @@ from tests.support.server import PARAMETERS, Served, demo, is_error, served
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"prompt": PROMPT, "temperature": 0, "n_predict": 8}
-GAP = {f"tokenizer.ggml.fim_{name}_token_id": 20 + i for i, name in enumerate(["pre", "suf", "mid"])}
-    f"tokenizer.ggml.fim_{name}_token_id": 20 + i for i, name in enumerate(("pre", "suf", "mid"))
-}
+GAP_TOKENS = {"pre": 20, "suf": 21, "mid": 22}
+GAP = {f"tokenizer.ggml.fim_{name}_token_id": n for name, n in GAP_TOKENS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +139,7 @@ def test_prompts(server: Served) -> None:
         ({"logit_bias": [[10**9, 1]]}, "logit_bias[0]"),
         ({"logit_bias": [["a", True]]}, "logit_bias[0]"),
         ({"samplers": ["top_q"]}, "samplers"),
-        ({"grammar": "root ::= ("}, "response_format"),
+        ({"grammar": "root ::= ("}, "grammar"),
         ({"lora": [{"id": 0, "scale": 1}]}, "lora"),
         ({"n_probs": 5, "post_sampling_probs": True, "repeat_penalty": 1.5}, "post_sampling_probs"),
         ({"n_probs": 101}, "n_probs"),
@@ -268,6 +267,8 @@ def test_infill(slots: tuple[Served, Path]) -> None:
 def test_save_restore_erase(slots: tuple[Served, Path]) -> None:
     """A slot goes to a file of the folder and comes back; names cannot leave the folder."""
     server, folder = slots
+    for slot in (0, 1):
+        server.client.post(f"/slots/{slot}?action=erase")
     prompt = "one two three four five six seven"
     asked = {"prompt": prompt, "n_predict": 4, "temperature": 0, "id_slot": 1}
     first = server.post("/completion", **asked).json()
