@@ -285,7 +285,7 @@ class TextOptions:
         size = self.ctx_size
         if size is None and needed is not None and needed <= CTX_SIZE:
             size = needed
-        adapters = [_adapter(given) for given in self.adapter or ()]
+        adapters = [adapter_and_scale(given) for given in self.adapter or ()]
         for adapter, _ in adapters:
             check_adapter(adapter)
         threads: dict[str, Any] = {} if self.threads is None else {"threads": self.threads}
@@ -367,8 +367,15 @@ def template_keys(path: Path) -> list[str]:
         return sorted(key for key in reader.metadata if key.startswith(KEY))
 
 
-def _adapter(given: str) -> tuple[str, float]:
-    """Return the file and the scale of an adapter's option."""
+def adapter_and_scale(given: str) -> tuple[str, float]:
+    """Return the file and the scale of an adapter's option.
+
+    Args:
+        given: The option.
+
+    Raises:
+        ArgumentError: The scale is not a number.
+    """
     path, equals, scale = given.rpartition("=")
     if not equals or Path(given).exists():
         return given, 1.0

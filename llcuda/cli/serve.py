@@ -19,7 +19,7 @@ from llcuda.cli.console import (
     complete_model,
     examples,
 )
-from llcuda.cli.options import template_text
+from llcuda.cli.options import adapter_and_scale, check_adapter, template_text
 from llcuda.cli.texts import option_text
 from llcuda.errors import ArgumentError, LibraryError
 
@@ -135,6 +135,14 @@ def serve(
         bool,
         typer.Option(help="An answer of JSON that names a tool is a call.", rich_help_panel=MODEL),
     ] = True,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA adapter's GGUF file, also FILE=SCALE; may be repeated.",
+            metavar="FILE",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -174,6 +182,16 @@ def serve(
         typer.Option(
             help="Origin whose pages may send requests; may be repeated.",
             metavar="ORIGIN",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    slot_save_path: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder where clients save slots of the KV cache.",
+            metavar="FOLDER",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -272,6 +290,10 @@ def serve(
         parameters["pooling"] = pooling
     if chat_template is not None:
         parameters["template"] = template_text(chat_template)
+    if adapter:
+        parameters["adapters"] = [adapter_and_scale(given) for given in adapter]
+        for file, _ in parameters["adapters"]:
+            check_adapter(file)
     specs = [_model_spec(argument, parameters) for argument in models or ["demo"]]
     keys = [*(api_key or ()), *(_read_keys(api_key_file) if api_key_file else ())]
     total_body_bytes = None if max_bodies is None else _bytes("--max-bodies", max_bodies, "MB")
@@ -290,6 +312,7 @@ def serve(
         cors_origins=cors_origin or (),
         hosts=() if "*" in hosts else hosts,
         strict=strict,
+        slot_folder=slot_save_path,
         limits=Limits(
             body_bytes=_bytes("--max-body", max_body, "MB"),
             total_body_bytes=total_body_bytes,

@@ -8,10 +8,13 @@ from functools import partial
 from typing import Any
 
 from llcuda.engine.engine import Engine, tokenize_prompt
+from llcuda.engine.infill import InfillTokens, infill_prompt
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
 from llcuda.errors import ArgumentError
+from llcuda.native.model import Model
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import check_count, check_deadline, check_format, is_large
 from llcuda.server.chunks import (
@@ -118,10 +121,13 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
         keywords["logprobs"] = 0  # best_of compares them
     keywords["echo"] = bool(body.echo and (body.logprobs is not None or body.max_tokens == 0))
     limit = engine.ctx_size if body.overflow in (None, "error") else None
+    marks = _gap_tokens(body, model)
     choices: list[Choice] = []
     try:
         for number, prompt in enumerate(prompts):
             try:
+                if marks is not None:
+                    prompt = infill_prompt(model, marks, prompt, body.suffix or "")
                 tokens = (
                     tokenize_prompt(model, prompt, body.parse_special is not False, limit)
                     if isinstance(prompt, str)
@@ -145,6 +151,19 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
             choice.cancel()
         raise
     return choices
+
+
+def _gap_tokens(body: CompletionBody, model: Model) -> InfillTokens | None:
+    """Return the tokens around a gap, if the request has one."""
+    if body.suffix is None:
+        return None
+    marks = InfillTokens.of(model)
+    if marks is None:
+        rule = "this model fills no gaps: it has no tokens for the texts around one"
+        raise wrong_argument("suffix", rule)
+    if body.echo:
+        raise wrong_value("echo", True, "a prompt with a suffix is not part of the text")
+    return marks
 
 
 def _document(

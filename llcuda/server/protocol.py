@@ -422,7 +422,7 @@ class CompletionBody(SamplingBody):
     )
     logprobs: int | None = Field(None, ge=0, le=100)
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    suffix: Unsupported = None
+    suffix: str | None = Field(None, description="The text behind the gap to fill.")
 
     def prompts(self) -> list[str | list[int]]:
         """Return each prompt, a text or tokens."""

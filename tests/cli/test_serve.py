@@ -125,6 +125,9 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
         ["--cors-origin", "https://a"],
         lambda s: s.middleware("CORSMiddleware").get("allow_origins"), ("https://a",), None,
     ),
+    "slot_save_path": (
+        ["--slot-save-path", "FOLDER"], lambda s: s.service.slot_folder is not None, True, False,
+    ),
     "strict": (["--strict"], lambda s: s.guard["strict"], True, False),
     "max_body": (
         ["--max-body", "0.5"], lambda s: s.service.limits.body_bytes, 500_000, 16_000_000,
@@ -144,7 +147,8 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
 def test_every_option_has_a_row() -> None:
     """A new option fails here until the table above has it."""
     serve = getattr(get_command(command_line), "commands")["serve"]  # noqa: B009
-    assert {option.name for option in serve.params} == OPTIONS.keys()
+    own_test = {"adapter"}
+    assert {option.name for option in serve.params} == OPTIONS.keys() | own_test
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +168,8 @@ def test_an_option_reaches_its_setting(
     arguments, find, value, default = OPTIONS[option]
     keys = tmp_path / "keys"
     keys.write_text("c\n\n  d \n")
-    arguments = [str(keys) if argument == "KEYS" else argument for argument in arguments]
+    paths = {"KEYS": str(keys), "FOLDER": str(tmp_path)}
+    arguments = [paths.get(argument, argument) for argument in arguments]
     assert default == defaults[option]
     seen = serve(*arguments)
     assert value == find(seen)
@@ -186,6 +191,13 @@ def test_options_that_depend_on_each_other(serve: Callable[..., Seen], tmp_path:
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}ü", encoding="utf-8")
     assert "{{ messages }}ü" == serve("--chat-template", str(template)).parameters["template"]
+
+
+def test_adapters_are_loaded(serve: Callable[..., Seen], model_files: dict[str, Path]) -> None:
+    """FILE has scale 1, FILE=SCALE another."""
+    file = str(model_files["lora"])
+    seen = serve(str(model_files["llama"]), "--adapter", file, "--adapter", f"{file}=0.5")
+    assert [(file, 1.0), (file, 0.5)] == seen.parameters["adapters"]
 
 
 def test_a_key_from_the_environment(

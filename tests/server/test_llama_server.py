@@ -243,6 +243,7 @@ def test_times_of_openai_answers(server: Served) -> None:
 def test_no_gap(server: Served) -> None:
     """A model without tokens for gaps fills none."""
     is_error(server.post("/infill", input_prefix="a", input_suffix="b"), 501)
+    is_error(server.post("/v1/completions", prompt="a", suffix="b"), 400, "suffix")
 
 
 def test_infill(slots: tuple[Served, Path]) -> None:
@@ -253,6 +254,10 @@ def test_infill(slots: tuple[Served, Path]) -> None:
     model = server.service.models.loaded["tiny"].model
     names = [model.token_name(token) for token in (20, 21, 22)]
     assert answer["prompt"].endswith(f"{names[0]}abcde{names[1]}xyz{names[2]}")
+    text = server.post("/infill", **body, temperature=0).json()["content"]
+    asked = {"prompt": "abc", "suffix": "xyz", "max_tokens": 4, "temperature": 0}
+    assert text == server.post("/v1/completions", **asked).json()["choices"][0]["text"]
+    is_error(server.post("/v1/completions", **asked, echo=True), 400, "echo")
     files = [{"filename": "a.py", "text": "import os"}, {"text": "more"}]
     assert "a.py" in server.post("/infill", **body, input_extra=files).json()["prompt"]
     long = {**body, "input_prefix": "p" * 3000 + "END", "input_suffix": "START" + "s" * 3000}
