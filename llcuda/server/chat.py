@@ -260,7 +260,7 @@ async def _stream(
 
     async def follow(index: int, chat: Chat[Completion]) -> None:
         contents = ChunkFormatter(fields, index, '"delta":{"content":', '},"logprobs":')
-        events = chunk(index, {"role": "assistant", "content": ""}, None)
+        events = chunk(index, {"role": "assistant", "content": None}, None)
         async for delta, scores in read_deltas(engine, chat, body):
             if delta.reasoning or delta.tool_calls:
                 shown: dict[str, Any] = {}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -91,7 +90,6 @@ def main() -> None:
         for model in ("bert", "reranker"):
             models.write(folder / f"{model}.gguf", *getattr(models, model)())
         rows = run(test_folder(folder), folder, given.only)
-        shutil.rmtree(folder / "vendor", ignore_errors=True)
     known = reasons()
     counts: Counter[str] = Counter()
     unknown = 0

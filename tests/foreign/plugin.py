@@ -25,7 +25,15 @@ def no_download(url: str, output_file_path: str | None = None) -> Any:
 utils.match_regex = lambda regex, text: True
 utils.download_file = no_download
 utils.ServerPreset.load_all = staticmethod(lambda: None)
-utils.subprocess = SimpleNamespace(
-    **{name: getattr(utils.subprocess, name) for name in ("TimeoutExpired", "DEVNULL", "PIPE")},
-    Popen=StandIn,
-)
+utils.subprocess = SimpleNamespace(**{**vars(utils.subprocess), "Popen": StandIn})
+make_request = utils.ServerProcess.make_request
+
+
+def with_http_headers(self: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Return a response whose headers have no case, as HTTP says; the tests keep a dict of them."""
+    response = make_request(self, *arguments, **keywords)
+    response.headers = utils.requests.structures.CaseInsensitiveDict(response.headers)
+    return response
+
+
+utils.ServerProcess.make_request = with_http_headers

@@ -23,7 +23,15 @@ from llcuda.server.app import create_app, uvicorn_config
 from llcuda.server.connections import listen
 from llcuda.server.models import ModelSpec
 
-GENERATE = ("completion", "completions", "infill", "messages", "responses")
+GENERATE = [
+    "completion",
+    "completions",
+    "infill",
+    "messages",
+    "responses",
+    "apply-template",
+    "input_tokens",
+]
 TINY = "ggml-org/test-model-stories260K"
 # The model that stands for each of those that the tests ask the Hugging Face Hub for.
 MODELS = {
@@ -33,10 +41,10 @@ MODELS = {
     "ggml-org/models/jina-reranker-v1-tiny-en/ggml-model-f16.gguf": "reranker.gguf",
 }
 FLAGS = "offline cont-batching embedding reranking metrics kv-unified swa-full slots no-slots"
-FLAGS += " verbose jinja no-jinja no-mmproj no-cache-idle-slots no-ui context-shift"
+FLAGS += " verbose jinja no-jinja no-mmproj no-cache-idle-slots context-shift backend_sampling"
 VALUES = "port host model hf-repo hf-file temp seed alias ctx-size parallel batch-size ubatch-size"
 VALUES += " threads n-predict slot-save-path pooling api-key chat-template chat-template-file"
-VALUES += " reasoning-format cache-ram n-gpu-layers"
+VALUES += " reasoning-format reasoning cache-ram n-gpu-layers cors-origins"
 
 
 def options_of(arguments: Sequence[str]) -> argparse.Namespace:
@@ -94,6 +102,8 @@ class RequestDefaults:
     def _fields_for(self, document: dict[str, Any]) -> dict[str, Any]:
         limits = {"n_predict", "max_tokens", "max_completion_tokens", "max_output_tokens"}
         own = dict(self._fields)
+        if "messages" not in document:
+            own.pop("chat_template_kwargs", None)
         if limits & document.keys():
             own.pop("n_predict", None)
         return own
@@ -113,7 +123,7 @@ class StandIn:
         app = create_app(
             [_spec(options)],
             keys=[options.api_key] if options.api_key else (),
-            cors_origins=["*"],
+            cors_origins=(options.cors_origins or "*").split(","),
             hosts=(),
             slot_folder=Path(options.slot_save_path) if options.slot_save_path else None,
         )
@@ -121,6 +131,8 @@ class StandIn:
         fields["temperature"] = None if options.temp is None else float(options.temp)
         if options.context_shift:
             fields["overflow"] = "shift"
+        if options.reasoning in ("on", "off"):
+            fields["chat_template_kwargs"] = {"enable_thinking": options.reasoning == "on"}
         if _model_name(options) == TINY:
             fields["ignore_eos"] = True  # the demo model ends its stories, stories260K does not
         defaults = {name: value for name, value in fields.items() if value is not None}
