@@ -274,7 +274,7 @@ def test_a_large_answer_keeps_nobody_waiting(
     server: Served, path: str, asked: dict[str, Any]
 ) -> None:
     """None waits for most of the time between the last token and the answer's end."""
-    body = {**asked, **ENDLESS, "max_tokens": 1500}
+    body = {**asked, **ENDLESS, "max_tokens": 800}
     with without_older_objects(), ThreadPoolExecutor(1) as pool:
         answer = pool.submit(post, server, path, json.dumps(body).encode())
         assert eventually(lambda: server.unfinished() > 0)
