@@ -6,6 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from opcode import opmap
 from typing import Any, TypeVar
 
 Class = TypeVar("Class", bound=type)
@@ -23,7 +24,9 @@ def lazy(
 
     def get(name: str) -> Any:
         if name not in homes:
-            raise _missing(package, name)
+            from llcuda._instead import hint
+
+            raise missing_name(package, name, hint(package, name))
         home = importlib.import_module(homes[name])
         value = home if homes[name] == f"{package}.{name}" else getattr(home, name)
         setattr(sys.modules[package], name, value)
@@ -32,19 +35,20 @@ def lazy(
     return get, lambda: sorted(homes)
 
 
-def _missing(package: str, name: str) -> AttributeError | ImportError:
-    """Return the error for a name that a package does not have."""
-    from importlib.util import find_spec
+def missing_name(module: str, name: str, told: str) -> AttributeError | ImportError:
+    """Return the error for a name that a module does not have; its `__getattr__` raises it.
 
-    from llcuda._instead import hint
+    `from module import name` would replace an AttributeError by an ImportError without its message.
 
-    found = hint(package, name)
-    # `from package import name` asks whether the package has the name, then whether it is a module
-    # of it, and gives an ImportError of its own, without this message.
-    from_import = sys._getframe(2).f_code.co_name == "_handle_fromlist"
-    if found and from_import and find_spec(f"{package}.{name}") is None:
-        return ImportError(f"cannot import name {name!r} from {package!r}{found}", name=package)
-    return AttributeError(f"module {package!r} has no attribute {name!r}{found}")
+    Args:
+        module: Dotted name of the module.
+        name: The missing name.
+        told: The end of the message, such as what to write instead; or "".
+    """
+    frame = sys._getframe(2)  # of who reads the name
+    if told and frame.f_code.co_code[max(frame.f_lasti, 0)] == opmap["IMPORT_FROM"]:
+        return ImportError(f"cannot import name {name!r} from {module!r}{told}", name=module)
+    return AttributeError(f"module {module!r} has no attribute {name!r}{told}")
 
 
 def explain_names(kind: Class) -> Class:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from llcuda._lazy import missing_name
 from llcuda.errors import LibraryError
 from llcuda.llama_cpp import llama_types
 from llcuda.llama_cpp.llama import (
@@ -75,9 +76,7 @@ _MODULES = (
     "llama_tokenizer",
     "llama_types",
 )
-_INSTEAD = (
-    "it is not part of llcuda's llama_cpp: use llcuda.Model, Context and Sampler, or llcuda serve"
-)
+_INSTEAD = "use llcuda.Model, Context and Sampler, or llcuda serve"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -85,7 +84,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> None:
         if fullname.startswith(f"{_NAME}."):
-            raise ModuleNotFoundError(f"{fullname}: {_INSTEAD}", name=fullname)
+            raise ModuleNotFoundError(f"No module named {fullname!r}; {_INSTEAD}", name=fullname)
 
 
 def install() -> None:
@@ -123,8 +122,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("GGML_TYPE_") and name.removeprefix("GGML_TYPE_") in GGMLType.__members__:
         return int(GGMLType[name.removeprefix("GGML_TYPE_")])
     if name.startswith(("llama_", "LLAMA_", "ggml_", "GGML_")) and name not in _MODULES:
-        raise AttributeError(f"{name}: {_INSTEAD}")
+        raise missing_name(__name__, name, f"; {_INSTEAD}")
     try:
         return getattr(llama_types, name)
     except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        raise missing_name(__name__, name, "") from None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llcuda._lazy import missing_name
 from llcuda.chat.template import ChatTemplate
 from llcuda.llama_cpp.llama_grammar import LlamaGrammar
 from llcuda.llama_cpp.responses import as_chat, as_chat_chunks
@@ -354,10 +355,8 @@ def __getattr__(name: str) -> Any:
         for known, form in FORMATS.items():
             if known.replace("-", "") == wanted:
                 return _formatter(form)
-    if name.endswith("ChatHandler"):
-        problem = f"{name}: images and audio cannot be read yet; give the messages as text"
-        raise AttributeError(problem)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    told = "; images and audio cannot be read yet: give the messages as text"
+    raise missing_name(__name__, name, told if name.endswith("ChatHandler") else "")
 
 
 def _formatter(form: ChatFormat) -> ChatFormatter:

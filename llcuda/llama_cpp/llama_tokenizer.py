@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
+from llcuda._lazy import missing_name
 from llcuda.native.model import Model
 from llcuda.params import wrong_value
 
@@ -110,3 +111,10 @@ def llama_token_to_piece(
         return -len(piece)
     buf[: len(piece)] = piece
     return len(piece)
+
+
+def __getattr__(name: str) -> Any:
+    told = (
+        "; the tokens are those of the model's file: convert the checkpoint with llcuda.convert()"
+    )
+    raise missing_name(__name__, name, told if name == "LlamaHFTokenizer" else "")

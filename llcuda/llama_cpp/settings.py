@@ -247,7 +247,14 @@ def known_keywords(given: Mapping[str, Any], known: Collection[str]) -> dict[str
     """Return the keywords that a `Llama` knows, and warn of the others, which have no effect.
 
     llama-cpp-python ignores them, and LangChain gives it some of its own.
+
+    Raises:
+        ArgumentError: The file of a model of images is given.
     """
+    if given.get("clip_model_path") is not None:
+        rule = "images and audio cannot be read yet"
+        path = given["clip_model_path"]
+        raise wrong_value("clip_model_path", path, rule, "leave it out, and give messages as text")
     for name in given.keys() - known:
         rule = meaning(name, known, DIALECT) or "Llama() does not know it"
         warn_ineffective(name, given[name], rule)

@@ -223,7 +223,7 @@ def test_formats_that_are_not_there(form: Any, says: str) -> None:
     with pytest.raises(ArgumentError, match=says):
         Llama("demo", chat_format=form, verbose=False)
     with pytest.raises(
-        AttributeError, match="Llava15ChatHandler: images and audio cannot be read yet"
+        AttributeError, match="'Llava15ChatHandler'; images and audio cannot be read yet"
     ):
         _ = llama_chat_format.Llava15ChatHandler
 

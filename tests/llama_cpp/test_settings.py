@@ -330,3 +330,27 @@ print("done")
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("from llcuda.llama_cpp import llama_decode",
+         "cannot import name 'llama_decode' from 'llcuda.llama_cpp'; use llcuda.Model, Context"),
+        ("from llcuda.llama_cpp import nothing", "cannot import name 'nothing'"),
+        ("from llcuda.llama_cpp.llama_chat_format import Llava15ChatHandler",
+         "images and audio cannot be read yet: give the messages as text"),
+        ("from llcuda.llama_cpp.llama_tokenizer import LlamaHFTokenizer",
+         r"convert the checkpoint with llcuda.convert\(\)"),
+    ],
+)  # fmt: skip
+def test_an_import_of_what_is_not_there(line: str, told: str) -> None:
+    """The ImportError says what to do, as the AttributeError does."""
+    with pytest.raises(ImportError, match=told):
+        exec(line, {})
+
+
+def test_a_projector_is_refused() -> None:
+    """Ignoring it would leave out the images of a conversation."""
+    with pytest.raises(ArgumentError, match="clip_model_path='x.*': images and audio cannot"):
+        Llama("demo", clip_model_path="x.gguf", verbose=False)
