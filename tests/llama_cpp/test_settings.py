@@ -352,5 +352,5 @@ def test_an_import_of_what_is_not_there(line: str, told: str) -> None:
 
 def test_a_projector_is_refused() -> None:
     """Ignoring it would leave out the images of a conversation."""
-    with pytest.raises(ArgumentError, match="clip_model_path='x.*': images and audio cannot"):
+    with pytest.raises(ArgumentError, match=r"clip_model_path='x.*': images and audio cannot"):
         Llama("demo", clip_model_path="x.gguf", verbose=False)
