@@ -254,9 +254,11 @@ async def _stream(
         fields = {**fields, "usage": None}
     answers: dict[int, ChatCompletion[Completion]] = {}
 
-    def chunk(index: int, delta: dict[str, Any], reason: str | None, scores: Any = None) -> str:
+    def chunk(
+        index: int, delta: dict[str, Any], reason: str | None, scores: Any = None, **more: Any
+    ) -> str:
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
-        return event({**fields, "choices": [choice]})
+        return event({**fields, "choices": [choice], **more})
 
     async def follow(index: int, chat: Chat[Completion]) -> None:
         contents = ChunkFormatter(fields, index, '"delta":{"content":', '},"logprobs":')
@@ -279,7 +281,10 @@ async def _stream(
         answers[index] = answer = await chat
         if not writer.begun:
             check_deadline([answer.completion])
-        await writer.write(events + chunk(index, {}, finish_reason(answer.finish_reason)))
+        # With usage the last chunk of all has the times.
+        times = {} if wants_usage else {"timings": timings([answer.completion])}
+        reason = finish_reason(answer.finish_reason)
+        await writer.write(events + chunk(index, {}, reason, **times))
 
     await run_together([follow(index, chat) for index, chat in enumerate(chats)])
     ending = ""

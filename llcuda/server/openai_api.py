@@ -15,6 +15,7 @@ from llcuda.server.bodies import BodyRoute
 from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.completions import answer_completion
 from llcuda.server.embeddings import answer_embeddings, answer_rerank
+from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import (
     ChatBody,
     CompletionBody,
@@ -84,13 +85,15 @@ def openai_routes(service: Service, prefix: str = "") -> APIRouter:
 
     def describe(name: str) -> dict[str, Any]:
         model = service.models.named(name)
+        loaded = service.models.loaded.get(model)
         return {
             "id": name,
             "object": "model",
             "created": service.started,
             "owned_by": "llcuda",
             "root": model,  # which an alias stands for
-            "loaded": model in service.models.loaded,
+            "loaded": loaded is not None,
+            **({"meta": _meta(loaded)} if loaded is not None else {}),
         }
 
     @router.get("/models")
@@ -104,3 +107,16 @@ def openai_routes(service: Service, prefix: str = "") -> APIRouter:
         return describe(name)
 
     return router
+
+
+def _meta(loaded: LoadedModel) -> dict[str, Any]:
+    """Return the sizes of a model, as llama-server names them."""
+    model, engine = loaded.model, loaded.engine
+    return {
+        "n_vocab": model.vocab_size,
+        "n_ctx": None if engine is None else engine.ctx_size,
+        "n_ctx_train": model.train_ctx_size,
+        "n_embd": model.embedding_size,
+        "n_params": model.parameter_count,
+        "size": model.size,
+    }

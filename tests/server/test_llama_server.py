@@ -38,7 +38,8 @@ def events(served: Served, path: str, **body: Any) -> list[dict[str, Any]]:
     """Return the events of a stream."""
     answer = served.post(path, stream=True, **body)
     assert 200 == answer.status_code, answer.text
-    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    lines = answer.text.splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
 
 def test_completion(server: Served) -> None:
@@ -208,6 +209,8 @@ def test_props_and_slots(server: Served) -> None:
     props = server.client.get("/props").json()
     assert (4, 512) == (props["total_slots"], props["default_generation_settings"]["n_ctx"])
     assert ("demo", "demo.gguf") == (props["model_alias"], props["model_path"])
+    meta = server.client.get("/models").json()["data"][0]["meta"]
+    assert (server.engine.model.vocab_size, 512) == (meta["n_vocab"], meta["n_ctx"])
     assert props["chat_template"] == server.engine.model.chat_template
     is_error(server.post("/props"), 501)
     states = server.client.get("/slots?fail_on_no_slot=1").json()
@@ -238,6 +241,8 @@ def test_times_of_openai_answers(server: Served) -> None:
         assert used["prompt_tokens"] == sum(answer["timings"][n] for n in ("prompt_n", "cache_n"))
         last = server.post(path, **body, stream=True, stream_options={"include_usage": True})
         assert '"predicted_per_second"' in last.text.splitlines()[-4]
+    *_, last_chunk = events(server, "/v1/chat/completions", **chat)
+    assert 4 == last_chunk["timings"]["predicted_n"]
 
 
 def test_no_gap(server: Served) -> None:
