@@ -92,21 +92,25 @@ def main() -> None:
         rows = run(test_folder(folder), folder, given.only)
     known = reasons()
     counts: Counter[str] = Counter()
+    unused = {pattern for pattern, _ in known}
     unknown = 0
     print("| test | outcome | reason |\n|---|---|---|")
     for test, outcome, message in rows:
-        why = next((why for pattern, why in known if fnmatch.fnmatchcase(test, pattern)), None)
+        matching = [row for row in known if fnmatch.fnmatchcase(test, row[0])]
+        why = matching[0][1] if matching else None
         if outcome == "passed":
             counts["passed"] += 1
-            if why is not None:
-                print(f"| `{test}` | passed, though listed | {why} |")
         elif outcome == "skipped":
             counts["skipped: " + message.partition(":")[0]] += 1
             print(f"| `{test}` | skipped | {message} |")
         else:
+            unused -= {pattern for pattern, _ in matching}
             counts["failed, listed" if why else "failed, NOT listed"] += 1
             unknown += why is None
             print(f"| `{test}` | {outcome} | {why or 'NOT LISTED: ' + message[:160]} |")
+    if not given.only:
+        for pattern in sorted(unused):
+            print(f"| `{pattern}` | listed, but none of them failed | |")
     print(f"\n{len(rows)} tests: {', '.join(f'{n} {what}' for what, n in counts.items())}")
     sys.exit(bool(unknown))
 
