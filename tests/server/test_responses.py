@@ -110,7 +110,8 @@ def test_shapes_are_openai_s(tool_server: Served, monkeypatch: pytest.MonkeyPatc
         for event in events:
             parsed = EVENT.validate_python(event)
             assert parsed.type == event["type"]
-            assert not {name for name in event if name not in type(parsed).model_fields}
+            further = {name for name in event if name not in type(parsed).model_fields}
+            assert further <= {"name"}  # older types of a call's end demand it
         kinds = [event["type"].removeprefix("response.") for event in events]
         assert ["created", "in_progress", "output_item.added"] == kinds[:3]
         assert ["output_item.done", "completed"] == kinds[-2:]
