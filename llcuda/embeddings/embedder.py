@@ -51,6 +51,8 @@ DEFAULT_CTX_SIZE = 2048
 MAX_SEQUENCES = 256  # of one context
 RESERVED = ("sequences", "ubatch_size", "outputs_max", "unified_kv", "embeddings", "device_logits")
 
+_COMPUTE_SOFTMAX = ("qwen3", "qwen3vl")  # architectures whose graph ends with it
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
@@ -256,8 +258,34 @@ class Embedder:
             ArgumentError: The model is not a classifier, or a text is empty or too long.
             DecodeError: The computation fails or gives values that are not numbers.
         """
+        return self.classify_counted(texts, truncate=truncate, parse_special=parse_special).values
+
+    def classify_counted(
+        self, texts: Sequence[Text], *, truncate: bool = False, parse_special: bool = True
+    ) -> EmbeddingResult:
+        """Return a classifier's scores of texts and the numbers of their tokens; see `classify`."""
         self._check_classifier("classify")
-        return self._compute(self._tokenize(texts, truncate, parse_special)).values
+        return self._compute(self._tokenize(texts, truncate, parse_special))
+
+    def probabilities(self, scores: Float32) -> Float32:
+        """Return the probabilities that the scores of `classify` or `rerank` stand for.
+
+        A single class has the logistic function of its score, several have the softmax. The graph
+        of Qwen3's rerankers has computed it already.
+
+        Args:
+            scores: A row of classes for each text, or the first class of each.
+
+        Returns:
+            float32 from 0 to 1, of the shape of `scores`.
+        """
+        classes = len(self.model.labels)
+        if classes > 1 and self.model.metadata.get("general.architecture") in _COMPUTE_SOFTMAX:
+            return scores
+        if classes < 2 or scores.ndim == 1:
+            return np.asarray((1 + np.tanh(scores / 2)) / 2, dtype=np.float32)
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
     def _check_classifier(self, method: str) -> None:
         if self.pooling != "rank":

@@ -42,7 +42,7 @@ from llcuda.server.metrics import metrics_text
 from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuardMiddleware
 from llcuda.server.models import ModelPool, ModelSpec
 from llcuda.server.ollama import ollama_routes
-from llcuda.server.openai_api import openai_routes
+from llcuda.server.openai_api import cohere_routes, openai_routes
 from llcuda.server.page import page_routes
 from llcuda.server.protocol import DetokenizeBody, TokenizeBody
 from llcuda.server.service import ERRORS, Service
@@ -53,6 +53,7 @@ logger = logging.getLogger("llcuda.server")
 # The APIs, each a function that returns its routes. Of two routes with one path the first answers.
 APIS: tuple[Callable[[Service], APIRouter], ...] = (
     anthropic_routes,
+    cohere_routes,
     llama_server_routes,
     ollama_routes,
 )

@@ -14,16 +14,39 @@ from starlette.responses import Response
 from llcuda.server.bodies import BodyRoute
 from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.completions import answer_completion
-from llcuda.server.embeddings import answer_embeddings, answer_rerank
+from llcuda.server.embeddings import (
+    answer_classify,
+    answer_embeddings,
+    answer_rerank,
+    answer_score,
+)
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import (
     ChatBody,
+    ClassifyBody,
     CompletionBody,
     EmbeddingBody,
     RerankBody,
     ResponsesBody,
+    ScoreBody,
 )
 from llcuda.server.service import ERRORS, Service
+
+
+def cohere_routes(service: Service) -> APIRouter:
+    """Return the route of the second version of Cohere's API.
+
+    Args:
+        service: The state of the server.
+    """
+    router = APIRouter(responses=ERRORS, route_class=BodyRoute)
+
+    @router.post("/v2/rerank")
+    async def rerank(body: RerankBody) -> Response:
+        """Order documents by how well they answer a query."""
+        return service.answer(body, answer_rerank)
+
+    return router
 
 
 def openai_routes(service: Service, prefix: str = "") -> APIRouter:
@@ -82,6 +105,16 @@ def openai_routes(service: Service, prefix: str = "") -> APIRouter:
     async def rerank(body: RerankBody) -> Response:
         """Order documents by how well they answer a query."""
         return service.answer(body, answer_rerank)
+
+    @router.post("/classify")
+    async def classify(body: ClassifyBody) -> Response:
+        """Give texts to a classifier."""
+        return service.answer(body, answer_classify)
+
+    @router.post("/score")
+    async def score(body: ScoreBody) -> Response:
+        """Score pairs of texts."""
+        return service.answer(body, answer_score)
 
     def describe(name: str) -> dict[str, Any]:
         model = service.models.named(name)

@@ -395,9 +395,8 @@ def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
 # One text or several, each as a string or as tokens.
 Inputs: TypeAlias = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     | Tokens
-    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    | Annotated[list[str | Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 )
 
 
@@ -606,13 +605,81 @@ class Document(Body):
     text: str
 
 
+Documents = Annotated[
+    list[str | Document], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
+]
+
+
 class RerankBody(ModelBody):
-    """POST /v1/rerank: order documents by how well they answer a query."""
+    """POST /v1/rerank, /v2/rerank: order documents by how well they answer a query.
+
+    `documents` is the field of Cohere, Jina and llama-server, `texts` that of Hugging Face's
+    text-embeddings-inference (TEI), whose answer is a list.
+    """
 
     query: str
-    documents: list[str | Document] = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
+    documents: Documents | None = None
+    texts: Documents | None = None
     top_n: int | None = Field(None, ge=1)
     return_documents: bool | None = None
+    return_text: bool | None = Field(None, description="With texts.")
+    raw_scores: bool | None = Field(
+        None, description="Scores as the model gives them; with texts false, otherwise true."
+    )
+    truncate: bool | None = None
+    truncation_direction: Literal["right", "Right"] | None = None
+    max_tokens_per_doc: Annotated[Any, Hint()] = None
+    max_chunks_per_doc: Annotated[Any, Hint()] = None
+    rank_fields: Annotated[Any, Hint(["text"])] = None
+
+    def candidates(self) -> list[str]:
+        """Return the texts to rank. ArgumentError for none, and for both names of them."""
+        if (self.documents is None) == (self.texts is None):
+            both = "" if self.documents is None else "; texts has them too"
+            raise wrong_argument("documents", f"expected a list of texts{both}")
+        given = self.texts if self.documents is None else self.documents
+        return [item if isinstance(item, str) else item.text for item in given or ()]
+
+
+class ClassifyBody(ModelBody):
+    """POST /v1/classify: the probabilities of a classifier's classes."""
+
+    engine_names = {"texts": "input"}
+
+    input: Inputs
+    truncate: bool | None = None
+
+    def texts(self) -> list[str | list[int]]:
+        """Return each text, or its tokens."""
+        return _as_list(self.input)
+
+
+Pairs = str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+
+
+class ScoreBody(ModelBody):
+    """POST /v1/score: how well pairs of texts fit.
+
+    A rerank model gives the probability that the second answers the first, another one the cosine
+    of their vectors.
+    """
+
+    engine_names = {"query": "text_1", "documents": "text_2", "texts": "text_1"}
+
+    text_1: Pairs = Field(validation_alias=AliasChoices("text_1", "queries"))
+    text_2: Pairs = Field(validation_alias=AliasChoices("text_2", "documents"))
+    truncate: bool | None = None
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the pairs: one text with each other one, or two lists of one length."""
+        first = [self.text_1] if isinstance(self.text_1, str) else self.text_1
+        second = [self.text_2] if isinstance(self.text_2, str) else self.text_2
+        if len(first) == 1:
+            first = first * len(second)
+        if len(first) != len(second):
+            rule = f"expected 1 text or as many as text_2 has, {len(second)}, not {len(first)}"
+            raise wrong_argument("text_1", rule)
+        return list(zip(first, second, strict=True))
 
 
 # Texts and tokens that belong together.

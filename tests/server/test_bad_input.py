@@ -96,7 +96,7 @@ def test_wrong_values(server: Served, param: str, value: Any) -> None:
         ("prompt", [], "prompt=[]: expected at least 1 element, not 0"),
         ("prompt", [[]], "prompt[0]=[]: expected at least 1 element, not 0"),
         ("prompt", [1, "a"], "prompt[1]='a': expected a whole number"),
-        ("prompt", [1.5], "prompt[0]=1.5: expected a text, a whole number or a list"),
+        ("prompt", [1.5], "prompt[0]=1.5: expected a whole number, a text or a list"),
         ("logit_bias", {str(i): 1 for i in range(5000)},
          "logit_bias: expected at most 4096 elements, not 5000"),
         ("prompt", ["a"] * 5000, "prompt: expected at most 2048 elements, not 5000"),
@@ -172,7 +172,7 @@ def test_messages_of_other_bodies(server: Served) -> None:
         ({"role": "user", "content": [{}]}, "input[0].content[0].type: missing"),
         (
             {"role": "user", "content": [{"type": "input_image"}]},
-            "input[0].content[0].type='input_image': expected one of input_text, output_text, text",
+            "input[0].content[0].type='input_image': images and other files cannot be read yet, only text",
         ),
         (
             {"role": "user", "content": [{"type": "text", "text": 5}]},

@@ -1,7 +1,9 @@
-"""POST /v1/embeddings and /v1/rerank."""
+"""POST /v1/embeddings, /v1/rerank, /v1/classify and /v1/score."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -34,6 +36,9 @@ def test_tokens_as_input(server: Served) -> None:
     tokens = server.engine.model.tokenize(TEXTS[0])
     single = server.post("/v1/embeddings", input=tokens).json()["data"]
     two = server.post("/v1/embeddings", input=[tokens, tokens]).json()["data"]
+    mixed = server.post("/v1/embeddings", input=[TEXTS[0], tokens]).json()["data"]
+    for vectors in (two, mixed):
+        np.testing.assert_allclose(vectors[0]["embedding"], vectors[1]["embedding"], atol=1e-6)
     text = server.post("/v1/embeddings", input=TEXTS[0]).json()["data"]
     np.testing.assert_allclose(single[0]["embedding"], text[0]["embedding"], atol=1e-6)
     assert (1, 2) == (len(single), len(two))
@@ -122,6 +127,61 @@ def test_the_best_documents(rerankers: Served, top_n: int | None, count: int) ->
     ).json()["results"]
     expected = [{**result, "document": objects[result["index"]]} for result in whole[:count]]
     assert expected == best
+
+
+def test_shapes_of_other_servers(rerankers: Served) -> None:
+    """Cohere's second version is the first; with `texts` the answer is the list of TEI."""
+    asked = {"model": "encoder", "query": "the fox?"}
+    first = rerankers.post("/v1/rerank", **asked, documents=DOCUMENTS).json()["results"]
+    for path, fields in (("/v2/rerank", {"max_tokens_per_doc": 512}), ("/rerank", {})):
+        answer = rerankers.post(path, **asked, documents=DOCUMENTS, **fields)
+        assert first == answer.json()["results"]
+    assert "max_tokens_per_doc" in rerankers.post(
+        "/v2/rerank", **asked, documents=DOCUMENTS, max_tokens_per_doc=512
+    ).headers["x-llcuda-ignored"]  # fmt: skip
+    for path in ("/rerank", "/v1/rerank"):
+        lines = rerankers.post(path, **asked, texts=DOCUMENTS, return_text=True, top_n=3).json()
+        assert [result["index"] for result in first[:3]] == [line["index"] for line in lines]
+        assert [DOCUMENTS[line["index"]] for line in lines] == [line["text"] for line in lines]
+        expected = [1 / (1 + math.exp(-result["relevance_score"])) for result in first[:3]]
+        np.testing.assert_allclose(expected, [line["score"] for line in lines], atol=1e-5)
+    raw = rerankers.post("/rerank", **asked, texts=DOCUMENTS, raw_scores=True).json()
+    assert [result["relevance_score"] for result in first] == [line["score"] for line in raw]
+    long = rerankers.post("/rerank", **asked, texts=["the cat " * 500], truncate=True)
+    assert 1 == len(long.json())
+    is_error(rerankers.post("/rerank", **asked), 400, "documents")
+    is_error(rerankers.post("/rerank", **asked, texts=["a"], documents=["a"]), 400, "documents")
+
+
+def test_classes(rerankers: Served) -> None:
+    """The probabilities of the classes, in the order of `labels`."""
+    for name, count in (("encoder", 1), ("decoder", 2)):
+        answer = rerankers.post("/v1/classify", model=name, input=DOCUMENTS[:2]).json()
+        for line in answer["data"]:
+            probs = line["probs"]
+            assert (count, count) == (len(probs), line["num_classes"])
+            assert all(0 <= prob <= 1 for prob in probs)
+            assert line["label"] == answer["labels"][probs.index(max(probs))]
+            assert count == 1 or abs(sum(probs) - 1) < 1e-5
+        assert answer["usage"]["prompt_tokens"]
+    is_error(rerankers.post("/v1/classify", model="encoder", input=[]), 400, "input")
+    is_error(rerankers.post("/v1/classify", model="encoder", input="the cat " * 500), 400)
+
+
+def test_scores_of_pairs(rerankers: Served, server: Served) -> None:
+    """A reranker's probabilities, or cosines of vectors; one text is paired with each other one."""
+    asked: Any = {"model": "encoder", "text_1": "the fox?", "text_2": DOCUMENTS}
+    scores = [line["score"] for line in rerankers.post("/v1/score", **asked).json()["data"]]
+    lines = rerankers.post("/rerank", model="encoder", query="the fox?", texts=DOCUMENTS).json()
+    by_index = sorted(lines, key=lambda line: line["index"])
+    np.testing.assert_allclose([line["score"] for line in by_index], scores, atol=1e-6)
+    pairs = server.post("/v1/score", text_1=TEXTS, text_2=[TEXTS[0], TEXTS[0], TEXTS[2]]).json()
+    first, second, third = (line["score"] for line in pairs["data"])
+    np.testing.assert_allclose([1, 1], [first, third], atol=1e-5)
+    assert -1 <= second < 0.999
+    is_error(server.post("/v1/score", text_1=["a", "b"], text_2="c"), 400, "text_1")
+    is_error(server.post("/v1/score", text_1="a"), 400, "text_2")
+    is_error(server.post("/v1/classify", input="a"), 400)
 
 
 def test_what_cannot_be_ranked(rerankers: Served) -> None:
