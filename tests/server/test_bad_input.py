@@ -172,7 +172,8 @@ def test_messages_of_other_bodies(server: Served) -> None:
         ({"role": "user", "content": [{}]}, "input[0].content[0].type: missing"),
         (
             {"role": "user", "content": [{"type": "input_image"}]},
-            "input[0].content[0].type='input_image': images and other files cannot be read yet, only text",
+            "input[0].content[0].type='input_image': images and other files cannot be read yet, "
+            "only text",
         ),
         (
             {"role": "user", "content": [{"type": "text", "text": 5}]},
