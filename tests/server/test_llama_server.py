@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llcuda.params import SamplingParams
-from llcuda.server.llama_server.completion import after_sampling
+from llcuda.server.llama_server.probabilities import after_sampling
 from llcuda.server.models import ModelSpec
 from tests.support import models
 from tests.support.server import PARAMETERS, Served, demo, is_error, served
@@ -143,6 +143,8 @@ def test_prompts(server: Served) -> None:
         ({"grammar": "root ::= ("}, "grammar"),
         ({"lora": [{"id": 0, "scale": 1}]}, "lora"),
         ({"n_probs": 5, "post_sampling_probs": True, "repeat_penalty": 1.5}, "post_sampling_probs"),
+        ({"n_probs": 1, "post_sampling_probs": True, "top_k": 0}, "post_sampling_probs"),
+        ({"n_probs": 1, "post_sampling_probs": True, "min_tokens": 2}, "post_sampling_probs"),
         ({"n_probs": 101}, "n_probs"),
         ({"id_slot": 99}, "id_slot"),
         ({"n_cmpl": 0}, "n_cmpl"),
@@ -178,6 +180,11 @@ def test_probabilities(server: Served) -> None:
     assert [8, {4}] == [len(before), {len(score["top_logprobs"]) for score in before}]
     body = {**GREEDY, "temperature": 0.9, "seed": 3, "post_sampling_probs": True}
     after = server.post("/completion", **body, n_probs=100, top_k=5, top_p=0.95).json()
+    endless = server.post("/completion", **body, n_probs=50, ignore_eos=True, top_k=90).json()
+    ends = server.engine.model.eog_tokens
+    for score in endless["completion_probabilities"]:
+        assert score["prob"]
+        assert ends.isdisjoint(other["id"] for other in score["top_probs"])
     for score in after["completion_probabilities"]:
         assert 0 < score["prob"] <= 1
         assert 1 == pytest.approx(sum(other["prob"] for other in score["top_probs"]))

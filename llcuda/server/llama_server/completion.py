@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -12,22 +11,23 @@ from typing import Any
 from llcuda.engine.detokenizer import Utf8Decoder
 from llcuda.engine.engine import Engine, tokenize_prompt
 from llcuda.engine.infill import InfillTokens, infill_prompt
-from llcuda.engine.logprobs import NEVER
-from llcuda.engine.outputs import Completion, TokenLogprob
+from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
-from llcuda.params import SamplingParams, wrong_argument, wrong_value
+from llcuda.params import wrong_argument
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import check_count, check_deadline, check_format, is_large
 from llcuda.server.chunks import event, json_text, usage
 from llcuda.server.errors import ApiError, translate
+from llcuda.server.llama_server.probabilities import check_probabilities, probabilities
 from llcuda.server.llama_server.protocol import GenerationBody, InfillBody, NativeCompletionBody
 from llcuda.server.llama_server.settings import adapter_scales, generation_settings
 from llcuda.server.models import LoadedModel
 from llcuda.server.submission import run_beside, submit_beside
 from llcuda.server.timings import timings
 
+_MISSING = object()
 ANSWER_SHARE = 4  # of the context, for an answer in a gap that has no limit of its own
 
 
@@ -124,7 +124,7 @@ def _submit(
             raise wrong_argument("lora", rule)
     keywords = body.keywords(deadline, engine.ctx_size, engine.model)
     check_format(engine, keywords.get("response_format"))
-    _check_probabilities(body, keywords)
+    check_probabilities(body, keywords, engine.model)
     texts: list[Text] = []
     try:
         for number, tokens in enumerate(prompts(engine)):
@@ -145,34 +145,6 @@ def _submit(
             text.cancel()
         raise
     return texts
-
-
-def _check_probabilities(body: GenerationBody, keywords: Mapping[str, Any]) -> None:
-    """Refuse probabilities after sampling where they cannot be told from the model's."""
-    if not (body.post_sampling_probs and body.n_probs):
-        return
-    sampling = sampling_of(keywords)
-    plain = SamplingParams(
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        temperature=sampling.temperature,
-        seed=sampling.seed,
-        min_keep=sampling.min_keep,
-        penalty_last_n=sampling.penalty_last_n,
-    )
-    if sampling != plain or keywords.get("response_format") or not 0 < sampling.top_k <= 100:
-        rule = (
-            "allowed with top_k from 1 to 100, and beside top_p, min_p and temperature with no "
-            "other step of sampling"
-        )
-        raise wrong_value("post_sampling_probs", True, rule)
-
-
-def sampling_of(keywords: Mapping[str, Any]) -> SamplingParams:
-    """Return how tokens are chosen, out of the keywords of `Engine.submit`."""
-    names = SamplingParams.__dataclass_fields__
-    return SamplingParams(**{name: value for name, value in keywords.items() if name in names})
 
 
 async def _answer(
@@ -275,7 +247,7 @@ class _Events:
         }
         if self._body.n_probs:
             scores = text.generation.logprobs[count - 1 : count] if tokens else []
-            document["completion_probabilities"] = _probabilities(
+            document["completion_probabilities"] = probabilities(
                 self._body, self._model, text.keywords, scores
             )
         if self._body.timings_per_token:
@@ -319,7 +291,7 @@ def _final(
     }
     if body.n_probs and not body.stream:
         scores = (completion.logprobs or [])[: len(tokens)]
-        document["completion_probabilities"] = _probabilities(body, model, text.keywords, scores)
+        document["completion_probabilities"] = probabilities(body, model, text.keywords, scores)
     if body.response_fields:
         return _fields(document, body.response_fields)
     return document
@@ -335,73 +307,3 @@ def _fields(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         if here is not _MISSING:
             chosen[name] = here
     return chosen
-
-
-_MISSING = object()
-
-
-def _probabilities(
-    body: GenerationBody,
-    model: Model,
-    keywords: Mapping[str, Any],
-    scores: Sequence[TokenLogprob],
-) -> list[dict[str, Any]]:
-    """Return `completion_probabilities` of tokens."""
-    count = body.n_probs or 0
-
-    def entry(token: int, name: str, number: float) -> dict[str, Any]:
-        piece = list(model.piece_bytes(token, special=True))
-        return {"id": token, "token": model.token_name(token), "bytes": piece, name: number}
-
-    if not body.post_sampling_probs:
-        return [
-            {
-                **entry(score.token, "logprob", max(score.logprob, NEVER)),
-                "top_logprobs": [entry(t, "logprob", max(p, NEVER)) for t, p in score.top[:count]],
-            }
-            for score in scores
-        ]
-    sampling = sampling_of(keywords)
-    documents = []
-    for score in scores:
-        left = after_sampling(score.top, sampling)
-        chosen = dict(left).get(score.token, 0.0)
-        top = [entry(token, "prob", share) for token, share in left[:count]]
-        documents.append({**entry(score.token, "prob", chosen), "top_probs": top})
-    return documents
-
-
-def after_sampling(
-    top: Sequence[tuple[int, float]], sampling: SamplingParams
-) -> list[tuple[int, float]]:
-    """Return what top_k, top_p, min_p and temperature leave of the most probable tokens.
-
-    Args:
-        top: Tokens and their log-probabilities, best first, at least top_k of them.
-        sampling: How the token was chosen.
-
-    Returns:
-        Tokens and their probabilities, best first.
-    """
-    kept = [(token, logprob) for token, logprob in top[: sampling.top_k] if logprob > -math.inf]
-    if sampling.temperature <= 0:
-        return [(token, 1.0) for token, _ in kept[:1]]
-    shares = _normalized([logprob for _, logprob in kept])
-    total, number = 0.0, 0
-    while number < len(kept) and (total < sampling.top_p or number < max(1, sampling.min_keep)):
-        total += shares[number]
-        number += 1
-    kept = kept[:number]
-    least = math.log(sampling.min_p) + kept[0][1] if sampling.min_p > 0 else -math.inf
-    kept = [
-        pair for i, pair in enumerate(kept) if pair[1] >= least or i < max(1, sampling.min_keep)
-    ]
-    shares = _normalized([logprob / sampling.temperature for _, logprob in kept])
-    return [(token, share) for (token, _), share in zip(kept, shares, strict=True) if share > 0]
-
-
-def _normalized(logits: Sequence[float]) -> list[float]:
-    """Return the probabilities of logits."""
-    weights = [math.exp(logit - logits[0]) for logit in logits]
-    total = sum(weights)
-    return [weight / total for weight in weights]
