@@ -69,6 +69,27 @@ def explain_names(kind: Class) -> Class:
     return kind
 
 
+def field_of(value: Any, name: object) -> Any:
+    """Return a field of a dataclass by its name, for code that got a dict elsewhere.
+
+    Args:
+        value: An object of a class that explains names.
+        name: The name of the field.
+
+    Raises:
+        KeyError: There is no such field; the message says what to write.
+        TypeError: The name is not a text, such as the index with which `list()` begins.
+    """
+    kind = type(value).__name__
+    if not isinstance(name, str):
+        raise TypeError(f"{kind!r} object is not a sequence, and has no item {name!r}")
+    if name not in value.__dataclass_fields__:
+        from llcuda._instead import hint
+
+        raise KeyError(f"{name}{hint(kind, name)}")
+    return getattr(value, name)
+
+
 def warn_deprecated(old: str, new: str) -> None:
     """Warn the user of a deprecated name; called by the module or the property that has it.
 

@@ -834,6 +834,7 @@ def chat(
 
 
 @show_keywords(EmbedKeywords)
+@partial(explain_keywords, kinds=(EmbedKeywords,))
 def embed(
     model: str | Path,
     texts: str | Sequence[Text],
@@ -855,7 +856,6 @@ def embed(
         ModelNotFoundError: There is no such model; the one before stays.
         ArgumentError: A value is outside what is allowed.
     """
-    check_keywords(keywords, embed, EmbedKeywords)
     path_text(model, "model")
     with _kept_engine().use(model) as engine:
         return engine.embed(texts, pooling=pooling, **keywords)

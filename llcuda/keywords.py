@@ -479,6 +479,7 @@ HINTS = {
     "add_generation_prompt": "chat() always adds it; ChatTemplate.render() takes it",
     "enable_prefix_caching": "prompts that begin alike share their prefix by themselves",
     "include_stop_str_in_output": "llcuda has no equivalent: a stop text ends the text before it",
+    "input": "embed() takes texts, chat() messages, infer() and submit() a prompt",
     "keep_alive": "a model stays loaded until close() or unload_model()",
     "load_in_4bit": "the weights have the types of their file: choose a Q4_K_M file",
     "metadata": "llcuda has no equivalent: keep it beside the request",

@@ -182,8 +182,12 @@ def test_an_answer_is_read_by_names(objects: dict[str, Any]) -> None:
     for wrong in (0, None, ("message",)):
         with pytest.raises(TypeError, match="'ChatCompletion' object is not a sequence"):
             answer[wrong]
-    with pytest.raises(TypeError, match="not a sequence: 0"):
+    with pytest.raises(TypeError, match="not a sequence, and has no item 0"):
         list(answer)
+    result = objects["Completion"]
+    assert result["text"] == result.text
+    with pytest.raises(KeyError, match=r"choices; write result\.text"):
+        result["choices"]
 
 
 def test_handles_have_what_their_results_have(engine: llcuda.InferenceEngine) -> None:
@@ -192,6 +196,7 @@ def test_handles_have_what_their_results_have(engine: llcuda.InferenceEngine) ->
     chat = engine.chat("Who are you?", **asked)
     assert chat.content == engine.chat("Who are you?", **asked).result().content != ""
     assert chat.message == {"role": "assistant", "content": chat.content}
+    assert chat["message"]["content"] == chat.content
     assert chat.tool_calls == []
     assert chat.parsed is None
     form = {"type": "json_schema", "json_schema": {"schema": {"const": "a"}}}
@@ -209,6 +214,8 @@ def test_vectors_in_one_call() -> None:
     assert llcuda.embed("demo", "Hello", pooling="mean") == pytest.approx(vectors[0], abs=1e-5)
     with pytest.raises(llcuda.ArgumentError, match="pooling"):
         llcuda.embed("demo", "Hello")
+    with pytest.raises(TypeError, match=r"input: embed\(\) takes texts"):
+        llcuda.embed(model="demo", input="Hello")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="normalise: did you mean normalize"):
         llcuda.embed("demo", "Hello", normalise=True)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="model=5: expected a path"):

@@ -26,15 +26,14 @@ from collections.abc import (
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
-from llcuda._instead import hint
-from llcuda._lazy import explain_names
+from llcuda._lazy import explain_names, field_of
 from llcuda.chat.messages import check_tools
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.chat.prompt import Prompt
 from llcuda.chat.tool_calls import ToolCall
 from llcuda.chat.turns import INSTRUCTIONS, drop_oldest, role_of
 from llcuda.display import code, folded, show_stream, small, text_block, token_table
-from llcuda.errors import ClosedError, shown
+from llcuda.errors import ClosedError
 from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
 from llcuda.params import check_flag, wrong_argument, wrong_value
@@ -189,16 +188,7 @@ class ChatCompletion(Generic[CompletionT]):
         return read_answer(self.content, self.response_format, self.finish_reason)
 
     def __getitem__(self, name: str) -> Any:
-        """Return an attribute by its name, as code reads it that got a dict elsewhere.
-
-        Raises:
-            KeyError: There is no such attribute.
-        """
-        if not isinstance(name, str):  # such as the index with which iter() begins
-            raise TypeError(f"'ChatCompletion' object is not a sequence: {shown(name)}")
-        if name not in self.__dataclass_fields__:
-            raise KeyError(f"{name}{hint('ChatCompletion', name)}")
-        return getattr(self, name)
+        return field_of(self, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as data for JSON: the attributes, without the format."""
@@ -288,6 +278,10 @@ class Chat(Generic[CompletionT]):
             LlcudaError: The request has failed.
         """
         return self._complete(self.request.result(timeout))
+
+    def __getitem__(self, name: str) -> Any:
+        """Wait for the end and return `result()[name]`."""
+        return self.result()[name]
 
     @property
     def content(self) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from llcuda._lazy import explain_names, warn_deprecated
+from llcuda._lazy import explain_names, field_of, warn_deprecated
 from llcuda.display import small, text_block, token_table
 from llcuda.structured.classes import read_answer
 
@@ -107,6 +107,9 @@ class Completion:
             AnswerError: The text is cut off, or the class refuses it.
         """
         return read_answer(self.text, self.response_format, self.finish_reason)
+
+    def __getitem__(self, name: str) -> Any:
+        return field_of(self, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as data for JSON: the attributes, and the figures made of them."""
