@@ -6,7 +6,9 @@ Each other one has a walk here: the message that the next run ends in, and the e
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -135,31 +137,36 @@ def missing(name: str) -> list[str]:
     return [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
 
 
-def source(name: str, model: str = "demo", address: str | None = None) -> str:
-    """Return a script, with another model and another server's address.
+def source(name: str, address: str | None = None) -> str:
+    """Return a script.
 
     Args:
         name: The name of the file, without its end.
-        model: What takes the place of "demo".
         address: What takes the place of the server's address.
     """
     text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
-    text = text.replace('"demo"', repr(model).replace("'", '"'))
     return text.replace("http://127.0.0.1:8080", address) if address else text
 
 
-def walk(name: str, model: str = "demo", address: str | None = None) -> None:
-    """Run a script to its first error, make the edit, and again, until it runs to its end.
+def edited(name: str, text: str, edits: Mapping[str, str]) -> str:
+    """Return the text of a script after the edits of a step."""
+    for old, new in edits.items():
+        assert old in text, f"{name}: {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
+def walk(name: str, address: str | None = None) -> None:
+    """Run a script to its first error, make the edits, and again, until it runs to its end.
 
     Args:
         name: As that of `source`.
-        model: As that of `source`.
         address: As that of `source`.
 
     Raises:
-        AssertionError: The message of an error does not tell the edit.
+        AssertionError: The message of an error does not tell the edits.
     """
-    text, named = source(name, model, address), repr(model).replace("'", '"')
+    text = source(name, address)
     for told, edits in WALKS[name]:
         try:
             run(name, text)
@@ -168,11 +175,22 @@ def walk(name: str, model: str = "demo", address: str | None = None) -> None:
             assert re.search(told, message), f"{name}: {message}"
         else:
             raise AssertionError(f"{name} runs without {edits}")
-        for pair in edits.items():
-            old, new = (code.replace('"demo"', named) for code in pair)
-            assert old in text, f"{name}: {old!r}"
-            text = text.replace(old, new)
+        text = edited(name, text, edits)
     run(name, text)
+
+
+def finished(name: str, model: str, address: str | None = None) -> str:
+    """Return a script as it is at the end of its walk, on another model than the demo.
+
+    Args:
+        name: As that of `source`.
+        model: What takes the place of "demo".
+        address: As that of `source`.
+    """
+    text = source(name, address)
+    for _told, edits in WALKS[name]:
+        text = edited(name, text, edits)
+    return text.replace('"demo"', json.dumps(model))
 
 
 def run(name: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The scripts of peers' users on Qwen: as they are, or as their errors say."""
+"""The scripts of peers' users on Qwen: as they are, or as their errors have told to write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from llcuda.server import ModelSpec
-from tests.newcomers.walks import NEEDS, WALKS, missing, source, walk
+from tests.newcomers.walks import NEEDS, WALKS, finished, missing, run
 from tests.real.conftest import QWEN, file
 from tests.support.server import served
 
@@ -18,11 +18,11 @@ def test_a_script(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It ends well and prints a text."""
     path = str(file(QWEN))
     if name == "openai_client":
-        spec = ModelSpec("demo", path, parameters={"ctx_size": 512, "n_parallel": 2})
+        spec = ModelSpec(path, path, parameters={"ctx_size": 512, "n_parallel": 2})
         with served(spec) as server:
-            walk(name, address=server.url)
+            run(name, finished(name, path, server.url))
     else:
-        walk(name, path)
+        run(name, finished(name, path))
     assert len(capsys.readouterr().out.strip()) > 3
 
 
@@ -38,7 +38,7 @@ def test_a_script_of_another_library(name: str, printed: str) -> None:
     """As it is, where the library is installed."""
     if modules := missing(name):
         pytest.skip(f"needs {', '.join(modules)}")
-    program = [sys.executable, "-c", source(name, str(file(QWEN)))]
+    program = [sys.executable, "-c", finished(name, str(file(QWEN)))]
     result = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert printed in result.stdout
