@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,20 @@ from llcuda.chat.stream_reader import Reading, StreamReader, nothing
 from llcuda.errors import SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model
-from llcuda.params import wrong_argument
+
+class Constraint(NamedTuple):
+    """What restricts one answer.
+
+    Attributes:
+        guide: The guide; None for an answer that is free.
+        relaxed: The parts of tools' schemas that are not enforced.
+        schemas: The schemas that are, by the names of the tools; none where calls are not JSON.
+    """
+
+    guide: Guide | None
+    relaxed: Sequence[structured.Relaxation] = ()
+    schemas: Mapping[str, Any] = MappingProxyType({})
+
 
 _PLAIN = {"type", "properties", "required", "title", "description", "$defs", "$schema"}
 
@@ -28,36 +42,47 @@ def chat_guide(
     tools: Sequence[Mapping[str, Any]],
     tool_choice: str | Mapping[str, Any],
     response_format: Any,
+    bare_tool_calls: bool,
     shown_tokens: frozenset[int],
-) -> Guide | None:
-    """Return the guide of one answer, None for an answer that is free.
+) -> Constraint:
+    """Return what restricts one answer.
 
     Args:
         model: The model that writes the answer.
         syntax: The delimiters of its template.
         prompt: The prompt, which may open the reasoning.
         tools: The tools that may be called, checked. Arguments follow their schemas, but for tools
-            with "strict": False, and for models that do not write them as JSON.
+            with "strict": False, and for models that do not write them as JSON. Parts of schemas
+            that cannot be honoured are left out.
         tool_choice: OpenAI's.
-        response_format: The format of the content.
+        response_format: The format of the content, which an answer of calls need not have.
+        bare_tool_calls: Whether JSON without the delimiters of calls may be one.
         shown_tokens: Control tokens that are part of the text.
 
     Raises:
-        ArgumentError: The tools or the format cannot be honoured.
+        ArgumentError: The format cannot be honoured.
         UnsupportedError: A call is demanded of a model that does not write calls as JSON.
     """
     form = structured.compile_response_format(model, response_format)
     calls = syntax.tool_calls
     demanded = bool(tools) and tool_choice not in ("auto", "none")
-    if form is not None and tools:
-        raise wrong_argument(
-            "response_format", "expected none with tools, unless tool_choice is 'none'"
-        )
+    grammar: structured.ToolGrammar | None = None
     if tools and calls is not None and calls.body:
-        waits = bool(calls.begin) and not demanded
-        form = structured.compile(model, _tool_format(calls, tools, tool_choice, waits))
+        waits = bool(calls.begin) and not demanded and form is None
+        tool_format = _tool_format(
+            calls, tools, "required" if form is not None and not demanded else tool_choice, waits
+        )
+        if form is not None and not demanded:
+            bare = bool(calls.begin) and bare_tool_calls
+            tool_format = structured.tools_or_content(tool_format, form, bare=bare, free=())
+        grammar = structured.compile_tools(model, tool_format)
         if waits:
-            return ToolCallGuide(model, form.guide, syntax, prompt, shown_tokens)
+            new_guide = grammar.grammar.guide
+            free = ToolCallGuide(model, new_guide, syntax, prompt, shown_tokens)
+            return Constraint(free, grammar.relaxed, grammar.schemas)
+    elif tools and calls is not None and form is not None and not demanded:
+        tool_format = structured.tools_or_content(None, form, bare=False, free=calls.begins)
+        grammar = structured.compile_tools(model, tool_format)
     elif demanded:
         raise UnsupportedError(
             f"tool_choice={tool_choice!r}: expected 'auto' or 'none', because this model does not "
@@ -65,11 +90,17 @@ def chat_guide(
             parameter="tool_choice",
             remedy="use tool_choice='auto'",
         )
+    form = form if grammar is None else grammar.grammar
     if form is None:
-        return None
-    if not syntax.opens_channel(prompt) and syntax.open_reasoning(prompt) is None:
-        return form.guide()
-    return ReasoningGuide(model, form.guide, syntax, prompt, shown_tokens)
+        return Constraint(None)
+    guide: Guide = (
+        form.guide()
+        if not syntax.opens_channel(prompt) and syntax.open_reasoning(prompt) is None
+        else ReasoningGuide(model, form.guide, syntax, prompt, shown_tokens, bool(tools))
+    )
+    if grammar is None:
+        return Constraint(guide)
+    return Constraint(guide, grammar.relaxed, grammar.schemas)
 
 
 def _tool_format(
@@ -103,8 +134,14 @@ def _detokenizer(model: Model, shown_tokens: frozenset[int]) -> Callable[[int], 
     return lambda token: decode(model.piece_bytes(token, token in shown_tokens))
 
 
-def _until_content(syntax: ChatSyntax, prompt: str, reader: StreamReader) -> Reading[None]:
-    """Read up to the content of an answer whose prompt opens reasoning or a header."""
+def _until_content(
+    syntax: ChatSyntax, prompt: str, reader: StreamReader, has_tools: bool
+) -> Reading[bool]:
+    """Read up to the content of an answer whose prompt opens reasoning or a header.
+
+    Returns:
+        Whether content comes; otherwise a message to a tool does.
+    """
     if (reasoning := syntax.open_reasoning(prompt)) is not None:
         yield from reader.until(syntax.reasoning_ends(reasoning), nothing)
     elif (channels := syntax.channels) is not None:
@@ -112,12 +149,15 @@ def _until_content(syntax: ChatSyntax, prompt: str, reader: StreamReader) -> Rea
         while not header or not channels.is_content("".join(header)):
             header = []
             yield from reader.until((channels.message,), header.append)
+            if has_tools and channels.tool("".join(header)):
+                return False
+    return True
 
 
 class ReasoningGuide:
     """Leaves the reasoning free, and has a guide restrict all that follows; see `llcuda.guide`.
 
-    The answer cannot end within the reasoning.
+    The answer cannot end within the reasoning. A message to a tool is free, too.
 
     Args:
         model: The model that writes the answer.
@@ -125,6 +165,7 @@ class ReasoningGuide:
         syntax: The delimiters of the model.
         prompt: The prompt of the answer.
         shown_tokens: Control tokens that are part of the text.
+        has_tools: Whether there are tools to which a message may go.
     """
 
     def __init__(
@@ -134,14 +175,15 @@ class ReasoningGuide:
         syntax: ChatSyntax,
         prompt: str,
         shown_tokens: frozenset[int] = frozenset(),
+        has_tools: bool = False,
     ) -> None:
         self._model = model
         self._new_guide = new_guide
         self._guide: Any = None
         self._detokenize = _detokenizer(model, shown_tokens)
         self._reader = StreamReader()
-        self._reading = _until_content(syntax, prompt, self._reader)
-        self._mask = np.full((model.vocab_size + 31) // 32, 0xFFFFFFFF, np.uint32)
+        self._reading = _until_content(syntax, prompt, self._reader, has_tools)
+        self._mask: Any = np.full((model.vocab_size + 31) // 32, 0xFFFFFFFF, np.uint32)
         for token in model.eog_tokens:
             self._mask[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
 
@@ -158,10 +200,15 @@ class ReasoningGuide:
         if self._guide is not None:
             self._guide.accept(token)
             return
+        if self._mask is None:
+            return
         self._reader.feed(self._detokenize(token))
         try:
             next(self._reading)
-        except StopIteration:
+        except StopIteration as end:
+            if not end.value:
+                self._mask = None
+                return
             self._guide = self._new_guide()
             rest = self._reader.rest().lstrip()
             for token in self._model.tokenize(rest, add_special=False):

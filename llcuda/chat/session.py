@@ -37,6 +37,7 @@ from llcuda.errors import ClosedError
 from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
 from llcuda.params import check_flag, wrong_argument, wrong_value
+from llcuda.structured import Relaxation
 from llcuda.structured.classes import read_answer
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
@@ -238,6 +239,7 @@ class Chat(Generic[CompletionT]):
     Attributes:
         request: The request that generates the text.
         dropped_messages: Number of the oldest messages that overflow="drop" left out.
+        relaxed: The parts of tools' schemas that are not enforced, with the reasons.
     """
 
     def __init__(
@@ -247,8 +249,10 @@ class Chat(Generic[CompletionT]):
         model: Model,
         dropped_messages: int = 0,
         response_format: Any = None,
+        relaxed: Sequence[Relaxation] = (),
     ) -> None:
         self.request = request
+        self.relaxed = relaxed
         self._response_format = response_format
         self.dropped_messages = dropped_messages
         self._parser = parser
@@ -463,8 +467,10 @@ def start(
         tools: OpenAI's definitions of tools, or Python functions with type hints.
         tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}.
             Arguments follow the schemas of their tools where the model writes them as JSON, but
-            for tools with "strict": False.
-        response_format: The format of the content; see `llcuda.structured.compile`.
+            for tools with "strict": False. A keyword that cannot be enforced is left out, named in
+            the log and in `relaxed` of the chat.
+        response_format: The format of the content; see `llcuda.structured.compile`. With tools and
+            tool_choice="auto" the answer is calls, or content in this format.
         template: The name of one of the model's templates, or the text of another one. None: the
             main template, and with tools the one that the model has for them.
         template_variables: Further variables of the template, such as {"enable_thinking": False}.
@@ -506,21 +512,22 @@ def start(
             raise wrong_value("keep", parameters["keep"], 'has no effect with overflow="drop"')
         messages, dropped = _fitting(messages, render, ctx_size, parameters.get("max_tokens"))
     prompt = render(messages, ctx_size if overflow == "error" else None)
-    guide = chat_guide(
+    constraint = chat_guide(
         model,
         program.syntax,
         prompt.text,
         tools=offered,
         tool_choice=tool_choice,
         response_format=response_format,
+        bare_tool_calls=bare_tool_calls,
         shown_tokens=program.shown_tokens,
     )
-    if guide is not None:
+    if constraint.guide is not None:
         if parameters.get("guide") is not None:
             raise wrong_argument("guide", "expected none with tools or response_format")
         if parameters.get("grammar") is not None:
             raise wrong_argument("grammar", "expected none with tools or response_format")
-        parameters["guide"] = guide
+        parameters["guide"] = constraint.guide
     parameters.setdefault("max_tokens", max(1, ctx_size - len(prompt.tokens)))
     end_tokens = {*parameters.pop("stop_tokens", ()), *program.end_tokens}
     shown_tokens = {*parameters.pop("shown_tokens", ()), *program.shown_tokens}
@@ -530,6 +537,7 @@ def start(
     if bare_tool_calls and tool_choice == "auto":
         strict = [strict_tool(tool)["function"] for tool in offered]
         bare_schemas = {function["name"]: function["parameters"] for function in strict}
+        bare_schemas |= constraint.schemas
     parser = ChatParser(
         program.syntax,
         prompt.text,
@@ -537,7 +545,7 @@ def start(
         bare_tools=bare_schemas,
         new_id=_call_ids(),
     )
-    return Chat(request, parser, model, dropped, response_format)
+    return Chat(request, parser, model, dropped, response_format, constraint.relaxed)
 
 
 def chat_prompt(

@@ -6,23 +6,30 @@ from llcuda._lazy import deprecated
 from llcuda.structured.compiler import (
     CompiledGrammar,
     TextGuide,
+    ToolGrammar,
     compile,  # noqa: A004 - as that of re
     compile_beside,
     compile_response_format,
+    compile_tools,
     guide,
     read_vocabulary,
 )
-from llcuda.structured.grammar import tool_format
+from llcuda.structured.grammar import tool_format, tools_or_content
+from llcuda.structured.relaxation import Relaxation
 
 __all__ = [
     "CompiledGrammar",
+    "Relaxation",
     "TextGuide",
+    "ToolGrammar",
     "compile",
     "compile_beside",
     "compile_response_format",
+    "compile_tools",
     "guide",
     "read_vocabulary",
     "tool_format",
+    "tools_or_content",
 ]
 
 if not TYPE_CHECKING:  # a checker would take every name for one of this package

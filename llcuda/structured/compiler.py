@@ -11,6 +11,8 @@ grammar ends; one that `max_tokens` cuts off is the beginning of a text that fol
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import random
 import re
 import threading
@@ -19,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -31,6 +33,7 @@ from llcuda.structured.cost import MAX_SMALL
 from llcuda.structured.grammar import GrammarSource, grammar_source, schemas_of
 from llcuda.structured.json_schema import target
 from llcuda.structured.places import UNSATISFIABLE, place_of
+from llcuda.structured.relaxation import ANY_OBJECT, Relaxation, relax
 from llcuda.structured.tokenizer import tokenizer_of
 from llcuda.structured.trial import (
     ENDLESS,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
     from llcuda.native.model import Model
 
+logger = logging.getLogger("llcuda")
 T = TypeVar("T")
 MAX_GRAMMARS = 64  # kept for each model
 MAX_LARGE_GRAMMARS = 4  # the same, of those that were tried out first
@@ -119,25 +123,80 @@ def compile(  # noqa: A001 - as that of re
         raise error from None
 
 
-def _with_place(error: ArgumentError, model: Model, response_format: Any) -> ArgumentError:
-    """Return an error that names the place in the JSON schema where it begins."""
+class ToolGrammar(NamedTuple):
+    """The compiled format of calls.
+
+    Attributes:
+        grammar: The grammar.
+        schemas: The schemas that it enforces, by the names of the tools.
+        relaxed: The parts of the given schemas that it does not enforce.
+    """
+
+    grammar: CompiledGrammar
+    schemas: Mapping[str, Any]
+    relaxed: Sequence[Relaxation]
+
+
+def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
+    """Compile a format of `tool_format`, without the parts of schemas that cannot be honoured.
+
+    Such a part is named once in the log.
+
+    Args:
+        model: The model whose tokens are restricted.
+        tool_format: The format.
+
+    Raises:
+        ArgumentError: No tool can be called.
+    """
+    compiler = _compiler_of(model)
+    relaxed, relaxations = compiler.relaxed(tool_format)
+    try:
+        grammar = compiler.compile(model, grammar_source(relaxed, model, False))
+    except ArgumentError as error:
+        calls, relaxations = [], []
+        for call in relaxed["calls"]:
+            schema, parts = relax(call["schema"], partial(_error_of, model))
+            calls.append({**call, "schema": schema})
+            relaxations += [Relaxation(call["name"], *part) for part in parts]
+        relaxed = {**relaxed, "calls": calls}
+        try:
+            grammar = compiler.compile(model, grammar_source(relaxed, model, False))
+        except ArgumentError:  # each schema is small enough, all of them are not
+            calls = [{**call, "schema": ANY_OBJECT} for call in calls]
+            relaxed = {**relaxed, "calls": calls}
+            relaxations = [Relaxation(call["name"], "#", _problem(error)) for call in calls]
+            grammar = compiler.compile(model, grammar_source(relaxed, model, False))
+        compiler.keep_relaxed(tool_format, relaxed, relaxations)
+        for relaxation in relaxations:
+            logger.warning("%s", relaxation)
+    schemas = {call["name"]: call["schema"] for call in relaxed["calls"]}
+    return ToolGrammar(grammar, schemas, relaxations)
+
+
+def _error_of(model: Model, schema: Any) -> ArgumentError | None:
+    """Return why a JSON schema is refused; None for one that is not, or that is large."""
     from llguidance import LLMatcher, LLParserLimits
 
+    check_cancelled()
+    try:
+        source = grammar_source(_schema_format(schema), model, False)
+    except ArgumentError as refusal:
+        return refusal
+    if source.cost > MAX_SMALL:
+        return None
     limits = LLParserLimits(**_limits())
     tokenizer = _compiler_of(model).tokenizer(model)
+    found = _with_stack(lambda: LLMatcher.validate_grammar(source.text, tokenizer, limits=limits))
+    return ArgumentError(_reason(readable(found))) if found else None
+
+
+def _with_place(error: ArgumentError, model: Model, response_format: Any) -> ArgumentError:
+    """Return an error that names the place in the JSON schema where it begins."""
 
     def problem_of(schema: Any) -> str | None:
-        check_cancelled()
-        try:
-            source = grammar_source(_schema_format(schema), model, False)
-        except ArgumentError as refusal:
-            return _problem(refusal)
-        if source.cost > MAX_SMALL:
-            return None
-        found = _with_stack(
-            lambda: LLMatcher.validate_grammar(source.text, tokenizer, limits=limits)
-        )
-        return _reason(readable(found)) if found else None
+        refusal = _error_of(model, schema)
+        return None if refusal is None else _problem(refusal)
 
     try:
         schemas = schemas_of(response_format)
@@ -251,10 +310,12 @@ class CompiledGrammar:
 
     Attributes:
         source: The grammar as llguidance gets it.
+        cost: What it costs to compile, in characters of a regular expression.
     """
 
     def __init__(self, model: Model, tokenizer: LLTokenizer, source: GrammarSource) -> None:
         self.source = source.text
+        self.cost = source.cost
         # A copy of a large grammar would take as long as the grammar, while texts wait.
         self._max_compilations = MAX_COMPILATIONS if source.cost <= MAX_SMALL else 1
         self._model = weakref.ref(model)  # which keeps its grammars
@@ -488,6 +549,14 @@ def _message(matcher: LLMatcher) -> str:
     return readable(matcher.get_error())
 
 
+_Relaxed: TypeAlias = tuple[Mapping[str, Any], Sequence[Relaxation]]
+
+
+def _key(tool_format: Mapping[str, Any]) -> str:
+    """Return a text that tells formats apart."""
+    return json.dumps(tool_format, default=lambda grammar: grammar.source)
+
+
 class _Entry:
     """A grammar that is compiled once; whoever needs it meanwhile waits."""
 
@@ -505,6 +574,7 @@ class _Compiler:
         self._tokenizer: LLTokenizer | None = None
         self._small: OrderedDict[str, _Entry] = OrderedDict()
         self._large: OrderedDict[str, _Entry] = OrderedDict()
+        self._relaxed: OrderedDict[str, _Relaxed] = OrderedDict()
 
     def compile(self, model: Model, source: GrammarSource) -> CompiledGrammar:
         """Return the compiled grammar, which is compiled once; others do not wait for it."""
@@ -526,6 +596,23 @@ class _Compiler:
                 _probe(grammar)
                 entry.grammar = grammar
             return entry.grammar
+
+    def relaxed(self, tool_format: Mapping[str, Any]) -> _Relaxed:
+        """Return a format as it was relaxed before, or as it is, and what was left out."""
+        with self._lock:
+            return self._relaxed.get(_key(tool_format), (tool_format, ()))
+
+    def keep_relaxed(
+        self,
+        tool_format: Mapping[str, Any],
+        relaxed: Mapping[str, Any],
+        relaxations: Sequence[Relaxation],
+    ) -> None:
+        """Keep what a format was relaxed to."""
+        with self._lock:
+            self._relaxed[_key(tool_format)] = relaxed, relaxations
+            while len(self._relaxed) > MAX_GRAMMARS:
+                self._relaxed.popitem(last=False)
 
     def tokenizer(self, model: Model) -> LLTokenizer:
         """Return the tokenizer; the first call reads the vocabulary."""

@@ -39,6 +39,18 @@ class GrammarSource(NamedTuple):
     narrowing: ArgumentError | None = None
 
 
+class HasGrammar(Protocol):
+    """A compiled grammar, as far as it becomes a part of another one."""
+
+    @property
+    def source(self) -> str:
+        """The grammar as llguidance gets it."""
+
+    @property
+    def cost(self) -> float:
+        """What it costs to compile."""
+
+
 class HasControlTokens(Protocol):
     """A model, as far as grammars of tool calls need it."""
 
@@ -90,6 +102,8 @@ def grammar_source(response_format: Any, model: HasControlTokens, compact: bool)
         return _choice(response_format["choices"])
     if kind == "tools":
         return _tools(response_format, model, compact)
+    if kind == "tools or content":
+        return _tools_or_content(response_format, model, compact)
     text = _text(kind, response_format["regex" if kind == "regex" else "grammar"])
     if kind == "regex":
         # The whole text matches anyway, and llguidance knows no anchors.
@@ -108,6 +122,7 @@ _FIELDS: dict[str, set[str]] = {
     "lark": {"grammar"},
     "gbnf": {"grammar"},
     "tools": {"calls", "trigger", "required", "parallel"},
+    "tools or content": {"calls", "parallel", "bare", "free", "content"},
 }
 
 _SCHEMA = 'a JSON schema is given as {"type": "json_schema", "json_schema": {"schema": ...}}'
@@ -135,7 +150,8 @@ def schemas_of(response_format: Any) -> list[Any]:
         return [_schema_of(response_format["json_schema"])]
     if kind == "json_object" and "schema" in response_format:
         return [response_format["schema"]]
-    return [call["schema"] for call in response_format["calls"]] if kind == "tools" else []
+    calls = response_format["calls"] if kind in ("tools", "tools or content") else []
+    return [call["schema"] for call in calls]
 
 
 def _refused(problem: str, remedy: str | None = None) -> ArgumentError:
@@ -246,7 +262,7 @@ def tool_format(
         if not before.startswith(trigger):
             raise wrong_value("trigger", trigger, f"a call of {name!r} does not begin with it")
         parameters = function.get("parameters") or {"type": "object", "properties": {}}
-        calls.append({"before": before, "schema": parameters, "after": after})
+        calls.append({"name": name, "before": before, "schema": parameters, "after": after})
     return {
         "type": "tools",
         "calls": calls,
@@ -254,6 +270,36 @@ def tool_format(
         "required": required,
         "parallel": parallel,
     }
+
+
+def tools_or_content(
+    calls: Mapping[str, Any] | None, content: HasGrammar, *, bare: bool, free: Sequence[str]
+) -> dict[str, Any]:
+    """Return the response_format of texts that are calls, or content in a format of its own.
+
+    Args:
+        calls: The format of the calls by `tool_format`; None where they are not JSON.
+        content: The compiled format of the content.
+        bare: Whether a call may also be an object with name and arguments, without delimiters.
+        free: Delimiters behind which a text is free, for calls that are not JSON.
+
+    Raises:
+        ArgumentError: The content's format is that of calls itself.
+    """
+    if _is_of_calls(content.source):
+        raise _refused("expected the format of a content, not one of calls")
+    return {
+        "type": "tools or content",
+        "calls": [] if calls is None else calls["calls"],
+        "parallel": calls is not None and calls["parallel"],
+        "bare": bare,
+        "free": list(free),
+        "content": content,
+    }
+
+
+def _is_of_calls(source: str) -> bool:
+    return source.startswith("{") and len(json.loads(source)["grammars"]) > 1
 
 
 def _function(tool: Any) -> Mapping[str, Any]:
@@ -265,24 +311,79 @@ def _function(tool: Any) -> Mapping[str, Any]:
     return function
 
 
-def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: bool) -> GrammarSource:
+def _names(model: HasControlTokens) -> dict[str, int]:
+    """Return the control tokens by their texts, those that end a text included."""
     ends = {model.piece_bytes(end, special=True): end for end in model.eog_tokens}
     names = {**model.control_tokens, **{n.decode(errors="replace"): t for n, t in ends.items()}}
     names.pop("", None)
+    return names
+
+
+def _schemas(calls: Sequence[Mapping[str, Any]], compact: bool) -> list[PreparedSchema]:
+    """Return the schemas of calls as llguidance reads them."""
+    prepared = []
+    for call in calls:
+        schema, parts = _with_spaces(call["schema"], compact)
+        prepared.append(parts._replace(schema=schema))
+    return prepared
+
+
+def _sources(
+    start: str, lines: Sequence[str], grammars: Sequence[Mapping[str, Any]],
+    cost: float, prepared: Sequence[PreparedSchema],
+) -> GrammarSource:  # fmt: skip
+    """Return a grammar of calls, whose trial has the other grammars alone."""
+    schemas = " | ".join(f"@{grammar['name']}" for grammar in grammars)
+    source, trial = (
+        json.dumps({"grammars": [{"name": "tools", "lark_grammar": lark}, *grammars]})
+        for lark in ("\n".join([f"start: {start}", *lines]), f"start: {schemas}")
+    )
+    narrowing = next((parts.narrowing for parts in prepared if parts.narrowing), None)
+    return GrammarSource(source, cost + sum(parts.cost for parts in prepared), trial, narrowing)
+
+
+def _tools_or_content(
+    tool_format: Mapping[str, Any], model: HasControlTokens, compact: bool
+) -> GrammarSource:
+    names, content = _names(model), tool_format["content"]
+    prepared = _schemas(tool_format["calls"], compact)
+    lines = [f"BREAK: /[ \\n]{{1,2}}/\nSPACE: /{WHITESPACE}/\nTEXT: /{_ANY_TEXT}/"]
+    options = ["@content"]
+    for i, call in enumerate(tool_format["calls"]):
+        before, after = _parts(call["before"], names), _parts(call["after"], names)
+        lines.append(f"call_{i}: {before} @schema_{i} {after}")
+        if tool_format["bare"]:
+            name = _literal(_literal(call["name"]))
+            lines.append(
+                f'bare_{i}: "{{" SPACE? "\\"name\\"" SPACE? ":" SPACE? {name} SPACE? "," SPACE? '
+                f'"\\"arguments\\"" SPACE? ":" SPACE? @schema_{i} SPACE? "}}"'
+            )
+            options.append(f"bare_{i}")
+    if prepared:
+        lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(prepared))))
+        options.append("call (BREAK? call)*" if tool_format["parallel"] else "call")
+    options += [f"{_parts(mark, names)} TEXT" for mark in tool_format["free"]]
+    form = content.source
+    inner = json.loads(form)["grammars"][0] if form.startswith("{") else {"lark_grammar": form}
+    grammars = [
+        *({"name": f"schema_{i}", "json_schema": p.schema} for i, p in enumerate(prepared)),
+        {**inner, "name": "content"},
+    ]
+    return _sources(" | ".join(options), lines, grammars, content.cost, prepared)
+
+
+def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: bool) -> GrammarSource:
+    names = _names(model)
     trigger, required = tool_format["trigger"], tool_format["required"]
-    lines, grammars = [], []
-    cost, narrowing = 0.0, None
+    prepared = _schemas(tool_format["calls"], compact)
+    lines = []
     triggered = 0 if required else len(trigger)
     for i, call in enumerate(tool_format["calls"]):
         before = _parts(call["before"][triggered:], names)
         after = _parts(call["after"], names)
         head = "" if required or not trigger else "trigger "
         lines.append(f"call_{i}: {head}{before} @schema_{i} {after}")
-        schema, prepared = _with_spaces(call["schema"], compact)
-        cost += prepared.cost
-        narrowing = narrowing or prepared.narrowing
-        grammars.append({"name": f"schema_{i}", "json_schema": schema})
-    lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(grammars))))
+    lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(prepared))))
     if required:
         start = "call (BREAK? call)*" if tool_format["parallel"] else "call"
         lines.append("BREAK: /[ \\n]{1,2}/")
@@ -295,12 +396,8 @@ def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: boo
         special = mark.startswith("<[")
         lines.append(f"trigger{'' if special else '[lazy]'}: TEXT {mark}")
         lines.append(f"TEXT: /{_ANY_TEXT}/")
-    schemas = " | ".join(f"@{grammar['name']}" for grammar in grammars)
-    source, trial = (
-        json.dumps({"grammars": [{"name": "tools", "lark_grammar": lark}, *grammars]})
-        for lark in ("\n".join([f"start: {start}", *lines]), f"start: {schemas}")
-    )
-    return GrammarSource(source, cost, trial, narrowing)
+    grammars = [{"name": f"schema_{i}", "json_schema": p.schema} for i, p in enumerate(prepared)]
+    return _sources(start, lines, grammars, 0.0, prepared)
 
 
 def _parts(text: str, names: Mapping[str, int]) -> str:

@@ -49,7 +49,7 @@ def place_of(
     try:
         if not isinstance(root, dict) or len(json.dumps(root, allow_nan=False)) > MAX_CHARACTERS:
             return None
-        tree = _without_references(root, target, targets)
+        tree = without_references(root, target, targets)
     except (TypeError, ValueError, RecursionError):  # which its own error describes
         return None
     if problem_of(root) != problem:
@@ -58,7 +58,7 @@ def place_of(
     place, deadline = "#", time.monotonic() + MAX_SECONDS
     unvisited = _inner(tree, place, problem)
     if not problem.startswith(UNSATISFIABLE):
-        unvisited += [(name, _without_references(node, target, {}), False)
+        unvisited += [(name, without_references(node, target, {}), False)
                       for name, node in targets.items()]  # fmt: skip
     while unvisited and time.monotonic() < deadline:
         inner_place, inner, is_needed = unvisited.pop(0)
@@ -98,13 +98,13 @@ def _needed(node: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{place}/allOf/{i}", part) for i, part in enumerate(parts))
 
 
-def _without_references(value: Any, target: Callable[[str], Any], targets: dict[str, Any]) -> Any:
+def without_references(value: Any, target: Callable[[str], Any], targets: dict[str, Any]) -> Any:
     """Return a copy without the references that lead somewhere, which are added to `targets`."""
     if isinstance(value, list):
-        return [_without_references(item, target, targets) for item in value]
+        return [without_references(item, target, targets) for item in value]
     if not isinstance(value, dict):
         return value
-    copy = {key: _without_references(item, target, targets) for key, item in value.items()}
+    copy = {key: without_references(item, target, targets) for key, item in value.items()}
     reference = copy.get("$ref")
     if isinstance(reference, str) and (inner := target(reference)) is not True:
         targets[reference] = inner

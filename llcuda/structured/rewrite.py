@@ -53,6 +53,26 @@ _IN_LISTS = ("anyOf", "allOf", "prefixItems", "items")
 _ALONE = ("items", "additionalItems", "additionalProperties")
 
 
+class KeywordError(ArgumentError):
+    """The refusal of one keyword.
+
+    Args:
+        path: The keyword in the schema, such as "#/properties/ids/uniqueItems".
+        rule: Why it cannot be honoured.
+        remedy: What to write instead.
+
+    Attributes:
+        path: See above.
+        rule: See above.
+    """
+
+    def __init__(self, path: str, rule: str, remedy: str | None = None) -> None:
+        place, _, keyword = path.rpartition("/")
+        super().__init__(f"{keyword} at {place[:200]}: {rule}", remedy=remedy)
+        self.path = path
+        self.rule = rule
+
+
 def rewrite(root: dict[str, Any], target: Callable[[str], Any]) -> ArgumentError | None:
     """Write a schema anew, in place.
 
@@ -165,7 +185,7 @@ class _Rewriter:
         overlaps = self._overlaps(branches)
         if overlaps:
             first = min(overlaps)
-            refusal = _refusal(
+            refusal = KeywordError(
                 path,
                 f"branches {first} and {min(overlaps[first])} may hold at the same time, which "
                 "cannot be excluded",
@@ -436,16 +456,11 @@ class _Rewriter:
 
 
 def _refuse(path: str, rule: str, remedy: str | None = None) -> NoReturn:
-    raise _refusal(path, rule, remedy)
-
-
-def _refusal(path: str, rule: str, remedy: str | None = None) -> ArgumentError:
-    place, _, keyword = path.rpartition("/")
-    return ArgumentError(f"{keyword} at {place[:200]}: {rule}", remedy=remedy)
+    raise KeywordError(path, rule, remedy)
 
 
 def _without_complement(path: str) -> ArgumentError:
-    return _refusal(
+    return KeywordError(
         path,
         "the complement of this schema cannot be written",
         "write it with types other than integer, enum, const, bounds, lengths, required and "
