@@ -214,6 +214,8 @@ class _Prompt(TypedDict, total=False):
     system: str | None
     template: str | None
     template_variables: Mapping[str, Any] | None
+    continue_final_message: bool | None
+    add_generation_prompt: bool | None
 
 
 class PromptKeywords(_Prompt, total=False):
@@ -226,6 +228,7 @@ class _FurtherChat(_Prompt, TextKeywords, total=False):
     response_format: Any
     tool_choice: str | Mapping[str, Any]
     bare_tool_calls: bool
+    max_reasoning_tokens: int | None
 
 
 class ChatKeywords(_FurtherChat, total=False):

@@ -101,7 +101,7 @@ REFUSED: list[tuple[Callable[[llcuda.Engine], Any], str]] = [
             grammar="root ::= 'a'",
             response_format={"type": "json_object"},
         ),
-        "grammar: expected none with tools or response_format",
+        "grammar: expected none with tools, response_format or max_reasoning_tokens",
     ),
     (lambda e: e.submit("x", keep=7), 'keep=7: has no effect with overflow="error"'),
     (lambda e: e.embed(["x"], pooling="mean", normalize="no"), "normalize='no': expected True"),  # type: ignore[arg-type]

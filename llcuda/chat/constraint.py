@@ -16,6 +16,8 @@ from llcuda.chat.stream_reader import Reading, StreamReader, nothing
 from llcuda.errors import SamplingError, UnsupportedError
 from llcuda.guide import Guide
 from llcuda.native.model import Model
+from llcuda.params import wrong_argument
+
 
 class Constraint(NamedTuple):
     """What restricts one answer.
@@ -44,6 +46,7 @@ def chat_guide(
     response_format: Any,
     bare_tool_calls: bool,
     shown_tokens: frozenset[int],
+    begun: str = "",
 ) -> Constraint:
     """Return what restricts one answer.
 
@@ -58,9 +61,10 @@ def chat_guide(
         response_format: The format of the content, which an answer of calls need not have.
         bare_tool_calls: Whether JSON without the delimiters of calls may be one.
         shown_tokens: Control tokens that are part of the text.
+        begun: The beginning of the content, which the prompt ends with.
 
     Raises:
-        ArgumentError: The format cannot be honoured.
+        ArgumentError: The format cannot be honoured, or `begun` does not follow it.
         UnsupportedError: A call is demanded of a model that does not write calls as JSON.
     """
     form = structured.compile_response_format(model, response_format)
@@ -95,12 +99,24 @@ def chat_guide(
         return Constraint(None)
     guide: Guide = (
         form.guide()
-        if not syntax.opens_channel(prompt) and syntax.open_reasoning(prompt) is None
+        if not syntax.opens_channel(prompt) and not syntax.open_reasoning_ends(prompt)
         else ReasoningGuide(model, form.guide, syntax, prompt, shown_tokens, bool(tools))
     )
+    if begun and not demanded:
+        _begin(guide, model, begun)
     if grammar is None:
         return Constraint(guide)
     return Constraint(guide, grammar.relaxed, grammar.schemas)
+
+
+def _begin(guide: Guide, model: Model, begun: str) -> None:
+    """Let a guide go on behind the beginning of a content."""
+    try:
+        for token in model.tokenize(begun, add_special=False):
+            guide.accept(token)
+    except SamplingError:
+        rule = "the answer that is to be continued does not follow response_format"
+        raise wrong_argument("messages", rule) from None
 
 
 def _tool_format(
@@ -142,9 +158,9 @@ def _until_content(
     Returns:
         Whether content comes; otherwise a message to a tool does.
     """
-    if (reasoning := syntax.open_reasoning(prompt)) is not None:
-        yield from reader.until(syntax.reasoning_ends(reasoning), nothing)
-    elif (channels := syntax.channels) is not None:
+    if ends := syntax.open_reasoning_ends(prompt):
+        yield from reader.until(ends, nothing)
+    if (channels := syntax.channels) is not None:
         header: list[str] = []
         while not header or not channels.is_content("".join(header)):
             header = []
@@ -152,6 +168,67 @@ def _until_content(
             if has_tools and channels.tool("".join(header)):
                 return False
     return True
+
+
+class ReasoningBudget:
+    """Ends the reasoning after a number of tokens, and has a guide restrict the rest.
+
+    Args:
+        model: The model that writes the answer.
+        guide: The guide of the answer; None for an answer that is free.
+        parser: A parser of the answer.
+        max_tokens: The most tokens of the reasoning, the text that ends it not counted.
+        ending: The text that ends it.
+        shown_tokens: Control tokens that are part of the text.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: Guide | None,
+        parser: ChatParser,
+        max_tokens: int,
+        ending: str,
+        shown_tokens: frozenset[int] = frozenset(),
+    ) -> None:
+        self._model = model
+        self._guide: Any = guide
+        self._parser = parser
+        self._left = max_tokens
+        self._ending = model.tokenize(ending, add_special=False, parse_special=True)
+        self._forced: list[int] = []  # what is left of the ending that has begun
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._shown_tokens = shown_tokens
+        self._parser.feed("")
+        self._end_in_time()
+
+    def mask(self) -> Any:
+        """Return the tokens that may come next, None for all."""
+        return None if self._guide is None else self._guide.mask()
+
+    def forced(self) -> list[int]:
+        """Return the tokens that come next without a choice."""
+        if self._forced:
+            return self._forced
+        return list(self._guide.forced()) if hasattr(self._guide, "forced") else []
+
+    def accept(self, token: int) -> None:
+        """Go on behind `token`."""
+        if self._guide is not None:
+            self._guide.accept(token)
+        was_inside = self._parser.in_reasoning
+        piece = self._model.piece_bytes(token, token in self._shown_tokens)
+        self._parser.feed(self._decoder.decode(piece))
+        if self._forced:
+            self._forced = self._forced[1:]
+        elif self._parser.in_reasoning:
+            self._left -= was_inside
+            self._end_in_time()
+
+    def _end_in_time(self) -> None:
+        """Force the end of the reasoning if no more of it may come, behind a whole character."""
+        if self._parser.in_reasoning and self._left <= 0 and not self._decoder.getstate()[0]:
+            self._forced = list(self._ending)
 
 
 class ReasoningGuide:

@@ -140,6 +140,7 @@ class ChannelFormat:
         people: Recipients that are not tools.
         json_calls: A message to a tool is the arguments as JSON. Otherwise it holds calls in the
             format of `tool_calls`.
+        content_header: The header of a message that is content.
     """
 
     start: str
@@ -149,6 +150,7 @@ class ChannelFormat:
     recipient: str
     people: frozenset[str]
     json_calls: bool
+    content_header: str
 
     def tool(self, header: str) -> str:
         """Return the tool to which a header addresses its message, "" when it is none."""
@@ -190,6 +192,11 @@ class ChatSyntax:
             delimiters |= {channels.start, channels.message, *channels.ends}
         return frozenset(delimiters - {""})
 
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether answers have reasoning."""
+        return bool(self.reasoning) or self.channels is not None
+
     def open_reasoning(self, prompt: str) -> ReasoningFormat | None:
         """Return the format of the reasoning that a prompt has opened, None when it has not."""
         text = prompt.rstrip()
@@ -198,6 +205,16 @@ class ChatSyntax:
     def reasoning_ends(self, reasoning: ReasoningFormat) -> tuple[str, ...]:
         """Return the delimiters that end reasoning, calls aside."""
         return (reasoning.end, *self.content_begins)
+
+    def open_reasoning_ends(self, prompt: str) -> tuple[str, ...]:
+        """Return the delimiters that end the reasoning that a prompt has opened; () without one."""
+        if (row := self.open_reasoning(prompt)) is not None:
+            return self.reasoning_ends(row)
+        channels = self.channels
+        if channels is None or not prompt.endswith(channels.message):
+            return ()
+        header = prompt.rpartition(channels.start)[2]
+        return channels.ends if re.search(channels.reasoning, header) else ()
 
     def opens_channel(self, prompt: str) -> bool:
         """Return whether an answer to a prompt begins with a header."""
@@ -245,6 +262,7 @@ CHANNELS = (
             recipient=r"to=(?P<name>[\w.-]+)",
             people=frozenset({"assistant", "user"}),
             json_calls=True,
+            content_header="<|channel|>final",
         ),
     ),
     (
@@ -257,6 +275,7 @@ CHANNELS = (
             recipient=r"to=(?P<name>[\w.-]+)",
             people=frozenset({"self", "user"}),
             json_calls=False,
+            content_header=" to=user",
         ),
     ),
 )

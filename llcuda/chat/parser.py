@@ -100,9 +100,12 @@ class ChatParser:
         new_id: Makes the id of a call of its index.
         read_call: Reads the text behind the delimiter of a call in place of the parser. It gets the
             reader, and the delimiter: "" when the prompt has opened the call.
+        begun: Whether the text goes on with what stands in the prompt: with the reasoning that
+            `prompt` opens, or else with content.
 
     Attributes:
         reasoning_spans: Begin and end of each reasoning in the text, in characters.
+        in_reasoning: Whether the text so far ends within reasoning.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class ChatParser:
         bare_tools: Mapping[str, Any] | None = None,
         new_id: Callable[[int], str] = "call_{}".format,
         read_call: Callable[[StreamReader, str], Reading[None]] | None = None,
+        begun: bool = False,
     ) -> None:
         self.reasoning_spans: list[tuple[int, int]] = []
         self._syntax = syntax
@@ -134,8 +138,10 @@ class ChatParser:
         self._reasoning_parts: list[str] = []
         self._tool_calls: list[dict[str, Any]] = []
         self._argument_parts: list[list[str]] = []  # of each call
+        self.in_reasoning = False
+        self._begun = begun
         self._space = ""  # white space that is content if more content follows
-        self._has_content = False
+        self._has_content = begun and not syntax.open_reasoning_ends(prompt)
         self._skips_space = False  # reasoning or a call has no space behind it
         self._cuts_call = False
         self._reasoning_begins = {row.begin: row for row in syntax.reasoning}
@@ -198,9 +204,10 @@ class ChatParser:
 
     def _read_answer(self, prompt: str) -> Reading[None]:
         calls, channels = self._calls, self._syntax.channels
-        if (reasoning := self._syntax.open_reasoning(prompt)) is not None:
-            words = reasoning.begin if reasoning.spoken else ""
-            yield from self._reasoning(self._syntax.reasoning_ends(reasoning), words)
+        if ends := self._syntax.open_reasoning_ends(prompt):
+            row = self._syntax.open_reasoning(prompt)
+            words = row.begin if row is not None and row.spoken and not self._begun else ""
+            yield from self._reasoning(ends, words, begun=self._begun)
         elif self._syntax.opens_channel(prompt):
             yield from self._header()
         elif calls is not None and calls.begin and prompt.rstrip().endswith(calls.begin):
@@ -253,15 +260,19 @@ class ChatParser:
         """Note that something else than content came: no white space belongs behind it."""
         self._space, self._skips_space = self._space if self._has_content else "", True
 
-    def _reasoning(self, ends: tuple[str, ...], words: str = "", written: int = 0) -> Reading[None]:
+    def _reasoning(
+        self, ends: tuple[str, ...], words: str = "", written: int = 0, begun: bool = False
+    ) -> Reading[None]:
         """Show reasoning up to its end, or to a call in it, without the space around it.
 
         Args:
             ends: The delimiters that end it.
             words: Its first words, which were read.
             written: The number of their characters that stand in the answer, not in the prompt.
+            begun: Whether the prompt has the beginning of the reasoning.
         """
-        space, begun = "", False
+        space = ""
+        self.in_reasoning = True
 
         def show(text: str) -> None:
             nonlocal space, begun
@@ -283,13 +294,16 @@ class ChatParser:
             if calls is None or stop not in begins:
                 break
             if calls.ends_reasoning:
+                self.in_reasoning = False
                 if (yield from self._call_in_reasoning(calls, stop, ends, show)):
                     break
+                self.in_reasoning = True
                 continue
             if not marked:
                 self._reader.mark(stop)
                 marked = True
             show(stop)
+        self.in_reasoning = False
         self.reasoning_spans.append((begin, end))
         self._interrupt()
         kept = self._reader.unmark() if marked else ""

@@ -30,10 +30,19 @@ class Prompt:
     Attributes:
         text: The rendered conversation, with control tokens by their texts.
         tokens: Its tokens, with BOS first for a model that wants it.
+        begun: The beginning of the answer that the prompt ends with, "" for a new answer.
+        begins_reasoning: Whether that is the beginning of the reasoning, not of the content.
     """
 
     text: str
     tokens: list[int]
+    begun: str = ""
+    begins_reasoning: bool = False
+
+    @property
+    def opening(self) -> str:
+        """The text without the beginning of the reasoning; its end shows what comes next."""
+        return self.text.removesuffix(self.begun) if self.begins_reasoning else self.text
 
     @classmethod
     def of(cls, model: Model, text: str, breaker: str = "", limit: int | None = None) -> Prompt:
@@ -113,14 +122,7 @@ class ControlTexts:
         """
         if not any(self._holds(value) for value in data):
             return ""
-        used = _letters([source, *_texts(data)])
-        breaker = next((letter for letter in _BREAKERS if letter not in used), "")
-        if not breaker:
-            raise wrong_argument(
-                "messages",
-                f"expected a text without one of the {len(_BREAKERS)} letters that split "
-                "control tokens",
-            )
+        breaker = unused_letter([source, *texts_of(data)])
         for message in data[0]:
             parts = message.get("content")
             if isinstance(parts, list):  # a template may write one behind the other
@@ -140,9 +142,9 @@ class ControlTexts:
     def _holds(self, value: Any) -> bool:
         if isinstance(value, dict):
             parts = value.get("content")
-            if isinstance(parts, list) and self._occur_in("".join(_texts(parts))):
+            if isinstance(parts, list) and self._occur_in("".join(texts_of(parts))):
                 return True
-        return any(map(self._occur_in, _texts(value)))
+        return any(map(self._occur_in, texts_of(value)))
 
     def _occur_in(self, text: str) -> bool:
         return next(self._places(text), None) is not None
@@ -166,6 +168,22 @@ def _broken(text: str, places: list[int], breaker: str) -> str:
     )
 
 
+def unused_letter(texts: Iterable[str]) -> str:
+    """Return a letter that stands in none of the texts, and that templates leave as it is.
+
+    Raises:
+        ArgumentError: The texts have every letter that is kept for this.
+    """
+    used = _letters(texts)
+    letter = next((letter for letter in _BREAKERS if letter not in used), "")
+    if not letter:
+        rule = (
+            f"expected a text without one of the {len(_BREAKERS)} letters that split control tokens"
+        )
+        raise wrong_argument("messages", rule)
+    return letter
+
+
 def _letters(texts: Iterable[str]) -> set[str]:
     """Return the letters of texts, in steps between which other threads run."""
     letters: set[str] = set()
@@ -175,10 +193,10 @@ def _letters(texts: Iterable[str]) -> set[str]:
     return letters
 
 
-def _texts(value: Any) -> list[str]:
+def texts_of(value: Any) -> list[str]:
     """Return every text in plain data."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        return [text for pair in value.items() for item in pair for text in _texts(item)]
-    return [text for item in value for text in _texts(item)] if isinstance(value, list) else []
+        return [text for pair in value.items() for item in pair for text in texts_of(item)]
+    return [text for item in value for text in texts_of(item)] if isinstance(value, list) else []

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
 from llcuda._lazy import explain_names, field_of
-from llcuda.chat.messages import check_tools
+from llcuda.chat.messages import check_tools, plain_data
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.chat.prompt import Prompt
 from llcuda.chat.tool_calls import ToolCall
@@ -36,12 +36,21 @@ from llcuda.display import code, folded, show_stream, small, text_block, token_t
 from llcuda.errors import ClosedError
 from llcuda.keywords import TextKeywords, check_keywords
 from llcuda.native.model import Model
-from llcuda.params import check_flag, wrong_argument, wrong_value
+from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.structured import Relaxation
 from llcuda.structured.classes import read_answer
 
 TOOL_TEMPLATE = "tool_use"  # the name of a template that models have for conversations with tools
-RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "model", "self"})
+RESERVED = frozenset(
+    {
+        "messages",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "model",
+        "self",
+    }
+)
 
 
 class TextCompletion(Protocol):
@@ -144,6 +153,8 @@ class ChatCompletion(Generic[CompletionT]):
             was closed before the answer was read.
         dropped_messages: Number of the oldest messages that overflow="drop" left out.
         response_format: The format of the content, which `parsed` reads; or None.
+        continues: The content of the message that the answer continues, which stands before its
+            own; "" for a new answer.
     """
 
     message: dict[str, Any]
@@ -152,6 +163,7 @@ class ChatCompletion(Generic[CompletionT]):
     reasoning_tokens: int = 0
     dropped_messages: int = 0
     response_format: Any = None
+    continues: str = ""
 
     @property
     def content(self) -> str:
@@ -186,7 +198,8 @@ class ChatCompletion(Generic[CompletionT]):
         """
         if not self.content and self.message.get("tool_calls"):
             return None
-        return read_answer(self.content, self.response_format, self.finish_reason)
+        text = self.continues + self.content
+        return read_answer(text, self.response_format, self.finish_reason)
 
     def __getitem__(self, name: str) -> Any:
         return field_of(self, name)
@@ -198,6 +211,7 @@ class ChatCompletion(Generic[CompletionT]):
             "finish_reason": self.finish_reason,
             "reasoning_tokens": self.reasoning_tokens,
             "dropped_messages": self.dropped_messages,
+            "continues": self.continues,
             "completion": self.completion.to_dict(),
         }
 
@@ -240,6 +254,7 @@ class Chat(Generic[CompletionT]):
         request: The request that generates the text.
         dropped_messages: Number of the oldest messages that overflow="drop" left out.
         relaxed: The parts of tools' schemas that are not enforced, with the reasons.
+        continues: The content of the message that the answer continues, "" for a new answer.
     """
 
     def __init__(
@@ -250,8 +265,10 @@ class Chat(Generic[CompletionT]):
         dropped_messages: int = 0,
         response_format: Any = None,
         relaxed: Sequence[Relaxation] = (),
+        continues: str = "",
     ) -> None:
         self.request = request
+        self.continues = continues
         self.relaxed = relaxed
         self._response_format = response_format
         self.dropped_messages = dropped_messages
@@ -397,6 +414,7 @@ class Chat(Generic[CompletionT]):
                     count,
                     self.dropped_messages,
                     self._response_format,
+                    self.continues,
                 )
             return self._answer
 
@@ -453,6 +471,9 @@ def start(
     template: str | None = None,
     template_variables: Mapping[str, Any] | None = None,
     bare_tool_calls: bool = True,
+    continue_final_message: bool | None = None,
+    add_generation_prompt: bool | None = None,
+    max_reasoning_tokens: int | None = None,
     **parameters: Unpack[TextKeywords],
 ) -> Chat[CompletionT]:
     """Queue an answer to `messages` and return its handle.
@@ -477,6 +498,14 @@ def start(
         bare_tool_calls: With tool_choice="auto", an answer that is nothing but JSON with the name
             of a tool and arguments that follow its schema, or a list or a fenced block of such
             JSON, is a call. False: only calls in the notation of the template are calls.
+        continue_final_message: Whether the answer goes on with the last message, an assistant's;
+            it then has what comes behind that message's text. None: if there is such a message, and
+            `add_generation_prompt` is not True.
+        add_generation_prompt: Whether the prompt ends with the beginning of a new answer. None:
+            unless the last message is continued. False without such a message leaves to the model
+            who speaks.
+        max_reasoning_tokens: The most tokens of the reasoning, which then ends by its delimiter;
+            None = no limit. Without effect where the template has no reasoning.
         **parameters: The keywords of `Engine.submit`. max_tokens is by default the room that the
             prompt leaves in the context. Stop texts end the text as the model writes it, reasoning
             and calls included. overflow="drop" drops the oldest turns of a conversation that
@@ -488,7 +517,13 @@ def start(
         UnsupportedError: The model does not write calls as JSON, and `tool_choice` demands one.
         QueueFullError: As `submit` raises it; so are its other errors.
     """
-    from llcuda.chat.constraint import chat_guide, strict_tool
+    from llcuda.chat.constraint import (
+        ReasoningBudget,
+        ReasoningGuide,
+        ToolCallGuide,
+        chat_guide,
+        strict_tool,
+    )
 
     check_keywords(parameters, start, TextKeywords)
     variables = _variables(template_variables)
@@ -497,10 +532,21 @@ def start(
     _check_tool_choice(tool_choice, [tool["function"]["name"] for tool in functions])
     offered = functions if tool_choice != "none" else []
     program = _program(model, template, offered)
+    if max_reasoning_tokens is not None:
+        check_number("max_reasoning_tokens", max_reasoning_tokens, "int", 0)
     messages = conversation(messages, system)
+    continues = _continues(messages, continue_final_message, add_generation_prompt, program)
 
     def render(messages: Sequence[Mapping[str, Any]], limit: int | None) -> Prompt:
-        return program.prompt_up_to(limit, model, messages, offered or None, variables=variables)
+        return program.prompt_up_to(
+            limit,
+            model,
+            messages,
+            offered or None,
+            add_generation_prompt is not False,
+            continues,
+            variables=variables,
+        )
 
     dropped = 0
     overflow = parameters.get("overflow", "error")
@@ -515,24 +561,35 @@ def start(
     constraint = chat_guide(
         model,
         program.syntax,
-        prompt.text,
+        prompt.opening,
         tools=offered,
         tool_choice=tool_choice,
         response_format=response_format,
         bare_tool_calls=bare_tool_calls,
         shown_tokens=program.shown_tokens,
+        begun="" if prompt.begins_reasoning else prompt.begun,
     )
-    if constraint.guide is not None:
-        if parameters.get("guide") is not None:
-            raise wrong_argument("guide", "expected none with tools or response_format")
-        if parameters.get("grammar") is not None:
-            raise wrong_argument("grammar", "expected none with tools or response_format")
-        parameters["guide"] = constraint.guide
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered}
+    guide = constraint.guide
+    # A guide takes the content to begin right behind the delimiter.
+    ending = program.reasoning_ending(prompt.opening, with_space=guide is None)
+    may_reason = guide is None or isinstance(guide, ReasoningGuide | ToolCallGuide)
+    if ending and may_reason and max_reasoning_tokens is not None:
+        parser = ChatParser(
+            program.syntax, prompt.opening, schemas or None, begun=bool(prompt.begun)
+        )
+        shown = program.shown_tokens
+        guide = ReasoningBudget(model, guide, parser, max_reasoning_tokens, ending, shown)
+    if guide is not None:
+        for name in ("guide", "grammar"):
+            if parameters.get(name) is not None:
+                rule = "expected none with tools, response_format or max_reasoning_tokens"
+                raise wrong_argument(name, rule)
+        parameters["guide"] = guide
     parameters.setdefault("max_tokens", max(1, ctx_size - len(prompt.tokens)))
     end_tokens = {*parameters.pop("stop_tokens", ()), *program.end_tokens}
     shown_tokens = {*parameters.pop("shown_tokens", ()), *program.shown_tokens}
     request = submit(prompt.tokens, stop_tokens=end_tokens, shown_tokens=shown_tokens, **parameters)
-    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered}
     bare_schemas = None
     if bare_tool_calls and tool_choice == "auto":
         strict = [strict_tool(tool)["function"] for tool in offered]
@@ -540,12 +597,21 @@ def start(
         bare_schemas |= constraint.schemas
     parser = ChatParser(
         program.syntax,
-        prompt.text,
+        prompt.opening,
         schemas or None,
         bare_tools=bare_schemas,
         new_id=_call_ids(),
+        begun=bool(prompt.begun),
     )
-    return Chat(request, parser, model, dropped, response_format, constraint.relaxed)
+    return Chat(
+        request,
+        parser,
+        model,
+        dropped,
+        response_format,
+        constraint.relaxed,
+        continues="" if prompt.begins_reasoning else prompt.begun,
+    )
 
 
 def chat_prompt(
@@ -556,6 +622,8 @@ def chat_prompt(
     tools: Sequence[Any] | None = None,
     template: str | None = None,
     template_variables: Mapping[str, Any] | None = None,
+    continue_final_message: bool | None = None,
+    add_generation_prompt: bool | None = None,
 ) -> Prompt:
     """Return the prompt that `start` would submit.
 
@@ -566,18 +634,53 @@ def chat_prompt(
         tools: As those of `start`.
         template: As that of `start`.
         template_variables: As those of `start`.
+        continue_final_message: As that of `start`.
+        add_generation_prompt: As that of `start`.
 
     Raises:
         ArgumentError: As `start` raises it.
     """
     offered = check_tools(tools) if tools is not None else []
-    return _program(model, template, offered).prompt_up_to(
+    messages = conversation(messages, system)
+    program = _program(model, template, offered)
+    return program.prompt_up_to(
         None,
         model,
-        conversation(messages, system),
+        messages,
         offered or None,
+        add_generation_prompt is not False,
+        _continues(messages, continue_final_message, add_generation_prompt, program),
         variables=_variables(template_variables),
     )
+
+
+def _continues(
+    messages: Sequence[Mapping[str, Any]],
+    continue_final_message: bool | None,
+    add_generation_prompt: bool | None,
+    program: ChatTemplate,
+) -> bool:
+    """Return whether the answer goes on with the last message."""
+    for name, flag in (
+        ("continue_final_message", continue_final_message),
+        ("add_generation_prompt", add_generation_prompt),
+    ):
+        if flag is not None:
+            check_flag(name, flag)
+    if continue_final_message and add_generation_prompt:
+        rule = "an answer is either continued or new"
+        remedy = "leave out add_generation_prompt"
+        raise wrong_value("continue_final_message", True, rule, remedy)
+    if continue_final_message is not None or add_generation_prompt:
+        return bool(continue_final_message)
+    last = messages[-1] if messages else {}
+    if role_of(last) != "assistant":
+        return False
+    fields = plain_data(last, f"messages[{len(messages) - 1}]")
+    if fields.get("tool_calls"):
+        return False
+    reasoning = any(fields.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
+    return bool(fields.get("content")) or (reasoning and program.syntax.has_reasoning)
 
 
 def _program(model: Model, template: str | None, offered: Sequence[Any]) -> ChatTemplate:

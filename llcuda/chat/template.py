@@ -13,6 +13,7 @@ import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from llcuda.chat.formats import ChatSyntax, detect
 from llcuda.chat.jinja_sandbox import Program
 from llcuda.chat.messages import check_messages, check_tools, plain_data
-from llcuda.chat.prompt import ControlTexts, Prompt
+from llcuda.chat.prompt import ControlTexts, Prompt, texts_of, unused_letter
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model, check_model
 from llcuda.params import check_flag, wrong_argument, wrong_value
@@ -113,6 +114,7 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """Return the text of the prompt.
@@ -121,6 +123,8 @@ class ChatTemplate:
             messages: Objects with "role" and "content", in OpenAI's shapes.
             tools: OpenAI's definitions of tools, or Python functions.
             add_generation_prompt: End the prompt with the beginning of an answer.
+            continue_final_message: End the prompt within the last message, an assistant's, so that
+                the model continues it.
             **variables: Further variables of the template, such as enable_thinking=False.
 
         Raises:
@@ -129,6 +133,9 @@ class ChatTemplate:
         given = check_messages(messages, self._program.strings, self._program.keys)
         checked = None if tools is None else check_tools(tools)
         plain = plain_data(variables, "template_variables")
+        if continue_final_message:
+            data = [given, checked, plain]
+            return self._continue(data, self._mark_end(data))[0]
         return self._render(given, checked, add_generation_prompt, plain)
 
     def prompt(
@@ -137,6 +144,7 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> Prompt:
         """Return the text of the prompt with its tokens; see `render`.
@@ -145,7 +153,13 @@ class ChatTemplate:
         becomes tokens of ordinary text.
         """
         return self.prompt_up_to(
-            None, model, messages, tools, add_generation_prompt, variables=variables
+            None,
+            model,
+            messages,
+            tools,
+            add_generation_prompt,
+            continue_final_message,
+            variables=variables,
         )
 
     def prompt_up_to(
@@ -155,6 +169,7 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         *,
         variables: Mapping[str, Any],
     ) -> Prompt:
@@ -166,6 +181,7 @@ class ChatTemplate:
             messages: See `render`.
             tools: See `render`.
             add_generation_prompt: See `render`.
+            continue_final_message: See `render`.
             variables: Further variables of the template.
 
         Raises:
@@ -176,9 +192,106 @@ class ChatTemplate:
         checked = None if tools is None else check_tools(tools)
         data = [given, checked, plain_data(variables, "template_variables")]
         reasoning = [text for row in self.syntax.reasoning for text in (row.begin, row.end)]
+        mark = self._mark_end(data) if continue_final_message else ""
         breaker = self._texts.break_up(data, self.source, reasoning)
-        text = self._render(given, checked, add_generation_prompt, data[2])
-        return Prompt.of(model, text, breaker, limit)
+        if not continue_final_message:
+            text = self._render(given, checked, add_generation_prompt, data[2])
+            return Prompt.of(model, text, breaker, limit)
+        text, begun = self._continue(data, mark)
+        prompt = Prompt.of(model, text, breaker, limit)
+        begun = begun.replace(breaker, "") if breaker else begun
+        return replace(prompt, begun=begun, begins_reasoning=not given[-1]["content"])
+
+    def _mark_end(self, data: list[Any]) -> str:
+        """Put a letter that stands nowhere else behind the text that is to be continued.
+
+        A content that opens reasoning becomes reasoning.
+
+        Args:
+            data: The messages, then other values.
+
+        Raises:
+            ArgumentError: The last message is not an assistant's, or has calls or no text.
+        """
+        message, where = data[0][-1], f"messages[{len(data[0]) - 1}]"
+        if message["role"] != "assistant" or "tool_calls" in message:
+            rule = "to be continued it has to be an assistant's, without calls"
+            raise wrong_argument(where, rule)
+        mark, content = unused_letter([self.source, *texts_of(data)]), message["content"]
+        if isinstance(content, list):
+            content = message["content"] = "".join(part["text"] for part in content)
+        for row in self.syntax.reasoning:
+            if content.lstrip().startswith(row.begin) and row.end not in content:
+                message["reasoning_content"] = content.lstrip().removeprefix(row.begin).lstrip()
+                message["thinking"] = message["reasoning_content"]
+                content = message["content"] = ""
+        if content:
+            message["content"] = content + mark
+        elif message.get("reasoning_content"):
+            for name in ("reasoning_content", "thinking", "reasoning"):
+                message[name] = message["reasoning_content"].removesuffix(mark) + mark
+        else:
+            raise wrong_argument(f"{where}.content", "expected a text to continue")
+        return mark
+
+    def _continue(self, data: list[Any], mark: str) -> tuple[str, str]:
+        """Return the prompt of an answer that goes on at a mark, and the beginning of the answer.
+
+        Args:
+            data: The messages, the tools and the variables.
+            mark: The letter behind the text that is to be continued.
+        """
+        messages, tools, variables = data
+        content, reasoning = messages[-1]["content"], messages[-1].get("reasoning_content")
+        begun = (content or reasoning).removesuffix(mark)
+        try:
+            text, found, _ = self._render(messages, tools, False, variables).rpartition(mark)
+        except ArgumentError:  # a template that wants a question at the end
+            found = ""
+        if not found:  # or one that leaves the reasoning of earlier answers out
+            text = self._render(messages[:-1], tools, True, variables) + begun
+        if not text.endswith(begun):
+            begun = begun.lstrip()
+        head = text.replace(mark, "").removesuffix(begun)
+        if content and self.syntax.open_reasoning(head) is not None:
+            head += self.reasoning_ending(head)
+        elif not content and not found:
+            head = self._open_reasoning(head, f"messages[{len(messages) - 1}]")
+        return head + begun, begun
+
+    def _open_reasoning(self, prompt: str, where: str) -> str:
+        """Return a prompt that opens the reasoning, which it may have closed without a text."""
+        if self.syntax.open_reasoning(prompt) is not None:
+            return prompt
+        if not self.syntax.reasoning:
+            rule = "this model's chat template has no place for the reasoning of an earlier answer"
+            raise wrong_argument(where, rule)
+        row, text = self.syntax.reasoning[0], prompt.rstrip()
+        if text.endswith(row.end):
+            prompt = text.removesuffix(row.end).rstrip().removesuffix(row.begin)
+        return f"{prompt}{row.begin}\n"
+
+    def reasoning_ending(self, prompt: str, with_space: bool = True) -> str:
+        """Return the text that ends the reasoning of an answer, "" where the model has none.
+
+        Args:
+            prompt: The prompt of the answer, which may open the reasoning.
+            with_space: Include what the template writes between the delimiter and the content.
+        """
+        if (channels := self.syntax.channels) is not None:
+            return channels.ends[0] + channels.start + channels.content_header + channels.message
+        row = self.syntax.open_reasoning(prompt) or next(iter(self.syntax.reasoning), None)
+        if row is None:
+            return ""
+        before, end, after = self._behind_reasoning.partition(row.end)
+        return before + end + (after if with_space else "") if end else row.end
+
+    @cached_property
+    def _behind_reasoning(self) -> str:
+        """The text that the template writes between reasoning and content."""
+        answer = {"role": "assistant", "content": "probe_answer", "reasoning_content": "probe_why"}
+        text = self._probe([_USER, {**answer, "thinking": "probe_why"}], None) or ""
+        return text.partition("probe_why")[2].partition("probe_answer")[0]
 
     def _render(
         self,

@@ -427,9 +427,10 @@ class Engine:
         Args:
             messages: Objects with "role" and "content", in OpenAI's shapes; or a user's text.
             **keywords: system, tools, tool_choice, response_format, template, template_variables,
-                bare_tool_calls, as `llcuda.chat.session.start` describes them, and the keywords of
-                `submit`. overflow="drop" drops the oldest turns of a conversation that leaves too
-                little room for an answer.
+                bare_tool_calls, continue_final_message, add_generation_prompt,
+                max_reasoning_tokens, as `llcuda.chat.session.start` describes them, and the
+                keywords of `submit`. overflow="drop" drops the oldest turns of a conversation that
+                leaves too little room for an answer.
 
         Raises:
             ArgumentError: Messages, tools or other parameters are wrong; otherwise as `submit`.

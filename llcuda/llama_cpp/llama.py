@@ -845,6 +845,7 @@ class Llama:
                 tool_choice="auto" if tool_choice is None else tool_choice,
                 response_format=response_format,
                 template=self._template() if handler is None else handler.template,
+                continue_final_message=False,  # llama-cpp-python begins a new answer
                 stop=[*_texts(stop), *(() if handler is None else handler.stop)],
                 **keywords,
             )

@@ -152,7 +152,7 @@ def _submit_all(
     bare_tool_calls = body.bare_tool_calls
     if bare_tool_calls is None:
         bare_tool_calls = loaded.spec.parameters.get("bare_tool_calls", True)
-    variables = template_variables(body, model, template)
+    variables, reasoning_limit = _reasoning(body, ChatTemplate.of(model, template))
     chats: list[Chat[Completion]] = []
     try:
         for i in range(count):
@@ -166,9 +166,14 @@ def _submit_all(
                     template=template,
                     template_variables=variables,
                     bare_tool_calls=bare_tool_calls,
+                    continue_final_message=body.continue_final_message,
+                    add_generation_prompt=body.add_generation_prompt,
+                    max_reasoning_tokens=reasoning_limit,
                     **parameters,
                 )
             )
+        for part in chats[0].relaxed:
+            ignore(f"tools.{part.tool}{part.place}", part.reason)
     except BaseException as error:
         for chat in chats:
             chat.cancel()
@@ -187,20 +192,26 @@ def template_variables(body: ChatBody, model: Model, template: str | None) -> di
         model: The model.
         template: As that of `Engine.chat`.
     """
-    variables = {**(body.chat_template_kwargs or {})}
-    if body.reasoning_effort is not None:
-        variables |= _effort(ChatTemplate.of(model, template).source, body.reasoning_effort)
-    return variables
+    return _reasoning(body, ChatTemplate.of(model, template))[0]
 
 
-def _effort(template: str, effort: str) -> dict[str, Any]:
-    """Return the variables that tell a template how much the model is to reason."""
-    if "reasoning_effort" in template:
-        return {"reasoning_effort": effort}
-    if THINKING in template:
-        return {THINKING: effort not in ("none", "minimal")}
-    ignore("reasoning_effort", "this model's chat template does not know it")
-    return {}
+def _reasoning(body: ChatBody, template: ChatTemplate) -> tuple[dict[str, Any], int | None]:
+    """Return the variables of the template, and the most tokens of the reasoning."""
+    variables, limit = {**(body.chat_template_kwargs or {})}, body.reasoning_limit()
+    effort = body.effort()
+    if limit is None and "thinking_budget" not in template.source:
+        limit = variables.pop("thinking_budget", None)
+    if variables.get(THINKING) is False and THINKING not in template.source:
+        effort = effort or "none"
+    if effort is not None and "reasoning_effort" in template.source:
+        variables["reasoning_effort"] = effort
+    elif effort is not None and THINKING in template.source:
+        variables[THINKING] = effort not in ("none", "minimal")
+    elif effort == "none":  # which a limit does, whatever the template knows
+        limit = 0
+    elif effort is not None:
+        ignore("reasoning_effort", "this model's chat template does not know it")
+    return variables, limit
 
 
 def _document(

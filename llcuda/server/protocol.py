@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -352,6 +352,18 @@ class SamplingBody(ModelBody):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+T = TypeVar("T")
+
+
+def _agreed(values: Mapping[str, T]) -> T | None:
+    """Return the one value that several names have, None without any."""
+    first = next(iter(values), None)
+    for name, value in values.items():
+        if first is not None and value != values[first]:
+            raise wrong_value(name, value, f"{first}={values[first]!r} differs")
+    return None if first is None else values[first]
+
+
 # Kinds of structured output -> the response_format.
 _FORMATS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "json": lambda schema: {"type": "json_schema", "json_schema": {"schema": _loaded(schema)}},
@@ -444,6 +456,30 @@ Metadata = Annotated[dict[str, str], _at_most(MAX_STOPS)]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 
 
+# -1 is no limit, as in llama-server.
+ReasoningLimit = Annotated[
+    Annotated[int, Field(ge=0, le=2**31 - 1)] | None, BeforeValidator(_without_limit)
+]
+
+
+class ThinkingBody(Body):
+    """Reasoning as Anthropic's API asks for it."""
+
+    type: Literal["enabled", "adaptive", "disabled"] | None = None
+    budget_tokens: ReasoningLimit = None
+
+
+class ReasoningBody(Body):
+    """The effort of reasoning, and the most tokens of it."""
+
+    effort: str | None = None
+    max_tokens: ReasoningLimit = None
+    enabled: bool | None = None
+    exclude: Annotated[Any, Hint(False)] = None
+    summary: Annotated[Any, Hint("auto")] = None
+    generate_summary: Annotated[Any, Hint("auto")] = None
+
+
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions. `engine.chat` checks messages and tools."""
 
@@ -463,6 +499,19 @@ class ChatBody(SamplingBody):
     max_completion_tokens: Limit = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    continue_final_message: bool | None = Field(
+        None, description="Default: true for an assistant's message at the end."
+    )
+    add_generation_prompt: bool | None = None
+    max_reasoning_tokens: ReasoningLimit = Field(
+        None,
+        validation_alias=AliasChoices(
+            "max_reasoning_tokens", "thinking_budget_tokens", "reasoning_budget", "thinking_budget"
+        ),
+        description="The reasoning ends behind so many tokens. -1: no limit.",
+    )
+    thinking: ThinkingBody | None = None
+    reasoning: ReasoningBody | None = None
     reasoning_effort: str | None = Field(None, description="For templates that know it.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="For the template.")
     bare_tool_calls: bool | None = Field(
@@ -493,6 +542,36 @@ class ChatBody(SamplingBody):
             raise wrong_value("max_tokens", older, f"max_completion_tokens={limit} differs")
         return older if limit is None else limit
 
+    def effort(self) -> str | None:
+        """Return the effort of reasoning, by whichever name it was given; "none" for no reasoning.
+
+        Raises:
+            ArgumentError: Two names have different values.
+        """
+        efforts: dict[str, str] = {}
+        if self.reasoning_effort is not None:
+            efforts["reasoning_effort"] = self.reasoning_effort
+        if self.reasoning is not None and self.reasoning.effort is not None:
+            efforts["reasoning.effort"] = self.reasoning.effort
+        if self.reasoning is not None and self.reasoning.enabled is False:
+            efforts["reasoning.enabled"] = "none"
+        if self.thinking is not None and self.thinking.type == "disabled":
+            efforts["thinking.type"] = "none"
+        return _agreed(efforts)
+
+    def reasoning_limit(self) -> int | None:
+        """Return the most tokens of the reasoning; None = no limit.
+
+        Raises:
+            ArgumentError: Two names have different values.
+        """
+        limits = {
+            "max_reasoning_tokens": self.max_reasoning_tokens,
+            "thinking.budget_tokens": self.thinking.budget_tokens if self.thinking else None,
+            "reasoning.max_tokens": self.reasoning.max_tokens if self.reasoning else None,
+        }
+        return _agreed({name: limit for name, limit in limits.items() if limit is not None})
+
     def logprob_alternatives(self) -> int | None:
         """Return how many alternatives to report for each token; None = no log-probabilities.
 
@@ -512,14 +591,6 @@ class TextBody(Body):
 
     format: dict[str, Any] | None = None
     verbosity: Annotated[Any, Hint("medium")] = None
-
-
-class ReasoningBody(Body):
-    """The effort of reasoning."""
-
-    effort: str | None = None
-    summary: Annotated[Any, Hint("auto")] = None
-    generate_summary: Annotated[Any, Hint("auto")] = None
 
 
 class ResponsesStreamOptions(Body):

@@ -68,7 +68,7 @@ def as_chat(
         response_format=_response_format(body.text.format if body.text else None),
         logprobs=body.wants_logprobs(),
         top_logprobs=body.top_logprobs if body.wants_logprobs() else None,
-        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        reasoning=body.reasoning,
         overflow="drop" if body.truncation == "auto" else None,
     )
 

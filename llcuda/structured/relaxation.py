@@ -22,7 +22,7 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 _NO_ASSERTIONS = ("$defs", "$schema", "definitions", "description", "title")
 # Keywords that hold most of a schema: the last ones to be left out.
-_STRUCTURE = ("type", "$ref", "anyOf", "allOf", "oneOf", "items", "required", "properties")
+_STRUCTURE = ("type", "$ref", "anyOf", "allOf", "oneOf", "items", "required")
 
 
 class Relaxation(NamedTuple):
@@ -81,20 +81,21 @@ def _leave_out(
     node = container[key]
     if isinstance(node, dict):
         whole = _judged(root[0], node)
-        keys = [name for name in node if name not in _NO_ASSERTIONS + _STRUCTURE]
+        # Without its properties an object could not have any.
+        others = (*_NO_ASSERTIONS, *_STRUCTURE, "properties")
+        keys = [name for name in node if name not in others]
         for name in (*keys, *(name for name in _STRUCTURE if name in node)):
-            others = {other: value for other, value in whole.items() if other != name}
-            if error_of(others) is None:
+            if error_of({key: whole[key] for key in whole if key != name}) is None:
                 del node[name]
                 return f"{path}/{name}", reason
     container[key] = dict(ANY_OBJECT) if container is root else {}
     return path, reason
 
 
-def _judged(root: Any, node: dict[str, Any]) -> dict[str, Any]:
+def _judged(root: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     """Return a schema as it is judged by itself, without the references in it."""
     if node is root:
-        return node
+        return root
     alone: dict[str, Any] = without_references(node, partial(target, root=root), {})
     return {"$schema": root["$schema"], **alone} if "$schema" in root else alone
 

@@ -1,5 +1,7 @@
 """Chat with the demo model: whole, streamed, awaited; tools, formats, reuse, bad input."""
 
+# ruff: noqa: RUF001 - DeepSeek's delimiters have a fullwidth bar
+
 from __future__ import annotations
 
 import asyncio
@@ -10,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from llcuda import Engine, InferenceEngine, Model
-from llcuda.chat.constraint import chat_guide
+from llcuda import Engine, InferenceEngine, Model, structured
+from llcuda.chat.constraint import ReasoningBudget, chat_guide
 from llcuda.chat.formats import ChatSyntax, detect
-from llcuda.chat.parser import ChatDelta
+from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.chat.session import count_pieces
 from llcuda.chat.template import ChatTemplate, template_names
-from llcuda.errors import ArgumentError, QueueFullError, UnsupportedError
+from llcuda.errors import ArgumentError, QueueFullError, SamplingError, UnsupportedError
 from tests.conftest import VENDOR_MODELS
 from tests.support import models
 from tests.support.waiting import ENDLESS, PATIENCE
@@ -271,8 +273,9 @@ def tools_guide(model: Model, syntax: ChatSyntax | None = None) -> Any:
         tools=[ADD],
         tool_choice="auto",
         response_format=None,
+        bare_tool_calls=True,
         shown_tokens=frozenset(),
-    )
+    ).guide
     assert guide is not None
     return guide
 
@@ -317,15 +320,298 @@ def test_what_is_no_call_stays_free(model: Model) -> None:
 
 
 def test_a_format_restricts_the_content(engine: Engine) -> None:
-    """JSON by a schema; without room for a choice between it and tools."""
+    """JSON by a schema."""
     digit = {"type": "integer", "minimum": 0, "maximum": 9}
     schema = {"type": "object", "properties": {"x": digit}, "required": ["x"],
               "additionalProperties": False}  # fmt: skip
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     done = engine.chat([USER], response_format=form, max_tokens=80, seed=1).result(PATIENCE)
     assert json.loads(str(done))["x"] <= 9
-    with pytest.raises(ArgumentError, match="response_format: expected none with tools"):
-        engine.chat([USER], response_format=form, tools=[ADD], template=HERMES)
+
+
+CALL = '{"name": "add", "arguments": {"x": 7}}'
+
+
+@pytest.mark.parametrize(
+    ("bare", "form", "texts", "refused"),
+    [
+        (True, {"type": "json_object"}, ['{"a": 1}', CALL, f"<tool_call>\n{CALL}\n</tool_call>"],
+         ["Well", "<tool_call>x", '<tool_call>\n{"name": "sub']),
+        (False, {"type": "choice", "choices": ["yes"]},
+         ["yes", "<tool_call>\n" + CALL + "\n</tool_call>\n<tool_call>\n" + CALL],
+         [CALL, "no"]),
+        (True, {"type": "regex", "regex": "[0-9]+"}, ["42", CALL], ["x", '{"name": "sub"']),
+        (True, {"type": "gbnf", "grammar": 'root ::= "a" | "b"'}, ["b", CALL], ["c"]),
+        (True, {"type": "json_schema", "json_schema": {"schema": ADD["function"]["parameters"]}},
+         ['{"x": 5}', CALL], ['{"y', '{"name": "add", "arguments": {"y']),
+    ],
+)  # fmt: skip
+def test_an_answer_is_calls_or_follows_its_format(
+    model: Model, bare: bool, form: Any, texts: list[str], refused: list[str]
+) -> None:
+    """With tools and a format: calls with or without delimiters, or content, and nothing else."""
+    for text in [*texts, *refused]:
+        guide: Any = chat_guide(
+            model,
+            detect(HERMES),
+            "",
+            tools=[ADD],
+            tool_choice="auto",
+            response_format=form,
+            bare_tool_calls=bare,
+            shown_tokens=frozenset(),
+        ).guide
+        if text in texts:
+            accept(model, guide, text)
+        else:
+            with pytest.raises(SamplingError):
+                accept(model, guide, text)
+
+
+def test_tools_with_a_format(engine: Engine, model: Model) -> None:
+    """A call that is demanded needs no format; without JSON calls the content still follows it."""
+    form = {"type": "choice", "choices": ["yes", "no"]}
+    asked: dict[str, Any] = {"tools": [ADD], "response_format": form, "seed": 1, "max_tokens": 60}
+    done = engine.chat([USER], **asked, template=HERMES, tool_choice="required").result(PATIENCE)
+    assert ("add", {"x"}) == (done.tool_calls[0].name, set(done.tool_calls[0].arguments))
+    assert done.parsed is None
+    done = engine.chat([USER], **asked, template=HERMES).result(PATIENCE)
+    assert done.content in ("yes", "no") or done.tool_calls
+    tags = (VENDOR_MODELS / "templates" / "Qwen3-Coder.jinja").read_text()
+    done = engine.chat([USER], **asked, template=tags).result(PATIENCE)
+    assert done.content in ("yes", "no", "")
+    with pytest.raises(ArgumentError, match="response_format: type 'yaml'"):
+        engine.chat([USER], **{**asked, "response_format": {"type": "yaml"}}, template=HERMES)
+    gpt = (VENDOR_MODELS / "templates" / "openai-gpt-oss-120b.jinja").read_text()
+    guide: Any = chat_guide(
+        model,
+        ChatTemplate(gpt).syntax,
+        "<|start|>assistant",
+        tools=[ADD],
+        tool_choice="auto",
+        response_format=form,
+        bare_tool_calls=True,
+        shown_tokens=frozenset(),
+    ).guide
+    call = "<|channel|>commentary to=functions.add <|constrain|>json<|message|>"
+    assert accept(model, guide, call) is None  # free up to its end
+
+
+RELAXED: list[tuple[dict[str, Any], str, Any, Any]] = [
+    # a schema, what is left out of it, arguments that it admits then, and those that it does not
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "/uniqueItems",
+     [1, 1], [True]),
+    ({"type": "object", "propertyNames": {"format": "z"}, "additionalProperties": {"type": "null"}},
+     "/propertyNames", {"b": None}, {"b": 1}),
+    ({"type": "string", "format": "money", "maxLength": 3}, "/format", "abc", "abcd"),
+    ({"type": "string", "pattern": r"\bA\b"}, "/pattern", "b", 5),
+    ({"type": "string", "not": {"pattern": "a"}}, "/not", "a", 5),
+    ({"type": "integer", "if": {"multipleOf": 7}, "then": {"maximum": 3}}, "/if", 7, "x"),
+    ({"type": "float"}, "/type", 1.5, None),
+    ({"enum": []}, "/enum", 1, None),
+    ({"$ref": "https://example.com/schema"}, "/$ref", 1, None),
+    ({"type": "string", "minLength": 5, "maxLength": 2}, "/minLength", "ab", "abc"),
+    ({"type": "object", "properties": {"a/b": {"type": "string", "format": "zz"}}},
+     "/properties/a/b/format", {"a/b": "x"}, {"a/b": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "place", "admitted", "refused"), RELAXED, ids=lambda v: str(v)[:40]
+)
+def test_a_keyword_that_cannot_be_enforced_is_left_out_of_a_tool(
+    model: Model, caplog: pytest.LogCaptureFixture,
+    schema: dict[str, Any], place: str, admitted: Any, refused: Any,
+) -> None:  # fmt: skip
+    """The rest of its schema holds; the log names the tool and the place once."""
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    for texts, fits in (([admitted], True), ([] if refused is None else [refused], False)):
+        for value in texts:
+            constraint = chat_guide(
+                model,
+                detect(HERMES),
+                "",
+                tools=[tool],
+                tool_choice="required",
+                response_format=None,
+                bare_tool_calls=True,
+                shown_tokens=frozenset(),
+            )
+            assert [("f", f"#/properties/x{place}")] == [part[:2] for part in constraint.relaxed]
+            text = f'<tool_call>\n{{"name": "f", "arguments": {{"x": {json.dumps(value)}}}}}'
+            if fits:
+                accept(model, constraint.guide, text)
+            else:
+                with pytest.raises(SamplingError):
+                    accept(model, constraint.guide, text)
+    named = [record.getMessage() for record in caplog.records if "tool f" in record.getMessage()]
+    assert len(named) == 1
+    assert f"tool f: #/properties/x{place} is not enforced: " in named[0]
+    form = {"type": "json_schema", "json_schema": {"schema": parameters}}
+    with pytest.raises(ArgumentError, match=r"#/properties/x"):
+        structured.compile(model, form)
+
+
+def test_schemas_that_nothing_of_can_be_enforced(model: Model) -> None:
+    """Many wrong keywords, references to itself, too many bytes: any object is an argument."""
+    many = {f"k{i}": {"type": "string", "format": f"f{i}"} for i in range(80)}
+    loop = {
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+        "properties": {"x": {"$ref": "#/$defs/a"}},
+        "required": ["x"],
+    }
+    large = {"properties": {"x": {"enum": [f"{i:0500}" for i in range(600)]}}}
+    for schema in ({"properties": many}, loop, large):
+        tool = {
+            "type": "function",
+            "function": {"name": "f", "parameters": {"type": "object", **schema}},
+        }
+        constraint = chat_guide(
+            model,
+            detect(HERMES),
+            "",
+            tools=[tool, ADD],
+            tool_choice="required",
+            response_format=None,
+            bare_tool_calls=True,
+            shown_tokens=frozenset(),
+        )
+        assert constraint.relaxed
+        accept(model, constraint.guide, '<tool_call>\n{"name": "f", "arguments": {"')
+
+
+STARTED = {"role": "assistant", "content": "Once upon a"}
+
+
+def test_an_answer_goes_on_with_the_last_message(engine: Engine, model: Model) -> None:
+    """By default where it is an assistant's; the answer has what comes behind it."""
+
+    def prompt(**given: Any) -> str:
+        return ChatTemplate.of(model).prompt(model, [USER, STARTED], **given).text
+
+    assert prompt(continue_final_message=True).endswith("assistant\nOnce upon a")
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
+    done = engine.chat([USER, STARTED], **asked).result(PATIENCE)
+    assert done.continues == "Once upon a"
+    assert done.content == str(engine.chat([USER, STARTED], continue_final_message=True, **asked))
+    whole = ChatTemplate.of(model).prompt(model, [USER]).tokens
+    tokens = whole + model.tokenize("Once upon a", add_special=False)
+    assert done.content == engine.submit(tokens, **asked).result(PATIENCE).text
+    new = engine.chat([USER, STARTED], add_generation_prompt=True, **asked).result(PATIENCE)
+    assert new.continues == ""
+    assert str(new) == str(engine.chat([USER, STARTED], continue_final_message=False, **asked))
+    assert engine.count_tokens([USER, STARTED]) == len(tokens)
+    closed = engine.count_tokens([USER, STARTED], continue_final_message=False)
+    bare = engine.count_tokens(
+        [USER, STARTED], continue_final_message=False, add_generation_prompt=False
+    )
+    assert len(tokens) < bare < closed
+
+
+def test_a_continued_answer_follows_its_format(engine: Engine) -> None:
+    """From its beginning in the prompt on; `parsed` reads both parts."""
+    schema = {
+        "type": "object",
+        "properties": {"x": {"enum": [10, 11]}},
+        "required": ["x"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    begun = {"role": "assistant", "content": '{"x": 1'}
+    done = engine.chat([USER, begun], response_format=form, seed=1).result(PATIENCE)
+    assert done.content.replace(" ", "") in ("0}", "1}")
+    assert done.parsed["x"] in (10, 11)
+    begun = {"role": "assistant", "content": "Well"}
+    with pytest.raises(ArgumentError, match="does not follow response_format"):
+        engine.chat([USER, begun], response_format=form)
+
+
+QUESTION = {"role": "user", "content": "Q"}
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "end"),
+    [
+        ("Qwen3.5-4B", {"content": "A"}, f"{NO_THOUGHT}A"),
+        ("Qwen3.5-4B", {"content": "", "reasoning_content": " B"}, "assistant\n<think>\nB"),
+        ("Qwen3.5-4B", {"content": "A", "reasoning": "B"}, "<think>\nB\n</think>\n\nA"),
+        ("Qwen3.5-4B", {"content": "<think>B"}, "<think>\nB"),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", {"content": "A"}, "<｜Assistant｜>A"),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", {"content": "", "thinking": "B"},
+         "<｜Assistant｜><think>\nB"),
+        ("NVIDIA-Nemotron-Nano-v2", {"content": "A"}, "<think>\n</think>A"),
+        ("google-gemma-2-2b-it", {"content": "A"}, "model\nA"),
+        ("mistralai-Mistral-Nemo-Instruct-2407", {"content": [{"type": "text", "text": "A"}]},
+         "[/INST]A"),
+        ("openai-gpt-oss-120b", {"content": "A"}, "<|channel|>final<|message|>A"),
+        ("openai-gpt-oss-120b", {"content": "", "reasoning_content": "B"},
+         "<|channel|>analysis<|message|>B"),
+    ],
+)  # fmt: skip
+def test_templates_leave_the_last_message_open(name: str, message: Any, end: str) -> None:
+    """Behind its content, or within its reasoning, whichever they write of it."""
+    program = ChatTemplate((VENDOR_MODELS / "templates" / f"{name}.jinja").read_text())
+    last = {"role": "assistant", **message}
+    text = program.render([QUESTION, last], continue_final_message=True)
+    assert text.endswith(end)
+    assert not set(text) & {"\x7f", "\ufdd0"}
+
+
+def test_reasoning_goes_on(engine: Engine) -> None:
+    """What comes is reasoning up to its end, with the space before it."""
+    last = {"role": "assistant", "content": "", "reasoning_content": "The fox"}
+    form = {"type": "choice", "choices": ["yes"]}
+    asked: dict[str, Any] = {"template": THINKING, "seed": 1, "response_format": form}
+    chat = engine.chat([USER, last], max_reasoning_tokens=3, **asked)
+    streamed = sum(chat, ChatDelta())
+    done = chat.result(PATIENCE)
+    assert (done.content, done.finish_reason, done.continues) == ("yes", "stop", "")
+    assert 0 < done.reasoning_tokens <= 3
+    assert (done.reasoning, "yes") == (streamed.reasoning, streamed.content)
+    text = "The\nfox</think>Yes"
+    parser = ChatParser(detect("<think></think>"), "<think>\n", begun=True)
+    parts = [parser.feed(letter) for letter in f" {text}"] + [parser.flush()]
+    assert " The\nfox" == "".join(part.reasoning for part in parts)
+    last = {"role": "assistant", "content": "", "reasoning_content": "The fox"}
+    assert engine.chat([USER, last], max_tokens=1).result(PATIENCE).continues == ""  # no reasoning
+    with pytest.raises(ArgumentError, match="no place for the reasoning"):
+        engine.chat([USER, last], continue_final_message=True)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7])
+def test_reasoning_ends_at_its_limit(engine: Engine, model: Model, limit: int) -> None:
+    """By its delimiter; the content behind it is free, or follows its format."""
+    asked: dict[str, Any] = {"template": THINKING, "max_reasoning_tokens": limit, "seed": 2}
+    done = engine.chat([USER], **asked, max_tokens=limit + 12).result(PATIENCE)
+    assert done.reasoning_tokens <= limit
+    assert "\n</think>\n\n" in done.completion.text
+    assert done.completion.forced_tokens == len(model.tokenize("\n</think>\n\n", add_special=False))
+    form = {"type": "choice", "choices": ["yes", "no"]}
+    done = engine.chat([USER], **asked, response_format=form).result(PATIENCE)
+    assert done.content in ("yes", "no")
+
+
+def test_a_limit_of_reasoning_counts_what_the_model_opens(model: Model) -> None:
+    """Also where the prompt does not open it; a letter of several tokens is not cut."""
+    syntax = detect("<think></think>")
+    budget = ReasoningBudget(model, None, ChatParser(syntax, "", {}), 2, "</think>")
+    accept(model, budget, "<think>")
+    assert budget.forced() == []
+    fox = model.tokenize("\N{FOX FACE}", add_special=False)
+    assert len(fox) > 2
+    for token in fox[:-1]:
+        budget.accept(token)
+        assert budget.forced() == []
+    budget.accept(fox[-1])
+    while budget.forced():
+        budget.accept(budget.forced()[0])
+    accept(model, budget, "Well <think> is content now, and has no limit at all")
+    assert budget.forced() == []
+    whole = ReasoningBudget(model, None, ChatParser(syntax, "", {}), 99, "</think>")
+    accept(model, whole, "<think>short</think>Well")
+    assert whole.forced() == []
 
 
 def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model) -> None:
@@ -338,8 +624,9 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
         tools=(),
         tool_choice="auto",
         response_format=form,
+        bare_tool_calls=True,
         shown_tokens=frozenset(),
-    )
+    ).guide
     assert guide is not None
     mask = guide.mask()
     for token in model.eog_tokens:
@@ -358,8 +645,9 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
             tools=(),
             tool_choice="auto",
             response_format=form,
+            bare_tool_calls=True,
             shown_tokens=frozenset(),
-        )
+        ).guide
         before = "<|channel|>analysis<|message|>Why?<|end|><|start|>assistant"
         assert len(accept(model, guide, before) or ()) == model.vocab_size - len(model.eog_tokens)
         assert allowed == {
@@ -396,6 +684,16 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
         ({"messages": [{"role": "user", "content": "word " * 90_000}]}, "prompt: has more than "),
         ({"messages": [{"role": "user", "content": "word <|im_end|>" * 9_000}]}, "has more than "),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"continue_final_message": 1}, "continue_final_message=1: expected True or False"),
+        ({"add_generation_prompt": "no"}, "add_generation_prompt='no': expected True or False"),
+        ({"continue_final_message": True}, "to be continued it has to be an assistant's"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "either continued or"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}], "continue_final_message": True},
+         r"messages\[1\].content: expected a text to continue"),
+        ({"template_variables": {"continue_final_message": True}}, "is set by llcuda"),
+        ({"max_reasoning_tokens": -1}, "max_reasoning_tokens=-1: expected a whole number"),
+        ({"max_reasoning_tokens": 1, "template": THINKING, "grammar": 'root ::= "a"'},
+         "grammar: expected none with tools, response_format or max_reasoning_tokens"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_the_first_token(

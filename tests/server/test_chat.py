@@ -10,6 +10,7 @@ import openai
 import pydantic
 import pytest
 
+from llcuda.server.leniency import HEADER
 from tests.support.server import Served, demo, is_error, served
 from tests.support.waiting import ENDLESS, eventually
 
@@ -311,7 +312,7 @@ def test_wrong_chats(server: Served, param: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "schema",
-    [{"type": "nothing"}, {"type": 5}, [], "text", {"properties": 5}, {"$ref": "http://a/b"}],
+    [{"type": "nothing"}, {"type": 5}, [], "text", {"properties": 5}],
     ids=str,
 )
 def test_tools_whose_schema_is_none(tools: Served, schema: Any) -> None:
@@ -321,6 +322,120 @@ def test_tools_whose_schema_is_none(tools: Served, schema: Any) -> None:
     answer = tools.post("/v1/chat/completions", **body, tool_choice="required", max_tokens=20)
     error = is_error(answer, 400)
     assert str(error["param"]).startswith("tools"), error
+
+
+def test_a_tool_of_which_not_all_can_be_enforced(tools: Served) -> None:
+    """The rest of it holds, and a header names the place; a strict server refuses it."""
+    ids = {"type": "array", "items": {"enum": [7]}, "uniqueItems": True, "maxItems": 3,
+           "minItems": 1, "contains": {"type": "integer"}, "maxContains": 2}  # fmt: skip
+    parameters = {"type": "object", "properties": {"ids": ids}, "required": ["ids"]}
+    tool = {"type": "function", "function": {"name": "get", "parameters": parameters}}
+    asked = {**ASKED, "tools": [tool]}
+    for stream in (False, True):
+        answer = tools.post("/v1/chat/completions", **asked, stream=stream)
+        assert 200 == answer.status_code
+        assert answer.headers[HEADER].count("tools.get#/properties/ids/") == 2, stream
+    whole = tools.post("/v1/chat/completions", **asked).json()["choices"][0]["message"]
+    assert {"ids": [7]} == json.loads(whole["tool_calls"][0]["function"]["arguments"])
+    flat = {"type": "function", **tool["function"]}
+    answer = tools.post("/v1/responses", input="a", tools=[flat], tool_choice="required")
+    assert answer.headers[HEADER].startswith("tools.get#")
+    form = {"type": "json_schema", "json_schema": {"schema": parameters}}
+    error = is_error(
+        tools.post("/v1/chat/completions", messages=MESSAGES, response_format=form), 400
+    )
+    assert "#/properties/ids" in error["message"]
+    with served(demo(template=TEMPLATE), strict=True) as strict:
+        error = is_error(strict.post("/v1/chat/completions", **asked), 400)
+        assert "tools.get#/properties/ids/uniqueItems" == error["param"]
+
+
+def test_tools_with_a_format(caller: openai.OpenAI) -> None:
+    """The answer is calls, or content that follows the format."""
+    asked: dict[str, Any] = {**ASKED, "extra_body": says("yes")}
+    demanded = caller.chat.completions.create(**asked).choices[0]
+    assert ("tool_calls", None) == (demanded.finish_reason, demanded.message.content)
+    asked["tool_choice"] = "auto"
+    message = caller.chat.completions.create(**asked).choices[0].message
+    assert "yes" == message.content or message.tool_calls
+    chunks = caller.chat.completions.create(**asked, stream=True)
+    content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert (message.content or "") == content
+
+
+def test_a_history_with_a_call_that_was_cut(tools: Served) -> None:
+    """It goes on, whatever its arguments are."""
+    for arguments in ("", None, "null", '{"city": "Ro', '"{}"', "[1]"):
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        calling = {"role": "assistant", "content": None, "tool_calls": [call]}
+        result = {"role": "tool", "tool_call_id": "c", "content": "no"}
+        answer = tools.post(
+            "/v1/chat/completions",
+            messages=[*MESSAGES, calling, result],
+            tools=[ROME],
+            max_tokens=1,
+        )
+        assert 200 == answer.status_code, answer.text
+
+
+def test_an_answer_is_continued(tools: Served) -> None:
+    """By default, and said so; not where a new one is asked for."""
+    begun = {"role": "assistant", "content": "Once upon"}
+    asked: dict[str, Any] = {"messages": [*MESSAGES, begun], "temperature": 0, "max_tokens": 8}
+
+    def content(**fields: Any) -> str:
+        answer = tools.post("/v1/chat/completions", **asked, **fields)
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    expected = tools.engine.chat(asked["messages"], template=TEMPLATE, temperature=0, max_tokens=8)
+    assert str(expected) == content() == content(continue_final_message=True)
+    new = content(continue_final_message=False)
+    assert new == content(add_generation_prompt=True) != content()
+    fields = {"continue_final_message": True, "add_generation_prompt": True}
+    error = is_error(tools.post("/v1/chat/completions", **asked, **fields), 400)
+    assert "continue_final_message" == error["param"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_reasoning_tokens": 3},
+        {"thinking": {"type": "enabled", "budget_tokens": 3}},
+        {"reasoning": {"max_tokens": 3, "effort": "high"}},
+        {"chat_template_kwargs": {"thinking_budget": 3}},
+        {"reasoning_effort": "none"},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning": {"enabled": False}},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ],
+    ids=str,
+)
+def test_reasoning_has_a_limit(tools: Served, fields: dict[str, Any]) -> None:
+    """By whichever name it is given; the answer ends the reasoning by its delimiter."""
+    begun = {"role": "assistant", "content": "", "reasoning_content": "I see"}
+    asked: dict[str, Any] = {"messages": [*MESSAGES, begun], "temperature": 0, "max_tokens": 40}
+    usage = tools.post("/v1/chat/completions", **asked).json()["usage"]
+    assert usage["completion_tokens_details"]["reasoning_tokens"] > 3
+    answer = tools.post("/v1/chat/completions", **asked, **fields).json()
+    limit = 3 if "3" in str(fields) else 0
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= limit
+    assert answer["choices"][0]["message"]["content"]
+
+
+def test_limits_of_reasoning_that_differ(tools: Served) -> None:
+    """Are refused by their names."""
+    asked = {"messages": MESSAGES, "max_reasoning_tokens": 3, "max_tokens": 1}
+    for fields, param in (
+        ({"thinking": {"budget_tokens": 4}}, "thinking.budget_tokens"),
+        ({"max_reasoning_tokens": -2}, "max_reasoning_tokens"),
+        ({"thinking": {"type": "maybe"}}, "thinking.type"),
+        ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort"),
+    ):
+        is_error(tools.post("/v1/chat/completions", **{**asked, **fields}), 400, param)
+    assert (
+        200
+        == tools.post("/v1/chat/completions", **{**asked, "max_reasoning_tokens": -1}).status_code
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ BODIES = {
     }),
     ChatBody: ("/v1/chat/completions", {"messages": MESSAGES}, {
         **TEXT, "max_tokens": (1, INT32), "max_completion_tokens": (1, INT32),
-        "top_logprobs": (0, 20),
+        "top_logprobs": (0, 20), "max_reasoning_tokens": (-1, INT32),
     }),
     ResponsesBody: ("/v1/responses", {"input": "a"}, {
         "temperature": (0, 2), "top_p": (0, 1), "max_output_tokens": (1, INT32),
