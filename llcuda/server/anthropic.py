@@ -199,6 +199,7 @@ def as_chat(body: CountTokensBody) -> ChatBody:
         tool_choice=_tool_choice(choice),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         reasoning_effort=effort,
+        max_reasoning_tokens=thinking.budget_tokens if thinking is not None else None,
         response_format=_response_format(body),
     )
     if isinstance(body, MessagesBody):

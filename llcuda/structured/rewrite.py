@@ -56,21 +56,13 @@ _ALONE = ("items", "additionalItems", "additionalProperties")
 class KeywordError(ArgumentError):
     """The refusal of one keyword.
 
-    Args:
+    Attributes:
         path: The keyword in the schema, such as "#/properties/ids/uniqueItems".
         rule: Why it cannot be honoured.
-        remedy: What to write instead.
-
-    Attributes:
-        path: See above.
-        rule: See above.
     """
 
-    def __init__(self, path: str, rule: str, remedy: str | None = None) -> None:
-        place, _, keyword = path.rpartition("/")
-        super().__init__(f"{keyword} at {place[:200]}: {rule}", remedy=remedy)
-        self.path = path
-        self.rule = rule
+    path = ""
+    rule = ""
 
 
 def rewrite(root: dict[str, Any], target: Callable[[str], Any]) -> ArgumentError | None:
@@ -185,7 +177,7 @@ class _Rewriter:
         overlaps = self._overlaps(branches)
         if overlaps:
             first = min(overlaps)
-            refusal = KeywordError(
+            refusal = _refusal(
                 path,
                 f"branches {first} and {min(overlaps[first])} may hold at the same time, which "
                 "cannot be excluded",
@@ -456,11 +448,18 @@ class _Rewriter:
 
 
 def _refuse(path: str, rule: str, remedy: str | None = None) -> NoReturn:
-    raise KeywordError(path, rule, remedy)
+    raise _refusal(path, rule, remedy)
+
+
+def _refusal(path: str, rule: str, remedy: str | None = None) -> KeywordError:
+    place, _, keyword = path.rpartition("/")
+    error = KeywordError(f"{keyword} at {place[:200]}: {rule}", remedy=remedy)
+    error.path, error.rule = path, rule
+    return error
 
 
 def _without_complement(path: str) -> ArgumentError:
-    return KeywordError(
+    return _refusal(
         path,
         "the complement of this schema cannot be written",
         "write it with types other than integer, enum, const, bounds, lengths, required and "

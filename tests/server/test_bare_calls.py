@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from llcuda import Model, structured
+from llcuda.chat.constraint import Constraint
 from tests.support.server import Served, demo, served
 
 ADD = {
@@ -39,7 +40,8 @@ def client() -> Iterator[openai.OpenAI]:
     """A client of a model that writes CALLS whatever it is asked."""
 
     def guide(model: Model, *_: Any, **__: Any) -> Any:
-        return structured.compile(model, {"type": "choice", "choices": [CALLS]}).guide()
+        form = {"type": "choice", "choices": [CALLS]}
+        return Constraint(structured.compile(model, form).guide())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llcuda.chat.constraint.chat_guide", guide)

@@ -9,6 +9,7 @@ import ollama
 import pytest
 
 from llcuda import Model, structured
+from llcuda.chat.constraint import Constraint
 from llcuda.server.ollama import OllamaChatBody, chat_messages
 from tests.server.test_chat import CALL, ROME, THOUGHT
 from tests.support.server import Served, demo, served
@@ -94,7 +95,8 @@ def test_thinking_and_calls(
 
     def guide(model: Model, *_: Any, **__: Any) -> Any:
         text = f"{THOUGHT}\n{CALL}"
-        return structured.compile(model, {"type": "choice", "choices": [text]}).guide()
+        form = {"type": "choice", "choices": [text]}
+        return Constraint(structured.compile(model, form).guide())
 
     monkeypatch.setattr("llcuda.chat.constraint.chat_guide", guide)
     answer: Any = caller.chat(model="demo", messages=HELLO, tools=[ROME], stream=stream, think=True)

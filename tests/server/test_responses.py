@@ -9,6 +9,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from llcuda import Model, structured
+from llcuda.chat.constraint import Constraint
 from llcuda.errors import ArgumentError
 from llcuda.server.errors import ApiError
 from llcuda.server.response_store import ResponseStore, StoredResponse
@@ -127,7 +128,7 @@ def test_shapes_are_openai_s(tool_server: Served, monkeypatch: pytest.MonkeyPatc
 
 
 def _thinks(model: Model, *_: Any, **__: Any) -> Any:
-    return structured.compile(model, {"type": "choice", "choices": [THOUGHT]}).guide()
+    return Constraint(structured.compile(model, {"type": "choice", "choices": [THOUGHT]}).guide())
 
 
 def test_tools_that_may_be_called(tool_server: Served) -> None:

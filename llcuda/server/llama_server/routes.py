@@ -130,6 +130,8 @@ def _prompt(body: ApplyTemplateBody, loaded: LoadedModel) -> Prompt:
         tools=body.tools,
         template=template,
         template_variables=template_variables(body, loaded.model, template),
+        continue_final_message=body.continue_final_message,
+        add_generation_prompt=body.add_generation_prompt,
     )
 
 
