@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llcuda.cli.console import (
-    INTERRUPTED,
-    MODEL,
-    CudaGraphMode,
-    DecodeThreads,
-    GpuLayers,
-    complete_model,
-    examples,
-)
+from llcuda.cli.console import INTERRUPTED, MODEL, complete_model, examples
 from llcuda.cli.options import adapter_and_scale, check_adapter, template_text
+from llcuda.cli.settings import LIMITS, MODELS, model_settings, read_config, takes_settings
 from llcuda.cli.texts import option_text
 from llcuda.errors import ArgumentError, LibraryError
 
@@ -29,9 +22,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("llcuda.server")
 app = typer.Typer()
 EXIT_SECONDS = 5.0  # for threads that still work when the server has stopped
-NETWORK, LIMITS, LOG = "Network", "Limits", "Log"  # headings of options
+NETWORK, LOG = "Network", "Log"  # headings of options
 UNITS = {"MB": 1e6, "GB": 1e9}
 MAX_BYTES = 1e18
+TABLE_KEYS = ("source", "name", "aliases", "pooling", "chat_template", "bare_tool_calls", "adapter")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,7 +35,10 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
         "llcuda serve chat=model.gguf --host 0.0.0.0 --api-key-file keys.txt",
     )
 )
+@takes_settings
 def serve(
+    context: typer.Context,
+    settings: dict[str, Any],
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -50,71 +47,55 @@ def serve(
             autocompletion=complete_model,
         ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            is_eager=True,
+            callback=read_config,
+            help="A TOML file: options as keys, models as tables.",
+            metavar="FILE",
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
             help="Address; 0.0.0.0 is all addresses.", metavar="ADDRESS", rich_help_panel=NETWORK
         ),
     ] = "127.0.0.1",
+    uds: Annotated[
+        Path | None,
+        typer.Option(
+            help="A Unix socket in place of an address.", metavar="PATH", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Certificate chain (PEM): HTTPS.",
+            metavar="FILE",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Its key (PEM). Default: in the file of the certificate.",
+            metavar="FILE",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     port: Annotated[
         int,
         typer.Option(
             min=0, max=65535, help="0 = a free port.", metavar="PORT", rich_help_panel=NETWORK
         ),
     ] = 8080,
-    parallel: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=256,
-            help="Sequences in one batch.",
-            metavar="SEQUENCES",
-            rich_help_panel=MODEL,
-        ),
-    ] = 4,
-    ctx_size: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx-size",
-            "-c",
-            min=1,
-            help="Tokens of each sequence.",
-            metavar="TOKENS",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    gpu_layers: GpuLayers = None,
-    bf16_copies: Annotated[
-        bool,
-        typer.Option(
-            "--bf16-copies",
-            help="Matrices as BF16 too, for many texts (Hopper).",
-            rich_help_panel=MODEL,
-        ),
-    ] = False,
-    bf16_to_f16: Annotated[
-        bool | None,
-        typer.Option(
-            help="BF16 weights as F16 on the GPU. Default: on compute capability 7.5.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    threads: DecodeThreads = None,
-    batch_invariant: Annotated[
-        bool,
-        typer.Option(
-            "--batch-invariant",
-            help="On the CPU: answers do not depend on other requests and the cache.",
-            rich_help_panel=MODEL,
-        ),
-    ] = False,
-    cuda_graphs: CudaGraphMode = "auto",
-    queue: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Requests that may wait.", metavar="REQUESTS", rich_help_panel=LIMITS
-        ),
-    ] = 1024,
     pooling: Annotated[
         str | None,
         typer.Option(
@@ -180,7 +161,7 @@ def serve(
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Origin whose pages may send requests; may be repeated.",
+            help="Origin whose pages may send requests, or localhost; may be repeated.",
             metavar="ORIGIN",
             rich_help_panel=NETWORK,
         ),
@@ -231,7 +212,7 @@ def serve(
         float,
         typer.Option(
             min=0,
-            help="Seconds of a connection without a request.",
+            help="Seconds until the head of a request has arrived.",
             metavar="SECONDS",
             rich_help_panel=LIMITS,
         ),
@@ -265,6 +246,7 @@ def serve(
 ) -> None:
     """Serve the API of OpenAI until SIGTERM or Ctrl-C."""
     try:
+        from llcuda.progress import is_visible
         from llcuda.server import Limits, create_app
         from llcuda.server import serve as serve_app
         from llcuda.server.log import configure_logging
@@ -273,34 +255,24 @@ def serve(
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
     configure_logging(log_level, log_format)
-    parameters: dict[str, Any] = {
-        "n_parallel": parallel,
-        "ctx_size": ctx_size,
-        "gpu_layers": gpu_layers,
-        "queue_size": queue,
-        "threads": threads,
-        "bare_tool_calls": bare_tool_calls,
-        "bf16_copies": bf16_copies,
-        "bf16_to_f16": bf16_to_f16,
-        "cuda_graphs": cuda_graphs,
-    }
-    if batch_invariant:
-        parameters |= {"batch_invariant": True, "devices": ()}
+    if settings.get("batch_invariant"):
+        settings.setdefault("devices", ())
+    shared = {**settings, "bare_tool_calls": bare_tool_calls}
     if pooling is not None:
-        parameters["pooling"] = pooling
+        shared["pooling"] = pooling
     if chat_template is not None:
-        parameters["template"] = template_text(chat_template)
+        shared["template"] = template_text(chat_template)
     if adapter:
-        parameters["adapters"] = [adapter_and_scale(given) for given in adapter]
-        for file, _ in parameters["adapters"]:
-            check_adapter(file)
-    specs = [_model_spec(argument, parameters) for argument in models or ["demo"]]
+        shared["adapters"] = _adapters(adapter)
+    tables = [] if models else context.meta.get(MODELS, [])
+    specs = [_table_spec(i, table, shared) for i, table in enumerate(tables)]
+    specs = specs or [_model_spec(argument, shared) for argument in models or ["demo"]]
     keys = [*(api_key or ()), *(_read_keys(api_key_file) if api_key_file else ())]
     total_body_bytes = None if max_bodies is None else _bytes("--max-bodies", max_bodies, "MB")
     if max_bodies is not None and max_bodies < max_body:
         rule = f"less than --max-body, which is {max_body:g}"
         raise ArgumentError(f"--max-bodies {max_bodies:g}: {rule}; give at least as much")
-    is_local = host in LOCAL_HOSTS
+    is_local = host in LOCAL_HOSTS or uds is not None
     if not is_local and not keys:
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
     default_hosts = ("127.0.0.1", "localhost", "[::1]") if is_local and not keys else ()
@@ -313,6 +285,7 @@ def serve(
         hosts=() if "*" in hosts else hosts,
         strict=strict,
         slot_folder=slot_save_path,
+        progress=is_visible(),
         limits=Limits(
             body_bytes=_bytes("--max-body", max_body, "MB"),
             total_body_bytes=total_body_bytes,
@@ -324,6 +297,8 @@ def serve(
 
     def ready(address: str) -> None:
         print(f"{names} at {address}/v1", flush=True)
+        page = "" if uds is not None else f"Chat page: {address}/   "
+        print(f"{page}Press Ctrl-C to stop.", flush=True)
 
     status = 0
     try:
@@ -331,6 +306,9 @@ def serve(
             app,
             host=host,
             port=port,
+            uds=uds,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
             drain_seconds=drain,
             idle_seconds=idle_timeout,
             on_ready=ready,
@@ -358,12 +336,44 @@ def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:
     )
 
 
+def _adapters(given: list[str]) -> list[tuple[str, float]]:
+    """Return the files and the scales of adapters, which are checked before the model is loaded."""
+    adapters = [adapter_and_scale(text) for text in given]
+    for file, _ in adapters:
+        check_adapter(file)
+    return adapters
+
+
 def _bytes(option: str, number: float, unit: str) -> int:
     """Return the bytes of a number of MB or GB."""
     count = number * UNITS[unit]
     if not 1 <= count <= MAX_BYTES:
         raise ArgumentError(f"{option} {number:g}: expected {unit} above 0; e.g. {option} 8")
     return int(count)
+
+
+def _table_spec(index: int, table: Any, shared: dict[str, Any]) -> ModelSpec:
+    """Return the model of a table `[[models]]` of the file."""
+    from llcuda.hub.names import served_name
+    from llcuda.server import ModelSpec
+
+    where = f"models[{index}]"
+    if not isinstance(table, dict):
+        raise ArgumentError(f"{where}: expected a table with source")
+    table = {key.replace("-", "_"): value for key, value in table.items()}
+    source = table.get("source")
+    if not isinstance(source, str):
+        raise ArgumentError(f"{where}.source: expected a file, a short name or repo/id")
+    parameters = {**shared, **model_settings(table, TABLE_KEYS)}
+    parameters |= {key: table[key] for key in ("pooling", "bare_tool_calls") if key in table}
+    if "chat_template" in table:
+        parameters["template"] = template_text(str(table["chat_template"]))
+    if isinstance(adapter := table.get("adapter", []), str):
+        adapter = [adapter]
+    if adapter:
+        parameters["adapters"] = _adapters([str(given) for given in adapter])
+    name, aliases = table.get("name") or served_name(source), table.get("aliases", [])
+    return ModelSpec(name, source, parameters=parameters, aliases=aliases)
 
 
 def _read_keys(path: Path) -> list[str]:

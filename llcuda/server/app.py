@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request
@@ -33,7 +34,12 @@ from llcuda.running import announce
 from llcuda.server.answer import RECORD
 from llcuda.server.anthropic import anthropic_routes
 from llcuda.server.bodies import BodyReader, BodyRoute
-from llcuda.server.connections import GuardedProtocol, listen
+from llcuda.server.connections import (
+    GuardedProtocol,
+    check_certificate,
+    listen,
+    listen_unix,
+)
 from llcuda.server.errors import ApiError, ErrorShape
 from llcuda.server.leniency import HEADER
 from llcuda.server.llama_server.routes import llama_server_routes
@@ -50,6 +56,8 @@ from llcuda.server.tokens import answer_detokenize, answer_tokenize
 
 logger = logging.getLogger("llcuda.server")
 
+LOCAL_ORIGIN = "localhost"  # as an origin: the pages of this machine
+LOCAL_PAGES = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 # The APIs, each a function that returns its routes. Of two routes with one path the first answers.
 APIS: tuple[Callable[[Service], APIRouter], ...] = (
     anthropic_routes,
@@ -70,6 +78,7 @@ def create_app(
     preload: bool = True,
     strict: bool = False,
     slot_folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
 ) -> FastAPI:
     """Return the server as an ASGI application.
 
@@ -78,13 +87,15 @@ def create_app(
         memory_budget: Bytes that the loaded models may take together, on all devices; None = what
             each device has free when a further model is loaded.
         keys: API keys, any of which is right; none = no key is needed.
-        cors_origins: Origins of other web pages that may read answers.
+        cors_origins: Origins of other web pages that may read answers; "localhost" = every page
+            that this machine serves, at any port.
         hosts: Names that clients may call the server by; none = any.
         limits: Limits of the server; None = the defaults of `Limits`.
         preload: Whether to load the first model now; the others wait for their first request.
         strict: Whether to refuse a request of which something would be ignored or relaxed. By
             default it is answered, and the header `x-llcuda-ignored` and the log name that part.
         slot_folder: The folder where clients save slots of the KV cache; None = they cannot.
+        progress: Whether to draw a bar on stderr while the first model is loaded.
 
     Raises:
         ArgumentError: A value is outside what is allowed, a model is larger than the budget, or
@@ -99,11 +110,12 @@ def create_app(
         raise wrong_value("limits", limits, "expected Limits")
     check_flag("preload", preload)
     check_flag("strict", strict)
+    check_flag("progress", progress)
     folder = None if slot_folder is None else Path(local_path(slot_folder, "slot_folder"))
     if folder is not None and not folder.is_dir():
         raise wrong_value("slot_folder", str(folder), "there is no such folder")
     service = Service(ModelPool(models, memory_budget), limits or Limits(), folder)
-    service.models.open(preload)
+    service.models.open(preload, progress)
     bodies = BodyReader()
 
     @asynccontextmanager
@@ -141,7 +153,8 @@ def create_app(
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=cors_origins,
+            allow_origins=[origin for origin in cors_origins if origin != LOCAL_ORIGIN],
+            allow_origin_regex=LOCAL_PAGES if LOCAL_ORIGIN in cors_origins else None,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", HEADER],
@@ -219,6 +232,9 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    uds: str | os.PathLike[str] | None = None,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
     drain_seconds: float = 30.0,
     idle_seconds: float = 30.0,
     on_ready: Callable[[str], None] | None = None,
@@ -229,24 +245,36 @@ def serve(
         app: What `create_app` returned.
         host: Address to listen on; "0.0.0.0" = every IPv4 address of the machine.
         port: Port to listen on; 0 = a free one.
+        uds: Path of a Unix socket to listen on in place of an address; a socket that no process
+            listens on is replaced.
+        tls_cert: File of a certificate chain, in PEM: HTTPS. None = HTTP.
+        tls_key: File of its key; None = in the file of the certificate.
         drain_seconds: Longest time that running requests may take to finish.
         idle_seconds: Longest time until the whole head of a request has come over a connection,
             counted from its beginning or from the answer before.
         on_ready: Called with the server's URL when it takes connections.
 
     Raises:
-        ArgumentError: The address cannot be used.
+        ArgumentError: The address cannot be used, or the certificate or its key.
         KeyboardInterrupt: Ctrl-C, after the server has stopped.
     """
     check_number("port", port, "int", 0, 65535)
     check_number("drain_seconds", drain_seconds, "number", 0)
     check_number("idle_seconds", idle_seconds, "number", MIN_SECONDS)
     _raise_file_limit()
-    with listen(host, port) as listener:
-        config = uvicorn_config(app, drain_seconds, idle_seconds)
-        address, port = listener.getsockname()[:2]
-        name = f"[{address}]" if ":" in address else address
-        url = f"http://{name}:{port}"
+    config = uvicorn_config(app, drain_seconds, idle_seconds)
+    scheme = "http"
+    if tls_cert is not None or tls_key is not None:
+        check_certificate(tls_cert, tls_key)
+        scheme = "https"
+        config.ssl_certfile, config.ssl_keyfile = tls_cert, tls_key
+    with listen(host, port) if uds is None else listen_unix(Path(uds)) as listener:
+        if uds is None:
+            address, port = listener.getsockname()[:2]
+            name = f"[{address}]" if ":" in address else address
+            url = f"{scheme}://{name}:{port}"
+        else:
+            url = f"{scheme}+unix://{quote(os.fspath(uds), safe='')}"
         server = _Server(config, lambda: on_ready and on_ready(url))
         previous = signal.signal(signal.SIGTERM, _on_sigterm)  # uvicorn raises it again at its end
         try:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llcuda.errors import ArgumentError
+from llcuda.params import wrong_argument, wrong_value
 
 CLIENT_TIMEOUT_MS = 60_000  # a client that reads nothing for so long is disconnected
 MAX_HEAD_BYTES = 2**16  # of a request's line and headers
@@ -77,6 +83,57 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def check_certificate(
+    certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
+) -> None:
+    """Raise ArgumentError for a certificate or a key that TLS cannot use."""
+    if certificate is None:
+        raise wrong_argument("tls_cert", "missing", "give the certificate of tls_key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:  # an encrypted key would be asked for on stdin
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # ssl's errors are OSErrors
+        name, path = ("tls_cert", certificate) if key is None else ("tls_key", key)
+        rule = f"the certificate and its key cannot be used: {error}"
+        remedy = "give PEM files, the key unencrypted"
+        raise wrong_value(name, os.fspath(path), rule, remedy) from None
+
+
+@contextmanager
+def listen_unix(path: Path) -> Iterator[socket.socket]:
+    """Listen on a Unix socket, whose file is removed at the end.
+
+    Args:
+        path: The file; one that no process listens on is replaced.
+
+    Raises:
+        ArgumentError: The path cannot be used, or a process listens on it.
+    """
+    if "\0" in os.fspath(path):
+        raise wrong_value("uds", os.fspath(path), "contains a NUL character")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if not probe.connect_ex(os.fspath(path)):
+                    raise wrong_value("uds", os.fspath(path), "another process listens there")
+            path.unlink()
+        listener.bind(os.fspath(path))
+        listener.listen(2048)
+    except (OSError, ValueError) as error:
+        listener.close()
+        if isinstance(error, ArgumentError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise wrong_value("uds", os.fspath(path), f"cannot listen there: {reason}") from error
+    with listener:
+        try:
+            yield listener
+        finally:
+            with suppress(OSError):
+                path.unlink()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -121,7 +121,7 @@ class LoadedModel:
         embedding_executor: Computes embeddings, one request after the other.
     """
 
-    def __init__(self, spec: ModelSpec, path: Path, needs: int) -> None:
+    def __init__(self, spec: ModelSpec, path: Path, needs: int, progress: bool = False) -> None:
         config = spec.fitted(path).config
         self.spec = spec
         self.needs = needs
@@ -132,7 +132,7 @@ class LoadedModel:
         self._embedder: Embedder | None = None
         self._lock = threading.Lock()
         self.embedding_executor = ThreadPoolExecutor(1, "llcuda-embedder")
-        self.model = Model(path, params=config.model)
+        self.model = Model(path, params=config.model, progress=progress)
         try:
             try:
                 self.engine = Engine(self.model, config=config)
@@ -250,11 +250,12 @@ class ModelPool:
         for spec in specs:
             spec.config()
 
-    def open(self, preload: bool) -> None:
+    def open(self, preload: bool, progress: bool = False) -> None:
         """Find or download every file, before there is an event loop.
 
         Args:
             preload: Whether to load the first model.
+            progress: Whether to draw a bar on stderr meanwhile.
 
         Raises:
             ArgumentError: A model is larger than the budget, or has no such pooling or template.
@@ -278,7 +279,7 @@ class ModelPool:
             spec.check(path)
         if preload:
             name, spec = next(iter(self.specs.items()))
-            self.loaded[name] = LoadedModel(spec, self.paths[name], sizes[name])
+            self.loaded[name] = LoadedModel(spec, self.paths[name], sizes[name], progress)
             self.loads += 1
 
     def find(self, name: str | None) -> str:

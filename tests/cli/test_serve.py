@@ -14,6 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from llcuda.cli.main import app as command_line
+from llcuda.cli.settings import SETTINGS
 from llcuda.server.middleware import RequestGuardMiddleware
 from llcuda.server.service import Service
 from tests.support import programs
@@ -87,23 +88,9 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
     ),
     "host": (["--host", "::1"], lambda s: s.serving["host"], "::1", "127.0.0.1"),
     "port": (["--port", "0"], lambda s: s.serving["port"], 0, 8080),
-    "parallel": (["--parallel", "2"], lambda s: s.parameters["n_parallel"], 2, 4),
-    "ctx_size": (["--ctx-size", "64"], lambda s: s.parameters["ctx_size"], 64, 1024),
-    "gpu_layers": (["--gpu-layers", "0"], lambda s: s.parameters["gpu_layers"], 0, None),
-    "bf16_copies": (["--bf16-copies"], lambda s: s.parameters["bf16_copies"], True, False),
-    "threads": (["--threads", "1"], lambda s: s.parameters["threads"], 1, None),
-    "batch_invariant": (
-        ["--batch-invariant"],
-        lambda s: (s.parameters.get("batch_invariant"), s.parameters.get("devices")),
-        (True, ()), (None, None),
-    ),
-    "bf16_to_f16": (
-        ["--no-bf16-to-f16"], lambda s: s.parameters["bf16_to_f16"], False, None,
-    ),
-    "cuda_graphs": (
-        ["--cuda-graphs", "off"], lambda s: s.parameters["cuda_graphs"], "off", "auto",
-    ),
-    "queue": (["--queue", "7"], lambda s: s.parameters["queue_size"], 7, 1024),
+    "uds": (["--uds", "a.sock"], lambda s: s.serving["uds"], Path("a.sock"), None),
+    "tls_cert": (["--tls-cert", "KEYS"], lambda s: s.serving["tls_cert"] is None, False, True),
+    "tls_key": (["--tls-key", "KEYS"], lambda s: s.serving["tls_key"] is None, False, True),
     "pooling": (["--pooling", "cls"], lambda s: s.parameters.get("pooling"), "cls", None),
     "chat_template": (
         ["--chat-template", "{{ messages }}"], lambda s: s.parameters.get("template"),
@@ -123,7 +110,7 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
     ),
     "cors_origin": (
         ["--cors-origin", "https://a"],
-        lambda s: s.middleware("CORSMiddleware").get("allow_origins"), ("https://a",), None,
+        lambda s: s.middleware("CORSMiddleware").get("allow_origins"), ["https://a"], None,
     ),
     "slot_save_path": (
         ["--slot-save-path", "FOLDER"], lambda s: s.service.slot_folder is not None, True, False,
@@ -147,7 +134,8 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
 def test_every_option_has_a_row() -> None:
     """A new option fails here until the table above has it."""
     serve = getattr(get_command(command_line), "commands")["serve"]  # noqa: B009
-    own_test = {"adapter"}
+    settings = {setting.option or name for name, setting in SETTINGS.items()}
+    own_test = {"adapter", "config"} | settings  # these in test_settings.py
     assert {option.name for option in serve.params} == OPTIONS.keys() | own_test
 
 

@@ -1,14 +1,24 @@
 """Connections over which no request comes, or one that never ends."""
 
 import contextlib
+import signal
 import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import httpx
 import pytest
 
-from llcuda.server.connections import MAX_HEAD_BYTES
+from llcuda.errors import ArgumentError
+from llcuda.server import serve
+from llcuda.server.connections import MAX_HEAD_BYTES, listen_unix
 from tests.support.server import Served, post_bytes, served
-from tests.support.waiting import ENDLESS, eventually
+from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
 PATH = "/v1/completions"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -107,3 +117,55 @@ def test_a_head_behind_a_running_request(server: Served) -> None:
             for _ in range(10_000):
                 connection.sendall(b"a: " + b"b" * 3000 + b"\r\n")
     assert eventually(server.idle)
+
+
+TLS = Path(__file__).parents[1] / "support" / "tls"  # of localhost, for these tests only
+CERTIFICATE, KEY, ENCRYPTED = (TLS / f"{name}.pem" for name in ("certificate", "key", "encrypted"))
+
+
+def test_https_over_a_unix_socket(tmp_path: Path) -> None:
+    """The start says where, and how to stop; Ctrl-C ends it and removes the socket."""
+    path = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # a server that was killed leaves it
+    command = [sys.executable, "-m", "llcuda", "serve", "demo", "--threads", "1", "--uds", path]
+    command += ["--tls-cert", CERTIFICATE, "--tls-key", KEY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert f"demo at https+unix://{quote(str(path), safe='')}/v1\n" == running.stdout.readline()
+        assert "Press Ctrl-C to stop.\n" == running.stdout.readline()
+        trusted = ssl.create_default_context(cafile=CERTIFICATE)
+        transport = httpx.HTTPTransport(uds=str(path), verify=trusted)
+        with httpx.Client(transport=transport, timeout=PATIENCE) as client:
+            assert {"status": "ok"} == client.get("https://localhost/health").json()
+        plain = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=plain) as client, pytest.raises(httpx.TransportError):
+            client.get("http://localhost/health")
+        with pytest.raises(ArgumentError, match="another process listens there"), listen_unix(path):
+            pass
+        running.send_signal(signal.SIGINT)
+        assert 130 == running.wait(PATIENCE)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tls_key": KEY}, "tls_cert: missing; give the certificate of tls_key"),
+        ({"tls_cert": CERTIFICATE}, "the certificate and its key cannot be used"),
+        ({"tls_cert": KEY, "tls_key": CERTIFICATE}, "the certificate and its key cannot be used"),
+        ({"tls_cert": CERTIFICATE, "tls_key": ENCRYPTED}, "give PEM files, the key unencrypted"),
+        ({"tls_cert": "/no/such"}, "tls_cert='/no/such'.*No such file"),
+        ({"uds": "/no/such/folder/a.sock"}, "uds='/no/such/folder/a.sock': cannot listen there"),
+        ({"uds": __file__}, "uds=.*: cannot listen there: Address already in use"),
+        ({"uds": "a" * 200}, "uds=.*: cannot listen there: AF_UNIX path too long"),
+        ({"uds": "a\0b"}, "uds=.*: contains a NUL"),
+    ],
+    ids=str,
+)
+def test_wrong_certificates_and_sockets(
+    server: Served, options: dict[str, Any], message: str
+) -> None:
+    """Each is an error before the server begins, and asks nothing on stdin."""
+    with pytest.raises(ArgumentError, match=message):
+        serve(server.app, **options)

@@ -70,6 +70,24 @@ def test_origins(guarded: Served, server: Served) -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
+def test_pages_of_this_machine() -> None:
+    """The origin "localhost" is each of its ports, and no name that begins alike."""
+    with served(demo(), preload=False, cors_origins=["localhost", "https://a.example"]) as running:
+        for origin in (
+            "http://localhost", "http://localhost:3000", "https://127.0.0.1:8", "http://[::1]:5173",
+            "https://a.example",
+        ):  # fmt: skip
+            answer = running.client.get("/v1/models", headers={"origin": origin})
+            assert origin == answer.headers["access-control-allow-origin"]
+            assert "x-llcuda-ignored" in answer.headers["access-control-expose-headers"]
+        for origin in (
+            "http://localhost.evil.example", "http://evil.example", "null", "localhost",
+            "http://localhost:3000.evil.example", "http://127.0.0.2", "file://localhost",
+        ):  # fmt: skip
+            answer = running.client.get("/v1/models", headers={"origin": origin})
+            assert "access-control-allow-origin" not in answer.headers
+
+
 def test_foreign_hosts(server: Served) -> None:
     """A name that was made to point here is refused; a page cannot post without asking first."""
     for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:80", ""):

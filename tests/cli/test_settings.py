@@ -1,0 +1,144 @@
+"""The settings of a model and its engine as options of `llcuda serve` and as keys of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from llcuda import server
+from llcuda.cli import serve
+from llcuda.cli.settings import NO_OPTIONS, SETTINGS
+from llcuda.engine.config import EngineConfig
+from llcuda.errors import ArgumentError
+from llcuda.keywords import ConfigKeywords
+from llcuda.server import log
+
+# Keyword -> the text of its value, and the value; the others are switches.
+VALUES: dict[str, tuple[str, Any]] = {
+    "gpu_layers": ("3", 3), "ctx_size": ("64", 64), "n_parallel": ("2", 2), "threads": ("1", 1),
+    "threads_batch": ("2", 2), "split_mode": ("row", "row"), "tensor_split": ("3,1.5", [3.0, 1.5]),
+    "main_gpu": ("1", 1), "devices": ("CUDA0", ["CUDA0"]),
+    "overrides": ("a.b=7", {"a.b": 7}), "cache_size": ("9999", 9999), "type_k": ("q8_0", "q8_0"),
+    "type_v": ("bf16", "bf16"), "batch_size": ("64", 64), "ubatch_size": ("64", 64),
+    "outputs_max": ("8", 8), "speculation": ("4", 4), "cuda_graphs": ("off", "off"),
+    "queue_size": ("7", 7), "rope_scaling": ("yarn", "yarn"), "rope_freq_base": ("1e4", 1e4),
+    "rope_freq_scale": ("0.5", 0.5), "yarn_ext_factor": ("1", 1.0), "yarn_attn_factor": ("1", 1.0),
+    "yarn_beta_fast": ("32", 32.0), "yarn_beta_slow": ("1", 1.0), "yarn_orig_ctx": ("64", 64),
+}  # fmt: skip
+
+Specs = Callable[..., list[server.ModelSpec]]
+
+
+@pytest.fixture
+def specs(monkeypatch: pytest.MonkeyPatch) -> Specs:
+    """Run a command line, and return the models of the app that it would serve."""
+    monkeypatch.delenv("LLCUDA_API_KEY", raising=False)
+
+    def run(*arguments: str) -> list[server.ModelSpec]:
+        given: list[server.ModelSpec] = []
+        served: dict[str, Any] = {}
+        monkeypatch.setattr(server, "create_app", lambda models, **_: given.extend(models))
+        monkeypatch.setattr(server, "serve", lambda app, **keywords: served.update(keywords))
+        monkeypatch.setattr(log, "configure_logging", lambda *_: None)
+        result = CliRunner().invoke(serve.app, [*arguments])
+        if isinstance(result.exception, ArgumentError):
+            raise result.exception
+        assert 0 == result.exit_code, result.output
+        return given
+
+    return run
+
+
+def test_every_keyword_is_an_option() -> None:
+    """A new one fails here until `SETTINGS` has it, or a reason for which it has none."""
+    assert ConfigKeywords.__annotations__.keys() == SETTINGS.keys() | NO_OPTIONS.keys()
+    assert {name for name, setting in SETTINGS.items() if setting.metavar} == VALUES.keys()
+
+
+@pytest.mark.parametrize("keyword", SETTINGS)
+def test_an_option_is_its_keyword(specs: Specs, tmp_path: Path, keyword: str) -> None:
+    """On the command line, as a key of the file, and in the file's table of a model."""
+    name = SETTINGS[keyword].option or keyword
+    flag = name.replace("_", "-")
+    text, value = VALUES.get(keyword, ("", False))
+    arguments = [f"--{flag}", text] if text else [f"--no-{flag}"]
+    [spec] = specs("demo", *arguments)
+    expected = {keyword: value, "bare_tool_calls": True}
+    assert expected == spec.parameters
+    EngineConfig.from_kwargs(**{keyword: value})  # type: ignore[misc]
+    in_toml = {"tensor_split": "[3, 1.5]", "overrides": '{ "a.b" = 7 }', "devices": '["CUDA0"]'}
+    word = isinstance(value, str)
+    toml = in_toml.get(keyword, f'"{text}"' if word else text or "false")
+    path = tmp_path / "serve.toml"
+    for key in (flag, name):
+        path.write_text(f'models = ["demo"]\n{key} = {toml}\n')
+        assert [expected] == [spec.parameters for spec in specs("--config", str(path))]
+    path.write_text(f'[[models]]\nsource = "demo"\n{flag} = {toml}\n')
+    assert [expected] == [spec.parameters for spec in specs("--config", str(path))]
+
+
+def test_a_file(specs: Specs, tmp_path: Path) -> None:
+    """Models have tables with settings of their own; the command line wins over the file."""
+    path = tmp_path / "serve.toml"
+    path.write_text("""
+port = 8090
+ctx-size = 256
+api-key = "secret"
+cors-origin = ["localhost"]
+strict = true
+
+[[models]]
+source = "demo"
+name = "small"
+aliases = ["gpt-4o", "default"]
+parallel = 2
+pooling = "mean"
+
+[[models]]
+source = "other.gguf"
+ctx_size = 64
+chat-template = "{{ messages }}"
+bare-tool-calls = false
+""")
+    small, other = specs("--config", str(path), "--threads", "1")
+    assert ("small", "demo", ["gpt-4o", "default"]) == (small.name, small.source, small.aliases)
+    shared = {"bare_tool_calls": True, "threads": 1, "ctx_size": 256}
+    assert {**shared, "n_parallel": 2, "pooling": "mean"} == small.parameters
+    own = {"ctx_size": 64, "template": "{{ messages }}", "bare_tool_calls": False}
+    assert ("other", {**shared, **own}) == (other.name, other.parameters)
+    [named] = specs("a=demo", "--config", str(path), "--ctx-size", "32")
+    assert ("a", 32) == (named.name, named.parameters["ctx_size"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port = ", "the file is not TOML: "),
+        ("ctx-sice = 5", "no such option: ctx-sice; did you mean ctx_size?"),
+        ("config = 'a'", "no such option: config"),
+        ("port = [1, 2]", "--port 1,2"),
+        ("strict = 'yes'", "strict = yes: expected true or false"),
+        ("pooling = true", "pooling = true: expected no switch but a value"),
+        ("api-key = [[1]]", "api-key: expected a value or a list of values"),
+        ("[[models]]\nname = 'a'", "models[0].source: expected a file"),
+        ("[[models]]\nsource = 'demo'\ncontext = 5", "models: no such option: context"),
+        ("models = ['demo', {source = 'demo'}]", "models[0]: expected a table with source"),
+        ("[[models]]\nsource = 'demo'\ntensor-split = 'a'", "--tensor-split a: expected numbers"),
+        ("overrides = ['a']", "--overrides a: expected KEY=VALUE"),
+    ],
+)
+def test_wrong_files(specs: Specs, tmp_path: Path, text: str, message: str) -> None:
+    """The key is named, with what may have been meant."""
+    path = tmp_path / "serve.toml"
+    path.write_text(text)
+    if message.startswith("--port"):
+        with pytest.raises(AssertionError, match="--port"):  # Typer's own error
+            specs("--config", str(path))
+        return
+    with pytest.raises(ArgumentError) as raised:
+        specs("--config", str(path))
+    assert message in str(raised.value)
