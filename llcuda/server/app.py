@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 import llcuda
 from llcuda.files import local_path
@@ -33,6 +33,7 @@ from llcuda.params import check_flag, check_number, wrong_argument, wrong_value
 from llcuda.running import announce
 from llcuda.server.answer import RECORD
 from llcuda.server.anthropic import anthropic_routes
+from llcuda.server.api_page import api_page
 from llcuda.server.bodies import BodyReader, BodyRoute
 from llcuda.server.connections import (
     GuardedProtocol,
@@ -49,7 +50,7 @@ from llcuda.server.middleware import LOOPBACK, MIN_SECONDS, Limits, RequestGuard
 from llcuda.server.models import ModelPool, ModelSpec
 from llcuda.server.ollama import ollama_routes
 from llcuda.server.openai_api import cohere_routes, openai_routes
-from llcuda.server.page import page_routes
+from llcuda.server.page import HEADERS, page_routes
 from llcuda.server.protocol import DetokenizeBody, TokenizeBody
 from llcuda.server.service import ERRORS, Service
 from llcuda.server.tokens import answer_detokenize, answer_tokenize
@@ -129,7 +130,7 @@ def create_app(
         version=llcuda.__version__,
         description="OpenAI's API over llama.cpp in this process.",
         lifespan=lifespan,
-        docs_url=None,  # it would load scripts of another host
+        docs_url=None,  # FastAPI's page would load scripts of another host; /docs is ours
         redoc_url=None,
     )
     app.state.service = service
@@ -183,6 +184,11 @@ def _own_routes(service: Service) -> APIRouter:
     async def detokenize(body: DetokenizeBody) -> Response:
         """Turn tokens into a text."""
         return service.answer(body, answer_detokenize)
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        """Show the API as a page."""
+        return HTMLResponse(api_page(request.app.openapi()), headers=HEADERS)
 
     @router.get("/health", response_model=dict[str, str])
     async def health(request: Request) -> Any:

@@ -23,7 +23,7 @@ from llcuda.server.leniency import HEADER, Ignored, collect_ignored
 from llcuda.server.log import CLIENT_LEFT, RequestRecord
 from llcuda.server.page import PREFIX
 
-KEYLESS_PATHS = ("/", "/health")  # besides the page's files
+KEYLESS_PATHS = ("/", "/docs", "/health")  # besides the page's files
 MIN_SECONDS = 0.001
 FREE_BYTES = 2**16  # of each body that do not count; `Limits.requests` bounds these
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")

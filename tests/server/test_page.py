@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from llcuda.files import data_file
+from llcuda.server.api_page import api_page
 from llcuda.server.page import TYPES, page_files
 from tests.support.server import Served, demo, is_error, served
 
@@ -165,3 +167,35 @@ def test_files_need_no_key() -> None:
         assert locked.client.get("/page/app.js").status_code == 200
         is_error(locked.client.get("/page"), 401)
         is_error(locked.client.get("/v1/models"), 401)
+
+
+def test_the_page_of_the_api(server: Served) -> None:
+    """/docs names each path and field of the document, runs no script and asks no other host."""
+    answer = server.client.get("/docs")
+    assert "text/html; charset=utf-8" == answer.headers["content-type"]
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+    assert "<script" not in answer.text
+    assert "style=" not in answer.text
+    assert "//" not in answer.text.replace("<!doctype", "")
+    document = server.client.get("/openapi.json").json()
+    for path in document["paths"]:
+        assert f"</b> {html.escape(path)}</h2>" in answer.text
+    for field in document["components"]["schemas"]["ChatBody"]["properties"]:
+        assert f"<code>{field}</code>" in answer.text
+    assert server.client.get("/page/docs.css").headers["content-type"].startswith("text/css")
+
+
+def test_the_page_of_a_strange_document() -> None:
+    """Text is text, and a type that the page does not know is any value."""
+    field = {"description": "<script>", "type": ["a"], "minimum": 1, "maximum": 5}
+    operation = {"description": "<b>", "parameters": [{"name": "a", "in": "query"}]}
+    document = {
+        "info": {"title": "<i>", "version": "1"},
+        "paths": {"/<a>": {"get": operation, "post": {"requestBody": {"content": {
+            "application/json": {"schema": {"properties": {"x": field}}}}}}}},
+    }  # fmt: skip
+    page = api_page(document)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "any value from 1 to 5" in page
+    assert "any value, in the query" in page
