@@ -237,12 +237,16 @@ def _refused(error: ArgumentError | UnsupportedError, names: Mapping[str, str]) 
     return ApiError(400, f"{begin}{rule}{remedy and '; '}{remedy}", param=param)
 
 
+_PYTHON_CODE = re.compile(r"\w\(|\b[a-z_]+=")  # a call or a keyword
+
+
 def _client_remedy(remedy: str, parameter: str, names: Mapping[str, str]) -> str:
     """Return a remedy in a client's words; "" for one that only a Python caller has."""
     whole = _whole(parameter)
     if whole == "response_format" and names.get(whole) == "text.format":  # it has flat schemas
         remedy = remedy.replace('"json_schema": {"schema": ...}', '"name": ..., "schema": ...')
-    return remedy if whole in _REMEDIES_OF_DATA else _REMEDIES.get(whole, "")
+    is_data = whole in _REMEDIES_OF_DATA and not _PYTHON_CODE.search(remedy)
+    return remedy if is_data else _REMEDIES.get(whole, "")
 
 
 def _as_json(shown: str) -> str:

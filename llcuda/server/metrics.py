@@ -1,4 +1,8 @@
-"""/metrics: the metrics of each loaded model's engine, and those of the server."""
+"""/metrics: the metrics of each loaded model's engine, and those of the server.
+
+What vLLM has too is there a second time under vLLM's name and with its labels, so that its
+dashboards and alerts work.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,43 @@ from llcuda.engine.metrics import exposition
 from llcuda.server.middleware import Traffic
 from llcuda.server.models import ModelPool
 
+# llcuda's names -> vLLM's, each without its prefix.
+VLLM = {
+    "num_requests_running": "num_requests_running",
+    "num_requests_waiting": "num_requests_waiting",
+    "kv_cache_usage": "kv_cache_usage_perc",
+    "prompt_tokens": "prompt_tokens",
+    "generation_tokens": "generation_tokens",
+    "prefix_cache_queries": "prefix_cache_queries",
+    "prefix_cache_hits": "prefix_cache_hits",
+    "request_success": "request_success",
+    "time_to_first_token_seconds": "time_to_first_token_seconds",
+    "time_per_output_token_seconds": "time_per_output_token_seconds",
+    "e2e_request_latency_seconds": "e2e_request_latency_seconds",
+    "request_queue_time_seconds": "request_queue_time_seconds",
+}
+
 
 def metrics_text(models: ModelPool, traffic: Traffic) -> str:
     """Return all metrics in Prometheus' text format."""
-    return exposition([*_model_metrics(models), *_server_metrics(models, traffic)])
+    own = [*_model_metrics(models)]
+    for_vllm = [_for_vllm(family) for family in own if _short_name(family) in VLLM]
+    return exposition([*own, *for_vllm, *_server_metrics(models, traffic)])
+
+
+def _short_name(family: Metric) -> str:
+    return family.name.removeprefix("llcuda_")
+
+
+def _for_vllm(family: Metric) -> Metric:
+    """Return a family with vLLM's name and labels."""
+    name = f"vllm:{VLLM[_short_name(family)]}"
+    copy = Metric(name, family.documentation, family.type)
+    for sample in family.samples:
+        labels = {**sample.labels, "model_name": sample.labels["model"], "engine": "0"}
+        del labels["model"]
+        copy.add_sample(name + sample.name.removeprefix(family.name), labels, sample.value)
+    return copy
 
 
 def _model_metrics(models: ModelPool) -> Iterator[Metric]:

@@ -306,6 +306,13 @@ def test_health_metrics_and_document(server: Served) -> None:
         'llcuda_engine_up{model="demo"} 1.0',
         'llcuda_recoveries_total{model="demo"} 0.0',
         "llcuda_http_requests_total",
+        'vllm:generation_tokens_total{engine="0",model_name="demo"}',
+        'vllm:time_to_first_token_seconds_count{engine="0",model_name="demo"}',
+        'vllm:time_per_output_token_seconds_bucket{engine="0",le="0.001",model_name="demo"}',
+        'vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"}',
+        'vllm:kv_cache_usage_perc{engine="0",model_name="demo"}',
+        "# TYPE vllm:num_requests_running gauge",
+        "# TYPE vllm:e2e_request_latency_seconds histogram",
     ):
         assert name in text
     document = server.client.get("/openapi.json").json()
