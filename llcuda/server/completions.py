@@ -158,6 +158,8 @@ def _gap_tokens(body: CompletionBody, model: Model) -> InfillTokens | None:
     if body.suffix is None:
         return None
     marks = InfillTokens.of(model)
+    if marks is None and not body.suffix:
+        return None
     if marks is None:
         rule = "this model fills no gaps: it has no tokens for the texts around one"
         raise wrong_argument("suffix", rule)

@@ -55,7 +55,6 @@ IGNORED: list[tuple[str, dict[str, Any], str | None]] = [
     (RESPONSES, {"include": ["reasoning.encrypted_content"]},
      "include[0]: reasoning.encrypted_content is not included"),
     (RESPONSES, {"reasoning": {"effort": "low", "summary": "auto"}}, REASONING),
-    (RESPONSES, {"store": True}, "store"),
     ("/v1/embeddings", {"truncate": True}, "truncate"),
     ("/v1/rerank", {}, "documents[1].id"),
     ("/tokenize", {"add_bos": 1}, "add_bos"),
