@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from llcuda.cli import (
+    batch,
     bench,
     chat,
     convert,
@@ -141,7 +142,7 @@ app = typer.Typer(
 )
 # The commands under their headings in --help, each module with those that it has.
 HEADINGS = {
-    "Generate": (run, chat, embed, serve),
+    "Generate": (run, chat, embed, batch, serve),
     "Models": (models, inspect, gguf, convert, quantize),
     "Measure and diagnose": (score, tokenize, bench, diagnose, report),
 }

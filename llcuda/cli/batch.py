@@ -1,0 +1,205 @@
+"""`llcuda batch`: the requests of a file, answered into another one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+
+import typer
+
+from llcuda.cli.console import (
+    MODEL,
+    DecodeThreads,
+    GpuLayers,
+    complete_model,
+    examples,
+    print_note,
+)
+from llcuda.errors import ArgumentError, LibraryError
+from llcuda.progress import progress_bar
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from llcuda.server.batches import BatchAnswer, BatchLine
+
+app = typer.Typer()
+ANSWER = b'{"id": "batch_req_'  # the beginning of a line of OUT
+WAITING = 2  # requests for each sequence, so that the next one is ready
+
+
+@app.command(epilog=examples("llcuda batch requests.jsonl answers.jsonl --model qwen2.5-1.5b"))
+def batch(
+    requests: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="Lines of JSON, as OpenAI's batches have them."),
+    ],
+    answers: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A line for each answer; written as they come.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="GGUF file, short name or repo/id.",
+            metavar="MODEL",
+            autocompletion=complete_model,
+        ),
+    ] = "demo",
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1, max=256, help="Sequences at once.", metavar="COUNT", rich_help_panel=MODEL
+        ),
+    ] = 8,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx-size",
+            "-c",
+            min=1,
+            help="Context of each sequence. Default: as trained, as far as memory goes.",
+            metavar="TOKENS",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            help="Pooling of embeddings: mean, cls, last or rank.",
+            metavar="TYPE",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    gpu_layers: GpuLayers = None,
+    threads: DecodeThreads = None,
+) -> None:
+    """Answer the requests of a file without a server; the same command goes on where it stopped.
+
+    A line is {"custom_id": "1", "url": "/v1/chat/completions", "body": {...}}. Requests whose
+    custom_id is in OUT are left out. The exit status is 1 if a request was refused.
+    """
+    try:
+        from llcuda.server import Limits, ModelSpec, create_app
+    except ModuleNotFoundError as error:
+        missing = f"llcuda batch needs {error.name}: pip install 'llcuda[server]'"
+        raise LibraryError(missing) from error
+    from llcuda.hub.names import served_name
+
+    total = _check_requests(requests)
+    if answers.exists() and answers.samefile(requests):
+        raise ArgumentError(f"{answers}: is IN too; name another file for OUT")
+    answered = _answered(answers)
+    if len(answered) >= total:
+        print_note(f"all {total:,} requests are answered in {answers}")
+        return
+    parameters: dict[str, Any] = {
+        "n_parallel": parallel,
+        "ctx_size": ctx_size,
+        "gpu_layers": gpu_layers,
+        "threads": threads,
+    }
+    if pooling is not None:
+        parameters["pooling"] = pooling
+    with _opened(answers, "ab") as target:  # before the model is loaded
+        size = max(requests.stat().st_size, 1)
+        spec = ModelSpec(served_name(model), model, parameters=parameters)
+        limits = Limits(body_bytes=size, deadline=None)
+        server = create_app([spec], limits=limits)
+        lines = (line for line in _read(requests) if line.custom_id not in answered)
+        started = time.monotonic()
+        refused, ignored, done = 0, set[str](), len(answered)
+        with progress_bar(f"{requests.name}") as draw:
+            draw(done / total)
+
+            def write(answer: BatchAnswer) -> None:
+                nonlocal refused, done
+                target.write(answer.as_json().encode() + b"\n")
+                target.flush()
+                refused += answer.status != 200
+                if answer.ignored:
+                    ignored.add(answer.ignored)
+                done += 1
+                draw(done / total)
+
+            asyncio.run(_run(server, lines, parallel * WAITING, write))
+    count, seconds = done - len(answered), time.monotonic() - started
+    print_note(
+        f"{count:,} answers in {seconds:.1f} s, {refused:,} of them refusals; "
+        f"{len(answered):,} were there"
+    )
+    for note in sorted(ignored)[:3]:
+        print_note(f"ignored: {note}")
+    if refused:
+        raise typer.Exit(1)
+
+
+async def _run(server: Starlette, lines: Iterator[BatchLine], parallel: int, write: Any) -> None:
+    from llcuda.server.batches import answer_lines
+
+    async with server.router.lifespan_context(server):
+        async for answer in answer_lines(server, lines, parallel):
+            write(answer)
+
+
+def _opened(path: Path, mode: str) -> BinaryIO:
+    """Open a file. ArgumentError where that is not possible."""
+    try:
+        return cast(BinaryIO, path.open(mode))
+    except OSError as error:
+        raise ArgumentError(f"{path}: {error.strerror}") from None
+
+
+def _read(path: Path) -> Iterator[BatchLine]:
+    """Yield the requests of a file; empty lines are left out. ArgumentError for a wrong one."""
+    from llcuda.server.batches import read_line
+
+    try:
+        with _opened(path, "rb") as file:
+            for number, data in enumerate(file, 1):
+                if data.strip():
+                    yield read_line(number, data)
+    except ArgumentError as error:
+        raise ArgumentError(f"{path}, {error}") from None
+
+
+def _check_requests(path: Path) -> int:
+    """Return how many requests a file has, all of them checked before any is answered."""
+    seen: set[str] = set()
+    for line in _read(path):
+        if line.custom_id in seen:
+            rule = f"custom_id={line.custom_id!r}: several requests have it"
+            raise ArgumentError(f"{path}: {rule}; give each its own")
+        seen.add(line.custom_id)
+    if not seen:
+        raise ArgumentError(f"{path}: has no requests; a line is a JSON object")
+    return len(seen)
+
+
+def _answered(path: Path) -> set[str]:
+    """Return the ids of a file's answers, and cut off a line that was not written whole."""
+    if not path.exists():
+        return set()
+    ids: set[str] = set()
+    with _opened(path, "rb") as file:
+        whole = 0
+        for number, data in enumerate(file, 1):
+            if not data.endswith(b"\n") and data.startswith(ANSWER[: len(data)]):
+                break
+            try:
+                ids.add(json.loads(data)["custom_id"])
+            except (ValueError, KeyError, TypeError):
+                rule = "is not an answer of a batch; name another file for OUT"
+                raise ArgumentError(f"{path}, line {number}: {rule}") from None
+            whole += len(data)
+        is_whole = whole == os.fstat(file.fileno()).st_size
+    if not is_whole:
+        with path.open("rb+") as file:
+            file.truncate(whole)
+    return ids

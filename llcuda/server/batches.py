@@ -1,0 +1,189 @@
+"""Many requests in lines of JSON, as OpenAI's batches have them, answered by an application.
+
+    async for number, line in answer_lines(app, [read_line(1, data)], parallel=8): ...
+
+The application answers in this process, without a connection: there is one way to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+from llcuda.params import wrong_argument, wrong_value
+from llcuda.server.chunks import new_id
+from llcuda.server.fields import field_of, text_of
+from llcuda.server.leniency import HEADER
+
+URLS = ("completions", "chat/completions", "responses", "embeddings", "rerank", "classify",
+        "score", "messages")  # fmt: skip
+MAX_ID = 512  # characters
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class BatchLine:
+    """A request of a batch.
+
+    Attributes:
+        custom_id: The client's id of the request.
+        url: The path that answers it.
+        body: The body, as JSON.
+    """
+
+    custom_id: str
+    url: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """The answer to a request of a batch.
+
+    Attributes:
+        custom_id: The client's id of the request.
+        status: The HTTP status.
+        document: The body of the answer.
+        request_id: The id of the request in the log.
+        ignored: What was ignored of the request; "" = nothing.
+    """
+
+    custom_id: str
+    status: int
+    document: Any
+    request_id: str
+    ignored: str
+
+    def as_json(self) -> str:
+        """Return the line of an output file, without its end."""
+        response = {
+            "status_code": self.status,
+            "request_id": self.request_id,
+            "body": self.document,
+        }
+        line = {"id": new_id("batch_req_"), "custom_id": self.custom_id, "response": response}
+        return json.dumps({**line, "error": None}, ensure_ascii=False)
+
+
+def read_line(number: int, data: bytes) -> BatchLine:
+    """Return the request of a line.
+
+    Args:
+        number: The number of the line, from 1.
+        data: The line.
+
+    Raises:
+        ArgumentError: It is not a request that a batch may have.
+    """
+    where = f"line {number}"
+    try:
+        given = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise wrong_argument(where, f"expected a JSON object: {error}") from None
+    custom_id = text_of(where, given, "custom_id")
+    if not 1 <= len(custom_id) <= MAX_ID:
+        raise wrong_argument(f"{where}.custom_id", f"expected 1 to {MAX_ID} characters")
+    method = given.get("method", "POST")
+    if method != "POST":
+        raise wrong_value(f"{where}.method", method, "expected POST")
+    url = text_of(where, given, "url")
+    if not url.startswith("/v1/") or url.removeprefix("/v1/") not in URLS:
+        rule = f"expected one of {', '.join(f'/v1/{name}' for name in URLS)}"
+        raise wrong_value(f"{where}.url", url[:200], rule)
+    body = field_of(where, given, "body")
+    if not isinstance(body, dict):
+        raise wrong_value(f"{where}.body", body, "expected an object")
+    if body.get("stream"):
+        raise wrong_value(f"{where}.body.stream", body["stream"], "a batch has no streams")
+    return BatchLine(custom_id, url, json.dumps(body).encode())
+
+
+async def answer_lines(
+    app: ASGIApp, lines: Iterable[BatchLine], parallel: int
+) -> AsyncIterator[BatchAnswer]:
+    """Yield the answers as they are finished.
+
+    Args:
+        app: What `create_app` returned.
+        lines: The requests; they are read as there is room for them.
+        parallel: Most requests that are answered at once.
+    """
+    source = iter(lines)
+    tasks: set[asyncio.Task[BatchAnswer]] = set()
+    try:
+        while True:
+            while len(tasks) < parallel and (line := next(source, None)) is not None:
+                tasks.add(asyncio.create_task(_answer(app, line)))
+            if not tasks:
+                return
+            done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answer(app: ASGIApp, line: BatchLine) -> BatchAnswer:
+    """Return the answer to a request; where the application is busy, after some more attempts."""
+    for _ in range(ATTEMPTS):
+        answer, retry = await _ask(app, line)
+        if retry is None:
+            break
+        await asyncio.sleep(retry)
+    return answer
+
+
+async def _ask(app: ASGIApp, line: BatchLine) -> tuple[BatchAnswer, float | None]:
+    """Send a request to an application as a server would.
+
+    Returns:
+        Its answer, and the seconds after which the request is to be repeated.
+    """
+    status, headers, parts = 0, dict[str, str](), list[bytes]()
+    bodies = [line.body]
+
+    async def receive() -> Message:
+        if bodies:
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+        await asyncio.Event().wait()  # the client stays
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            headers.update({k.decode(): v.decode("latin-1") for k, v in message["headers"]})
+        else:
+            parts.append(message.get("body", b""))
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": line.url,
+        "raw_path": line.url.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [
+            (b"host", b"localhost"),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(line.body)).encode()),
+        ],
+        "client": ("batch", 0),
+        "server": ("localhost", 80),
+    }
+    await app(scope, receive, send)
+    document = json.loads(b"".join(parts))
+    request_id, ignored = headers.get("x-request-id", ""), headers.get(HEADER, "")
+    answer = BatchAnswer(line.custom_id, status, document, request_id, ignored)
+    retry = headers.get("retry-after", "")
+    return answer, float(retry) if retry.isdigit() else None
