@@ -273,16 +273,20 @@ def without_older_objects() -> Iterator[None]:
 def test_a_large_answer_keeps_nobody_waiting(
     server: Served, path: str, asked: dict[str, Any]
 ) -> None:
-    """None waits for most of the time between the last token and the answer's end."""
+    """None waits for most of the time between the last token and the answer's end.
+
+    Time of the processor: client and server are this process, and others may hold it up.
+    """
     body = {**asked, **ENDLESS, "max_tokens": 800}
+    server.client.get("/health")  # what is made at the first request
     with without_older_objects(), ThreadPoolExecutor(1) as pool:
         answer = pool.submit(post, server, path, json.dumps(body).encode())
         assert eventually(lambda: server.unfinished() > 0)
         assert eventually(lambda: server.unfinished() == 0)
-        times = [time.perf_counter()]
+        times = [time.process_time()]
         while not answer.done():
             server.client.get("/health")
-            times.append(time.perf_counter())
+            times.append(time.process_time())
     assert 200 == answer.result().status_code
     longest = max(after - before for before, after in pairwise(times))
     assert longest < 0.6 * (times[-1] - times[0])
