@@ -25,7 +25,7 @@ from llcuda.native.context import Context
 from llcuda.native.cuda_build import CudaBuild, parse
 from llcuda.native.estimate import read_facts
 from llcuda.native.model import Model
-from llcuda.params import KV_TYPES, ModelParams, check_number, wrong_value
+from llcuda.params import KV_TYPES, ContextParams, ModelParams, check_number, wrong_value
 
 FORMAT = 1  # of the document
 # The tables, each with the field of BenchParams that lists what to measure, if there is one.
@@ -103,6 +103,7 @@ class BenchParams:
             if given and self.tables is not None and table not in self.tables:
                 rule = f"the table {table} is not to be measured"
                 raise wrong_value(str(listed), given, rule, "add it to measure")
+        ContextParams(threads=self.threads)  # refuses a wrong number, which each table would report
         if self.gpu_layers is not None and "layers" in self.chosen:
             rule = "the table layers measures several numbers of layers"
             raise wrong_value("gpu_layers", self.gpu_layers, rule, "leave one of them out")

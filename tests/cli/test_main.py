@@ -225,6 +225,7 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
         (["run", "--regex", "(", "x"], 2, "error: --regex: at 1(8): invalid regex"),
         (["run", "--regex", "a", "--json-schema", __file__, "x"], 2, "give one of --json-schema"),
         (["bench", "--compare", "/no"], 2, "--compare '/no': cannot be read: No such file"),
+        (["bench", "--threads", "1000"], 2, "error: --threads 1000: expected a whole number from"),
         (["nonsense"], 2, "No such command"),
         (["run", "demo", "x", "-ngl", "y"], 2, "error: --gpu-layers y: expected a whole number"),
         (["run", "demo", "x", "--temp", "y"], 2, "error: --temperature y: expected a number"),
