@@ -9,7 +9,8 @@ from __future__ import annotations
 
 Lines = str | tuple[str, ...]
 
-_OPEN = 'engine = llcuda.InferenceEngine("demo"); '
+_LOAD = 'engine = llcuda.InferenceEngine("demo")'
+_OPEN = _LOAD + "; "
 _ASK = 'llcuda.chat("demo", "Hello").content'
 _CONTINUE = 'llcuda.quick_infer("Hello", "demo")'
 _BATCH = 'llcuda.InferenceEngine("demo", n_parallel=4).batch_infer(["One", "Two"])'
@@ -18,7 +19,6 @@ _STREAM = _OPEN + 'print(*engine.stream("Hello"), sep="")'
 _TOKENS = 'llcuda.Model("demo").tokenize("Hello")'
 _VECTORS = 'llcuda.embed("demo", ["Hello", "World"], pooling="mean")'
 _SERVE = "$ llcuda serve demo"
-_CLIENT = 'import openai; openai.OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="-")'
 _HUB = "import llcuda.hub; llcuda.hub."
 
 
@@ -42,7 +42,7 @@ _MODULE: dict[str, Lines] = {
     "ps": "$ llcuda ps",
     "copy": "$ llcuda cp demo NAME",
     "delete": "$ llcuda rm NAME",
-    **dict.fromkeys(("Client", "AsyncClient", "OpenAI", "AsyncOpenAI"), (_SERVE, _CLIENT)),
+    **dict.fromkeys(("Client", "AsyncClient", "OpenAI", "AsyncOpenAI"), (_LOAD, _SERVE)),
     **dict.fromkeys(("ChatResponse", "GenerateResponse"), "llcuda.ChatCompletion"),
     # transformers, sentence-transformers
     "pipeline": (_ASK, _CONTINUE, _BATCH),
@@ -52,7 +52,7 @@ _MODULE: dict[str, Lines] = {
     "GenerationConfig": "llcuda.SamplingParams(temperature=0.8)",
     "SentenceTransformer": _VECTORS,
     # llm, gpt4all, mlx_lm
-    **dict.fromkeys(("get_model", "get_async_model", "GPT4All"), (_ASK, _OPEN.rstrip("; "))),
+    **dict.fromkeys(("get_model", "get_async_model", "GPT4All"), (_ASK, _LOAD)),
     "get_embedding_model": _VECTORS,
     "get_models": _HUB + "installed_models()",
     "stream_generate": _STREAM,
