@@ -54,7 +54,7 @@ def run(tests: Path, folder: Path, only: str) -> list[tuple[str, str, str]]:
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-c", os.devnull]
     command += ["--rootdir", str(tests), "-p", "tests.foreign.plugin", "-p", "no:cacheprovider"]
-    command += ["-p", "no:randomly", "-m", "not slow", "--junitxml", str(report), "-k", only]
+    command += ["-p", "no:randomly", "--junitxml", str(report), "-k", only]
     path = os.pathsep.join([str(ROOT), str(tests), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "LLCUDA_FOREIGN_MODELS": str(folder)}
     result = subprocess.run(

@@ -236,6 +236,11 @@ def test_conversations(server: Served) -> None:
     for path in ("/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"):
         assert expected == server.post(path, messages=messages).json()["input_tokens"]
     is_error(server.post("/apply-template", messages=[{}]), 400)
+    begun = [*messages, {"role": "assistant", "content": "I am"}]
+    assert server.post("/apply-template", messages=begun).json()["prompt"].endswith("I am")
+    bare = server.post("/apply-template", messages=messages, add_generation_prompt=False).json()
+    assert answer["prompt"].startswith(bare["prompt"])
+    assert len(bare["prompt"]) < len(answer["prompt"])
 
 
 def test_times_of_openai_answers(server: Served) -> None:
