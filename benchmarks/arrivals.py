@@ -12,9 +12,9 @@ the first peer. That peer is measured first. --rate is a rate to use instead, in
 Printed are tokens of the answers a second over the whole run, and percentiles 50, 95 and 99 of
 three times in milliseconds: to the first token, from when the request was due; of a further token,
 each request's mean; between two outputs of a request. For the times the first and the last tenth of
-the requests are left out. llcuda also prints its decode steps, the mean rows of its steps, and how
-many graphs were reused for a step, of which each micro-batch has one. --seeded gives each request a
-seed. Models and peers are those of versus.py, as are --shape, --limit, --prepare and --json. Prints
+the requests are left out. llcuda also prints its decode steps, the mean rows of its steps, how many
+graphs were reused for a step, of which each micro-batch has one, how many were built to be kept and
+how many of these made way for others (evicted), and how many CUDA graphs were captured and launched. --seeded gives each request a seed. Models and peers are those of versus.py, as are --shape, --limit, --prepare and --json. Prints
 a table, then one JSON line.
 """
 
@@ -37,6 +37,7 @@ from llcuda.bench.synthetic import SHAPES
 
 DEFAULT = "llcuda:F16,llcuda:Q4_K_M,vllm"
 TIMES = {"first_ms": "first", "token_ms": "token", "gap_ms": "gap"}
+GRAPHS = ("kept", "evicted", "captured", "replays")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -110,7 +111,7 @@ def table(measured: list[dict[str, Any]]) -> Table:
     shown = Table("load", "peer", title="tokens of answers a second; milliseconds")
     heads = ["requests/s", "tokens/s"]
     heads += [f"{short} p{p}" for short in TIMES.values() for p in PERCENTILES]
-    for head in (*heads, "steps", "rows", "reused"):
+    for head in (*heads, "steps", "rows", "reused", *GRAPHS):
         shown.add_column(head, justify="right")
     for load in dict.fromkeys(line["load"] for peer in measured for line in peer["results"]):
         shown.add_section()
@@ -128,18 +129,19 @@ def table(measured: list[dict[str, Any]]) -> Table:
 
 
 def own_figures(figures: dict[str, Any]) -> list[str]:
-    """Return llcuda's decode steps, the mean rows, and how many graphs a step reused."""
+    """Return llcuda's decode steps, the mean rows, how many graphs a step reused, and others."""
     if not figures:
         return []
     steps = figures["decode_steps"] + figures["prefill_steps"]
-    reused = figures["graphs_reused"] / max(1, steps)
-    return [f"{figures['decode_steps']:,}", f"{figures['mean_rows']:.1f}", f"{reused:.2f}"]
+    reused = figures["reused"] / max(1, steps)
+    counts = [f"{figures[name]:,}" for name in GRAPHS]
+    return [f"{figures['decode_steps']:,}", f"{figures['mean_rows']:.1f}", f"{reused:.2f}", *counts]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     options = parse(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 240)
     absent = {peer: missing(peer, options) for peer in dict.fromkeys(options.peers)}
     peers = [] if options.prepare else [peer for peer, reason in absent.items() if not reason]
     vllm = next((peer for peer in peers if peer.startswith("vllm")), None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import peers
 from peers import SAMPLING, Setup, Text
+
+CUDA_GRAPHS = ("captured", "replays")
 
 
 def missing() -> str:
@@ -55,6 +58,7 @@ class Server(peers.Server):
         self._engine = llcuda.Engine(
             self._model, n_parallel=setup.rows, ctx_size=setup.context, queue_size=2**20
         )
+        self._counted: dict[str, int] = {}
 
     async def stream(self, text: Text, seed: int | None) -> AsyncIterator[int]:
         """Submit the text and read it as it comes."""
@@ -69,13 +73,16 @@ class Server(peers.Server):
             yield len(request.tokens)
 
     def figures(self) -> dict[str, Any]:
-        """Return the steps, their mean rows, and how many micro-batches reused a graph."""
+        """Return the steps, their mean rows, and what became of compute graphs and CUDA graphs."""
         context, batch = self._engine.context, self._engine.metrics.snapshot()["batch"]
-        reused = context.timings.graphs_reused
+        timings, graphs = context.timings.as_dict(), asdict(context.cuda_graphs)
         context.reset_timings()
         self._engine.metrics.reset()
         names = ("decode_steps", "prefill_steps", "mean_rows")
-        return {"graphs_reused": reused, **{name: batch[name] for name in names}}
+        counted = {name: timings[f"graphs_{name}"] for name in ("reused", "kept", "evicted")}
+        counted |= {name: graphs[name] - self._counted.get(name, 0) for name in CUDA_GRAPHS}
+        self._counted = graphs
+        return {**counted, **{name: batch[name] for name in names}}
 
     def close(self) -> None:
         """Close the engine."""

@@ -5,7 +5,8 @@ cache. A free slot keeps its tokens as a cached prefix, so that a prompt that be
 only the rest. Prefill steps and decode steps alternate: a long prompt delays running sequences by
 one chunk at a time, and decode steps keep the same rows in the same order, as graph reuse needs.
 Running sequences lie in contiguous slots: llama.cpp computes the rows of a split KV cache in one
-batch only as far as their slots have no gap.
+batch only as far as their slots have no gap. Several begin at the first slot, because a graph
+serves again only for the same slots.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Scheduler:
         chunk_size: The number of prompt tokens that one step may compute.
         can_truncate: Whether the memory can remove the end of a sequence; recurrent state cannot.
         can_copy_prefix: Whether the memory can copy part of a sequence to another one.
-        contiguous_slots: Whether running sequences are moved together where a gap is.
+        contiguous_slots: Whether running sequences are moved into free slots before them.
         defer_last_prompt_token: Whether the last tokens of several prompts of one step join the
             decode steps instead, and the rows of a decode step have no gap. A prompt with
             skip_prefix_cache is alone in its step then.
@@ -348,7 +349,10 @@ class Scheduler:
             and (2 * count >= len(in_place.tokens) or len(free) == 1)
         ):
             return in_place, count, None
-        oldest = min(free, key=_by_use)
+        behind = []
+        if self._contiguous_slots and self.running:  # where it leaves no gap, nor needs to be moved
+            behind = [slot for slot in free if slot.seq_id > _by_slot(self.running[-1])]
+        oldest = min(behind or free, key=_by_use)
         worth_copying = count >= WORTH_COPYING or sequence.shares_prompt_with is not None
         if self._can_copy_prefix and best is not None and best is not oldest and worth_copying:
             return oldest, count, best
@@ -416,19 +420,16 @@ class Scheduler:
     # --- gaps ---
 
     def _close_gaps(self) -> list[CacheChange]:
-        """Move running sequences, from the end with the wider gap, into the free slots between."""
+        """Move the last running sequences into the free slots before them."""
         changes: list[CacheChange] = []
         while True:
             ids: list[int] = [s.seq_id for s in self.running]  # type: ignore[misc]
-            gaps = [s.seq_id for s in self.slots[ids[0] : ids[-1]] if s.sequence is None]
+            gaps = [slot.seq_id for slot in self.slots[: ids[-1]] if slot.sequence is None]
             if not gaps:
                 return changes
-            source = ids[0] if ids[1] - ids[0] > ids[-1] - ids[-2] else ids[-1]
-            target = gaps[-1] if source == ids[0] else gaps[0]
-            outside = [*self.slots[: ids[0]], *self.slots[ids[-1] :]]
-            changes += self._save_prefix(self.slots[target], outside)
-            changes.append(Move(source, target, running=True))
-            self._move_running(source, target)
+            changes += self._save_prefix(self.slots[gaps[0]], self.slots[ids[-1] :])
+            changes.append(Move(ids[-1], gaps[0], running=True))
+            self._move_running(ids[-1], gaps[0])
 
     def _save_prefix(self, slot: Slot, others: Iterable[Slot]) -> list[CacheChange]:
         """Move a cached prefix to the least recently used free slot, if that is the older one."""
@@ -526,7 +527,8 @@ def _by_use(slot: Slot) -> tuple[bool, int]:
 
 
 def _has_gap(running: list[Sequence]) -> bool:
-    return _by_slot(running[-1]) - _by_slot(running[0]) >= len(running)
+    """Whether a slot before the last one is not in use; one sequence may stay where it is."""
+    return len(running) > 1 and _by_slot(running[-1]) >= len(running)
 
 
 def _in_prefill(leader: Sequence | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -661,6 +662,8 @@ class Context:
             prefill_calls=c.prefill_calls,
             decode_calls=c.decode_calls,
             graphs_reused=c.graphs_reused,
+            graphs_kept=c.graphs_kept,
+            graphs_evicted=c.graphs_evicted,
         )
 
     @property
@@ -670,7 +673,7 @@ class Context:
         owner = self.handle.owner
         status = self._lib.llcuda_context_graphs(owner.pointer, found)
         library.check(status, lambda: "cuda_graphs")
-        return CudaGraphs(found.on, found.replays, found.checked, found.different)
+        return CudaGraphs(**{f.name: getattr(found, f.name) for f in fields(CudaGraphs)})
 
     @property
     def llama_timings(self) -> dict[str, float]:

@@ -44,6 +44,8 @@ class Timings:
         prefill_calls: Prefills.
         decode_calls: Decodes.
         graphs_reused: Micro-batches that reused the compute graph of an earlier one.
+        graphs_kept: Compute graphs of decode steps that were built to be kept.
+        graphs_evicted: Kept graphs that made way for another.
     """
 
     load_seconds: float = 0.0
@@ -60,6 +62,8 @@ class Timings:
     prefill_calls: int = 0
     decode_calls: int = 0
     graphs_reused: int = 0
+    graphs_kept: int = 0
+    graphs_evicted: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -82,20 +86,22 @@ class Timings:
 class CudaGraphs:
     """The CUDA graphs of a context; see `ContextParams.cuda_graphs`.
 
-    The numbers are counted where first replays are checked, and are 0 elsewhere.
+    Comparisons are counted where first replays are checked, the rest also elsewhere.
 
     Attributes:
         on: Whether every GPU of the context may replay CUDA graphs. False without a GPU, and after
             a difference.
+        captured: CUDA graphs that kernels were recorded for, anew too.
         replays: Launches of CUDA graphs.
         checked: First replays that were compared with the same kernels launched one by one.
         different: Comparisons that found a difference.
     """
 
-    on: bool
-    replays: int
-    checked: int
-    different: int
+    on: bool = False
+    captured: int = 0
+    replays: int = 0
+    checked: int = 0
+    different: int = 0
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ import pytest
 
 from llcuda.bench.synthetic import SHAPES, make_synthetic_model
 from llcuda.native import library
+from tests.support.churn import CHURN
 from tests.support.programs import run
 
 # Decodes in every way and prints a digest of all logits, and the cells. Argument: a model's file.
@@ -73,67 +74,6 @@ def test_no_logit_and_no_cell_changes(
     assert unpatched.stdout == patched.stdout
 
 
-# Sequences join, leave, share prefixes and are shifted by chance. Prints a digest of all logits,
-# and how many calls reused a graph. Arguments: a model's file, where the logits stay, the KV cache.
-CHURN = """
-import hashlib, random, sys
-from llcuda import Context, Model
-from llcuda.errors import NoOutputError, UnsupportedError
-
-path, left, cache = sys.argv[1:]
-chance, digest, skipped = random.Random(7), hashlib.sha256(), 0
-with Model(path, gpu_layers=0) as model, Context(
-    model, sequences=6, ctx_size=512, unified_kv=cache == "unified", threads=1, batch_size=512,
-    ubatch_size=32, outputs_max=64, device_logits=left == "left",
-) as context:
-    lengths = [0] * 6
-    for step in range(500):
-        running = [seq for seq in range(6) if lengths[seq]]
-        free = [seq for seq in range(6) if not lengths[seq]]
-        event = chance.random()
-        if free and (event < 0.1 or not running):  # a prompt of 1 to 9 micro-batches
-            tokens = [chance.randrange(256) for _ in range(chance.choice([3, 20, 270]))]
-            seqs = free[:1] * len(tokens)
-            outputs = [False] * (len(tokens) - 1) + [True]
-        elif running and event < 0.17:
-            context.memory.remove(chance.choice(running))
-            lengths = [len(context.memory.range(seq)) for seq in range(6)]
-            continue
-        elif free and event < 0.2:
-            source = chance.choice(running)
-            context.memory.copy(source, free[0])
-            lengths[free[0]] = lengths[source]
-            continue
-        elif event < 0.22 and "lfm2" not in path:  # llama.cpp cannot shift where all windows slide
-            seq = running[0]
-            try:
-                context.memory.remove(seq, 0, 2)
-                context.memory.shift(-2, seq, 2)
-                lengths[seq] -= 2
-            except UnsupportedError:
-                skipped += 1
-            continue
-        else:
-            several = 1 + 2 * (event > 0.97)  # tokens of each, as guesses are verified
-            seqs = [seq for seq in running for _ in range(several)]
-            tokens = [chance.randrange(256) for _ in seqs]
-            outputs = [True] * len(seqs)
-        if any(lengths[seq] + seqs.count(seq) > 500 for seq in seqs):
-            context.memory.clear()
-            lengths = [0] * 6
-            continue
-        context.decode_batch(tokens, seqs, logits=outputs)
-        for seq in seqs:
-            lengths[seq] += 1
-        for row, output in enumerate(outputs):
-            try:
-                digest.update(context.logits(row).tobytes() if output else b"")
-            except NoOutputError:  # an earlier micro-batch's row
-                skipped += 1
-    print(digest.hexdigest(), skipped, context.timings.graphs_reused)
-"""
-
-
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "mamba", "lfm2", "qwen2vl"])
 @pytest.mark.parametrize(
     ("left", "cache"), [("copied", "split"), ("left", "split"), ("copied", "unified")]
@@ -142,9 +82,9 @@ def test_kept_graphs_compute_what_new_ones_do(
     kind: str, left: str, cache: str, model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits are equal, bit for bit, and far more steps reuse a graph."""
-    *kept, reused = run(CHURN, model_files[kind], left, cache).stdout.split()
+    *kept, reused = run(CHURN, model_files[kind], left, cache, "0").stdout.split()
     monkeypatch.setenv("LLCUDA_NO_KEPT_GRAPHS", "1")
-    *built, reused_without = run(CHURN, model_files[kind], left, cache).stdout.split()
+    *built, reused_without = run(CHURN, model_files[kind], left, cache, "0").stdout.split()
     assert built == kept
     if "kept-graphs" in library.patches():
         assert int(reused) > (2 if cache == "split" else 1) * int(reused_without)

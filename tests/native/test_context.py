@@ -189,8 +189,7 @@ class TestParameters:
         """Every mode is accepted there, and nothing is counted."""
         context = make_context(model, cuda_graphs=mode)
         context.decode([1, 2, 3])
-        expected = CudaGraphs(on=False, replays=0, checked=0, different=0)
-        assert context.cuda_graphs == expected or library.devices()[0].kind != "cpu"
+        assert context.cuda_graphs == CudaGraphs() or library.devices()[0].kind != "cpu"
 
     @pytest.mark.parametrize("kind", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])
     @pytest.mark.parametrize("name", ["type_k", "type_v"])

@@ -211,7 +211,7 @@ struct llcuda_timings {
     int64_t prefill_tokens, decode_tokens, sampled_tokens;
     int64_t prefill_calls, decode_calls;
     // llama.cpp's own counters
-    int64_t graphs_reused, llama_prefill_tokens, llama_decode_tokens;
+    int64_t graphs_reused, graphs_kept, graphs_evicted, llama_prefill_tokens, llama_decode_tokens;
     double  llama_prefill_ms, llama_decode_ms;
 };
 
@@ -230,7 +230,7 @@ struct llcuda_context * llcuda_context_new(struct llama_model * model, struct ll
 int  llcuda_context_set_graphs(struct llcuda_context * context, const char * mode);
 // What llcuda_graphs_report says of the GPUs that take part, summed up; on: on all of them.
 struct llcuda_cuda_graphs {
-    int64_t replays, checked, different;
+    int64_t captured, replays, checked, different;
     bool    on;
 };
 int  llcuda_context_graphs(struct llcuda_context * context, struct llcuda_cuda_graphs * found);

@@ -14,6 +14,10 @@
 #include "ggml-backend-impl.h"
 #include "llama-context.h"
 
+// Of the patch kept-graphs: how many graphs were built to be kept, and how many made way for another.
+extern "C" __attribute__((weak)) void llcuda_kept_graphs(llama_context * context, int64_t * built, int64_t * evicted,
+                                                         bool reset);
+
 using shim::guarded;
 using shim::now_ns;
 
@@ -272,6 +276,7 @@ int llcuda_context_graphs(llcuda_context * context, llcuda_cuda_graphs * found) 
             with_cuda_backends(context->raw, [&](ggml_backend_t backend) {
                 llcuda_graphs_report report;
                 read(backend, &report);
+                found->captured  += report.captured;
                 found->replays   += report.replays;
                 found->checked   += report.checked;
                 found->different += report.different;
@@ -351,6 +356,9 @@ int llcuda_context_timings(llcuda_context * context, llcuda_timings * timings, b
         timings->llama_decode_tokens  = own.n_eval;
         timings->llama_prefill_ms     = own.t_p_eval_ms;
         timings->llama_decode_ms      = own.t_eval_ms;
+        if (llcuda_kept_graphs) {
+            llcuda_kept_graphs(context->raw, &timings->graphs_kept, &timings->graphs_evicted, reset);
+        }
         if (reset) {
             context->timings = {};
             llama_perf_context_reset(context->raw);

@@ -248,6 +248,7 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
     if (!graph.warmup_complete || !graph.instance || !graph.is_enabled()) {
         return status;
     }
+    graphs.report.captured += !warm;
     graphs.report.replays++;
     if (!check || status != GGML_STATUS_SUCCESS) {
         return status;
@@ -290,9 +291,6 @@ void llcuda_graphs_set(void * opaque, const char * mode) {
     const bool on     = strcmp(mode, "off") != 0;
     const bool checks = strcmp(mode, "checked") == 0 || (strcmp(mode, "auto") == 0 && turing);
     const std::lock_guard<std::mutex> lock(mutex);
-    if (on && !checks && !graphs_of.count(backend)) {
-        return;  // as the backend does it on its own
-    }
     auto & graphs = graphs_of[backend];
     if (!graphs) {
         graphs = std::make_unique<Graphs>();

@@ -10,10 +10,10 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-// on: graphs are replayed. Counted where the mode is "checked": replays: launches of graphs. checked: first replays that
-// were compared. different: those with other results; one turns graphs off.
+// on: graphs are replayed. captured: graphs that kernels were recorded for, anew too. replays: launches of graphs.
+// Counted where the mode is "checked": checked: first replays that were compared. different: those with other results; one turns graphs off.
 struct llcuda_graphs_report {
-    int64_t replays, checked, different;
+    int64_t captured, replays, checked, different;
     bool    on;
 };
 
