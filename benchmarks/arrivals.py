@@ -14,8 +14,9 @@ three times in milliseconds: to the first token, from when the request was due; 
 each request's mean; between two outputs of a request. For the times the first and the last tenth of
 the requests are left out. llcuda also prints its decode steps, the mean rows of its steps, how many
 graphs were reused for a step, of which each micro-batch has one, how many were built to be kept and
-how many of these made way for others (evicted), and how many CUDA graphs were captured and launched. --seeded gives each request a seed. Models and peers are those of versus.py, as are --shape, --limit, --prepare and --json. Prints
-a table, then one JSON line.
+how many of these made way for others (evicted), and how many CUDA graphs were captured and
+launched. --seeded gives each request a seed. Models and peers are those of versus.py, as are
+--shape, --limit, --prepare and --json. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations

@@ -160,3 +160,24 @@ def test_the_automatic_context(
     assert kv <= (free - RESERVE) / 2
     step = kv / ctx_size * 256  # one more step would not fit
     assert ctx_size == train or kv + 2 * step > (free - RESERVE) / 2
+
+
+ASKED = f"""{INSTALL}
+import ctypes, os, re
+import llcuda
+from pathlib import Path
+with llcuda.Model("demo", gpu_layers=99) as model, llcuda.Context(model, ctx_size=256) as context:
+    [path] = set(re.findall(r"/\\S*libggml-cuda\\S*", Path("/proc/self/maps").read_text()))
+    asked = ctypes.CDLL(path).fake_types_asked
+    context.decode([1, 2, 3])
+    before = asked()
+    for token in range(8):
+        context.decode([token])
+    print(before > 0, asked() - before)
+"""
+
+
+def test_no_step_asks_what_a_device_is(backend: Path, tmp_path: Path) -> None:
+    """CUDA 12's run-time library takes a millisecond to answer."""
+    result = run(ASKED, environment=fake_gpu.environment(tmp_path, backend=backend))
+    assert "True 0\n" == result.stdout, result.stderr

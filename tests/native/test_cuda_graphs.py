@@ -48,7 +48,7 @@ def run(program: Path, mode: str, broken: int = 0) -> tuple[list[str], list[int]
 @pytest.mark.parametrize(
     ("mode", "report"),
     [
-        ("on", [1, 0, 0, 0]),
+        ("on", [1, REPLAYS, 0, 0]),
         ("off", [0, 0, 0, 0]),
         ("checked", [1, REPLAYS, SHAPES, 0]),
         ("auto", [1, REPLAYS, SHAPES, 0]),  # the device is a T4
