@@ -10,7 +10,6 @@ import { choose, pathOf } from "./tree.js";
 const SAVE_EVERY = 400; // milliseconds
 const UNDO_ENDS = 60_000; // milliseconds after which no tab offers to undo a deletion
 const UNSAVED = "unsaved-"; // in localStorage: what a tab wrote while it was closed
-const CONTINUE = "Continue exactly where you stopped.";
 
 const blank = () => ({
   id: newId(), title: "", named: false, system: "", choices: {}, created: 0, updated: 0, deleted: 0,
@@ -132,8 +131,14 @@ export class Chat extends EventTarget {
     return this.#answer(question, empty ? answer : undefined);
   }
 
-  continue(answer) {
-    return this.send(CONTINUE, [], answer.id);
+  // Goes on with an answer that was cut off: the server continues a last message of the assistant.
+  async continue(answer) {
+    const parts = await this.#store.all("tokens", "message", answer.id);
+    const begun = { role: "assistant", content: answer.content };
+    if (answer.reasoning) begun.reasoning_content = answer.reasoning;
+    Object.assign(answer, { state: "running", note: "", error: null });
+    const messages = [...this.#requestMessages(answer), begun];
+    await this.#write(answer, this.messages.get(answer.parent), messages, parts.length);
   }
 
   async choose(message) {
@@ -155,9 +160,14 @@ export class Chat extends EventTarget {
     };
     const message = failed ? Object.assign(failed, fields) : this.#add(fields);
     choose(this.conversation.choices, message);
+    await this.#write(message, question, this.#requestMessages(message));
+  }
+
+  // Writes what the model says to messages behind what an answer has; `chunk` parts of its tokens are stored.
+  async #write(message, question, messages, chunk = 0) {
     const { conversation } = this;
-    const run = new Run(message, { ...settings, messages: this.#requestMessages(message) },
-      () => this.#tell("progress", message));
+    const run = new Run(message, { ...requestSettings(), messages }, () => this.#tell("progress", message));
+    run.chunk = chunk;
     run.rows = { conversations: [conversation], messages: [question, message].filter(Boolean) };
     this.runs.set(message.id, run);
     await this.#put(run.rows);

@@ -116,7 +116,7 @@ class MessageView {
         const failed = message.state === "failed" || message.state === "running";
         add(failed ? "Retry" : "Regenerate", undefined, () => chat.regenerate(message));
         if (message.state !== "done" && message.content)
-          add("Continue", "Ask the model to continue", () => chat.continue(message));
+          add("Continue", "Go on with this answer", () => chat.continue(message));
         if (message.error?.kind === "key") add("Enter key", undefined, () => openSettings("key"));
       }
       if (message.hasTokens) {
