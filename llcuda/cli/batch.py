@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
-from llcuda.cli.console import (
-    MODEL,
-    DecodeThreads,
-    GpuLayers,
-    complete_model,
-    examples,
-    print_note,
-)
+from llcuda.cli.console import MODEL, complete_model, examples, print_note
+from llcuda.cli.settings import takes_settings
 from llcuda.errors import ArgumentError, LibraryError
 from llcuda.progress import progress_bar
 
@@ -30,11 +24,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 ANSWER = b'{"id": "batch_req_'  # the beginning of a line of OUT
+PARALLEL = 8  # sequences, unless --parallel says otherwise
 WAITING = 2  # requests for each sequence, so that the next one is ready
 
 
 @app.command(epilog=examples("llcuda batch requests.jsonl answers.jsonl --model qwen2.5-1.5b"))
+@takes_settings
 def batch(
+    settings: dict[str, Any],
     requests: Annotated[
         Path,
         typer.Argument(metavar="IN", help="Lines of JSON, as OpenAI's batches have them."),
@@ -52,23 +49,6 @@ def batch(
             autocompletion=complete_model,
         ),
     ] = "demo",
-    parallel: Annotated[
-        int,
-        typer.Option(
-            min=1, max=256, help="Sequences at once.", metavar="COUNT", rich_help_panel=MODEL
-        ),
-    ] = 8,
-    ctx_size: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx-size",
-            "-c",
-            min=1,
-            help="Context of each sequence. Default: as trained, as far as memory goes.",
-            metavar="TOKENS",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
     pooling: Annotated[
         str | None,
         typer.Option(
@@ -77,8 +57,6 @@ def batch(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    gpu_layers: GpuLayers = None,
-    threads: DecodeThreads = None,
 ) -> None:
     """Answer the requests of a file without a server; the same command goes on where it stopped.
 
@@ -99,12 +77,9 @@ def batch(
     if len(answered) >= total:
         print_note(f"all {total:,} requests are answered in {answers}")
         return
-    parameters: dict[str, Any] = {
-        "n_parallel": parallel,
-        "ctx_size": ctx_size,
-        "gpu_layers": gpu_layers,
-        "threads": threads,
-    }
+    parameters = {"n_parallel": PARALLEL, **settings}
+    if settings.get("batch_invariant"):
+        parameters.setdefault("devices", ())
     if pooling is not None:
         parameters["pooling"] = pooling
     with _opened(answers, "ab") as target:  # before the model is loaded
@@ -128,7 +103,7 @@ def batch(
                 done += 1
                 draw(done / total)
 
-            asyncio.run(_run(server, lines, parallel * WAITING, write))
+            asyncio.run(_run(server, lines, parameters["n_parallel"] * WAITING, write))
     count, seconds = done - len(answered), time.monotonic() - started
     print_note(
         f"{count:,} answers in {seconds:.1f} s, {refused:,} of them refusals; "

@@ -22,10 +22,12 @@ from starlette.responses import JSONResponse, Response
 import llcuda
 from llcuda.chat.session import ChatCompletion
 from llcuda.chat.template import template_names
+from llcuda.engine.infill import InfillTokens
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.gguf_parser import GGUFReader
 from llcuda.hub.names import part_names
+from llcuda.native.model import Model
 from llcuda.native.quantization.plan import file_type_name
 from llcuda.params import wrong_value
 from llcuda.server.answer import EVENTS, FlushTimer, ResponseWriter
@@ -659,7 +661,9 @@ def _described(name: str, path: Path, verbose: bool) -> dict[str, Any]:
         facts["general.parameter_count"] = reader.summary().parameters
         details = _details(reader)
         license_text = metadata.get("general.license.name") or metadata.get("general.license") or ""
-    capabilities = ["completion"]
+    with Model(path, vocab_only=True) as model:
+        fills_gaps = InfillTokens.of(model) is not None
+    capabilities = ["completion", *(["insert"] if fills_gaps else [])]
     if "tools" in template:
         capabilities.append("tools")
     if any(word in template for word in ("enable_thinking", "reasoning", "<think>")):
