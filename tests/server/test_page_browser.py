@@ -65,10 +65,12 @@ def page(window: Browser, server: Served) -> Iterator[Browser]:
     assert eventually(server.idle)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def same_page(window: Browser, server: Served) -> Browser:
-    """The page for tests in a row that show texts and store nothing."""
-    start(window, server.url)
+    """Return the page that another of the tests that only show texts has left, or a new one."""
+    if not window.run("return window.isSame"):
+        start(window, server.url)
+        window.run("window.isSame = true")
     return window
 
 
