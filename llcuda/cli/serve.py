@@ -232,6 +232,15 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = 30,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            help="OpenTelemetry collector that gets traces, such as http://localhost:4318.",
+            metavar="URL",
+            rich_help_panel=LOG,
+        ),
+    ] = None,
     log_level: Annotated[
         str,
         typer.Option(
@@ -251,6 +260,7 @@ def serve(
         from llcuda.server import serve as serve_app
         from llcuda.server.log import configure_logging
         from llcuda.server.submission import stop_threads
+        from llcuda.server.tracing import otlp_provider
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
@@ -286,6 +296,7 @@ def serve(
         strict=strict,
         slot_folder=slot_save_path,
         progress=is_visible(),
+        tracer_provider=otlp_provider(otlp_endpoint) if otlp_endpoint else None,
         limits=Limits(
             body_bytes=_bytes("--max-body", max_body, "MB"),
             total_body_bytes=total_body_bytes,

@@ -54,6 +54,7 @@ from llcuda.server.page import HEADERS, page_routes
 from llcuda.server.protocol import DetokenizeBody, TokenizeBody
 from llcuda.server.service import ERRORS, Service
 from llcuda.server.tokens import answer_detokenize, answer_tokenize
+from llcuda.server.tracing import tracer_of
 
 logger = logging.getLogger("llcuda.server")
 
@@ -80,6 +81,7 @@ def create_app(
     strict: bool = False,
     slot_folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    tracer_provider: Any = None,
 ) -> FastAPI:
     """Return the server as an ASGI application.
 
@@ -97,6 +99,8 @@ def create_app(
             default it is answered, and the header `x-llcuda-ignored` and the log name that part.
         slot_folder: The folder where clients save slots of the KV cache; None = they cannot.
         progress: Whether to draw a bar on stderr while the first model is loaded.
+        tracer_provider: OpenTelemetry's TracerProvider, which gets a span of each request below the
+            client's `traceparent`, and spans of its phases; None = no traces.
 
     Raises:
         ArgumentError: A value is outside what is allowed, a model is larger than the budget, or
@@ -112,6 +116,7 @@ def create_app(
     check_flag("preload", preload)
     check_flag("strict", strict)
     check_flag("progress", progress)
+    tracer = tracer_of(tracer_provider)
     folder = None if slot_folder is None else Path(local_path(slot_folder, "slot_folder"))
     if folder is not None and not folder.is_dir():
         raise wrong_value("slot_folder", str(folder), "there is no such folder")
@@ -150,6 +155,7 @@ def create_app(
         keys=keys,
         hosts=hosts,
         strict=strict,
+        tracer=tracer,
     )
     if cors_origins:
         app.add_middleware(

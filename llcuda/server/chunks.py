@@ -10,6 +10,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from llcuda.engine.outputs import Completion
+from llcuda.server.tracing import trace_phases
 
 ENCODED_AT_ONCE = 16  # elements of a list, each of which may have a thousand values
 DONE = "data: [DONE]\n\n"
@@ -33,13 +34,14 @@ def finish_reason(reason: str) -> str:
 def usage(
     prompts: Sequence[Completion], completions: Sequence[Completion], reasoning: int | None = None
 ) -> dict[str, Any]:
-    """Return the usage of a request.
+    """Return the usage of a request, whose texts have just ended; its trace gets their phases.
 
     Args:
         prompts: One completion of each prompt.
         completions: All completions.
         reasoning: Tokens of the reasoning; None for an API without reasoning.
     """
+    trace_phases(completions)
     prompt_tokens = sum(completion.prompt_tokens for completion in prompts)
     completion_tokens = sum(len(completion.tokens) for completion in completions)
     cached_tokens = sum(completion.cached_tokens for completion in prompts)

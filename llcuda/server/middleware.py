@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,10 @@ from llcuda.server.errors import RETRY_SECONDS, ApiError, translate_and_log
 from llcuda.server.leniency import HEADER, Ignored, collect_ignored
 from llcuda.server.log import CLIENT_LEFT, RequestRecord
 from llcuda.server.page import PREFIX
+from llcuda.server.tracing import trace_request
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 KEYLESS_PATHS = ("/", "/docs", "/health")  # besides the page's files
 MIN_SECONDS = 0.001
@@ -90,6 +95,7 @@ class RequestGuardMiddleware:
         keys: API keys, any of which is right; none = no key is needed.
         hosts: Names that clients may call the server by; none = any.
         strict: Whether to refuse a request of which something would be ignored.
+        tracer: OpenTelemetry's tracer, which gets a span of each request; None = no traces.
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class RequestGuardMiddleware:
         keys: Iterable[str] = (),
         hosts: Iterable[str] = (),
         strict: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._limits = limits
@@ -107,18 +114,20 @@ class RequestGuardMiddleware:
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._hosts = frozenset(hosts)
         self._strict = strict
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with collect_ignored(self._strict) as ignored:
+        record = scope[RECORD] = RequestRecord.of(scope)
+        with collect_ignored(self._strict) as ignored, trace_request(self._tracer, scope, record):
+            record.ignored = ignored.notes
             await self._answer(scope, receive, send, ignored)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, ignored: Ignored) -> None:
-        record = scope[RECORD] = RequestRecord.of(scope)
-        record.ignored = ignored.notes
+        record: RequestRecord = scope[RECORD]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
