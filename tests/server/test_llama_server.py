@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llcuda.params import SamplingParams
+from llcuda.server.leniency import HEADER
 from llcuda.server.llama_server.probabilities import after_sampling
 from llcuda.server.models import ModelSpec
 from tests.support import models
@@ -164,6 +165,21 @@ def test_biases(server: Served) -> None:
     for biases in ([[word, False]], {str(word): -100}, [[model.piece(word), -100]], [{"id": word}]):
         answer = server.post("/completion", **GREEDY, return_tokens=True, logit_bias=biases).json()
         assert word not in answer["tokens"], biases
+
+
+def test_samplers(server: Served) -> None:
+    """Steps that are not named are off; another order and unknown steps are reported."""
+    hot = {"prompt": PROMPT, "n_predict": 4, "temperature": 5.0, "seed": 1}
+    greedy = server.post("/completion", **GREEDY).json()["content"]
+    asked = {**hot, "top_k": 1, "samplers": ["top_k", "temperature"]}
+    answer = server.post("/completion", **asked)
+    assert greedy.startswith(answer.json()["content"])
+    assert ["top_k", "temperature"] == answer.json()["generation_settings"]["samplers"]
+    assert HEADER not in answer.headers
+    for names in (["temperature", "top_k"], ["top_k", "infill"]):
+        assert "samplers" in server.post("/completion", **hot, samplers=names).headers[HEADER]
+    plain = server.post("/completion", **hot, samplers=[]).json()["generation_settings"]
+    assert ([], 0, 1.0) == (plain["samplers"], plain["top_k"], plain["temperature"])
 
 
 def test_response_fields(server: Served) -> None:

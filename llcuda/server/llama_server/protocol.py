@@ -28,18 +28,18 @@ MAX_BIASES = 4096
 MAX_FIELDS = 256
 PROBED = 100  # the most probable tokens, of which the steps of sampling keep some
 FOREVER = 2**31 - 1  # tokens: as many as the context has room for
-# llama-server's names of steps, the parameter of each, and the value that turns it off.
+# llama-server's names of steps in their order, the parameter of each, and what turns it off.
 STEPS: dict[str, tuple[str, float]] = {
+    "penalties": ("repeat_penalty", 1.0),
     "dry": ("dry_multiplier", 0.0),
     "top_n_sigma": ("top_n_sigma", -1.0),
     "top_k": ("top_k", 0),
-    "typ_p": ("typical_p", 1.0),
     "typical_p": ("typical_p", 1.0),
+    "typ_p": ("typical_p", 1.0),
     "top_p": ("top_p", 1.0),
     "min_p": ("min_p", 0.0),
     "xtc": ("xtc_probability", 0.0),
     "temperature": ("temperature", 1.0),
-    "penalties": ("repeat_penalty", 1.0),
 }
 FURTHER_STEPS = ("infill", "adaptive_p")
 
@@ -253,6 +253,11 @@ def _without_steps(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if name not in STEPS and name not in FURTHER_STEPS:
             raise wrong_value("samplers", name, f"expected some of {', '.join(STEPS)}")
+        if name in FURTHER_STEPS:
+            ignore("samplers", f"there is no step {name}")
+    order = [[*STEPS].index(name) for name in names if name in STEPS]
+    if order != sorted(order):
+        ignore("samplers", "the steps have another order here")
     given = {STEPS[name][0] for name in names if name in STEPS}
     off = dict(STEPS.values())
     keywords: dict[str, Any] = {own: value for own, value in off.items() if own not in given}

@@ -38,17 +38,6 @@ _SAMPLING = {
     "adaptive_decay": "adaptive_decay",
     "min_keep": "min_keep",
 }
-_ORDER = [
-    "penalties",
-    "dry",
-    "top_n_sigma",
-    "top_k",
-    "typ_p",
-    "top_p",
-    "min_p",
-    "xtc",
-    "temperature",
-]
 
 
 def generation_settings(
@@ -85,7 +74,8 @@ def generation_settings(
 
 def _settings(params: RequestParams, sampling: SamplingParams, limit: int) -> dict[str, Any]:
     limit = -1 if limit == FOREVER else limit
-    steps = [name for name in _ORDER if getattr(sampling, STEPS[name][0]) != STEPS[name][1]]
+    names = {own: (name, off) for name, (own, off) in STEPS.items()}
+    steps = [name for own, (name, off) in names.items() if getattr(sampling, own) != off]
     return {
         **{name: getattr(sampling, own) for name, own in _SAMPLING.items()},
         "dry_sequence_breakers": list(sampling.dry_breakers),
