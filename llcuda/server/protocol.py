@@ -168,7 +168,9 @@ class Body(BaseModel):
         for name in self.model_extra or ():
             ignore(prefix + name[:100], self.meant(name[:100]), code="unknown_parameter")
         fields = type(self).model_fields
-        for name in self.model_fields_set & fields.keys():
+        for name in fields:
+            if name not in self.model_fields_set:
+                continue
             value = getattr(self, name)
             hint = next((mark for mark in fields[name].metadata if isinstance(mark, Hint)), None)
             if hint is not None and value is not None and value not in hint.true_here:
