@@ -29,7 +29,7 @@ from llcuda.gguf_parser import GGUFReader
 from llcuda.hub.names import part_names
 from llcuda.native.model import Model
 from llcuda.native.quantization.plan import file_type_name
-from llcuda.params import wrong_value
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.answer import EVENTS, FlushTimer, ResponseWriter
 from llcuda.server.bodies import BodyRoute
 from llcuda.server.chat import chat_usage, read_deltas, submit_chats
@@ -317,8 +317,10 @@ def ollama_routes(service: Service) -> APIRouter:
     async def pull(body: PullBody) -> Response:
         """Answer that a model is there, if it is."""
         name = body.model_name()
-        if name is None or name.removesuffix(":latest") not in models.names:
-            raise _fixed(f"{name}: no such model")
+        if name is None:
+            raise wrong_argument("model", "missing")
+        if name.removesuffix(":latest") not in models.names:
+            raise _fixed(f"{name[:200]}: no such model")
         media_type = "application/json" if body.stream is False else LINES["content-type"]
         return Response('{"status": "success"}\n', media_type=media_type)
 

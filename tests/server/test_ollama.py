@@ -197,6 +197,7 @@ def test_vectors(client: ollama.Client, server: Served) -> None:
         ("embed", {"input": [5]}, "input[0]"),
         ("embeddings", {"prompt": 5}, "prompt"),
         ("pull", {"model": "llama3"}, "llcuda serve"),
+        ("pull", {}, "model: missing"),
         ("create", {"model": "x", "from": "demo"}, "llcuda serve"),
         ("copy", {"source": "demo", "destination": "x"}, "llcuda serve"),
         ("push", {"model": "demo"}, "llcuda serve"),
