@@ -202,7 +202,7 @@ class TextOptions:
     def files(self) -> list[Path]:
         """Return the files that options name."""
         names = (self.chat_template, self.json_schema, self.grammar)
-        return [path for name in names if name is not None and (path := Path(name)).is_file()]
+        return [path for name in names if name is not None and path_exists(path := Path(name))]
 
     def generation(self) -> dict[str, Any]:
         """Return the keywords of `Engine.submit` and `Engine.chat`: sampling, format, length.

@@ -136,6 +136,15 @@ def test_grammar_file(tmp_path: Path) -> None:
     assert result.stdout.strip() in ("yes", "no")
 
 
+def test_a_template_from_stdin() -> None:
+    """It is read once, and is no part of the prompt."""
+    template, options = b"{{ messages[0].content }}", ("-n", "1", "--json")
+    arguments = ("run", "demo", "Hello", "--chat-template", "/dev/stdin", *options)
+    result = llcuda_command(*arguments, text=template)
+    assert 0 == result.returncode, result.stderr
+    assert 5 > json.loads(result.stdout)["prompt_tokens"]
+
+
 def endless(*arguments: str) -> subprocess.Popen[bytes]:
     """Start a text that a grammar keeps from ending."""
     command = [sys.executable, "-m", "llcuda", "run", "demo", "Once", "-n", "40000"]
