@@ -59,7 +59,7 @@ def chat_guide(
             that cannot be honoured are left out.
         tool_choice: OpenAI's.
         response_format: The format of the content, which an answer of calls need not have.
-        bare_tool_calls: Whether JSON without the delimiters of calls may be one.
+        bare_tool_calls: Whether JSON without the delimiters of calls may be one beside a format.
         shown_tokens: Control tokens that are part of the text.
         begun: The beginning of the content, which the prompt ends with.
 

@@ -565,7 +565,8 @@ def start(
         tools=offered,
         tool_choice=tool_choice,
         response_format=response_format,
-        bare_tool_calls=bare_tool_calls,
+        # Behind a result small models would write the same call for ever.
+        bare_tool_calls=bare_tool_calls and role_of(messages[-1]) != "tool",
         shown_tokens=program.shown_tokens,
         begun="" if prompt.begins_reasoning else prompt.begun,
     )

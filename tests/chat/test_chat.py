@@ -377,6 +377,14 @@ def test_tools_with_a_format(engine: Engine, model: Model) -> None:
     assert done.parsed is None
     done = engine.chat([USER], **asked, template=HERMES).result(PATIENCE)
     assert done.content in ("yes", "no") or done.tool_calls
+    calling = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "add"}}]}
+    result = {"role": "tool", "tool_call_id": "c", "content": "7"}
+    json_form = {"type": "json_schema", "json_schema": {"schema": {"const": {"y": 1}}}}
+    asked["response_format"] = json_form
+    done = engine.chat([USER, calling, result], **asked, template=HERMES).result(PATIENCE)
+    assert done.content == "" or done.parsed == {"y": 1}
+    assert not done.completion.text.startswith('{"name')
+    asked["response_format"] = form
     tags = (VENDOR_MODELS / "templates" / "Qwen3-Coder.jinja").read_text()
     done = engine.chat([USER], **asked, template=tags).result(PATIENCE)
     assert done.content in ("yes", "no", "")
