@@ -239,7 +239,7 @@ class SamplingBody(ModelBody):
     # what vLLM and llama-server call response_format
     guided_json: Any = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Annotated[list[str], Field(fail_fast=True)] | None = None
     guided_grammar: str | None = None
     structured_outputs: dict[str, Any] | None = None
     json_schema: Any = None
