@@ -16,6 +16,7 @@ from llcuda.engine.config import EngineConfig
 from llcuda.errors import ArgumentError
 from llcuda.keywords import ConfigKeywords
 from llcuda.server import log
+from tests.support.documents import DOCS, blocks
 
 # Keyword -> the text of its value, and the value; the others are switches.
 VALUES: dict[str, tuple[str, Any]] = {
@@ -51,6 +52,17 @@ def specs(monkeypatch: pytest.MonkeyPatch) -> Specs:
         return given
 
     return run
+
+
+def test_the_guide_s_file(specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TOML of docs/server.md is a configuration of two models."""
+    monkeypatch.chdir(tmp_path)
+    Path("keys.txt").write_text("secret\n", encoding="utf-8")
+    [block] = blocks(DOCS / "server.md", "toml")
+    Path("serve.toml").write_text(block.text, encoding="utf-8")
+    small, other = specs("--config", "serve.toml")
+    assert (("gpt-4o", "default"), 8) == (tuple(small.aliases), small.parameters["n_parallel"])
+    assert ("q8_0", 8192) == (other.parameters["type_k"], other.parameters["ctx_size"])
 
 
 def test_every_keyword_is_an_option() -> None:

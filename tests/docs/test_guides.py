@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     *(guide for guide in GUIDES if guide.name != "server.md"),
 ]
+JSON = [block for document in DOCUMENTS for block in blocks(document, "json")]
 PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python")]
 COMMANDS = dict.fromkeys(line for document in DOCUMENTS for line in commands(document))
 SHOWN = {"console", "mermaid", "text"}  # not run
@@ -37,6 +39,16 @@ def test_python_block(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
     """A Python block runs as printed and shows something."""
     block.run()
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("block", JSON, ids=str)
+def test_json_block(block: Block, tmp_path: Path) -> None:
+    """A line of JSON is a request that `llcuda batch` answers."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(block.text, encoding="utf-8")
+    finished = call("batch", str(source), str(target), "--model", "demo")
+    assert finished.status == 0, finished.stderr
+    assert len(target.read_bytes().splitlines()) == len(block.text.splitlines())
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("make", "curl"))])
@@ -74,7 +86,7 @@ def test_make_target(command: str) -> None:
 def test_no_block_is_left_out() -> None:
     """A block's language says who runs it."""
     for document in DOCUMENTS:
-        known = {"python", "bash"} | SHOWN
+        known = {"json", "python", "bash"} | SHOWN
         if document == DOCS / "conversion.md":
             known |= WITH_TORCH
         for block in blocks(document):
