@@ -11,6 +11,7 @@ export class ApiError extends Error {
 }
 
 const KINDS = { 401: "key", 429: "busy", 503: "busy" };
+const LEAVING = 200; // milliseconds in which a page is gone that is being left
 
 function headers() {
   const key = (read("key", "tab") ?? "").trim();
@@ -62,6 +63,8 @@ export async function* streamChat(body, signal) {
       return { done: true };
     });
     if (done) {
+      // Firefox ends the stream before it leaves the page, where timers stop: the answer is still "running" then.
+      await new Promise(resolve => setTimeout(resolve, LEAVING));
       throw new ApiError("cut", "The connection ended before the answer did. What arrived is kept.");
     }
     const parts = (rest + value).split("\n\n");
