@@ -176,6 +176,16 @@ def serve(
             rich_help_panel=NETWORK,
         ),
     ] = None,
+    file_path: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of uploaded files and of results of batches. Default: a temporary one.",
+            metavar="FOLDER",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -199,6 +209,21 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = None,
+    max_file: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Largest uploaded file in MB.", metavar="MB", rich_help_panel=LIMITS
+        ),
+    ] = 200,
+    max_files: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="All files in MB, results of batches included.",
+            metavar="MB",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 2000,
     body_timeout: Annotated[
         float,
         typer.Option(
@@ -282,6 +307,9 @@ def serve(
     if max_bodies is not None and max_bodies < max_body:
         rule = f"less than --max-body, which is {max_body:g}"
         raise ArgumentError(f"--max-bodies {max_bodies:g}: {rule}; give at least as much")
+    if max_files < max_file:
+        rule = f"less than --max-file, which is {max_file:g}"
+        raise ArgumentError(f"--max-files {max_files:g}: {rule}; give at least as much")
     is_local = host in LOCAL_HOSTS or uds is not None
     if not is_local and not keys:
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
@@ -295,6 +323,7 @@ def serve(
         hosts=() if "*" in hosts else hosts,
         strict=strict,
         slot_folder=slot_save_path,
+        file_folder=file_path,
         progress=is_visible(),
         tracer_provider=otlp_provider(otlp_endpoint) if otlp_endpoint else None,
         limits=Limits(
@@ -302,6 +331,8 @@ def serve(
             total_body_bytes=total_body_bytes,
             body_seconds=body_timeout,
             deadline=deadline or None,
+            file_bytes=_bytes("--max-file", max_file, "MB"),
+            total_file_bytes=_bytes("--max-files", max_files, "MB"),
         ),
     )
     names = ", ".join(spec.name for spec in specs)

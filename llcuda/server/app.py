@@ -42,6 +42,7 @@ from llcuda.server.connections import (
     listen_unix,
 )
 from llcuda.server.errors import ApiError, ErrorShape
+from llcuda.server.files import file_routes
 from llcuda.server.leniency import HEADER
 from llcuda.server.llama_server.routes import llama_server_routes
 from llcuda.server.log import RequestRecord
@@ -64,6 +65,7 @@ LOCAL_PAGES = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 APIS: tuple[Callable[[Service], APIRouter], ...] = (
     anthropic_routes,
     cohere_routes,
+    file_routes,
     llama_server_routes,
     ollama_routes,
 )
@@ -80,6 +82,7 @@ def create_app(
     preload: bool = True,
     strict: bool = False,
     slot_folder: str | os.PathLike[str] | None = None,
+    file_folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
     tracer_provider: Any = None,
 ) -> FastAPI:
@@ -98,6 +101,8 @@ def create_app(
         strict: Whether to refuse a request of which something would be ignored or relaxed. By
             default it is answered, and the header `x-llcuda-ignored` and the log name that part.
         slot_folder: The folder where clients save slots of the KV cache; None = they cannot.
+        file_folder: The folder of uploaded files and of the results of batches, which a later
+            server finds there; None = a temporary folder.
         progress: Whether to draw a bar on stderr while the first model is loaded.
         tracer_provider: OpenTelemetry's TracerProvider, which gets a span of each request below the
             client's `traceparent`, and spans of its phases; None = no traces.
@@ -117,10 +122,8 @@ def create_app(
     check_flag("strict", strict)
     check_flag("progress", progress)
     tracer = tracer_of(tracer_provider)
-    folder = None if slot_folder is None else Path(local_path(slot_folder, "slot_folder"))
-    if folder is not None and not folder.is_dir():
-        raise wrong_value("slot_folder", str(folder), "there is no such folder")
-    service = Service(ModelPool(models, memory_budget), limits or Limits(), folder)
+    folders = _folder("slot_folder", slot_folder), _folder("file_folder", file_folder)
+    service = Service(ModelPool(models, memory_budget), limits or Limits(), *folders)
     service.models.open(preload, progress)
     bodies = BodyReader()
 
@@ -128,6 +131,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         bodies.close()
+        await service.batches.close()
+        service.files.close()
         await service.models.close()
 
     app = FastAPI(
@@ -175,6 +180,14 @@ def _texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
     if texts is None or not all(isinstance(text, str) and text for text in texts):
         raise wrong_argument(parameter, "expected a list of texts, none of them empty")
     return texts
+
+
+def _folder(parameter: str, given: str | os.PathLike[str] | None) -> Path | None:
+    """Return a folder that is there."""
+    folder = None if given is None else Path(local_path(given, parameter))
+    if folder is not None and not folder.is_dir():
+        raise wrong_value(parameter, str(folder), "there is no such folder")
+    return folder
 
 
 def _own_routes(service: Service) -> APIRouter:

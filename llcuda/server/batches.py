@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,12 @@ from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.chunks import new_id
 from llcuda.server.fields import field_of, text_of
 from llcuda.server.leniency import HEADER
+from llcuda.server.middleware import INSIDE
 
-URLS = ("completions", "chat/completions", "responses", "embeddings", "rerank", "classify",
-        "score", "messages")  # fmt: skip
+ENDPOINTS = (
+    "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank",
+    "/v1/classify", "/v1/score", "/v1/messages",
+)  # fmt: skip
 MAX_ID = 512  # characters
 ATTEMPTS = 10
 
@@ -92,9 +95,8 @@ def read_line(number: int, data: bytes) -> BatchLine:
     if method != "POST":
         raise wrong_value(f"{where}.method", method, "expected POST")
     url = text_of(where, given, "url")
-    if not url.startswith("/v1/") or url.removeprefix("/v1/") not in URLS:
-        rule = f"expected one of {', '.join(f'/v1/{name}' for name in URLS)}"
-        raise wrong_value(f"{where}.url", url[:200], rule)
+    if url not in ENDPOINTS:
+        raise wrong_value(f"{where}.url", url[:200], f"expected one of {', '.join(ENDPOINTS)}")
     body = field_of(where, given, "body")
     if not isinstance(body, dict):
         raise wrong_value(f"{where}.body", body, "expected an object")
@@ -105,7 +107,7 @@ def read_line(number: int, data: bytes) -> BatchLine:
 
 async def answer_lines(
     app: ASGIApp, lines: Iterable[BatchLine], parallel: int
-) -> AsyncIterator[BatchAnswer]:
+) -> AsyncGenerator[BatchAnswer, None]:
     """Yield the answers as they are finished.
 
     Args:
@@ -165,6 +167,7 @@ async def _ask(app: ASGIApp, line: BatchLine) -> tuple[BatchAnswer, float | None
 
     scope = {
         "type": "http",
+        INSIDE: True,
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": "POST",

@@ -56,17 +56,23 @@ class BodyReader:
 
 
 class BodyRoute(APIRoute):
-    """A route whose parameter `body`, if it has one, the application's BodyReader reads."""
+    """A route whose parameter `body`, if it has one, the application's BodyReader reads.
+
+    Beside `body` it may have a parameter `request`.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of the route."""
-        kind: type[Body] | None = get_type_hints(self.endpoint).get("body")
+        parameters = get_type_hints(self.endpoint)
+        kind: type[Body] | None = parameters.get("body")
         if kind is None:
             return super().get_route_handler()
 
         async def handle(request: Request) -> Response:
             reader: BodyReader = request.app.state.bodies
-            response: Response = await self.endpoint(await reader.read(kind, request))
+            given = {"request": request} if "request" in parameters else {}
+            body = await reader.read(kind, request)
+            response: Response = await self.endpoint(body, **given)
             return response
 
         return handle

@@ -38,6 +38,7 @@ class ApiError(Exception):
         param: The field at fault, e.g. "messages[0].role".
         code: OpenAI's word for the case.
         retry: Seconds after which the client may ask again.
+        closes: Whether the connection is of no more use, because a body is still on its way.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry: int | None = None,
+        closes: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -55,6 +57,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry = retry
+        self.closes = closes
 
     @property
     def kind(self) -> str:
@@ -67,6 +70,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that belong to the status."""
         headers = {} if self.retry is None else {"retry-after": str(self.retry)}
+        headers |= {"connection": "close"} if self.closes else {}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 

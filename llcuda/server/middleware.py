@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 KEYLESS_PATHS = ("/", "/docs", "/health")  # besides the page's files
+UPLOADS = ("/v1/files", "/files")  # whose bodies are written to the disk as they come
+INSIDE = "llcuda.inside"  # the key of an ASGI scope that this process made itself
 MIN_SECONDS = 0.001
 FREE_BYTES = 2**16  # of each body that do not count; `Limits.requests` bounds these
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -45,6 +47,8 @@ class Limits:
             taken on beside large ones.
         body_seconds: Longest time until the body has arrived.
         requests: Largest number of requests at once, those that wait included.
+        file_bytes: Largest size of a file that is uploaded.
+        total_file_bytes: Largest size of all files, those that batches write included.
         deadline: Seconds of a request, after which it ends with what there is; None = no deadline.
 
     Raises:
@@ -57,6 +61,8 @@ class Limits:
     body_seconds: float = 30.0
     requests: int = 2048
     deadline: float | None = 600.0
+    file_bytes: int = 200_000_000
+    total_file_bytes: int = 2_000_000_000
 
     def __post_init__(self) -> None:
         check_number("body_bytes", self.body_bytes, "int", 1)
@@ -66,6 +72,8 @@ class Limits:
         check_number("requests", self.requests, "int", 1)
         if self.deadline is not None:
             check_number("deadline", self.deadline, "number", MIN_SECONDS)
+        check_number("file_bytes", self.file_bytes, "int", 1)
+        check_number("total_file_bytes", self.total_file_bytes, "int", self.file_bytes)
 
 
 @dataclass
@@ -166,14 +174,11 @@ class RequestGuardMiddleware:
     async def _check(self, scope: Scope, receive: Receive, share: _BodyShare) -> Receive:
         """Return what gives the application the whole body. Raises ApiError."""
         headers = dict(scope["headers"])
-        self._check_host(headers)
         path = scope["path"]
-        if path not in KEYLESS_PATHS and not path.startswith(PREFIX):
-            self._check_key(headers)
-            if self._traffic.active > self._limits.requests:
-                busy = "the server is busy; try again later"
-                raise ApiError(503, busy, code="overloaded", retry=1)
-        if b"content-length" not in headers and b"transfer-encoding" not in headers:
+        if INSIDE not in scope:
+            self._check_client(headers, path)
+        has_body = b"content-length" in headers or b"transfer-encoding" in headers
+        if not has_body or (path in UPLOADS and scope["method"] == "POST"):
             return receive
         bodies = [await self._body(headers, receive, share)]
 
@@ -183,6 +188,15 @@ class RequestGuardMiddleware:
             return {"type": "http.request", "body": bodies.pop(), "more_body": False}
 
         return receive_body
+
+    def _check_client(self, headers: Mapping[bytes, bytes], path: str) -> None:
+        """Refuse an unknown host, a wrong key, and one request too many."""
+        self._check_host(headers)
+        if path not in KEYLESS_PATHS and not path.startswith(PREFIX):
+            self._check_key(headers)
+            if self._traffic.active > self._limits.requests:
+                busy = "the server is busy; try again later"
+                raise ApiError(503, busy, code="overloaded", retry=1)
 
     def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuse unknown names: a page on the web may let its own name point to this machine."""
@@ -211,7 +225,7 @@ class RequestGuardMiddleware:
         max_bytes = self._limits.body_bytes
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > max_bytes:
-            raise _too_large(max_bytes)
+            raise body_too_large(max_bytes)
         parts, size = [], 0
         try:
             async with asyncio.timeout(self._limits.body_seconds):
@@ -222,7 +236,7 @@ class RequestGuardMiddleware:
                     part = message.get("body", b"")
                     size += len(part)
                     if size > max_bytes:
-                        raise _too_large(max_bytes)
+                        raise body_too_large(max_bytes)
                     share.grow(size)
                     parts.append(part)
                     if not message.get("more_body"):
@@ -256,6 +270,7 @@ class _BodyShare:
         self._taken = 0
 
 
-def _too_large(max_bytes: int) -> ApiError:
+def body_too_large(max_bytes: int) -> ApiError:
+    """Return the error of a body above a limit."""
     message = f"the body is too large: at most {max_bytes} bytes"
-    return ApiError(413, message, code="body_too_large")
+    return ApiError(413, message, code="body_too_large", closes=True)

@@ -115,6 +115,16 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
     "slot_save_path": (
         ["--slot-save-path", "FOLDER"], lambda s: s.service.slot_folder is not None, True, False,
     ),
+    "file_path": (
+        ["--file-path", "FOLDER"], lambda s: s.service.files.is_temporary, False, True,
+    ),
+    "max_file": (
+        ["--max-file", "300"], lambda s: s.service.limits.file_bytes, 300_000_000, 200_000_000,
+    ),
+    "max_files": (
+        ["--max-files", "300"], lambda s: s.service.limits.total_file_bytes, 300_000_000,
+        2_000_000_000,
+    ),
     "strict": (["--strict"], lambda s: s.guard["strict"], True, False),
     "max_body": (
         ["--max-body", "0.5"], lambda s: s.service.limits.body_bytes, 500_000, 16_000_000,
