@@ -110,7 +110,6 @@ Stop = Annotated[str | Texts | None, BeforeValidator(_without_empty_stops)]
 Limit = Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, BeforeValidator(_without_limit)]
 Tokens = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
-Metadata = Annotated[dict[str, str], _at_most(16)]
 Tools = Annotated[Objects, Field(max_length=512)]
 # OpenAI's ranges
 Temperature = Annotated[float, Field(ge=0, le=2)]
