@@ -11,7 +11,7 @@ NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pypr
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real foreign peer-tests peer-texts page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
+.PHONY: demo test real foreign clients peer-tests peer-texts page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -46,6 +46,12 @@ foreign: $(INSTALLED)
 	$(if $(MODELS),,$(error make foreign MODELS=FOLDER: a folder with the models of "make real"))
 	$(BIN)/python -m pip install --quiet --group foreign
 	$(BIN)/python -m tests.foreign.llama_server_tests --models "$(MODELS)"
+
+# Clients of other projects at pinned versions, against llcuda serve; writes their table into docs/server.md.
+clients: $(INSTALLED)
+	$(if $(MODELS),,$(error make clients MODELS=FOLDER: a folder with the models of "make real"))
+	$(BIN)/python -m pip install --quiet --group clients
+	$(BIN)/python -m tests.clients.run --models "$(MODELS)"
 
 # REQUESTS, INPUTS: how many of each
 stress: $(INSTALLED)
