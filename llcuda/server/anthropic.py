@@ -6,10 +6,11 @@ A request becomes a ChatBody; the deltas of its answer become Anthropic's blocks
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
@@ -30,7 +31,7 @@ from llcuda.server.protocol import (
     ChatBody,
     Hint,
     Label,
-    Limit,
+    LimitFromZero,
     ModelBody,
     Objects,
     Overflow,
@@ -96,7 +97,7 @@ class CountTokensBody(ModelBody):
 class MessagesBody(CountTokensBody):
     """POST /v1/messages: answer a conversation."""
 
-    max_tokens: Limit = None
+    max_tokens: LimitFromZero = None
     stop_sequences: Texts | None = None
     stream: bool | None = None
     temperature: Temperature | None = None
@@ -132,6 +133,44 @@ def anthropic_routes(service: Service) -> APIRouter:
     return routes
 
 
+def is_anthropic(request: Request) -> bool:
+    """Whether a client of Anthropic's API asks, on a path that OpenAI's API has too.
+
+    Args:
+        request: The request.
+    """
+    return "anthropic-version" in request.headers
+
+
+def described_model(name: str, created: int, ctx_size: int | None) -> dict[str, Any]:
+    """Return a model in Anthropic's shape.
+
+    Args:
+        name: Its name.
+        created: Since when it is served, in seconds since 1970.
+        ctx_size: Tokens of its context; None = it is not loaded, or generates no text.
+    """
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "max_input_tokens": ctx_size,
+        "max_tokens": ctx_size,
+    }
+
+
+def listed_models(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return models as one page of Anthropic's list.
+
+    Args:
+        models: What `described_model` returned.
+    """
+    ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]}
+    return {"data": models, "has_more": False, **ends}
+
+
 async def _answer(
     body: MessagesBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
 ) -> None:
@@ -140,7 +179,9 @@ async def _answer(
     shows_thinking = body.thinking is None or body.thinking.display != "omitted"
     headers = {"request-id": writer.request_id}  # as Anthropic's clients read it
     writer.stream_headers = {**writer.stream_headers, **headers}
-    message = MessageBuilder(loaded.spec.name, chat.request.prompt_tokens, shows_thinking)
+    message = MessageBuilder(
+        loaded.spec.name, chat.request.prompt_tokens, shows_thinking, body.max_tokens == 0
+    )
     try:
         events = message.begin()
         async for delta, _ in read_deltas(engine, chat, chat_body):
@@ -183,27 +224,32 @@ def as_chat(body: CountTokensBody) -> ChatBody:
     Raises:
         ArgumentError: A message, a block or a tool is not supported.
     """
-    reader = _MessageReader()
+    reader = _MessageReader(body.places)
     if body.system:
-        reader.add("system", _texts("system", body.system))
+        reader.add("system", "system", _texts("system", body.system))
     for i, message in enumerate(body.messages):
         reader.read(f"messages[{i}]", message)
     choice, thinking, output = body.tool_choice, body.thinking, body.output_config
     effort = output.effort if output else None
     if thinking is not None and thinking.type != "adaptive":
         effort = (effort or "medium") if thinking.type == "enabled" else "none"
+    elif effort is not None:
+        body.places["reasoning_effort"] = "output_config.effort"
     chat_body = ChatBody.model_construct(
         model=body.model,
         messages=reader.messages,
-        tools=_tools(body.tools or []) or None,
+        tools=_tools(body.tools or [], body.places) or None,
         tool_choice=_tool_choice(choice),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         reasoning_effort=effort,
         max_reasoning_tokens=thinking.budget_tokens if thinking is not None else None,
         response_format=_response_format(body),
     )
+    chat_body.places = body.places
     if isinstance(body, MessagesBody):
-        chat_body.max_tokens = body.max_tokens
+        chat_body.max_tokens = (
+            body.max_tokens if body.max_tokens is None else max(1, body.max_tokens)
+        )
         chat_body.stop = body.stop_sequences
         chat_body.stream = body.stream
         chat_body.temperature = body.temperature
@@ -214,17 +260,35 @@ def as_chat(body: CountTokensBody) -> ChatBody:
 
 
 class _MessageReader:
-    """Turns Anthropic's messages into OpenAI's; neighbours of one role become one message."""
+    """Turns Anthropic's messages into OpenAI's; neighbours of one role become one message.
 
-    def __init__(self) -> None:
+    Args:
+        places: Gets the client's names of the places in OpenAI's messages.
+    """
+
+    def __init__(self, places: dict[str, str]) -> None:
         self.messages: list[dict[str, Any]] = []
+        self._places = places
 
-    def add(self, role: str, parts: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-        """Append text to the last message if it has this role, or as a new message."""
+    def add(
+        self, role: str, where: str, parts: list[dict[str, Any]], **fields: Any
+    ) -> dict[str, Any]:
+        """Append text to the last message if it has this role, or as a new message.
+
+        Args:
+            role: OpenAI's role.
+            where: The client's place of the text.
+            parts: The text.
+            fields: Further fields of the message.
+        """
         last = self.messages[-1] if self.messages else {}
         if last.get("role") != role or role == "tool":
             last = {"role": role, "content": []}
             self.messages.append(last)
+            self._places[f"messages[{len(self.messages) - 1}]"] = where
+        place = f"messages[{len(self.messages) - 1}].content"
+        for i in range(len(last["content"]), len(last["content"]) + len(parts)):
+            self._places[f"{place}[{i}]"] = self._places[f"{place}[{i}].text"] = where
         last["content"] += parts
         last.update(fields)
         return last
@@ -237,33 +301,42 @@ class _MessageReader:
         content = field_of(where, message, "content")
         where = f"{where}.content"
         if isinstance(content, str):
-            self.add(role, _texts(where, content))
+            self.add(role, where, _texts(where, content))
             return
         if not isinstance(content, list):
             raise wrong_value(where, content, "expected a text or a list")
         if role == "assistant":
-            self.add(role, [])
+            self.add(role, where, [])
         for i, block in enumerate(content):
             self._read_block(role, f"{where}[{i}]", block)
 
     def _read_block(self, role: str, where: str, block: Any) -> None:
         kind = text_of(where, block, "type")
         if kind in ("text", "document"):
-            self.add(role, _text_block(where, block))
+            self.add(role, where, _text_block(where, block))
         elif kind == "tool_result" and role == "user":
             result = _texts(f"{where}.content", block.get("content") or "")
             if block.get("is_error"):
                 result.insert(0, _part("Error: "))
-            self.add("tool", result, tool_call_id=text_of(where, block, "tool_use_id"))
+            self.add("tool", where, result, tool_call_id=text_of(where, block, "tool_use_id"))
         elif kind == "tool_use" and role == "assistant":
             arguments = field_of(where, block, "input")
             if not isinstance(arguments, dict):
                 raise wrong_value(f"{where}.input", arguments, "expected an object")
             function = {"name": text_of(where, block, "name"), "arguments": arguments}
             call = {"id": text_of(where, block, "id"), "type": "function", "function": function}
-            self.add(role, []).setdefault("tool_calls", []).append(call)
+            calls = self.add(role, where, []).setdefault("tool_calls", [])
+            place = f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"
+            self._places |= {
+                place: where,
+                f"{place}.function": where,
+                f"{place}.function.arguments": f"{where}.input",
+            }
+            calls.append(call)
         elif kind == "thinking" and role == "assistant":
-            message = self.add(role, [])
+            message = self.add(role, where, [])
+            place = f"messages[{len(self.messages) - 1}].reasoning_content"
+            self._places[place] = f"{where}.thinking"
             thinking = message.get("reasoning_content", "") + text_of(where, block, "thinking")
             message["reasoning_content"] = thinking
         elif kind == "redacted_thinking" and role == "assistant":
@@ -313,9 +386,14 @@ def _text_block(where: str, block: Any) -> list[dict[str, Any]]:
     return [*(_part(f"{head}\n") for head in heads), *parts]
 
 
-def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return tools as OpenAI has them, without those that Anthropic's servers would run."""
-    functions = []
+def _tools(tools: list[dict[str, Any]], places: dict[str, str]) -> list[dict[str, Any]]:
+    """Return tools as OpenAI has them, without those that Anthropic's servers would run.
+
+    Args:
+        tools: The tools of a request.
+        places: Gets the client's names of their places.
+    """
+    functions: list[dict[str, Any]] = []
     for i, tool in enumerate(tools):
         where = f"tools[{i}]"
         kind = tool.get("type") or "custom"
@@ -329,6 +407,12 @@ def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in ("description", "strict"):
             if tool.get(name) is not None:
                 function[name] = tool[name]
+        place = f"tools[{len(functions)}]"
+        places |= {
+            place: where,
+            f"{place}.function": where,
+            f"{place}.function.parameters": f"{where}.input_schema",
+        }
         functions.append({"type": "function", "function": function})
     return functions
 
@@ -361,14 +445,19 @@ class MessageBuilder:
         model: The name of the model.
         prompt_tokens: Tokens of the prompt.
         shows_thinking: Whether the text of the reasoning is part of it.
+        is_empty: Whether the prompt is only read into the cache; the one token that the engine
+            generates at least is left out.
 
     Attributes:
         document: The message as it is now.
     """
 
-    def __init__(self, model: str, prompt_tokens: int, shows_thinking: bool) -> None:
+    def __init__(
+        self, model: str, prompt_tokens: int, shows_thinking: bool, is_empty: bool = False
+    ) -> None:
         self._blocks: list[dict[str, Any]] = []
         self._shows_thinking = shows_thinking
+        self._is_empty = is_empty
         self._open = False  # whether the last block is unfinished
         self._arguments = ""  # of the last block
         self.document: dict[str, Any] = {
@@ -398,6 +487,8 @@ class MessageBuilder:
             delta: The further reasoning, content and calls.
         """
         events = ""
+        if self._is_empty:
+            return events
         if delta.reasoning:
             events += self._opened("thinking", thinking="", signature="")
             if self._shows_thinking:
@@ -429,13 +520,13 @@ class MessageBuilder:
             "input_tokens": completion.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
-            "output_tokens": len(completion.tokens),
+            "output_tokens": 0 if self._is_empty else len(completion.tokens),
         }
-        if answer.reasoning_tokens:
+        if answer.reasoning_tokens and not self._is_empty:
             usage["output_tokens_details"] = {"thinking_tokens": answer.reasoning_tokens}
         ending = {
-            "stop_reason": _stop_reason(answer),
-            "stop_sequence": completion.stop_text,
+            "stop_reason": "max_tokens" if self._is_empty else _stop_reason(answer),
+            "stop_sequence": None if self._is_empty else completion.stop_text,
         }
         self.document |= {**ending, "usage": usage}
         events += _event("message_delta", delta=ending, usage=usage)

@@ -210,7 +210,8 @@ def _reasoning(body: ChatBody, template: ChatTemplate) -> tuple[dict[str, Any], 
     elif effort == "none":  # which a limit does, whatever the template knows
         limit = 0
     elif effort is not None:
-        ignore("reasoning_effort", "this model's chat template does not know it")
+        name = body.places.get("reasoning_effort", "reasoning_effort")
+        ignore(name, "this model's chat template does not know it")
     return variables, limit
 
 

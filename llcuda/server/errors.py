@@ -262,10 +262,16 @@ def _as_json(shown: str) -> str:
     return shown if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+_PLACE_END = re.compile(r"(?<!^)(?=[.\[])|$")
+
+
 def _public_name(parameter: str, names: Mapping[str, str]) -> str:
     """Return the API's name of a parameter, which may be an element of it."""
-    whole = _whole(parameter)
-    return names.get(whole, whole) + parameter[len(whole) :]
+    ends = [match.start() for match in _PLACE_END.finditer(parameter)]
+    for end in reversed(ends):  # the longest place that has a name
+        if (name := names.get(parameter[:end])) is not None:
+            return name + parameter[end:]
+    return parameter
 
 
 def _whole(parameter: str) -> str:

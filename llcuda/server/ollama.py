@@ -58,7 +58,7 @@ from llcuda.server.service import ERRORS, Service
 
 LINES = {**EVENTS, "content-type": "application/x-ndjson"}
 FOREVER = "9999-12-31T23:59:59Z"  # until when a loaded model is kept
-NO_LIMITS = (-1, -2)  # of num_predict: without end, and as much as the context has room for
+NO_LIMITS = (0, -1, -2)  # of num_predict: without end, or as much as the context has room for
 Unused = Annotated[Any, Hint()]
 Format = str | dict[str, Any] | None
 
@@ -355,6 +355,7 @@ async def _answer_chat(
     chat_body = ChatBody.model_construct(
         messages=chat_messages(body), tools=body.tools or None, **body.chat_fields()
     )
+    chat_body.places = body.places
     await _follow_chat(lines, chat_body, deadline, is_large(body))
 
 
@@ -375,7 +376,10 @@ async def _answer_prompt(
     messages = [{"role": "user", "content": prompt}]
     if body.system:
         messages.insert(0, {"role": "system", "content": body.system})
+        body.places["messages[0].content"] = "system"
+    body.places[f"messages[{len(messages) - 1}].content"] = "prompt"
     chat_body = ChatBody.model_construct(messages=messages, **body.chat_fields())
+    chat_body.places = body.places
     await _follow_chat(lines, chat_body, deadline, is_large(body))
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from llcuda.server.anthropic import described_model, is_anthropic, listed_models
 from llcuda.server.bodies import BodyRoute
 from llcuda.server.chat import answer_chat, answer_response
 from llcuda.server.completions import answer_completion
@@ -129,14 +130,23 @@ def openai_routes(service: Service, prefix: str = "") -> APIRouter:
             **({"meta": _meta(loaded)} if loaded is not None else {}),
         }
 
+    def describe_for_anthropic(name: str) -> dict[str, Any]:
+        loaded = service.models.loaded.get(service.models.named(name))
+        engine = None if loaded is None else loaded.engine
+        return described_model(name, service.started, None if engine is None else engine.ctx_size)
+
     @router.get("/models")
-    async def models() -> dict[str, Any]:
-        """List the models, each by every name."""
+    async def models(request: Request) -> dict[str, Any]:
+        """List the models, each by every name; with `anthropic-version` in Anthropic's shape."""
+        if is_anthropic(request):
+            return listed_models([describe_for_anthropic(name) for name in service.models.names])
         return {"object": "list", "data": [describe(name) for name in service.models.names]}
 
     @router.get("/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: str, request: Request) -> dict[str, Any]:
         """Describe one model."""
+        if is_anthropic(request):
+            return describe_for_anthropic(name)
         return describe(name)
 
     return router

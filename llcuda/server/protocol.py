@@ -126,6 +126,8 @@ class Body(BaseModel):
     Attributes:
         engine_names: The API's names of the engine's parameters, where they differ.
         size: Bytes that it was sent as.
+        places: The client's names of the engine's parameters and of places in them, such as
+            "messages[1].content[0]"; the longest beginning of a place counts.
     """
 
     model_config = ConfigDict(
@@ -136,6 +138,7 @@ class Body(BaseModel):
     )
     engine_names: ClassVar[Mapping[str, str]] = {}
     _size: int = PrivateAttr(0)
+    _places: dict[str, str] | None = PrivateAttr(None)
 
     @property
     def size(self) -> int:
@@ -145,6 +148,17 @@ class Body(BaseModel):
     @size.setter
     def size(self, size: int) -> None:
         self._size = size
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The client's names of places, which what reads the body may add to."""
+        if self._places is None:
+            self._places = dict(self.engine_names)
+        return self._places
+
+    @places.setter
+    def places(self, places: dict[str, str]) -> None:
+        self._places = places
 
     @model_validator(mode="before")
     @classmethod
@@ -459,7 +473,7 @@ TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 
 
 # -1 is no limit, as in llama-server.
-ReasoningLimit = Annotated[
+LimitFromZero = Annotated[
     Annotated[int, Field(ge=0, le=2**31 - 1)] | None, BeforeValidator(_without_limit)
 ]
 
@@ -468,14 +482,14 @@ class ThinkingBody(Body):
     """Reasoning as Anthropic's API asks for it."""
 
     type: Literal["enabled", "adaptive", "disabled"] | None = None
-    budget_tokens: ReasoningLimit = None
+    budget_tokens: LimitFromZero = None
 
 
 class ReasoningBody(Body):
     """The effort of reasoning, and the most tokens of it."""
 
     effort: str | None = None
-    max_tokens: ReasoningLimit = None
+    max_tokens: LimitFromZero = None
     enabled: bool | None = None
     exclude: Annotated[Any, Hint(False)] = None
     summary: Annotated[Any, Hint("auto")] = None
@@ -505,7 +519,7 @@ class ChatBody(SamplingBody):
         None, description="Default: true for an assistant's message at the end."
     )
     add_generation_prompt: bool | None = None
-    max_reasoning_tokens: ReasoningLimit = Field(
+    max_reasoning_tokens: LimitFromZero = Field(
         None,
         validation_alias=AliasChoices(
             "max_reasoning_tokens", "thinking_budget_tokens", "reasoning_budget", "thinking_budget"
@@ -608,6 +622,7 @@ class ResponsesBody(ModelBody):
         "prompt": "input",
         "messages": "input",
         "max_tokens": "max_output_tokens",
+        "reasoning_effort": "reasoning.effort",
         "response_format": "text.format",
     }
 

@@ -49,7 +49,7 @@ def as_chat(
     reader.read("input", input_items(body))
     if not messages:
         raise wrong_argument("input", "expected at least one message")
-    return ChatBody.model_construct(
+    chat_body = ChatBody.model_construct(
         **{
             name: getattr(body, name)
             for name in (
@@ -71,6 +71,8 @@ def as_chat(
         reasoning=body.reasoning,
         overflow="drop" if body.truncation == "auto" else None,
     )
+    chat_body.places = body.places
+    return chat_body
 
 
 class _InputReader:

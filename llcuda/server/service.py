@@ -74,4 +74,4 @@ class Service:
             async with self.models.use(body.model) as loaded:
                 await work(body, loaded, writer)
 
-        return Answer(run, body.engine_names)
+        return Answer(run, body.places)

@@ -29,6 +29,11 @@ def says(text: str, **further: Any) -> dict[str, Any]:
     return {"output_config": {"format": form}, "temperature": 0, **further}
 
 
+def nested(levels: int) -> Any:
+    """Return objects within objects."""
+    return {"a": nested(levels - 1)} if levels else 1
+
+
 @pytest.fixture(scope="module")
 def client(tool_server: Served) -> Iterator[anthropic.Anthropic]:
     url = tool_server.url
@@ -179,6 +184,10 @@ def test_what_the_model_reads() -> None:
         {"role": "user", "content": parts("b")},
     ] == chat.messages
     assert (None, "none") == (chat.tools, chat.reasoning_effort)
+    assert ("messages[1].content[0]", "messages[3].content[2]") == (
+        chat.places["messages[0].content[2].text"],
+        chat.places["messages[4]"],
+    )
 
 
 def test_the_end_is_named(client: anthropic.Anthropic) -> None:
@@ -219,15 +228,21 @@ def test_the_end_is_named(client: anthropic.Anthropic) -> None:
         ({"output_config": {"format": {"type": "json_schema", "schema": {"type": "no"}}}},
             "output_config.format"),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens"),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"},
+            {"name": "f", "input_schema": {"type": "array"}}]}, "tools[1].input_schema.type="),
+        ({"tools": [{"name": "a b", "input_schema": {"type": "object"}}]}, "tools[0].name="),
+        ({"system": "s", "messages": [*HELLO, {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "x", "signature": "s"},
+            {"type": "tool_use", "id": "1", "name": "f", "input": {"a": nested(70)}}]}]},
+            "messages[1].content[1].input.a.a.a"),
         ({"temperature": 3}, "temperature"),
         ({"stop_sequences": [1]}, "stop_sequences[0]"),
         ({"messages": [{"role": "user", "content": "a " * 2000}]}, "prompt is too long"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("stream", [False, True])
-def test_refusals(tool_server: Served, fields: dict[str, Any], place: str, stream: bool) -> None:
+def test_refusals(tool_server: Served, fields: dict[str, Any], place: str) -> None:
     """An error has Anthropic's shape, and names the field."""
-    body = {"model": "demo", "max_tokens": 5, "messages": HELLO, "stream": stream, **fields}
+    body = {"model": "demo", "max_tokens": 5, "messages": HELLO, **fields}
     answer = tool_server.client.post("/v1/messages", json=body)
     is_error(answer, 400, "invalid_request_error", place)
 
@@ -254,6 +269,32 @@ def test_what_is_ignored_is_named(client: anthropic.Anthropic) -> None:
     assert "container" in header
     assert "tools[0]" in header
     assert "service_tier" not in header
+
+
+def test_models(client: anthropic.Anthropic, tool_server: Served) -> None:
+    """Anthropic's clients get Anthropic's shape, others OpenAI's."""
+    [model] = client.models.list()
+    assert ("demo", "demo", "active") == (model.id, model.display_name, model.lifecycle)
+    assert tool_server.engine.ctx_size == model.max_input_tokens
+    assert model == client.models.retrieve("demo")
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("other")
+    assert "list" == tool_server.client.get("/v1/models").json()["object"]
+
+
+def test_no_tokens(client: anthropic.Anthropic) -> None:
+    """With max_tokens 0 the prompt is only read, and the next request finds it in the cache."""
+    messages: Any = [{"role": "user", "content": "A prompt that no other test has. " * 5}]
+    body: dict[str, Any] = {"model": "demo", "messages": messages}
+    for stream in (False, True):
+        answer = client.messages.create(**body, max_tokens=0, stream=stream)
+        if not stream:
+            assert ([], "max_tokens") == (answer.content, answer.stop_reason)
+            assert not answer.usage.output_tokens
+        else:
+            assert "message_stop" == [event.type for event in answer][-1]
+    later = client.messages.create(**body, max_tokens=1)
+    assert later.usage.cache_read_input_tokens
 
 
 def test_keys_and_paths() -> None:

@@ -54,7 +54,9 @@ IGNORED: list[tuple[str, dict[str, Any], str | None]] = [
     (RESPONSES, {"text": {"verbosity": "low"}}, "text.verbosity"),
     (RESPONSES, {"include": ["reasoning.encrypted_content"]},
      "include[0]: reasoning.encrypted_content is not included"),
-    (RESPONSES, {"reasoning": {"effort": "low", "summary": "auto"}}, REASONING),
+    (RESPONSES, {"reasoning": {"effort": "low", "summary": "auto"}},
+     REASONING.replace("_", ".")),
+
     ("/v1/embeddings", {"truncate": True}, "truncate"),
     ("/v1/rerank", {}, "documents[1].id"),
     ("/tokenize", {"add_bos": 1}, "add_bos"),
@@ -76,6 +78,23 @@ def test_what_is_ignored(
     answer = server.post(path, **{**NEEDED[path], **fields})
     assert (400 if path == "/v1/rerank" else 200) == answer.status_code  # no model for reranking
     assert header == answer.headers.get(HEADER)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        ("/api/chat", {"think": "high", "stream": False}, "think"),
+        ("/v1/messages", {"thinking": {"type": "enabled"}}, "thinking"),
+        ("/v1/messages", {"output_config": {"effort": "low"}}, "output_config.effort"),
+    ],
+)
+def test_each_api_names_its_own_field(
+    server: Served, path: str, fields: dict[str, Any], name: str
+) -> None:
+    """An effort that the template does not know."""
+    answer = server.post(path, **{**NEEDED[CHAT], "max_tokens": 1, **fields})
+    notes = answer.headers[HEADER].split("; ")
+    assert REASONING.replace("reasoning_effort", name) in notes
 
 
 @pytest.mark.parametrize(("path", "fields", "header"), [row for row in IGNORED if row[2]], ids=str)

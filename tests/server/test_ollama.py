@@ -213,6 +213,14 @@ def test_refusals(server: Served, path: str, fields: dict[str, Any], words: str)
         assert word not in answer.text
 
 
+def test_no_limit(server: Served) -> None:
+    """num_predict 0 is no limit, as it is in ollama."""
+    options = {"temperature": 0, "stop": ["e"], "num_predict": 0}
+    answer = server.post("/api/generate", prompt="Once", raw=True, options=options, stream=False)
+    assert (200, "stop") == (answer.status_code, answer.json()["done_reason"])
+    assert answer.json()["eval_count"]
+
+
 def test_pull_of_a_model_that_is_served(client: ollama.Client) -> None:
     """It is there; others cannot be deleted."""
     assert "success" == client.pull("demo").status
