@@ -247,9 +247,7 @@ def as_chat(body: CountTokensBody) -> ChatBody:
     )
     chat_body.places = body.places
     if isinstance(body, MessagesBody):
-        chat_body.max_tokens = (
-            body.max_tokens if body.max_tokens is None else max(1, body.max_tokens)
-        )
+        chat_body.max_tokens = 1 if body.max_tokens == 0 else body.max_tokens
         chat_body.stop = body.stop_sequences
         chat_body.stream = body.stream
         chat_body.temperature = body.temperature
