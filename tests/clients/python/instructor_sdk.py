@@ -8,11 +8,13 @@ import checks
 import instructor
 from instructor.core import InstructorRetryException
 from openai import OpenAI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Person(BaseModel):
-    """A person."""
+    """A person; without extra="forbid" the model may add fields until its tokens end."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=20)
     age: int = Field(ge=0, le=120)
