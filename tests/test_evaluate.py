@@ -394,9 +394,9 @@ def test_commands(tmp_path: Path) -> None:
         (("quantize", "demo", "q.gguf", "IQ2_XXS"), "needs an importance matrix"),
         (("quantize", "demo", "q.gguf", "Q4_0", "--tensor-type", "Q4_0"), "expected NAME=TYPE"),
         (("quantize", "demo", "q.gguf", "Q9"), "expected one of"),
-        (("perplexity", "demo", "-f", "none.txt"), "cannot read none.txt"),
+        (("perplexity", "demo", "-f", "none.txt"), "none.txt cannot be read"),
         (("perplexity", "demo", "-f", "-"), "give a longer text"),
-        (("imatrix", "demo", "none.txt", "i.gguf"), "cannot read none.txt"),
+        (("imatrix", "demo", "none.txt", "i.gguf"), "none.txt cannot be read"),
     ],
 )
 def test_commands_say_what_is_wrong(arguments: tuple[str, ...], says: str) -> None:
