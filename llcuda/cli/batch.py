@@ -61,7 +61,7 @@ def batch(
     """Answer the requests of a file without a server; the same command goes on where it stopped.
 
     A line is {"custom_id": "1", "url": "/v1/chat/completions", "body": {...}}. Requests whose
-    custom_id is in OUT are left out. The exit status is 1 if a request was refused.
+    custom_id is in OUT are left out. The exit status is 1 if OUT has a refused request.
     """
     try:
         from llcuda.server import Limits, ModelSpec, create_app
@@ -74,9 +74,11 @@ def batch(
     if answers.exists() and answers.samefile(requests):
         raise ArgumentError(f"{answers}: is IN too; name another file for OUT")
     answered = _answered(answers)
+    refused_before = sum(answered.values())
     if len(answered) >= total:
-        print_note(f"all {total:,} requests are answered in {answers}")
-        return
+        note = f", {refused_before:,} of them with refusals" if refused_before else ""
+        print_note(f"all {total:,} requests are answered in {answers}{note}")
+        raise typer.Exit(bool(refused_before))
     parameters = {"n_parallel": PARALLEL, **settings}
     if settings.get("batch_invariant"):
         parameters.setdefault("devices", ())
@@ -107,11 +109,11 @@ def batch(
     count, seconds = done - len(answered), time.monotonic() - started
     print_note(
         f"{count:,} answers in {seconds:.1f} s, {refused:,} of them refusals; "
-        f"{len(answered):,} were there"
+        f"{len(answered):,} were there, {refused_before:,} of them refusals"
     )
     for note in sorted(ignored)[:3]:
         print_note(f"ignored: {note}")
-    if refused:
+    if refused or refused_before:
         raise typer.Exit(1)
 
 
@@ -157,18 +159,19 @@ def _check_requests(path: Path) -> int:
     return len(seen)
 
 
-def _answered(path: Path) -> set[str]:
-    """Return the ids of a file's answers, and cut off a line that was not written whole."""
+def _answered(path: Path) -> dict[str, bool]:
+    """Return whether each id's answer is a refusal; cut off a line that is not whole."""
     if not path.exists():
-        return set()
-    ids: set[str] = set()
+        return {}
+    ids: dict[str, bool] = {}
     with _opened(path, "rb") as file:
         whole = 0
         for number, data in enumerate(file, 1):
             if not data.endswith(b"\n") and data.startswith(ANSWER[: len(data)]):
                 break
             try:
-                ids.add(json.loads(data)["custom_id"])
+                answer = json.loads(data)
+                ids[answer["custom_id"]] = answer["response"]["status_code"] != 200
             except (ValueError, KeyError, TypeError):
                 rule = "is not an answer of a batch; name another file for OUT"
                 raise ArgumentError(f"{path}, line {number}: {rule}") from None

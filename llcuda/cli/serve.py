@@ -313,7 +313,7 @@ def serve(
     is_local = host in LOCAL_HOSTS or uds is not None
     if not is_local and not keys:
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
-    default_hosts = ("127.0.0.1", "localhost", "[::1]") if is_local and not keys else ()
+    default_hosts = ("127.0.0.1", "localhost", "[::1]") if is_local else ()
     hosts = tuple(allowed_host) if allowed_host else default_hosts
     app = create_app(
         specs,

@@ -172,8 +172,7 @@ def test_an_option_reaches_its_setting(
     seen = serve(*arguments)
     assert value == find(seen)
     changed = {name for name, (_, other, _, _) in OPTIONS.items() if other(seen) != defaults[name]}
-    beside = {"allowed_host"} if option in ("api_key", "api_key_file") else set()
-    beside |= {"api_key"} if option == "api_key_file" else set()
+    beside = {"api_key"} if option == "api_key_file" else set()
     beside |= {"api_key_file"} if option == "api_key" else set()
     assert changed == {option} | beside
 
@@ -185,6 +184,7 @@ def test_options_that_depend_on_each_other(serve: Callable[..., Seen], tmp_path:
     assert () == seen.guard["hosts"]
     assert "warning" not in serve("--host", "0.0.0.0", "--api-key", "a").output
     assert () == serve("--allowed-host", "*").guard["hosts"]
+    assert HOSTS == serve("--api-key", "a").guard["hosts"]
     assert None is serve("--deadline", "0").service.limits.deadline
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}ü", encoding="utf-8")
