@@ -120,7 +120,9 @@ class Builder:
             root.mkdir()
         else:
             base = self.roots.get(stage.base) or self.image(stage.base)
-            subprocess.run(["cp", "--archive", "--reflink=auto", str(base), str(root)], check=True)
+            subprocess.run(
+                ["cp", "--archive", "--reflink=auto", str(base.resolve()), str(root)], check=True
+            )
         self.settings[target] = copy.deepcopy(self.settings.get(stage.base, Settings()))
         arguments: dict[str, str] = {}
         for word, rest in stage.steps:

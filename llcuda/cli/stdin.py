@@ -42,7 +42,7 @@ def check_text(data: bytes, name: str = "stdin") -> None:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ArgumentError(f"{name} is UTF-16; convert it, e.g.: iconv -f UTF-16 -t UTF-8")
     if b"\0" in data:
-        raise ArgumentError(f"{name} is binary data (it has zero bytes); give a text")
+        raise ArgumentError(f"{name} is binary data (it has bytes of value 0); give a text")
     try:
         data.decode()
     except UnicodeDecodeError as error:

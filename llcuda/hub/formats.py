@@ -27,7 +27,7 @@ _ARCHIVES = (
 _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")  # ggml, ggmf, ggjt and ggla as 32-bit numbers
 _CONVERT = "`llcuda convert FOLDER` makes a GGUF file of a checkpoint's folder"
 _SAVE = "save the model by transformers (save_pretrained), then `llcuda convert FOLDER`"
-_NO_CONVERTER = "llcuda converts only safetensors checkpoints; take the original model's"
+_NO_CONVERTER = "take the original model's GGUF, or convert its unquantized checkpoint"
 
 
 def describe_head(head: bytes, name: str) -> str | None:
@@ -143,4 +143,4 @@ def _has_mlx_config(config: bytes) -> bool:
     except ValueError:
         return False
     plan = document.get("quantization") if isinstance(document, dict) else None
-    return isinstance(plan, dict) and "group_size" in plan and "bits" in plan
+    return isinstance(plan, dict) and "group_size" in plan

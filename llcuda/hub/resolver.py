@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ _DEFAULTS = (
 )
 _QUANTIZATION = re.compile(rf"(?:^|[-._/])({QUANTIZATION})(?=[-./])", re.IGNORECASE)
 MAX_LISTED = 40  # files in a message
+MAX_CONFIG = 2**20  # bytes of a config.json that is read for a message
 
 
 def resolve(
@@ -343,7 +344,7 @@ def choose_file(
             there is no plain one), or None for the default.
         separator: What stands between `where` and a file in a name.
         tags: The tags of a repository on the hub.
-        config: The content of a folder's config.json, if it has one.
+        config: The content of its config.json, if it has one.
         hint: The end of the message for a folder without GGUF files.
 
     Raises:
@@ -443,11 +444,28 @@ def _locate(source: HubName, refresh: bool) -> Path | tuple[ModelInfo, list[Repo
             raise
         return path
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    file = choose_file(source.repo, list(siblings), source.file, tags=info.tags or ())
+    config = _config(repository, info, siblings)
+    file = choose_file(
+        source.repo, list(siblings), source.file, tags=info.tags or (), config=config
+    )
     parts = part_names(file)
     if missing := [part for part in parts if part not in siblings]:
         raise ModelNotFoundError(f"{source.repo} lacks {missing[0]}, one of the parts of {file}")
     return info, [siblings[part] for part in parts]
+
+
+def _config(repository: Repository, info: ModelInfo, siblings: Mapping[str, RepoSibling]) -> bytes:
+    """Return the config.json of a repository without GGUF files, which names MLX's weights."""
+    config = siblings.get("config.json")
+    if config is None or (config.size or 0) > MAX_CONFIG:
+        return b""
+    suffixes = {Path(file).suffix.lower() for file in siblings}
+    if ".gguf" in suffixes or ".safetensors" not in suffixes:
+        return b""
+    try:
+        return repository.download([config], info.sha, progress=False)[0].read_bytes()
+    except (ModelError, OSError):  # the message about the repository does without it
+        return b""
 
 
 def _cached(repository: Repository, source: HubName, *, certain: bool) -> Path | None:

@@ -37,6 +37,7 @@ from llcuda.errors import (
     UnsupportedError,
     shown,
 )
+from llcuda.files import path_text
 from llcuda.hub.repository import Repository
 from llcuda.hub.resolver import resolve
 from llcuda.keywords import explain_keywords, own_names
@@ -400,7 +401,7 @@ class Llama:
         All parts of a split model are downloaded.
 
         Args:
-            repo_id: The repository, `owner/name`.
+            repo_id: The repository, `owner/name`; never a folder on this machine.
             filename: The file, a pattern such as "*Q4_K_M.gguf" that one file matches, or a
                 quantization; None for a repository with one model.
             additional_files: Further files, or patterns, to download beside it.
@@ -422,10 +423,12 @@ class Llama:
                 rule = "files go to the Hugging Face cache"
                 remedy = "set HF_HOME, or download the file yourself and give its path to Llama()"
                 raise wrong_value(name, value, rule, remedy)
+        # A folder of that name in the working directory is not meant.
+        address = f"hf://{path_text(repo_id, 'repo_id')}"
         repository = Repository(repo_id)
         is_pattern = isinstance(filename, str) and bool(set("*?[") & set(filename))
         if not is_pattern and not additional_files:
-            return cls(resolve(repo_id, filename, parameter="repo_id"), **kwargs)
+            return cls(resolve(address, filename, parameter="repo_id"), **kwargs)
         info = repository.ask(filename)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         wanted = filename
@@ -434,7 +437,7 @@ class Llama:
         others = [
             _match(repo_id, [*siblings], f, "additional_files") for f in additional_files or ()
         ]
-        path = resolve(repo_id, wanted, parameter="repo_id")
+        path = resolve(address, wanted, parameter="repo_id")
         repository.download([siblings[name] for name in others], info.sha, progress=True)
         return cls(path, **kwargs)
 

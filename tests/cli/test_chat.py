@@ -109,7 +109,7 @@ def test_errors_are_one_message() -> None:
     [
         (b"\x89PNG\r\n\x1a\n\0\0\n", "is not UTF-8 (byte 0"),
         (b"caf\xe9\n", "is not UTF-8 (byte 3 is 0xe9)"),
-        (b"a\0\n", "is binary data (it has zero bytes); give a text"),
+        (b"a\0\n", "is binary data (it has bytes of value 0); give a text"),
     ],
 )
 def test_bytes_that_are_not_utf8(line: bytes, said: str) -> None:

@@ -133,7 +133,7 @@ def test_a_template_makes_a_base_model_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text", "message"),
     [
-        (("demo", "x"), b"\x89PNG\r\n\x1a\n\0\0", "stdin is binary data (it has zero bytes)"),
+        (("demo", "x"), b"\x89PNG\r\n\x1a\n\0\0", "stdin is binary data (it has bytes of value 0)"),
         (("demo",), "Zoë".encode("utf-16"), "stdin is UTF-16; convert it"),
         (("demo",), b"caf\xe9", "stdin is not UTF-8 (byte 3 is 0xe9); convert it"),
         (("demo", "x", "--raw", "--system", "y"), b"", "--system: a continuation has no chat"),
@@ -172,7 +172,11 @@ def test_wrong_arguments(arguments: tuple[str, ...], text: bytes, message: str) 
         ("--grammar", b"caf\xe9", "is not UTF-8 (byte 3 is 0xe9); convert it, e.g.: iconv"),
         ("--json-schema", "{}".encode("utf-16"), "is UTF-16; convert it, e.g.: iconv"),
         ("--json-schema", b"{", "is not JSON: Expecting property name"),
-        ("--chat-template", b"\x7fELF\0\xe9", "is binary data (it has zero bytes); give a text"),
+        (
+            "--chat-template",
+            b"\x7fELF\0\xe9",
+            "is binary data (it has bytes of value 0); give a text",
+        ),
         ("--chat-template", b"{{ messages", "the chat template does not parse: "),
         ("--chat-template", b"messages", "is not a Jinja template, which has {{ or {%"),
         ("--grammar", b"\n", "is empty; give a text"),

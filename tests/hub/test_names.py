@@ -316,7 +316,7 @@ def test_half_a_model(home: Path) -> None:
         Model("m.gguf")
 
 
-MLX_CONFIG = json.dumps({"quantization": {"group_size": 64, "bits": 4}}).encode()
+MLX_CONFIG = json.dumps({"quantization": {"group_size": 64}}).encode()
 FOLDERS = {
     "checkpoint": (
         {"config.json": b"{}", "model.safetensors": b"x"},

@@ -451,6 +451,11 @@ NO_GGUF = {
         [],
         "holds a LoRA adapter (safetensors); `llcuda convert some/adapter`",
     ),
+    "some/quantized": (
+        {"model.safetensors": b"x", "config.json": b'{"quantization": {"group_size": 64}}'},
+        [],
+        "holds MLX weights (safetensors for Apple's MLX); take the original model's GGUF, or",
+    ),
     "some/mlx": ({"model.safetensors": b"x"}, ["mlx"], "holds MLX weights"),
     "some/onnx": ({"onnx/model.onnx": b"x"}, [], "holds an ONNX model"),
     "some/torch": ({"pytorch_model.bin": b"x"}, [], "holds a PyTorch checkpoint (pickle)"),
@@ -460,14 +465,14 @@ NO_GGUF = {
 
 
 def test_a_repository_without_a_model(ask: Asker) -> None:
-    """The message says what it holds, and what makes a GGUF file of it; nothing is downloaded."""
+    """The message says what it holds, and the remedy; at most config.json is downloaded."""
     ask.server.repos |= {name: files for name, (files, _, _) in NO_GGUF.items()}
     ask.server.labels |= {name: labels for name, (_, labels, _) in NO_GGUF.items()}
     answers = ask.calls(*[("resolve", [name], {"progress": False}) for name in NO_GGUF])
     for (name, (_, _, expected)), answer in zip(NO_GGUF.items(), answers, strict=True):
         assert answer.get("message", "").startswith(f"{name} {expected}"), answer
         assert "ModelNotFoundError" in answer["kinds"]
-    assert len(ask.server.requests) == len(NO_GGUF)
+    assert {path.name for path in ask.home.rglob("snapshots/*/*")} == {"config.json"}
 
 
 def test_a_name_that_the_hub_forbids(ask: Asker) -> None:

@@ -44,8 +44,13 @@ def answers(user: Asker, *calls: dict[str, Any]) -> list[list[Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def test_names_and_patterns(user: Asker) -> None:
-    """A file by its name, a pattern, a quantization; further files come along."""
+def test_names_and_patterns(user: Asker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file by its name, a pattern, a quantization; further files come along.
+
+    A folder of the repository's name is not the repository.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path(REPO).mkdir(parents=True)
     by_name, by_pattern, by_type, *wrong = answers(
         user,
         {"filename": "tiny-Q8_0.gguf"},

@@ -98,6 +98,16 @@ def builder(content: str, into: Path, **contexts: Path) -> Any:
     return chroot.Builder(chroot.read(content, {}), into, contexts, {}, None)
 
 
+def test_a_base_that_is_a_link_stays_as_it_is(tmp_path: Path) -> None:
+    """The steps change a copy of what the link names."""
+    base, link = tmp_path / "base", tmp_path / "link"
+    base.mkdir()
+    link.symlink_to(base)
+    builder("FROM given AS own\nWORKDIR /here\n", tmp_path / "roots", given=link).build("own")
+    assert (tmp_path / "roots" / "own" / "here").is_dir()
+    assert not list(base.iterdir())
+
+
 def test_stages_without_run_are_made_by_copying(tmp_path: Path) -> None:
     """From the checkout and from stages, or from the folders that stand for them."""
     content = """
