@@ -75,6 +75,8 @@ def open_chat(model: str, options: TextOptions) -> None:
         repl = ChatREPL(engine, options, Conversation(options.system, parameters))
         repl.open(model)
         repl.run()
+    if repl.has_failed:
+        raise typer.Exit(1)
 
 
 class ChatREPL:
@@ -84,6 +86,9 @@ class ChatREPL:
         engine: The engine, which needs no model yet.
         options: How models are loaded.
         conversation: The messages and settings.
+
+    Attributes:
+        has_failed: Whether a line of a pipe was refused.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class ChatREPL:
         self._template: str | None = None
         self._dropped = 0  # messages that the last answer did not see
         self._interactive = in_terminal()
+        self.has_failed = False
         self._commands: dict[str, tuple[str, Callable[[str], str]]] = {
             **conversation.commands(),
             "/copy": ("copy the last answer to the clipboard", self._copy),
@@ -189,12 +195,22 @@ class ChatREPL:
             elif name is not None:
                 raise ArgumentError(f"{name}: no such command; /help lists them")
         except ClosedError:
-            print_note("error: no model is loaded; /model NAME loads one")
+            self._print_error("no model is loaded; /model NAME loads one")
         except ContextLengthError as error:
-            remedy = "send less, or give a larger --ctx-size or --overflow shift"
-            print_note(f"error: {error.problem}; {remedy}")
+            drop = (
+                ""
+                if self.conversation.parameters.get("overflow") == "drop"
+                else ", --overflow drop"
+            )
+            remedy = f"send less, or give a larger --ctx-size{drop} or --overflow shift"
+            self._print_error(f"{error.problem}; {remedy}")
         except LlcudaError as error:
-            print_note(f"error: {error}")
+            self._print_error(str(error))
+
+    def _print_error(self, text: str) -> None:
+        """Print an error; where nobody types, the exit status says it too."""
+        print_note(f"error: {text}")
+        self.has_failed = not self._interactive
 
     def _help(self, rest: str) -> str:
         lines = [f"{name:<9} {purpose}" for name, (purpose, _) in sorted(self._commands.items())]

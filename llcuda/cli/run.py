@@ -32,6 +32,7 @@ CONTINUATION_TOKENS = 256  # of a continuation, which seldom ends by itself
 ADDED_TOKENS = 16  # that a model adds to a text at most: its beginning and its end
 TEMPLATE_TOKENS = 1024  # that a chat template adds at most, for the size of a small context
 MAX_NAME = 250  # characters
+MIN_NEAR = 2  # characters; only a longer word may be a model's name with a typing error
 WAIT_SECONDS = 2.0  # for stdin beside a prompt, before a note says that it is read
 
 
@@ -105,7 +106,8 @@ def run(
     A model with a chat template answers, another one continues the prompt. Ctrl-C stops the text
     and keeps what there is.
     """
-    from llcuda.hub.names import local_text
+    from llcuda.hub.own_names import own_names
+    from llcuda.hub.registry import near_names
     from llcuda.hub.resolver import resolve
     from llcuda.inference import InferenceEngine
     from llcuda.progress import is_visible
@@ -116,7 +118,9 @@ def run(
     try:
         path = resolve(name, progress=is_visible() and not as_json)
     except ModelNotFoundError as error:
-        if model is not None or len(words or []) < 2 or "/" in name or local_text(name):
+        near = near_names(name, [DEMO_NAME, *own_names()]) if len(name) > MIN_NEAR else []
+        is_given = model is not None or len(words or []) < 2
+        if is_given or near or "/" in name or _names_model(name):
             raise
         hint = "the first of several words is the model; put a prompt in quotes, or give -m MODEL"
         raise ModelNotFoundError(f"{error}; {hint}") from None
@@ -180,7 +184,7 @@ def _names_model(word: str) -> bool:
     try:
         parse(word, notes=False)
     except ModelNotFoundError:
-        return local_text(word) is not None or (len(word) > 2 and bool(near_names(word)))
+        return local_text(word) is not None or (len(word) > MIN_NEAR and bool(near_names(word)))
     except LlcudaError:  # a path or an address that is not a model
         return True
     return True

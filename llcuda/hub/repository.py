@@ -202,6 +202,8 @@ def hub_errors(name: str, failure: type[ModelError], revision: str | None = None
     """
     from huggingface_hub import constants, errors
 
+    if not constants.ENDPOINT:  # which HF_ENDPOINT without a value sets
+        raise ModelError("HF_ENDPOINT is empty; unset it, or set it to the address of a hub")
     login = "log in with `hf auth login`, or set HF_TOKEN"
     page = f"{constants.ENDPOINT}/{name.split(':')[0]}"
     try:

@@ -195,6 +195,11 @@ def parse(
     if source is not None and not (is_path and _is_bare(text)):
         return source
     path = local_text(text)
+    if notes and source is not None:
+        logger.warning(
+            "%r is the file or folder here; write 'hf://%s' for the repository on the hub",
+            *(text, text),
+        )
     if path is not None or is_path:
         return _local(text if path is None else path, filename)
     if ":" in text and (model := ollama.find(text)):

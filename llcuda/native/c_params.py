@@ -69,6 +69,8 @@ def context_params(params: ContextParams, train_ctx_size: int, model_size: int) 
     _, lib = library.load()
     c = lib.llama_context_default_params()
     per_sequence = params.ctx_size or min(train_ctx_size or DEFAULT_CTX_SIZE, DEFAULT_CTX_SIZE)
+    if not params.unified_kv:  # llama.cpp would round up each sequence, and warn
+        per_sequence = -(-per_sequence // MIN_CELLS) * MIN_CELLS
     c.n_ctx = min(max(per_sequence * params.sequences, MIN_CELLS), MAX_CELLS)
     c.n_seq_max = params.sequences
     c.n_batch = params.batch_size

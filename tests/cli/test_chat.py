@@ -66,6 +66,15 @@ def test_a_line_that_goes_on() -> None:
     assert len(result.stdout.decode().strip()) > 5
 
 
+@pytest.mark.parametrize(("overflow", "named"), [("error", True), ("drop", False)])
+def test_a_full_context(overflow: str, named: bool) -> None:
+    """The message names another way to go on; the exit status says that a message was refused."""
+    options = ("--ctx-size", "96", "--overflow", overflow, "--threads", "1")
+    result = call("chat", "demo", *options, text=b"word " * 200)
+    assert (1, named) == (result.status, "--ctx-size, --overflow drop or" in result.stderr)
+    assert "--overflow shift" in result.stderr
+
+
 def test_an_unfinished_message_at_the_end(tmp_path: Path) -> None:
     """It is answered, and nothing of it is lost."""
     result = call("chat", "demo", "-n", "4", "--threads", "1", text=b'"""One\nday')
@@ -96,7 +105,7 @@ REFUSED = [
 def test_errors_are_one_message() -> None:
     """What cannot be done is one line on stderr, and the conversation goes on."""
     result = piped(*[line for line, _ in REFUSED], "Hello")
-    assert result.returncode == 0
+    assert result.returncode == 1
     lines = result.stderr.decode().splitlines()
     for (_, expected), line in zip(REFUSED, lines, strict=True):
         assert expected in line

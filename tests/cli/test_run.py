@@ -98,6 +98,18 @@ def test_one_argument_that_may_be_a_model(name: str) -> None:
     assert name in result.stderr
 
 
+@pytest.mark.parametrize("name", ["qwen", "demoo", "qwen2.5-1.5b"])
+def test_a_model_of_several_words_that_is_missing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known or near name is the model's, so nothing is said about quotes."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    result = run(name, "hi")
+    assert (1, False) == (result.status, "in quotes" in result.stderr)
+    assert "did you mean" in result.stderr or "HF_HUB_OFFLINE forbids" in result.stderr
+
+
 @pytest.mark.parametrize("word", ["Hello", "x", "請用一句話解釋什麼是人工智能", "w" * 300])
 def test_one_word_that_is_a_prompt(word: str) -> None:
     """The demo model gets it, and a line on stderr says so."""

@@ -114,6 +114,13 @@ def test_another_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         hub.resolve("https://mirror.example/other/a/b")
 
 
+def test_an_address_of_the_hub_without_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "")
+    with pytest.raises(ModelError, match="HF_ENDPOINT is empty; unset it"):
+        hub.pull("some/repository")
+
+
 @pytest.mark.parametrize(
     ("files", "wanted", "expected"),
     [
@@ -234,6 +241,7 @@ def test_a_name_that_is_two_things(home: Path, caplog: pytest.LogCaptureFixture)
         hub.resolve("some/model")
     (home / "some" / "model" / "a.gguf").write_bytes(b"GGUF")
     assert hub.resolve("some/model") == Path("some/model/a.gguf")
+    assert "write 'hf://some/model' for the repository on the hub" in caplog.text
     (home / "demo").write_bytes(b"GGUF")
     assert hub.resolve("demo") == demo_model()
     assert "write './demo' for the file or folder here" in caplog.text

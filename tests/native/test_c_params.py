@@ -262,3 +262,10 @@ def test_device_logits_reaches_the_context(
                 context.logits(0)
         else:
             context.logits(0)
+
+
+def test_cells_of_sequences_that_have_their_own() -> None:
+    """They are rounded up for each sequence before llama.cpp would do it with a warning."""
+    for ctx_size, n_ctx in ((64, 1024), (256, 1024), (257, 2048)):
+        params = ContextParams(ctx_size=ctx_size, sequences=4, unified_kv=False)
+        assert context_params(params, 0, 0).n_ctx == n_ctx
