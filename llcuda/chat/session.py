@@ -669,8 +669,8 @@ def _continues(
         if flag is not None:
             check_flag(name, flag)
     if continue_final_message and add_generation_prompt:
-        rule = "an answer is either continued or new"
-        remedy = "leave out add_generation_prompt"
+        rule = "cannot be given together with add_generation_prompt"
+        remedy = "an answer is either continued or new; leave out one of them"
         raise wrong_value("continue_final_message", True, rule, remedy)
     if continue_final_message is not None or add_generation_prompt:
         return bool(continue_final_message)

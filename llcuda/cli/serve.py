@@ -310,6 +310,11 @@ def serve(
     if max_files < max_file:
         rule = f"less than --max-file, which is {max_file:g}"
         raise ArgumentError(f"--max-files {max_files:g}: {rule}; give at least as much")
+    if uds is not None:
+        given = [f"--{name}" for name in ("host", "port") if _is_typed(context, name)]
+        if given:
+            rule = f"a socket in place of an address, but {' and '.join(given)} is given too"
+            raise ArgumentError(f"--uds {uds}: {rule}; leave out one of them")
     is_local = host in LOCAL_HOSTS or uds is not None
     if not is_local and not keys:
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
@@ -362,6 +367,12 @@ def serve(
         if not stop_threads(EXIT_SECONDS):
             logger.warning("the server ends while a large request is still read")
             os._exit(status)  # Python would wait for the thread
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line itself, not in a file of options."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:

@@ -9,9 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from llcuda.embeddings.embedder import Embedder
+from llcuda.errors import ArgumentError
 from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.chunks import json_text, new_id, unix_time
+from llcuda.server.errors import ApiError
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
 
@@ -48,14 +50,31 @@ def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:
 
 
 async def _compute(
-    loaded: LoadedModel, writer: ResponseWriter, work: Callable[[Embedder], tuple[Any, int]]
+    loaded: LoadedModel,
+    writer: ResponseWriter,
+    work: Callable[[Embedder], tuple[Any, int]],
+    make: Callable[[LoadedModel], Embedder] = LoadedModel.embedder,
 ) -> Any:
     """Return the result of work with the embedder, which also counts its tokens."""
     result, tokens = await asyncio.get_running_loop().run_in_executor(
-        loaded.embedding_executor, lambda: work(loaded.embedder())
+        loaded.embedding_executor, lambda: work(make(loaded))
     )
     writer.usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return result
+
+
+def _classifier(loaded: LoadedModel) -> Embedder:
+    """Return the embedder of a model that ranks. ApiError for another model."""
+    try:
+        embedder = loaded.embedder()
+    except ArgumentError as error:
+        if error.parameter != "pooling":
+            raise
+    else:
+        if embedder.pooling == "rank":
+            return embedder
+    rule = "is not a rerank model or another classifier; start the server with one"
+    raise ApiError(400, f"{loaded.spec.name} {rule}", code="unsupported")
 
 
 async def answer_rerank(body: RerankBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
@@ -68,7 +87,7 @@ async def answer_rerank(body: RerankBody, loaded: LoadedModel, writer: ResponseW
         scores = result.values if raw else embedder.probabilities(result.values)
         return scores.tolist(), sum(result.token_counts)
 
-    scores = await _compute(loaded, writer, work)
+    scores = await _compute(loaded, writer, work, _classifier)
     ranking = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]
     if is_tei:
         lines = [{"index": i, "score": scores[i]} for i in ranking]
@@ -97,7 +116,7 @@ async def answer_classify(body: ClassifyBody, loaded: LoadedModel, writer: Respo
         result = embedder.classify_counted(body.texts(), truncate=bool(body.truncate))
         return embedder.probabilities(result.values).tolist(), sum(result.token_counts)
 
-    rows = await _compute(loaded, writer, work)
+    rows = await _compute(loaded, writer, work, _classifier)
     labels = loaded.model.labels
     data = []
     for i, row in enumerate(rows):

@@ -359,6 +359,7 @@ class SamplingBody(ModelBody):
             raise PydanticCustomError("conflict", message, context)
         [(name, value)] = given.items()
         self.response_format = _FORMATS[names[name]](value)
+        self.places["response_format"] = name  # in errors
         return self
 
     def wants_usage(self) -> bool:

@@ -88,7 +88,9 @@ def grammar_source(response_format: Any, model: HasControlTokens, compact: bool)
     kind = response_format.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
         remedy = _SCHEMA if kind in _JSON_TYPES or _SCHEMA_WORDS & response_format.keys() else None
-        raise _refused(f"type {kind!r} is not one of {', '.join(_FIELDS)}", remedy)
+        if kind == "json":
+            remedy = _example(kind)
+        raise _refused(f"type {kind!r} is not one of {', '.join(_KINDS)}", remedy)
     expected, fields = _FIELDS[kind], response_format.keys() - {"type"}
     if kind == "json_object" and fields == {"schema"}:  # llama-cpp-python's and older servers' form
         return _json(response_format["schema"], compact)
@@ -124,6 +126,7 @@ _FIELDS: dict[str, set[str]] = {
     "tools": {"calls", "trigger", "required", "parallel"},
     "tools or content": {"calls", "parallel", "bare", "free", "content"},
 }
+_KINDS = [kind for kind in _FIELDS if not kind.startswith("tools")]  # which callers write
 
 _SCHEMA = 'a JSON schema is given as {"type": "json_schema", "json_schema": {"schema": ...}}'
 _SCHEMA_WORDS = {"$ref", "allOf", "anyOf", "const", "enum", "items", "oneOf", "properties"}

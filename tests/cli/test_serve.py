@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from llcuda.cli.main import app as command_line
 from llcuda.cli.settings import SETTINGS
+from llcuda.errors import ArgumentError
 from llcuda.server.middleware import RequestGuardMiddleware
 from llcuda.server.service import Service
 from tests.support import programs
@@ -185,6 +186,8 @@ def test_options_that_depend_on_each_other(serve: Callable[..., Seen], tmp_path:
     assert "warning" not in serve("--host", "0.0.0.0", "--api-key", "a").output
     assert () == serve("--allowed-host", "*").guard["hosts"]
     assert HOSTS == serve("--api-key", "a").guard["hosts"]
+    with pytest.raises(ArgumentError, match=r"^--uds a\.sock: .* --host and --port is given too"):
+        serve("--uds", "a.sock", "--host", "::1", "--port", "1")
     assert None is serve("--deadline", "0").service.limits.deadline
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}ü", encoding="utf-8")

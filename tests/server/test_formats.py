@@ -146,3 +146,18 @@ def test_compilations_do_not_hold_up_the_end(process: tuple[subprocess.Popen[str
     assert 503 in statuses
     assert running.stderr is not None
     assert "Traceback" not in running.stderr.read()
+
+
+def test_errors_name_the_clients_field(server: Served) -> None:
+    """A format under another server's name is refused under that name, without internal kinds."""
+    blank = server.post("/completion", prompt="a", grammar=" ")
+    assert is_error(blank, 400, "grammar")["message"].startswith("grammar")
+    asked = {"prompt": "a", "guided_regex": "("}
+    assert (
+        "response_format"
+        not in is_error(server.post("/v1/completions", **asked), 400, "guided_regex")["message"]
+    )
+    kind = server.post("/v1/completions", prompt="a", response_format={"type": "json"})
+    message = is_error(kind, 400, "response_format")["message"]
+    assert "tools" not in message
+    assert 'give {"type": "json_object"}' in message

@@ -65,7 +65,11 @@ def test_what_cannot_be_had(server: Served) -> None:
     is_error(server.post("/v1/embeddings", input=["a", [1 << 40]]), 400, "input[1]")
     is_error(server.post("/v1/embeddings", input=[1 << 40]), 400)
     is_error(server.post("/v1/embeddings", input="a " * 20_000), 400)
-    is_error(server.post("/v1/rerank", query="a", documents=["b"]), 400)
+    for path in ("/v1/rerank", "/v2/rerank", "/v1/classify"):
+        fields = {"input": "a"} if "classify" in path else {"query": "a", "documents": ["b"]}
+        error = is_error(server.post(path, **fields), 400)
+        assert "is not a rerank model" in error["message"]
+        assert "--pooling" not in error["message"]
 
 
 @pytest.fixture(scope="module")
