@@ -165,7 +165,8 @@ def test_results_are_copied_pickled_and_looked_at(objects: dict[str, Any]) -> No
             assert same == value
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of the old names
-            assert dict(inspect.getmembers(value))["__class__"] is type(value)
+            if sys.version_info >= (3, 11, 3):  # before, slots of a dataclass cannot be inspected
+                assert dict(inspect.getmembers(value))["__class__"] is type(value)
     assert type(Message(a=1) | {"b": 2}) is dict
     importlib.reload(_instead)
 

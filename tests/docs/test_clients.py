@@ -31,7 +31,7 @@ def test_table() -> None:
 def test_scripts() -> None:
     """Each script is listed, and has a chat or what its client does instead."""
     clients, _ = run.listed()
-    scripts = {path.relative_to(run.HERE).as_posix() for path in run.HERE.glob("*/*.*")}
+    scripts = {path.relative_to(run.HERE).as_posix() for path in run.HERE.glob("[!_]*/*.*")}
     helpers = {"python/checks.py", "node/checks.mjs", "node/package.json", "node/package-lock.json"}
     assert helpers | {client["script"] for client in clients} == scripts
     assert all(run.client_checks(client) for client in clients)

@@ -303,7 +303,7 @@ SCHEMA_REMEDY = 'a JSON schema is given as {"type": "json_schema", "json_schema"
          SCHEMA_REMEDY),
         ("responses", {"input": "a", "text": {"format": {"type": "object"}}}, "text.format",
          'a JSON schema is given as {"type": "json_schema", "name": ..., "schema": ...}'),
-        ("completions", {"prompt": "a", "guided_json": {"x-guidance": {}}}, "response_format",
+        ("completions", {"prompt": "a", "guided_json": {"x-guidance": {}}}, "guided_json",
          "leave it out"),
         ("completions", {"prompt": "a", "keep": 3}, "keep",
          'give "overflow": "truncate" or "shift"'),

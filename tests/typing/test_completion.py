@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 import jedi
 import pytest
 
 import llcuda
+from tests.support.documents import ROOT
 
 NAMES = {
     "llcuda": llcuda,
@@ -71,8 +74,10 @@ def test_a_notebook_completes_keywords(call: str, expected: str) -> None:
 
 @pytest.mark.parametrize(("call", "expected"), SOURCE_CALLS.items())
 def test_an_editor_completes_keywords(call: str, expected: str) -> None:
-    """The source is read."""
-    assert keywords(jedi.Script(READ + call)) == expected
+    """The source is read, by an interpreter without the import hook of an editable install."""
+    project = jedi.Project(ROOT, sys_path=[str(ROOT)])
+    python = jedi.create_environment(Path(sys.executable).resolve(), safe=False)
+    assert keywords(jedi.Script(READ + call, project=project, environment=python)) == expected
 
 
 def test_signatures_list_every_keyword() -> None:
