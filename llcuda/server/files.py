@@ -6,6 +6,7 @@ import asyncio
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -129,6 +130,9 @@ def file_routes(service: Service) -> APIRouter:
 
 async def _upload(request: Request, service: Service, space: FileSpace) -> dict[str, Any]:
     """Keep the file of a form, which is written to the disk as it comes."""
+    if find_spec("python_multipart") is None:  # Starlette would raise AssertionError
+        message = "this server lacks python-multipart; install it there: pip install 'llcuda[server]'"
+        raise ApiError(501, message, code="unsupported", closes=True)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         message = "the file is not sent as a form: set Content-Type: multipart/form-data"

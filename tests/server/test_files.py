@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,15 @@ def test_wrong_uploads(server: Served, form: dict[str, Any], words: str, param: 
     error = is_error(server.client.post("/v1/files", **form), 400, param)
     assert words in error["message"]
     assert before == [*server.service.files.documents]
+
+
+def test_uploads_need_python_multipart(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without it says what to install, and goes on."""
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+    answer = server.client.post("/v1/files", files=FILE, data={"purpose": "batch"})
+    assert "pip install 'llcuda[server]'" in is_error(answer, 501)["message"]
+    assert "close" == answer.headers["connection"]
+    assert 200 == server.client.get("/v1/files").status_code
 
 
 def test_wrong_fields(server: Served) -> None:
