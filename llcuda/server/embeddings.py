@@ -40,7 +40,7 @@ async def answer_embeddings(
         document = {"object": "list", "data": data, "model": loaded.spec.name, "usage": usage}
         return json_text(document), tokens
 
-    await writer.json(await _compute(loaded, writer, work))
+    await writer.json(await compute(loaded, writer, work))
 
 
 def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:
@@ -49,13 +49,20 @@ def _check_size(body: EmbeddingBody, embedder: Embedder) -> None:
         raise wrong_value("dimensions", body.dimensions, rule)
 
 
-async def _compute(
+async def compute(
     loaded: LoadedModel,
     writer: ResponseWriter,
     work: Callable[[Embedder], tuple[Any, int]],
     make: Callable[[LoadedModel], Embedder] = LoadedModel.embedder,
 ) -> Any:
-    """Return the result of work with the embedder, which also counts its tokens."""
+    """Return the result of work with the embedder, on the thread of the model's embeddings.
+
+    Args:
+        loaded: The model.
+        writer: Gets the usage.
+        work: Returns a result and the number of its tokens.
+        make: Returns the embedder.
+    """
     result, tokens = await asyncio.get_running_loop().run_in_executor(
         loaded.embedding_executor, lambda: work(make(loaded))
     )
@@ -87,7 +94,7 @@ async def answer_rerank(body: RerankBody, loaded: LoadedModel, writer: ResponseW
         scores = result.values if raw else embedder.probabilities(result.values)
         return scores.tolist(), sum(result.token_counts)
 
-    scores = await _compute(loaded, writer, work, _classifier)
+    scores = await compute(loaded, writer, work, _classifier)
     ranking = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]
     if is_tei:
         lines = [{"index": i, "score": scores[i]} for i in ranking]
@@ -116,7 +123,7 @@ async def answer_classify(body: ClassifyBody, loaded: LoadedModel, writer: Respo
         result = embedder.classify_counted(body.texts(), truncate=bool(body.truncate))
         return embedder.probabilities(result.values).tolist(), sum(result.token_counts)
 
-    rows = await _compute(loaded, writer, work, _classifier)
+    rows = await compute(loaded, writer, work, _classifier)
     labels = loaded.model.labels
     data = []
     for i, row in enumerate(rows):
@@ -149,7 +156,7 @@ async def answer_score(body: ScoreBody, loaded: LoadedModel, writer: ResponseWri
     def work(embedder: Embedder) -> tuple[list[float], int]:
         return ranked(embedder) if embedder.pooling == "rank" else compared(embedder)
 
-    scores = await _compute(loaded, writer, work)
+    scores = await compute(loaded, writer, work)
     data = [{"index": i, "object": "score", "score": score} for i, score in enumerate(scores)]
     await writer.json(json_text(_listed("score-", data, loaded, writer)))
 

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 import llcuda
 from llcuda.chat.session import ChatCompletion
 from llcuda.chat.template import template_names
+from llcuda.embeddings.embedder import Embedder
 from llcuda.engine.infill import InfillTokens
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
@@ -36,6 +37,7 @@ from llcuda.server.chat import chat_usage, read_deltas, submit_chats
 from llcuda.server.checks import check_deadline, is_large
 from llcuda.server.chunks import finish_reason, usage
 from llcuda.server.completions import submit_completions
+from llcuda.server.embeddings import compute
 from llcuda.server.errors import ApiError
 from llcuda.server.fields import call_arguments
 from llcuda.server.leniency import ignore
@@ -569,41 +571,37 @@ def _name_result(message: dict[str, Any], waiting: list[tuple[Any, Any]]) -> Non
 
 
 async def _embedded(
-    body: EmbedBody | OlderEmbedBody, texts: list[str], loaded: LoadedModel, **options: Any
-) -> tuple[list[list[float]], int]:
-    def compute() -> tuple[list[list[float]], int]:
-        result = loaded.embedder().embed_counted(texts, **options)
+    texts: list[str], loaded: LoadedModel, writer: ResponseWriter, **options: Any
+) -> list[list[float]]:
+    def work(embedder: Embedder) -> tuple[list[list[float]], int]:
+        result = embedder.embed_counted(texts, **options)
         return result.values.tolist(), sum(result.token_counts)
 
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(loaded.embedding_executor, compute)
+    vectors: list[list[float]] = await compute(loaded, writer, work)
+    return vectors
 
 
 async def _answer_embed(body: EmbedBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
     started = asyncio.get_running_loop().time()
     texts = [body.input] if isinstance(body.input, str) else body.input
     vectors: list[list[float]] = []
-    tokens = 0
+    writer.usage = {"prompt_tokens": 0, "total_tokens": 0}
     if texts:
         truncate, dimensions = body.truncate is not False, body.dimensions
-        vectors, tokens = await _embedded(
-            body, texts, loaded, truncate=truncate, dimensions=dimensions
-        )
-    writer.usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        vectors = await _embedded(texts, loaded, writer, truncate=truncate, dimensions=dimensions)
     await writer.json({
         "model": loaded.spec.name,
         "embeddings": vectors,
         "total_duration": _nanoseconds(asyncio.get_running_loop().time() - started),
         "load_duration": 0,
-        "prompt_eval_count": tokens,
+        "prompt_eval_count": writer.usage["prompt_tokens"],
     })  # fmt: skip
 
 
 async def _answer_older_embed(
     body: OlderEmbedBody, loaded: LoadedModel, writer: ResponseWriter
 ) -> None:
-    [vector], tokens = await _embedded(body, [body.prompt], loaded, truncate=True)
-    writer.usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    [vector] = await _embedded([body.prompt], loaded, writer, truncate=True)
     await writer.json({"embedding": vector})
 
 
