@@ -6,7 +6,6 @@ A request becomes a ChatBody; the deltas of its answer become Anthropic's blocks
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,7 +21,7 @@ from llcuda.server.answer import ResponseWriter
 from llcuda.server.bodies import BodyRoute
 from llcuda.server.chat import chat_usage, read_deltas, submit_chats
 from llcuda.server.checks import check_deadline, is_large
-from llcuda.server.chunks import event, new_id
+from llcuda.server.chunks import event, iso_time, new_id
 from llcuda.server.fields import call_arguments, field_of, text_of
 from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
@@ -154,7 +153,7 @@ def described_model(name: str, created: int, ctx_size: int | None) -> dict[str, 
         "type": "model",
         "id": name,
         "display_name": name,
-        "created_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
+        "created_at": iso_time(created),
         "lifecycle": "active",
         "max_input_tokens": ctx_size,
         "max_tokens": ctx_size,

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -24,6 +25,15 @@ def new_id(prefix: str) -> str:
 def unix_time() -> int:
     """Return the time, in seconds since 1970."""
     return int(time.time())
+
+
+def iso_time(seconds: float) -> str:
+    """Return a time in UTC, as ISO 8601 has it.
+
+    Args:
+        seconds: Seconds since 1970.
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def finish_reason(reason: str) -> str:

@@ -131,7 +131,9 @@ def file_routes(service: Service) -> APIRouter:
 async def _upload(request: Request, service: Service, space: FileSpace) -> dict[str, Any]:
     """Keep the file of a form, which is written to the disk as it comes."""
     if find_spec("python_multipart") is None:  # Starlette would raise AssertionError
-        message = "this server lacks python-multipart; install it there: pip install 'llcuda[server]'"
+        message = (
+            "this server lacks python-multipart; install it there: pip install 'llcuda[server]'"
+        )
         raise ApiError(501, message, code="unsupported", closes=True)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":

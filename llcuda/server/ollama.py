@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -35,7 +35,7 @@ from llcuda.server.answer import EVENTS, FlushTimer, ResponseWriter
 from llcuda.server.bodies import BodyRoute
 from llcuda.server.chat import chat_usage, read_deltas, submit_chats
 from llcuda.server.checks import check_deadline, is_large
-from llcuda.server.chunks import finish_reason, usage
+from llcuda.server.chunks import finish_reason, iso_time, usage
 from llcuda.server.completions import submit_completions
 from llcuda.server.embeddings import compute
 from llcuda.server.errors import ApiError
@@ -459,7 +459,12 @@ class _Lines:
         self._scores: list[Any] = []
 
     def _line(self, fields: dict[str, Any], done: bool) -> dict[str, Any]:
-        return {"model": self.loaded.spec.name, "created_at": _now(), **fields, "done": done}
+        return {
+            "model": self.loaded.spec.name,
+            "created_at": iso_time(time.time()),
+            **fields,
+            "done": done,
+        }
 
     async def add(self, content: str, reasoning: str, scores: list[Any] | None) -> None:
         """Write or keep a part of the answer."""
@@ -618,7 +623,7 @@ def _listed(name: str, path: Path) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "modified_at": _time(status.st_mtime),
+        "modified_at": iso_time(status.st_mtime),
         "size": sum(path.with_name(part).stat().st_size for part in part_names(path.name)),
         "digest": digest,
         "details": details,
@@ -682,7 +687,7 @@ def _described(name: str, path: Path, verbose: bool) -> dict[str, Any]:
         "details": details,
         "model_info": facts,
         "capabilities": capabilities,
-        "modified_at": _time(path.stat().st_mtime),
+        "modified_at": iso_time(path.stat().st_mtime),
     }
 
 
@@ -692,14 +697,6 @@ def _count(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.2f}{letter}" if letter != "B" else f"{number / unit:.1f}B"
     return str(number)
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _nanoseconds(seconds: float) -> int:
