@@ -14,12 +14,12 @@ from pydantic import Field
 from starlette.responses import Response
 
 from llcuda.chat.parser import ChatDelta
-from llcuda.chat.session import ChatCompletion, chat_prompt
+from llcuda.chat.session import ChatCompletion
 from llcuda.engine.outputs import Completion
 from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.bodies import BodyRoute
-from llcuda.server.chat import chat_usage, read_deltas, submit_chats
+from llcuda.server.chat import chat_usage, prompt_of, read_deltas, submit_chats
 from llcuda.server.checks import check_deadline, is_large
 from llcuda.server.chunks import event, iso_time, new_id
 from llcuda.server.fields import call_arguments, field_of, text_of
@@ -203,14 +203,7 @@ async def _answer(
 async def _answer_count(body: CountTokensBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
     chat_body = as_chat(body)
     loaded.text_engine()  # or the error that it generates no text
-    count = partial(
-        chat_prompt,
-        loaded.model,
-        chat_body.messages,
-        tools=None if chat_body.tool_choice == "none" else chat_body.tools,
-        template=loaded.spec.parameters.get("template"),
-    )
-    prompt = await run_beside(is_large(body), count)
+    prompt = await run_beside(is_large(body), prompt_of, chat_body, loaded)
     await writer.json({"input_tokens": len(prompt.tokens)})
 
 

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 from llcuda.chat.parser import ChatDelta
-from llcuda.chat.session import Chat, ChatCompletion
+from llcuda.chat.prompt import Prompt
+from llcuda.chat.session import Chat, ChatCompletion, chat_prompt
 from llcuda.chat.template import ChatTemplate
 from llcuda.engine.engine import Engine
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
-from llcuda.native.model import Model
 from llcuda.params import seed_after
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import check_count, check_deadline, check_format, is_large
@@ -184,15 +184,24 @@ def _submit_all(
     return chats
 
 
-def template_variables(body: ChatBody, model: Model, template: str | None) -> dict[str, Any]:
-    """Return the variables that a request gives a template.
+def prompt_of(body: ChatBody, loaded: LoadedModel) -> Prompt:
+    """Return the prompt that a request would submit. Renders and tokenizes, which may take long.
 
     Args:
         body: The body of the request.
-        model: The model.
-        template: As that of `Engine.chat`.
+        loaded: The model.
     """
-    return _reasoning(body, ChatTemplate.of(model, template))[0]
+    template = loaded.spec.parameters.get("template")
+    variables, _ = _reasoning(body, ChatTemplate.of(loaded.model, template))
+    return chat_prompt(
+        loaded.model,
+        body.messages,
+        tools=None if body.tool_choice == "none" else body.tools,
+        template=template,
+        template_variables=variables,
+        continue_final_message=body.continue_final_message,
+        add_generation_prompt=body.add_generation_prompt,
+    )
 
 
 def _reasoning(body: ChatBody, template: ChatTemplate) -> tuple[dict[str, Any], int | None]:

@@ -97,6 +97,33 @@ def test_thinking_is_a_block(client: anthropic.Anthropic) -> None:
     assert counted > client.messages.count_tokens(model="demo", messages=plain).input_tokens
 
 
+def test_the_count_is_that_of_the_answer() -> None:
+    """Also where the template knows thinking, and where no tool may be called."""
+    template = (
+        "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+        "{% if tools %}{{ tools[0].function.name }}\n{% endif %}"
+        "{% if enable_thinking %}Think step by step.\n{% endif %}"
+    )
+    kinds: list[dict[str, Any]] = [
+        {"thinking": {"type": "disabled"}},
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+        {"tools": TOOLS},
+        {"tools": TOOLS, "tool_choice": {"type": "none"}},
+    ]
+    counts = []
+    with served(demo(template=template)) as server:
+        for fields in kinds:
+            body = {"model": "demo", "messages": HELLO, **fields}
+            usage = server.post("/v1/messages", **body, max_tokens=1).json()["usage"]
+            counts.append(server.post("/v1/messages/count_tokens", **body).json()["input_tokens"])
+            assert counts[-1] == usage["input_tokens"] + usage["cache_read_input_tokens"], fields
+        path, tools = "/chat/completions/input_tokens", [ROME]
+        given = server.post(path, messages=HELLO, tools=tools).json()["input_tokens"]
+        none = server.post(path, messages=HELLO, tools=tools, tool_choice="none").json()
+    assert counts[1] > counts[0] == counts[3] < counts[2]
+    assert none["input_tokens"] == counts[0] < given
+
+
 def test_tools_and_their_results(client: anthropic.Anthropic) -> None:
     """A call is a block; a result goes back with the id of its call."""
     for named in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):

@@ -8,12 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from llcuda.chat.prompt import Prompt
-from llcuda.chat.session import chat_prompt
 from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.bodies import BodyReader, BodyRoute
-from llcuda.server.chat import template_variables
+from llcuda.server.chat import prompt_of
 from llcuda.server.errors import ApiError
 from llcuda.server.llama_server.completion import answer_infill, answer_native_completion
 from llcuda.server.llama_server.protocol import (
@@ -121,31 +119,17 @@ def llama_server_routes(service: Service) -> APIRouter:
     return router
 
 
-def _prompt(body: ApplyTemplateBody, loaded: LoadedModel) -> Prompt:
-    """Return the prompt of a conversation."""
-    template = loaded.spec.parameters.get("template")
-    return chat_prompt(
-        loaded.model,
-        body.messages,
-        tools=body.tools,
-        template=template,
-        template_variables=template_variables(body, loaded.model, template),
-        continue_final_message=body.continue_final_message,
-        add_generation_prompt=body.add_generation_prompt,
-    )
-
-
 async def _answer_template(
     body: ApplyTemplateBody, loaded: LoadedModel, writer: ResponseWriter
 ) -> None:
-    prompt = await run_beside(True, _prompt, body, loaded)
+    prompt = await run_beside(True, prompt_of, body, loaded)
     await writer.json({"prompt": prompt.text})
 
 
 async def _answer_input_tokens(
     body: ApplyTemplateBody, loaded: LoadedModel, writer: ResponseWriter
 ) -> None:
-    prompt = await run_beside(True, _prompt, body, loaded)
+    prompt = await run_beside(True, prompt_of, body, loaded)
     await writer.json({"object": "response.input_tokens", "input_tokens": len(prompt.tokens)})
 
 
