@@ -60,14 +60,14 @@ async def answer_native_completion(
     deadline: float | None,
 ) -> None:
     """Answer POST /completion."""
-    await _answer(body, loaded, writer, deadline, partial(_completion_prompts, body), body.is_list)
+    await _answer(body, loaded, writer, deadline, partial(_completion_prompts, body))
 
 
 async def answer_infill(
     body: InfillBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
 ) -> None:
     """Answer POST /infill."""
-    await _answer(body, loaded, writer, deadline, partial(_gap_prompts, body), False)
+    await _answer(body, loaded, writer, deadline, partial(_gap_prompts, body))
 
 
 def _completion_prompts(body: NativeCompletionBody, engine: Engine) -> Iterator[list[int]]:
@@ -153,7 +153,6 @@ async def _answer(
     writer: ResponseWriter,
     deadline: float | None,
     prompts: Callable[[Engine], Iterator[list[int]]],
-    is_list: bool,
 ) -> None:
     loaded.text_engine()
     texts = await submit_beside(
@@ -181,6 +180,7 @@ async def _answer(
 
     def document(completions: Sequence[Completion]) -> str:
         finals = map(partial(_final, body, loaded), texts, completions)
+        is_list = len(texts) > 1 and isinstance(body, NativeCompletionBody)
         return json_text(list(finals) if is_list else next(finals))
 
     try:

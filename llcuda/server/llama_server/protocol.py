@@ -146,11 +146,6 @@ class NativeCompletionBody(GenerationBody):
             raise wrong_argument("prompt", f"expected at most {MAX_PROMPTS} prompts")
         return [_parts(prompt, f"prompt[{i}]") for i, prompt in enumerate(given)]
 
-    @property
-    def is_list(self) -> bool:
-        """Whether the answer is a list."""
-        return len(self.prompts()) > 1 or self.candidates() > 1
-
 
 class ExtraFile(Body):
     """A file beside the one with the gap."""
@@ -167,8 +162,6 @@ class InfillBody(GenerationBody):
     input_extra: list[ExtraFile] | None = Field(None, max_length=MAX_FIELDS)
     prompt: str | None = None
     spm_infill: bool | None = None
-
-    is_list: ClassVar[bool] = False
 
 
 class ApplyTemplateBody(ChatBody):
