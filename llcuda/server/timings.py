@@ -33,7 +33,7 @@ def timings(completions: Sequence[Completion]) -> dict[str, Any]:
         "prompt_per_second": _ratio(1000 * computed, prompt_ms),
         "predicted_n": generated,
         "predicted_ms": predicted_ms,
-        "predicted_per_token_ms": _ratio(predicted_ms, steps) if steps else 0.0,
+        "predicted_per_token_ms": _ratio(predicted_ms, steps),
         "predicted_per_second": _ratio(1000 * steps, predicted_ms),
     }
 

@@ -13,13 +13,7 @@ from llcuda.native.model import Model
 from llcuda.params import SamplingParams, wrong_value
 from llcuda.server.llama_server.protocol import PROBED, GenerationBody
 
-_COMPUTED = [
-    "top_k",
-    "top_p",
-    "min_p",
-    "temperature",
-    "min_keep",
-]  # steps that `after_sampling` knows
+_COMPUTED = ("top_k", "top_p", "min_p", "temperature", "min_keep")  # `after_sampling` knows them
 _WITHOUT_EFFECT = ("seed", "penalty_last_n")
 
 

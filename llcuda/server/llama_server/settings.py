@@ -51,7 +51,7 @@ def generation_settings(
         loaded: The model.
         seed: The seed of the text.
     """
-    given = {name: value for name, value in keywords.items() if name not in ("response_format",)}
+    given = {name: value for name, value in keywords.items() if name != "response_format"}
     params, sampling = request_params(given)
     biases = dict(sampling.logit_bias)
     if params.ignore_eos:
