@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llcuda import Engine, InferenceEngine, Model, structured
-from llcuda.chat.constraint import ReasoningBudget, chat_guide
+from llcuda.chat.constraint import Constraint, ReasoningBudget, chat_guide
 from llcuda.chat.formats import ChatSyntax, detect
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.chat.session import count_pieces
@@ -264,18 +264,21 @@ def test_a_call_that_is_cut_is_not_reported_as_whole(engine: Engine) -> None:
         assert (done.finish_reason, done.content) == ("length", ""), limit
 
 
+def constraint(model: Model, syntax: ChatSyntax, prompt: str = "", **given: Any) -> Constraint:
+    """Return what restricts an answer that may call `add`, or as it is given."""
+    defaults: dict[str, Any] = {
+        "tools": [ADD],
+        "tool_choice": "auto",
+        "response_format": None,
+        "bare_tool_calls": True,
+        "shown_tokens": frozenset(),
+    }
+    return chat_guide(model, syntax, prompt, **{**defaults, **given})
+
+
 def tools_guide(model: Model, syntax: ChatSyntax | None = None) -> Any:
     """The guide of an answer that may call `add`."""
-    guide = chat_guide(
-        model,
-        syntax or detect(f"{HERMES}<think></think>"),
-        "",
-        tools=[ADD],
-        tool_choice="auto",
-        response_format=None,
-        bare_tool_calls=True,
-        shown_tokens=frozenset(),
-    ).guide
+    guide = constraint(model, syntax or detect(f"{HERMES}<think></think>")).guide
     assert guide is not None
     return guide
 
@@ -351,16 +354,8 @@ def test_an_answer_is_calls_or_follows_its_format(
 ) -> None:
     """With tools and a format: calls with or without delimiters, or content, and nothing else."""
     for text in [*texts, *refused]:
-        guide: Any = chat_guide(
-            model,
-            detect(HERMES),
-            "",
-            tools=[ADD],
-            tool_choice="auto",
-            response_format=form,
-            bare_tool_calls=bare,
-            shown_tokens=frozenset(),
-        ).guide
+        given = {"response_format": form, "bare_tool_calls": bare}
+        guide: Any = constraint(model, detect(HERMES), **given).guide
         if text in texts:
             accept(model, guide, text)
         else:
@@ -391,16 +386,8 @@ def test_tools_with_a_format(engine: Engine, model: Model) -> None:
     with pytest.raises(ArgumentError, match="response_format: type 'yaml'"):
         engine.chat([USER], **{**asked, "response_format": {"type": "yaml"}}, template=HERMES)
     gpt = (VENDOR_MODELS / "templates" / "openai-gpt-oss-120b.jinja").read_text()
-    guide: Any = chat_guide(
-        model,
-        ChatTemplate(gpt).syntax,
-        "<|start|>assistant",
-        tools=[ADD],
-        tool_choice="auto",
-        response_format=form,
-        bare_tool_calls=True,
-        shown_tokens=frozenset(),
-    ).guide
+    syntax = ChatTemplate(gpt).syntax
+    guide: Any = constraint(model, syntax, "<|start|>assistant", response_format=form).guide
     call = "<|channel|>commentary to=functions.add <|constrain|>json<|message|>"
     assert accept(model, guide, call) is None  # free up to its end
 
@@ -436,23 +423,14 @@ def test_a_keyword_that_cannot_be_enforced_is_left_out_of_a_tool(
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     for texts, fits in (([admitted], True), ([] if refused is None else [refused], False)):
         for value in texts:
-            constraint = chat_guide(
-                model,
-                detect(HERMES),
-                "",
-                tools=[tool],
-                tool_choice="required",
-                response_format=None,
-                bare_tool_calls=True,
-                shown_tokens=frozenset(),
-            )
-            assert [("f", f"#/properties/x{place}")] == [part[:2] for part in constraint.relaxed]
+            demanded = constraint(model, detect(HERMES), tools=[tool], tool_choice="required")
+            assert [("f", f"#/properties/x{place}")] == [part[:2] for part in demanded.relaxed]
             text = f'<tool_call>\n{{"name": "f", "arguments": {{"x": {json.dumps(value)}}}}}'
             if fits:
-                accept(model, constraint.guide, text)
+                accept(model, demanded.guide, text)
             else:
                 with pytest.raises(SamplingError):
-                    accept(model, constraint.guide, text)
+                    accept(model, demanded.guide, text)
     named = [record.getMessage() for record in caplog.records if "tool f" in record.getMessage()]
     assert len(named) == 1
     assert f"tool f: #/properties/x{place} is not enforced: " in named[0]
@@ -475,18 +453,9 @@ def test_schemas_that_nothing_of_can_be_enforced(model: Model) -> None:
             "type": "function",
             "function": {"name": "f", "parameters": {"type": "object", **schema}},
         }
-        constraint = chat_guide(
-            model,
-            detect(HERMES),
-            "",
-            tools=[tool, ADD],
-            tool_choice="required",
-            response_format=None,
-            bare_tool_calls=True,
-            shown_tokens=frozenset(),
-        )
-        assert constraint.relaxed
-        accept(model, constraint.guide, '<tool_call>\n{"name": "f", "arguments": {"')
+        demanded = constraint(model, detect(HERMES), tools=[tool, ADD], tool_choice="required")
+        assert demanded.relaxed
+        accept(model, demanded.guide, '<tool_call>\n{"name": "f", "arguments": {"')
 
 
 STARTED = {"role": "assistant", "content": "Once upon a"}
@@ -625,16 +594,9 @@ def test_a_limit_of_reasoning_counts_what_the_model_opens(model: Model) -> None:
 def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model) -> None:
     """The prompt opens it, the model ends it, and only then the format holds."""
     form = {"type": "choice", "choices": ["yes", "no"]}
-    guide = chat_guide(
-        model,
-        detect("<think></think>"),
-        "<think>Before.</think>Well.<think>\n",
-        tools=(),
-        tool_choice="auto",
-        response_format=form,
-        bare_tool_calls=True,
-        shown_tokens=frozenset(),
-    ).guide
+    begun = "<think>Before.</think>Well.<think>\n"
+    asked: dict[str, Any] = {"tools": (), "response_format": form}
+    guide = constraint(model, detect("<think></think>"), begun, **asked).guide
     assert guide is not None
     mask = guide.mask()
     for token in model.eog_tokens:
@@ -646,16 +608,8 @@ def test_a_format_waits_until_the_reasoning_is_over(engine: Engine, model: Model
     assert {"y", "n"} <= allowed <= {"y", "ye", "yes", "n", "no"}
     path = VENDOR_MODELS / "templates" / "openai-gpt-oss-120b.jinja"
     for header in ("final", "final <|constrain|>json", "commentary to=assistant<|channel|>final"):
-        guide = chat_guide(
-            model,
-            ChatTemplate(path.read_text()).syntax,
-            "<|start|>assistant",
-            tools=(),
-            tool_choice="auto",
-            response_format=form,
-            bare_tool_calls=True,
-            shown_tokens=frozenset(),
-        ).guide
+        syntax = ChatTemplate(path.read_text()).syntax
+        guide = constraint(model, syntax, "<|start|>assistant", **asked).guide
         before = "<|channel|>analysis<|message|>Why?<|end|><|start|>assistant"
         assert len(accept(model, guide, before) or ()) == model.vocab_size - len(model.eog_tokens)
         assert allowed == {
