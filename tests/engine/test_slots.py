@@ -7,6 +7,7 @@ import pytest
 
 import llcuda
 from llcuda import ArgumentError, ConcurrencyError, Engine, Model, StateError
+from tests.support.waiting import ENDLESS, PATIENCE
 
 PROMPT = "Once upon a time there was a small boat that sailed over the sea"
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -28,19 +29,19 @@ def test_a_request_gets_its_slot(engine: Engine) -> None:
 
 def test_a_slot_in_use(engine: Engine) -> None:
     """While a request runs, its slot names it and cannot be saved; others need not wait for it."""
-    running = engine.submit(PROMPT, slot=0, max_tokens=200, ignore_eos=True)
+    running = engine.submit(PROMPT, slot=0, **ENDLESS)
     waiting = engine.submit(PROMPT, slot=0, **GREEDY)
     other = engine.submit(PROMPT, **GREEDY)
-    assert 1 == (other.result() and other.slot)
+    assert 1 == (other.result(PATIENCE) and other.slot)
+    assert running is engine.slots()[0].request
     for work in (
         lambda: engine.save_slot(0, "x"),
         lambda: engine.erase_slot(0),
     ):
-        if not running.done:
-            with pytest.raises(ConcurrencyError, match="slot=0: a request uses it"):
-                work()
+        with pytest.raises(ConcurrencyError, match="slot=0: a request uses it"):
+            work()
     running.cancel()
-    assert 0 == (waiting.result() and waiting.slot)
+    assert 0 == (waiting.result(PATIENCE) and waiting.slot)
 
 
 def test_without_the_cache(engine: Engine) -> None:
