@@ -41,9 +41,8 @@ def specs(monkeypatch: pytest.MonkeyPatch) -> Specs:
 
     def run(*arguments: str) -> list[server.ModelSpec]:
         given: list[server.ModelSpec] = []
-        served: dict[str, Any] = {}
         monkeypatch.setattr(server, "create_app", lambda models, **_: given.extend(models))
-        monkeypatch.setattr(server, "serve", lambda app, **keywords: served.update(keywords))
+        monkeypatch.setattr(server, "serve", lambda *_, **__: None)
         monkeypatch.setattr(log, "configure_logging", lambda *_: None)
         result = CliRunner().invoke(serve.app, [*arguments])
         if isinstance(result.exception, ArgumentError):
