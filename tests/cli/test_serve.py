@@ -74,10 +74,16 @@ def run(patch: pytest.MonkeyPatch, *arguments: str) -> Seen:
     return seen
 
 
+def without_environment(patch: pytest.MonkeyPatch) -> None:
+    """Remove the variables that stand for options."""
+    for name in ("LLCUDA_API_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        patch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
-    """Run a command line without a key of the environment."""
-    monkeypatch.delenv("LLCUDA_API_KEY", raising=False)
+    """Run a command line without a key and a collector of the environment."""
+    without_environment(monkeypatch)
     return partial(run, monkeypatch)
 
 
@@ -137,6 +143,10 @@ OPTIONS: dict[str, tuple[list[str], Callable[[Seen], Any], Any, Any]] = {
     "idle_timeout": (["--idle-timeout", "2.5"], lambda s: s.serving["idle_seconds"], 2.5, 30),
     "deadline": (["--deadline", "9"], lambda s: s.service.limits.deadline, 9, 600),
     "drain": (["--drain", "8"], lambda s: s.serving["drain_seconds"], 8, 30),
+    "otlp_endpoint": (
+        ["--otlp-endpoint", "http://localhost:4318"], lambda s: s.guard["tracer"] is None,
+        False, True,
+    ),
     "log_level": (["--log-level", "debug"], lambda s: s.logging[0], "debug", "info"),
     "log_format": (["--log-format", "json"], lambda s: s.logging[1], "json", "text"),
 }  # fmt: skip
@@ -146,7 +156,7 @@ def test_every_option_has_a_row() -> None:
     """A new option fails here until the table above has it."""
     serve = getattr(get_command(command_line), "commands")["serve"]  # noqa: B009
     settings = {setting.option or name for name, setting in SETTINGS.items()}
-    own_test = {"adapter", "config", "otlp_endpoint"} | settings  # also in test_settings.py
+    own_test = {"adapter", "config"} | settings  # also in test_settings.py
     assert {option.name for option in serve.params} == OPTIONS.keys() | own_test
 
 
@@ -154,7 +164,7 @@ def test_every_option_has_a_row() -> None:
 def defaults() -> dict[str, Any]:
     """What is seen without any option."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("LLCUDA_API_KEY", raising=False)
+        without_environment(patch)
         seen = run(patch)
         return {name: find(seen) for name, (_, find, _, _) in OPTIONS.items()}
 
@@ -189,6 +199,8 @@ def test_options_that_depend_on_each_other(serve: Callable[..., Seen], tmp_path:
     with pytest.raises(ArgumentError, match=r"^--uds a\.sock: .* --host and --port is given too"):
         serve("--uds", "a.sock", "--host", "::1", "--port", "1")
     assert None is serve("--deadline", "0").service.limits.deadline
+    exact = serve("--batch-invariant").parameters
+    assert (True, ()) == (exact["batch_invariant"], exact["devices"])
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}ü", encoding="utf-8")
     assert "{{ messages }}ü" == serve("--chat-template", str(template)).parameters["template"]
@@ -207,6 +219,15 @@ def test_a_key_from_the_environment(
     """LLCUDA_API_KEY is --api-key."""
     monkeypatch.setenv("LLCUDA_API_KEY", "secret")
     assert ("secret",) == serve().guard["keys"]
+
+
+def test_a_collector_from_the_environment(
+    serve: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OTEL_EXPORTER_OTLP_ENDPOINT is --otlp-endpoint."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318")
+    with pytest.raises(ArgumentError, match="expected a URL such as"):
+        serve()
 
 
 STILL_READING = """
