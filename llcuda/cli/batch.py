@@ -137,13 +137,15 @@ def _read(path: Path) -> Iterator[BatchLine]:
     """Yield the requests of a file; empty lines are left out. ArgumentError for a wrong one."""
     from llcuda.server.batches import read_line
 
-    try:
-        with _opened(path, "rb") as file:
-            for number, data in enumerate(file, 1):
-                if data.strip():
-                    yield read_line(number, data)
-    except ArgumentError as error:
-        raise ArgumentError(f"{path}, {error}") from None
+    with _opened(path, "rb") as file:
+        for number, data in enumerate(file, 1):
+            if not data.strip():
+                continue
+            try:
+                line = read_line(number, data)
+            except ArgumentError as error:
+                raise ArgumentError(f"{path}, {error}") from None
+            yield line
 
 
 def _check_requests(path: Path) -> int:

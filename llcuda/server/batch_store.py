@@ -270,10 +270,10 @@ class _LineCheck:
     def _check(self, number: int, line: BatchLine, seen: set[str]) -> None:
         if line.url != self._endpoint:
             rule = f"the endpoint of the batch is {self._endpoint}"
-            raise ArgumentError(f"line {number}.url={line.url!r}: {rule}")
+            raise ArgumentError(f"line {number}: url={line.url!r}: {rule}")
         if line.custom_id in seen:
             rule = "an earlier line has it; give each its own"
-            raise ArgumentError(f"line {number}.custom_id={line.custom_id!r}: {rule}")
+            raise ArgumentError(f"line {number}: custom_id={line.custom_id!r}: {rule}")
         seen.add(line.custom_id)
 
 

@@ -1,6 +1,6 @@
 """Many requests in lines of JSON, as OpenAI's batches have them, answered by an application.
 
-    async for number, line in answer_lines(app, [read_line(1, data)], parallel=8): ...
+    async for answer in answer_lines(app, [read_line(1, data)], parallel=8): ...
 
 The application answers in this process, without a connection: there is one way to answer.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from llcuda.errors import ArgumentError, shown
 from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.chunks import new_id
 from llcuda.server.fields import field_of, text_of
@@ -83,25 +84,33 @@ def read_line(number: int, data: bytes) -> BatchLine:
     Raises:
         ArgumentError: It is not a request that a batch may have.
     """
-    where = f"line {number}"
+    try:
+        return _request(data)
+    except ArgumentError as error:
+        raise error.within(f"line {number}") from None
+
+
+def _request(data: bytes) -> BatchLine:
     try:
         given = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise wrong_argument(where, f"expected a JSON object: {error}") from None
-    custom_id = text_of(where, given, "custom_id")
+        raise ArgumentError(f"expected a JSON object: {error}") from None
+    if not isinstance(given, dict):
+        raise ArgumentError(f"expected a JSON object, not {shown(given)}")
+    custom_id = text_of("", given, "custom_id")
     if not 1 <= len(custom_id) <= MAX_ID:
-        raise wrong_argument(f"{where}.custom_id", f"expected 1 to {MAX_ID} characters")
+        raise wrong_argument("custom_id", f"expected 1 to {MAX_ID} characters")
     method = given.get("method", "POST")
     if method != "POST":
-        raise wrong_value(f"{where}.method", method, "expected POST")
-    url = text_of(where, given, "url")
+        raise wrong_value("method", method, "expected POST")
+    url = text_of("", given, "url")
     if url not in ENDPOINTS:
-        raise wrong_value(f"{where}.url", url[:200], f"expected one of {', '.join(ENDPOINTS)}")
-    body = field_of(where, given, "body")
+        raise wrong_value("url", url[:200], f"expected one of {', '.join(ENDPOINTS)}")
+    body = field_of("", given, "body")
     if not isinstance(body, dict):
-        raise wrong_value(f"{where}.body", body, "expected an object")
+        raise wrong_value("body", body, "expected an object")
     if body.get("stream"):
-        raise wrong_value(f"{where}.body.stream", body["stream"], "a batch has no streams")
+        raise wrong_value("body.stream", body["stream"], "a batch has no streams")
     return BatchLine(custom_id, url, json.dumps(body).encode())
 
 

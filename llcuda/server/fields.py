@@ -13,7 +13,7 @@ def field_of(where: str, item: Any, name: str) -> Any:
     """Return a field of an object.
 
     Args:
-        where: The place of the object, such as "input[0]".
+        where: The place of the object, such as "input[0]"; "" where fields are named alone.
         item: The object.
         name: The name of the field.
 
@@ -23,7 +23,7 @@ def field_of(where: str, item: Any, name: str) -> Any:
     if not isinstance(item, dict):
         raise wrong_value(where, item, "expected an object")
     if name not in item:
-        raise wrong_argument(f"{where}.{name}", "missing")
+        raise wrong_argument(_place(where, name), "missing")
     return item[name]
 
 
@@ -31,8 +31,12 @@ def text_of(where: str, item: Any, name: str) -> str:
     """Return a field that is a text; see `field_of`."""
     value = field_of(where, item, name)
     if not isinstance(value, str):
-        raise wrong_value(f"{where}.{name}", value, "expected a text")
+        raise wrong_value(_place(where, name), value, "expected a text")
     return value
+
+
+def _place(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
 
 
 def call_arguments(text: str) -> dict[str, Any]:
