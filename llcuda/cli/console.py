@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -31,26 +31,21 @@ DecodeThreads = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-GpuLayers = Annotated[
-    int | None,
-    typer.Option(
+
+
+def _gpu_layers(default: str) -> Any:
+    return typer.Option(
         "--gpu-layers",
         "-ngl",
         min=0,
         metavar="LAYERS",
-        help="Layers on the GPU; 0 = none. Default: all that fit.",
+        help=f"Layers on the GPU; 0 = none. Default: {default}.",
         rich_help_panel=MODEL,
-    ),
-]
-CudaGraphMode = Annotated[
-    str,
-    typer.Option(
-        metavar="MODE",
-        rich_help_panel=MODEL,
-        help="CUDA graphs: on, off, checked (first replays are compared) or auto (checked on a"
-        " T4).",
-    ),
-]
+    )
+
+
+GpuLayers = Annotated[int | None, _gpu_layers("all that fit")]
+AllGpuLayers = Annotated[int | None, _gpu_layers("all")]  # the default of `Model`
 
 
 def stdout_console(pipe_width: int = PIPE_WIDTH, *, quiet: bool = False) -> Console:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llcuda.cli import texts
-from llcuda.cli.console import MODEL, DecodeThreads, examples
+from llcuda.cli.console import MODEL, AllGpuLayers, DecodeThreads, examples
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def embed(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    gpu_layers: texts.GpuLayers = None,
+    gpu_layers: AllGpuLayers = None,
     threads: DecodeThreads = None,
 ) -> None:
     """Print the vector of each text as a JSON line, or write all of them to a file."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli import texts
-from llcuda.cli.console import DecodeThreads, examples, stdout_console
+from llcuda.cli.console import AllGpuLayers, DecodeThreads, examples, stdout_console
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def score(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON document for each text, each in a line.")
     ] = False,
-    gpu_layers: texts.GpuLayers = None,
+    gpu_layers: AllGpuLayers = None,
     threads: DecodeThreads = None,
 ) -> None:
     """Print the log-probability of each token of a text, and the text's perplexity.

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llcuda.cli.console import MODEL, complete_model, is_terminal, print_note
+from llcuda.cli.console import complete_model, is_terminal, print_note
 from llcuda.cli.stdin import check_text, read_stdin
 from llcuda.errors import ArgumentError, ModelNotFoundError
 
@@ -40,19 +40,6 @@ Field = Annotated[
     typer.Option(
         metavar="NAME",
         help="Each line is a JSON object, and this field of it the text; as --lines.",
-    ),
-]
-
-
-GpuLayers = Annotated[
-    int | None,
-    typer.Option(
-        "--gpu-layers",
-        "-ngl",
-        min=0,
-        metavar="LAYERS",
-        help="Layers on the GPU; 0 = none. Default: all.",
-        rich_help_panel=MODEL,
     ),
 ]
 
