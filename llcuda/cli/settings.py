@@ -103,6 +103,7 @@ SETTINGS = {
     "yarn_beta_slow": Setting("YaRN's lower number of rotations.", "NUMBER", ROPE),
     "yarn_orig_ctx": Setting("Tokens of the original context.", "TOKENS", ROPE),
 }
+_TYPES = get_type_hints(ConfigKeywords)
 NO_OPTIONS = {"vocab_only": "such a model computes nothing"}
 
 
@@ -112,7 +113,7 @@ def _option_type(keyword: str) -> Any:
         return list[str] | None
     if keyword == "tensor_split":
         return str | None
-    return get_type_hints(ConfigKeywords)[keyword] | None
+    return _TYPES[keyword] | None
 
 
 def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
