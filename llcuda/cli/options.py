@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -285,9 +285,7 @@ class TextOptions:
         size = self.ctx_size
         if size is None and needed is not None and needed <= CTX_SIZE:
             size = needed
-        adapters = [adapter_and_scale(given) for given in self.adapter or ()]
-        for adapter, _ in adapters:
-            check_adapter(adapter)
+        adapters = checked_adapters(self.adapter or ())
         threads: dict[str, Any] = {} if self.threads is None else {"threads": self.threads}
         engine.load_model(
             path,
@@ -335,25 +333,6 @@ def template_text(given: str, *models: Path) -> str:
     return given
 
 
-def check_adapter(path: str) -> None:
-    """Raise an error for the file of --adapter that is not a LoRA adapter.
-
-    Args:
-        path: The file.
-    """
-    from llcuda.gguf_parser import GGUFReader
-
-    try:
-        with GGUFReader(path, split=False) as reader:
-            kind = reader.metadata.get("general.type")
-    except LlcudaError as error:
-        raise ArgumentError(f"--adapter: {error}") from None
-    if kind != "adapter":
-        raise ArgumentError(
-            f"--adapter {path}: is not an adapter; give the GGUF file of a LoRA adapter"
-        )
-
-
 def template_keys(path: Path) -> list[str]:
     """Return the keys of the chat templates in a model's file, the main one first.
 
@@ -367,15 +346,23 @@ def template_keys(path: Path) -> list[str]:
         return sorted(key for key in reader.metadata if key.startswith(KEY))
 
 
-def adapter_and_scale(given: str) -> tuple[str, float]:
-    """Return the file and the scale of an adapter's option.
+def checked_adapters(given: Iterable[str]) -> list[tuple[str, float]]:
+    """Return the file and the scale of each adapter, all checked before a model is loaded.
 
     Args:
-        given: The option.
+        given: What --adapter has, each FILE or FILE=SCALE.
 
     Raises:
-        ArgumentError: The scale is not a number.
+        ArgumentError: A scale is not a number, or a file is not a LoRA adapter.
     """
+    adapters = [_adapter_and_scale(text) for text in given]
+    for file, _ in adapters:
+        _check_adapter(file)
+    return adapters
+
+
+def _adapter_and_scale(given: str) -> tuple[str, float]:
+    """Return the file and the scale of an adapter's option."""
     path, equals, scale = given.rpartition("=")
     if not equals or Path(given).exists():
         return given, 1.0
@@ -385,6 +372,21 @@ def adapter_and_scale(given: str) -> tuple[str, float]:
         raise ArgumentError(
             f"--adapter {given}: expected FILE or FILE=SCALE, with a number as the scale"
         ) from None
+
+
+def _check_adapter(path: str) -> None:
+    """Raise ArgumentError for the file of --adapter that is not a LoRA adapter."""
+    from llcuda.gguf_parser import GGUFReader
+
+    try:
+        with GGUFReader(path, split=False) as reader:
+            kind = reader.metadata.get("general.type")
+    except LlcudaError as error:
+        raise ArgumentError(f"--adapter: {error}") from None
+    if kind != "adapter":
+        raise ArgumentError(
+            f"--adapter {path}: is not an adapter; give the GGUF file of a LoRA adapter"
+        )
 
 
 def apply_adapters(engine: InferenceEngine, adapters: list[tuple[str, float]]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli.console import INTERRUPTED, MODEL, complete_model, examples
-from llcuda.cli.options import adapter_and_scale, check_adapter, template_text
+from llcuda.cli.options import checked_adapters, template_text
 from llcuda.cli.settings import LIMITS, MODELS, model_settings, read_config, takes_settings
 from llcuda.cli.texts import option_text
 from llcuda.errors import ArgumentError, LibraryError
@@ -298,7 +298,7 @@ def serve(
     if chat_template is not None:
         shared["template"] = template_text(chat_template)
     if adapter:
-        shared["adapters"] = _adapters(adapter)
+        shared["adapters"] = checked_adapters(adapter)
     tables = [] if models else context.meta.get(MODELS, [])
     specs = [_table_spec(i, table, shared) for i, table in enumerate(tables)]
     specs = specs or [_model_spec(argument, shared) for argument in models or ["demo"]]
@@ -389,14 +389,6 @@ def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:
     )
 
 
-def _adapters(given: list[str]) -> list[tuple[str, float]]:
-    """Return the files and the scales of adapters, which are checked before the model is loaded."""
-    adapters = [adapter_and_scale(text) for text in given]
-    for file, _ in adapters:
-        check_adapter(file)
-    return adapters
-
-
 def _bytes(option: str, number: float, unit: str) -> int:
     """Return the bytes of a number of MB or GB."""
     count = number * UNITS[unit]
@@ -424,7 +416,7 @@ def _table_spec(index: int, table: Any, shared: dict[str, Any]) -> ModelSpec:
     if isinstance(adapter := table.get("adapter", []), str):
         adapter = [adapter]
     if adapter:
-        parameters["adapters"] = _adapters([str(given) for given in adapter])
+        parameters["adapters"] = checked_adapters(map(str, adapter))
     name, aliases = table.get("name") or served_name(source), table.get("aliases", [])
     return ModelSpec(name, source, parameters=parameters, aliases=aliases)
 
