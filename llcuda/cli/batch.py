@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
-from llcuda.cli.console import MODEL, complete_model, examples, print_note
-from llcuda.cli.settings import takes_settings
+from llcuda.cli.console import complete_model, examples, print_note
+from llcuda.cli.settings import Pooling, takes_settings
 from llcuda.errors import ArgumentError, LibraryError
 from llcuda.progress import progress_bar
 
@@ -49,14 +49,7 @@ def batch(
             autocompletion=complete_model,
         ),
     ] = "demo",
-    pooling: Annotated[
-        str | None,
-        typer.Option(
-            help="Pooling of embeddings: mean, cls, last or rank.",
-            metavar="TYPE",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    pooling: Pooling = None,
 ) -> None:
     """Answer the requests of a file without a server; the same command goes on where it stopped.
 

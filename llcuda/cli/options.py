@@ -64,6 +64,16 @@ def takes_options(kind: type[Options]) -> Callable[[Callable[..., None]], Callab
     return decorate
 
 
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A LoRA adapter's GGUF file, also FILE=SCALE; may be repeated.",
+        metavar="FILE",
+        rich_help_panel=MODEL,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class TextOptions:
     """The options of a command that generates text."""
@@ -189,14 +199,7 @@ class TextOptions:
         ),
     ] = None
     gpu_layers: GpuLayers = None
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A LoRA adapter's GGUF file, also FILE=SCALE; may be repeated.",
-            metavar="FILE",
-            rich_help_panel=MODEL,
-        ),
-    ] = None
+    adapter: Adapters = None
     threads: DecodeThreads = None
 
     def files(self) -> list[Path]:

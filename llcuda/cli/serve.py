@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli.console import INTERRUPTED, MODEL, complete_model, examples
-from llcuda.cli.options import checked_adapters, template_text
-from llcuda.cli.settings import LIMITS, MODELS, model_settings, read_config, takes_settings
+from llcuda.cli.options import Adapters, checked_adapters, template_text
+from llcuda.cli.settings import (
+    LIMITS,
+    MODELS,
+    Pooling,
+    model_settings,
+    read_config,
+    takes_settings,
+)
 from llcuda.cli.texts import option_text
 from llcuda.errors import ArgumentError, LibraryError
 
@@ -96,14 +103,7 @@ def serve(
             min=0, max=65535, help="0 = a free port.", metavar="PORT", rich_help_panel=NETWORK
         ),
     ] = 8080,
-    pooling: Annotated[
-        str | None,
-        typer.Option(
-            help="Of embeddings: mean, cls, last, rank. Default: the model's.",
-            metavar="POOLING",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    pooling: Pooling = None,
     chat_template: Annotated[
         str | None,
         typer.Option(
@@ -116,14 +116,7 @@ def serve(
         bool,
         typer.Option(help="An answer of JSON that names a tool is a call.", rich_help_panel=MODEL),
     ] = True,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A LoRA adapter's GGUF file, also FILE=SCALE; may be repeated.",
-            metavar="FILE",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    adapter: Adapters = None,
     memory: Annotated[
         float | None,
         typer.Option(

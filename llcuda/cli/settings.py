@@ -25,6 +25,15 @@ CACHE, COMPUTATION, ROPE = "KV cache", "Computation", "Positions"
 LIMITS = "Limits"
 MODELS = "llcuda.models"  # the key of a context's `meta` with the tables of a file
 
+Pooling = Annotated[
+    str | None,
+    typer.Option(
+        help="Of embeddings: mean, cls, last, rank. Default: the model's.",
+        metavar="POOLING",
+        rich_help_panel=MODEL,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
