@@ -73,8 +73,6 @@ def batch(
         print_note(f"all {total:,} requests are answered in {answers}{note}")
         raise typer.Exit(bool(refused_before))
     parameters = {"n_parallel": PARALLEL, **settings}
-    if settings.get("batch_invariant"):
-        parameters.setdefault("devices", ())
     if pooling is not None:
         parameters["pooling"] = pooling
     with _opened(answers, "ab") as target:  # before the model is loaded

@@ -283,8 +283,6 @@ def serve(
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
     configure_logging(log_level, log_format)
-    if settings.get("batch_invariant"):
-        settings.setdefault("devices", ())
     shared = {**settings, "bare_tool_calls": bare_tool_calls}
     if pooling is not None:
         shared["pooling"] = pooling
@@ -297,12 +295,9 @@ def serve(
     specs = specs or [_model_spec(argument, shared) for argument in models or ["demo"]]
     keys = [*(api_key or ()), *(_read_keys(api_key_file) if api_key_file else ())]
     total_body_bytes = None if max_bodies is None else _bytes("--max-bodies", max_bodies, "MB")
-    if max_bodies is not None and max_bodies < max_body:
-        rule = f"less than --max-body, which is {max_body:g}"
-        raise ArgumentError(f"--max-bodies {max_bodies:g}: {rule}; give at least as much")
-    if max_files < max_file:
-        rule = f"less than --max-file, which is {max_file:g}"
-        raise ArgumentError(f"--max-files {max_files:g}: {rule}; give at least as much")
+    if max_bodies is not None:
+        _check_total("--max-bodies", max_bodies, "--max-body", max_body)
+    _check_total("--max-files", max_files, "--max-file", max_file)
     if uds is not None:
         given = [f"--{name}" for name in ("host", "port") if _is_typed(context, name)]
         if given:
@@ -388,6 +383,13 @@ def _bytes(option: str, number: float, unit: str) -> int:
     if not 1 <= count <= MAX_BYTES:
         raise ArgumentError(f"{option} {number:g}: expected {unit} above 0; e.g. {option} 8")
     return int(count)
+
+
+def _check_total(option: str, total: float, part: str, size: float) -> None:
+    """Raise ArgumentError for a limit of all that is less than the limit of one."""
+    if total < size:
+        rule = f"less than {part}, which is {size:g}"
+        raise ArgumentError(f"{option} {total:g}: {rule}; give at least as much")
 
 
 def _table_spec(index: int, table: Any, shared: dict[str, Any]) -> ModelSpec:

@@ -164,7 +164,7 @@ def _option_name(keyword: str) -> str:
 
 
 def _parsed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with lists and mappings in place of their texts."""
+    """Return settings with lists and mappings in place of their texts, and with what they imply."""
     if isinstance(shares := settings.get("tensor_split"), str):
         try:
             settings["tensor_split"] = [float(share) for share in shares.split(",")]
@@ -172,6 +172,8 @@ def _parsed(settings: dict[str, Any]) -> dict[str, Any]:
             raise ArgumentError(f"--tensor-split {shares}: expected numbers such as 3,1") from None
     if isinstance(pairs := settings.get("overrides"), list):
         settings["overrides"] = dict(_override(pair) for pair in pairs)
+    if settings.get("batch_invariant"):  # on the CPU only
+        settings.setdefault("devices", ())
     return settings
 
 

@@ -92,6 +92,17 @@ def test_an_option_is_its_keyword(specs: Specs, tmp_path: Path, keyword: str) ->
     assert [expected] == [spec.parameters for spec in specs("--config", str(path))]
 
 
+def test_batch_invariant_computes_on_the_cpu(specs: Specs, tmp_path: Path) -> None:
+    """As an option and in the table of a model; a device that is given stays."""
+    path = tmp_path / "serve.toml"
+    path.write_text('[[models]]\nsource = "demo"\nbatch-invariant = true\n')
+    for arguments in (["demo", "--batch-invariant"], ["--config", str(path)]):
+        [spec] = specs(*arguments)
+        assert ((), True) == (spec.parameters["devices"], spec.parameters["batch_invariant"])
+    [spec] = specs("demo", "--batch-invariant", "--devices", "CUDA0")
+    assert ["CUDA0"] == spec.parameters["devices"]
+
+
 def test_a_file(specs: Specs, tmp_path: Path) -> None:
     """Models have tables with settings of their own; the command line wins over the file."""
     path = tmp_path / "serve.toml"
