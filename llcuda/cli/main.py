@@ -44,6 +44,7 @@ from llcuda.cli.console import (
     print_error,
 )
 from llcuda.cli.peers import command_advice, option_advice
+from llcuda.cli.settings import SETTINGS
 from llcuda.errors import (
     ArgumentError,
     ContextLengthError,
@@ -159,15 +160,12 @@ for heading, modules in HEADINGS.items():
 
 # Parameters of the library whose options have another name here.
 OPTION_NAMES = {
-    "body_bytes": "max_body",
+    **{keyword: setting.option for keyword, setting in SETTINGS.items() if setting.option},
     "body_seconds": "body_timeout",
     "drain_seconds": "drain",
     "idle_seconds": "idle_timeout",
     "memory_budget": "memory",
-    "n_parallel": "parallel",
-    "queue_size": "queue",
     "template": "chat_template",
-    "total_body_bytes": "max_bodies",
 }
 
 
