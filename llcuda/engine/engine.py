@@ -196,7 +196,7 @@ class Engine:
                 f"{model.path.name} ({model.description}) remembers no text and generates none",
                 remedy="an Embedder gives its embeddings or scores",
             )
-        logger.info("%s; ctx_size=, on the command line --ctx-size, changes it", self.size_report())
+        logger.info("%s; ctx_size (--ctx-size on the command line) changes it", self.size_report())
         if self.ctx_size > model.train_ctx_size > 0 and not _stretched(config.context):
             logger.warning(
                 "ctx_size=%s, but %s was trained on texts of %s tokens: longer ones may derail",
