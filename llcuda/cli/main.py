@@ -257,11 +257,21 @@ def _message(error: LlcudaError) -> str:
     for option in options if parameter else ():
         if option.name == OPTION_NAMES.get(str(parameter), parameter):
             before, _, problem = error.problem.partition(str(parameter))
+            remedy = _option_remedy(error, options)
             if not before and problem[:1] == "=":
-                return f"{_option_name(option)} {problem[1:]}"
+                return f"{_option_name(option)} {problem[1:]}{remedy}"
             if not before and problem[:1] == ":":
-                return f"{_option_name(option)}{problem}"
+                return f"{_option_name(option)}{problem}{remedy}"
     return str(error)
+
+
+def _option_remedy(error: LlcudaError, options: list[Any]) -> str:
+    """Return the remedy that is another parameter as an option; "" where it is something else."""
+    before, _, parameter = (error.remedy or "").partition("give ")
+    for option in () if before else options:
+        if option.name == OPTION_NAMES.get(parameter, parameter):
+            return f"; give {_option_name(option)} {option.metavar}"
+    return ""
 
 
 def _option_name(option: Any) -> str:

@@ -96,9 +96,19 @@ def check_certificate(
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ValueError) as error:  # ssl's errors are OSErrors
         name, path = ("tls_cert", certificate) if key is None else ("tls_key", key)
-        rule = f"the certificate and its key cannot be used: {error}"
-        remedy = "give PEM files, the key unencrypted"
+        problem, remedy = str(error), "give PEM files, the key unencrypted"
+        if key is None and _lacks_key(Path(certificate)):
+            problem, remedy = "the file has no private key", "give tls_key"
+        rule = f"the certificate and its key cannot be used: {problem}"
         raise wrong_value(name, os.fspath(path), rule, remedy) from None
+
+
+def _lacks_key(certificate: Path) -> bool:
+    try:
+        content = certificate.read_bytes()
+    except (OSError, ValueError):
+        return False
+    return b"CERTIFICATE-----" in content and b"PRIVATE KEY-----" not in content
 
 
 @contextmanager

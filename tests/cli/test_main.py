@@ -25,6 +25,8 @@ from llcuda.server import log
 from tests.support.commands import call
 from tests.support.waiting import PATIENCE, eventually
 
+CERTIFICATE = str(Path(__file__).parents[1] / "support" / "tls" / "certificate.pem")
+
 
 def llcuda_command(
     *arguments: str, text: bytes | None = None
@@ -280,6 +282,7 @@ def test_errors_are_one_message(arguments: list[str], status: int, message: str)
             2,
             "error: --memory inf: expected GB above 0;",
         ),
+        (["serve", "--tls-cert", CERTIFICATE], 2, "has no private key; give --tls-key FILE"),
         (["serve", "-c", "100000000"], 1, "error: --ctx-size: 400,000,000 KV cells are more than"),
     ],
 )

@@ -152,7 +152,11 @@ def test_https_over_a_unix_socket(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"tls_key": KEY}, "tls_cert: missing; give the certificate of tls_key"),
-        ({"tls_cert": CERTIFICATE}, "the certificate and its key cannot be used"),
+        (
+            {"tls_cert": CERTIFICATE},
+            "the certificate and its key cannot be used: the file has no private key; give tls_key",
+        ),
+        ({"tls_cert": KEY}, "cannot be used: .*PEM.*; give PEM files, the key unencrypted"),
         ({"tls_cert": KEY, "tls_key": CERTIFICATE}, "the certificate and its key cannot be used"),
         ({"tls_cert": CERTIFICATE, "tls_key": ENCRYPTED}, "give PEM files, the key unencrypted"),
         ({"tls_cert": "/no/such"}, "tls_cert='/no/such'.*No such file"),
