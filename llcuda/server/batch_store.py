@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from llcuda.errors import ArgumentError
 from llcuda.server.batches import BatchAnswer, BatchLine, answer_lines, read_line
 from llcuda.server.chunks import new_id, unix_time
-from llcuda.server.errors import ApiError
+from llcuda.server.errors import ApiError, translate_and_log
 from llcuda.server.file_store import (
     FileStore,
     FileWriter,
@@ -169,20 +169,14 @@ class BatchStore:
                     status, problem = "failed", STOPPED
             except _NoRequestsError as error:
                 status, document["errors"] = "failed", {"object": "list", "data": error.errors}
-            except ApiError as error:
-                status, problem = "failed", {"code": error.code, "message": error.message}
             except Exception as error:
-                log_failure(error, name)
-                message = f"internal error; the server's log says more about {name}"
-                status, problem = "failed", {"code": "server_error", "message": message}
+                status, problem = "failed", _problem(error, name)
             document["finalizing_at"] = unix_time()
             for key, results in zip(("output_file_id", "error_file_id"), outputs, strict=True):
                 try:
                     document[key] = await asyncio.to_thread(results.keep, f"{name}_{key[:6]}.jsonl")
                 except Exception as error:
-                    log_failure(error, name)
-                    message = "the server's disk is full; delete files"
-                    status, problem = "failed", {"code": "storage_full", "message": message}
+                    status, problem = "failed", _problem(error, name)
         _end(document, status, problem)
         try:
             self._save(document)
@@ -308,6 +302,12 @@ def _error_line(number: int, custom_id: str | None, message: str) -> str:
     error = {"code": "invalid_request", "message": message, "line": number}
     line = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": error}
     return json.dumps(line, ensure_ascii=False)
+
+
+def _problem(error: Exception, name: str) -> dict[str, Any]:
+    """Return what a batch says of an error."""
+    refusal = translate_and_log(error, name)
+    return {"code": refusal.code or refusal.kind, "message": refusal.message}
 
 
 def _end(document: dict[str, Any], status: str, problem: dict[str, Any] | None) -> None:

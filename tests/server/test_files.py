@@ -250,6 +250,39 @@ def test_bounds(small: tuple[Served, Path], monkeypatch: pytest.MonkeyPatch) -> 
     server.client.delete(f"/v1/files/{answer.json()['id']}")
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "storage_full", "disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied"), "server_error", "log says more"),
+    ],
+    ids=["full", "forbidden"],
+)
+def test_results_that_cannot_be_kept(
+    small: tuple[Served, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+    code: str,
+    words: str,
+) -> None:
+    """The batch fails, and says whether the disk is full or the log says more."""
+    server, _ = small
+    file = send(server, json.dumps(chat("1")).encode()).json()
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("llcuda.server.file_store.publish", fails)
+    fields = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
+    path = f"/v1/batches/{server.post('/v1/batches', **fields).json()['id']}"
+    assert eventually(lambda: server.client.get(path).json()["status"] in FINAL)
+    batch = server.client.get(path).json()
+    [problem] = batch["errors"]["data"]
+    assert ("failed", None, code) == (batch["status"], batch["output_file_id"], problem["code"])
+    assert words in problem["message"]
+    assert server.client.delete(f"/v1/files/{file['id']}").json()["deleted"]
+
+
 def test_a_folder_is_found_again(small: tuple[Served, Path]) -> None:
     """Keys guard what a batch asks; the next server has its files, and a line may be too large."""
     server, folder = small
