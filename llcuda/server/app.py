@@ -138,7 +138,7 @@ def create_app(
     app = FastAPI(
         title="llcuda",
         version=llcuda.__version__,
-        description="OpenAI's API over llama.cpp in this process.",
+        description="The APIs of OpenAI, Anthropic, ollama and llama-server over llama.cpp.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's page would load scripts of another host; /docs is ours
         redoc_url=None,
