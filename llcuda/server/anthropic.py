@@ -26,6 +26,7 @@ from llcuda.server.fields import call_arguments, field_of, text_of
 from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import (
+    MAX_MESSAGES,
     Body,
     ChatBody,
     Hint,
@@ -44,7 +45,6 @@ from llcuda.server.service import ERRORS, Service
 from llcuda.server.submission import run_beside
 
 SIGNATURE = "unsigned"  # clients drop thinking without one from the next request
-MAX_MESSAGES = 10_000
 
 
 class ThinkingBody(Body):

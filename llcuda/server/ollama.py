@@ -43,6 +43,8 @@ from llcuda.server.fields import call_arguments
 from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import (
+    MAX_MESSAGES,
+    MAX_PROMPTS,
     Body,
     ChatBody,
     CompletionBody,
@@ -190,7 +192,7 @@ class GenerationBody(ModelBody):
 class OllamaChatBody(GenerationBody):
     """POST /api/chat: answer a conversation."""
 
-    messages: Annotated[Objects, Field(max_length=10_000)] | None = None
+    messages: Annotated[Objects, Field(max_length=MAX_MESSAGES)] | None = None
     tools: Tools | None = None
 
 
@@ -217,7 +219,7 @@ class EmbedBody(ModelBody):
 
     engine_names: ClassVar[Mapping[str, str]] = {"texts": "input"}
 
-    input: str | Annotated[list[str], Field(max_length=2048, fail_fast=True)]
+    input: str | Annotated[list[str], Field(max_length=MAX_PROMPTS, fail_fast=True)]
     truncate: bool | None = None
     dimensions: int | None = Field(None, ge=1)
     options: OptionsBody | None = None
@@ -693,9 +695,9 @@ def _described(name: str, path: Path, verbose: bool) -> dict[str, Any]:
 
 def _count(number: int) -> str:
     """Return a number as ollama shows it, for example 494.03M."""
-    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+    for unit, form in ((1e9, "{:.1f}B"), (1e6, "{:.2f}M"), (1e3, "{:.2f}K")):
         if number >= unit:
-            return f"{number / unit:.2f}{letter}" if letter != "B" else f"{number / unit:.1f}B"
+            return form.format(number / unit)
     return str(number)
 
 

@@ -34,6 +34,7 @@ from llcuda.server.leniency import ignore, is_strict
 MAX_STOPS = 256
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
+MAX_MESSAGES = 10_000
 MAX_TOKENIZED = 2**20  # characters of /tokenize, tokens of /detokenize
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI documents it
 
@@ -506,7 +507,7 @@ class ChatBody(SamplingBody):
         "template_variables": "chat_template_kwargs",
     }
 
-    messages: Objects = Field(min_length=1, max_length=10_000)
+    messages: Objects = Field(min_length=1, max_length=MAX_MESSAGES)
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
