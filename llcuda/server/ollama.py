@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
@@ -660,15 +661,16 @@ def _described(name: str, path: Path, verbose: bool) -> dict[str, Any]:
         metadata = reader.metadata
         template = metadata.get("tokenizer.chat_template") or ""
         facts: dict[str, Any] = {}
-        for key, value in metadata.items():
+        for key in metadata:
             if key == "tokenizer.chat_template":
                 continue
-            is_array = not isinstance(value, str) and hasattr(value, "__len__")
-            if not is_array:
-                facts[key] = value.item() if hasattr(value, "item") else value
+            if metadata.count(key) is None:
+                facts[key] = metadata[key]
+            elif not verbose:  # an array, which is not even read
+                facts[key] = None
             else:
-                values = value.tolist() if hasattr(value, "tolist") else list(value)
-                facts[key] = values if verbose else None
+                array = metadata[key]
+                facts[key] = array.tolist() if isinstance(array, np.ndarray) else list(array)
         facts["general.parameter_count"] = reader.summary().parameters
         details = _details(reader)
         license_text = metadata.get("general.license.name") or metadata.get("general.license") or ""
