@@ -23,10 +23,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         403: "The host is unknown.",
         404: "No such model, file or batch.",
         408: "The body did not arrive in time.",
+        409: "The file or the batch is in use, or has ended.",
         413: "The body is too large.",
         429: "The queue is full.",
         500: "The server failed.",
+        501: "The server or the model lacks what this needs.",
         503: "The server is busy.",
+        507: "The server has no room for the file.",
     }.items()
 }
 Work = Callable[[Any, LoadedModel, ResponseWriter], Awaitable[None]]
