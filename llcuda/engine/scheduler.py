@@ -305,11 +305,12 @@ class Scheduler:
         for sequence in admitted:
             if not room:
                 break
-            if not self._free_slots(sequence):
+            free = self._free_slots(sequence)
+            if not free:
                 continue  # the slot that it asks for is in use; a later one may have another
             room -= 1
             self.waiting.remove(sequence)
-            slot, count, source = self._choose_slot(sequence)
+            slot, count, source = self._choose_slot(sequence, free)
             if source is not None:
                 changes.append(CopyPrefix(source.seq_id, slot.seq_id, count))
                 slot.tokens, slot.least_prefix = source.tokens[:count], source.least_prefix
@@ -334,13 +335,12 @@ class Scheduler:
         slots = self.slots if wanted is None else [self.slots[wanted]]
         return [slot for slot in slots if slot.sequence is None]
 
-    def _choose_slot(self, sequence: Sequence) -> tuple[Slot, int, Slot | None]:
+    def _choose_slot(self, sequence: Sequence, free: list[Slot]) -> tuple[Slot, int, Slot | None]:
         """Return a free slot, how much of the prompt it will hold, and the slot to copy it from.
 
         A cached prefix is used up only when most of it is reused, or when no other slot is free.
         Otherwise its beginning is copied to the least recently used slot.
         """
-        free = self._free_slots(sequence)
         count, best = self._longest_prefix(sequence, self.slots)
         count_in_place, in_place = self._longest_prefix(sequence, free)
         if (
