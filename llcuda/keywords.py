@@ -479,7 +479,6 @@ _SCHEMA = 'response_format={"type": "json_schema", "json_schema": {"schema": ...
 # What other libraries' keywords stand for, where a name alone does not say it.
 HINTS = {
     "format": 'response_format={"type": "json_object"} is any JSON object',
-    "add_generation_prompt": "chat() always adds it; ChatTemplate.render() takes it",
     "enable_prefix_caching": "prompts that begin alike share their prefix by themselves",
     "include_stop_str_in_output": "llcuda has no equivalent: a stop text ends the text before it",
     "input": "embed() takes texts, chat() messages, infer() and submit() a prompt",
