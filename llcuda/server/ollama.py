@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -59,13 +59,14 @@ from llcuda.server.protocol import (
     TopLogprobs,
     Unsupported,
 )
-from llcuda.server.service import ERRORS, Service
+from llcuda.server.service import ERRORS, Service, Work
 
 LINES = {**EVENTS, "content-type": "application/x-ndjson"}
 FOREVER = "9999-12-31T23:59:59Z"  # until when a loaded model is kept
 NO_LIMITS = (0, -1, -2)  # of num_predict: without end, or as much as the context has room for
 Unused = Annotated[Any, Hint()]
 Format = str | dict[str, Any] | None
+Shape = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]  # see `_Lines`
 
 
 class OptionsBody(Body):
@@ -268,7 +269,7 @@ def ollama_routes(service: Service) -> APIRouter:
             name = name.removesuffix(":latest")
         return models.find(name)
 
-    def answer(body: ModelBody, work: Any) -> Response:
+    def answer(body: ModelBody, work: Work) -> Response:
         body.model = find(body.model)
         return service.answer(body, work)
 
@@ -450,7 +451,7 @@ class _Lines:
     """
 
     def __init__(
-        self, body: GenerationBody, loaded: LoadedModel, writer: ResponseWriter, shape: Any
+        self, body: GenerationBody, loaded: LoadedModel, writer: ResponseWriter, shape: Shape
     ) -> None:
         self.loaded = loaded
         self.writer = writer

@@ -22,7 +22,7 @@ from llcuda.server.chunks import event, json_text, usage
 from llcuda.server.errors import ApiError, translate
 from llcuda.server.llama_server.probabilities import check_probabilities, probabilities
 from llcuda.server.llama_server.protocol import GenerationBody, InfillBody, NativeCompletionBody
-from llcuda.server.llama_server.settings import adapter_scales, generation_settings
+from llcuda.server.llama_server.settings import generation_settings
 from llcuda.server.models import LoadedModel
 from llcuda.server.submission import run_beside, submit_beside
 from llcuda.server.timings import timings
@@ -118,7 +118,7 @@ def _submit(
     engine = loaded.text_engine()
     if body.lora is not None:
         asked = {item.id: item.scale for item in body.lora}
-        now = {item["id"]: item["scale"] for item in adapter_scales(loaded)}
+        now = dict(enumerate(loaded.adapters.values()))
         if {**dict.fromkeys(now, 0.0), **asked} != now:
             rule = "the adapters are those of all requests; POST /lora-adapters changes them"
             raise wrong_argument("lora", rule)

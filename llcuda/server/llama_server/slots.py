@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -113,11 +114,10 @@ async def answer_erase(
     await writer.json({"id_slot": slot, "n_erased": tokens})
 
 
-async def _work(slot: int, work: Any) -> int:
+async def _work(slot: int, work: Callable[[], int]) -> int:
     """Do something with a slot beside the event loop."""
     try:
-        count: int = await run_beside(True, work)
+        return await run_beside(True, work)
     except ConcurrencyError:
         busy = f"slot {slot} is in use; try again later"
         raise ApiError(503, busy, code="slot_in_use", retry=1) from None
-    return count
