@@ -271,7 +271,7 @@ def serve(
         str, typer.Option(help="text or json.", metavar="FORMAT", rich_help_panel=LOG)
     ] = "text",
 ) -> None:
-    """Serve the API of OpenAI until SIGTERM or Ctrl-C."""
+    """Serve the APIs of OpenAI, Anthropic, ollama and llama-server until SIGTERM or Ctrl-C."""
     try:
         from llcuda.progress import is_visible
         from llcuda.server import Limits, create_app
