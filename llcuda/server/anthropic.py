@@ -422,6 +422,7 @@ def _response_format(body: CountTokensBody) -> dict[str, Any] | None:
         given, where = body.output_format, "output_format"
     if given is None:
         return None
+    body.places["response_format"] = where
     if text_of(where, given, "type") != "json_schema":
         return given  # another form of llcuda's
     schema = field_of(where, given, "schema")

@@ -1,5 +1,6 @@
 """POST /v1/messages, as Anthropic's client sees it."""
 
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +144,12 @@ def test_tools_and_their_results(client: anthropic.Anthropic) -> None:
     assert "Done." == answer.content[0].text
 
 
+def test_a_format_by_its_older_name(client: anthropic.Anthropic) -> None:
+    """output_format is output_config.format."""
+    form = {"type": "json_schema", "schema": {"const": {"x": 1}}}
+    assert {"x": 1} == json.loads(ask(client, output_format=form).content[0].text)
+
+
 def test_blocks_follow_the_order_of_the_deltas() -> None:
     """Text, two calls, text: four blocks; the arguments are whole where they have come whole."""
 
@@ -254,6 +261,8 @@ def test_the_end_is_named(client: anthropic.Anthropic) -> None:
         ({"mcp_servers": [{"type": "url", "url": "http://127.0.0.1/"}]}, "mcp_servers"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {"type": "no"}}}},
             "output_config.format"),
+        ({"output_format": {"type": "json_schema", "schema": {"type": "no"}}}, "output_format"),
+        ({"output_format": {"type": "json_schema"}}, "output_format.schema"),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"},
             {"name": "f", "input_schema": {"type": "array"}}]}, "tools[1].input_schema.type="),
@@ -340,6 +349,6 @@ def test_keys_and_paths() -> None:
         is_error(answer, 401, "authentication_error", "missing API key")
         key = {"x-api-key": "secret"}
         is_error(server.client.get("/v1/messages", headers=key), 405, "invalid_request_error")
-        json = key | {"content-type": "application/json"}
-        answer = server.client.post("/v1/messages", content=b"{", headers=json)
+        headers = key | {"content-type": "application/json"}
+        answer = server.client.post("/v1/messages", content=b"{", headers=headers)
         is_error(answer, 400, "invalid_request_error", "JSON")
