@@ -13,6 +13,7 @@ from llcuda.server.llama_server.probabilities import after_sampling
 from llcuda.server.models import ModelSpec
 from tests.support import models
 from tests.support.server import PARAMETERS, Served, demo, is_error, served
+from tests.support.waiting import ENDLESS
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"prompt": PROMPT, "temperature": 0, "n_predict": 8}
@@ -79,6 +80,18 @@ def test_stop_types(server: Served) -> None:
     assert whole["generation_settings"]["logit_bias"][0] == {"token": end, "bias": None}
     nothing = server.post("/completion", prompt=PROMPT, n_predict=0).json()
     assert ("", 0) == (nothing["content"], nothing["tokens_predicted"])
+
+
+def test_the_time_of_a_text(server: Served) -> None:
+    """Beyond it the text ends with a line; before its first line it goes on."""
+    asked: dict[str, Any] = {"prompt": PROMPT, "t_max_predict_ms": 0.001}
+    lines = server.post("/completion", **asked, grammar='root ::= "x\\n" [a-z]*', **ENDLESS)
+    assert 200 == lines.status_code
+    assert lines.json()["content"].startswith("x\n")
+    assert 2 <= lines.json()["tokens_predicted"] < ENDLESS["max_tokens"]
+    letters = {"grammar": "root ::= [a-z]+", "ignore_eos": True, "n_predict": 30}
+    none = server.post("/completion", **asked, **letters)
+    assert 30 == none.json()["tokens_predicted"]
 
 
 def test_a_stream_has_an_event_for_each_token(server: Served) -> None:
@@ -287,6 +300,8 @@ def test_infill(slots: tuple[Served, Path]) -> None:
     model = server.service.models.loaded["tiny"].model
     names = [model.token_name(token) for token in (20, 21, 22)]
     assert answer["prompt"].endswith(f"{names[0]}abcde{names[1]}xyz{names[2]}")
+    turned = server.post("/infill", **body, prompt="de", spm_infill=True).json()["prompt"]
+    assert turned.endswith(f"{names[1]}xyz{names[0]}abcde{names[2]}")
     text = server.post("/infill", **body, temperature=0).json()["content"]
     asked = {"prompt": "abc", "suffix": "xyz", "max_tokens": 4, "temperature": 0}
     assert text == server.post("/v1/completions", **asked).json()["choices"][0]["text"]

@@ -213,6 +213,16 @@ def test_refusals(server: Served, path: str, fields: dict[str, Any], words: str)
         assert word not in answer.text
 
 
+def test_the_tokens_that_a_penalty_counts(client: ollama.Client) -> None:
+    """Those of repeat_last_n; 0 turns the penalty off."""
+
+    def text(**options: Any) -> str:
+        given = {"temperature": 0, "num_predict": 30, **options}
+        return client.generate("demo", "Once upon", raw=True, options=given).response
+
+    assert text() == text(repeat_penalty=2, repeat_last_n=0) != text(repeat_penalty=2)
+
+
 def test_no_limit(server: Served) -> None:
     """num_predict 0 is no limit, as it is in ollama."""
     options = {"temperature": 0, "stop": ["e"], "num_predict": 0}
