@@ -9,15 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.batches import chat_line
 from tests.support.commands import run
 
 OPTIONS = ("--threads", 1, "--ctx-size", 256, "--parallel", 2, "--pooling", "mean")
-
-
-def chat(custom_id: str, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"Number {custom_id}"}]
-    body = {"messages": messages, "max_tokens": 4, "temperature": 0, **fields}
-    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
 def write(path: Path, lines: Sequence[Any]) -> Path:
@@ -35,7 +30,7 @@ def answers(path: Path) -> dict[str, Any]:
 def test_answers_and_resume(tmp_path: Path) -> None:
     """Refusals stand beside answers; a cut line is answered again, whole ones are kept."""
     embed = {"custom_id": "e", "url": "/v1/embeddings", "body": {"input": ["a", "b"]}}
-    lines = [*(chat(str(i)) for i in range(4)), chat("bad", max_tokens="x"), embed]
+    lines = [*(chat_line(str(i)) for i in range(4)), chat_line("bad", max_tokens="x"), embed]
     source = write(tmp_path / "in.jsonl", lines)
     target = tmp_path / "out.jsonl"
     first = run("batch", source, target, *OPTIONS)
@@ -67,16 +62,16 @@ def test_answers_and_resume(tmp_path: Path) -> None:
     ("lines", "words"),
     [
         ([], "has no requests"),
-        ([chat("1"), chat("1")], "custom_id='1': several"),
-        ([chat("1"), 5], "in.jsonl, line 2: expected a JSON object, not 5"),
+        ([chat_line("1"), chat_line("1")], "custom_id='1': several"),
+        ([chat_line("1"), 5], "in.jsonl, line 2: expected a JSON object, not 5"),
         ([{"url": "/v1/completions", "body": {}}], "in.jsonl, line 1: custom_id: missing"),
-        ([{**chat("1"), "custom_id": ""}], "in.jsonl, line 1: custom_id: expected 1 to 512"),
-        ([{**chat("1"), "method": "GET"}], "in.jsonl, line 1: method='GET'"),
-        ([{**chat("1"), "url": "/v1/models"}], "in.jsonl, line 1: url='/v1/models'"),
-        ([{**chat("1"), "url": "http://127.0.0.1/v1/completions"}], "in.jsonl, line 1: url"),
-        ([{**chat("1"), "url": "file:///etc/passwd"}], "in.jsonl, line 1: url"),
-        ([{**chat("1"), "body": []}], "in.jsonl, line 1: body=[]"),
-        ([chat("1", stream=True)], "in.jsonl, line 1: body.stream"),
+        ([{**chat_line("1"), "custom_id": ""}], "in.jsonl, line 1: custom_id: expected 1 to 512"),
+        ([{**chat_line("1"), "method": "GET"}], "in.jsonl, line 1: method='GET'"),
+        ([{**chat_line("1"), "url": "/v1/models"}], "in.jsonl, line 1: url='/v1/models'"),
+        ([{**chat_line("1"), "url": "http://127.0.0.1/v1/completions"}], "in.jsonl, line 1: url"),
+        ([{**chat_line("1"), "url": "file:///etc/passwd"}], "in.jsonl, line 1: url"),
+        ([{**chat_line("1"), "body": []}], "in.jsonl, line 1: body=[]"),
+        ([chat_line("1", stream=True)], "in.jsonl, line 1: body.stream"),
     ],
 )
 def test_wrong_requests(tmp_path: Path, lines: list[Any], words: str) -> None:
@@ -90,7 +85,7 @@ def test_wrong_requests(tmp_path: Path, lines: list[Any], words: str) -> None:
 
 def test_wrong_files(tmp_path: Path) -> None:
     """Another file in place of OUT stays as it is."""
-    source = write(tmp_path / "in.jsonl", [chat("1")])
+    source = write(tmp_path / "in.jsonl", [chat_line("1")])
     for content in (b"notes\n", b"notes", b'{"id": "other"}\n', b"\xff"):
         target = tmp_path / "out.jsonl"
         target.write_bytes(content)
@@ -105,7 +100,9 @@ def test_wrong_files(tmp_path: Path) -> None:
         missing.stderr.removeprefix("error: ").strip(),
     )
     assert "tory" in run("batch", tmp_path, tmp_path / "y").stderr  # a directory
-    assert "tory" in run("batch", write(tmp_path / "z", [chat("1")]), tmp_path).stderr
+    assert "tory" in run("batch", write(tmp_path / "z", [chat_line("1")]), tmp_path).stderr
     assert "No such file" in run("batch", tmp_path / "z", tmp_path / "no" / "y").stderr
+    other = tmp_path / "other.gguf"
+    assert str(other) in run("batch", source, tmp_path / "y", "--model", other).stderr
     (tmp_path / "in.jsonl").write_bytes(b"{\n")
     assert "line 1" in run("batch", source, tmp_path / "y").stderr

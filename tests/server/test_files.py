@@ -14,17 +14,12 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
+from tests.support.batches import chat_line
 from tests.support.server import Served, demo, is_error, served
 from tests.support.waiting import eventually
 
 FINAL = ("completed", "failed", "cancelled")
 MANY = 400
-
-
-def chat(custom_id: str, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"Number {custom_id}"}]
-    body = {"messages": messages, "max_tokens": 2, "temperature": 0, **fields}
-    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
 def upload(client: openai.OpenAI, *lines: Any, name: str = "in.jsonl") -> FileObject:
@@ -55,14 +50,14 @@ def lines_of(client: openai.OpenAI, file: str | None) -> list[Any]:
 
 def test_files(client: openai.OpenAI) -> None:
     """A file is listed, read and deleted."""
-    file = upload(client, chat("1"), name="a b\u00e4.jsonl")
+    file = upload(client, chat_line("1"), name="a b\u00e4.jsonl")
     assert ("file", "batch", "processed", "a b\u00e4.jsonl") == (
         file.object, file.purpose, file.status, file.filename
     )  # fmt: skip
     assert file == client.files.retrieve(file.id)
     assert file.bytes == len(client.files.content(file.id).content)
-    assert chat("1") == json.loads(client.files.content(file.id).text)
-    other = upload(client, chat("2"))
+    assert chat_line("1") == json.loads(client.files.content(file.id).text)
+    other = upload(client, chat_line("2"))
     listed = [entry.id for entry in client.files.list(limit=1, purpose="batch")]
     assert [other.id, file.id] == listed[:2]
     first = client.files.list(order="asc", after=file.id)
@@ -76,10 +71,17 @@ def test_files(client: openai.OpenAI) -> None:
 
 def test_batch(client: openai.OpenAI, server: Served) -> None:
     """Answers are those of the server; wrong lines and refusals are in the error file."""
-    expected = server.post("/v1/chat/completions", **chat("1")["body"]).json()
+    expected = server.post("/v1/chat/completions", **chat_line("1")["body"]).json()
     other = {"custom_id": "other", "url": "/v1/embeddings", "body": {"input": "a"}}
     file = upload(
-        client, chat("1"), b"", chat("2", max_tokens="x"), b"{", chat("1"), other, chat("3")
+        client,
+        chat_line("1"),
+        b"",
+        chat_line("2", max_tokens="x"),
+        b"{",
+        chat_line("1"),
+        other,
+        chat_line("3"),
     )
     batch = begin(client, file, metadata={"night": "1"})
     assert ("batch", {"night": "1"}) == (batch.object, batch.metadata)
@@ -110,7 +112,7 @@ def test_batch(client: openai.OpenAI, server: Served) -> None:
 
 def test_cancel_keeps_answers(client: openai.OpenAI) -> None:
     """Answers until then are kept; what a batch reads is not deleted, and the next one goes on."""
-    file = upload(client, *(chat(str(number), max_tokens=30) for number in range(MANY)))
+    file = upload(client, *(chat_line(str(number), max_tokens=30) for number in range(MANY)))
     batch, waiting = begin(client, file), begin(client, file)
     counts = lambda: client.batches.retrieve(batch.id).request_counts  # noqa: E731
     assert eventually(lambda: counts().completed > 2)
@@ -267,7 +269,7 @@ def test_results_that_cannot_be_kept(
 ) -> None:
     """The batch fails, and says whether the disk is full or the log says more."""
     server, _ = small
-    file = send(server, json.dumps(chat("1")).encode()).json()
+    file = send(server, json.dumps(chat_line("1")).encode()).json()
 
     def fails(*_: Any) -> None:
         raise error
@@ -286,8 +288,8 @@ def test_results_that_cannot_be_kept(
 def test_a_folder_is_found_again(small: tuple[Served, Path]) -> None:
     """Keys guard what a batch asks; the next server has its files, and a line may be too large."""
     server, folder = small
-    line = json.dumps(chat("1")).encode()
-    large = json.dumps(chat("2", user="x" * 30_000)).encode()
+    line = json.dumps(chat_line("1")).encode()
+    large = json.dumps(chat_line("2", user="x" * 30_000)).encode()
     file = send(server, line + b"\n" + large).json()
     fields = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
     batch = server.post("/v1/batches", **fields).json()
@@ -316,7 +318,7 @@ def test_a_folder_is_found_again(small: tuple[Served, Path]) -> None:
 def test_the_end_of_the_server(tmp_path: Path) -> None:
     """A batch that runs then keeps its answers, and no file is left half written."""
     with served(demo(), file_folder=tmp_path) as server:
-        lines = (json.dumps(chat(str(number), max_tokens=30)) for number in range(MANY))
+        lines = (json.dumps(chat_line(str(number), max_tokens=30)) for number in range(MANY))
         file = send(server, "\n".join(lines).encode()).json()
         fields = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
         batch = server.post("/v1/batches", **fields).json()
