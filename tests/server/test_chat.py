@@ -76,15 +76,8 @@ def says(text: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tools() -> Iterator[Served]:
-    """A server whose template knows tools and reasoning."""
-    with served(demo(template=TEMPLATE)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def caller(tools: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{tools.url}/v1", api_key="none", max_retries=0) as opened:
+def caller(tool_server: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="none", max_retries=0) as opened:
         yield opened
 
 
@@ -315,16 +308,16 @@ def test_wrong_chats(server: Served, param: str, value: Any) -> None:
     [{"type": "nothing"}, {"type": 5}, [], "text", {"properties": 5}],
     ids=str,
 )
-def test_tools_whose_schema_is_none(tools: Served, schema: Any) -> None:
+def test_tools_whose_schema_is_none(tool_server: Served, schema: Any) -> None:
     """A tool's parameters must be a schema that can be followed; a 400 says where they are not."""
     function = {"name": "f", "parameters": schema}
     body = {"messages": MESSAGES, "tools": [{"type": "function", "function": function}]}
-    answer = tools.post("/v1/chat/completions", **body, tool_choice="required", max_tokens=20)
+    answer = tool_server.post("/v1/chat/completions", **body, tool_choice="required", max_tokens=20)
     error = is_error(answer, 400)
     assert str(error["param"]).startswith("tools"), error
 
 
-def test_a_tool_of_which_not_all_can_be_enforced(tools: Served) -> None:
+def test_a_tool_of_which_not_all_can_be_enforced(tool_server: Served) -> None:
     """The rest of it holds, and a header names the place; a strict server refuses it."""
     ids = {"type": "array", "items": {"enum": [7]}, "uniqueItems": True, "maxItems": 3,
            "minItems": 1, "contains": {"type": "integer"}, "maxContains": 2}  # fmt: skip
@@ -332,17 +325,17 @@ def test_a_tool_of_which_not_all_can_be_enforced(tools: Served) -> None:
     tool = {"type": "function", "function": {"name": "get", "parameters": parameters}}
     asked = {**ASKED, "tools": [tool]}
     for stream in (False, True):
-        answer = tools.post("/v1/chat/completions", **asked, stream=stream)
+        answer = tool_server.post("/v1/chat/completions", **asked, stream=stream)
         assert 200 == answer.status_code
         assert answer.headers[HEADER].count("tools.get#/properties/ids/") == 2, stream
-    whole = tools.post("/v1/chat/completions", **asked).json()["choices"][0]["message"]
+    whole = tool_server.post("/v1/chat/completions", **asked).json()["choices"][0]["message"]
     assert {"ids": [7]} == json.loads(whole["tool_calls"][0]["function"]["arguments"])
     flat = {"type": "function", **tool["function"]}
-    answer = tools.post("/v1/responses", input="a", tools=[flat], tool_choice="required")
+    answer = tool_server.post("/v1/responses", input="a", tools=[flat], tool_choice="required")
     assert answer.headers[HEADER].startswith("tools.get#")
     form = {"type": "json_schema", "json_schema": {"schema": parameters}}
     error = is_error(
-        tools.post("/v1/chat/completions", messages=MESSAGES, response_format=form), 400
+        tool_server.post("/v1/chat/completions", messages=MESSAGES, response_format=form), 400
     )
     assert "#/properties/ids" in error["message"]
     with served(demo(template=TEMPLATE), strict=True) as strict:
@@ -363,13 +356,13 @@ def test_tools_with_a_format(caller: openai.OpenAI) -> None:
     assert (message.content or "") == content
 
 
-def test_a_history_with_a_call_that_was_cut(tools: Served) -> None:
+def test_a_history_with_a_call_that_was_cut(tool_server: Served) -> None:
     """It goes on, whatever its arguments are."""
     for arguments in ("", None, "null", '{"city": "Ro', '"{}"', "[1]"):
         call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
         calling = {"role": "assistant", "content": None, "tool_calls": [call]}
         result = {"role": "tool", "tool_call_id": "c", "content": "no"}
-        answer = tools.post(
+        answer = tool_server.post(
             "/v1/chat/completions",
             messages=[*MESSAGES, calling, result],
             tools=[ROME],
@@ -378,21 +371,23 @@ def test_a_history_with_a_call_that_was_cut(tools: Served) -> None:
         assert 200 == answer.status_code, answer.text
 
 
-def test_an_answer_is_continued(tools: Served) -> None:
+def test_an_answer_is_continued(tool_server: Served) -> None:
     """By default, and said so; not where a new one is asked for."""
     begun = {"role": "assistant", "content": "Once upon"}
     asked: dict[str, Any] = {"messages": [*MESSAGES, begun], "temperature": 0, "max_tokens": 8}
 
     def content(**fields: Any) -> str:
-        answer = tools.post("/v1/chat/completions", **asked, **fields)
+        answer = tool_server.post("/v1/chat/completions", **asked, **fields)
         return str(answer.json()["choices"][0]["message"]["content"])
 
-    expected = tools.engine.chat(asked["messages"], template=TEMPLATE, temperature=0, max_tokens=8)
+    expected = tool_server.engine.chat(
+        asked["messages"], template=TEMPLATE, temperature=0, max_tokens=8
+    )
     assert str(expected) == content() == content(continue_final_message=True)
     new = content(continue_final_message=False)
     assert new == content(add_generation_prompt=True) != content()
     fields = {"continue_final_message": True, "add_generation_prompt": True}
-    error = is_error(tools.post("/v1/chat/completions", **asked, **fields), 400)
+    error = is_error(tool_server.post("/v1/chat/completions", **asked, **fields), 400)
     assert "continue_final_message" == error["param"]
 
 
@@ -410,19 +405,19 @@ def test_an_answer_is_continued(tools: Served) -> None:
     ],
     ids=str,
 )
-def test_reasoning_has_a_limit(tools: Served, fields: dict[str, Any]) -> None:
+def test_reasoning_has_a_limit(tool_server: Served, fields: dict[str, Any]) -> None:
     """By whichever name it is given; the answer ends the reasoning by its delimiter."""
     begun = {"role": "assistant", "content": "", "reasoning_content": "I see"}
     asked: dict[str, Any] = {"messages": [*MESSAGES, begun], "temperature": 0, "max_tokens": 40}
-    usage = tools.post("/v1/chat/completions", **asked).json()["usage"]
+    usage = tool_server.post("/v1/chat/completions", **asked).json()["usage"]
     assert usage["completion_tokens_details"]["reasoning_tokens"] > 3
-    answer = tools.post("/v1/chat/completions", **asked, **fields).json()
+    answer = tool_server.post("/v1/chat/completions", **asked, **fields).json()
     limit = 3 if "3" in str(fields) else 0
     assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= limit
     assert answer["choices"][0]["message"]["content"]
 
 
-def test_limits_of_reasoning_that_differ(tools: Served) -> None:
+def test_limits_of_reasoning_that_differ(tool_server: Served) -> None:
     """Are refused by their names."""
     asked = {"messages": MESSAGES, "max_reasoning_tokens": 3, "max_tokens": 1}
     for fields, param in (
@@ -431,11 +426,9 @@ def test_limits_of_reasoning_that_differ(tools: Served) -> None:
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
         ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort"),
     ):
-        is_error(tools.post("/v1/chat/completions", **{**asked, **fields}), 400, param)
-    assert (
-        200
-        == tools.post("/v1/chat/completions", **{**asked, "max_reasoning_tokens": -1}).status_code
-    )
+        is_error(tool_server.post("/v1/chat/completions", **{**asked, **fields}), 400, param)
+    endless = {**asked, "max_reasoning_tokens": -1}
+    assert 200 == tool_server.post("/v1/chat/completions", **endless).status_code
 
 
 @pytest.mark.parametrize(
@@ -493,7 +486,7 @@ def test_response_stream(client: openai.OpenAI) -> None:
     assert whole.output_text == "".join(deltas) == last.response.output_text
 
 
-def test_response_with_a_tool(caller: openai.OpenAI, tools: Served) -> None:
+def test_response_with_a_tool(caller: openai.OpenAI, tool_server: Served) -> None:
     """A call is an item, its result another; both go back as they are."""
     flat: Any = {"type": "function", **WEATHER["function"]}
     spoken = {"name": "said", "schema": {"const": "x"}, "type": "json_schema"}
