@@ -55,14 +55,22 @@ def relax(
         root = [json.loads(json.dumps(schema))]
     except (TypeError, ValueError, RecursionError):
         return dict(ANY_OBJECT), [("#", "it is not JSON, or nested too deeply")]
+    errors: dict[str, ArgumentError | None] = {}  # each search begins at the root again
+
+    def error_once(schema: Any) -> ArgumentError | None:
+        text = json.dumps(schema)
+        if text not in errors:
+            errors[text] = error_of(schema)
+        return errors[text]
+
     relaxed: list[tuple[str, str]] = []
     deadline = time.monotonic() + MAX_SECONDS
-    error = error_of(root[0])
+    error = error_once(root[0])
     while error is not None:
         if len(relaxed) >= MAX_RELAXATIONS or time.monotonic() > deadline:
             return dict(ANY_OBJECT), [("#", _reason(error))]
-        relaxed.append(_leave_out(root, error, error_of))
-        error = error_of(root[0])
+        relaxed.append(_leave_out(root, error, error_once))
+        error = error_once(root[0])
     return root[0], relaxed
 
 
