@@ -150,7 +150,8 @@ def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
         ArgumentError: No tool can be called.
     """
     compiler = _compiler_of(model)
-    relaxed, relaxations = compiler.relaxed(tool_format)
+    key = _key(tool_format)
+    relaxed, relaxations = compiler.relaxed(key) or (tool_format, ())
     try:
         grammar = compiler.compile(model, grammar_source(relaxed, model, False))
     except ArgumentError as error:
@@ -167,7 +168,7 @@ def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
             relaxed = {**relaxed, "calls": calls}
             relaxations = [Relaxation(call["name"], "#", _problem(error)) for call in calls]
             grammar = compiler.compile(model, grammar_source(relaxed, model, False))
-        compiler.keep_relaxed(tool_format, relaxed, relaxations)
+        compiler.keep_relaxed(key, relaxed, relaxations)
         for relaxation in relaxations:
             logger.warning("%s", relaxation)
     schemas = {call["name"]: call["schema"] for call in relaxed["calls"]}
@@ -597,20 +598,17 @@ class _Compiler:
                 entry.grammar = grammar
             return entry.grammar
 
-    def relaxed(self, tool_format: Mapping[str, Any]) -> _Relaxed:
-        """Return a format as it was relaxed before, or as it is, and what was left out."""
+    def relaxed(self, key: str) -> _Relaxed | None:
+        """Return what a format was relaxed to before, and what was left out; None if it was not."""
         with self._lock:
-            return self._relaxed.get(_key(tool_format), (tool_format, ()))
+            return self._relaxed.get(key)
 
     def keep_relaxed(
-        self,
-        tool_format: Mapping[str, Any],
-        relaxed: Mapping[str, Any],
-        relaxations: Sequence[Relaxation],
+        self, key: str, relaxed: Mapping[str, Any], relaxations: Sequence[Relaxation]
     ) -> None:
         """Keep what a format was relaxed to."""
         with self._lock:
-            self._relaxed[_key(tool_format)] = relaxed, relaxations
+            self._relaxed[key] = relaxed, relaxations
             while len(self._relaxed) > MAX_GRAMMARS:
                 self._relaxed.popitem(last=False)
 
