@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any, Literal
 
 import checks
@@ -52,7 +53,7 @@ def call_items(count: int) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = [{"role": "user", "content": checks.QUESTION}]
     calls = list(zip(("get_weather", "get_time"), ARGUMENTS, strict=True))[:count]
     for number, (name, arguments) in enumerate(calls):
-        text = checks.json.dumps(arguments)
+        text = json.dumps(arguments)
         call = {"type": "function_call", "call_id": f"call_{number}", "name": name}
         items.append({**call, "arguments": text})
     for number in range(count):
