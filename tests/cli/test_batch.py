@@ -29,7 +29,8 @@ def answers(path: Path) -> dict[str, Any]:
 
 def test_answers_and_resume(tmp_path: Path) -> None:
     """Refusals stand beside answers; a cut line is answered again, whole ones are kept."""
-    embed = {"custom_id": "e", "url": "/v1/embeddings", "body": {"input": ["a", "b"]}}
+    body = {"input": ["a", "b"], "zzz": 1}
+    embed = {"custom_id": "e", "url": "/v1/embeddings", "body": body}
     lines = [*(chat_line(str(i)) for i in range(4)), chat_line("bad", max_tokens="x"), embed]
     source = write(tmp_path / "in.jsonl", lines)
     target = tmp_path / "out.jsonl"
@@ -37,6 +38,7 @@ def test_answers_and_resume(tmp_path: Path) -> None:
     assert (1, "") == (first.status, first.stdout)
     assert "6 answers" in first.stderr
     assert "1 of them refusals" in first.stderr
+    assert "ignored: zzz\n" in first.stderr
     found = answers(target)
     assert {*"0123", "bad", "e"} == set(found)
     assert (400, "max_tokens") == (
