@@ -263,7 +263,10 @@ def test_levels_of_the_log() -> None:
     """The context, a line for each request, and none from the level of warnings on."""
     first, line, last = _serve("demo", expect=_ask_for_health)
     size = "context: 1,024 tokens for each of 4 sequences (the model was trained on 1,024)"
-    assert f" INFO llcuda.engine: {size}; ctx_size=, on the command line --ctx-size, " in first
+    assert (
+        f" INFO llcuda.engine: {size}; ctx_size (--ctx-size on the command line) changes it"
+        in first
+    )
     pattern = r".* INFO llcuda\.server\.access: GET /health 200 in \d+\.\d{3} s, req_\w{24}"
     assert re.fullmatch(pattern, line)
     assert re.fullmatch(r".* INFO llcuda\.server: unloading demo", last)
