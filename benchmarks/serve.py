@@ -4,9 +4,10 @@
 demo model. Streams of equal length run in turns: in the engine in this process, in `llcuda serve`,
 and in `python -m llama_cpp.server` on llcuda's libraries, run by an interpreter that has llcuda and
 the packages of the dependency group peer-llama-cpp-server. `--soak MINUTES` sends mixed requests to
-`llcuda serve`, also from clients that disconnect, and prints the memory and the files that the
-server holds. Only 127.0.0.1 is used. Prints a table, then one JSON line. Clients and server share
-the machine: compare ratios.
+every API of `llcuda serve`, also wrong ones and from clients that disconnect, and prints what the
+server holds by minute and what is left at the end; the exit status is 1 if an answer was wrong, if
+the memory grew, or if something is left. Only 127.0.0.1 is used. Prints a table, then one JSON
+line. Clients and server share the machine: compare ratios.
 """
 
 from __future__ import annotations
@@ -14,19 +15,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from http_load import PROMPT, Timed, over_http, prompt, resources, soak
+from http_load import PROMPT, Timed, over_http, prompt
+from mixed_load import SLOT_FILES, Held, Results, put_load, unanswerable
 from peers import llama_cpp_python
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +40,34 @@ import llcuda
 from llcuda import Engine, Model
 from llcuda.engine.metrics import percentile
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.support import models
+
 CTX_SIZE = 512
+SOAK_CTX_SIZE = 1024
+WARM_UP_MINUTES = 1.0  # fills the caches
+GROWTH = 0.05  # of the memory between the first and the last third of a soak: more is a problem
+EXIT_SECONDS = 60
+# What a soak serves; paths are relative to its working directory.
+SOAK = """
+port = {port}
+log-level = "warning"
+slot-save-path = "slots"
+file-path = "files"
+
+[[models]]
+source = {model}
+name = "served"
+ctx-size = {ctx_size}
+threads = {threads}
+parallel = 4
+pooling = "mean"
+
+[[models]]
+source = "rank.gguf"
+name = "rank"
+threads = 1
+"""
 PEER = """
 import os, runpy, sys
 from llcuda.native import library
@@ -67,9 +99,11 @@ async def in_engine(engine: Engine, clients: int, turns: int, tokens: int) -> Ti
 
 
 @contextlib.contextmanager
-def running(command: list[str], port: int, path: str) -> Iterator[int]:
-    """Run a server until the block ends; yield its process ID."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+def running(
+    command: list[str], port: int, path: str, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the block ends; yield its process."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) as process:
         try:
             for _ in range(600):
                 with contextlib.suppress(OSError):
@@ -78,7 +112,7 @@ def running(command: list[str], port: int, path: str) -> Iterator[int]:
                 if process.poll() is not None:
                     raise SystemExit(f"{command[:3]} ended with {process.returncode}")
                 time.sleep(0.1)
-            yield process.pid
+            yield process
         finally:
             process.terminate()
 
@@ -160,20 +194,110 @@ def compare(path: Path, clients: int, options: argparse.Namespace) -> list[dict[
     return [row(name, clients, timed, turns["engine"]) for name, timed in turns.items() if timed]
 
 
-def run_soak(path: Path, minutes: float) -> dict[str, Any]:
-    """Return the result of `soak` and the server's resources before and after it."""
-    port = free_port()
-    with running(llcuda_command(path, port, 4, 1), port, "/health") as process:
-        asyncio.run(soak(port, process, min(0.1, minutes)))  # fills the caches
-        before = resources(process)
-        result = asyncio.run(soak(port, process, minutes, seed=2))
-        time.sleep(2)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            lines = answer.read().decode().splitlines()
-        names = ("llcuda_num_requests_running", "llcuda_num_requests_waiting", "llcuda_http_active")
-        result["left"] = [line for line in lines if line.startswith(names)]
-        result["before"], result["after"] = before, resources(process)
-    return result
+def run_soak(path: Path, minutes: float, threads: int) -> dict[str, Any]:
+    """Put mixed load on a server, and return what it did, held and left, with its problems."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        for part in ("slots", "files"):
+            (folder / part).mkdir()
+        models.write(folder / "rank.gguf", *models.reranker())
+        text = SOAK.format(
+            port=port,
+            model=json.dumps(str(path.resolve())),
+            ctx_size=SOAK_CTX_SIZE,
+            threads=threads,
+        )
+        (folder / "soak.toml").write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "llcuda", "serve", "--config", "soak.toml"]
+        log = folder / "log"
+        with (
+            log.open("wb") as stderr,
+            running(command, port, "/health", cwd=folder, stderr=stderr) as process,
+        ):
+            left_out = asyncio.run(unanswerable(port))
+            load = functools.partial(put_load, port, process.pid, left_out=left_out)
+            asyncio.run(load(min(WARM_UP_MINUTES, minutes), seed=1))
+            before = Held.of(process.pid)
+            results, held = asyncio.run(load(minutes, seed=2))
+            left = what_is_left(port, folder)
+            after = Held.of(process.pid)
+            process.terminate()
+            status = process.wait(EXIT_SECONDS)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        problems = judge(results, held, before, after, left)
+        if status:
+            problems.append(f"the server ended with {status}")
+        if "Traceback (most recent call last):" in lines:
+            problems.append("the log has a traceback")
+            print("\n".join(lines[-200:]), file=sys.stderr)
+    return {
+        "model": path.name,
+        "minutes": minutes,
+        "answers": dict(sorted(results.answers.items())),
+        "requests": results.answers.total(),
+        "left_out": sorted(left_out),
+        "left_clients": results.left,
+        "held": [asdict(one) for one in (before, *held, after)],
+        "left": left,
+        "problems": problems,
+    }
+
+
+def judge(
+    results: Results, held: list[Held], before: Held, after: Held, left: dict[str, Any]
+) -> list[str]:
+    """Return what was wrong in a soak."""
+    problems = list(results.problems)
+    if results.problem_count > len(problems):
+        problems.append(f"{results.problem_count - len(problems)} further answers")
+    third = max(1, len(held) // 3)
+    first, last = (
+        statistics.mean(reading.memory for reading in part)
+        for part in (held[:third], held[-third:])
+    )
+    if last > first * (1 + GROWTH):
+        problems.append(f"memory: {first:.0f} MiB in the first third, {last:.0f} in the last")
+    if after.files > before.files + 4:
+        problems.append(f"files: {before.files} open before, {after.files} after")
+    expected = {"requests": [], "unfinished_batches": 0, "busy_slots": 0, "strange_files": []}
+    problems += [f"{key}: {left[key]}" for key, value in expected.items() if left[key] != value]
+    return problems
+
+
+def what_is_left(port: int, folder: Path) -> dict[str, Any]:
+    """Return what a server still does and keeps when its clients have gone."""
+
+    def read(path: str, method: str = "GET") -> Any:
+        address = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+        with urllib.request.urlopen(address) as answer:
+            data = answer.read()
+            return json.loads(data) if "json" in answer.headers["content-type"] else data.decode()
+
+    gauges = ("llcuda_num_requests_running", "llcuda_num_requests_waiting", "llcuda_http_body")
+    requests: list[str] = []
+    for _ in range(300):  # until batches whose clients disconnected have ended
+        lines = read("/metrics").splitlines()
+        requests = [x for x in lines if x.startswith(gauges) and not x.endswith(" 0.0")]
+        batches = read("/v1/batches?limit=1000")["data"]
+        unfinished = sum(batch["status"] in ("validating", "in_progress") for batch in batches)
+        if not requests and not unfinished:
+            break
+        time.sleep(0.2)
+    kept = read("/v1/files")["data"]
+    for file in kept:
+        read(f"/v1/files/{file['id']}", "DELETE")
+    slots = [path.name for path in (folder / "slots").iterdir()]
+    files = {path.name for path in (folder / "files").iterdir()}
+    strange = sorted(files - {f"{batch['id']}.json" for batch in batches})
+    return {
+        "requests": requests,
+        "unfinished_batches": unfinished,
+        "busy_slots": sum(slot["is_processing"] for slot in read("/slots?model=served")),
+        "batches": len(batches),
+        "files": len(kept),
+        "slot_files": len(slots),
+        "strange_files": strange + (slots if len(slots) > SLOT_FILES else []),
+    }
 
 
 def main() -> None:
@@ -190,8 +314,9 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     options = parser.parse_args()
     if options.soak:
-        print(json.dumps(run_soak(options.model, options.soak)))
-        return
+        result = run_soak(options.model, options.soak, options.threads or 1)
+        print(json.dumps(result))
+        sys.exit(bool(result["problems"]))
     llama_cpp_python.prepare()
     rows = [
         row
