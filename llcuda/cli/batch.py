@@ -7,13 +7,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
 from llcuda.cli.console import complete_model, examples, print_note
-from llcuda.cli.settings import Pooling, takes_settings
+from llcuda.cli.settings import SETTINGS, Config, Pooling, takes_settings
 from llcuda.errors import ArgumentError, LibraryError
 from llcuda.progress import progress_bar
 
@@ -26,10 +27,11 @@ app = typer.Typer()
 ANSWER = b'{"id": "batch_req_'  # the beginning of a line of OUT
 PARALLEL = 8  # sequences, unless --parallel says otherwise
 WAITING = 2  # requests for each sequence, so that the next one is ready
+_PARALLEL = replace(SETTINGS["n_parallel"], help=f"Sequences in one batch. Default: {PARALLEL}.")
 
 
 @app.command(epilog=examples("llcuda batch requests.jsonl answers.jsonl --model qwen2.5-1.5b"))
-@takes_settings
+@takes_settings({**SETTINGS, "n_parallel": _PARALLEL})
 def batch(
     settings: dict[str, Any],
     requests: Annotated[
@@ -49,6 +51,7 @@ def batch(
             autocompletion=complete_model,
         ),
     ] = "demo",
+    config: Config = None,
     pooling: Pooling = None,
 ) -> None:
     """Answer the requests of a file without a server; the same command goes on where it stopped.

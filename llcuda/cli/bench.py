@@ -11,19 +11,21 @@ import typer
 
 from llcuda.cli.console import (
     INTERRUPTED,
-    DecodeThreads,
     complete_model,
     examples,
     show_status,
     stdout_console,
 )
+from llcuda.cli.settings import SIZES, takes_settings
 from llcuda.errors import ArgumentError
 
 app = typer.Typer()
 
 
 @app.command(epilog=examples("llcuda bench model.gguf --quick"))
+@takes_settings(SIZES)
 def bench(
+    settings: dict[str, Any],
     model: Annotated[
         str | None,
         typer.Argument(
@@ -77,11 +79,6 @@ def bench(
     layers: Annotated[
         str | None, typer.Option(metavar="LAYERS", help="Layers on the GPU, e.g. 0,13,27.")
     ] = None,
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="LAYERS", help="Layers on the GPU. Default: all that fit."),
-    ] = None,
-    threads: DecodeThreads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tables, less exact.")] = False,
     compare: Annotated[
         str | None,
@@ -116,9 +113,8 @@ def bench(
         depth=_numbers("--depth", depth),
         kv_types=_names(kv_types),
         layers=_numbers("--layers", layers),
-        gpu_layers=gpu_layers,
-        threads=threads,
         quick=quick,
+        **settings,
     )
     if shape and model:
         raise ArgumentError("MODEL and --shape: give one of them, not both")

@@ -10,9 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
-
-import typer
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,31 +19,6 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 PIPE_WIDTH = 120  # columns where stdout is not a terminal, so that tables are not cut
 
 MODEL = "Model"  # heading of the options that say how a model is loaded
-
-DecodeThreads = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="THREADS",
-        help="Default: every processor, or 1 for a model below 32 MiB.",
-        rich_help_panel=MODEL,
-    ),
-]
-
-
-def _gpu_layers(default: str) -> Any:
-    return typer.Option(
-        "--gpu-layers",
-        "-ngl",
-        min=0,
-        metavar="LAYERS",
-        help=f"Layers on the GPU; 0 = none. Default: {default}.",
-        rich_help_panel=MODEL,
-    )
-
-
-GpuLayers = Annotated[int | None, _gpu_layers("all that fit")]
-AllGpuLayers = Annotated[int | None, _gpu_layers("all")]  # the default of `Model`
 
 
 def stdout_console(pipe_width: int = PIPE_WIDTH, *, quiet: bool = False) -> Console:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llcuda.cli import texts
-from llcuda.cli.console import MODEL, AllGpuLayers, DecodeThreads, examples
+from llcuda.cli.console import examples
+from llcuda.cli.settings import EMBEDDING, takes_settings
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ AT_ONCE = 256  # texts; then their vectors are printed
         "cat rows.jsonl | llcuda embed bge-small.gguf --field text > vectors.jsonl",
     ),
 )
+@takes_settings(EMBEDDING)
 def embed(
+    settings: dict[str, Any],
     model: texts.Model,
     text: texts.Texts = None,
     file: texts.Files = None,
@@ -73,19 +76,6 @@ def embed(
         bool,
         typer.Option("--special/--no-special", help="Read control tokens in the texts."),
     ] = True,
-    ctx_size: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx-size",
-            "-c",
-            min=1,
-            metavar="TOKENS",
-            help="Longest text. Default: as the model was trained, at most 2,048.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    gpu_layers: AllGpuLayers = None,
-    threads: DecodeThreads = None,
 ) -> None:
     """Print the vector of each text as a JSON line, or write all of them to a file."""
     from llcuda.embeddings.embedder import Embedder
@@ -103,9 +93,9 @@ def embed(
     prompts = [prefix + (text if isinstance(text, str) else text.decode()) for text in given]
     path = resolve(model, progress=is_visible())
     with (
-        Model(path, gpu_layers=gpu_layers) as loaded,
+        Model(path, gpu_layers=settings.pop("gpu_layers", None)) as loaded,
         _words_of_options(),
-        Embedder(loaded, pooling=pooling, ctx_size=ctx_size, threads=threads) as embedder,
+        Embedder(loaded, pooling=pooling, **settings) as embedder,
         progress_bar(f"Embedding with {path.name}") as draw,
     ):
 

@@ -7,13 +7,14 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from llcuda.cli.console import MODEL, DecodeThreads, GpuLayers
+from llcuda.cli.console import MODEL
+from llcuda.cli.settings import ONE_TEXT, Config, takes_settings
 from llcuda.cli.texts import option_text
 from llcuda.errors import ArgumentError, LlcudaError
 from llcuda.files import path_exists
@@ -30,17 +31,19 @@ OVERFLOWS = ("drop", "error", "shift")
 def takes_options(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command the fields of a dataclass as options.
 
-    The command gets them as one object, its argument `options`.
+    The command gets them as one object, its argument `options`, whose field `settings` has what
+    was given of `ONE_TEXT`.
 
     Args:
         kind: The dataclass, whose annotations are typer's.
     """
     hints = get_type_hints(kind, include_extras=True)
+    del hints["settings"]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def command(**arguments: Any) -> None:
-            given = {name: arguments.pop(name) for name in hints}
+        def command(settings: dict[str, Any], **arguments: Any) -> None:
+            given = {"settings": settings, **{name: arguments.pop(name) for name in hints}}
             function(options=kind(**given), **arguments)
 
         own = inspect.signature(function, eval_str=True).parameters.values()
@@ -52,14 +55,14 @@ def takes_options(kind: type[Options]) -> Callable[[Callable[..., None]], Callab
                 annotation=hints[item.name],
             )
             for item in fields(kind)  # type: ignore[arg-type]
+            if item.name in hints
         ]
         parameters = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in (*(p for p in own if p.name != "options"), *shared)
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
+        return takes_settings(ONE_TEXT)(command)
 
     return decorate
 
@@ -186,21 +189,9 @@ class TextOptions:
             rich_help_panel=SAMPLING,
         ),
     ] = None
-    ctx_size: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx-size",
-            "-c",
-            min=1,
-            help="Context: prompt and answers together. Default: what the model was trained on,"
-            " as far as memory allows.",
-            metavar="TOKENS",
-            rich_help_panel=MODEL,
-        ),
-    ] = None
-    gpu_layers: GpuLayers = None
     adapter: Adapters = None
-    threads: DecodeThreads = None
+    config: Config = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
         """Return the files that options name."""
@@ -285,19 +276,11 @@ class TextOptions:
         from llcuda.engine.config import CTX_SIZE
         from llcuda.progress import is_visible
 
-        size = self.ctx_size
-        if size is None and needed is not None and needed <= CTX_SIZE:
-            size = needed
+        settings = dict(self.settings)
+        if needed is not None and needed <= CTX_SIZE:
+            settings.setdefault("ctx_size", needed)
         adapters = checked_adapters(self.adapter or ())
-        threads: dict[str, Any] = {} if self.threads is None else {"threads": self.threads}
-        engine.load_model(
-            path,
-            ctx_size=size,
-            gpu_layers=self.gpu_layers,
-            verbose=False,
-            progress=is_visible(),
-            **threads,
-        )
+        engine.load_model(path, verbose=False, progress=is_visible(), **settings)
         apply_adapters(engine, adapters)
 
 

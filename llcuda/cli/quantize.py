@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli.console import complete_model, examples, stdout_console
+from llcuda.cli.settings import READING, THREADS, takes_settings
 from llcuda.cli.texts import read_file
 from llcuda.errors import ArgumentError
 
@@ -30,18 +31,13 @@ Chunk = Annotated[int, typer.Option(metavar="TOKENS", help="Tokens of a chunk.")
 Chunks = Annotated[
     int | None, typer.Option(min=1, metavar="CHUNKS", help="Chunks at most; default: all.")
 ]
-GpuLayers = Annotated[
-    int | None,
-    typer.Option(min=0, metavar="LAYERS", help="Layers on the GPU; 0 = none. Default: all."),
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, metavar="THREADS", help="Default: every processor.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command(epilog=examples("llcuda quantize model.gguf small.gguf Q4_K_M"))
+@takes_settings(THREADS)
 def quantize(
+    settings: dict[str, Any],
     source: Source,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write.")],
     file_type: Annotated[str, typer.Argument(metavar="TYPE", help="E.g. Q4_K_M, Q8_0, IQ2_XXS.")],
@@ -58,7 +54,6 @@ def quantize(
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Allow weights that are quantized already.")
     ] = False,
-    threads: Threads = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show types and sizes, and write nothing.")
     ] = False,
@@ -84,7 +79,7 @@ def quantize(
             file_type,
             imatrix=imatrix,
             tensor_types=types,
-            threads=threads,
+            **settings,
             requantize=requantize,
             progress=draw,
         )
@@ -97,7 +92,9 @@ def quantize(
 
 
 @app.command(epilog=examples("llcuda imatrix model.gguf text.txt model.imatrix"))
+@takes_settings(READING)
 def imatrix(
+    settings: dict[str, Any],
     model: Source,
     text: Annotated[Path, typer.Argument(metavar="TEXT", help="Text file; - is stdin.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write.")],
@@ -106,8 +103,6 @@ def imatrix(
     output_tensor: Annotated[
         bool, typer.Option("--output-tensor", help="Also for the output matrix.")
     ] = False,
-    gpu_layers: GpuLayers = None,
-    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure on a text which weights matter, for `llcuda quantize --imatrix`."""
@@ -127,8 +122,7 @@ def imatrix(
             output=output_tensor,
             dataset=text.name,
             progress=draw,
-            gpu_layers=gpu_layers,
-            threads=threads,
+            **settings,
         )
     matrix.save(target)
     facts = {"target": str(target), "tensors": len(matrix.entries), "chunks": matrix.chunks}
@@ -139,7 +133,9 @@ def imatrix(
 
 
 @app.command(epilog=examples("llcuda perplexity model.gguf --file text.txt"))
+@takes_settings(READING)
 def perplexity(
+    settings: dict[str, Any],
     model: Source,
     file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="Text; - is stdin.")],
     reference: Annotated[
@@ -150,8 +146,6 @@ def perplexity(
     ] = None,
     chunk: Chunk = 512,
     chunks: Chunks = None,
-    gpu_layers: GpuLayers = None,
-    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a model predicts a text, and how far it is from a reference."""
@@ -161,12 +155,7 @@ def perplexity(
     from llcuda.progress import progress_bar
 
     text = read_file(file)
-    settings: dict[str, Any] = {
-        "chunk": chunk,
-        "chunks": chunks,
-        "gpu_layers": gpu_layers,
-        "threads": threads,
-    }
+    settings |= {"chunk": chunk, "chunks": chunks}
     path = resolve(model, progress=not as_json)
     reference_path = resolve(reference, progress=not as_json) if reference else None
     result: Perplexity | Divergence

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llcuda.cli import texts
-from llcuda.cli.console import AllGpuLayers, DecodeThreads, examples, stdout_console
+from llcuda.cli.console import examples, stdout_console
+from llcuda.cli.settings import WHOLE_MODEL, takes_settings
 from llcuda.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ MAX_TEXT = 60  # characters of a text in a table
         'llcuda score model.gguf --prompt "The capital of France is" " Paris" " Rome"',
     ),
 )
+@takes_settings(WHOLE_MODEL)
 def score(
+    settings: dict[str, Any],
     model: texts.Model,
     text: texts.Texts = None,
     file: texts.Files = None,
@@ -54,8 +57,6 @@ def score(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON document for each text, each in a line.")
     ] = False,
-    gpu_layers: AllGpuLayers = None,
-    threads: DecodeThreads = None,
 ) -> None:
     """Print the log-probability of each token of a text, and the text's perplexity.
 
@@ -69,13 +70,13 @@ def score(
     texts.check_name(model)
     given = texts.given_texts(text or [], file or [], lines=lines, field=field)
     path = resolve(model, progress=is_visible())
-    with Model(path, gpu_layers=gpu_layers) as loaded:
+    with Model(path, gpu_layers=settings.pop("gpu_layers", None)) as loaded:
         before = loaded.tokenize(prompt, parse_special=special) if prompt else []
         tokens = [
             _tokens(loaded, before, text, special, number) for number, text in enumerate(given, 1)
         ]
         ctx_size = max(map(len, tokens))
-        with Engine(loaded, ctx_size=ctx_size, threads=threads) as engine:
+        with Engine(loaded, ctx_size=ctx_size, **settings) as engine:
             pairs = list(zip(given, tokens, strict=True))
             if len(given) == 1 and not as_json:
                 _show_tokens(_document(engine, given[0], tokens[0], len(before), top))

@@ -15,9 +15,9 @@ from llcuda.cli.options import Adapters, checked_adapters, template_text
 from llcuda.cli.settings import (
     LIMITS,
     MODELS,
+    Config,
     Pooling,
     model_settings,
-    read_config,
     takes_settings,
 )
 from llcuda.cli.texts import option_text
@@ -42,7 +42,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
         "llcuda serve chat=model.gguf --host 0.0.0.0 --api-key-file keys.txt",
     )
 )
-@takes_settings
+@takes_settings()
 def serve(
     context: typer.Context,
     settings: dict[str, Any],
@@ -54,17 +54,7 @@ def serve(
             autocompletion=complete_model,
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            is_eager=True,
-            callback=read_config,
-            help="A TOML file: options as keys, models as tables.",
-            metavar="FILE",
-        ),
-    ] = None,
+    config: Config = None,
     host: Annotated[
         str,
         typer.Option(
@@ -276,6 +266,7 @@ def serve(
         from llcuda.progress import is_visible
         from llcuda.server import Limits, create_app
         from llcuda.server import serve as serve_app
+        from llcuda.server.app import check_serving
         from llcuda.server.log import configure_logging
         from llcuda.server.submission import stop_threads
         from llcuda.server.tracing import otlp_provider
@@ -299,10 +290,17 @@ def serve(
         _check_total("--max-bodies", max_bodies, "--max-body", max_body)
     _check_total("--max-files", max_files, "--max-file", max_file)
     if uds is not None:
-        given = [f"--{name}" for name in ("host", "port") if _is_typed(context, name)]
-        if given:
-            rule = f"a socket in place of an address, but {' and '.join(given)} is given too"
-            raise ArgumentError(f"--uds {uds}: {rule}; leave out one of them")
+        _check_address(context, uds)
+    serving: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "uds": uds,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "drain_seconds": drain,
+        "idle_seconds": idle_timeout,
+    }
+    check_serving(**serving)
     is_local = host in LOCAL_HOSTS or uds is not None
     if not is_local and not keys:
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
@@ -337,17 +335,7 @@ def serve(
 
     status = 0
     try:
-        serve_app(
-            app,
-            host=host,
-            port=port,
-            uds=uds,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            drain_seconds=drain,
-            idle_seconds=idle_timeout,
-            on_ready=ready,
-        )
+        serve_app(app, on_ready=ready, **serving)
     except KeyboardInterrupt:
         status = INTERRUPTED
         raise
@@ -357,10 +345,19 @@ def serve(
             os._exit(status)  # Python would wait for the thread
 
 
-def _is_typed(context: typer.Context, name: str) -> bool:
-    """Whether a parameter stands on the command line itself, not in a file of options."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def _check_address(context: typer.Context, uds: Path) -> None:
+    """Refuse an address beside a Unix socket, on the command line or in the file of options."""
+    words = {"COMMANDLINE": "--{}", "DEFAULT_MAP": "{} in the file of --config"}
+    sources = {name: context.get_parameter_source(name) for name in ("host", "port")}
+    given = [
+        words[source.name].format(name)
+        for name, source in sources.items()
+        if source is not None and source.name in words
+    ]
+    if given:
+        verb = "is" if len(given) == 1 else "are"
+        rule = f"a socket in place of an address, but {' and '.join(given)} {verb} given too"
+        raise ArgumentError(f"--uds {uds}: {rule}; leave out one of them")
 
 
 def _model_spec(argument: str, parameters: dict[str, Any]) -> ModelSpec:

@@ -1,7 +1,8 @@
 """The settings of a model and its engine as options and as keys of a file, each declared once.
 
 `SETTINGS` says what the help has of each keyword of `EngineConfig.from_kwargs`; its type is the
-keyword's. An option that is not given leaves the library's default.
+keyword's, and its limits are those of the library. An option that is not given leaves the library's
+default. A command takes all settings or some of them, see `takes_settings`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import functools
 import inspect
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -21,7 +23,7 @@ from llcuda.cli.console import MODEL
 from llcuda.errors import ArgumentError
 from llcuda.keywords import NEAR, ConfigKeywords
 
-CACHE, COMPUTATION, ROPE = "KV cache", "Computation", "Positions"
+DEVICES, CACHE, COMPUTATION, ROPE = "Devices and weights", "KV cache", "Computation", "Positions"
 LIMITS = "Limits"
 MODELS = "llcuda.models"  # the key of a context's `meta` with the tables of a file
 
@@ -60,25 +62,31 @@ SETTINGS = {
     "gpu_layers": Setting(
         "Layers on the GPU; 0 = none. Default: all that fit.", "LAYERS", MODEL, short=("-ngl",)
     ),
-    "ctx_size": Setting("Tokens of each sequence.", "TOKENS", MODEL, short=("-c",)),
+    "ctx_size": Setting(
+        "Tokens of each sequence: prompt and answer together. Default: what the model was trained"
+        " on, as far as memory allows.",
+        "TOKENS",
+        MODEL,
+        short=("-c",),
+    ),
     "n_parallel": Setting("Sequences in one batch. Default: 4.", "SEQUENCES", MODEL, "parallel"),
     "threads": Setting(
         "Default: every processor, or 1 for a model below 32 MiB.", "THREADS", MODEL
     ),
-    "threads_batch": Setting("For prompts. Default: those of --threads.", "THREADS", MODEL),
+    "threads_batch": Setting("For prompts. Default: those of --threads.", "THREADS"),
     "split_mode": Setting(
-        "How GPUs share the model: none, layer, row or tensor. Default: layer.", "MODE", MODEL
+        "How GPUs share the model: none, layer, row or tensor. Default: layer.", "MODE", DEVICES
     ),
-    "tensor_split": Setting("Share of each GPU, such as 3,1.", "SHARES", MODEL),
-    "main_gpu": Setting("The GPU of --split-mode none.", "INDEX", MODEL),
-    "devices": Setting("A device to use; may be repeated. Default: all GPUs.", "DEVICE", MODEL),
-    "mmap": Setting("Map the file instead of reading it. Default: yes.", None, MODEL),
-    "mlock": Setting("Keep the file in RAM.", None, MODEL),
-    "check_tensors": Setting("Look for invalid weights.", None, MODEL),
-    "overrides": Setting("Replace a metadata key; may be repeated.", "KEY=VALUE", MODEL),
-    "bf16_copies": Setting("Matrices as BF16 too, for many texts (Hopper).", None, MODEL),
+    "tensor_split": Setting("Share of each GPU, such as 3,1.", "SHARES", DEVICES),
+    "main_gpu": Setting("The GPU of --split-mode none.", "INDEX", DEVICES),
+    "devices": Setting("A device to use; may be repeated. Default: all GPUs.", "DEVICE", DEVICES),
+    "mmap": Setting("Map the file instead of reading it. Default: yes.", None, DEVICES),
+    "mlock": Setting("Keep the file in RAM.", None, DEVICES),
+    "check_tensors": Setting("Look for invalid weights.", None, DEVICES),
+    "overrides": Setting("Replace a metadata key; may be repeated.", "KEY=VALUE", DEVICES),
+    "bf16_copies": Setting("Matrices as BF16 too, for many texts (Hopper).", None, DEVICES),
     "bf16_to_f16": Setting(
-        "BF16 weights as F16 on the GPU. Default: on compute capability 7.5.", None, MODEL
+        "BF16 weights as F16 on the GPU. Default: on compute capability 7.5.", None, DEVICES
     ),
     "cache_size": Setting(
         "KV cells of all sequences. Default: sequences x context.", "CELLS", CACHE
@@ -112,6 +120,23 @@ SETTINGS = {
     "yarn_beta_slow": Setting("YaRN's lower number of rotations.", "NUMBER", ROPE),
     "yarn_orig_ctx": Setting("Tokens of the original context.", "TOKENS", ROPE),
 }
+_SEVERAL = ("n_parallel", "cache_size", "unified_kv", "queue_size")  # for several texts at once
+ONE_TEXT = {name: setting for name, setting in SETTINGS.items() if name not in _SEVERAL}
+SIZES = {name: SETTINGS[name] for name in ("gpu_layers", "threads")}
+# Other defaults: `Model` loads all layers, and a whole text is read by every processor.
+WHOLE_MODEL = {
+    **SIZES,
+    "gpu_layers": replace(SIZES["gpu_layers"], help="Layers on the GPU; 0 = none. Default: all."),
+}
+THREADS = {"threads": replace(SIZES["threads"], help="Default: every processor.")}
+READING = {**WHOLE_MODEL, **THREADS}
+EMBEDDING = {
+    "ctx_size": replace(
+        SETTINGS["ctx_size"],
+        help="Longest text. Default: as the model was trained, at most 2,048.",
+    ),
+    **WHOLE_MODEL,
+}
 _TYPES = get_type_hints(ConfigKeywords)
 NO_OPTIONS = {"vocab_only": "such a model computes nothing"}
 
@@ -125,38 +150,49 @@ def _option_type(keyword: str) -> Any:
     return _TYPES[keyword] | None
 
 
-def takes_settings(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command each of `SETTINGS` as an option.
+def takes_settings(
+    settings: Mapping[str, Setting] = MappingProxyType(SETTINGS),
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command settings as options.
 
     The command gets those that were given as keywords of `EngineConfig.from_kwargs`, its argument
-    `settings`.
+    `settings`. They are checked before it runs.
 
     Args:
-        function: The command.
+        settings: The settings by their keywords.
     """
 
-    @functools.wraps(function)
-    def command(**arguments: Any) -> None:
-        given = {name: arguments.pop(_option_name(name)) for name in SETTINGS}
-        settings = {name: value for name, value in given.items() if value not in (None, [])}
-        function(settings=_parsed(settings), **arguments)
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**arguments: Any) -> None:
+            values = {name: arguments.pop(_option_name(name)) for name in settings}
+            given = _parsed({name: v for name, v in values.items() if v not in (None, [])})
+            if given:
+                from llcuda.engine.config import EngineConfig
 
-    own = inspect.signature(function, eval_str=True).parameters.values()
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name != "settings"]
-    for keyword, setting in SETTINGS.items():
-        name = _option_name(keyword)
-        flag = f"--{name.replace('_', '-')}"
-        names = [flag, *setting.short] if setting.metavar else [f"{flag}/--no-{flag[2:]}"]
-        option = typer.Option(
-            *names, help=setting.help, metavar=setting.metavar, rich_help_panel=setting.panel
-        )
-        kind: Any = Annotated[_option_type(keyword), option]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
+                EngineConfig.from_kwargs(**given)
+            function(settings=given, **arguments)
+
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name != "settings"]
+        parameters += [_parameter(keyword, setting) for keyword, setting in settings.items()]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(keyword: str, setting: Setting) -> inspect.Parameter:
+    """Return the parameter of a command from which Typer makes an option."""
+    name = _option_name(keyword)
+    flag = f"--{name.replace('_', '-')}"
+    names = [flag, *setting.short] if setting.metavar else [f"{flag}/--no-{flag[2:]}"]
+    option = typer.Option(
+        *names, help=setting.help, metavar=setting.metavar, rich_help_panel=setting.panel
+    )
+    kind: Any = Annotated[_option_type(keyword), option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
 def _option_name(keyword: str) -> str:
@@ -228,6 +264,19 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         given[str(option.name)] = _as_option(f"--config {path}: {key}", option, value)
     context.default_map = {**(context.default_map or {}), **given}
     return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        is_eager=True,
+        callback=read_config,
+        help="A TOML file with options as keys.",
+        metavar="FILE",
+    ),
+]
 
 
 def _unknown(key: str, known: Mapping[str, Any]) -> str:

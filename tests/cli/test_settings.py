@@ -1,4 +1,4 @@
-"""The settings of a model and its engine as options of `llcuda serve` and as keys of a file."""
+"""The settings of a model and its engine as options of commands and as keys of a file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from llcuda import server
 from llcuda.cli import serve
+from llcuda.cli.main import app
 from llcuda.cli.settings import NO_OPTIONS, SETTINGS
 from llcuda.engine.config import EngineConfig
 from llcuda.errors import ArgumentError
+from llcuda.inference import InferenceEngine
 from llcuda.keywords import ConfigKeywords
+from llcuda.server import app as server_app
 from llcuda.server import log
+from tests.support.commands import Finished, call
 from tests.support.documents import DOCS, blocks
 
 # Keyword -> the text of its value, and the value; the others are switches.
@@ -43,6 +48,7 @@ def specs(monkeypatch: pytest.MonkeyPatch) -> Specs:
         given: list[server.ModelSpec] = []
         monkeypatch.setattr(server, "create_app", lambda models, **_: given.extend(models))
         monkeypatch.setattr(server, "serve", lambda *_, **__: None)
+        monkeypatch.setattr(server_app, "check_serving", lambda **_: None)  # takes no port
         monkeypatch.setattr(log, "configure_logging", lambda *_: None)
         result = CliRunner().invoke(serve.app, [*arguments])
         if isinstance(result.exception, ArgumentError):
@@ -164,3 +170,114 @@ def test_wrong_files(specs: Specs, tmp_path: Path, text: str, message: str) -> N
     with pytest.raises(ArgumentError) as raised:
         specs("--config", str(path))
     assert message in str(raised.value)
+
+
+# --- one declaration for all commands ---
+
+COMMANDS: dict[str, Any] = getattr(get_command(app), "commands")  # noqa: B009
+ONE_TEXT = SETTINGS.keys() - {"n_parallel", "cache_size", "unified_kv", "queue_size"}
+SOME = {
+    "run": ONE_TEXT, "chat": ONE_TEXT, "batch": SETTINGS.keys(), "bench": {"gpu_layers", "threads"},
+    "score": {"gpu_layers", "threads"}, "embed": {"ctx_size", "gpu_layers", "threads"},
+    "perplexity": {"gpu_layers", "threads"}, "imatrix": {"gpu_layers", "threads"},
+    "quantize": {"threads"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", SOME)
+def test_settings_are_the_same_in_each_command(command: str) -> None:
+    """Names and heading; a command with another default says which, and nothing else."""
+    options = {option.name: option for option in COMMANDS[command].params}
+    for keyword, setting in SETTINGS.items():
+        name = setting.option or keyword
+        of_serve = next(option for option in COMMANDS["serve"].params if option.name == name)
+        if keyword in SOME[command]:
+            facts = ("opts", "secondary_opts", "nargs", "metavar", "default", "rich_help_panel")
+            own = options[name]
+            assert [getattr(own, k) for k in facts] == [getattr(of_serve, k) for k in facts]
+            same = own.help.partition("Default:")[0] == of_serve.help.partition("Default:")[0]
+            assert same or (command, name) == ("embed", "ctx_size")
+
+
+@pytest.mark.parametrize("command", [*SOME, "serve"])
+def test_a_wrong_setting_is_refused_in_each_command(command: str, tmp_path: Path) -> None:
+    """In the same words, before a model is looked for."""
+    for name in ("IN", "text.txt"):
+        (tmp_path / name).write_text("{}")
+    text = str(tmp_path / "text.txt")
+    arguments = {
+        "batch": [text, text, "-m", "no-such"], "embed": ["no-such", "x"],
+        "score": ["no-such", "x"], "perplexity": ["no-such", "--file", text],
+        "imatrix": ["no-such", text, f"{text}.out"],
+        "quantize": ["no-such", f"{text}.out", "Q4_K_M"], "serve": ["no-such", "--port", "0"],
+    }  # fmt: skip
+    given = [command, *arguments.get(command, ["no-such"])]
+    result = call(*given, "--threads", "0")
+    expected = "error: --threads 0: expected a whole number from 1 to 512"
+    assert (2, True) == (result.status, expected in result.stderr), result.stderr
+    if command != "quantize":
+        result = call(*given, "--gpu-layers", "-1")
+        assert "error: --gpu-layers -1: expected a whole number from 0" in result.stderr
+
+
+Load = Callable[..., tuple[dict[str, Any], Finished]]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Run a command until it would load a model; return the keywords of that, and what it wrote."""
+
+    def run(*arguments: str) -> tuple[dict[str, Any], Finished]:
+        given: dict[str, Any] = {}
+
+        def keep(engine: InferenceEngine, path: Path, **keywords: Any) -> None:
+            given.update(keywords, path=path)
+            raise ArgumentError("enough")
+
+        monkeypatch.setattr(InferenceEngine, "load_model", keep)
+        finished = call(*arguments)
+        return {k: v for k, v in given.items() if k not in ("verbose", "progress")}, finished
+
+    return run
+
+
+@pytest.mark.parametrize("command", [("run", "demo", "x"), ("chat", "demo")])
+def test_settings_of_one_text(load: Load, command: tuple[str, ...]) -> None:
+    """`run` and `chat` give each to `load_model`."""
+    options: list[str] = []
+    expected: dict[str, Any] = {}
+    for keyword in sorted(ONE_TEXT - {"rope_scaling", "type_v"}):  # type_v needs flash attention
+        text, value = VALUES.get(keyword, ("", False))
+        flag = keyword.replace("_", "-")
+        options += [f"--{flag}", text] if text else [f"--no-{flag}"]
+        expected[keyword] = value
+    given, finished = load(*command, *options)
+    assert "error: enough\n" == finished.stderr
+    assert expected == {k: v for k, v in given.items() if k != "path"}
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_file_of_options(load: Load, tmp_path: Path, command: str) -> None:
+    """Sampling and the model's settings; the command line wins; a key of the server is unknown."""
+    path = tmp_path / "options.toml"
+    path.write_text("""model = "demo"
+ctx-size = 64
+type-k = "q8_0"
+temperature = 0.5
+""")
+    words = ["x"] if command == "run" else []
+    given, _ = load(command, *words, "--config", str(path), "--ctx-size", "32")
+    assert ("demo.gguf", 32, "q8_0") == (given["path"].name, given["ctx_size"], given["type_k"])
+    path.write_text("temperature = -1")
+    _, finished = load(command, "demo", *words, "--config", str(path))
+    assert (2, True) == (finished.status, "--temperature -1.0: expected" in finished.stderr)
+    path.write_text("port = 80")
+    _, finished = load(command, "demo", *words, "--config", str(path))
+    assert f"error: --config {path}: no such option: port\n" == finished.stderr
+
+
+def test_settings_are_in_use() -> None:
+    """The model computes with them."""
+    options = ("--type-k", "q8_0", "--type-v", "q8_0", "--flash-attention", "--no-mmap")
+    result = call("run", "demo", "One day", "--raw", "-n", "3", "--threads", "1", *options)
+    assert (0, True) == (result.status, bool(result.stdout.strip())), result.stderr
