@@ -46,6 +46,7 @@ from llcuda.errors import LlcudaError
 from llcuda.gguf_parser import GGUFReader, inspect_gguf
 from llcuda.hub import installed, resolver
 from llcuda.native.memory import HEADER, checksum
+from llcuda.server import ModelSpec
 from llcuda.structured import compile as compile_format
 from tests.conftest import VENDOR_MODELS
 from tests.stress.children import run_in_children
@@ -205,8 +206,9 @@ class World:
 
     @cached_property
     def server(self) -> Server:
-        """A server on the demo model."""
-        return Server(self.stack)
+        """A server on the demo model and one that ranks."""
+        rank = models.write(self.folder / "rank.gguf", *models.reranker(labels=2))
+        return Server(self.stack, self.folder, rank)
 
     @cached_property
     def states(self) -> list[tuple[str, bytes]]:
@@ -717,15 +719,72 @@ _BODIES: dict[str, dict[str, Any]] = {
         "tool_choice": "auto", "stream": True, "logprobs": True, "top_logprobs": 2,
         "response_format": {"type": "json_object"}, "stream_options": {"include_usage": True},
     },
-    "/v1/responses": {"model": "demo", "input": _HELLO, "max_output_tokens": 16},
-    "/v1/embeddings": {
-        "model": "demo", "input": ["a", "b"], "encoding_format": "float", "dimensions": 8,
+    "/v1/responses": {
+        "model": "demo", "input": _HELLO, "max_output_tokens": 16, "instructions": "a",
+        "tools": [{"type": "function", **_TOOLS[0]["function"]}], "tool_choice": "auto",
+        "text": {"format": {"type": "text"}}, "reasoning": {"effort": "low"}, "store": True,
+        "metadata": {"a": "b"}, "include": ["message.output_text.logprobs"], "truncation": "auto",
     },
-    "/v1/rerank": {"model": "demo", "query": "a", "documents": ["a", {"text": "b"}], "top_n": 1},
-    "/tokenize": {"model": "demo", "content": "Once", "add_special": True},
+    "/v1/embeddings": {
+        "model": "demo", "input": ["a", [1, 2]], "encoding_format": "float", "dimensions": 8,
+    },
+    "/v1/rerank": {"model": "rank", "query": "a", "documents": ["a", {"text": "b"}], "top_n": 1},
+    "/rerank": {"model": "rank", "query": "a", "texts": ["a", "b"], "return_text": True},
+    "/v1/classify": {"model": "rank", "input": ["a", [1, 2]], "truncate": True},
+    "/v1/score": {"model": "rank", "text_1": "a", "text_2": ["a", "b"], "truncate": True},
+    "/tokenize": {"model": "demo", "content": ["a", 5], "add_special": True, "with_pieces": True},
     "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
+    "/completion": {
+        "model": "demo", "prompt": ["Once", [1, "a"]], "n_predict": 2, "samplers": ["top_k"],
+        "n_probs": 2, "post_sampling_probs": True, "logit_bias": [[5, 1], ["a", False]],
+        "grammar": 'root ::= "a"', "id_slot": 0, "response_fields": ["content"], "stream": True,
+        "cache_prompt": True, "lora": [], "t_max_predict_ms": 50, "timeout": 1, "n_keep": 1,
+    },
+    "/infill": {
+        "model": "demo", "input_prefix": "a", "input_suffix": "b", "prompt": "c", "n_predict": 2,
+        "input_extra": [{"filename": "a", "text": "b"}], "timeout": 1,
+    },
+    "/apply-template": {"model": "demo", "messages": _HELLO, "tools": _TOOLS},
+    "/v1/chat/completions/input_tokens": {"model": "demo", "messages": _HELLO},
+    "/lora-adapters": {"model": "demo", "adapters": [{"id": 0, "scale": 0.5}]},
+    "/slots/0?action=save&model=demo": {"model": "demo", "filename": "a"},
+    "/slots/0?action=restore&model=demo": {"model": "demo", "filename": "a"},
+    "/slots/0?action=erase&model=demo": {"model": "demo"},
+    "/v1/messages": {
+        "model": "demo", "messages": _HELLO, "system": [{"type": "text", "text": "a"}],
+        "max_tokens": 2, "stop_sequences": ["x"], "stream": True, "thinking": {"type": "disabled"},
+        "tools": [{"name": "look", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "auto"}, "temperature": 0.5, "metadata": {"user_id": "a"},
+    },
+    "/v1/messages/count_tokens": {"model": "demo", "messages": _HELLO, "system": "a"},
+    "/api/chat": {
+        "model": "demo", "messages": _HELLO, "tools": _TOOLS, "format": "json", "think": False,
+        "options": {"num_predict": 2, "temperature": 0.5, "stop": ["x"]}, "logprobs": True,
+        "top_logprobs": 2, "keep_alive": 5,
+    },
+    "/api/generate": {
+        "model": "demo", "prompt": "Once", "system": "a", "raw": False, "stream": False,
+        "options": {"num_predict": 2, "seed": 1}, "format": {"type": "object"},
+    },
+    "/api/embed": {"model": "demo", "input": ["a", "b"], "truncate": True, "dimensions": 4},
+    "/api/embeddings": {"model": "demo", "prompt": "a", "options": {"num_ctx": 5}},
+    "/api/show": {"model": "demo", "verbose": True},
+    "/api/pull": {"name": "demo", "stream": False},
+    "/v1/batches": {
+        "input_file_id": "FILE", "endpoint": "/v1/completions", "completion_window": "24h",
+        "metadata": {"a": "b"},
+    },
 }  # fmt: skip
-_PATHS = ("/health", "/metrics", "/v1/models", "/v1/models/demo", "/openapi.json", "/", "/x")
+_LINE = {"custom_id": "1", "method": "POST", "url": "/v1/completions",
+         "body": {"model": "demo", "prompt": "Once", "max_tokens": 2}}  # fmt: skip
+_PATHS = (
+    "/health", "/metrics", "/v1/models", "/v1/models/demo", "/openapi.json", "/docs", "/", "/x",
+    "/props", "/props?model=rank", "/slots?model=demo&fail_on_no_slot=1", "/slots/999999999999",
+    "/slots/0?action=", "/lora-adapters?model=demo", "/v1/files?limit=0&order=up", "/v1/files/..",
+    "/v1/files/x/content", "/v1/batches?limit=1&after=x", "/v1/batches/x", "/v1/batches/x/cancel",
+    "/v1/responses/x", "/v1/responses/x/input_items", "/api/tags", "/api/ps", "/api/version",
+    "/api/blobs/x", "/api/copy", "/messages",
+)  # fmt: skip
 
 
 class Server:
@@ -733,10 +792,20 @@ class Server:
 
     Args:
         stack: Closes both.
+        folder: Where it keeps slots and files.
+        rank: The file of a model that ranks.
     """
 
-    def __init__(self, stack: ExitStack) -> None:
-        self.served = stack.enter_context(served(demo(ctx_size=128)))
+    def __init__(self, stack: ExitStack, folder: Path, rank: Path) -> None:
+        self.slots = folder / "slots"
+        files = folder / "files"
+        for path in (self.slots, files):
+            path.mkdir()
+        specs = (demo(ctx_size=128), ModelSpec("rank", str(rank)))
+        self.served = stack.enter_context(served(*specs, slot_folder=self.slots, file_folder=files))
+        self.bodies = copy.deepcopy(_BODIES)
+        answer = self.upload("requests.jsonl", _json(_LINE))
+        self.bodies["/v1/batches"]["input_file_id"] = answer.json()["id"]
         self.slowest = 0.0
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -746,6 +815,11 @@ class Server:
     def _stop(self) -> None:
         self._ends.set()
         self._thread.join()
+
+    def upload(self, name: str, data: bytes, purpose: str = "batch") -> httpx.Response:
+        """Upload a file of requests."""
+        form = {"files": {"file": (name, data)}, "data": {"purpose": purpose}}
+        return self.served.client.post("/v1/files", **form)  # type: ignore[arg-type]
 
     def _watch(self) -> None:
         headers = {"connection": "close"}  # the server ends idle ones
@@ -760,12 +834,13 @@ def http(dice: random.Random, world: World) -> None:
     """Send a strange request; the answer is not 500, and the server's loop goes on."""
     server = world.server
     server.slowest = 0.0
-    path = dice.choice([*_BODIES])
-    value: Any = changed_value(dice, _BODIES[path], dice.choice([1, 1, 2, 3]))
+    path = dice.choice([*server.bodies])
+    body = server.bodies[path]
+    value: Any = changed_value(dice, body, dice.choice([1, 1, 2, 3]))
     headers = {"content-type": "application/json"}
     method = "POST"
     data = _json(value)
-    match dice.randrange(14):
+    match dice.randrange(16):
         case 0:
             data = changed_bytes(dice, data, len(data))
         case 1:
@@ -774,12 +849,12 @@ def http(dice: random.Random, world: World) -> None:
             kinds = ["text/plain", "", "application/json; charset=utf-16", "\xff"]
             headers["content-type"] = dice.choice([*kinds, "multipart/form-data"])
         case 3:
-            key = dice.choice(list(_BODIES[path]))
+            key = dice.choice(list(body))
             data = data[:-1] + b", " + _json({key: _junk(dice)})[1:]  # a name twice
         case 4:
             data = dice.choice([b"[", b'{"a":', b"[[{", b'"']) * dice.choice([10, 5000, 200_000])
         case 5:
-            key = dice.choice(list(_BODIES[path]))
+            key = dice.choice(list(body))
             size = dice.choice([1000, 100_000, 1_000_000])
             item = dice.choice(["1", "1.5", '"a"', "null", "[]", "{}", "-1", "1e400", '"\\ud800"'])
             data = f'{{"{key}": [{", ".join([item] * (size // 4))}]}}'.encode()
@@ -794,23 +869,79 @@ def http(dice: random.Random, world: World) -> None:
             headers[dice.choice(["authorization", "x-request-id", "host", "expect", "origin"])] = (
                 dice.choice(["x" * 5000, "\xff", "100-continue", "Bearer \x7f", "null", "a b\tc"])
             )
+        case 10:
+            return _upload(dice, server)
+        case 11:
+            return _restore(dice, server)
     try:
         answer = server.served.client.request(method, path, content=data, headers=headers)
     except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError):
         return None  # the client refuses to send it
-    if answer.status_code >= 500 and "retry-after" not in answer.headers:
-        raise AssertionError(f"{answer.status_code} {answer.text[:300]}")
-    if answer.text == "Invalid HTTP request received.":  # uvicorn's
-        return None
-    if answer.status_code >= 400 and method not in ("HEAD", "OPTIONS"):
-        error = answer.json()["error"]
-        assert {"message", "type", "param", "code"} <= set(error), error
-        assert "Traceback" not in answer.text
-    if "internal error" in answer.text:
-        raise AssertionError(answer.text[:300])
+    _check(answer)
     if server.slowest > world.seconds:
         raise AssertionError(f"the health check took {server.slowest:.1f} s")
     return None
+
+
+def _check(answer: httpx.Response) -> None:
+    """Assert that an answer is none of a fault, and that an error has the shape of its API."""
+    text = answer.text
+    is_known = answer.status_code == 501 or "retry-after" in answer.headers
+    if (answer.status_code >= 500 and not is_known) or "internal error" in text:
+        raise AssertionError(f"{answer.status_code} {text[:300]}")
+    if text == "Invalid HTTP request received.":  # uvicorn's
+        return
+    if answer.status_code < 400 or answer.request.method in ("HEAD", "OPTIONS"):
+        return
+    document, path = answer.json(), answer.request.url.path
+    assert "Traceback" not in text
+    if path.startswith("/api/"):
+        assert isinstance(document["error"], str), document
+    elif path.startswith(("/v1/messages", "/messages")):
+        assert {"type", "message"} == set(document["error"]), document
+    else:
+        assert {"message", "type", "param", "code"} == set(document["error"]), document
+
+
+def _upload(dice: random.Random, server: Server) -> None:
+    """Upload a strange file in a strange form, and begin a batch of it where it is kept."""
+    lines = [_json(changed_value(dice, _LINE)) for _ in range(dice.choice([1, 2, 20]))]
+    data = dice.choice([b"\n", b"\r\n", b"", b"\0"]).join(lines)
+    if dice.random() < 0.3:
+        data = changed_bytes(dice, data, len(data))
+    if dice.random() < 0.6:
+        name = dice.choice(["a.jsonl", "../../a", "a" * 5000, "\0", "\ud800", ""])
+        try:
+            answer = server.upload(name, data, dice.choice(["batch"] * 5 + ["", "x" * 70_000]))
+        except UnicodeEncodeError:
+            return
+    else:
+        begin = b"--b\r\nContent-Disposition: form-data; name="
+        form = begin + b'"purpose"\r\n\r\nbatch\r\n' + begin + b'"file"; filename="a"\r\n\r\n'
+        form = changed_bytes(dice, form + data + b"\r\n--b--\r\n", len(form) + 50)
+        kinds = ["b", "b", "b", "", "b" * 300, '"', "b; charset=utf-16"]
+        headers = {"content-type": f"multipart/form-data; boundary={dice.choice(kinds)}"}
+        answer = server.served.client.post("/v1/files", content=form, headers=headers)
+    _check(answer)
+    if answer.status_code == 200:
+        body = {"input_file_id": answer.json()["id"], "endpoint": "/v1/completions"}
+        _check(server.served.post("/v1/batches", **body))
+        _check(server.served.client.get(f"/v1/files/{body['input_file_id']}/content"))
+
+
+def _restore(dice: random.Random, server: Server) -> None:
+    """Restore a damaged file of a slot, and use the slot after it."""
+    name = f"state-{dice.randrange(3)}"
+    fill = {"model": "demo", "prompt": "Once upon a time", "n_predict": 2, "id_slot": 1}
+    _check(server.served.post("/completion", **fill))
+    path = "/slots/1?model=demo&action="
+    _check(server.served.post(f"{path}save", model="demo", filename=name))
+    file = server.slots / name
+    file.write_bytes(changed_bytes(dice, file.read_bytes(), 400))
+    _check(server.served.post(f"{path}restore", model="demo", filename=name))
+    answer = server.served.post("/completion", **fill)
+    _check(answer)
+    assert answer.status_code == 200
 
 
 def _raw(dice: random.Random, server: Server) -> None:
