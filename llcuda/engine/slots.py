@@ -89,7 +89,7 @@ class SavedSlot:
             whole = len(tokens) == header["tokens"] and header["byteorder"] == sys.byteorder
             whole = whole and zlib.crc32(data[begin:end]) == header["crc32"]
             adapters = header["adapters"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
             raise StateError("path: the file is damaged", parameter="path")

@@ -11,13 +11,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
     ContextLengthError,
+    FileWriteError,
     ModelChangedError,
     ModelError,
     OutOfMemoryError,
@@ -59,9 +59,6 @@ class ApiError(Exception):
         self.code = code
         self.retry = retry
         self.closes = closes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), self.status), (self.message,), self.__dict__
 
     @property
     def kind(self) -> str:
@@ -205,7 +202,7 @@ def translate(error: BaseException, names: Mapping[str, str] | None = None) -> A
         return ApiError(503, "the model is being unloaded", code="unavailable", retry=RETRY_SECONDS)
     if isinstance(error, ModelChangedError):
         return ApiError(503, MODEL_CHANGED, code="model_failed")
-    if isinstance(error, ModelError):
+    if isinstance(error, ModelError) and not isinstance(error, FileWriteError):
         return ApiError(503, NOT_LOADABLE, code="model_unavailable")
     return ApiError(500, INTERNAL)
 

@@ -1,5 +1,6 @@
 """llama-server's own API: its shapes, and what is refused."""
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llcuda.errors import FileWriteError
 from llcuda.params import SamplingParams
 from llcuda.server.leniency import HEADER
 from llcuda.server.llama_server.probabilities import after_sampling
@@ -345,11 +347,35 @@ def test_save_restore_erase(slots: tuple[Served, Path]) -> None:
             error = is_error(server.post(f"/slots/0?action={action}", filename=name), 400)
             assert "filename" == error["param"]
     (folder / "b.bin").write_bytes(b"llcuda slot 1\nrubbish")
-    for name in ("missing", "b.bin"):
+    (folder / "c.bin").write_bytes(b"llcuda slot 1\n" + b"[" * 9000 + b"\n")
+    for name in ("missing", "b.bin", "c.bin"):
         is_error(server.post("/slots/0?action=restore", filename=name), 400)
     assert b"GGUF" == outside.read_bytes()[:4]
     for path in ("/slots/9?action=erase", "/slots/0?action=drop", "/slots/0"):
         is_error(server.client.post(path), 400)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [(errno.ENOSPC, 507, "the server's disk is full"), (errno.EACCES, 500, "internal error; the")],
+)
+def test_a_slot_that_cannot_be_written(
+    slots: tuple[Served, Path],
+    number: int,
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client learns of a full disk; another reason is in the log."""
+
+    def fail(*_: Any) -> None:
+        failure = FileWriteError("cannot write a: no")
+        failure.errno = number
+        raise failure
+
+    monkeypatch.setattr("llcuda.engine.slots.atomic_write", fail)
+    error = is_error(slots[0].post("/slots/0?action=save", filename="full"), status)
+    assert error["message"].startswith(message)
 
 
 def test_no_folder(server: Served) -> None:

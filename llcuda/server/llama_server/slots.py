@@ -14,6 +14,7 @@ from llcuda.errors import ConcurrencyError
 from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.errors import ApiError
+from llcuda.server.file_store import disk_errors
 from llcuda.server.llama_server.protocol import SlotBody
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ModelBody
@@ -85,7 +86,8 @@ async def answer_save(
     """Answer POST /slots/ID?action=save."""
     path, engine = slot_file(folder, body.filename), loaded.text_engine()
     started = perf_counter()
-    tokens = await _work(slot, lambda: engine.save_slot(slot, path))
+    with disk_errors():
+        tokens = await _work(slot, lambda: engine.save_slot(slot, path))
     document = {"id_slot": slot, "filename": body.filename, "n_saved": tokens}
     size, passed = path.stat().st_size, 1000 * (perf_counter() - started)
     await writer.json({**document, "n_written": size, "timings": {"save_ms": passed}})
