@@ -15,7 +15,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -215,10 +215,11 @@ def _own_routes(service: Service) -> APIRouter:
 
     @router.get("/health", response_model=dict[str, str])
     async def health(request: Request) -> Any:
-        """Say that the server answers; 503 after a model or a GPU has failed for good."""
-        if (failure := service.models.failure()) is not None:
-            return _refusal(request, failure)
+        """Say that the server answers; 503 after a model has failed for good."""
         loaded = service.models.loaded.values()
+        for model in loaded:
+            if model.state == "failed":
+                return _refusal(request, model.failure())
         recovers = any(model.state == "recovering" for model in loaded)
         return {"status": "recovering" if recovers else "ok"}
 
@@ -286,17 +287,20 @@ def serve(
         ArgumentError: The address cannot be used, or the certificate or its key.
         KeyboardInterrupt: Ctrl-C, after the server has stopped.
     """
-    check_number("port", port, "int", 0, 65535)
-    check_number("drain_seconds", drain_seconds, "number", 0)
-    check_number("idle_seconds", idle_seconds, "number", MIN_SECONDS)
+    check_serving(
+        host=host,
+        port=port,
+        uds=uds,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        drain_seconds=drain_seconds,
+        idle_seconds=idle_seconds,
+    )
     _raise_file_limit()
     config = uvicorn_config(app, drain_seconds, idle_seconds)
-    scheme = "http"
-    if tls_cert is not None or tls_key is not None:
-        check_certificate(tls_cert, tls_key)
-        scheme = "https"
-        config.ssl_certfile, config.ssl_keyfile = tls_cert, tls_key
-    with listen(host, port) if uds is None else listen_unix(Path(uds)) as listener:
+    config.ssl_certfile, config.ssl_keyfile = tls_cert, tls_key
+    scheme = "http" if tls_cert is None else "https"
+    with _listener(host, port, uds) as listener:
         if uds is None:
             address, port = listener.getsockname()[:2]
             name = f"[{address}]" if ":" in address else address
@@ -310,6 +314,42 @@ def serve(
                 server.run([listener])
         finally:
             signal.signal(signal.SIGTERM, previous)
+
+
+def check_serving(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    uds: str | os.PathLike[str] | None = None,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    drain_seconds: float = 30.0,
+    idle_seconds: float = 30.0,
+) -> None:
+    """Raise ArgumentError for what `serve` refuses, before models are loaded for an application.
+
+    Args:
+        host: As for `serve`, like the others.
+        port: The port, which must be free.
+        uds: The Unix socket.
+        tls_cert: The certificate.
+        tls_key: Its key.
+        drain_seconds: Seconds to finish.
+        idle_seconds: Seconds of a head.
+    """
+    check_number("port", port, "int", 0, 65535)
+    check_number("drain_seconds", drain_seconds, "number", 0)
+    check_number("idle_seconds", idle_seconds, "number", MIN_SECONDS)
+    if tls_cert is not None or tls_key is not None:
+        check_certificate(tls_cert, tls_key)
+    with _listener(host, port, uds):
+        pass
+
+
+def _listener(
+    host: str, port: int, uds: str | os.PathLike[str] | None
+) -> AbstractContextManager[socket.socket]:
+    return listen(host, port) if uds is None else listen_unix(Path(uds))
 
 
 def _served_names(app: FastAPI) -> list[str]:

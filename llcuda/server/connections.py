@@ -14,7 +14,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llcuda.errors import ArgumentError
-from llcuda.params import wrong_argument, wrong_value
+from llcuda.params import wrong_value
 
 CLIENT_TIMEOUT_MS = 60_000  # a client that reads nothing for so long is disconnected
 MAX_HEAD_BYTES = 2**16  # of a request's line and headers
@@ -90,7 +90,7 @@ def check_certificate(
 ) -> None:
     """Raise ArgumentError for a certificate or a key that TLS cannot use."""
     if certificate is None:
-        raise wrong_argument("tls_cert", "missing", "give the certificate of tls_key")
+        raise wrong_value("tls_key", os.fspath(key or ""), "has no certificate", "give tls_cert")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:  # an encrypted key would be asked for on stdin
         context.load_cert_chain(certificate, key, password=lambda: "")

@@ -243,7 +243,7 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
         (["chat", "demo", "-c", "y"], 2, "error: --ctx-size y: expected a whole number"),
         (["run", "demo", "x", "--num-ctx", "9"], 2, "no such option; give --ctx-size"),
         (["run", "demo", "--n-predict=9"], 2, "--n-predict: no such option; give --max-tokens"),
-        (["bench", "demo", "-ngl", "9"], 2, "-ngl: no such option; give --gpu-layers"),
+        (["bench", "demo", "--num-gpu", "9"], 2, "--num-gpu: no such option; give --gpu-layers"),
         (["run", "demo", "-p", "hi"], 2, "-p: no such option; the prompt needs no option"),
         (["tokenize", "demo", "--temp", "0"], 2, "No such option: --temp"),
         (["-m", "demo", "x"], 2, "-m: no such option; the model follows a command: llcuda chat"),
@@ -293,7 +293,7 @@ def test_errors_of_serve(
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     logger = logging.getLogger("llcuda")
     level = logger.level
-    result = call(*arguments)
+    result = call(*arguments, *([] if "--port" in arguments else ["--port", "0"]))
     logger.setLevel(level)
     shown = " ".join(result.stderr.replace("│", " ").split())
     assert (status, True) == (result.status, message in shown), shown
@@ -307,7 +307,7 @@ def test_serve_passes_its_options_on(option: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(server, "create_app", lambda models, **_: specs.extend(models))
     monkeypatch.setattr(server, "serve", lambda app, **_: None)
     monkeypatch.setattr(log, "configure_logging", lambda *_: None)
-    result = CliRunner().invoke(serve.app, ["demo", option])
+    result = CliRunner().invoke(serve.app, ["demo", option, "--port", "0"])
     assert 0 == result.exit_code, result.output
     assert [option == "--bare-tool-calls"] == [s.parameters["bare_tool_calls"] for s in specs]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from llcuda.errors import ArgumentError
 from llcuda.server.middleware import RequestGuardMiddleware
 from llcuda.server.service import Service
 from tests.support import programs
+from tests.support.commands import call
 
 
 class Seen:
@@ -67,6 +70,7 @@ def run(patch: pytest.MonkeyPatch, *arguments: str) -> Seen:
         seen.logging = level, log_format
 
     patch.setattr("llcuda.server.serve", keep)
+    patch.setattr("llcuda.server.app.check_serving", lambda **_: None)  # which needs a free port
     patch.setattr("llcuda.server.log.configure_logging", log)
     result = CliRunner().invoke(command_line, ["serve", *arguments], catch_exceptions=False)
     assert 0 == result.exit_code, result.output
@@ -196,14 +200,64 @@ def test_options_that_depend_on_each_other(serve: Callable[..., Seen], tmp_path:
     assert "warning" not in serve("--host", "0.0.0.0", "--api-key", "a").output
     assert () == serve("--allowed-host", "*").guard["hosts"]
     assert HOSTS == serve("--api-key", "a").guard["hosts"]
-    with pytest.raises(ArgumentError, match=r"^--uds a\.sock: .* --host and --port is given too"):
+    with pytest.raises(ArgumentError, match=r"^--uds a\.sock: .* --host and --port are given too"):
         serve("--uds", "a.sock", "--host", "::1", "--port", "1")
+    config = tmp_path / "serve.toml"
+    config.write_text("port = 1")
+    with pytest.raises(
+        ArgumentError, match=r"but port in the file of --config is given too; leave"
+    ):
+        serve("--uds", "a.sock", "--config", str(config))
+    config.write_text('uds = "a.sock"')
+    assert Path("a.sock") == serve("--config", str(config)).serving["uds"]
+    with pytest.raises(ArgumentError, match=r"^--uds a\.sock: .* --port is given too; leave out"):
+        serve("--config", str(config), "--port", "1")
     assert None is serve("--deadline", "0").service.limits.deadline
     exact = serve("--batch-invariant").parameters
     assert (True, ()) == (exact["batch_invariant"], exact["devices"])
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}ü", encoding="utf-8")
     assert "{{ messages }}ü" == serve("--chat-template", str(template)).parameters["template"]
+
+
+TLS = Path(__file__).parents[1] / "support" / "tls"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tls-cert", f"{TLS}/certificate.pem"], "has no private key; give --tls-key FILE"),
+        (["--tls-key", f"{TLS}/key.pem"], "key.pem': has no certificate; give --tls-cert FILE"),
+        (["--tls-cert", __file__], f"--tls-cert {__file__!r}: the certificate and its key cannot"),
+        (["--port", "PORT"], "cannot listen on 127.0.0.1:PORT: Address already in use"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8080: Cannot assign requested"),
+        (["--uds", "/no/such/a.sock"], "--uds '/no/such/a.sock': cannot listen there: No such"),
+        (["--idle-timeout", "0"], "--idle-timeout 0.0: expected a number at least 0.001"),
+        (["--otlp-endpoint", "localhost"], "--otlp-endpoint 'localhost': expected a URL such as"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_before_a_model_is_loaded(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also an address that another program has."""
+    monkeypatch.setattr("llcuda.server.create_app", pytest.fail)
+    monkeypatch.setattr("llcuda.server.log.configure_logging", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = call("serve", "demo", *[port if word == "PORT" else word for word in options])
+    assert (2, "") == (result.status, result.stdout)
+    assert message.replace("PORT", port) in result.stderr
+
+
+def test_traces_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the error says what to type."""
+    monkeypatch.setattr("llcuda.server.create_app", pytest.fail)
+    monkeypatch.setattr("llcuda.server.log.configure_logging", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    result = call("serve", "demo", "--port", "0", "--otlp-endpoint", "http://localhost:4318")
+    assert (1, "") == (result.status, result.stdout)
+    assert "traces need OpenTelemetry: pip install 'llcuda[otel]'" in result.stderr
 
 
 def test_adapters_are_loaded(serve: Callable[..., Seen], model_files: dict[str, Path]) -> None:
@@ -243,7 +297,7 @@ def serve(app, **keywords):
     asyncio.run(begin())
 
 llcuda.server.serve = serve
-sys.argv[1:] = ["serve", "demo"]
+sys.argv[1:] = ["serve", "demo", "--port", "0"]
 main()
 """
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -92,7 +93,7 @@ def refuses(url: str) -> bool:
 
 
 @contextmanager
-def serve_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serve_process(*options: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `llcuda serve` for the demo model on a free port; yield the process and its URL."""
     command = [sys.executable, "-m", "llcuda", "serve", "demo", "--port", "0", "--threads", "1"]
     with subprocess.Popen(
@@ -100,7 +101,7 @@ def serve_process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
-        match = re.search(r"http://127\.0\.0\.1:\d+", line)
+        match = re.search(r"https?://127\.0\.0\.1:\d+", line)
         assert match, line
         yield running, match[0]
         running.kill()
