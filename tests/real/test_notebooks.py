@@ -1,4 +1,7 @@
-"""The notebooks' cells with a real model on the CPU, in place of the one that they download."""
+"""Kaggle's notebook with a real model on the CPU, in place of the one that it downloads.
+
+Colab's has the same cells but for those of the second GPU: tests/docs/test_notebooks.py.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from tests.real.conftest import GEMMA, file
 from tests.support.documents import ROOT
 from tests.support.notebooks import NOTEBOOKS, Session
 
+KAGGLE = NOTEBOOKS[1]
 SHORTER = {
     "NEED_GPU = True": "NEED_GPU = False",
     "--measure startup,": "--quick --threads 1 --measure startup,",
@@ -22,11 +26,9 @@ SHORTER = {
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_cells_run(
-    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each shows something, and the last one the report with all tables and the tests."""
     path = file(GEMMA)
     (tmp_path / "llcuda-source").mkdir()
@@ -37,7 +39,7 @@ def test_the_cells_run(
     )  # fmt: skip
     monkeypatch.chdir(tmp_path)
     session, shown = Session({**SHORTER, "gemma-3-1b-Q4_K_M": str(path)}), ""
-    for cell in session.run_all(notebook):
+    for cell in session.run_all(KAGGLE):
         shown = capsys.readouterr().out.strip()
         assert shown, cell.id
         if cell.id == "load":
