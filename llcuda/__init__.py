@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llcuda import errors as errors
     from llcuda import steps as steps
     from llcuda._version import __version__ as __version__
+    from llcuda.batch import BatchProcessor as BatchProcessor
     from llcuda.chat.parser import ChatDelta as ChatDelta
     from llcuda.chat.session import Chat as Chat
     from llcuda.chat.session import ChatCompletion as ChatCompletion
@@ -95,6 +96,7 @@ _HOMES = {
     "AnswerError": "llcuda.errors",
     "ArgumentError": "llcuda.errors",
     "BatchError": "llcuda.errors",
+    "BatchProcessor": "llcuda.batch",
     "Chat": "llcuda.chat.session",
     "ChatCompletion": "llcuda.chat.session",
     "ChatDelta": "llcuda.chat.parser",

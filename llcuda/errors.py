@@ -130,6 +130,10 @@ class FileWriteError(ModelError, OSError):
         """The message, without the number of the error."""
         return str(self.args[0])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        number = {"errno": self.errno, "strerror": self.strerror}
+        return type(self), self.args, {**self.__dict__, **number}
+
 
 class LoadCancelledError(ModelError):
     """The progress callback returned False."""
@@ -253,3 +257,14 @@ class ClosedError(LlcudaError, RuntimeError):
 
 class ConcurrencyError(LlcudaError, RuntimeError):
     """Another thread is inside this context or sampler, or a hook makes a call that it must not."""
+
+
+_OF_ALL = (
+    *(ClosedError, ConcurrencyError, DeviceLostError, LibraryError, ModelChangedError),
+    NoTextError,
+)
+
+
+def is_of_one_text(error: BaseException) -> bool:
+    """Return whether an error is that of one text of many, so that the others can be computed."""
+    return isinstance(error, LlcudaError) and not isinstance(error, _OF_ALL)

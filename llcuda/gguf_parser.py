@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from numpy.typing import NDArray
 
 from llcuda._lazy import deprecated
+from llcuda._pickling import stays_in_process
 from llcuda.errors import ClosedError, GGUFError, MissingTensorError, ModelError
 from llcuda.native.gguf import mapped
 from llcuda.native.gguf.check import check_tensors
@@ -116,6 +117,7 @@ class Summary:
     types: dict[str, int]
 
 
+@stays_in_process("its path")
 class GGUFReader:
     """A GGUF file, or all files of a split model.
 

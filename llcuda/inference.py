@@ -11,18 +11,21 @@ Joins the hub, which finds files by name, and the engine. Only loading prints, a
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, Unpack
+from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from llcuda._lazy import explain_names
+from llcuda._pickling import RECIPE, stays_in_process
 from llcuda.chat.session import Chat, ChatCompletion
 from llcuda.chat.tool_loop import Tool, ToolRun
 from llcuda.embeddings.cache import Embedders
@@ -34,7 +37,15 @@ from llcuda.engine.loop import in_hook
 from llcuda.engine.metrics import Metrics, RequestRecord, StepRecord
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request, as_completed
-from llcuda.errors import ArgumentError, ClosedError, ConcurrencyError, NoTextError, QueueFullError
+from llcuda.errors import (
+    ArgumentError,
+    ClosedError,
+    ConcurrencyError,
+    LlcudaError,
+    NoTextError,
+    QueueFullError,
+    is_of_one_text,
+)
 from llcuda.files import path_text
 from llcuda.hub.resolver import resolve
 from llcuda.keywords import (
@@ -57,8 +68,10 @@ from llcuda.native.estimate import memory_needed
 from llcuda.native.model import Model, check_devices
 from llcuda.params import (
     BATCH_SIZE,
+    ON_ERROR,
     ContextParams,
     ModelParams,
+    check_choice,
     check_flag,
     wrong_argument,
     wrong_value,
@@ -69,7 +82,7 @@ from llcuda.structured import compile_beside
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
-Submitted = TypeVar("Submitted")
+Outcome = TypeVar("Outcome")
 
 
 class _Handle(Protocol[Result_co]):
@@ -100,6 +113,7 @@ class _Load:
     progress: bool
 
 
+@stays_in_process(RECIPE)
 @explain_names
 class InferenceEngine:
     """Loads a model by name and generates text with it, from any number of threads.
@@ -400,23 +414,46 @@ class InferenceEngine:
             raise ClosedError("the model was unloaded meanwhile")
         return embedders.embedder(pooling)
 
+    @overload
+    def embed(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        pooling: str | None = None,
+        on_error: Literal["raise"] = "raise",
+        **keywords: Unpack[EmbedKeywords],
+    ) -> Float32: ...
+
+    @overload
+    def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        pooling: str | None = None,
+        on_error: Literal["return"],
+        **keywords: Unpack[EmbedKeywords],
+    ) -> list[Float32 | LlcudaError]: ...
+
     @show_keywords(EmbedKeywords)
     def embed(
         self,
         texts: str | Sequence[Text],
         *,
         pooling: str | None = None,
+        on_error: str = "raise",
         **keywords: Unpack[EmbedKeywords],
-    ) -> Float32:
+    ) -> Any:
         """Return the vectors of texts: float32, shape (len(texts), size); of one text, (size,).
 
         Args:
             texts: As those of `Embedder.embed`.
             pooling: As that of `Embedder`; None = as the model's file says.
+            on_error: As that of `Embedder.embed`.
             **keywords: The keywords of `Embedder.embed`.
         """
         check_keywords(keywords, InferenceEngine.embed, EmbedKeywords)
-        return self.embedder(pooling).embed(texts, **keywords)
+        embed: Any = self.embedder(pooling).embed
+        return embed(texts, on_error=on_error, **keywords)
 
     def rerank(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> Float32:
         """Return how well documents answer a query, by a rerank model; see `Embedder.rerank`.
@@ -474,7 +511,7 @@ class InferenceEngine:
             stop_sequences=stop_sequences,
             **keywords,
         )
-        return _results([request])[0]
+        return _results([request], map(Request.result, [request]))[0]
 
     @show_keywords(GenerateKeywords)
     def infer_n(
@@ -490,7 +527,30 @@ class InferenceEngine:
         Raises:
             QueueFullError: n_parallel + queue_size have no room for all of them.
         """
-        return _results(self.engine.submit_n(prompt, n, **_with_stop(keywords)))
+        requests = self.engine.submit_n(prompt, n, **_with_stop(keywords))
+        return _results(requests, map(Request.result, requests))
+
+    @overload
+    def batch_infer(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int = 128,
+        *,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        **keywords: Unpack[StreamKeywords],
+    ) -> list[Completion]: ...
+
+    @overload
+    def batch_infer(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int = 128,
+        *,
+        progress: bool = False,
+        on_error: Literal["return"],
+        **keywords: Unpack[StreamKeywords],
+    ) -> list[Completion | LlcudaError]: ...
 
     @show_keywords(StreamKeywords)
     def batch_infer(
@@ -499,26 +559,52 @@ class InferenceEngine:
         max_tokens: int = 128,
         *,
         progress: bool = False,
+        on_error: str = "raise",
         **keywords: Unpack[StreamKeywords],
-    ) -> list[Completion]:
+    ) -> list[Any]:
         """Continue several prompts, up to n_parallel at once, each as a request of its own.
 
         Args:
             prompts: The texts to continue.
             max_tokens: Largest number of tokens to sample for each.
             progress: Draw a bar on stderr, in a terminal or a notebook.
+            on_error: What becomes of the error of one prompt. "raise": it is raised, and the other
+                requests are cancelled. "return": it stands in the place of the result, and the
+                others go on. An error that concerns every prompt is raised in any case.
             **keywords: The keywords of `infer`.
 
         Returns:
             The results in the order of the prompts.
 
         Raises:
-            ArgumentError: A prompt is refused; the message has its index, and the other requests
-                are cancelled. A full queue is waited for.
+            ArgumentError: A prompt is refused; the message has its index. A full queue is waited
+                for.
         """
         check_keywords(keywords, InferenceEngine.batch_infer, StreamKeywords)
-        submit = self._prompt_submitter(prompts, max_tokens, keywords)
-        return _batch(prompts, submit, _bar("prompts", prompts, progress))
+        submit = self._prompt_submitter(prompts, max_tokens, on_error, keywords)
+        return self._batch(prompts, submit, _bar("prompts", prompts, progress), on_error)
+
+    @overload
+    def batch_infer_iter(
+        self,
+        prompts: Iterable[str],
+        max_tokens: int = 128,
+        *,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        **keywords: Unpack[StreamKeywords],
+    ) -> Iterator[tuple[int, Completion]]: ...
+
+    @overload
+    def batch_infer_iter(
+        self,
+        prompts: Iterable[str],
+        max_tokens: int = 128,
+        *,
+        progress: bool = False,
+        on_error: Literal["return"],
+        **keywords: Unpack[StreamKeywords],
+    ) -> Iterator[tuple[int, Completion | LlcudaError]]: ...
 
     @show_keywords(StreamKeywords)
     def batch_infer_iter(
@@ -527,8 +613,9 @@ class InferenceEngine:
         max_tokens: int = 128,
         *,
         progress: bool = False,
+        on_error: str = "raise",
         **keywords: Unpack[StreamKeywords],
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Iterator[tuple[int, Any]]:
         """Continue prompts, and yield the index and the result of each as soon as it has ended.
 
         Prompts are read as they are needed, so that a generator may give any number of them.
@@ -538,18 +625,19 @@ class InferenceEngine:
             prompts: The texts to continue.
             max_tokens: Largest number of tokens to sample for each.
             progress: Draw a bar on stderr, in a terminal or a notebook; only for a list.
+            on_error: As that of `batch_infer`.
             **keywords: The keywords of `infer`.
 
         Raises:
             ArgumentError: A prompt is refused; the message has its index.
         """
         check_keywords(keywords, InferenceEngine.batch_infer_iter, StreamKeywords)
-        submit = self._prompt_submitter(prompts, max_tokens, keywords)
-        return self._each(prompts, submit, _bar("prompts", prompts, progress))
+        submit = self._prompt_submitter(prompts, max_tokens, on_error, keywords)
+        return self._each(prompts, submit, _bar("prompts", prompts, progress), on_error)
 
     def _prompt_submitter(
-        self, prompts: Any, max_tokens: int, keywords: StreamKeywords
-    ) -> Callable[[int, str], Request]:
+        self, prompts: Any, max_tokens: int, on_error: str, keywords: StreamKeywords
+    ) -> Callable[[int, str], _Handle[Completion]]:
         if isinstance(prompts, str):
             raise TypeError("prompts: expected a list of texts; infer() takes one text")
         if is_dataclass(max_tokens):
@@ -558,9 +646,32 @@ class InferenceEngine:
                 f"expected a whole number, not {type(max_tokens).__name__}",
                 "give its fields as keywords",
             )
+        check_choice("on_error", on_error, ON_ERROR)
         return lambda index, prompt: _patiently(
-            f"prompt {index}", lambda: self.submit(prompt, max_tokens=max_tokens, **keywords)
+            f"prompt {index}",
+            lambda: self.submit(prompt, max_tokens=max_tokens, **keywords),
+            on_error,
         )
+
+    @overload
+    def batch_chat(
+        self,
+        conversations: Sequence[str | Sequence[Mapping[str, Any]]],
+        *,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        **keywords: Unpack[ChatKeywords],
+    ) -> list[ChatCompletion[Completion]]: ...
+
+    @overload
+    def batch_chat(
+        self,
+        conversations: Sequence[str | Sequence[Mapping[str, Any]]],
+        *,
+        progress: bool = False,
+        on_error: Literal["return"],
+        **keywords: Unpack[ChatKeywords],
+    ) -> list[ChatCompletion[Completion] | LlcudaError]: ...
 
     @show_keywords(ChatKeywords)
     def batch_chat(
@@ -568,24 +679,47 @@ class InferenceEngine:
         conversations: Sequence[str | Sequence[Mapping[str, Any]]],
         *,
         progress: bool = False,
+        on_error: str = "raise",
         **keywords: Unpack[ChatKeywords],
-    ) -> list[ChatCompletion[Completion]]:
+    ) -> list[Any]:
         """Answer several conversations, up to n_parallel at once.
 
         Args:
             conversations: For each its messages, or the text of a user.
             progress: Draw a bar on stderr, in a terminal or a notebook.
+            on_error: What becomes of the error of one conversation; see `batch_infer`.
             **keywords: The keywords of `chat`.
 
         Returns:
             The answers in the order of the conversations.
 
         Raises:
-            ArgumentError: A conversation is refused; the message has its index, and the other
-                requests are cancelled. A full queue is waited for.
+            ArgumentError: A conversation is refused; the message has its index. A full queue is
+                waited for.
         """
-        submit = self._chat_submitter(conversations, keywords)
-        return _batch(conversations, submit, _bar("conversations", conversations, progress))
+        submit = self._chat_submitter(conversations, on_error, keywords)
+        bar = _bar("conversations", conversations, progress)
+        return self._batch(conversations, submit, bar, on_error)
+
+    @overload
+    def batch_chat_iter(
+        self,
+        conversations: Iterable[str | Sequence[Mapping[str, Any]]],
+        *,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        **keywords: Unpack[ChatKeywords],
+    ) -> Iterator[tuple[int, ChatCompletion[Completion]]]: ...
+
+    @overload
+    def batch_chat_iter(
+        self,
+        conversations: Iterable[str | Sequence[Mapping[str, Any]]],
+        *,
+        progress: bool = False,
+        on_error: Literal["return"],
+        **keywords: Unpack[ChatKeywords],
+    ) -> Iterator[tuple[int, ChatCompletion[Completion] | LlcudaError]]: ...
 
     @show_keywords(ChatKeywords)
     def batch_chat_iter(
@@ -593,8 +727,9 @@ class InferenceEngine:
         conversations: Iterable[str | Sequence[Mapping[str, Any]]],
         *,
         progress: bool = False,
+        on_error: str = "raise",
         **keywords: Unpack[ChatKeywords],
-    ) -> Iterator[tuple[int, ChatCompletion[Completion]]]:
+    ) -> Iterator[tuple[int, Any]]:
         """Answer conversations, and yield the index and the answer of each as soon as it has ended.
 
         Conversations are read as they are needed. Leaving the loop cancels the requests that run.
@@ -602,36 +737,72 @@ class InferenceEngine:
         Args:
             conversations: For each its messages, or the text of a user.
             progress: Draw a bar on stderr, in a terminal or a notebook; only for a list.
+            on_error: What becomes of the error of one conversation; see `batch_infer`.
             **keywords: The keywords of `chat`.
 
         Raises:
             ArgumentError: A conversation is refused; the message has its index.
         """
-        submit = self._chat_submitter(conversations, keywords)
-        return self._each(conversations, submit, _bar("conversations", conversations, progress))
+        submit = self._chat_submitter(conversations, on_error, keywords)
+        bar = _bar("conversations", conversations, progress)
+        return self._each(conversations, submit, bar, on_error)
 
     def _chat_submitter(
-        self, conversations: Any, keywords: ChatKeywords
-    ) -> Callable[[int, str | Sequence[Mapping[str, Any]]], Chat[Completion]]:
+        self, conversations: Any, on_error: str, keywords: ChatKeywords
+    ) -> Callable[[int, str | Sequence[Mapping[str, Any]]], _Handle[ChatCompletion[Completion]]]:
         one = isinstance(conversations, Sequence) and any(
             isinstance(message, Mapping) for message in conversations
         )
         if isinstance(conversations, str) or one:
             rule = "conversations: expected a list of conversations; chat() answers one"
             raise TypeError(rule)
+        check_choice("on_error", on_error, ON_ERROR)
         return lambda index, messages: _patiently(
-            f"conversation {index}", lambda: self.chat(messages, **keywords)
+            f"conversation {index}", lambda: self.chat(messages, **keywords), on_error
         )
 
+    def _batch(
+        self,
+        items: Sequence[Item],
+        submit: Callable[[int, Item], _Handle[Result]],
+        bar: _Bar,
+        on_error: str,
+    ) -> list[Result | LlcudaError]:
+        """Submit all items, and return their results in their order."""
+        handles: list[_Handle[Result]] = []
+        try:
+            for index, item in enumerate(items):
+                handles.append(submit(index, item))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return _results(handles, map(partial(self._result, on_error), handles), bar)
+
     def _each(
-        self, items: Iterable[Item], submit: Callable[[int, Item], _Handle[Result]], bar: _Bar
-    ) -> Iterator[tuple[int, Result]]:
+        self,
+        items: Iterable[Item],
+        submit: Callable[[int, Item], _Handle[Result]],
+        bar: _Bar,
+        on_error: str,
+    ) -> Iterator[tuple[int, Result | LlcudaError]]:
         """Yield the result of each item; twice n_parallel keep the engine busy."""
         width = 2 * self.engine.params.n_parallel
         with bar as draw:
             for finished, (index, handle) in enumerate(as_completed(items, submit, width)):
                 draw(finished)
-                yield index, handle.result()
+                yield index, self._result(on_error, handle)
+
+    def _result(self, on_error: str, handle: _Handle[Result]) -> Result | LlcudaError:
+        """Return a result, or with on_error="return" the error of this text alone."""
+        try:
+            return handle.result()
+        except LlcudaError as error:
+            engine = self._engine
+            ended = engine is None or engine.closed
+            if on_error == "raise" or ended or not is_of_one_text(error):
+                raise
+            return error.with_traceback(None)  # which would keep what its frames hold
 
     @show_keywords(StreamKeywords)
     def stream(
@@ -868,7 +1039,29 @@ def _kept_engine() -> _KeptEngine:
         return _kept
 
 
-def _patiently(name: str, submit: Callable[[], Submitted]) -> Submitted:
+class _Refused:
+    """The handle of one of several that was refused."""
+
+    done = True
+
+    def __init__(self, error: LlcudaError) -> None:
+        self._error = error
+
+    def cancel(self) -> None:
+        pass
+
+    def result(self) -> Any:
+        raise self._error
+
+    def _note_end(self, event: threading.Event) -> None:
+        event.set()
+
+
+# Parameters whose errors are those of one text: its own, and what has to fit its messages.
+_OF_ONE = frozenset(("", "prompt", "messages", "system"))
+
+
+def _patiently(name: str, submit: Callable[[], _Handle[Result]], on_error: str) -> _Handle[Result]:
     """Submit one of several, wait while the queue is full, and name the one that is refused."""
     while True:
         try:
@@ -876,24 +1069,12 @@ def _patiently(name: str, submit: Callable[[], Submitted]) -> Submitted:
         except QueueFullError:
             time.sleep(0.005)
         except ArgumentError as error:
-            problem, parameter, remedy = error.problem, error.parameter, error.remedy
-            text = f"{name}: {problem}"
-            raise type(error)(text, parameter=parameter, remedy=remedy) from error
-
-
-def _batch(
-    items: Sequence[Item], submit: Callable[[int, Item], _Handle[Result]], bar: _Bar
-) -> list[Result]:
-    """Submit all items, and return their results in their order."""
-    handles: list[_Handle[Result]] = []
-    try:
-        for index, item in enumerate(items):
-            handles.append(submit(index, item))
-    except BaseException:
-        for handle in handles:
-            handle.cancel()
-        raise
-    return _results(handles, bar)
+            named = copy(error)
+            named.args = (f"{name}: {error.problem}",)
+            parameter = re.split(r"[.\[]", error.parameter or "", maxsplit=1)[0]
+            if on_error == "raise" or parameter not in _OF_ONE or not is_of_one_text(error):
+                raise named from error
+            return _Refused(named)
 
 
 def _bar(noun: str, items: Any, progress: bool) -> _Bar:
@@ -912,13 +1093,16 @@ def _counting_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda finished: draw(finished / total)
 
 
-def _results(handles: Sequence[_Handle[Result]], bar: _Bar | None = None) -> list[Result]:
-    results: list[Result] = []
+def _results(
+    handles: Sequence[_Handle[Any]], outcomes: Iterator[Outcome], bar: _Bar | None = None
+) -> list[Outcome]:
+    """Return the outcome of each handle; an exception cancels the others."""
+    results: list[Outcome] = []
     try:
         with bar or _NO_BAR as draw:
-            for handle in handles:
+            for _ in handles:
                 draw(len(results))
-                results.append(handle.result())
+                results.append(next(outcomes))
         return results
     finally:
         for handle in handles:

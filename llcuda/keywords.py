@@ -269,6 +269,18 @@ class StreamKeywords(_FurtherRequest, SamplingKeywords, total=False):
     parse_special: bool
 
 
+class BatchKeywords(ConfigKeywords, _FurtherChat, total=False):
+    """The keywords of `BatchProcessor`: those of loading, and of all its tasks."""
+
+    tools: Sequence[Any] | None
+    stop_sequences: Iterable[str] | None
+    pooling: str | None
+    normalize: bool
+    truncate: bool
+    dimensions: int | None
+    parse_special: bool
+
+
 # --- sorting ---
 
 NEAR = 0.8  # of difflib: "temprature" is near "temperature", "dtype" is not near "type_v"

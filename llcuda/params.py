@@ -23,6 +23,7 @@ ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 POOLINGS = ("none", "mean", "cls", "last", "rank")
 ATTENTIONS = ("causal", "non_causal")
 CUDA_GRAPHS = ("auto", "on", "off", "checked")
+ON_ERROR = ("raise", "return")  # what a call with many texts does with the error of one
 INT32_MAX = 2**31 - 1
 BATCH_SIZE = UBATCH_SIZE = 512  # of a context and of an engine; the second is llama.cpp's own
 MAX_BIAS = 1e30  # added to a logit, which is a float of 32 bits

@@ -335,6 +335,10 @@ class Infill(Step):
     """For fill-in-the-middle, after TopK and TopP: prefers the end where it is likely."""
 
 
+def _nothing(*arguments: Any) -> None:
+    """Do nothing; a function that, unlike a lambda, can be pickled."""
+
+
 @dataclass
 class Python(Step):
     """A step written in Python.
@@ -350,8 +354,8 @@ class Python(Step):
     """
 
     apply: Callable[[npt.NDArray[np.void]], int | npt.NDArray[Any] | None]
-    accept: Callable[[int], None] = lambda token: None
-    reset: Callable[[], None] = lambda: None
+    accept: Callable[[int], None] = _nothing
+    reset: Callable[[], None] = _nothing
     chooses = True
 
     def __post_init__(self) -> None:

@@ -21,8 +21,14 @@ import pytest
 
 import llcuda
 from llcuda.display import show_stream
-from llcuda.engine.outputs import TokenLogprob
-from llcuda.errors import AnswerError, ArgumentError, ClosedError, ConcurrencyError
+from llcuda.engine.outputs import Completion, TokenLogprob
+from llcuda.errors import (
+    AnswerError,
+    ArgumentError,
+    ClosedError,
+    ConcurrencyError,
+    ContextLengthError,
+)
 from llcuda.inference import chat
 from tests.support import models
 from tests.support.programs import run
@@ -207,6 +213,78 @@ def test_leaving_a_batch_cancels_it(engine: llcuda.InferenceEngine) -> None:
     steps = engine.batch_infer_iter(["One day"] * 2, **{"seed": 1, **ENDLESS})
     del steps
     assert engine.infer("One day", max_tokens=1).tokens_generated == 1
+
+
+FAR = "a " * 1000
+
+
+def test_errors_of_a_batch_in_their_places(engine: llcuda.InferenceEngine) -> None:
+    """The others have what they have alone; an error knows its index and what it measured."""
+    prompts: list[Any] = ["One day", "", "There was", FAR, None]
+    alone = engine.batch_infer(["One day", "There was"], **SHORT)
+    results = engine.batch_infer(prompts, on_error="return", **SHORT)
+    kinds = (Completion, ArgumentError, Completion, ContextLengthError, ArgumentError)
+    assert [*kinds] == [type(result) for result in results]
+    assert [one.text for one in alone] == [results[0].text, results[2].text]  # type: ignore[union-attr]
+    far = results[3]
+    assert isinstance(far, ContextLengthError)
+    assert str(far).startswith("prompt 3: prompt: has 1002 tokens, prompt and answer may have 256")
+    assert (1002, 256, "prompt") == (far.tokens, far.limit, far.parameter)
+    assert far.__traceback__ is None
+    seen = dict(engine.batch_infer_iter(iter(prompts), on_error="return", **SHORT))
+    assert [str(result) for result in results] == [str(seen[index]) for index in range(5)]
+
+
+def test_errors_of_a_batch_of_chats_in_their_places(engine: llcuda.InferenceEngine) -> None:
+    """Messages that are wrong or too long, whatever they are."""
+    talks: list[Any] = [HELLO, FAR, [{"role": "no", "content": "x"}], 5, [], None]
+    answers = engine.batch_chat(talks, on_error="return", **SHORT)
+    kinds = (llcuda.ChatCompletion, ContextLengthError, *[ArgumentError] * 4)
+    assert [*kinds] == [type(answer) for answer in answers]
+    assert "conversation 2: messages[0].role='no'" in str(answers[2])
+    seen = dict(engine.batch_chat_iter(iter(talks), on_error="return", **SHORT))
+    assert [str(answer) for answer in answers] == [str(seen[index]) for index in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"on_error": "skip"}, "on_error='skip': expected one of raise, return"),
+        ({"on_error": "return", "temperature": -1}, "temperature=-1"),
+        ({"on_error": "return", "response_format": {"type": "x"}}, "response_format"),
+        ({"on_error": "return", "max_tokens": -1}, "max_tokens=-1"),
+    ],
+)
+def test_an_error_of_every_text_is_raised(
+    engine: llcuda.InferenceEngine, given: dict[str, Any], says: str
+) -> None:
+    """It is not returned as often as there are texts."""
+    for call in (engine.batch_infer, engine.batch_chat):
+        with pytest.raises(ArgumentError, match=says):
+            call(["One day", "There was"], **given)
+    for call in (engine.batch_infer_iter, engine.batch_chat_iter):
+        with pytest.raises(ArgumentError, match=says):
+            list(call(["One day", "There was"], **given))
+
+
+def test_a_text_that_fails_in_a_batch(engine: llcuda.InferenceEngine) -> None:
+    """Its error is returned, and the engine goes on; a closed engine's is raised."""
+    size = engine.count_tokens("One day")
+
+    def fail(tokens: Any, logits: Any) -> None:
+        if len(tokens) > size + 3:
+            logits[:] = -math.inf
+
+    asked: dict[str, Any] = {"logits_processor": fail, "ignore_eos": True, **SHORT}
+    results = engine.batch_infer(["One day", "One day and another", ""], **asked, on_error="return")
+    assert ["it has forbidden every token"] * 2 == [str(r)[18:46] for r in results[:2]]
+    short = engine.batch_infer(["One day"], **{**asked, "max_tokens": 2}, on_error="return")
+    assert [2] == [result.tokens_generated for result in short if isinstance(result, Completion)]
+    with llcuda.InferenceEngine("demo", ctx_size=64, threads=1) as other:
+        running = other.batch_infer_iter(["One day"] * 3, on_error="return", **ENDLESS)
+        threading.Timer(0.1, other.unload_model).start()
+        with pytest.raises(ClosedError):
+            list(running)
 
 
 def test_a_batch_in_a_hook_does_not_wait() -> None:

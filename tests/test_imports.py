@@ -11,7 +11,7 @@ import llcuda
 PACKAGE = Path(llcuda.__file__).parent
 # docs/decisions.md, "The house": a package imports from itself and from those on earlier lines.
 ORDER = (
-    {"errors", "_instead", "_version", "progress"},
+    {"errors", "_instead", "_pickling", "_version", "progress"},
     {"_lazy", "guide", "files", "display"},
     {"keywords", "demo"},
     {"params"},
@@ -23,7 +23,8 @@ ORDER = (
     {"tensor", "chat", "embeddings", "conversion", "gguf_editor"},
     {"engine"},
     {"inference", "core", "unsloth", "evaluate", "llama_cpp"},
-    {"quality", "__init__"},
+    {"batch", "quality"},
+    {"__init__"},
     {"bench", "server"},
     {"cli"},
     {"__main__"},

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack
 
 from llcuda._lazy import explain_names, field_of
+from llcuda._pickling import stays_in_process
 from llcuda.chat.messages import check_tools, plain_data
 from llcuda.chat.parser import ChatDelta, ChatParser
 from llcuda.chat.prompt import Prompt
@@ -236,6 +237,7 @@ class ChatCompletion(Generic[CompletionT]):
         return f"{self.completion.figures()}{dropped}"
 
 
+@stays_in_process("its result()")
 class Chat(Generic[CompletionT]):
     """A handle for an answer that is being written; made by `Engine.chat`.
 

@@ -18,6 +18,7 @@ from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
+from llcuda._pickling import stays_in_process
 from llcuda.chat.formats import ChatSyntax, detect
 from llcuda.chat.jinja_sandbox import Program
 from llcuda.chat.messages import check_messages, check_tools, plain_data
@@ -55,6 +56,7 @@ def template_names(model: Model) -> list[str]:
     return [DEFAULT, *named] if KEY in model.metadata else named
 
 
+@stays_in_process("its source")
 class ChatTemplate:
     """A Jinja template, compiled in a sandbox; any number of threads may render with it.
 

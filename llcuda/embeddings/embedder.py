@@ -14,21 +14,24 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from llcuda._pickling import stays_in_process
 from llcuda.embeddings.rerank import RerankPrompt
 from llcuda.errors import (
     ArgumentError,
     ContextLengthError,
     DecodeError,
     ForkError,
+    LlcudaError,
     UnsupportedError,
+    is_of_one_text,
 )
 from llcuda.gguf_parser import GGUFReader
-from llcuda.keywords import EmbedderKeywords, check_keywords
+from llcuda.keywords import EmbedderKeywords, EmbedKeywords, check_keywords
 from llcuda.native.callbacks import without_repeated_warnings
 from llcuda.native.context import Context
 from llcuda.native.library import close_at_exit
@@ -37,7 +40,9 @@ from llcuda.native.prompt_length import is_far_too_long
 from llcuda.params import (
     BATCH_SIZE,
     INT32_MAX,
+    ON_ERROR,
     ContextParams,
+    check_choice,
     check_flag,
     check_number,
     default_threads,
@@ -67,6 +72,7 @@ class EmbeddingResult:
     token_counts: tuple[int, ...]
 
 
+@stays_in_process('llcuda.BatchProcessor(..., task="embed"), or the path of its model')
 class Embedder:
     """Computes embeddings with a model, or the scores of a classifier.
 
@@ -147,6 +153,24 @@ class Embedder:
 
     # --- embeddings ---
 
+    @overload
+    def embed(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        on_error: Literal["raise"] = "raise",
+        **keywords: Unpack[EmbedKeywords],
+    ) -> Float32: ...
+
+    @overload
+    def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        on_error: Literal["return"],
+        **keywords: Unpack[EmbedKeywords],
+    ) -> list[Float32 | LlcudaError]: ...
+
     def embed(
         self,
         texts: str | Sequence[Text],
@@ -155,7 +179,8 @@ class Embedder:
         truncate: bool = False,
         dimensions: int | None = None,
         parse_special: bool = True,
-    ) -> Float32:
+        on_error: str = "raise",
+    ) -> Any:
         """Return the vectors of texts.
 
         Args:
@@ -167,6 +192,9 @@ class Embedder:
                 was trained for that. None is all.
             parse_special: Whether a control token written in a text, for example [SEP], is read
                 as that token, as transformers does. False reads it as text.
+            on_error: What becomes of the error of one text. "raise": it is raised. "return": the
+                result is a list, in which the error stands in the place of the vector. An error
+                that concerns every text is raised in any case.
 
         Returns:
             float32, shape (len(texts), dimensions or size), in the order of the texts; of one
@@ -177,7 +205,18 @@ class Embedder:
                 model gives scores.
             DecodeError: The computation fails or gives values that are not numbers.
         """
+        check_choice("on_error", on_error, ON_ERROR)
         alone = isinstance(texts, str)
+        if on_error == "return":
+            self._check_embeds(normalize, dimensions)
+            if alone:
+                rule = "has one result, which is raised"
+                raise wrong_value("on_error", on_error, rule, "give a list of texts")
+            rows, errors = self._compute_each(texts, truncate, parse_special)
+            vectors: list[Any] = list(self._vectors(rows, normalize, dimensions))
+            for i, error in errors.items():
+                vectors[i] = error
+            return vectors
         values = self.embed_counted(
             [texts] if isinstance(texts, str) else texts,
             normalize=normalize,
@@ -197,6 +236,12 @@ class Embedder:
         parse_special: bool = True,
     ) -> EmbeddingResult:
         """Return the vectors of texts and the numbers of their tokens; see `embed`."""
+        self._check_embeds(normalize, dimensions)
+        result = self._compute(self._tokenize(texts, truncate, parse_special))
+        vectors = self._vectors(result.values, normalize, dimensions)
+        return EmbeddingResult(vectors, result.token_counts)
+
+    def _check_embeds(self, normalize: bool, dimensions: int | None) -> None:
         if self.pooling == "rank":
             raise ArgumentError(
                 f"{self.model.path.name} gives scores, not embeddings",
@@ -205,9 +250,10 @@ class Embedder:
         check_flag("normalize", normalize)
         if dimensions is not None:
             check_number("dimensions", dimensions, "int", 1, self.size)
-        result = self._compute(self._tokenize(texts, truncate, parse_special))
-        vectors = result.values[:, :dimensions]
-        return EmbeddingResult(_unit(vectors) if normalize else vectors, result.token_counts)
+
+    def _vectors(self, values: Float32, normalize: bool, dimensions: int | None) -> Float32:
+        vectors = values[:, :dimensions]
+        return _unit(vectors) if normalize else vectors
 
     # --- scores ---
 
@@ -300,19 +346,28 @@ class Embedder:
         self, texts: Sequence[Text], truncate: bool, parse_special: bool
     ) -> list[list[int]]:
         """Return the tokens of each text; raise ArgumentError for one with none or too many."""
+        sequences = []
+        for tokens in self._tokenize_each(texts, truncate, parse_special):
+            if isinstance(tokens, ArgumentError):
+                raise tokens
+            sequences.append(tokens)
+        return sequences
+
+    def _tokenize_each(
+        self, texts: Sequence[Text], truncate: bool, parse_special: bool
+    ) -> Iterator[list[int] | ArgumentError]:
+        """Yield the tokens of each text, or why it has none."""
         check_flag("truncate", truncate)
         check_flag("parse_special", parse_special)
         if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
             raise ArgumentError(
                 f"texts must be a list of texts, not {type(texts).__name__}", parameter="texts"
             )
-        sequences = []
         for i, text in enumerate(texts):
             try:
-                sequences.append(self._tokenize_one(text, truncate, parse_special))
+                yield self._tokenize_one(text, truncate, parse_special)
             except ArgumentError as error:
-                raise error.within(f"texts[{i}]") from error
-        return sequences
+                yield error.within(f"texts[{i}]")
 
     def _tokenize_one(self, text: Text, truncate: bool, parse_special: bool) -> list[int]:
         if isinstance(text, str):
@@ -344,14 +399,45 @@ class Embedder:
         lengths = [len(tokens) for tokens in sequences]
         for batch in pack_batches(lengths, self.batch_size, self._max_sequences):
             self._compute_batch([sequences[i] for i in batch], batch, values)
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            raise DecodeError(
-                f"{self.model.path.name} computed values that are not numbers for "
-                f"texts[{int(finite.argmin())}]: its weights are damaged, or too large for the "
-                "type they are computed in"
-            )
+        for row in _rows_of_no_numbers(values):
+            raise self._not_numbers(row)
         return EmbeddingResult(values, tuple(lengths))
+
+    def _compute_each(
+        self, texts: Sequence[Text], truncate: bool, parse_special: bool
+    ) -> tuple[Float32, dict[int, LlcudaError]]:
+        """Compute the rows of texts.
+
+        Returns:
+            A row for each text, without values for one that has none; and why, by its index.
+        """
+        sequences: list[list[int]] = []
+        errors: dict[int, LlcudaError] = {}
+        for i, tokens in enumerate(self._tokenize_each(texts, truncate, parse_special)):
+            if isinstance(tokens, ArgumentError):
+                errors[i] = tokens
+            sequences.append([] if isinstance(tokens, ArgumentError) else tokens)
+        values = np.zeros((len(sequences), self.size), dtype=np.float32)
+        computed = [i for i in range(len(sequences)) if i not in errors]
+        lengths = [len(sequences[i]) for i in computed]
+        for places in pack_batches(lengths, self.batch_size, self._max_sequences):
+            batch = [computed[place] for place in places]
+            try:
+                self._compute_batch([sequences[i] for i in batch], batch, values)
+            except LlcudaError as error:
+                if not is_of_one_text(error):
+                    raise
+                for i in batch:
+                    errors[i] = error.with_traceback(None)
+                    values[i] = 0
+        errors |= {row: self._not_numbers(row) for row in _rows_of_no_numbers(values)}
+        return values, errors
+
+    def _not_numbers(self, row: int) -> DecodeError:
+        return DecodeError(
+            f"{self.model.path.name} computed values that are not numbers for texts[{row}]: its "
+            "weights are damaged, or too large for the type they are computed in"
+        )
 
     def _compute_batch(self, sequences: list[list[int]], rows: list[int], values: Float32) -> None:
         """Compute sequences in one batch, and write the results to these rows of `values`."""
@@ -485,6 +571,12 @@ def _check_rank_head(model: Model) -> None:
             f"{model.path.name} contradicts itself: {len(model.labels)} classes, and a classifier "
             f"with {model.embedding_size} results"
         )
+
+
+def _rows_of_no_numbers(values: Float32) -> list[int]:
+    """Return the rows with infinite values, or with NaN."""
+    rows: list[int] = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+    return rows
 
 
 def _unit(vectors: Float32) -> Float32:

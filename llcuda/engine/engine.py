@@ -11,9 +11,10 @@ import weakref
 from collections import abc
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 from llcuda._lazy import explain_names
+from llcuda._pickling import RECIPE, stays_in_process
 from llcuda.chat.session import Chat, chat_prompt
 from llcuda.chat.session import start as start_chat
 from llcuda.chat.tool_loop import Tool, ToolRun
@@ -75,6 +76,7 @@ def check_hooks(**hooks: Any) -> None:
             raise wrong_value(name, hook, "expected a function")
 
 
+@stays_in_process(RECIPE)
 @explain_names
 class Engine:
     """Runs requests on a model with continuous batching, from any thread or coroutine.
@@ -501,23 +503,46 @@ class Engine:
         """
         return self._embedders.embedder(pooling)
 
+    @overload
+    def embed(
+        self,
+        texts: str | abc.Sequence[Text],
+        *,
+        pooling: str | None = None,
+        on_error: Literal["raise"] = "raise",
+        **keywords: Unpack[EmbedKeywords],
+    ) -> Float32: ...
+
+    @overload
+    def embed(
+        self,
+        texts: abc.Sequence[Text],
+        *,
+        pooling: str | None = None,
+        on_error: Literal["return"],
+        **keywords: Unpack[EmbedKeywords],
+    ) -> list[Float32 | LlcudaError]: ...
+
     @show_keywords(EmbedKeywords)
     def embed(
         self,
         texts: str | abc.Sequence[Text],
         *,
         pooling: str | None = None,
+        on_error: str = "raise",
         **keywords: Unpack[EmbedKeywords],
-    ) -> Float32:
+    ) -> Any:
         """Return the vectors of texts: float32, shape (len(texts), size); of one text, (size,).
 
         Args:
             texts: As those of `Embedder.embed`.
             pooling: As that of `Embedder`; None = as the model's file says.
+            on_error: As that of `Embedder.embed`.
             **keywords: The keywords of `Embedder.embed`.
         """
         check_keywords(keywords, Engine.embed, EmbedKeywords)
-        return self.embedder(pooling).embed(texts, **keywords)
+        embed: Any = self.embedder(pooling).embed
+        return embed(texts, on_error=on_error, **keywords)
 
     def rerank(
         self, query: str, documents: abc.Sequence[str], *, truncate: bool = False

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llcuda._lazy import warn_deprecated
+from llcuda._pickling import stays_in_process
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -200,6 +201,7 @@ class _State:
         self.errors: Counter[str] = Counter()
 
 
+@stays_in_process("its snapshot(), or its prometheus_text()")
 class Metrics:
     """The numbers of one engine; any thread may record and read.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llcuda._pickling import stays_in_process
 from llcuda.errors import ModelError
 from llcuda.files import local_path
 from llcuda.native import library
@@ -15,6 +16,7 @@ from llcuda.native.model import Model, check_model, convert_bf16, read_metadata
 from llcuda.params import wrong_argument
 
 
+@stays_in_process("its path, and load it there")
 class Adapter:
     """A LoRA adapter of a model, in memory as long as the model.
 

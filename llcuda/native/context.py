@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from llcuda._pickling import stays_in_process
 from llcuda.errors import (
     ArgumentError,
     BatchError,
@@ -35,6 +36,7 @@ Float32 = npt.NDArray[np.float32]
 _OUTPUTS = {"none": 0, "last": 1, "all": 2}
 
 
+@stays_in_process("the path of its model and its params")
 class Context:
     """Computes logits of sequences with a model, and remembers the sequences.
 

@@ -85,7 +85,8 @@ def load() -> tuple[Any, Any]:
     if _forked:
         raise ForkError(
             "llcuda was loaded before this process was forked, and its threads do not exist here; "
-            "start workers with multiprocessing's 'spawn', or load models only after the fork"
+            "start workers with multiprocessing's 'spawn', or load models, and look at devices and "
+            "sizes, only after the fork"
         )
     with _lock:
         if _loaded is None:

@@ -7,6 +7,7 @@ import sys
 import zlib
 from typing import Any
 
+from llcuda._pickling import stays_in_process
 from llcuda.errors import ArgumentError, StateError, UnsupportedError, shown
 from llcuda.native import library
 from llcuda.native.model import Model
@@ -18,6 +19,7 @@ VERSION = 1
 HEADER = struct.Struct("<8sIIiIIQ")
 
 
+@stays_in_process("the bytes of Context.save_state()")
 class Memory:
     """The KV cache of a context, as `Context.memory`.
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llcuda import samplers as steps
+from llcuda._pickling import stays_in_process
 from llcuda.errors import ArgumentError, ConcurrencyError, SamplingError, shown
 from llcuda.keywords import SamplingKeywords, given_params
 from llcuda.native import callbacks, library
@@ -29,6 +30,7 @@ from llcuda.native.model import Model, check_model
 from llcuda.params import SamplingParams, wrong_argument, wrong_value
 
 
+@stays_in_process("its params or its chain, and its seed")
 class Sampler:
     """Chooses tokens from logits; the same seed on the same backend gives the same text.
 

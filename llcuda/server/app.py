@@ -215,11 +215,10 @@ def _own_routes(service: Service) -> APIRouter:
 
     @router.get("/health", response_model=dict[str, str])
     async def health(request: Request) -> Any:
-        """Say that the server answers; 503 after a model has failed for good."""
+        """Say that the server answers; 503 after a model or a GPU has failed for good."""
+        if (failure := service.models.failure()) is not None:
+            return _refusal(request, failure)
         loaded = service.models.loaded.values()
-        for model in loaded:
-            if model.state == "failed":
-                return _refusal(request, model.failure())
         recovers = any(model.state == "recovering" for model in loaded)
         return {"status": "recovering" if recovers else "ok"}
 

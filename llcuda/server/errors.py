@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from llcuda.errors import (
@@ -59,6 +60,9 @@ class ApiError(Exception):
         self.code = code
         self.retry = retry
         self.closes = closes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), self.status), (self.message,), self.__dict__
 
     @property
     def kind(self) -> str:

@@ -26,6 +26,7 @@ FORMATS = ("text", "json")
 FIELDS = "fields"  # the attribute of a log record with the fields of a JSON line
 CLIENT_LEFT = 499  # nginx's status for a client that disconnects before its answer is complete
 SHOWN_PATH = 200  # characters
+REQUEST_ID = b"x-request-id"  # the header, in a request and in its answer
 SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 
 
@@ -60,7 +61,7 @@ class RequestRecord:
     @classmethod
     def of(cls, scope: Mapping[str, Any]) -> RequestRecord:
         """Return the record of an ASGI request."""
-        sent_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        sent_id = dict(scope["headers"]).get(REQUEST_ID, b"").decode("latin-1")
         return cls(
             method=scope["method"],
             path=quote(scope["path"])[:SHOWN_PATH],  # which has no line ends

@@ -21,7 +21,7 @@ from llcuda.params import check_number, wrong_value
 from llcuda.server.answer import RECORD, ResponseWriter
 from llcuda.server.errors import RETRY_SECONDS, ApiError, translate_and_log
 from llcuda.server.leniency import HEADER, Ignored, collect_ignored
-from llcuda.server.log import CLIENT_LEFT, RequestRecord
+from llcuda.server.log import CLIENT_LEFT, REQUEST_ID, RequestRecord
 from llcuda.server.page import PREFIX
 from llcuda.server.tracing import trace_request
 
@@ -140,10 +140,12 @@ class RequestGuardMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                further = [(b"x-request-id", record.request_id.encode())]
+                # In place of the header of a server whose answer the application hands on.
+                headers = [pair for pair in message["headers"] if pair[0].lower() != REQUEST_ID]
+                headers.append((REQUEST_ID, record.request_id.encode()))
                 if ignored.count:
-                    further.append((HEADER.encode(), str(ignored).encode()))
-                message["headers"] = [*message["headers"], *further]
+                    headers.append((HEADER.encode(), str(ignored).encode()))
+                message["headers"] = headers
             await send(message)
             if message["type"] == "http.response.body":
                 record.complete = not message.get("more_body")

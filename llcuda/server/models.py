@@ -155,16 +155,19 @@ class LoadedModel:
         """The state of its engine, as `Engine.state`; "running" without one."""
         return "running" if self.engine is None else self.engine.state
 
+    @property
+    def lost_device(self) -> bool:
+        """Whether its engine has ended because a GPU failed."""
+        return self.engine is not None and isinstance(self.engine.failure, DeviceLostError)
+
     def failure(self) -> ApiError:
         """Return the error that clients get after its engine has failed."""
-        failure = None if self.engine is None else self.engine.failure
         reason = "its computation failed again and again"
-        if isinstance(failure, DeviceLostError):
+        if self.lost_device:
             reason = "a GPU failed"
-        elif isinstance(failure, ModelChangedError):
+        elif self.engine is not None and isinstance(self.engine.failure, ModelChangedError):
             reason = "its file was changed while it was in use"
-        message = f"the model {self.spec.name} has failed: {reason}; restart the server"
-        return ApiError(503, message, code="model_failed")
+        return failed(f"the model {self.spec.name} has failed: {reason}")
 
     def text_engine(self) -> Engine:
         """Return the engine.
@@ -207,6 +210,11 @@ class LoadedModel:
                 owner.close()
 
 
+def failed(problem: str) -> ApiError:
+    """Return the error of a problem that only another process helps against."""
+    return ApiError(503, f"{problem}; restart the server", code="model_failed")
+
+
 class ModelPool:
     """The models of a server, by name. Belongs to one event loop.
 
@@ -243,6 +251,7 @@ class ModelPool:
         if memory_budget is not None:
             check_number("memory_budget", memory_budget, "int", 1)
         self.loaded: dict[str, LoadedModel] = {}
+        self._device_lost = False  # a GPU failed: not only for the model that noticed
         self.loads = self.unloads = 0
         self.memory_budget = memory_budget
         self._lock = asyncio.Lock()
@@ -318,14 +327,28 @@ class ModelPool:
     async def use(self, name: str | None) -> AsyncIterator[LoadedModel]:
         """Keep a model loaded while the block runs. Raises ApiError, ArgumentError, ModelError."""
         name = self.find(name)
-        while (loaded := self.loaded.get(name)) is None:
-            await self._ensure_loaded(name)
-        loaded.users += 1
         try:
-            yield loaded
-        finally:
-            loaded.users -= 1
-            loaded.used = time.monotonic()
+            while (loaded := self.loaded.get(name)) is None:
+                await self._ensure_loaded(name)
+            loaded.users += 1
+            try:
+                yield loaded
+            finally:
+                loaded.users -= 1
+                loaded.used = time.monotonic()
+        except DeviceLostError:
+            self._device_lost = True
+            raise
+
+    def failure(self) -> ApiError | None:
+        """Return why another process should answer in place of this one; None if none should.
+
+        A failed GPU stays the reason when the models on it are unloaded.
+        """
+        for loaded in self.loaded.values():
+            if loaded.state == "failed":
+                return loaded.failure()
+        return failed("a GPU failed") if self._device_lost else None
 
     async def _ensure_loaded(self, name: str) -> None:
         """Load a model that is not loaded, after making room for it; one at a time."""
@@ -366,6 +389,7 @@ class ModelPool:
 
     async def _unload(self, name: str) -> None:
         loaded = self.loaded.pop(name)
+        self._device_lost |= loaded.lost_device
         self.unloads += 1
         logger.info("unloading %s", name)
         await asyncio.to_thread(loaded.close)

@@ -20,15 +20,18 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
 
+from llcuda._pickling import stays_in_process
 from llcuda.errors import ArgumentError, GrammarError, SamplingError
 from llcuda.native.model import check_model
 from llcuda.params import check_flag, check_number, default_threads, wrong_argument
+from llcuda.structured.classes import class_schema
 from llcuda.structured.cost import MAX_SMALL
 from llcuda.structured.grammar import GrammarSource, grammar_source, schemas_of
 from llcuda.structured.json_schema import target
@@ -110,7 +113,7 @@ def compile(  # noqa: A001 - as that of re
     source = None
     try:
         source = grammar_source(response_format, model, compact)
-        return _compiler_of(model).compile(model, source)
+        return _compiler_of(model).compile(model, source, response_format, compact)
     except ArgumentError as error:
         narrowing = None if source is None else source.narrowing
         if narrowing is not None and _problem(error).startswith(UNSATISFIABLE):
@@ -121,6 +124,14 @@ def compile(  # noqa: A001 - as that of re
             text = f"response_format: {error.problem}"
             error = type(error)(text, parameter="response_format", remedy=error.remedy)
         raise error from None
+
+
+def _definition(response_format: Any, source: GrammarSource, compact: bool) -> Mapping[str, Any]:
+    """Return a format as a dict, without classes; one whose JSON is compact as its grammar."""
+    if compact:
+        return {"type": "lark", "grammar": source.text}
+    schema = class_schema(response_format)
+    return response_format if schema is None else _schema_format(schema)
 
 
 class ToolGrammar(NamedTuple):
@@ -153,7 +164,7 @@ def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
     key = _key(tool_format)
     relaxed, relaxations = compiler.relaxed(key) or (tool_format, ())
     try:
-        grammar = compiler.compile(model, grammar_source(relaxed, model, False))
+        grammar = compiler.compile(model, grammar_source(relaxed, model, False), relaxed)
     except ArgumentError as error:
         calls, relaxations = [], []
         for call in relaxed["calls"]:
@@ -162,12 +173,12 @@ def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
             relaxations += [Relaxation(call["name"], *part) for part in parts]
         relaxed = {**relaxed, "calls": calls}
         try:
-            grammar = compiler.compile(model, grammar_source(relaxed, model, False))
+            grammar = compiler.compile(model, grammar_source(relaxed, model, False), relaxed)
         except ArgumentError:  # each schema is small enough, all of them are not
             calls = [{**call, "schema": ANY_OBJECT} for call in calls]
             relaxed = {**relaxed, "calls": calls}
             relaxations = [Relaxation(call["name"], "#", _problem(error)) for call in calls]
-            grammar = compiler.compile(model, grammar_source(relaxed, model, False))
+            grammar = compiler.compile(model, grammar_source(relaxed, model, False), relaxed)
         compiler.keep_relaxed(key, relaxed, relaxations)
         for relaxation in relaxations:
             logger.warning("%s", relaxation)
@@ -309,13 +320,23 @@ def read_vocabulary(model: Model) -> None:
 class CompiledGrammar:
     """A compiled format, which any number of texts may follow, in any thread; see `compile`.
 
+    It is pickled as its definition: another process gets that, as a `response_format`.
+
     Attributes:
         source: The grammar as llguidance gets it.
         cost: What it costs to compile, in characters of a regular expression.
+        definition: The format as a dict, which `compile` takes.
     """
 
-    def __init__(self, model: Model, tokenizer: LLTokenizer, source: GrammarSource) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: LLTokenizer,
+        source: GrammarSource,
+        definition: Mapping[str, Any],
+    ) -> None:
         self.source = source.text
+        self.definition = deepcopy(dict(definition))  # the caller may change the schema in it
         self.cost = source.cost
         # A copy of a large grammar would take as long as the grammar, while texts wait.
         self._max_compilations = MAX_COMPILATIONS if source.cost <= MAX_SMALL else 1
@@ -359,6 +380,9 @@ class CompiledGrammar:
             raise _refused(ENDLESS)
         return start
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self.definition,)
+
     def __repr__(self) -> str:
         return f"<llcuda.structured.CompiledGrammar {self.source:.80}>"
 
@@ -387,6 +411,7 @@ class _Compilation:
         self.start = _with_stack(grammar._compile)
 
 
+@stays_in_process("the response_format")
 class TextGuide:
     """A guide of `llcuda.guide.Guide` that makes one text follow a CompiledGrammar.
 
@@ -577,7 +602,9 @@ class _Compiler:
         self._large: OrderedDict[str, _Entry] = OrderedDict()
         self._relaxed: OrderedDict[str, _Relaxed] = OrderedDict()
 
-    def compile(self, model: Model, source: GrammarSource) -> CompiledGrammar:
+    def compile(
+        self, model: Model, source: GrammarSource, response_format: Any, compact: bool = False
+    ) -> CompiledGrammar:
         """Return the compiled grammar, which is compiled once; others do not wait for it."""
         is_large = source.cost > MAX_SMALL
         entries, limit = (
@@ -593,7 +620,8 @@ class _Compiler:
                 check_cancelled()
                 if is_large:
                     try_out(source.trial, _limits())
-                grammar = CompiledGrammar(model, self.tokenizer(model), source)
+                definition = _definition(response_format, source, compact)
+                grammar = CompiledGrammar(model, self.tokenizer(model), source, definition)
                 _probe(grammar)
                 entry.grammar = grammar
             return entry.grammar

@@ -366,13 +366,16 @@ def _tools_or_content(
         lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(prepared))))
         options.append("call (BREAK? call)*" if tool_format["parallel"] else "call")
     options += [f"{_parts(mark, names)} TEXT" for mark in tool_format["free"]]
-    form = content.source
+    if isinstance(content, Mapping):  # of a compiled grammar that was pickled
+        form, cost, *_ = grammar_source(content, model, compact)
+    else:
+        form, cost = content.source, content.cost
     inner = json.loads(form)["grammars"][0] if form.startswith("{") else {"lark_grammar": form}
     grammars = [
         *({"name": f"schema_{i}", "json_schema": p.schema} for i, p in enumerate(prepared)),
         {**inner, "name": "content"},
     ]
-    return _sources(" | ".join(options), lines, grammars, content.cost, prepared)
+    return _sources(" | ".join(options), lines, grammars, cost, prepared)
 
 
 def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: bool) -> GrammarSource:

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llcuda._pickling import stays_in_process
 from llcuda.errors import ArgumentError, ClosedError, TensorError, shown
 from llcuda.native.dlpack import device_of
 from llcuda.params import wrong_value
@@ -29,6 +30,7 @@ from llcuda.tensor.shape import (
 )
 
 
+@stays_in_process("its numpy() array")
 class Tensor:
     """Values of one type on one device, in 0 to 4 axes, none of them empty.
 

@@ -20,7 +20,9 @@ from llcuda.embeddings.rerank import RerankPrompt
 from llcuda.errors import (
     ArgumentError,
     ClosedError,
+    ContextLengthError,
     DecodeError,
+    DeviceLostError,
     ForkError,
     LlcudaError,
     NoTextError,
@@ -292,6 +294,54 @@ class TestBadInput:
             with pytest.raises(DecodeError, match=r"not numbers for texts\[1\]"):
                 embedder.embed(["fox", "the cat"])
             assert np.isfinite(embedder.embed(["fox"])).all()
+            fox, cat = embedder.embed(["fox", "the cat"], on_error="return")
+            assert isinstance(cat, DecodeError)
+            assert "not numbers for texts[1]" in str(cat)
+            np.testing.assert_array_equal(embedder.embed("fox"), fox)
+
+    def test_errors_in_their_places(self, make: Make) -> None:
+        """One bad text is an error, and the others have the vectors that they have alone."""
+        embedder = make("words", batch_size=32)
+        wrong: list[Any] = ["cat " * 600, 5, None, [10**6]]
+        texts = [*TEXTS[:4], *wrong, *TEXTS[4:]]
+        results = embedder.embed(texts, on_error="return", dimensions=9)
+        good = [result for result in results if not isinstance(result, LlcudaError)]
+        np.testing.assert_allclose(embedder.embed(TEXTS, dimensions=9), good, atol=1e-5)
+        errors = results[4:8]
+        assert [ContextLengthError, *[ArgumentError] * 3] == [type(error) for error in errors]
+        assert "texts[4]: has 602 tokens" in str(errors[0])
+        for keywords, says in (
+            ({"dimensions": 0}, "dimensions=0"),
+            ({"normalize": 5}, "normalize=5"),
+            ({"truncate": 5}, "truncate=5"),
+            ({"on_error": "skip"}, "on_error='skip': expected one of raise, return"),
+        ):
+            with pytest.raises(ArgumentError, match=says):
+                embedder.embed(TEXTS, **{"on_error": "return", **keywords})
+        with pytest.raises(ArgumentError, match="on_error='return': has one result"):
+            embedder.embed("cat", on_error="return")  # type: ignore[call-overload]
+        assert [] == embedder.embed([], on_error="return")
+
+    def test_a_batch_that_fails_among_others(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its texts have the error; a lost GPU is raised."""
+        embedder = make("words", batch_size=16)
+        texts = ["the cat " * 9, "fox", "the"]
+        compute = Context.decode_batch
+
+        def fail(context: Context, tokens: list[int], *others: Any) -> None:
+            if len(tokens) > 16:
+                raise error
+            compute(context, tokens, *others)
+
+        error: DecodeError = DecodeError("failed")
+        monkeypatch.setattr(Context, "decode_batch", fail)
+        results = embedder.embed(texts, on_error="return")
+        assert [True, False, False] == [isinstance(result, DecodeError) for result in results]
+        error = DeviceLostError("a GPU failed")
+        with pytest.raises(DeviceLostError):
+            embedder.embed(texts, on_error="return")
 
 
 class TestScores:

@@ -1,5 +1,6 @@
 """The log: a line for each request, errors with their trace, and no text of a prompt."""
 
+import asyncio
 import json
 import logging
 import re
@@ -12,9 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from llcuda import demo_model
 from llcuda.server.app import create_app
+from llcuda.server.middleware import Limits, RequestGuardMiddleware, Traffic
 from tests.support.server import Served, demo, is_error, post_bytes
 from tests.support.waiting import ENDLESS, eventually
 
@@ -174,6 +178,24 @@ def test_ids_of_clients(server: Served, sent: str, adopted: bool) -> None:
     answer = httpx.get(f"{server.url}/health", headers=headers, trust_env=False)
     [own] = answer.headers.get_list("x-request-id")
     assert (sent == own) if adopted else OWN_ID.fullmatch(own)
+
+
+def test_one_id_when_an_answer_of_another_server_is_handed_on() -> None:
+    """The id of the request takes the place of the one that the answer has."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {"X-Request-ID": "another", "x-kept": "1"}
+        await PlainTextResponse("", headers=headers)(scope, receive, send)
+
+    async def ask() -> httpx.Response:
+        guarded = RequestGuardMiddleware(application, Limits(), Traffic())
+        transport = httpx.ASGITransport(guarded)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/", headers={"x-request-id": "sent"})
+
+    answer = asyncio.run(ask())
+    assert ["sent"] == answer.headers.get_list("x-request-id")
+    assert "1" == answer.headers["x-kept"]
 
 
 def test_no_text_of_a_prompt_is_logged(server: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -121,10 +121,6 @@ def test_a_model_that_has_failed_for_good(
     """/health is 503, and every request says why; it is not loaded again and again."""
     server, engine = failing
     if lost:
-
-        def lose(*arguments: Any) -> None:
-            raise DeviceLostError("a GPU failed")
-
         monkeypatch.setattr(engine.context, "decode_batch", lose)
         is_error(server.post("/v1/completions", **ASKED), 500)
     else:
@@ -147,6 +143,50 @@ def test_a_model_that_has_failed_for_good(
         assert (message, "model_failed") == (error["message"], error["code"])
     assert 0 == metric(server, "llcuda_engine_up")
     assert 1 == server.service.models.loads
+
+
+def lose(*arguments: Any, **keywords: Any) -> None:
+    """Fail as a computation on a GPU that is gone."""
+    raise DeviceLostError("a GPU failed")
+
+
+def test_a_lost_gpu_stays_lost(
+    model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/health is 503 although the model that noticed was unloaded: only another process helps."""
+    parameters = {"threads": 1, "ctx_size": 64}
+    specs = [
+        ModelSpec(name, str(model_files[name]), parameters=parameters) for name in ("llama", "lfm2")
+    ]
+    needs = [spec.memory_needed(model_files[spec.name]) for spec in specs]
+    budget = max(sum(device.needed for device in devices) for devices in needs)  # of one
+    with served(*specs, memory_budget=budget) as server:
+        engine = server.service.models.loaded["llama"].engine
+        monkeypatch.setattr(engine.context, "decode_batch", lose)
+        is_error(server.post("/v1/completions", model="llama", **ASKED), 500)
+        assert eventually(lambda: engine.closed)
+        message = "the model llama has failed: a GPU failed; restart the server"
+        assert message == is_error(server.client.get("/health"), 503)["message"]
+        assert 200 == server.post("/v1/completions", model="lfm2", **ASKED).status_code
+        assert ["lfm2"] == [*server.service.models.loaded]
+        assert (
+            "a GPU failed; restart the server"
+            == (is_error(server.client.get("/health"), 503)["message"])
+        )
+
+
+def test_a_gpu_that_is_lost_while_embeddings_are_computed(
+    model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model without an engine tells /health too."""
+    spec = ModelSpec("bert", str(model_files["bert"]), parameters={"threads": 1})
+    with served(spec) as server:
+        assert {"status": "ok"} == server.client.get("/health").json()
+        embedder = server.service.models.loaded["bert"].embedder()
+        monkeypatch.setattr(embedder, "embed_counted", lose)
+        is_error(server.post("/v1/embeddings", input="a"), 500)
+        message = is_error(server.client.get("/health"), 503)["message"]
+        assert "a GPU failed; restart the server" == message
 
 
 def test_a_file_that_changes_under_a_server(model_files: dict[str, Path], tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from llcuda.params import ContextParams, ModelParams, SamplingParams
 ROOT = Path(__file__).parents[2]
 BEGIN = """\
 import llcuda
-from llcuda import Context, Engine, InferenceEngine, Model, Sampler, memory_needed, quick_infer
+from llcuda import BatchProcessor, Context, Engine, InferenceEngine, LlcudaError, Model, Sampler
+from llcuda import memory_needed, quick_infer
 
 m = Model("demo", gpu_layers=1, mmap=True)
 context = Context(m, ctx_size=64, type_k="q8_0")
@@ -53,6 +54,9 @@ e.count_tokens(chat, tools=[]) + len(e.tokenize("x")) + engine.count_tokens("x",
 def tool(x: int) -> int: return x
 engine.run("Hello", [tool], max_turns=2, approve=lambda call: call.name == "tool", max_tokens=5)
 e.run(chat, tools=[tool], on_error="raise", tool_choice="auto").results[0].call.arguments
+[str(one) for one in e.batch_infer(["x"], on_error="return") if isinstance(one, LlcudaError)]
+e.embed(["x"], on_error="return")[0]
+BatchProcessor("demo", "chat", on_error="return", max_tokens=5, n_parallel=2)({"messages": ["x"]})
 for i, answer in e.batch_infer_iter(["x"], 5, seed=1):
     answer.text[i]
 for i, reply in e.batch_chat_iter(iter(["x"]), max_tokens=1):
@@ -90,6 +94,9 @@ quick_infer("x", temp=1)
 InferenceEngine("demo", n_ctx=64)
 llcuda.chat("demo", "Hello", max_new_tokens=5)
 e.batch_chat(["Hello"], max_new_tokens=5)
+e.batch_infer(["x"], on_error="return")[0].text
+e.batch_infer(["x"], on_error="skip")
+BatchProcessor("demo", max_new_tokens=5)
 e.batch_infer_iter(["Hello"], max_new_tokens=5)
 e.count_tokens(chat, max_tokens=5)
 engine.run("Hello", [tool], max_turn=2)
