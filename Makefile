@@ -11,7 +11,7 @@ NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pypr
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real foreign clients peer-tests peer-texts page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
+.PHONY: demo test real ray foreign clients peer-tests peer-texts page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -26,6 +26,11 @@ test: $(INSTALLED)
 real: $(INSTALLED)
 	$(if $(MODELS),,$(error make real MODELS=FOLDER: a folder with the two models that the Makefile names))
 	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v $(AT_ONCE)
+
+# A Ray cluster of this machine; without the extra ray its tests are skipped.
+ray: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet 'llcuda[ray]'
+	$(BIN)/python -m pytest tests/ray -v
 
 # The chat page in Chromium; pictures of it are left in .build/page.
 page: $(INSTALLED)

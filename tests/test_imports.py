@@ -26,6 +26,7 @@ ORDER = (
     {"batch", "quality"},
     {"__init__"},
     {"bench", "server"},
+    {"ray"},
     {"cli"},
     {"__main__"},
 )

@@ -33,6 +33,9 @@ NETWORK, LOG = "Network", "Log"  # headings of options
 UNITS = {"MB": 1e6, "GB": 1e9}
 MAX_BYTES = 1e18
 TABLE_KEYS = ("source", "name", "aliases", "pooling", "chat_template", "bare_tool_calls", "adapter")
+CLUSTER = "Cluster (Ray)"
+# Options of one process, which a cluster has no use for.
+NOT_ON_RAY = ("uds", "tls_cert", "tls_key", "slot_save_path", "file_path", "idle_timeout")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -249,6 +252,53 @@ def serve(
             rich_help_panel=LOG,
         ),
     ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Serve from replicas on a Ray cluster.", rich_help_panel=CLUSTER
+        ),
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="Address of the cluster. Default: one on this machine.",
+            metavar="ADDRESS",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that compute. Default: 1.", metavar="NUMBER", rich_help_panel=CLUSTER
+        ),
+    ] = None,
+    min_replicas: Annotated[
+        int | None,
+        typer.Option(
+            help="Fewest of them; Ray chooses by load.", metavar="NUMBER", rich_help_panel=CLUSTER
+        ),
+    ] = None,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(help="Most of them.", metavar="NUMBER", rich_help_panel=CLUSTER),
+    ] = None,
+    num_gpus: Annotated[
+        float | None,
+        typer.Option(
+            help="GPUs of each replica, or its part of one. Default: 0.",
+            metavar="NUMBER",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    num_cpus: Annotated[
+        float | None,
+        typer.Option(
+            help="Processors of each replica. Default: 1.",
+            metavar="NUMBER",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
     log_level: Annotated[
         str,
         typer.Option(
@@ -306,26 +356,22 @@ def serve(
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
     default_hosts = ("127.0.0.1", "localhost", "[::1]") if is_local else ()
     hosts = tuple(allowed_host) if allowed_host else default_hosts
-    app = create_app(
-        specs,
-        memory_budget=None if memory is None else _bytes("--memory", memory, "GB"),
-        keys=keys,
-        cors_origins=cors_origin or (),
-        hosts=() if "*" in hosts else hosts,
-        strict=strict,
-        slot_folder=slot_save_path,
-        file_folder=file_path,
-        progress=is_visible(),
-        tracer_provider=otlp_provider(otlp_endpoint) if otlp_endpoint else None,
-        limits=Limits(
-            body_bytes=_bytes("--max-body", max_body, "MB"),
-            total_body_bytes=total_body_bytes,
-            body_seconds=body_timeout,
-            deadline=deadline or None,
-            file_bytes=_bytes("--max-file", max_file, "MB"),
-            total_file_bytes=_bytes("--max-files", max_files, "MB"),
-        ),
+    limits = Limits(
+        body_bytes=_bytes("--max-body", max_body, "MB"),
+        total_body_bytes=total_body_bytes,
+        body_seconds=body_timeout,
+        deadline=deadline or None,
+        file_bytes=_bytes("--max-file", max_file, "MB"),
+        total_file_bytes=_bytes("--max-files", max_files, "MB"),
     )
+    common: dict[str, Any] = {
+        "memory_budget": None if memory is None else _bytes("--memory", memory, "GB"),
+        "keys": keys,
+        "cors_origins": cors_origin or (),
+        "hosts": () if "*" in hosts else hosts,
+        "strict": strict,
+        "limits": limits,
+    }
     names = ", ".join(spec.name for spec in specs)
 
     def ready(address: str) -> None:
@@ -333,6 +379,38 @@ def serve(
         page = "" if uds is not None else f"Chat page: {address}/   "
         print(f"{page}Press Ctrl-C to stop.", flush=True)
 
+    counts: dict[str, Any] = {
+        "replicas": replicas,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "num_gpus": num_gpus,
+        "num_cpus": num_cpus,
+    }
+    sizes = {name: value for name, value in counts.items() if value is not None}
+    if ray:
+        for name in NOT_ON_RAY:
+            if _is_given(context, name):
+                option = f"--{name.replace('_', '-')}"
+                raise ArgumentError(f"{option}: a cluster has no such option; leave it out")
+        from llcuda.ray.cluster import serve_on_ray
+        from llcuda.ray.config import ClusterConfig
+
+        cluster = ClusterConfig(
+            specs, **common, **sizes, otlp_endpoint=otlp_endpoint, drain_seconds=drain
+        )
+        serve_on_ray(cluster, address=ray_address, host=host, port=port, on_ready=ready)
+        return
+    if sizes:
+        name = next(iter(sizes)).replace("_", "-")
+        raise ArgumentError(f"--{name}: belongs to a cluster; give --ray too")
+    app = create_app(
+        specs,
+        **common,
+        slot_folder=slot_save_path,
+        file_folder=file_path,
+        progress=is_visible(),
+        tracer_provider=otlp_provider(otlp_endpoint) if otlp_endpoint else None,
+    )
     status = 0
     try:
         serve_app(app, on_ready=ready, **serving)
@@ -343,6 +421,12 @@ def serve(
         if not stop_threads(EXIT_SECONDS):
             logger.warning("the server ends while a large request is still read")
             os._exit(status)  # Python would wait for the thread
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter has a value that is not its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _check_address(context: typer.Context, uds: Path) -> None:

@@ -131,6 +131,22 @@ class ResponseWriter:
         self.ended = True
         await self._send({"type": "http.response.body", "body": events.encode()})
 
+    async def relay(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, is_last: bool
+    ) -> None:
+        """Write a part of an answer that another process has written.
+
+        Args:
+            status: The HTTP status; the first part writes it.
+            headers: The headers, alike.
+            body: The bytes.
+            is_last: Whether the answer ends with them.
+        """
+        if not self.begun:
+            await self._begin(status, headers)
+        self.ended = is_last
+        await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+
     async def refuse(self, error: ApiError, headers: Mapping[str, str] | None = None) -> None:
         """Write an error as the whole answer, or as its last event.
 

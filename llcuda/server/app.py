@@ -113,9 +113,9 @@ def create_app(
         ModelNotFoundError: There is no such file.
         ModelError: The first model cannot be loaded.
     """
-    keys = _texts("keys", keys)
-    hosts = _texts("hosts", hosts)
-    cors_origins = _texts("cors_origins", cors_origins)
+    keys = checked_texts("keys", keys)
+    hosts = checked_texts("hosts", hosts)
+    cors_origins = checked_texts("cors_origins", cors_origins)
     if limits is not None and not isinstance(limits, Limits):
         raise wrong_value("limits", limits, "expected Limits")
     check_flag("preload", preload)
@@ -163,18 +163,22 @@ def create_app(
         tracer=tracer,
     )
     if cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=[origin for origin in cors_origins if origin != LOCAL_ORIGIN],
-            allow_origin_regex=LOCAL_PAGES if LOCAL_ORIGIN in cors_origins else None,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", HEADER],
-        )
+        app.add_middleware(CORSMiddleware, **cors_options(cors_origins))
     return app
 
 
-def _texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
+def cors_options(origins: Sequence[str]) -> dict[str, Any]:
+    """Return the keywords of Starlette's CORSMiddleware; see `create_app`."""
+    return {
+        "allow_origins": [origin for origin in origins if origin != LOCAL_ORIGIN],
+        "allow_origin_regex": LOCAL_PAGES if LOCAL_ORIGIN in origins else None,
+        "allow_methods": ["GET", "POST", "DELETE"],
+        "allow_headers": ["*"],
+        "expose_headers": ["x-request-id", HEADER],
+    }
+
+
+def checked_texts(parameter: str, values: Iterable[str]) -> tuple[str, ...]:
     """Return texts, none of them empty. A message does not show them, because keys are secret."""
     texts = None if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
     if texts is None or not all(isinstance(text, str) and text for text in texts):

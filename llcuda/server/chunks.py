@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from json.encoder import encode_basestring
 from typing import Any
@@ -17,9 +19,27 @@ ENCODED_AT_ONCE = 16  # elements of a list, each of which may have a thousand va
 DONE = "data: [DONE]\n\n"
 
 
+_tag: ContextVar[str] = ContextVar("llcuda_id_tag", default="")
+
+
+@contextmanager
+def ids_begin_with(tag: str) -> Iterator[None]:
+    """Let the ids that the block makes begin with a tag, by which the process is known.
+
+    Args:
+        tag: At most 8 hexadecimal digits.
+    """
+    token = _tag.set(tag)
+    try:
+        yield
+    finally:
+        _tag.reset(token)
+
+
 def new_id(prefix: str) -> str:
-    """Return a random id, e.g. "cmpl-3f..."."""
-    return f"{prefix}{secrets.token_hex(12)}"
+    """Return a random id, e.g. "cmpl-3f..."; see `ids_begin_with`."""
+    tag = _tag.get()
+    return f"{prefix}{tag}{secrets.token_hex(12)[len(tag) :]}"
 
 
 def unix_time() -> int:

@@ -33,9 +33,19 @@ VLLM = {
 
 def metrics_text(models: ModelPool, traffic: Traffic) -> str:
     """Return all metrics in Prometheus' text format."""
+    return exposition(metric_families(models, traffic))
+
+
+def metric_families(models: ModelPool, traffic: Traffic) -> list[Metric]:
+    """Return all metrics.
+
+    Args:
+        models: The models.
+        traffic: The counters of the server.
+    """
     own = [*_model_metrics(models)]
     for_vllm = [_for_vllm(family) for family in own if _short_name(family) in VLLM]
-    return exposition([*own, *for_vllm, *_server_metrics(models, traffic)])
+    return [*own, *for_vllm, *_server_metrics(models, traffic)]
 
 
 def _short_name(family: Metric) -> str:

@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from llcuda.keywords import NEAR, PEERS, ConfigKeywords, TextKeywords
 from llcuda.params import seed_after, wrong_argument, wrong_value
+from llcuda.server.deadline import seconds_left
 from llcuda.server.leniency import ignore, is_strict
 
 MAX_STOPS = 256
@@ -301,8 +302,8 @@ class SamplingBody(ModelBody):
 
     def time_limit(self, deadline: float | None) -> float | None:
         """Return the seconds of the request: its own, or the server's where those are fewer."""
-        limits = [seconds for seconds in (self.timeout, deadline) if seconds is not None]
-        return min(limits, default=None)
+        limits = (self.timeout, deadline, seconds_left())
+        return min((seconds for seconds in limits if seconds is not None), default=None)
 
     def submit_keywords(
         self, deadline: float | None, ctx_size: int, vocab_size: int

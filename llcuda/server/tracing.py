@@ -123,6 +123,17 @@ def trace_request(tracer: Tracer | None, scope: Mapping[str, Any], record: Facts
         _tracer.reset(token)
 
 
+def trace_headers() -> dict[bytes, bytes]:
+    """Return the headers with which another process continues the span of this request."""
+    if _tracer.get() is None:
+        return {}
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return {name.encode(): value.encode("latin-1") for name, value in carrier.items()}
+
+
 def trace_phases(completions: Sequence[Completion]) -> None:
     """Add the phases of texts that have just ended to the span of their request.
 
