@@ -77,6 +77,22 @@ def _first(model: Model, key: str, names: Sequence[str]) -> int | None:
     return found[0] if found else None
 
 
+class InfillPrompt(NamedTuple):
+    """A prompt with a gap, and how much was left out of it.
+
+    Attributes:
+        tokens: The tokens of the prompt.
+        dropped_prefix: Tokens that are left out at the beginning of the prefix.
+        dropped_suffix: Tokens that are left out at the end of the suffix.
+        dropped_files: Tokens that are left out at the beginning of the other files.
+    """
+
+    tokens: list[int]
+    dropped_prefix: int = 0
+    dropped_suffix: int = 0
+    dropped_files: int = 0
+
+
 def infill_prompt(
     model: Model,
     marks: InfillTokens,
@@ -86,8 +102,8 @@ def infill_prompt(
     files: Sequence[tuple[str, str]] = (),
     limit: int | None = None,
     suffix_first: bool = False,
-) -> list[int]:
-    """Return the tokens of a prompt with a gap.
+) -> InfillPrompt:
+    """Return a prompt with a gap.
 
     Control tokens that are written in the texts are text.
 
@@ -105,6 +121,7 @@ def infill_prompt(
     behind = list(suffix) if not isinstance(suffix, str) else _inner_tokens(model, suffix)
     first = [model.bos] if model.adds_bos and model.bos is not None else []
     context = _file_tokens(model, marks, files) if files else []
+    given = len(before), len(behind), len(context)
     if limit is not None:
         room = max(0, limit - len(first) - 3)
         wanted = int(room * _PREFIX_SHARE)
@@ -116,7 +133,9 @@ def infill_prompt(
     parts = [[marks.prefix, *before], [marks.suffix, *behind]]
     if suffix_first:
         parts.reverse()
-    return [*first, *context, *parts[0], *parts[1], marks.middle]
+    tokens = [*first, *context, *parts[0], *parts[1], marks.middle]
+    kept = len(before), len(behind), len(context)
+    return InfillPrompt(tokens, *(had - has for had, has in zip(given, kept, strict=True)))
 
 
 def _file_tokens(model: Model, marks: InfillTokens, files: Sequence[tuple[str, str]]) -> list[int]:

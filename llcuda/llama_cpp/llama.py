@@ -651,8 +651,8 @@ class Llama:
                 tokens = [model.bos]
             return tokens, suffix or ""
         before = prompt if isinstance(prompt, str) else model.token_list(prompt)
-        tokens = infill_prompt(model, marks, before, suffix or "", suffix_first=self.spm_infill)
-        return tokens, ""
+        gap = infill_prompt(model, marks, before, suffix or "", suffix_first=self.spm_infill)
+        return gap.tokens, ""
 
     def _submit(
         self,

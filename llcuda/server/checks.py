@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from llcuda.engine.engine import Engine
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError, UnsupportedError
-from llcuda.params import wrong_argument
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.errors import deadline_exceeded
-from llcuda.server.protocol import Body
+from llcuda.server.models import LoadedModel
+from llcuda.server.protocol import AdapterScale, Body
 from llcuda.structured import compile_response_format
 
 LARGE_REQUEST = 2**16  # bytes; a larger body may take seconds to render and to tokenize
@@ -26,6 +28,44 @@ def check_count(engine: Engine, count: int, param: str) -> None:
     room = engine.params.n_parallel + engine.params.queue_size
     if count > room:
         raise wrong_argument(param, f"{count} texts at once, expected at most {room}")
+
+
+def check_adapters(loaded: LoadedModel, asked: Sequence[AdapterScale] | None) -> None:
+    """Raise ArgumentError unless a request asks for the scales that all requests have.
+
+    Args:
+        loaded: The model.
+        asked: The scales; those left out are 0. None asks for nothing.
+    """
+    if asked is None:
+        return
+    scales = adapter_scales(loaded, "lora", asked)
+    if scales != [*loaded.adapters.values()]:
+        shown = [{"id": i, "scale": scale} for i, scale in enumerate(loaded.adapters.values())]
+        rule = f"the scales are those of all requests, {json.dumps(shown)}"
+        raise wrong_argument("lora", f"{rule}; POST /lora-adapters changes them")
+
+
+def adapter_scales(loaded: LoadedModel, place: str, given: Sequence[AdapterScale]) -> list[float]:
+    """Return the scale of each adapter; those left out get 0.
+
+    Args:
+        loaded: The model.
+        place: The place of the scales, for an error.
+        given: The scales.
+
+    Raises:
+        ArgumentError: There is no such adapter.
+    """
+    scales = [0.0] * len(loaded.adapters)
+    for i, item in enumerate(given):
+        if item.id >= len(scales):
+            rule = f"expected an adapter from 0 to {len(scales) - 1}"
+            if not scales:
+                rule = "there are no adapters; start the server with --adapter FILE"
+            raise wrong_value(f"{place}[{i}].id", item.id, rule)
+        scales[item.id] = item.scale
+    return scales
 
 
 def check_format(engine: Engine, response_format: dict[str, Any] | None) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llcuda.engine.engine import Engine, tokenize_prompt
-from llcuda.engine.infill import InfillTokens, infill_prompt
+from llcuda.engine.infill import InfillTokens
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request as Generation
@@ -16,7 +16,13 @@ from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
 from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
-from llcuda.server.checks import check_count, check_deadline, check_format, is_large
+from llcuda.server.checks import (
+    check_adapters,
+    check_count,
+    check_deadline,
+    check_format,
+    is_large,
+)
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
@@ -28,6 +34,7 @@ from llcuda.server.chunks import (
     usage,
 )
 from llcuda.server.errors import translate
+from llcuda.server.gaps import GapFields, gap_prompt
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import DEFAULT_MAX_TOKENS, CompletionBody
 from llcuda.server.submission import run_beside, submit_beside
@@ -41,7 +48,7 @@ async def answer_completion(
 ) -> None:
     """Answer POST /v1/completions."""
     engine, name, wants_usage = loaded.text_engine(), loaded.spec.name, body.wants_usage()
-    choices = await submit_completions(engine, body, deadline)
+    choices = await submit_completions(loaded, body, deadline)
     fields: dict[str, Any] = {
         "id": new_id("cmpl-"),
         "object": "text_completion",
@@ -88,29 +95,30 @@ class Choice:
 
 
 async def submit_completions(
-    engine: Engine, body: CompletionBody, deadline: float | None
+    loaded: LoadedModel, body: CompletionBody, deadline: float | None
 ) -> list[Choice]:
     """Queue every candidate of every prompt, all or none; beside the event loop if it takes time.
 
     Args:
-        engine: The engine of the model.
+        loaded: The model.
         body: The request.
         deadline: Deadline of the server in seconds, or None.
     """
-    size = sum(len(prompt) for prompt in body.prompts())
+    size = sum(map(len, body.prompts())) + len(body.suffix or "")
     if size <= LONG_TEXT and body.response_format is None:
-        return _submit(engine, body, deadline)
+        return _submit(loaded, body, deadline)
     return await submit_beside(
-        partial(_submit, engine, body, deadline),
+        partial(_submit, loaded, body, deadline),
         body.time_limit(deadline),
         compiles=body.response_format is not None,
         large=is_large(body),
     )
 
 
-def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> list[Choice]:
-    prompts, candidates = body.prompts(), body.candidates()
+def _submit(loaded: LoadedModel, body: CompletionBody, deadline: float | None) -> list[Choice]:
+    engine, prompts, candidates = loaded.text_engine(), body.prompts(), body.candidates()
     check_count(engine, len(prompts) * candidates, "prompt")
+    check_adapters(loaded, body.lora)
     model = engine.model
     keywords = body.submit_keywords(deadline, engine.ctx_size, model.vocab_size)
     check_format(engine, keywords.get("response_format"))
@@ -127,7 +135,15 @@ def _submit(engine: Engine, body: CompletionBody, deadline: float | None) -> lis
         for number, prompt in enumerate(prompts):
             try:
                 if marks is not None:
-                    prompt = infill_prompt(model, marks, prompt, body.suffix or "")
+                    prompt = gap_prompt(
+                        engine,
+                        marks,
+                        prompt,
+                        body.suffix or "",
+                        max_tokens=keywords["max_tokens"],
+                        overflow=body.overflow,
+                        names=GapFields("prompt", "suffix"),
+                    )
                 tokens = (
                     tokenize_prompt(model, prompt, body.parse_special is not False, limit)
                     if isinstance(prompt, str)

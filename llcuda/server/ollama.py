@@ -41,6 +41,7 @@ from llcuda.server.completions import submit_completions
 from llcuda.server.embeddings import compute
 from llcuda.server.errors import ApiError
 from llcuda.server.fields import call_arguments
+from llcuda.server.gaps import ANSWER_SHARE
 from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import (
@@ -410,17 +411,18 @@ async def _follow_chat(
 async def _follow_text(
     lines: _Lines, body: GenerateBody, prompt: str, deadline: float | None
 ) -> None:
-    limit = body.chosen.token_limit()
+    limit, engine = body.chosen.token_limit(), lines.loaded.text_engine()
+    if limit is None:
+        limit = engine.ctx_size // ANSWER_SHARE if body.suffix else -1
     completion_body = CompletionBody.model_construct(
         prompt=prompt,
         suffix=body.suffix or None,
-        max_tokens=-1 if limit is None else limit,
+        max_tokens=limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         overflow="truncate",
         **body.common_fields(),
     )
-    engine = lines.loaded.text_engine()
-    [choice] = await submit_completions(engine, completion_body, deadline)
+    [choice] = await submit_completions(lines.loaded, completion_body, deadline)
     try:
         if dropped := choice.generation.dropped_tokens:
             ignore("prompt", f"the first {dropped} tokens do not fit into the context")

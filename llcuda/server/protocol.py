@@ -228,6 +228,13 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[Any, Hint(False)] = None
 
 
+class AdapterScale(Body):
+    """The scale of one adapter."""
+
+    id: int = Field(ge=0)
+    scale: float
+
+
 class SamplingBody(ModelBody):
     """How tokens are chosen: OpenAI's parameters, then llcuda's own; see SamplingParams.
 
@@ -265,6 +272,9 @@ class SamplingBody(ModelBody):
     bad_words: Unsupported = None
     chat_template: Unsupported = None
     use_beam_search: Unsupported = None
+    lora: list[AdapterScale] | None = Field(
+        None, max_length=256, description="The scales that /lora-adapters has."
+    )
     # what an answer may be without
     keep_alive: Annotated[Any, Hint()] = None
     # llcuda's own parameters

@@ -161,6 +161,8 @@ def test_prompts(server: Served) -> None:
         ({"n_probs": 5, "post_sampling_probs": True, "repeat_penalty": 1.5}, "post_sampling_probs"),
         ({"n_probs": 1, "post_sampling_probs": True, "top_k": 0}, "post_sampling_probs"),
         ({"n_probs": 1, "post_sampling_probs": True, "min_tokens": 2}, "post_sampling_probs"),
+        ({"n_probs": 1, "post_sampling_probs": True, "logit_bias": [[5, 1]]}, "post_sampling"),
+        ({"n_probs": 1, "post_sampling_probs": True, "grammar": 'root ::= "a"'}, "post_sampling"),
         ({"n_probs": 101}, "n_probs"),
         ({"id_slot": 99}, "id_slot"),
         ({"n_cmpl": 0}, "n_cmpl"),
@@ -220,6 +222,19 @@ def test_probabilities(server: Served) -> None:
         assert 0 < score["prob"] <= 1
         assert 1 == pytest.approx(sum(other["prob"] for other in score["top_probs"]))
         assert len(score["top_probs"]) <= 5
+
+
+def test_probabilities_that_are_refused(server: Served) -> None:
+    """Every step that changes them is named; a parameter of a step that is off is none."""
+    asked: dict[str, Any] = {**GREEDY, "n_probs": 1, "post_sampling_probs": True}
+    numbers = {"typical_p": 0.5, "xtc_probability": 0.5, "mirostat": 2, "presence_penalty": 1.0}
+    error = is_error(server.post("/completion", **asked, **numbers, top_k=0), 400)
+    for name in ("top_k=0", *numbers):
+        assert name in error["message"]
+    plain = {"xtc_threshold": 0.2, "dry_base": 2.0, "mirostat_tau": 4.0, "repeat_last_n": 8}
+    answer = server.post("/completion", **asked, **plain)
+    assert 8 == len(answer.json()["completion_probabilities"])
+    assert HEADER not in answer.headers
 
 
 def test_what_sampling_leaves() -> None:
@@ -311,12 +326,45 @@ def test_infill(slots: tuple[Served, Path]) -> None:
     files = [{"filename": "a.py", "text": "import os"}, {"text": "more"}]
     assert "a.py" in server.post("/infill", **body, input_extra=files).json()["prompt"]
     long = {**body, "input_prefix": "p" * 3000 + "END", "input_suffix": "START" + "s" * 3000}
-    answer = server.post("/infill", **long).json()
-    assert "pEND" in answer["prompt"]
-    assert "STARTs" in answer["prompt"]
-    assert 512 == answer["tokens_evaluated"] + 4
+    answer = server.post("/infill", **long)
+    assert "pEND" in answer.json()["prompt"]
+    assert "STARTs" in answer.json()["prompt"]
+    assert 512 == answer.json()["tokens_evaluated"] + 4
     for wrong in ({"input_suffix": None}, {"input_extra": [{}]}, {"input_extra": [{"text": 1}]}):
         is_error(server.post("/infill", **{**body, **wrong}), 400)
+
+
+def test_a_gap_without_room(slots: tuple[Served, Path]) -> None:
+    """What lies far from the gap is cut, which the header says, and the answer has its room."""
+    server, _ = slots
+    before, behind = "p" * 3000 + "END", "START" + "s" * 3000
+    gap = {"input_prefix": before, "input_suffix": behind, "ignore_eos": True}
+    files = [{"filename": "a.py", "text": "f" * 900}]
+    answer = server.post("/infill", **gap, input_extra=files)
+    notes = answer.headers[HEADER]
+    for place in ("input_extra: its first", "input_prefix: its first", "input_suffix: its last"):
+        assert place in notes
+    assert (384, 128, "limit") == tuple(
+        answer.json()[name] for name in ("tokens_evaluated", "tokens_predicted", "stop_type")
+    )
+    short = server.post("/infill", input_prefix="a", input_suffix="b", ignore_eos=True)
+    assert (128, False) == (short.json()["tokens_predicted"], HEADER in short.headers)
+    endless = server.post("/infill", **gap, n_predict=-1).json()
+    assert (128, True) == (endless["tokens_predicted"], endless["truncated"])
+    error = is_error(server.post("/infill", **gap, overflow="error"), 400, "input_prefix")
+    assert "context_length_exceeded" == error["code"]
+    text = {"prompt": before, "suffix": behind}
+    for limit, prompt in ((4, 508), (500, 256), (-1, 384)):
+        cut = server.post("/v1/completions", **text, max_tokens=limit, temperature=0)
+        assert prompt == cut.json()["usage"]["prompt_tokens"]
+        assert "prompt: its first" in cut.headers[HEADER]
+        assert "suffix: its last" in cut.headers[HEADER]
+    is_error(server.post("/v1/completions", **text, overflow="error"), 400, "prompt")
+    generated = server.post("/api/generate", prompt=before, suffix=behind, stream=False)
+    assert (384, True) == (
+        generated.json()["prompt_eval_count"], generated.json()["eval_count"] <= 128
+    )  # fmt: skip
+    assert "prompt: its first" in generated.headers[HEADER]
 
 
 def test_save_restore_erase(slots: tuple[Served, Path]) -> None:
@@ -399,6 +447,17 @@ def test_adapters(slots: tuple[Served, Path]) -> None:
         same = [{"id": 0, "scale": scale}]
         assert texts[-1] == server.post("/completion", **asked, lora=same).json()["content"]
     assert texts[0] != texts[1]
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    for path, body in (
+        ("/completion", asked), ("/v1/completions", asked), ("/v1/chat/completions", chat),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}),
+    ):  # fmt: skip
+        for other in ([], [{"id": 0, "scale": 0.5}]):
+            message = is_error(server.post(path, **body, lora=other), 400, "lora")["message"]
+            assert '[{"id": 0, "scale": 8.0}]; POST /lora-adapters changes them' in message
+        unknown = [{"id": 0, "scale": 8.0}, {"id": 3, "scale": 1.0}]
+        error = is_error(server.post(path, **body, lora=unknown), 400, "lora[1].id")
+        assert "expected an adapter from 0 to 0" in error["message"]
     for wrong in ([{"id": 1, "scale": 1}], [{"id": 0}], "x", [{"id": 0, "scale": "a"}], None):
         is_error(server.client.post("/lora-adapters", json=wrong), 400)
     server.client.post("/lora-adapters", json=[{"id": 0, "scale": 1.0}])

@@ -49,10 +49,11 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     },
 }  # fmt: skip
 FOR_THE_ANSWER = {"n", "stream", "stream_options"}  # no keywords of the engine
-NO_KEYWORDS = {  # other servers' names of response_format, what is refused, what has no effect
+# Other servers' names of response_format, what is refused or checked, what has no effect.
+NO_KEYWORDS = {
     "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
     "json_schema", "grammar", "allowed_token_ids", "bad_words", "chat_template",
-    "use_beam_search", "keep_alive",
+    "use_beam_search", "keep_alive", "lora",
 }  # fmt: skip
 
 # Keywords of Python that no body has, and why.

@@ -10,16 +10,22 @@ from typing import Any
 
 from llcuda.engine.detokenizer import Utf8Decoder
 from llcuda.engine.engine import Engine, tokenize_prompt
-from llcuda.engine.infill import InfillTokens, infill_prompt
+from llcuda.engine.infill import InfillTokens
 from llcuda.engine.outputs import Completion
 from llcuda.engine.request import Request
 from llcuda.errors import ArgumentError
 from llcuda.native.model import Model
-from llcuda.params import wrong_argument
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
-from llcuda.server.checks import check_count, check_deadline, check_format, is_large
+from llcuda.server.checks import (
+    check_adapters,
+    check_count,
+    check_deadline,
+    check_format,
+    is_large,
+)
 from llcuda.server.chunks import event, json_text, usage
 from llcuda.server.errors import ApiError, translate
+from llcuda.server.gaps import ANSWER_SHARE, GapFields, gap_prompt
 from llcuda.server.llama_server.probabilities import check_probabilities, probabilities
 from llcuda.server.llama_server.protocol import GenerationBody, InfillBody, NativeCompletionBody
 from llcuda.server.llama_server.settings import generation_settings
@@ -28,7 +34,7 @@ from llcuda.server.submission import run_beside, submit_beside
 from llcuda.server.timings import timings
 
 _MISSING = object()
-ANSWER_SHARE = 4  # of the context, for an answer in a gap that has no limit of its own
+_GAP_FIELDS = GapFields("input_prefix", "input_suffix", "input_extra")
 
 
 @dataclass
@@ -66,7 +72,10 @@ async def answer_native_completion(
 async def answer_infill(
     body: InfillBody, loaded: LoadedModel, writer: ResponseWriter, *, deadline: float | None
 ) -> None:
-    """Answer POST /infill."""
+    """Answer POST /infill; without a limit the answer has a quarter of the context at most."""
+    if body.n_predict is None:
+        limit = loaded.text_engine().ctx_size // ANSWER_SHARE
+        body = body.model_copy(update={"n_predict": limit})
     await _answer(body, loaded, writer, deadline, partial(_gap_prompts, body))
 
 
@@ -93,17 +102,15 @@ def _gap_prompts(body: InfillBody, engine: Engine) -> Iterator[list[int]]:
     if marks is None:
         message = "this model fills no gaps: it has no tokens for the texts around one"
         raise ApiError(501, message, code="unsupported")
-    limit = body.token_limit()
-    answer = min(limit, engine.ctx_size // 2) if limit >= 0 else 0
-    if limit > engine.ctx_size:
-        answer = engine.ctx_size // ANSWER_SHARE
-    yield infill_prompt(
-        engine.model,
+    yield gap_prompt(
+        engine,
         marks,
         body.input_prefix + (body.prompt or ""),
         body.input_suffix,
+        max_tokens=body.token_limit(),
+        overflow=body.overflow,
+        names=_GAP_FIELDS,
         files=[(file.filename, file.text) for file in body.input_extra or ()],
-        limit=max(1, engine.ctx_size - answer),
         suffix_first=bool(body.spm_infill),
     )
 
@@ -116,12 +123,7 @@ def _submit(
 ) -> list[Text]:
     """Queue every text, all or none."""
     engine = loaded.text_engine()
-    if body.lora is not None:
-        asked = {item.id: item.scale for item in body.lora}
-        now = dict(enumerate(loaded.adapters.values()))
-        if {**dict.fromkeys(now, 0.0), **asked} != now:
-            rule = "the adapters are those of all requests; POST /lora-adapters changes them"
-            raise wrong_argument("lora", rule)
+    check_adapters(loaded, body.lora)
     keywords = body.keywords(deadline, engine.ctx_size, engine.model)
     check_format(engine, keywords.get("response_format"))
     check_probabilities(body, keywords, engine.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from llcuda.engine.logprobs import NEVER
@@ -14,7 +14,13 @@ from llcuda.params import SamplingParams, wrong_value
 from llcuda.server.llama_server.protocol import PROBED, GenerationBody
 
 _COMPUTED = ("top_k", "top_p", "min_p", "temperature", "min_keep")  # `after_sampling` knows them
-_WITHOUT_EFFECT = ("seed", "penalty_last_n")
+# Parameters of steps that others turn on.
+_WITHOUT_EFFECT = (
+    "seed", "penalty_last_n", "grammar_root", "dry_base", "dry_allowed_length", "dry_last_n",
+    "dry_breakers", "xtc_threshold", "dynatemp_exponent", "mirostat_tau", "mirostat_eta",
+    "adaptive_decay",
+)  # fmt: skip
+_RESTRICTIONS = ("response_format", "min_tokens")  # of the tokens, by other means than sampling
 
 
 def check_probabilities(body: GenerationBody, keywords: Mapping[str, Any], model: Model) -> None:
@@ -30,18 +36,18 @@ def check_probabilities(body: GenerationBody, keywords: Mapping[str, Any], model
     """
     if not (body.post_sampling_probs and body.n_probs):
         return
-    sampling = _sampling(keywords)
-    same = {name: getattr(sampling, name) for name in (*_COMPUTED, *_WITHOUT_EFFECT)}
+    sampling, default = _sampling(keywords), SamplingParams()
     most = PROBED - len(_forbidden(keywords, model))
-    restricted = keywords.get("response_format") or keywords.get("min_tokens")
-    if (
-        restricted
-        or sampling != replace(SamplingParams(), **same)
-        or not 0 < sampling.top_k <= most
-    ):
+    known = (*_COMPUTED, *_WITHOUT_EFFECT)
+    steps = [field.name for field in fields(SamplingParams) if field.name not in known]
+    others = [name for name in steps if getattr(sampling, name) != getattr(default, name)]
+    others += [body.places.get(name, name) for name in _RESTRICTIONS if keywords.get(name)]
+    if not 0 < sampling.top_k <= most:
+        others.insert(0, f"top_k={sampling.top_k}")
+    if others:
         rule = (
-            f"allowed with top_k from 1 to {most}, and with no steps of sampling but top_k, "
-            "top_p, min_p and temperature"
+            f"cannot be computed with {', '.join(others)}; it is for top_k from 1 to {most}, "
+            "top_p, min_p, min_keep and temperature"
         )
         raise wrong_value("post_sampling_probs", True, rule)
 

@@ -18,6 +18,7 @@ from llcuda.server.leniency import ignore
 from llcuda.server.protocol import (
     MAX_CHOICES,
     MAX_PROMPTS,
+    AdapterScale,
     Body,
     ChatBody,
     ModelBody,
@@ -45,13 +46,6 @@ FURTHER_STEPS = ("infill", "adaptive_p")
 
 Prompt = str | list[int]
 Names = Annotated[list[str], Field(max_length=MAX_FIELDS, fail_fast=True)]
-
-
-class AdapterScale(Body):
-    """The scale of one adapter."""
-
-    id: int = Field(ge=0)
-    scale: float
 
 
 class GenerationBody(SamplingBody):
@@ -84,7 +78,6 @@ class GenerationBody(SamplingBody):
     timings_per_token: bool | None = None
     response_fields: Names | None = None
     t_max_predict_ms: float | None = Field(None, description="Up to the next line, if above 0.")
-    lora: list[AdapterScale] | None = Field(None, max_length=MAX_FIELDS)
 
     def candidates(self) -> int:
         """Return how many texts to generate for each prompt."""
@@ -156,6 +149,11 @@ class ExtraFile(Body):
 
 class InfillBody(GenerationBody):
     """POST /infill: fill the gap between two texts."""
+
+    engine_names: ClassVar[Mapping[str, str]] = {
+        **GenerationBody.engine_names,
+        "prompt": "input_prefix",
+    }
 
     input_prefix: str
     input_suffix: str

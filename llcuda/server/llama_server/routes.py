@@ -12,6 +12,7 @@ from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.bodies import BodyReader, BodyRoute
 from llcuda.server.chat import prompt_of
+from llcuda.server.checks import adapter_scales
 from llcuda.server.errors import ApiError
 from llcuda.server.llama_server.completion import answer_infill, answer_native_completion
 from llcuda.server.llama_server.protocol import (
@@ -141,11 +142,5 @@ def _adapters(loaded: LoadedModel) -> list[dict[str, Any]]:
 
 
 async def _answer_adapters(body: AdaptersBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
-    scales = dict.fromkeys(range(len(loaded.adapters)), 0.0)
-    for i, item in enumerate(body.adapters):
-        if item.id not in scales:
-            rule = f"expected an adapter from 0 to {len(scales) - 1}" if scales else "no adapters"
-            raise wrong_value(f"[{i}].id", item.id, rule)
-        scales[item.id] = item.scale
-    loaded.scale_adapters(list(scales.values()))
+    loaded.scale_adapters(adapter_scales(loaded, "", body.adapters))
     await writer.json(_adapters(loaded))
