@@ -85,7 +85,9 @@ def compile(  # noqa: A001 - as that of re
             - `{"type": "choice", "choices": [...]}`: one of these texts;
             - `{"type": "lark", "grammar": ...}` or `{"type": "gbnf", "grammar": ...}`;
             - what `tool_format` returns.
-        schema: A JSON schema, in place of `response_format`; True is any JSON.
+        schema: A JSON schema to the letter, in place of `response_format`; True is any JSON. An
+            object in it may have properties that it does not name, unless it forbids them; one of
+            a `response_format` has none, unless its schema speaks of `additionalProperties`.
         compact: Whether JSON has no whitespace.
 
     Returns:
@@ -98,6 +100,7 @@ def compile(  # noqa: A001 - as that of re
     """
     check_model(model)
     check_flag("compact", compact)
+    closes = schema is None
     if schema is not None:
         if response_format is not None:
             raise wrong_argument("response_format", "give it or schema=, not both")
@@ -112,23 +115,24 @@ def compile(  # noqa: A001 - as that of re
         return response_format
     source = None
     try:
-        source = grammar_source(response_format, model, compact)
-        return _compiler_of(model).compile(model, source, response_format, compact)
+        source = grammar_source(response_format, model, compact, closes=closes)
+        by_source = compact or not closes
+        return _compiler_of(model).compile(model, source, response_format, by_source)
     except ArgumentError as error:
         narrowing = None if source is None else source.narrowing
         if narrowing is not None and _problem(error).startswith(UNSATISFIABLE):
             error = narrowing
         elif " at #" not in str(error):
-            error = _with_place(error, model, response_format)
+            error = _with_place(error, model, response_format, closes)
         if error.parameter is None:
             text = f"response_format: {error.problem}"
             error = type(error)(text, parameter="response_format", remedy=error.remedy)
         raise error from None
 
 
-def _definition(response_format: Any, source: GrammarSource, compact: bool) -> Mapping[str, Any]:
-    """Return a format as a dict, without classes; one whose JSON is compact as its grammar."""
-    if compact:
+def _definition(response_format: Any, source: GrammarSource, by_source: bool) -> Mapping[str, Any]:
+    """Return a format as a dict, without classes; `by_source`: as its grammar."""
+    if by_source:
         return {"type": "lark", "grammar": source.text}
     schema = class_schema(response_format)
     return response_format if schema is None else _schema_format(schema)
@@ -186,13 +190,13 @@ def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
     return ToolGrammar(grammar, schemas, relaxations)
 
 
-def _error_of(model: Model, schema: Any) -> ArgumentError | None:
+def _error_of(model: Model, schema: Any, closes: bool = True) -> ArgumentError | None:
     """Return why a JSON schema is refused; None for one that is not, or that is large."""
     from llguidance import LLMatcher, LLParserLimits
 
     check_cancelled()
     try:
-        source = grammar_source(_schema_format(schema), model, False)
+        source = grammar_source(_schema_format(schema), model, False, closes=closes)
     except ArgumentError as refusal:
         return refusal
     if source.cost > MAX_SMALL:
@@ -203,11 +207,13 @@ def _error_of(model: Model, schema: Any) -> ArgumentError | None:
     return ArgumentError(_reason(readable(found))) if found else None
 
 
-def _with_place(error: ArgumentError, model: Model, response_format: Any) -> ArgumentError:
+def _with_place(
+    error: ArgumentError, model: Model, response_format: Any, closes: bool
+) -> ArgumentError:
     """Return an error that names the place in the JSON schema where it begins."""
 
     def problem_of(schema: Any) -> str | None:
-        refusal = _error_of(model, schema)
+        refusal = _error_of(model, schema, closes)
         return None if refusal is None else _problem(refusal)
 
     try:
@@ -603,7 +609,7 @@ class _Compiler:
         self._relaxed: OrderedDict[str, _Relaxed] = OrderedDict()
 
     def compile(
-        self, model: Model, source: GrammarSource, response_format: Any, compact: bool = False
+        self, model: Model, source: GrammarSource, response_format: Any, by_source: bool = False
     ) -> CompiledGrammar:
         """Return the compiled grammar, which is compiled once; others do not wait for it."""
         is_large = source.cost > MAX_SMALL
@@ -620,7 +626,7 @@ class _Compiler:
                 check_cancelled()
                 if is_large:
                     try_out(source.trial, _limits())
-                definition = _definition(response_format, source, compact)
+                definition = _definition(response_format, source, by_source)
                 grammar = CompiledGrammar(model, self.tokenizer(model), source, definition)
                 _probe(grammar)
                 entry.grammar = grammar

@@ -66,19 +66,23 @@ class HasControlTokens(Protocol):
         """Return the text of a token; `special`: the name of a control token."""
 
 
-def grammar_source(response_format: Any, model: HasControlTokens, compact: bool) -> GrammarSource:
+def grammar_source(
+    response_format: Any, model: HasControlTokens, compact: bool, *, closes: bool = True
+) -> GrammarSource:
     """Translate a response format.
 
     Args:
         response_format: See `llcuda.structured.compile`.
         model: Where the control tokens are looked up that tool calls name.
         compact: Whether JSON has no whitespace.
+        closes: Whether objects of a JSON schema have no further properties unless it speaks of
+            them.
 
     Raises:
         ArgumentError: The format is unknown, or cannot be honoured.
     """
     if (schema := class_schema(response_format)) is not None:
-        return _json(schema, compact)
+        return _json(schema, compact, closes)
     if not isinstance(response_format, Mapping):
         given = type(response_format).__name__
         raise _refused(
@@ -93,13 +97,15 @@ def grammar_source(response_format: Any, model: HasControlTokens, compact: bool)
         raise _refused(f"type {kind!r} is not one of {', '.join(_KINDS)}", remedy)
     expected, fields = _FIELDS[kind], response_format.keys() - {"type"}
     if kind == "json_object" and fields == {"schema"}:  # llama-cpp-python's and older servers' form
-        return _json(response_format["schema"], compact)
+        return _json(response_format["schema"], compact, closes)
     if fields != expected:
         raise _refused(f"type {kind!r} has the fields {sorted(expected)}, not {sorted(fields)}")
+    if kind == "text":
+        raise _refused("type 'text' restricts nothing, so that there is no grammar of it")
     if kind == "json_object":
-        return _json({"type": "object"}, compact)
+        return _json({"type": "object"}, compact, closes)
     if kind == "json_schema":
-        return _json(_schema_of(response_format["json_schema"]), compact)
+        return _json(_schema_of(response_format["json_schema"]), compact, closes)
     if kind == "choice":
         return _choice(response_format["choices"])
     if kind == "tools":
@@ -117,6 +123,7 @@ def grammar_source(response_format: Any, model: HasControlTokens, compact: bool)
 
 
 _FIELDS: dict[str, set[str]] = {
+    "text": set(),
     "json_object": set(),
     "json_schema": {"json_schema"},
     "regex": {"regex"},
@@ -190,16 +197,16 @@ def _schema_of(json_schema: Any) -> Any:
     return json_schema["schema"]
 
 
-def _json(schema: Any, compact: bool) -> GrammarSource:
-    with_spaces, prepared = _with_spaces(schema, compact)
+def _json(schema: Any, compact: bool, closes: bool) -> GrammarSource:
+    with_spaces, prepared = _with_spaces(schema, compact, closes)
     source = json.dumps({"grammars": [{"json_schema": with_spaces}]})
     return GrammarSource(source, prepared.cost, source, prepared.narrowing)
 
 
-def _with_spaces(schema: Any, compact: bool) -> tuple[dict[str, Any], PreparedSchema]:
+def _with_spaces(schema: Any, compact: bool, closes: bool) -> tuple[dict[str, Any], PreparedSchema]:
     """Return a schema as llguidance reads it, with its options."""
     spaces = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITESPACE}
-    prepared = prepare(schema)
+    prepared = prepare(schema, closes=closes)
     return {**prepared.schema, "x-guidance": spaces | prepared.escapes}, prepared
 
 
@@ -326,7 +333,7 @@ def _schemas(calls: Sequence[Mapping[str, Any]], compact: bool) -> list[Prepared
     """Return the schemas of calls as llguidance reads them."""
     prepared = []
     for call in calls:
-        schema, parts = _with_spaces(call["schema"], compact)
+        schema, parts = _with_spaces(call["schema"], compact, True)
         prepared.append(parts._replace(schema=schema))
     return prepared
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from llcuda.errors import ArgumentError
 from llcuda.native.gbnf import closure
+from llcuda.structured.closing import close_objects
 from llcuda.structured.cost import remainders, schema_cost
 from llcuda.structured.negation import is_names, is_number
 from llcuda.structured.rewrite import rewrite
@@ -64,7 +65,7 @@ class PreparedSchema(NamedTuple):
     narrowing: ArgumentError | None
 
 
-def prepare(schema: Any) -> PreparedSchema:
+def prepare(schema: Any, *, closes: bool) -> PreparedSchema:
     r"""Prepare a schema.
 
     A name that is escaped equals the name that is not (RFC 8259, section 8.3), and llguidance
@@ -74,6 +75,8 @@ def prepare(schema: Any) -> PreparedSchema:
 
     Args:
         schema: A JSON schema; draft 2020-12, as far as llguidance knows it.
+        closes: Whether objects whose properties are named have no others unless the schema speaks
+            of them.
 
     Returns:
         A copy that llguidance understands as the schema is meant.
@@ -84,6 +87,8 @@ def prepare(schema: Any) -> PreparedSchema:
     """
     prepared = _copy(schema)
     _check_depth(prepared)
+    if closes:
+        close_objects(prepared, lambda reference: target(reference, prepared))
     narrowing = rewrite(prepared, lambda reference: target(reference, prepared))
     _check_depth(prepared)
     if (size := _size(prepared)) > MAX_WRITTEN:

@@ -8,13 +8,11 @@ import checks
 import instructor
 from instructor.core import InstructorRetryException
 from openai import OpenAI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class Person(BaseModel):
-    """A person; without extra="forbid" the model may add fields until its tokens end."""
-
-    model_config = ConfigDict(extra="forbid")
+    """A person; its schema says nothing of further fields, and the server adds none."""
 
     name: str = Field(max_length=20)
     age: int = Field(ge=0, le=120)
