@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from llcuda.server.batches import BatchAnswer, BatchLine
 
 app = typer.Typer()
-ANSWER = b'{"id": "batch_req_'  # the beginning of a line of OUT
 PARALLEL = 8  # sequences, unless --parallel says otherwise
 WAITING = 2  # requests for each sequence, so that the next one is ready
 _PARALLEL = replace(SETTINGS["n_parallel"], help=f"Sequences in one batch. Default: {PARALLEL}.")
@@ -157,23 +154,17 @@ def _check_requests(path: Path) -> int:
 
 def _answered(path: Path) -> dict[str, bool]:
     """Return whether each id's answer is a refusal; cut off a line that is not whole."""
-    if not path.exists():
-        return {}
-    ids: dict[str, bool] = {}
-    with _opened(path, "rb") as file:
-        whole = 0
-        for number, data in enumerate(file, 1):
-            if not data.endswith(b"\n") and data.startswith(ANSWER[: len(data)]):
-                break
-            try:
-                answer = json.loads(data)
-                ids[answer["custom_id"]] = answer["response"]["status_code"] != 200
-            except (ValueError, KeyError, TypeError):
-                rule = "is not an answer of a batch; name another file for OUT"
-                raise ArgumentError(f"{path}, line {number}: {rule}") from None
-            whole += len(data)
-        is_whole = whole == os.fstat(file.fileno()).st_size
-    if not is_whole:
+    from llcuda.server.batches import read_answers
+
+    try:
+        answered = read_answers(path)
+    except ArgumentError as error:
+        raise ArgumentError(f"{path}, {error}; name another file for OUT") from None
+    except OSError as error:
+        raise ArgumentError(f"{path}: {error.strerror}") from None
+    if answered.wrong:
+        raise ArgumentError(f"{path}: tells of wrong lines of a batch; name another file for OUT")
+    if path.exists() and answered.size < path.stat().st_size:
         with path.open("rb+") as file:
-            file.truncate(whole)
-    return ids
+            file.truncate(answered.size)
+    return answered.refused

@@ -1,19 +1,33 @@
-"""The batches of /v1/batches: each answers the requests of a file, one batch after the other."""
+"""The batches of /v1/batches: each answers the requests of a file, one batch after the other.
+
+Each answer is written to the file of the results when it comes. A batch that the end of the server
+interrupts, also a sudden one, goes on in the next server that has the folder: it answers the lines
+that these files do not have.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import json
+import os
+import re
 from collections.abc import Iterator
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from llcuda.errors import ArgumentError
-from llcuda.server.batches import BatchAnswer, BatchLine, answer_lines, read_line
+from llcuda.server.batches import (
+    Answered,
+    BatchAnswer,
+    BatchLine,
+    answer_lines,
+    read_answers,
+    read_line,
+)
 from llcuda.server.chunks import new_id, unix_time
 from llcuda.server.errors import ApiError, translate_and_log
 from llcuda.server.file_store import (
@@ -34,7 +48,8 @@ MAX_ERRORS = 100  # of a file without a request
 WINDOW_SECONDS = 24 * 3600  # OpenAI's; a batch here has no end
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 BATCH_KEYS = {"id", "object", "status", "created_at", "request_counts", "input_file_id"}
-STOPPED = {"code": "server_stopped", "message": "the server was stopped; send the rest again"}
+RESULTS = "result_file_ids"  # the key of a document on the disk: of the answers, of the errors
+_FILE_ID = re.compile("file-[0-9a-f]+")
 
 
 class BatchStore:
@@ -57,10 +72,21 @@ class BatchStore:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         found = load_documents(self._folder, "batch_", BATCH_KEYS) if self._folder else []
-        for document in found:
-            if document["status"] in UNFINISHED:
-                _end(document, "failed", STOPPED)
+        self._results = {
+            document["id"]: _result_ids(document.pop(RESULTS, None)) for document in found
+        }
         self.documents = {document["id"]: document for document in found}
+
+    def resume(self, app: ASGIApp) -> None:
+        """Go on with the batches that an earlier server did not finish.
+
+        Args:
+            app: The application that answers.
+        """
+        for document in self.documents.values():
+            if document["status"] in UNFINISHED:
+                self._save_quietly(document)  # the ids of its results may be new
+                self._start(app, document)
 
     def get(self, name: str) -> dict[str, Any]:
         """Return a batch. Raises ApiError if there is none."""
@@ -111,19 +137,24 @@ class BatchStore:
             "metadata": metadata,
         }
         name = document["id"]
+        self._results[name] = _result_ids(None)
         self._save(document)
         self.documents[name] = document
         for old in [key for key in self.documents if key not in self._tasks and key != name]:
             if len(self.documents) <= MAX_BATCHES:
                 break
             self._forget(old)
+        self._start(app, document)
+        return document
+
+    def _start(self, app: ASGIApp, document: dict[str, Any]) -> None:
+        name = document["id"]
         # Without the context of the request, whose trace and notes are not those of the batch.
         task = asyncio.get_running_loop().create_task(
             self._run(app, document), context=contextvars.Context()
         )
         self._tasks[name] = task
         task.add_done_callback(lambda _: self._tasks.pop(name))
-        return document
 
     def cancel(self, name: str) -> dict[str, Any]:
         """End a batch, which keeps the answers that it has. Raises ApiError if it has ended."""
@@ -132,24 +163,30 @@ class BatchStore:
             error = f"{name} is {document['status']} and cannot be cancelled"
             raise ApiError(409, error, code="batch_finished")
         document["status"], document["cancelling_at"] = "cancelling", unix_time()
+        self._save(document)  # or the next server would go on with it
         self._tasks[name].cancel()
         return document
 
     async def close(self) -> None:
-        """End all batches, which keep the answers that they have."""
+        """Stop all batches, with which the next server goes on."""
         self._stopping = True
-        for name in list(self._tasks):
-            with suppress(ApiError):
-                self.cancel(name)
+        for task in self._tasks.values():
+            task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _save(self, document: dict[str, Any]) -> None:
         if self._folder is not None:
             with disk_errors():
-                save_document(self._folder, document)
+                save_document(self._folder, {**document, RESULTS: self._results[document["id"]]})
+
+    def _save_quietly(self, document: dict[str, Any]) -> None:
+        try:
+            self._save(document)
+        except Exception as error:  # it is in memory all the same
+            log_failure(error, document["id"])
 
     def _forget(self, name: str) -> None:
-        del self.documents[name]
+        del self.documents[name], self._results[name]
         if self._folder is not None:
             (self._folder / f"{name}.json").unlink(missing_ok=True)
 
@@ -159,14 +196,14 @@ class BatchStore:
         problem: dict[str, Any] | None = None
         with ExitStack() as stack:
             stack.enter_context(self._files.reading(file, name))
-            outputs = _Results(self._files, stack), _Results(self._files, stack)
+            outputs = [_Results(self._files, stack, result) for result in self._results[name]]
             try:
                 async with self._turn:
                     await self._answer(app, document, *outputs)
             except asyncio.CancelledError:
+                if self._stopping and document["status"] != "cancelling":
+                    return  # the next server goes on
                 status = "cancelled"
-                if self._stopping:
-                    status, problem = "failed", STOPPED
             except _NoRequestsError as error:
                 status, document["errors"] = "failed", {"object": "list", "data": error.errors}
             except Exception as error:
@@ -178,28 +215,37 @@ class BatchStore:
                 except Exception as error:
                     status, problem = "failed", _problem(error, name)
         _end(document, status, problem)
-        try:
-            self._save(document)
-        except Exception as error:  # it is in memory all the same
-            log_failure(error, name)
+        self._save_quietly(document)
 
     async def _answer(
         self, app: ASGIApp, document: dict[str, Any], output: _Results, refused: _Results
     ) -> None:
+        if document["status"] == "cancelling":  # when an earlier server ended
+            raise asyncio.CancelledError
+        self._files.get(document["input_file_id"], "input_file_id")
         path, counts = self._files.path(document["input_file_id"]), document["request_counts"]
         check = _LineCheck(document["endpoint"], self._max_line)
         await asyncio.to_thread(check.read_all, path)
-        counts["total"] = check.total
         if check.total == len(check.wrong):
+            counts["total"] = check.total
             raise _NoRequestsError(check)
+        answered, told = [await asyncio.to_thread(results.resume) for results in (output, refused)]
+        done = answered.refused.keys() | told.refused.keys()
+        counts |= {
+            "total": check.total,
+            "completed": len(answered.refused),
+            "failed": len(told.refused) + len(told.wrong),
+        }
         for number, (custom_id, message) in check.wrong.items():
-            refused.write(_error_line(number, custom_id, message))
-            counts["failed"] += 1
-        document["status"], document["in_progress_at"] = "in_progress", unix_time()
+            if number not in told.wrong:
+                refused.write(_error_line(number, custom_id, message))
+                counts["failed"] += 1
+        document["status"] = "in_progress"
+        document["in_progress_at"] = document["in_progress_at"] or unix_time()
         lines = (
-            read_line(number, data)
+            line
             for number, data in _lines(path, self._max_line)
-            if number not in check.wrong
+            if number not in check.wrong and (line := read_line(number, data)).custom_id not in done
         )
         async with aclosing(answer_lines(app, lines, PARALLEL)) as answers:
             async for answer in answers:
@@ -217,21 +263,41 @@ class BatchStore:
 class _Results:
     """A file of results, which is there from its first line on."""
 
-    def __init__(self, files: FileStore, stack: ExitStack) -> None:
+    def __init__(self, files: FileStore, stack: ExitStack, name: str) -> None:
         self._files = files
         self._stack = stack
+        self._name = name
         self._writer: FileWriter | None = None
 
+    def resume(self) -> Answered:
+        """Return the lines that an earlier server wrote, without half a line at the end."""
+        path = self._files.path(self._name)
+        try:
+            answered = read_answers(path)
+        except ArgumentError as error:
+            raise error.within(self._name) from None
+        if path.exists() and answered.size < path.stat().st_size:
+            os.truncate(path, answered.size)
+        return answered
+
     def write(self, line: str) -> None:
-        if self._writer is None:
-            self._writer = self._stack.enter_context(self._files.writer())
-        self._writer.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        """Append a line, which a sudden end of the process does not lose."""
+        writer = self._opened()
+        writer.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        writer.flush()
 
     def keep(self, filename: str) -> str | None:
         """Return the id of the file, None if it has no line."""
-        if self._writer is None:
+        if self._name in self._files.documents:  # an earlier server ended right behind this
+            return self._name
+        if self._writer is None and not self._files.path(self._name).exists():
             return None
-        return str(self._writer.keep(filename, "batch_output")["id"])
+        return str(self._opened().keep(filename, "batch_output", self._name)["id"])
+
+    def _opened(self) -> FileWriter:
+        if self._writer is None:
+            self._writer = self._stack.enter_context(self._files.appender(self._name))
+        return self._writer
 
 
 class _LineCheck:
@@ -308,6 +374,13 @@ def _problem(error: Exception, name: str) -> dict[str, Any]:
     """Return what a batch says of an error."""
     refusal = translate_and_log(error, name)
     return {"code": refusal.code or refusal.kind, "message": refusal.message}
+
+
+def _result_ids(saved: Any) -> list[str]:
+    """Return the ids of a batch's results, new ones where none were saved."""
+    names = saved if isinstance(saved, list) else []
+    ids = [name for name in names if isinstance(name, str) and _FILE_ID.fullmatch(name)]
+    return ids if len(ids) == 2 else [new_id("file-"), new_id("file-")]
 
 
 def _end(document: dict[str, Any], status: str, problem: dict[str, Any] | None) -> None:

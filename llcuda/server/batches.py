@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message
@@ -28,6 +29,7 @@ ENDPOINTS = (
 )  # fmt: skip
 MAX_ID = 512  # characters
 ATTEMPTS = 10
+_ANSWER = b'{"id": "batch_req_'  # the beginning of a line of answers
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,49 @@ def _request(data: bytes) -> BatchLine:
     return BatchLine(custom_id, url, json.dumps(body).encode())
 
 
+@dataclass(frozen=True)
+class Answered:
+    """The lines that a file of answers has.
+
+    Attributes:
+        refused: The ids of the requests, and whether their answers are refusals.
+        wrong: The numbers of the wrong lines of the input that it tells of.
+        size: Bytes of the whole lines.
+    """
+
+    refused: dict[str, bool]
+    wrong: set[int]
+    size: int
+
+
+def read_answers(path: Path) -> Answered:
+    """Return what a file of answers has, without a last line that is not whole.
+
+    Args:
+        path: The file; one that is missing has no lines.
+
+    Raises:
+        ArgumentError: A line is not an answer of a batch.
+    """
+    refused, wrong, size = dict[str, bool](), set[int](), 0
+    if not path.exists():
+        return Answered(refused, wrong, size)
+    with path.open("rb") as file:
+        for number, data in enumerate(file, 1):
+            if not data.endswith(b"\n") and data.startswith(_ANSWER[: len(data)]):
+                break
+            try:
+                line = json.loads(data)
+                if (response := line["response"]) is None:
+                    wrong.add(int(line["error"]["line"]))
+                else:
+                    refused[str(line["custom_id"])] = response["status_code"] != 200
+            except (ValueError, KeyError, TypeError):
+                raise ArgumentError(f"line {number}: is not an answer of a batch") from None
+            size += len(data)
+    return Answered(refused, wrong, size)
+
+
 async def answer_lines(
     app: ASGIApp, lines: Iterable[BatchLine], parallel: int
 ) -> AsyncGenerator[BatchAnswer, None]:
@@ -194,6 +239,8 @@ async def _ask(app: ASGIApp, line: BatchLine) -> tuple[BatchAnswer, float | None
         "server": ("localhost", 80),
     }
     await app(scope, receive, send)
+    if (task := asyncio.current_task()) and task.cancelling():  # the answer only says so
+        raise asyncio.CancelledError
     document = json.loads(b"".join(parts))
     request_id, ignored = headers.get("x-request-id", ""), headers.get(HEADER, "")
     answer = BatchAnswer(line.custom_id, status, document, request_id, ignored)

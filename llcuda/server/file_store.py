@@ -5,7 +5,7 @@
         document = writer.keep("requests.jsonl", "batch")
 
 A file is its data under its id, and a document beside it. A server that is started with the folder
-of an earlier one has its files.
+of an earlier one has its files. Results of a batch that runs are data without a document.
 """
 
 from __future__ import annotations
@@ -133,6 +133,21 @@ class FileStore:
             file = stack.enter_context(path.open("wb"))
             yield FileWriter(self, space, path, file)
 
+    @contextmanager
+    def appender(self, name: str) -> Iterator[FileWriter]:
+        """Yield a file that goes on where it ended; without `keep` it stays as it is.
+
+        Args:
+            name: Its id.
+        """
+        path = self.path(name)
+        with self.space() as space, disk_errors(), path.open("ab") as file:
+            writer = FileWriter(self, space, path, file)
+            writer.size = path.stat().st_size
+            if name not in self.documents:  # otherwise they are the store's already
+                space.grow(writer.size)
+            yield writer
+
     def reserve(self, size: int) -> None:
         """Take bytes. Raises ApiError where the files would be too large together."""
         if self._bytes + size > self._max_bytes or len(self.documents) >= MAX_FILES:
@@ -173,15 +188,21 @@ class FileWriter:
             self._file.write(data)
         self.size += len(data)
 
-    def keep(self, filename: str, purpose: str) -> dict[str, Any]:
+    def flush(self) -> None:
+        """Hand the data to the system, which has them also after the end of this process."""
+        with disk_errors():
+            self._file.flush()
+
+    def keep(self, filename: str, purpose: str, name: str | None = None) -> dict[str, Any]:
         """Keep the file, and return its document.
 
         Args:
             filename: The client's name of it.
             purpose: OpenAI's word for its use.
+            name: Its id; None = a new one.
         """
         document: dict[str, Any] = {
-            "id": new_id("file-"),
+            "id": name or new_id("file-"),
             "object": "file",
             "bytes": self.size,
             "created_at": unix_time(),
@@ -192,7 +213,8 @@ class FileWriter:
         with disk_errors():
             self._file.close()  # which writes the rest
             target = self._store.path(document["id"])
-            publish(self._path, target)
+            if target != self._path:
+                publish(self._path, target)
             try:
                 save_document(self._store.folder, document)
             except BaseException:

@@ -14,12 +14,14 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
+from llcuda.server import file_store
 from tests.support.batches import chat_line
-from tests.support.server import Served, demo, is_error, served
-from tests.support.waiting import eventually
+from tests.support.server import Served, demo, is_error, serve_process, served
+from tests.support.waiting import PATIENCE, eventually
 
 FINAL = ("completed", "failed", "cancelled")
 MANY = 400
+FEW = 60
 
 
 def upload(client: openai.OpenAI, *lines: Any, name: str = "in.jsonl") -> FileObject:
@@ -274,7 +276,10 @@ def test_results_that_cannot_be_kept(
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("llcuda.server.file_store.publish", fails)
+    save = file_store.save_document
+    monkeypatch.setattr(
+        file_store, "save_document", lambda folder, d: fails() if "bytes" in d else save(folder, d)
+    )
     fields = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
     path = f"/v1/batches/{server.post('/v1/batches', **fields).json()['id']}"
     assert eventually(lambda: server.client.get(path).json()["status"] in FINAL)
@@ -300,8 +305,6 @@ def test_a_folder_is_found_again(small: tuple[Served, Path]) -> None:
     content = server.client.get(f"/v1/files/{done['error_file_id']}/content").text
     assert "line 2: too large: at most 20000 bytes" in content
     (folder / "file-x.json").write_text("{")
-    interrupted = {**done, "id": "batch_x", "status": "in_progress"}
-    (folder / "batch_x.json").write_text(json.dumps(interrupted))
     with served(demo(), preload=False, file_folder=folder) as other:
         assert done == other.client.get(path).json()
         assert line in other.client.get(f"/v1/files/{file['id']}/content").content
@@ -309,26 +312,101 @@ def test_a_folder_is_found_again(small: tuple[Served, Path]) -> None:
         assert {file["id"], done["output_file_id"], done["error_file_id"]} == {
             entry["id"] for entry in listed
         }
-        stopped = other.client.get("/v1/batches/batch_x").json()
-        assert ("failed", "server_stopped") == (
-            stopped["status"], stopped["errors"]["data"][0]["code"]
-        )  # fmt: skip
+
+
+def begin_many(server: Served | httpx.Client) -> tuple[str, str]:
+    """Begin a batch of many lines, two of them wrong, and one; return the paths of both."""
+    client = server.client if isinstance(server, Served) else server
+    lines = [json.dumps(chat_line(str(number), max_tokens=6)) for number in range(FEW)]
+    lines[3:3] = ["{", json.dumps(chat_line("1")), json.dumps(chat_line("bad", n="x"))]
+    paths = []
+    for text in ("\n".join(lines), lines[0]):
+        form: Any = {"file": ("in.jsonl", text.encode())}
+        file = client.post("/v1/files", files=form, data={"purpose": "batch"}).json()
+        fields = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
+        paths.append(f"/v1/batches/{client.post('/v1/batches', json=fields).json()['id']}")
+    return paths[0], paths[1]
+
+
+def answers_in(folder: Path) -> dict[Path, bytes]:
+    """Return the results that batches have written into a folder."""
+    files = [path for path in folder.glob("file-*") if path.suffix != ".json"]
+    return {path: data for path in files if (data := path.read_bytes()).startswith(b'{"id": "bat')}
+
+
+def check_the_rest(folder: Path, before: dict[Path, bytes], paths: tuple[str, str]) -> None:
+    """Let the next server go on with batches, and check that no line is there twice or lost."""
+    with served(demo(), file_folder=folder) as server:
+        status = lambda path: server.client.get(path).json()["status"]  # noqa: E731
+        assert eventually(lambda: all(status(path) in FINAL for path in paths))
+        done, single = [server.client.get(path).json() for path in paths]
+        assert ["completed", "completed"] == [done["status"], single["status"]]
+        assert {"total": FEW + 3, "completed": FEW, "failed": 3} == done["request_counts"]
+        lines = server.client.get(f"/v1/files/{done['output_file_id']}/content").text.splitlines()
+        errors = server.client.get(f"/v1/files/{done['error_file_id']}/content").text.splitlines()
+        ids = [json.loads(line)["custom_id"] for line in lines]
+        assert sorted(map(str, range(FEW))) == sorted(ids)
+        assert ["1", "bad", None] == sorted(
+            (json.loads(line)["custom_id"] for line in errors), key=lambda name: name or "z"
+        )
+        for path, data in before.items():
+            whole = data[: data.rfind(b"\n") + 1]
+            assert path.read_bytes().startswith(whole)
+        listed = {entry["id"] for entry in server.client.get("/v1/files").json()["data"]}
+        assert {done["output_file_id"], done["error_file_id"], single["output_file_id"]} <= listed
 
 
 def test_the_end_of_the_server(tmp_path: Path) -> None:
-    """A batch that runs then keeps its answers, and no file is left half written."""
+    """The next server goes on with batches, where this one stopped."""
     with served(demo(), file_folder=tmp_path) as server:
-        lines = (json.dumps(chat_line(str(number), max_tokens=30)) for number in range(MANY))
-        file = send(server, "\n".join(lines).encode()).json()
-        fields = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
-        batch = server.post("/v1/batches", **fields).json()
-        path = f"/v1/batches/{batch['id']}"
-        counts = lambda: server.client.get(path).json()["request_counts"]  # noqa: E731
-        assert eventually(lambda: counts()["completed"] > 0)
-    document = json.loads((tmp_path / f"{batch['id']}.json").read_text())
-    assert ("failed", "server_stopped") == (
-        document["status"], document["errors"]["data"][0]["code"]
-    )  # fmt: skip
-    kept = (tmp_path / document["output_file_id"]).read_text().splitlines()
-    assert document["request_counts"]["completed"] == len(kept)
+        paths = begin_many(server)
+        counts = lambda: server.client.get(paths[0]).json()["request_counts"]  # noqa: E731
+        assert eventually(lambda: counts()["completed"] > 4)
+    statuses = {
+        json.loads((tmp_path / f"{path.rpartition('/')[2]}.json").read_text())["status"]
+        for path in paths
+    }
+    assert statuses <= {"validating", "in_progress"}
+    before = answers_in(tmp_path)
+    assert sum(data.count(b"\n") for data in before.values()) < FEW
+    assert all(b'"status_code": 200' in line for d in before.values() for line in d.splitlines()
+               if b'"response": null' not in line and b'"bad"' not in line)  # fmt: skip
+    check_the_rest(tmp_path, before, paths)
     assert not [*tmp_path.glob(".llcuda-*")]
+
+
+def test_a_killed_server(tmp_path: Path) -> None:
+    """The same after SIGKILL, also with half a line at the end of a file."""
+    with serve_process("--file-path", str(tmp_path), "--ctx-size", "512") as (process, url):
+        with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
+            paths = begin_many(client)
+        assert eventually(lambda: sum(d.count(b"\n") for d in answers_in(tmp_path).values()) > 9)
+        process.kill()
+        process.wait(PATIENCE)
+    before = answers_in(tmp_path)
+    longest = max(before, key=lambda path: len(before[path]))
+    with longest.open("ab") as file:
+        file.write(b'{"id": "batch_req_half')
+    check_the_rest(tmp_path, before, paths)
+
+
+def test_a_batch_that_was_ending(tmp_path: Path) -> None:
+    """A server that ended within a cancellation, or before a batch was marked as ended."""
+    with served(demo(), file_folder=tmp_path) as server:
+        paths = begin_many(server)
+        assert eventually(lambda: server.client.get(paths[1]).json()["status"] == "completed")
+    [name, single] = [path.rpartition("/")[2] for path in paths]
+    document = json.loads((tmp_path / f"{single}.json").read_text())
+    again = {**document, "status": "finalizing", "output_file_id": None, "completed_at": None}
+    (tmp_path / f"{single}.json").write_text(json.dumps(again))
+    other = json.loads((tmp_path / f"{name}.json").read_text())
+    (tmp_path / f"{name}.json").write_text(json.dumps({**other, "status": "cancelling"}))
+    damaged = {**again, "id": "batch_x", "result_file_ids": ["../x", 5], "input_file_id": "gone"}
+    (tmp_path / "batch_x.json").write_text(json.dumps(damaged))
+    with served(demo(), file_folder=tmp_path) as server:
+        get = lambda name: server.client.get(f"/v1/batches/{name}").json()  # noqa: E731
+        assert eventually(lambda: all(get(i)["status"] in FINAL for i in (single, name, "batch_x")))
+        assert document["output_file_id"] == get(single)["output_file_id"]
+        assert document["request_counts"] == get(single)["request_counts"]
+        assert "cancelled" == get(name)["status"]
+        assert "no such file" in get("batch_x")["errors"]["data"][0]["message"]
