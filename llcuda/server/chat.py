@@ -17,7 +17,13 @@ from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
 from llcuda.params import seed_after
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
-from llcuda.server.checks import check_count, check_deadline, check_format, is_large
+from llcuda.server.checks import (
+    check_adapters,
+    check_count,
+    check_deadline,
+    check_format,
+    is_large,
+)
 from llcuda.server.chunks import (
     DONE,
     ChunkFormatter,
@@ -33,7 +39,7 @@ from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import ChatBody, ResponsesBody
 from llcuda.server.response_store import ResponseStore, StoredResponse
-from llcuda.server.responses import ResponseBuilder, as_chat, input_items
+from llcuda.server.responses import ResponseBuilder, as_chat, check_formats, input_items
 from llcuda.server.submission import run_beside, submit_beside
 from llcuda.server.timings import build_info, timings
 
@@ -82,6 +88,11 @@ async def answer_response(
     chat_body, engine = as_chat(body, earlier, store), loaded.text_engine()
     [chat] = await submit_chats(loaded, chat_body, deadline, is_large(body))
     response = ResponseBuilder(body, loaded.spec.name)
+    try:
+        check_formats(body, chat.relaxed, restricted=chat.request.params.guide is not None)
+    except BaseException:
+        chat.cancel()
+        raise
 
     def keep() -> None:
         if body.store is not False:
@@ -143,6 +154,7 @@ def _submit_all(
     engine, model, count = loaded.text_engine(), loaded.model, body.n or 1
     template = loaded.spec.parameters.get("template")
     check_count(engine, count, "n")
+    check_adapters(loaded, body.lora)
     parameters = body.submit_keywords(deadline, engine.ctx_size, model.vocab_size)
     check_format(engine, parameters.get("response_format"))
     max_tokens = body.token_limit()

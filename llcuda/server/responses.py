@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.chunks import event, new_id, unix_time
+from llcuda.server.custom_tools import (
+    CUSTOM,
+    arguments_of,
+    custom_function,
+    has_grammar,
+    input_of,
+)
 from llcuda.server.errors import ApiError
 from llcuda.server.fields import field_of, text_of
 from llcuda.server.leniency import ignore
 from llcuda.server.protocol import ChatBody, ResponsesBody, ToolChoice
 from llcuda.server.response_store import ResponseStore
+from llcuda.structured import Relaxation
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 
@@ -88,6 +96,8 @@ class _InputReader:
             "message": self._message,
             "function_call": self._call,
             "function_call_output": self._output,
+            "custom_tool_call": self._custom_call,
+            "custom_tool_call_output": self._output,
             "reasoning": self._reason,
         }
         for i, item in enumerate(items):
@@ -97,7 +107,8 @@ class _InputReader:
                 item = self._store.item(where, text_of(where, item, "id"))
                 kind = item["type"]
             if kind not in readers:
-                raise wrong_value(f"{where}.type", kind, f"expected one of {', '.join(readers)}")
+                expected = ", ".join([*readers, "item_reference"])
+                raise wrong_value(f"{where}.type", kind, f"expected one of {expected}")
             readers[kind](where, item)
 
     def _message(self, where: str, item: dict[str, Any]) -> None:
@@ -110,7 +121,13 @@ class _InputReader:
         self._messages.append(message)
 
     def _call(self, where: str, item: dict[str, Any]) -> None:
-        function = {name: text_of(where, item, name) for name in ("name", "arguments")}
+        self._add_call(where, item, text_of(where, item, "arguments"))
+
+    def _custom_call(self, where: str, item: dict[str, Any]) -> None:
+        self._add_call(where, item, arguments_of(text_of(where, item, "input")))
+
+    def _add_call(self, where: str, item: dict[str, Any], arguments: str) -> None:
+        function = {"name": text_of(where, item, "name"), "arguments": arguments}
         call = {"id": text_of(where, item, "call_id"), "type": "function", "function": function}
         last = self._messages[-1] if self._messages else {}
         if last.get("role") != "assistant":
@@ -163,15 +180,52 @@ def _tools(body: ResponsesBody) -> list[dict[str, Any]]:
         if not isinstance(tools, list):
             raise wrong_value("tool_choice.tools", tools, "expected a list")
         allowed = {text_of(f"tool_choice.tools[{i}]", tool, "name") for i, tool in enumerate(tools)}
-    functions = []
+    functions: list[dict[str, Any]] = []
     for i, tool in enumerate(body.tools or ()):
         kind = text_of(f"tools[{i}]", tool, "type")
-        if kind != "function":
+        if kind not in ("function", CUSTOM):
             ignore(f"tools[{i}]", f"no tool of the type {kind[:60]} is here")
         elif allowed is None or tool.get("name") in allowed:
-            function = {name: value for name, value in tool.items() if name != "type"}
+            if kind == CUSTOM:
+                function = custom_function(f"tools[{i}]", tool)
+            else:
+                function = {name: value for name, value in tool.items() if name != "type"}
+            place = f"tools[{len(functions)}]"
+            body.places |= {place: f"tools[{i}]", f"{place}.function": f"tools[{i}]"}
             functions.append({"type": "function", "function": function})
     return functions
+
+
+def custom_names(body: ResponsesBody) -> dict[str, int]:
+    """Return the names of the custom tools, and their indices in `tools`.
+
+    Args:
+        body: The request, whose tools are checked.
+    """
+    tools = enumerate(body.tools or ())
+    return {str(tool["name"]): i for i, tool in tools if tool["type"] == CUSTOM}
+
+
+def check_formats(body: ResponsesBody, relaxed: Sequence[Relaxation], *, restricted: bool) -> None:
+    """Refuse a format of a custom tool that an answer would not keep.
+
+    Args:
+        body: The request.
+        relaxed: The parts of the tools' schemas that are not enforced.
+        restricted: Whether calls follow schemas at all.
+
+    Raises:
+        ArgumentError: An answer would not keep a format.
+    """
+    custom = custom_names(body)
+    for i in custom.values() if not restricted else ():
+        if has_grammar((body.tools or [])[i]):
+            rule = "cannot be kept: this model does not write calls as JSON"
+            raise wrong_argument(f"tools[{i}].format", rule)
+    for part in relaxed:
+        if part.tool in custom:
+            where = f"tools[{custom[part.tool]}].format.definition"
+            raise wrong_argument(where, f"cannot be kept: {part.reason}")
 
 
 def _tool_choice(choice: ToolChoice | None) -> ToolChoice | None:
@@ -182,7 +236,8 @@ def _tool_choice(choice: ToolChoice | None) -> ToolChoice | None:
         if mode != "auto":
             raise wrong_value("tool_choice.mode", mode, "expected auto or required")
         return "auto"
-    if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
+    is_tool = isinstance(choice, dict) and choice.get("type") in ("function", CUSTOM)
+    if isinstance(choice, dict) and is_tool and "name" in choice:
         return {"type": "function", "function": {"name": choice["name"]}}
     return choice
 
@@ -193,6 +248,25 @@ def _response_format(given: dict[str, Any] | None) -> dict[str, Any] | None:
         inner = {k: v for k, v in given.items() if k != "type"}
         return {"type": "json_schema", "json_schema": inner}
     return given
+
+
+class _CallNames(NamedTuple):
+    """The field of an item with what is given to the tool, and the beginning of its events."""
+
+    field: str
+    event: str
+
+
+_CALLS = {
+    "function_call": _CallNames("arguments", "function_call_arguments"),
+    "custom_tool_call": _CallNames("input", "custom_tool_call_input"),
+}
+_PREFIXES = {  # of ids
+    "message": "msg_",
+    "reasoning": "rs_",
+    "function_call": "fc_",
+    "custom_tool_call": "ctc_",
+}
 
 
 class ResponseBuilder:
@@ -210,6 +284,8 @@ class ResponseBuilder:
         self._count = 0
         self._output: list[dict[str, Any]] = []
         self._open: str | None = None  # the type of the unfinished item
+        self._custom = custom_names(body)
+        self._arguments = ""  # of the unfinished call of a custom tool
         self._scores: list[dict[str, Any]] = []
         self.document: dict[str, Any] = {
             "id": new_id("resp_"),
@@ -264,16 +340,25 @@ class ResponseBuilder:
         for call in calls:
             function = call["function"]
             if "id" in call:
-                events += self._closed() + self._opened(
-                    "function_call", call_id=call["id"], name=function["name"], arguments=""
-                )
-            if function.get("arguments"):
-                self._output[-1]["arguments"] += function["arguments"]
-                events += self._event(
-                    "response.function_call_arguments.delta",
-                    **self._place(), delta=function["arguments"],
-                )  # fmt: skip
+                is_custom = function["name"] in self._custom
+                kind = "custom_tool_call" if is_custom else "function_call"
+                fields = {"call_id": call["id"], "name": function["name"], _CALLS[kind].field: ""}
+                events += self._closed() + self._opened(kind, **fields)
+            if arguments := function.get("arguments"):
+                events += self._call_delta(arguments)
         return events
+
+    def _call_delta(self, arguments: str) -> str:
+        """Return the event of further arguments of a call; a custom tool's has its input alone."""
+        item, delta = self._output[-1], arguments
+        names = _CALLS[item["type"]]
+        if item["type"] == "custom_tool_call":
+            self._arguments += arguments
+            delta = (input_of(self._arguments) or "")[len(item["input"]) :]
+        if not delta:
+            return ""
+        item[names.field] += delta
+        return self._event(f"response.{names.event}.delta", **self._place(), delta=delta)
 
     def end(self, usage: dict[str, Any], complete: bool) -> str:
         """Return the last events.
@@ -312,22 +397,23 @@ class ResponseBuilder:
 
     def _opened(self, kind: str, **fields: Any) -> str:
         """Return the events that begin an item, none if an item of this type is unfinished."""
-        if self._open == kind and kind != "function_call":
+        if self._open == kind and kind not in _CALLS:
             return ""
         events = self._closed()
-        prefix = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}[kind]
-        item: dict[str, Any] = {"id": new_id(prefix), "type": kind, "status": "in_progress"}
+        item: dict[str, Any] = {"id": new_id(_PREFIXES[kind]), "type": kind}
+        if kind != "custom_tool_call":  # whose item has no status
+            item["status"] = "in_progress"
         if kind == "message":
             item |= {"role": "assistant", "content": []}
         elif kind == "reasoning":
             item |= {"summary": [], "content": []}
         self._output.append(item | fields)
-        self._open = kind
+        self._open, self._arguments = kind, ""
         index = len(self._output) - 1
         events += self._event(
             "response.output_item.added", output_index=index, item=self._output[-1]
         )
-        if kind != "function_call":
+        if kind not in _CALLS:
             part = _part(kind)
             self._output[-1]["content"].append(part)
             events += self._event(
@@ -347,21 +433,23 @@ class ResponseBuilder:
         if kind is None:
             return ""
         item, place = self._output[-1], self._place()
-        if kind == "function_call":
-            events = self._event(
-                "response.function_call_arguments.done",
-                **place, name=item["name"], arguments=item["arguments"],
-            )  # fmt: skip
+        fields: dict[str, Any]
+        if kind in _CALLS:
+            names = _CALLS[kind]
+            fields = {"name": item["name"]} if kind == "function_call" else {}
+            fields[names.field] = item[names.field]
+            events = self._event(f"response.{names.event}.done", **place, **fields)
         else:
             part = item["content"][0]
-            fields: dict[str, Any] = {"text": part["text"]}
+            fields = {"text": part["text"]}
             if kind == "message":
                 part["logprobs"], self._scores = self._scores, []
                 fields["logprobs"] = part["logprobs"]
             name = part["type"]
             events = self._event(f"response.{name}.done", **place, content_index=0, **fields)
             events += self._event("response.content_part.done", **place, content_index=0, part=part)
-        item["status"] = status
+        if "status" in item:
+            item["status"] = status
         index = place["output_index"]
         return events + self._event("response.output_item.done", output_index=index, item=item)
 

@@ -1,6 +1,7 @@
 """Responses that later requests continue, and the shapes of openai's own types."""
 
 import json
+import re
 from typing import Any
 
 import openai
@@ -12,9 +13,11 @@ from llcuda import Model, structured
 from llcuda.chat.constraint import Constraint
 from llcuda.errors import ArgumentError
 from llcuda.server.errors import ApiError
+from llcuda.server.protocol import ResponsesBody
 from llcuda.server.response_store import ResponseStore, StoredResponse
-from tests.server.test_chat import ROME, THOUGHT
-from tests.support.server import Served, is_error
+from llcuda.server.responses import as_chat
+from tests.server.test_chat import ROME, TEMPLATE, THOUGHT
+from tests.support.server import Served, demo, is_error, served
 
 ASKED: dict[str, Any] = {"model": "demo", "temperature": 0, "max_output_tokens": 12}
 FLAT: Any = {"type": "function", **ROME["function"]}
@@ -129,6 +132,92 @@ def test_shapes_are_openai_s(tool_server: Served, monkeypatch: pytest.MonkeyPatc
 
 def _thinks(model: Model, *_: Any, **__: Any) -> Any:
     return Constraint(structured.compile(model, {"type": "choice", "choices": [THOUGHT]}).guide())
+
+
+PATCH: dict[str, Any] = {"type": "custom", "name": "patch", "description": "Edit."}
+ROMAN = {"type": "grammar", "syntax": "regex", "definition": '[IVX]{2,3}\\n"(a|b)"'}
+
+
+FORMATS: list[Any] = [None, {"type": "text"}, ROMAN]
+
+
+@pytest.mark.parametrize("tool", [{**PATCH, "format": form} for form in FORMATS], ids=str)
+def test_custom_tools(tool_server: Served, tool: Any) -> None:
+    """A call is an item of its kind with its input as a text, in OpenAI's order of events."""
+    choice = {"type": "custom", "name": "patch"}
+    body = {"input": "Go.", "temperature": 0, "tools": [{"type": "web_search"}, tool],
+            "tool_choice": choice, "max_output_tokens": 100}  # fmt: skip
+    answer = tool_server.post("/v1/responses", **body, stream=True)
+    lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    for event in events:
+        parsed = EVENT.validate_python(event)
+        assert parsed.type == event["type"]
+        assert event.keys() <= type(parsed).model_fields.keys()
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert ["created", "in_progress", "output_item.added"] == kinds[:3]
+    deltas = [event["delta"] for event in events if event["type"].endswith("input.delta")]
+    assert ["custom_tool_call_input.delta"] * len(deltas) == kinds[3 : 3 + len(deltas)]
+    last = ["custom_tool_call_input.done", "output_item.done"]
+    assert last == kinds[3 + len(deltas) : -1]
+    response = Response.model_validate(events[-1]["response"])
+    [call] = response.output
+    assert ("custom_tool_call", "patch") == (call.type, call.name)  # type: ignore[union-attr]
+    text = call.input  # type: ignore[union-attr]
+    assert "".join(deltas) == text == events[-3]["input"] == events[-2]["item"]["input"]
+    if tool["format"] == ROMAN:
+        assert "completed" == response.status
+        assert re.fullmatch(ROMAN["definition"], text)
+    whole = tool_server.post("/v1/responses", **body).json()
+    assert text == Response.model_validate(whole).output[0].input  # type: ignore[union-attr]
+    output = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "Done."}  # type: ignore[union-attr]
+    back = [{"role": "user", "content": "Go."}, *whole["output"], {**output, "call_id": "x"}]
+    again = tool_server.post("/v1/responses", input=back, tools=[tool], max_output_tokens=1)
+    assert 200 == again.status_code
+    chat = as_chat(ResponsesBody(input=back, tools=[tool]), (), ResponseStore())
+    [call_in_chat] = chat.messages[1]["tool_calls"]
+    assert {"input": text} == json.loads(call_in_chat["function"]["arguments"])
+
+
+@pytest.mark.parametrize(
+    ("tool", "place", "words"),
+    [
+        ({"type": "custom"}, "tools[1].name", "missing"),
+        ({**PATCH, "name": "a b"}, "tools[1].name", "expected 1 to 128 letters"),
+        ({**PATCH, "description": 5}, "tools[1].description", "expected a text"),
+        ({**PATCH, "format": "text"}, "tools[1].format", "expected an object"),
+        ({**PATCH, "format": {"type": "xml"}}, "tools[1].format.type", "text or grammar"),
+        ({**PATCH, "format": {**ROMAN, "syntax": "ebnf"}}, "tools[1].format.syntax", "expected"),
+        ({**PATCH, "format": {**ROMAN, "definition": "("}}, "tools[1].format.definition", "kept"),
+        ({**PATCH, "format": {"type": "grammar"}}, "tools[1].format.syntax", "missing"),
+        ({**PATCH, "format": {**ROMAN, "syntax": "lark"}}, "tools[1].format.syntax", "Lark"),
+        ({**FLAT, "name": "a b"}, "tools[1].name", "expected 1 to 128 letters"),
+    ],
+    ids=str,
+)
+def test_custom_tools_that_are_refused(
+    tool_server: Served, tool: Any, place: str, words: str
+) -> None:
+    """The error names the field of the tool as the client sent it."""
+    tools = [{"type": "web_search"}, tool]
+    error = is_error(tool_server.post("/v1/responses", input="a", tools=tools), 400, place)
+    assert words in error["message"]
+
+
+def test_a_grammar_that_nothing_keeps() -> None:
+    """A model that does not write calls as JSON cannot keep it."""
+    head, _, rest = TEMPLATE.partition('{"name": "{{ call')
+    call = """<function={{ call.function.name }}>
+{% for name, value in call.function.arguments.items() %}<parameter={{ name }}>
+{{ value }}
+</parameter>
+{% endfor %}</function>"""
+    other = head + call + rest.partition("}}}")[2]
+    with served(demo(template=other)) as server:
+        asked = {"input": "a", "max_output_tokens": 2}
+        assert 200 == server.post("/v1/responses", **asked, tools=[PATCH]).status_code
+        tool = {**PATCH, "format": ROMAN}
+        is_error(server.post("/v1/responses", **asked, tools=[tool]), 400, "tools[0].format")
 
 
 def test_tools_that_may_be_called(tool_server: Served) -> None:

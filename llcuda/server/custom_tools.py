@@ -1,0 +1,75 @@
+"""Custom tools of /v1/responses, whose input is a text: to the model, functions of one argument."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llcuda.params import wrong_value
+from llcuda.server.fields import call_arguments, text_of
+
+CUSTOM = "custom"  # the type of such a tool
+_INPUT = "input"  # the argument
+
+
+def custom_function(where: str, tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the function that stands for a custom tool.
+
+    Args:
+        where: The place of the tool, such as "tools[0]".
+        tool: The tool.
+
+    Raises:
+        ArgumentError: The tool has another shape, or a format that cannot be kept.
+    """
+    schema: dict[str, Any] = {"type": "string"}
+    function: dict[str, Any] = {"name": text_of(where, tool, "name")}
+    if tool.get("description") is not None:
+        function["description"] = text_of(where, tool, "description")
+    if regex := _regex_of(f"{where}.format", tool.get("format")):
+        schema["pattern"] = f"^(?:{regex})$"
+    parameters = {"type": "object", "properties": {_INPUT: schema}, "required": [_INPUT]}
+    return {**function, "parameters": parameters}
+
+
+def _regex_of(where: str, given: Any) -> str:
+    """Return the regular expression of a format; "" for texts of any form."""
+    if given is None or (kind := text_of(where, given, "type")) == "text":
+        return ""
+    if kind != "grammar":
+        raise wrong_value(f"{where}.type", kind, "expected text or grammar")
+    syntax, definition = text_of(where, given, "syntax"), text_of(where, given, "definition")
+    if syntax == "lark":
+        rule = "a Lark grammar cannot be kept within a call, which is JSON"
+        raise wrong_value(f"{where}.syntax", syntax, f'{rule}; give "syntax": "regex"')
+    if syntax != "regex":
+        raise wrong_value(f"{where}.syntax", syntax, "expected regex")
+    return definition
+
+
+def has_grammar(tool: dict[str, Any]) -> bool:
+    """Whether the input of a custom tool, which is checked, follows a grammar.
+
+    Args:
+        tool: The tool.
+    """
+    return bool(tool.get("format")) and tool["format"]["type"] == "grammar"
+
+
+def arguments_of(text: str) -> str:
+    """Return the arguments of the function for an input.
+
+    Args:
+        text: The input.
+    """
+    return json.dumps({_INPUT: text}, ensure_ascii=False)
+
+
+def input_of(arguments: str) -> str | None:
+    """Return the input as far as it has come; None before its beginning.
+
+    Args:
+        arguments: The arguments of the function, which may be unfinished.
+    """
+    text = call_arguments(arguments).get(_INPUT)
+    return text if isinstance(text, str) else None
