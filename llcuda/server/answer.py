@@ -94,7 +94,7 @@ class ResponseWriter:
 
     def __init__(self, send: Send, record: RequestRecord) -> None:
         self._send = send
-        self._errors = ErrorShape.of(record.path)
+        self._errors = ErrorShape.of(record)
         self.request_id = record.request_id
         self.stream_headers = EVENTS
         self.usage: Mapping[str, Any] = {}

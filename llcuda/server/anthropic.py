@@ -17,13 +17,14 @@ from llcuda.chat.parser import ChatDelta
 from llcuda.chat.session import ChatCompletion
 from llcuda.engine.outputs import Completion
 from llcuda.params import wrong_argument, wrong_value
-from llcuda.server.answer import ResponseWriter
+from llcuda.server.answer import RECORD, ResponseWriter
 from llcuda.server.bodies import BodyRoute
 from llcuda.server.chat import chat_usage, prompt_of, read_deltas, submit_chats
 from llcuda.server.checks import check_deadline, is_large
 from llcuda.server.chunks import event, iso_time, new_id
 from llcuda.server.fields import call_arguments, field_of, text_of
 from llcuda.server.leniency import ignore
+from llcuda.server.log import RequestRecord
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import (
     MAX_MESSAGES,
@@ -138,7 +139,8 @@ def is_anthropic(request: Request) -> bool:
     Args:
         request: The request.
     """
-    return "anthropic-version" in request.headers
+    record: RequestRecord = request.scope[RECORD]
+    return record.is_anthropic
 
 
 def described_model(name: str, created: int, ctx_size: int | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from llcuda.errors import (
     UnsupportedError,
 )
 from llcuda.params import SamplingParams
-from llcuda.server.log import log_failure
+from llcuda.server.log import RequestRecord, log_failure
 
 RETRY_SECONDS = 1
 
@@ -92,11 +92,11 @@ class ErrorShape:
     event: str = "data: {}\n\n"
 
     @classmethod
-    def of(cls, path: str) -> ErrorShape:
-        """Return the shape of the API that has a path."""
-        return next(
-            (shape for prefix, shape in _SHAPES.items() if path.startswith(prefix)), _OPENAI
-        )
+    def of(cls, record: RequestRecord) -> ErrorShape:
+        """Return the shape of the API that a request is of, by its path or its client."""
+        other = _ANTHROPIC if record.is_anthropic else _OPENAI
+        shapes = (shape for prefix, shape in _SHAPES.items() if record.path.startswith(prefix))
+        return next(shapes, other)
 
     def body(self, error: ApiError, request_id: str) -> str:
         """Return the body of an error.
@@ -153,19 +153,27 @@ MODEL_CHANGED = "the model's file was changed while it was in use"
 LOGGED = frozenset({INTERNAL, OUT_OF_MEMORY, NOT_LOADABLE, MODEL_CHANGED})
 
 
+# Parameters that are set when the server starts, and their options: what a client names is a model.
+_AT_START = {"ctx_size": "--ctx-size", "pooling": "--pooling", "template": "--chat-template"}
 # Parameters whose remedies name data and fields, and so hold for clients as they are.
 _REMEDIES_OF_DATA = {field.name for field in fields(SamplingParams)} | {
-    *("ignore_eos", "min_tokens", "overflow", "prompt", "response_format"),
+    *("continue_final_message", "ignore_eos", "min_tokens", "overflow", "prompt"),
+    *("response_format", "template_variables", "text"),
 }
 # What a client can do where the remedy is that of a Python caller.
 _REMEDIES = {
     "ctx_size": "start the server with a larger --ctx-size",
     "documents": "shorten it",
+    "dry_last_n": "give the tokens of the context to count the whole text",
+    "echo": "start the server with --outputs-max 0",
     "keep": 'give "overflow": "truncate" or "shift"',
+    "penalty_last_n": "give the tokens of the context to count the whole text",
     "pooling": "start the server with --pooling mean, or with a model for embeddings",
+    "slot": "GET /slots lists them",
     "template": "start the server with --chat-template, or use /v1/completions",
     "texts": "shorten it, or start the server with a larger --ctx-size",
     "tool_choice": 'give "tool_choice": "auto"',
+    "tools": "describe them in a message, or start the server with --chat-template",
 }
 
 
@@ -227,10 +235,11 @@ _WORDS = {
 def _refused(error: ArgumentError | UnsupportedError, names: Mapping[str, str]) -> ApiError:
     """Return the error of a value, in the client's words and with the client's name of it."""
     name = error.parameter
-    param = name and _public_name(name, names)
+    param = name and _public_name(name, {**dict.fromkeys(_AT_START, "model"), **names})
     rule, begin = error.problem, ""
     if name and rule.startswith(name):
-        begin, rule = str(param), rule[len(name) :]
+        rule = rule[len(name) :]
+        begin = _AT_START.get(name, str(param)) if rule.startswith("=") else str(param)
     if error.shown is not None and rule.startswith(f"={error.shown}"):
         begin, rule = f"{begin}={_as_json(error.shown)}", rule[len(error.shown) + 1 :]
     rule = _CALL.sub(r"\1", _PYTHON.sub(lambda match: _WORDS[match[1]], rule))
@@ -252,10 +261,12 @@ _PYTHON_CODE = re.compile(r"\w\(|\b[a-z_]+=")  # a call or a keyword
 def _client_remedy(remedy: str, parameter: str, names: Mapping[str, str]) -> str:
     """Return a remedy in a client's words; "" for one that only a Python caller has."""
     whole = _whole(parameter)
+    if whole in _REMEDIES:
+        return _REMEDIES[whole]
     if whole == "response_format" and names.get(whole) == "text.format":  # it has flat schemas
         remedy = remedy.replace('"json_schema": {"schema": ...}', '"name": ..., "schema": ...')
     is_data = whole in _REMEDIES_OF_DATA and not _PYTHON_CODE.search(remedy)
-    return remedy if is_data else _REMEDIES.get(whole, "")
+    return remedy if is_data else ""
 
 
 def _as_json(shown: str) -> str:

@@ -44,6 +44,7 @@ class RequestRecord:
         failed: Whether the server failed within an answer that had begun.
         usage: Tokens of the prompt and of the answer, in OpenAI's form.
         ignored: What the request asked for and did not get.
+        is_anthropic: Whether a client of Anthropic's API asks.
         started: Time of the start, by `time.perf_counter`.
     """
 
@@ -56,17 +57,20 @@ class RequestRecord:
     failed: bool = False
     usage: Mapping[str, Any] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    is_anthropic: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def of(cls, scope: Mapping[str, Any]) -> RequestRecord:
         """Return the record of an ASGI request."""
-        sent_id = dict(scope["headers"]).get(REQUEST_ID, b"").decode("latin-1")
+        headers = dict(scope["headers"])
+        sent_id = headers.get(REQUEST_ID, b"").decode("latin-1")
         return cls(
             method=scope["method"],
             path=quote(scope["path"])[:SHOWN_PATH],  # which has no line ends
             client=(scope.get("client") or ("",))[0],
             request_id=sent_id if SANE_ID.fullmatch(sent_id) else new_id("req_"),
+            is_anthropic=b"anthropic-version" in headers,
         )
 
     @property

@@ -316,6 +316,10 @@ def test_models(client: anthropic.Anthropic, tool_server: Served) -> None:
     with pytest.raises(anthropic.NotFoundError):
         client.models.retrieve("other")
     assert "list" == tool_server.client.get("/v1/models").json()["object"]
+    headers = {"anthropic-version": "2023-06-01"}
+    for path in ("/v1/models/other", "/models/other", "/v1/none"):
+        is_error(tool_server.client.get(path, headers=headers), 404, "not_found_error", "no such")
+    assert "code" in tool_server.client.get("/v1/models/other").json()["error"]
 
 
 def test_no_tokens(client: anthropic.Anthropic) -> None:

@@ -387,8 +387,10 @@ def test_an_answer_is_continued(tool_server: Served) -> None:
     new = content(continue_final_message=False)
     assert new == content(add_generation_prompt=True) != content()
     fields = {"continue_final_message": True, "add_generation_prompt": True}
-    error = is_error(tool_server.post("/v1/chat/completions", **asked, **fields), 400)
-    assert "continue_final_message" == error["param"]
+    error = is_error(
+        tool_server.post("/v1/chat/completions", **asked, **fields), 400, "continue_final_message"
+    )
+    assert error["message"].endswith("either continued or new; leave out one of them")
 
 
 @pytest.mark.parametrize(

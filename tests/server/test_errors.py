@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import AliasChoices
 
 import llcuda
+import llcuda.server.app
 from llcuda.errors import ArgumentError, ContextLengthError, UnsupportedError
 from llcuda.native.prompt_length import too_long
 from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.errors import translate
+from llcuda.server.protocol import Body
 from tests.support.server import PYTHON, QUOTED, Served, is_error
 
 PACKAGE = Path(llcuda.__file__).parent
@@ -59,6 +64,102 @@ def rules(path: Path) -> Iterator[str]:
                 )
 
 
+def raised(path: Path) -> Iterator[tuple[str, ast.expr | None]]:
+    """Yield the parameters that errors of a module name, where they are constants; and remedies."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
+            continue
+        function = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        first = function in ("wrong_value", "wrong_argument", "check_number", "check_flag")
+        name = given.get("parameter") or given.get("param") or (node.args[0] if first else None)
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            place = MAKERS.get(function, 0) if function.startswith("wrong") else len(node.args)
+            yield name.value, given.get("remedy") or next(iter(node.args[place:]), None)
+
+
+def fields_of(kind: type[Body]) -> Iterator[str]:
+    """Yield the fields of a body and of those that are made of it, by all of their names."""
+    for name, field in kind.model_fields.items():
+        yield name
+        if isinstance(field.validation_alias, AliasChoices):
+            yield from map(str, field.validation_alias.choices)
+    for other in kind.__subclasses__():
+        yield from fields_of(other)
+
+
+# Parameters of errors that no request can cause, and why.
+AT_THE_START = {
+    "aliases", "bare_tool_calls", "batch_invariant", "batch_size", "bf16_to_f16", "body_bytes",
+    "body_seconds", "config", "deadline", "device_logits", "devices", "drain", "drain_seconds",
+    "file_bytes", "flash_attention", "gpu_layers", "host", "idle_seconds", "limits", "main_gpu",
+    "memory_budget", "metrics", "models", "otlp_endpoint", "outputs_max", "overrides",
+    "parameters", "path", "port", "preload", "progress", "requests", "sequences", "strict",
+    "tensor_split", "tls_cert", "total_body_bytes", "total_file_bytes", "tracer_provider",
+    "type_v", "ubatch_size", "uds",
+}  # fmt: skip
+IN_PYTHON = {
+    "approve": "the server calls no tools", "max_turns": "the server calls no tools",
+    "chain": "no chain in a body", "context": "the server has none of its own",
+    "clean_spaces": "a default", "remove_special": "a default", "special": "a default",
+    "compact": "a default", "guide": "a body has none", "i": "of a sampler", "logits": "the same",
+    "normalize": "a default", "params": "the server gives keywords",
+    "token": "the engine gives it", "trigger": "the template has it",
+}  # fmt: skip
+# Of a path, a query, a header, a form, a line of a batch, an object of another field.
+ELSEWHERE = {"Host", "action", "after", "body", "custom_id", "file", "file_id", "limit", "method",
+             "order", "purpose", "url"}  # fmt: skip
+
+
+def test_no_field_has_a_word_of_python() -> None:
+    """Each `param` is a field of a request, or translated to one; its remedy is not lost."""
+    fields, paths = {*fields_of(Body), *ELSEWHERE}, [PACKAGE / name for name in FILES]
+    names = {key: name for kind in bodies(Body) for key, name in kind.engine_names.items()}
+    paths += [path for folder in FOLDERS for path in (PACKAGE / folder).rglob("*.py")]
+    wrong, lost = {}, {}
+    for path in paths:
+        for parameter, remedy in raised(path):
+            whole = parameter.partition(".")[0]
+            if whole in AT_THE_START or whole in IN_PYTHON:
+                continue
+            error = wrong_argument(parameter, "rule", "give it")
+            param = translate(error, names).param or ""
+            if param.partition(".")[0] not in fields:
+                wrong[parameter] = path.name
+            if isinstance(remedy, ast.Constant) and remedy.value is not None:
+                error = wrong_argument(parameter, "rule", remedy.value)
+                message = translate(error).message
+                if message.endswith(": rule") or PYTHON.search(QUOTED.sub("''", message)):
+                    lost[parameter] = remedy.value
+    assert not wrong
+    assert NO_REMEDY.keys() == lost.keys(), lost
+
+
+def bodies(kind: type[Body]) -> Iterator[type[Body]]:
+    """Yield a kind of bodies and those that are made of it."""
+    yield kind
+    for other in kind.__subclasses__():
+        yield from bodies(other)
+
+
+# The parameters of remedies that no client needs, and why.
+NO_REMEDY = {
+    "model": "a body has no sampler",
+    "prompt": "an error of the length has the server's own",
+    "system": "no API gives it beside the messages",
+}
+
+
+def test_settings_of_the_start_are_the_model_s() -> None:
+    """What a server was started with is no field: the error names the model or the option."""
+    error = translate(wrong_argument("template", "demo.gguf has no chat template", "give it"))
+    assert "model" == error.param
+    error = translate(wrong_value("ctx_size", 8, "has no room", "give a larger one"))
+    assert ("model", "--ctx-size=8: has no room; start the server with a larger --ctx-size") == (
+        error.param, error.message
+    )  # fmt: skip
+
+
 def test_no_message_has_words_of_python() -> None:
     """Each text of an error is translated; a new one that is not, or has no reason, fails here."""
     paths = [PACKAGE / name for name in FILES]
@@ -88,7 +189,7 @@ def test_no_message_has_words_of_python() -> None:
         (wrong_value("response_format", 5, "expected a dict", "give compact=True"),
          "response_format=5: expected an object"),
         (wrong_argument("template", "demo.gguf has no chat template", "give template="),
-         "template: demo.gguf has no chat template; start the server with --chat-template, or use "
+         "model: demo.gguf has no chat template; start the server with --chat-template, or use "
          "/v1/completions"),
         (ContextLengthError("prompt: is full", parameter="prompt"),
          "prompt: is full; shorten it, or start the server with a larger --ctx-size"),
@@ -98,6 +199,33 @@ def test_no_message_has_words_of_python() -> None:
 def test_words_of_clients(error: ArgumentError | UnsupportedError, message: str) -> None:
     """Values are JSON, types have its names, calls and keywords are left out."""
     assert message == translate(error).message
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "wrong"),
+    [
+        ("/v1/chat/completions", "response_format", {"messages": [{"role": "user", "content": "a"}],
+                                                     "response_format": {"type": "poem"}}),
+        ("/v1/responses", "text.format", {"input": "a", "text": {"format": {"type": "poem"}}}),
+        ("/v1/responses", "input[0].type", {"input": [{"type": "poem"}]}),
+        ("/v1/responses", "input[0].content[0].type",
+         {"input": [{"role": "user", "content": [{"type": "poem"}]}]}),
+        ("/completion", "samplers", {"prompt": "a", "samplers": ["poem"]}),
+    ],
+)  # fmt: skip
+def test_lists_of_what_is_allowed(
+    server: Served, path: str, field: str, wrong: dict[str, Any]
+) -> None:
+    """Each kind that an error lists is one, and the kinds that are taken are in the list."""
+    message = is_error(server.post(path, **wrong), 400, field)["message"]
+    listed = re.split(r"(?:is not|expected) (?:one|some) of ", message)[1].split(";")[0].split(", ")
+    known = {"text", "item_reference", "json_object", "input_text", "dry"}
+    assert known & {*listed}
+    for kind in listed:
+        right = json.loads(json.dumps(wrong).replace("poem", kind))
+        answer = server.post(path, **right, max_tokens=1)
+        assert "one of" not in answer.text
+        assert "some of" not in answer.text
 
 
 # As LiteLLM, LangChain and agents look for it, in small letters.
