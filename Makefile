@@ -11,7 +11,7 @@ NATIVE := $(shell find build llcuda/native/shim -type f -not -name '*.pyc') pypr
 MODULES := $(shell find llcuda -name '*.py' -not -path 'llcuda/lib/*' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 INSTALLED := $(VENV)/installed-$(MODULES)
 
-.PHONY: demo test real ray foreign clients peer-tests peer-texts page stress shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
+.PHONY: demo test real ray foreign clients peer-tests peer-texts page stress fuzz shuffle lint docs oracles sanitize sanitize-cuda bench wheel wheel-cuda release clean
 
 demo: $(INSTALLED)
 	$(BIN)/llcuda run --echo --seed 7 "Once upon a time"
@@ -62,6 +62,10 @@ clients: $(INSTALLED)
 stress: $(INSTALLED)
 	$(BIN)/python -m tests.stress.random_requests --requests $(or $(REQUESTS),20000)
 	$(BIN)/python -m tests.stress.hostile_inputs --inputs $(or $(INPUTS),30000)
+
+# EXAMPLES: how many random requests of each kind for each path of the server
+fuzz: $(INSTALLED)
+	LLCUDA_FUZZ_EXAMPLES=$(or $(EXAMPLES),200) HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/server/test_every_path.py -v --timeout 0
 
 # RUNS: how often; TESTS: of what. A run prints its seed; --randomly-seed=SEED repeats it.
 shuffle: $(INSTALLED)

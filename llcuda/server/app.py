@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 import llcuda
 from llcuda.files import local_path
@@ -129,6 +129,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        _build_routes(app)
+        service.batches.resume(app)
         yield
         bodies.close()
         await service.batches.close()
@@ -140,6 +142,7 @@ def create_app(
         version=llcuda.__version__,
         description="The APIs of OpenAI, Anthropic, ollama and llama-server over llama.cpp.",
         lifespan=lifespan,
+        openapi_url=None,  # FastAPI's would make the document on the event loop; ours is below
         docs_url=None,  # FastAPI's page would load scripts of another host; /docs is ours
         redoc_url=None,
     )
@@ -214,8 +217,14 @@ def _own_routes(service: Service) -> APIRouter:
     async def docs(request: Request) -> Response:
         """Show the API as a page."""
         if not pages:  # it takes no key, so that it must cost nothing
-            pages.append(api_page(request.app.openapi()))
+            document = await asyncio.to_thread(request.app.openapi)  # half a second at first
+            pages.append(api_page(document))
         return HTMLResponse(pages[0], headers=HEADERS)
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        """Describe the API as an OpenAPI document."""
+        return JSONResponse(await asyncio.to_thread(request.app.openapi))
 
     @router.get("/health", response_model=dict[str, str])
     async def health(request: Request) -> Any:
@@ -236,9 +245,16 @@ def _own_routes(service: Service) -> APIRouter:
     return router
 
 
+def _build_routes(app: FastAPI) -> None:
+    """Let FastAPI build the routes, which otherwise the first request waits for."""
+    nowhere = {"type": "http", "method": "GET", "path": "/none", "root_path": "", "headers": []}
+    for route in app.routes:
+        route.matches(dict(nowhere))
+
+
 def _refusal(request: Request, refusal: ApiError) -> Response:
     record: RequestRecord = request.scope[RECORD]
-    body = ErrorShape.of(record.path).body(refusal, record.request_id)
+    body = ErrorShape.of(record).body(refusal, record.request_id)
     return Response(body, refusal.status, refusal.headers, media_type="application/json")
 
 

@@ -17,6 +17,7 @@ import pytest
 from llcuda import demo_model
 from llcuda.errors import ArgumentError, LlcudaError, ModelNotFoundError
 from llcuda.server.app import create_app
+from llcuda.server.bodies import BodyRoute
 from llcuda.server.middleware import Limits
 from llcuda.server.models import ModelPool, ModelSpec
 from tests.support.server import Served, demo, is_error, post_bytes, refuses, serve_process, served
@@ -102,6 +103,24 @@ def test_a_thousand_connections_at_once() -> None:
 
 
 # --- several models ---
+
+
+def test_routes_are_built_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI makes the handlers of included routes late, while the event loop waits."""
+    built: list[str] = []
+    make = BodyRoute.get_route_handler
+
+    def get_route_handler(route: BodyRoute) -> Any:
+        built.append(route.path)
+        return make(route)
+
+    monkeypatch.setattr(BodyRoute, "get_route_handler", get_route_handler)
+    with served(demo(), preload=False) as server:
+        before = len(built)
+        assert before
+        for path in ("/v1/models", "/none", "/props", "/v1/files"):
+            server.client.get(path)
+        assert before == len(built)
 
 
 def test_models_share_a_budget() -> None:
