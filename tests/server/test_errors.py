@@ -95,15 +95,16 @@ AT_THE_START = {
     "file_bytes", "flash_attention", "gpu_layers", "host", "idle_seconds", "limits", "main_gpu",
     "memory_budget", "metrics", "models", "otlp_endpoint", "outputs_max", "overrides",
     "parameters", "path", "port", "preload", "progress", "requests", "sequences", "strict",
-    "tensor_split", "tls_cert", "tls_key", "total_body_bytes", "total_file_bytes", "tracer_provider",
-    "type_v", "ubatch_size", "uds",
+    "tensor_split", "tls_cert", "tls_key", "total_body_bytes", "total_file_bytes",
+    "tracer_provider", "type_v", "ubatch_size", "uds",
 }  # fmt: skip
 IN_PYTHON = {
     "approve": "the server calls no tools", "max_turns": "the server calls no tools",
     "chain": "no chain in a body", "context": "the server has none of its own",
     "clean_spaces": "a default", "remove_special": "a default", "special": "a default",
     "compact": "a default", "guide": "a body has none", "i": "of a sampler", "logits": "the same",
-    "normalize": "a default", "on_error": "the server raises them", "params": "the server gives keywords",
+    "normalize": "a default", "on_error": "the server raises them",
+    "params": "the server gives keywords",
     "token": "the engine gives it", "trigger": "the template has it",
 }  # fmt: skip
 # Of a path, a query, a header, a form, a line of a batch, an object of another field.
