@@ -1,8 +1,9 @@
 """The line to write in place of a name that only other libraries have.
 
 `hint` ends the message of an AttributeError. Each value is Python that runs as it stands, or after
-"$ " a command of a shell; several are ways that differ. `engine`, `answer` and `result` are the
-objects that the reader has. Loaded when a name is missing; knows nothing of the objects themselves.
+"$ " a command of a shell; several are ways that differ. `engine`, `model`, `request`, `result`,
+`chat` and `answer` are the objects that the reader has. Loaded when a name is missing; knows
+nothing of the objects themselves.
 """
 
 from __future__ import annotations
@@ -111,8 +112,9 @@ def _engine_names(infer: str, stream: str, batch: str, wait: str) -> dict[str, L
     }
 
 
+_ENGINE_TEXT = 'engine.submit("Hello").result().text'
 _ENGINE = _engine_names(
-    infer='engine.submit("Hello").result().text',
+    infer=_ENGINE_TEXT,
     stream='for text in engine.submit("Hello"): print(text, end="")',
     batch='[request.result().text for request in map(engine.submit, ["One", "Two"])]',
     wait='await engine.submit("Hello")',
@@ -125,6 +127,12 @@ _INFERENCE_ENGINE = _engine_names(
 )
 _TEXTS = ("generated_text", "output_text", "response")
 _LISTS = ("choices", "outputs")
+_FIGURES = ("latency_ms", "tokens_generated", "tokens_per_sec")
+_CANCELS = ("abort", "close", "stop")
+_WAITS = ("get", "join", "wait")
+_NEXT = """engine.chat([{"role": "user", "content": "Hello"}, chat.message, \
+{"role": "user", "content": "Go on"}])"""
+_OPEN_MODEL = "engine = llcuda.Engine(model); "
 
 _NAMES: dict[str, dict[str, Lines]] = {
     "llcuda": _MODULE,
@@ -148,6 +156,63 @@ _NAMES: dict[str, dict[str, Lines]] = {
         "start": 'engine.load_model("demo", silent=True)',
         **dict.fromkeys(("ctx_size", "n_ctx"), "engine.engine.ctx_size"),
     },
+    "Model": {
+        **dict.fromkeys(
+            ("ask", "chat", "create_chat_completion", "invoke", "prompt"), _OPEN_MODEL + _CHAT
+        ),
+        **dict.fromkeys(
+            ("complete", "create_completion", "generate", "infer"),
+            (_OPEN_MODEL + _ENGINE_TEXT, _OPEN_MODEL + _CHAT),
+        ),
+        "stream": _OPEN_MODEL + 'print(*engine.submit("Hello"), sep="")',
+        **dict.fromkeys(
+            ("create_embedding", "embed", "embeddings"),
+            'llcuda.Embedder(model, pooling="mean").embed(["Hello", "World"])',
+        ),
+        "encode": (
+            'model.tokenize("Hello")',
+            'llcuda.Embedder(model, pooling="mean").embed(["Hello", "World"])',
+        ),
+        "decode": "model.detokenize([5, 6])",
+        "eval": "llcuda.Context(model).decode([5, 6])",
+        "apply_chat_template": (
+            'llcuda.ChatTemplate.of(model).render([{"role": "user", "content": "Hello"}])'
+        ),
+        "tokenizer": 'model.tokenize("Hello")',
+        **dict.fromkeys(("bos_token_id", "token_bos"), "model.bos"),
+        **dict.fromkeys(("eos_token_id", "token_eos"), "model.eos"),
+        "n_ctx_train": "model.train_ctx_size",
+        "n_embd": "model.embedding_size",
+        "n_layer": "model.layer_count",
+        "n_params": "model.parameter_count",
+        "n_vocab": "model.vocab_size",
+        "config": "model.metadata",
+        "unload": "model.close()",
+    },
+    "Request": {
+        **dict.fromkeys((*_TEXTS, *_LISTS, "content", "message"), "request.text"),
+        **{name: f"request.result().{name}" for name in ("finish_reason", "stop_text", *_FIGURES)},
+        "usage": ("request.prompt_tokens", "request.result().tokens_generated"),
+        "token_ids": "request.tokens",
+        "stream": 'for text in request: print(text, end="")',
+        **dict.fromkeys(_CANCELS, "request.cancel()"),
+        **dict.fromkeys(_WAITS, "request.result()"),
+    },
+    "Chat": {
+        **dict.fromkeys((*_TEXTS, "text"), "chat.content"),
+        **dict.fromkeys(_LISTS, ("chat.content", "chat.message")),
+        **dict.fromkeys(("reasoning", "reasoning_content"), "chat.result().reasoning"),
+        "finish_reason": "chat.result().finish_reason",
+        **{name: f"chat.result().completion.{name}" for name in ("logprobs", "tokens", *_FIGURES)},
+        "usage": ("chat.request.prompt_tokens", "chat.result().completion.tokens_generated"),
+        **dict.fromkeys(
+            ("ask", "prompt", "send", "send_message"),
+            _NEXT,
+        ),
+        "stream": 'for delta in chat: print(delta.content, end="")',
+        **dict.fromkeys(_CANCELS, "chat.cancel()"),
+        **dict.fromkeys(_WAITS, "chat.result()"),
+    },
     "Completion": {
         **dict.fromkeys((*_TEXTS, *_LISTS, "message"), "result.text"),
         "token_ids": "result.tokens",
@@ -158,10 +223,7 @@ _NAMES: dict[str, dict[str, Lines]] = {
         **dict.fromkeys(_LISTS, ("answer.content", "answer.message")),
         "reasoning_content": "answer.reasoning",
         "usage": ("answer.completion.prompt_tokens", "answer.completion.tokens_generated"),
-        **{
-            name: f"answer.completion.{name}"
-            for name in ("latency_ms", "logprobs", "tokens", "tokens_generated", "tokens_per_sec")
-        },
+        **{name: f"answer.completion.{name}" for name in ("logprobs", "tokens", *_FIGURES)},
     },
     "Message": {
         "content": "answer.content",

@@ -54,8 +54,8 @@ def missing_name(module: str, name: str, told: str) -> AttributeError | ImportEr
 def explain_names(kind: Class) -> Class:
     """Decorate a class: the AttributeError for another library's name says what to write.
 
-    All attributes of such a class are read more slowly by Python 3.11: not for classes whose
-    attributes the engine reads for each token.
+    Python 3.11 reads every attribute of such a class more slowly, by some 30 ns, and calls its
+    methods by some 80 ns: not for classes of which the engine reads much for each token.
     """
 
     def get(self: Any, name: str) -> Any:

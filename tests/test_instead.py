@@ -22,7 +22,8 @@ from llcuda.chat.session import Message
 from llcuda.cli.main import app
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
-OBJECTS = ("Engine", "InferenceEngine", "Completion", "ChatCompletion", "Message")
+ENGINES = ("Engine", "InferenceEngine")
+RESULTS = ("Model", "Request", "Chat", "Completion", "ChatCompletion", "Message")
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,16 @@ def engine() -> Iterator[llcuda.InferenceEngine]:
 @pytest.fixture(scope="module")
 def objects(engine: llcuda.InferenceEngine) -> dict[str, Any]:
     """One object of each class that explains names."""
-    answer = engine.chat("Hello", max_tokens=4, logprobs=1).result()
+    request = engine.submit("Hello", max_tokens=4)
+    chat = engine.chat("Hello", max_tokens=4, logprobs=1)
+    answer = chat.result()
     return {
         "Engine": engine.engine,
         "InferenceEngine": engine,
-        "Completion": engine.infer("Hello", max_tokens=4),
+        "Model": engine.model,
+        "Request": request,
+        "Chat": chat,
+        "Completion": request.result(),
         "ChatCompletion": answer,
         "Message": answer.message,
     }
@@ -62,6 +68,13 @@ def distinct_lines(owner: str) -> list[str]:
     return sorted(lines, key=lambda line: ("load_model" in line, "close" in line, line))
 
 
+def readers_names(objects: dict[str, Any]) -> dict[str, Any]:
+    """Return the names that the lines have for the objects of results."""
+    names = {"answer": "ChatCompletion", "chat": "Chat", "engine": "InferenceEngine"}
+    names |= {"request": "Request", "result": "Completion"}
+    return {name: objects[kind] for name, kind in names.items()} | {"llcuda": llcuda}
+
+
 @pytest.mark.parametrize("line", distinct_lines("llcuda"))
 def test_a_line_for_a_name_of_the_package_runs(
     line: str, capsys: pytest.CaptureFixture[str]
@@ -70,12 +83,14 @@ def test_a_line_for_a_name_of_the_package_runs(
     run_line(line, {"llcuda": llcuda})
 
 
-@pytest.mark.parametrize("owner", ["Completion", "ChatCompletion", "Message"])
-def test_the_lines_for_results_run(owner: str, objects: dict[str, Any]) -> None:
+@pytest.mark.parametrize("owner", RESULTS)
+def test_the_lines_for_results_run(
+    owner: str, objects: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     """On the objects that have no such name."""
-    names = {"answer": objects["ChatCompletion"], "result": objects["Completion"]}
-    for line in distinct_lines(owner):
-        run_line(line, dict(names))
+    with llcuda.Model("demo") as model:
+        for line in distinct_lines(owner):
+            run_line(line, {**readers_names(objects), "model": model})
 
 
 @pytest.mark.parametrize("kind", [llcuda.Engine, llcuda.InferenceEngine])
@@ -86,7 +101,7 @@ def test_the_lines_for_engines_run(kind: Any, capsys: pytest.CaptureFixture[str]
             run_line(line, {"engine": engine, "llcuda": llcuda})
 
 
-@pytest.mark.parametrize("owner", OBJECTS)
+@pytest.mark.parametrize("owner", (*ENGINES, *RESULTS))
 def test_no_name_of_the_table_is_there(owner: str, objects: dict[str, Any]) -> None:
     """Each is an AttributeError whose message ends in the line; nobody lists it."""
     value = objects[owner]

@@ -237,6 +237,7 @@ class ChatCompletion(Generic[CompletionT]):
         return f"{self.completion.figures()}{dropped}"
 
 
+@explain_names
 @stays_in_process("its result()")
 class Chat(Generic[CompletionT]):
     """A handle for an answer that is being written; made by `Engine.chat`.

@@ -48,6 +48,7 @@ class OutputProcessor:
         self._reporter = reporter
         self._on_end = on_end
         self._model = runner.model
+        self._piece_bytes = runner.model.piece_bytes  # bound: it is called for each token
         self._end_tokens = runner.model.eog_tokens
         self._ctx_size = runner.context.ctx_size
         self._overlaps = runner.context.params.device_logits
@@ -318,7 +319,7 @@ class OutputProcessor:
 
     def _last_piece(self, sequence: Sequence) -> bytes:
         token = sequence.tokens[-1]
-        return self._model.piece_bytes(token, token in sequence.params.shown_tokens)
+        return self._piece_bytes(token, token in sequence.params.shown_tokens)
 
     def _show(self, sequence: Sequence, forced: abc.Sequence[int] = ()) -> bool:
         """Deliver the last token; False when the request has ended.
@@ -465,6 +466,6 @@ def _decides(sequence: Sequence) -> bool:
 
 
 def _wake_readers(sequences: list[Sequence]) -> None:
-    readers = [waiter for sequence in sequences for waiter in sequence.request.take_readers()]
+    readers = [waiter for sequence in sequences for waiter in sequence.take_readers()]
     if readers:
         wake(readers)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from llcuda._lazy import explain_names
 from llcuda._pickling import stays_in_process
 from llcuda.display import show_stream
 from llcuda.engine.functions import checked_functions
@@ -212,6 +213,7 @@ class RequestOwner(Protocol):
         """Raise where waiting for a request would never end."""
 
 
+@explain_names
 @stays_in_process("its result()")
 class Request:
     """A handle for one running generation request; made by `Engine.submit`.

@@ -46,6 +46,7 @@ class Sequence:
         valid_prefix: How many cells a later prompt may reuse; None for all of them.
         generated: The tokens after the prompt; the request shows the same list.
         forced_tokens: How many of them a guide left no choice for.
+        take_readers: The request's, bound: it is called for each token.
         token_masks: The state of the request's guide; None without a guide.
         continuing_mask: The tokens that do not end the text, as a mask, while it has fewer than
             min_tokens; None afterwards.
@@ -61,7 +62,8 @@ class Sequence:
         "computed_tokens", "continuing_mask", "drafter", "ended", "first_token_at",
         "forced_tokens", "functions", "generated", "logprobs", "params", "prefill_size",
         "prompt_logprobs", "request", "sampler", "seq_id", "shares_prompt_with",
-        "skip_prefix_cache", "submitted_at", "token_masks", "tokens", "valid_prefix",
+        "skip_prefix_cache", "submitted_at", "take_readers", "token_masks", "tokens",
+        "valid_prefix",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +98,7 @@ class Sequence:
         self._stops = StopFinder(self.params.stop) if self.params.stop else None
         self._texts: list[str] = []
         self._emit = request.emit
+        self.take_readers = request.take_readers
 
     @property
     def prefilled(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 
-from llcuda._lazy import warn_deprecated
+from llcuda._lazy import explain_names, warn_deprecated
 from llcuda._pickling import stays_in_process
 from llcuda.errors import (
     ContextError,
@@ -45,6 +45,7 @@ MAX_TEXT = 2**31 - 17  # bytes, that the tokens of the longest text fit into a C
 _FAILED = -(2**31)  # what the shim's tokenizer functions answer where llama.cpp threw
 
 
+@explain_names
 @stays_in_process("its path, and load it there")
 class Model:
     """A GGUF model: weights, metadata and tokenizer.
