@@ -318,7 +318,8 @@ class ContextParams:
             check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
         check_number("sequences", self.sequences, "int", 1, 256)
         if (self.ctx_size or 0) * self.sequences > INT32_MAX:
-            rule = f"times sequences={self.sequences} expected at most {INT32_MAX:,} KV cells"
+            most = INT32_MAX // self.sequences
+            rule = f"expected at most {most:,} for each of {self.sequences} sequences"
             raise wrong_value("ctx_size", self.ctx_size, rule, "lower one of them")
         check_number("batch_size", self.batch_size, "int", 1, 2**20)
         check_number("ubatch_size", self.ubatch_size, "int", 1, 2**20)

@@ -130,6 +130,8 @@ def test_context_size_is_ctx_size() -> None:
         ({"gpu_layers": -1}, ArgumentError),
         ({"n_parallel": 1000}, ArgumentError),
         ({"ctx_size": 512, "cache_size": 100}, ValueError),
+        ({"ctx_size": 512, "cache_size": 512 * 256 + 1}, ValueError),
+        ({"ctx_size": 2**27, "n_parallel": 16}, ValueError),
         ({"batch_size": 0}, ArgumentError),
         ({"sequences": 3}, ArgumentError),
         ({"embeddings": True}, ArgumentError),

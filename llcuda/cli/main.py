@@ -253,7 +253,8 @@ def _message(error: LlcudaError) -> str:
     if isinstance(error, ContextLengthError) and has_ctx_size:
         return f"{error.problem}; give a shorter prompt or a larger --ctx-size"
     if isinstance(error, OutOfMemoryError) and parameter == "ctx_size" and has_ctx_size:
-        return f"{error.problem}; choose a smaller --ctx-size"
+        fewer = ", or a smaller --parallel" if any(o.name == "parallel" for o in options) else ""
+        return f"{error.problem}; choose a smaller --ctx-size{fewer}"
     for option in options if parameter else ():
         if option.name == OPTION_NAMES.get(str(parameter), parameter):
             before, _, problem = error.problem.partition(str(parameter))

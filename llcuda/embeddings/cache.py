@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from llcuda.embeddings.embedder import Embedder, max_tokens
+from llcuda.embeddings.embedder import MAX_AT_ONCE, Embedder, max_tokens
 from llcuda.errors import ClosedError, ForkError
 from llcuda.native.model import Model
 from llcuda.params import wrong_value
@@ -45,7 +45,7 @@ class Embedders:
         self._ctx_size = max_tokens(model, ctx_size and min(ctx_size, model.max_positions))
         self._generates = generates
         self._settings: dict[str, Any] = {
-            "batch_size": batch_size,
+            "batch_size": min(batch_size, MAX_AT_ONCE),
             **{k: v for k, v in settings.items() if k in SHARED and v is not None},
         }
         self._embedders: dict[str | None, Embedder] = {}

@@ -54,6 +54,7 @@ Text = str | Sequence[int]
 
 DEFAULT_CTX_SIZE = 2048
 MAX_SEQUENCES = 256  # of one context
+MAX_AT_ONCE = 2**16  # tokens of one step; their mask has the square of it, 8 GiB in F16
 RESERVED = ("sequences", "ubatch_size", "outputs_max", "unified_kv", "embeddings", "device_logits")
 
 _COMPUTE_SOFTMAX = ("qwen3", "qwen3vl")  # architectures whose graph ends with it
@@ -131,6 +132,9 @@ class Embedder:
         self.pooling, self._needs_last_token_only = _pooling(model, context_params)
         self.labels = model.labels if self.pooling == "rank" else []
         self.size = len(self.labels) or model.embedding_size
+        if not self._needs_last_token_only:
+            for name, size in (("ctx_size", self.ctx_size), ("batch_size", batch_size)):
+                check_number(name, size, "int", 1, MAX_AT_ONCE)
         # Every sequence of a recurrent model has a state, and takes part in each micro-batch.
         one_by_one = model.is_recurrent or model.is_hybrid
         one_by_one |= bool(context_params.get("batch_invariant"))

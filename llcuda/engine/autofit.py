@@ -14,7 +14,7 @@ from llcuda.errors import ContextError, ModelError, UnsupportedError
 from llcuda.native import library
 from llcuda.native.estimate import DeviceMemory, FileFacts, read_facts, simulate
 from llcuda.native.model import Model
-from llcuda.params import ContextParams, ModelParams
+from llcuda.params import INT32_MAX, ContextParams, ModelParams
 
 RESERVE = 384 * 2**20  # bytes of each GPU for what CUDA takes besides: twice what was seen
 CELL_STEP = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
@@ -151,7 +151,8 @@ def _ctx_size(config: EngineConfig, path: Path, facts: FileFacts, gpu: bool, sha
         gpu: Whether CUDA computes.
         share: The memory.
     """
-    least, train = _least_ctx_size(facts.train_ctx_size), facts.train_ctx_size
+    least = _least_ctx_size(facts.train_ctx_size)
+    train = min(facts.train_ctx_size, INT32_MAX // config.engine.slots)  # cells that C can count
     if train <= least:
         return least
 
@@ -160,14 +161,11 @@ def _ctx_size(config: EngineConfig, path: Path, facts: FileFacts, gpu: bool, sha
 
     def room(steps: int) -> list[int]:
         context = config.with_ctx_size(size(steps)).context_params(gpu)
-        try:
-            return share.room(simulate(path, facts, config.model, context))
-        except ContextError:  # more cells than can be counted
-            return [-1]
+        return share.room(simulate(path, facts, config.model, context))
 
     try:
         steps = largest(-(-least // CELL_STEP), -(-train // CELL_STEP), room)
-    except (ModelError, UnsupportedError) as error:
+    except (ModelError, ContextError, UnsupportedError) as error:
         logger.info("cannot tell how large a context fits beside %s: %s", path, error)
         return least
     return least if steps is None else max(least, size(steps))

@@ -20,6 +20,7 @@ from llcuda.params import (
 )
 
 CTX_SIZE = 2048  # the least that is chosen, where the model was trained on as much
+MAX_SEQUENCES = 256  # of a context
 LOAD_UBATCH_SIZE = 128  # of `InferenceEngine.load_model` and of the server
 ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
 
@@ -61,7 +62,7 @@ class EngineParams:
     speculation: int = 0
 
     def __post_init__(self) -> None:
-        check_number("n_parallel", self.n_parallel, "int", 1, 256)
+        check_number("n_parallel", self.n_parallel, "int", 1, MAX_SEQUENCES)
         if self.ctx_size is not None:
             check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
         check_number("batch_size", self.batch_size, "int", 1, 2**20)
@@ -71,11 +72,20 @@ class EngineParams:
         if self.cache_size is not None:
             check_number("cache_size", self.cache_size, "int", self.ctx_size or 1)
 
+    def check_cache_size(self) -> None:
+        """Raise ArgumentError for more KV cells than all sequences have, where ctx_size is set."""
+        if self.ctx_size is None or self.cache_size is None:
+            return
+        most = MAX_SEQUENCES * self.ctx_size
+        if self.cache_size > most:
+            rule = f"expected at most {most:,}, {MAX_SEQUENCES} sequences of {self.ctx_size:,}"
+            raise wrong_value("cache_size", self.cache_size, rule, "give a larger ctx_size")
+
     @property
     def slots(self) -> int:
         """Sequences of the KV cache: n_parallel, and as many cached ones as there is room for."""
         extra = -(-(self.cache_size or 0) // (self.ctx_size or CTX_SIZE)) - self.n_parallel
-        return min(256, self.n_parallel + max(0, extra))
+        return min(MAX_SEQUENCES, self.n_parallel + max(0, extra))
 
 
 _ENGINE_FIELDS = frozenset(item.name for item in fields(EngineParams))
@@ -140,7 +150,9 @@ class EngineConfig:
             ArgumentError: A value is outside what is allowed.
         """
         engine, model, context = split_keywords(keywords, EngineParams, ModelParams, ContextParams)
-        return cls(ModelParams(**model), context, EngineParams(**engine))
+        config = cls(ModelParams(**model), context, EngineParams(**engine))
+        config.engine.check_cache_size()
+        return config
 
     def with_ctx_size(self, ctx_size: int) -> Self:
         """Return the settings with another size of each sequence."""

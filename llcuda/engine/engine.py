@@ -179,6 +179,7 @@ class Engine:
         self.config = config = config.with_ctx_size(self.ctx_size)
         self.params = params = config.engine
         self.model = model
+        params.check_cache_size()
         if (
             config.context.get("device_logits")
             and params.n_parallel > 1

@@ -12,7 +12,7 @@ from llcuda.errors import ContextError, UnsupportedError
 from llcuda.hub.resolver import resolve
 from llcuda.keywords import PlanKeywords, given_params, split_keywords
 from llcuda.native import callbacks, library
-from llcuda.native.c_params import context_params
+from llcuda.native.c_params import MIN_CELLS, context_params
 from llcuda.native.gguf.check import check_file
 from llcuda.native.gguf.mapped import MappedFile
 from llcuda.native.gguf.metadata import Metadata
@@ -22,7 +22,7 @@ from llcuda.native.oom import available_memory
 from llcuda.params import ContextParams, ModelParams
 
 MAX_DEVICES = 64
-CELL_SIZE = 64  # bytes that llama.cpp notes for each KV cell, in the simulation too
+MAX_CELLS = 2**22  # of a simulation, which takes 52 bytes of each for a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,15 +205,37 @@ def _outline(path: str | os.PathLike[str], facts: FileFacts, params: ModelParams
 
 
 def _memory_needed(pointer: Any, params: ContextParams, copies: bool) -> list[DeviceMemory]:
-    ffi, lib = library.load()
+    """Return the memory of each device; beyond MAX_CELLS by two smaller contexts.
+
+    Cells and buffers grow in proportion to the cells there, as every window is full.
+    """
+    _, lib = library.load()
     train_ctx_size = lib.llama_model_n_ctx_train(pointer)
     c_params = context_params(params, train_ctx_size, lib.llama_model_size(pointer))
-    if c_params.n_ctx * CELL_SIZE > available_memory():
-        raise ContextError(
-            f"ctx_size: {c_params.n_ctx:,} KV cells are more than the free memory can hold",
-            parameter="ctx_size",
-            remedy="choose a smaller ctx_size or fewer sequences",
+
+    def simulated(cells: int) -> list[DeviceMemory]:
+        c_params.n_ctx = cells
+        return _simulated(pointer, c_params, params, copies)
+
+    cells = c_params.n_ctx
+    if cells <= MAX_CELLS:
+        return simulated(cells)
+    step = MIN_CELLS if params.unified_kv else MIN_CELLS * params.sequences
+    low, high = MAX_CELLS // 2 // step * step, MAX_CELLS // step * step
+    devices = []
+    for below, above in zip(simulated(low), simulated(high), strict=True):
+        kv, compute = (
+            upper + (upper - lower) * (cells - high) // (high - low)
+            for lower, upper in ((below.kv, above.kv), (below.compute, above.compute))
         )
+        devices.append(replace(above, kv=kv, compute=compute))
+    return devices
+
+
+def _simulated(
+    pointer: Any, c_params: Any, params: ContextParams, copies: bool
+) -> list[DeviceMemory]:
+    ffi, lib = library.load()
     devices = ffi.new("struct llcuda_device_memory[]", MAX_DEVICES)
     count = lib.llcuda_memory_needed(pointer, c_params, devices, MAX_DEVICES)
     if count < 0:

@@ -20,6 +20,7 @@ _ELEMENT = {
     "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
 }  # fmt: skip
 
+NOTES = 52  # bytes that llama.cpp notes of each cell, on the CPU
 MAX_SHARE_OF_PARAMETERS = 4  # layers may differ; a plain transformer stays below 1
 UNCHECKED = 2**28  # bytes that every machine has
 
@@ -52,15 +53,16 @@ def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: 
             f"{key} + {value} numbers, but only {model.parameter_count} parameters"
         )
     layers = model.layer_count if swa_full or not model.sliding_window else 1
-    needed = int(cells * layers * (key * _ELEMENT[type_k] + value * _ELEMENT[type_v]))
+    size = layers * (key * _ELEMENT[type_k] + value * _ELEMENT[type_v]) + NOTES
+    needed = int(cells * size)
     if needed < UNCHECKED:
         return
     gpus = sum(d.total_memory for d in library.devices() if d.kind != "cpu")
     present = available_memory() + gpus
     if needed > present:
         raise OutOfMemoryError(
-            f"{cells} KV cells need at least {needed / 2**30:,.1f} GiB, and {present / 2**30:,.1f} "
-            "GiB are free",
+            f"{cells:,} KV cells need at least {needed / 2**30:,.1f} GiB, and "
+            f"{present / 2**30:,.1f} GiB are free",
             parameter="ctx_size",
             remedy="choose a smaller ctx_size, fewer sequences or a smaller KV type",
         )

@@ -19,10 +19,10 @@ from llcuda.engine.autofit import Fitted, fit
 from llcuda.engine.config import LOAD_UBATCH_SIZE, EngineConfig
 from llcuda.engine.engine import Engine
 from llcuda.errors import (
-    ArgumentError,
     DeviceLostError,
     LlcudaError,
     ModelChangedError,
+    NoTextError,
     UnsupportedError,
 )
 from llcuda.hub.resolver import resolve
@@ -138,7 +138,7 @@ class LoadedModel:
                 self.engine = Engine(self.model, config=config)
                 with suppress(UnsupportedError):  # it has no token that ends a text
                     read_vocabulary(self.model)
-            except ArgumentError as error:  # it generates no text
+            except NoTextError as error:
                 try:
                     self.embedder()
                 except LlcudaError:

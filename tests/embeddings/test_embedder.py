@@ -251,7 +251,7 @@ class TestBadInput:
         [
             {"pooling": "best"}, {"pooling": 1}, {"pooling": "none"}, {"pooling": "rank"},
             {"ctx_size": 0}, {"ctx_size": "1"}, {"ctx_size": 2**31}, {"batch_size": 0},
-            {"batch_size": None}, {"batch_size": 2**21}, {"sequences": 2}, {"embeddings": False},
+            {"batch_size": None}, {"batch_size": 2**17}, {"sequences": 2}, {"embeddings": False},
             {"ubatch_size": 8}, {"threads": 0}, {"device_logits": True},
         ],
         ids=str,

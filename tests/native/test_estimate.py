@@ -143,11 +143,25 @@ def test_a_truncated_file(model_files: dict[str, Path], tmp_path: Path) -> None:
         memory_needed(path)
 
 
-def test_more_cells_than_can_be_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What llama.cpp notes of each cell is really taken, and must fit."""
-    monkeypatch.setattr(estimate, "available_memory", lambda: 2**20)
-    with pytest.raises(ContextError, match="KV cells"):
-        memory_needed("demo", ctx_size=2**20)
+@pytest.mark.parametrize("settings", [key for key in SETTINGS if key != "one text"])
+@pytest.mark.parametrize("kind", ["demo", *models.BUILDERS])
+def test_a_large_context_is_told_from_smaller_ones(
+    kind: str, settings: str, model_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells to the byte, buffers within a hundredth, beyond a limit that is lower here."""
+    path: Path | str = "demo" if kind == "demo" else model_files[kind]
+    given: dict[str, Any] = {**SETTINGS[settings], "ctx_size": 2**17}
+    whole = memory_needed(path, **given)[-1]
+    monkeypatch.setattr(estimate, "MAX_CELLS", 2**17)
+    told = memory_needed(path, **given)[-1]
+    assert (whole.model, whole.kv) == (told.model, told.kv)
+    assert whole.compute == pytest.approx(told.compute, rel=0.01)
+
+
+def test_a_huge_context_is_told_at_once() -> None:
+    """2 billion cells, which nobody counts one by one."""
+    (needed,) = memory_needed("demo", ctx_size=2**23 - 256, sequences=256, unified_kv=False)
+    assert needed.kv == (2**23 - 256) * 256 * 4096
 
 
 def test_warnings_come_once(caplog: pytest.LogCaptureFixture) -> None:
