@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from typing import Any, get_type_hints
@@ -41,7 +41,7 @@ class BodyReader:
     async def read(self, kind: type[Body], request: Request) -> Body:
         """Return the body of a request. Raises ApiError."""
         data = b"".join([part async for part in request.stream()])  # which keeps no copy
-        if not _is_json(request.headers.get("content-type", "")):
+        if _is_of_a_page(request.headers) and not _is_json(request.headers.get("content-type", "")):
             message = "the body is not sent as JSON: set Content-Type: application/json"
             raise ApiError(400, message)
         if len(data) <= LARGE_BODY:
@@ -76,6 +76,15 @@ class BodyRoute(APIRoute):
             return response
 
         return handle
+
+
+def _is_of_a_page(headers: Mapping[str, str]) -> bool:
+    """Return whether a page in a browser sends the request.
+
+    A page of another origin can send forms and plain texts unasked, but no JSON. Others, such as
+    `curl -d`, may leave the type of a body out.
+    """
+    return "origin" in headers or "sec-fetch-site" in headers
 
 
 def _is_json(content_type: str) -> bool:

@@ -36,11 +36,14 @@ def test_what_is_no_request(server: Served, data: bytes) -> None:
     is_error(post(server, data), 400)
 
 
-def test_no_content_type(server: Served) -> None:
-    """A form, which curl's -d alone sends: the answer names the header that is wanting."""
+@pytest.mark.parametrize("header", ["Origin", "Sec-Fetch-Site"])
+def test_no_json_of_a_page(server: Served, header: str) -> None:
+    """A page can send a form without asking; it is refused, and one of `curl -d` is taken."""
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = server.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=kind)
+    data = b'{"prompt": "a", "max_tokens": 1}'
+    answer = server.client.post("/v1/completions", content=data, headers={**kind, header: "null"})
     assert "Content-Type: application/json" in is_error(answer, 400)["message"]
+    assert 200 == server.client.post("/v1/completions", content=data, headers=kind).status_code
 
 
 def test_no_utf8(server: Served) -> None:
