@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from typer.main import get_command
 
 import llcuda
 from llcuda.cli.main import app
-from tests.support.commands import call
+from tests.support.commands import call, tool_folder
 from tests.support.hub_cache import add_ollama_model
+from tests.support.terminal import program_terminal
 
 
 def commands(group: Any, path: str = "llcuda") -> Iterator[tuple[str, Any]]:
@@ -113,6 +115,42 @@ def test_completion(
     monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
     result = call()
     assert (0, expected) == (result.status, result.stdout.strip())
+
+
+SHELLS = {
+    "zsh": (".zshrc", "PS1='ready> '"),
+    "fish": (".config/fish/config.fish", "function fish_prompt; echo 'ready> '; end"),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_first_tab(shell: str, tmp_path: Path) -> None:
+    """After --install-completion a new shell completes at its first Tab."""
+    if (program := shutil.which(shell)) is None:
+        pytest.skip(f"needs {shell}")
+    variables = {
+        "HOME": str(tmp_path),
+        "PATH": f"{tool_folder(tmp_path)}:{os.environ['PATH']}",
+        "XDG_CONFIG_HOME": str(tmp_path / ".config"),
+        "ZDOTDIR": str(tmp_path),
+    }
+    subprocess.run(
+        [program, "-c", "llcuda --install-completion; true"],  # which keeps the shell
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    name, prompt = SHELLS[shell]
+    settings = tmp_path / name
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    before = settings.read_text() if settings.exists() else ""
+    settings.write_text(f"{before}\n{prompt}\n")
+    with program_terminal(tmp_path, program, "-i", **variables) as typed:
+        typed.waits("ready>")
+        typed.send("llcuda vers\t")
+        typed.waits("llcuda version")
 
 
 @pytest.mark.parametrize(

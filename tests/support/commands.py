@@ -1,13 +1,15 @@
-"""Commands of llcuda in the test's own process, which costs less than a process for each."""
+"""Commands of llcuda, mostly in the test's own process, which costs less than one for each."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -62,6 +64,19 @@ def documents(*arguments: object, stdin: bytes = b"") -> list[Any]:
         stdin: What stdin has.
     """
     return [json.loads(line) for line in run(*arguments, stdin=stdin).stdout.splitlines()]
+
+
+def tool_folder(folder: Path) -> Path:
+    """Make a program `llcuda` of this Python, and return its folder, for PATH.
+
+    Args:
+        folder: Where the folder is made.
+    """
+    tool = folder / "bin" / "llcuda"
+    tool.parent.mkdir(exist_ok=True)
+    tool.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m llcuda "$@"\n')
+    tool.chmod(0o755)
+    return tool.parent
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A command of llcuda in a terminal of its own."""
+"""A command of llcuda, or another program, in a terminal of its own."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Terminal:
         text: What the terminal got since the last keys.
     """
 
-    def __init__(self, *arguments: str, home: Path, variables: Mapping[str, str]) -> None:
+    def __init__(self, *program: str, home: Path, variables: Mapping[str, str]) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llcuda", *arguments],
+            program,
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -89,16 +89,29 @@ class Terminal:
         os.close(self._master)
 
 
-@contextlib.contextmanager
-def terminal(home: Path, *arguments: str, **variables: str) -> Iterator[Terminal]:
-    """Run a command in a terminal.
+def terminal(
+    home: Path, *arguments: str, **variables: str
+) -> contextlib.AbstractContextManager[Terminal]:
+    """Run a command of llcuda in a terminal.
 
     Args:
         home: The folder of its state.
         *arguments: The arguments of llcuda.
         **variables: Environment variables.
     """
-    opened = Terminal(*arguments, home=home, variables=variables)
+    return program_terminal(home, sys.executable, "-m", "llcuda", *arguments, **variables)
+
+
+@contextlib.contextmanager
+def program_terminal(home: Path, *program: str, **variables: str) -> Iterator[Terminal]:
+    """Run a program in a terminal.
+
+    Args:
+        home: The folder of its state.
+        *program: The program and its arguments.
+        **variables: Environment variables.
+    """
+    opened = Terminal(*program, home=home, variables=variables)
     try:
         yield opened
     finally:
