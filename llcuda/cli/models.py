@@ -221,7 +221,7 @@ def rm(
         else:
             count = len(plan.blobs) or len(plan.links)
             print(f"{plan.name}: {_size(plan.size)} in {count} file{'s' * (count > 1)}")
-    if not yes:
+    if not yes and any(plan.own_name is None for plan in plans):
         if not sys.stdin.isatty():
             raise ArgumentError("rm: nobody can be asked, for stdin is not a terminal; give --yes")
         typer.confirm("Delete?", abort=True)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,15 @@ def run(
             autocompletion=complete_model,
         ),
     ] = None,
+    prompt_text: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="The prompt, as llama-cli has it; the only argument is the model then.",
+        ),
+    ] = None,
     raw: Annotated[
         bool,
         typer.Option(
@@ -113,7 +123,7 @@ def run(
     from llcuda.progress import is_visible
 
     raw = raw or echo or special is not None
-    name, given = _model_and_prompt(words or [], model)
+    name, given = _model_and_prompt(words or [], model, prompt_text)
     parameters = options.generation()
     try:
         path = resolve(name, progress=is_visible() and not as_json)
@@ -157,10 +167,25 @@ def run(
         raise typer.Exit(INTERRUPTED)
 
 
-def _model_and_prompt(words: list[str], model: str | None) -> tuple[str, str | None]:
-    """Return the model's name and the prompt that the arguments give, None without one."""
-    if "" in words:
+def _model_and_prompt(
+    words: list[str], model: str | None, prompt: str | None
+) -> tuple[str, str | None]:
+    """Return the model's name and the prompt, None without one.
+
+    Args:
+        words: The arguments.
+        model: What --model gives.
+        prompt: What --prompt gives.
+    """
+    if "" in words or prompt == "":
         raise ArgumentError("PROMPT is empty; give a text")
+    if prompt is not None:
+        if model is None:
+            model, *words = words or [DEMO_NAME]
+        if words:
+            rule = f"the prompt is also given as {shlex.join(words)}"
+            raise ArgumentError(f"--prompt: {rule}; leave out one of them")
+        return model, prompt
     if model is None and (len(words) > 1 or (words and _names_model(words[0]))):
         model, *words = words
     elif model is None and words and len(words[0].split()) == 1 and words[0] != "-":

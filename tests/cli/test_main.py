@@ -244,7 +244,10 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
         (["run", "demo", "x", "--num-ctx", "9"], 2, "no such option; give --ctx-size"),
         (["run", "demo", "--n-predict=9"], 2, "--n-predict: no such option; give --max-tokens"),
         (["bench", "demo", "--num-gpu", "9"], 2, "--num-gpu: no such option; give --gpu-layers"),
-        (["run", "demo", "-p", "hi"], 2, "-p: no such option; the prompt needs no option"),
+        (["chat", "demo", "-p", "hi"], 2, "-p: no such option; the prompt needs no option"),
+        (["run", "demo", "hi", "-p", "ho"], 2, "error: --prompt: the prompt is also given as hi;"),
+        (["run", "-m", "demo", "hi", "-p", "ho"], 2, "is also given as hi; leave out one of them"),
+        (["run", "-m", "demo", "-p", ""], 2, "PROMPT is empty"),
         (["tokenize", "demo", "--temp", "0"], 2, "No such option: --temp"),
         (["-m", "demo", "x"], 2, "-m: no such option; the model follows a command: llcuda chat"),
         (["stop"], 2, "stop: no such command; Ctrl-C ends `llcuda serve`"),
@@ -283,7 +286,7 @@ def test_errors_are_one_message(arguments: list[str], status: int, message: str)
             "error: --memory inf: expected GB above 0;",
         ),
         (["serve", "--tls-cert", CERTIFICATE], 2, "has no private key; give --tls-key FILE"),
-        (["serve", "-c", "100000000"], 1, "error: --ctx-size: 400,000,000 KV cells are more than"),
+        (["serve", "-c", "100000000"], 1, "error: 400,000,000 KV cells need at least 1,"),
     ],
 )
 def test_errors_of_serve(

@@ -114,8 +114,10 @@ def test_cp_and_rm(user: User) -> None:
         "rm --yes mine",
         "rm --yes some/model:Q4_0",
         "rm --yes demo",
+        "cp demo mine",
+        "rm mine",
     )
-    made, shown, taken, unasked, removed, listed, gone, again, demo = results
+    made, shown, taken, unasked, removed, listed, gone, again, demo, _made, name = results
     assert made[:2] == (0, "mine = hf://some/model:model-Q8_0.gguf\n")
     assert json.loads(shown[1])["quantization"] == "Q8_0"
     assert "forget it by `llcuda rm mine`" in taken[2]
@@ -134,6 +136,7 @@ def test_cp_and_rm(user: User) -> None:
     assert "no model is called 'mine'" in gone[2]
     assert "some/model has no Q4_0 model; it has Q8_0" in again[2]
     assert "is a part of llcuda" in demo[2]
+    assert name[:2] == (0, "mine: only this name; its model stays\nmine: deleted\n")
 
 
 @pytest.mark.parametrize(("answer", "left"), [(b"n\n", True), (b"y\n", False), (b"\x04", True)])

@@ -1,19 +1,19 @@
-"""What a newcomer does with a peer's script: run it, read the error, write what it says.
+"""What a newcomer does with a script that does not run: read the error, write what it says.
 
-A script in scripts/ is the shortest honest use of a peer, its import changed. Some run as they are.
-Each other one has a walk here: the message that the next run ends in, and the edit that it tells.
+A script in scripts/walked/ is the shortest honest use of a peer, its import changed. Its walk here
+has the message that each next run ends in, and the edit that it tells.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-SCRIPTS = Path(__file__).parent / "scripts"
+from tests.newcomers.habits import run, with_model
+
+SCRIPTS = Path(__file__).parent / "scripts" / "walked"
 
 
 class Step(NamedTuple):
@@ -29,12 +29,6 @@ class Step(NamedTuple):
 
 
 WALKS: dict[str, list[Step]] = {
-    "ollama_package": [],
-    "llama_cpp_python": [],
-    "openai_client": [],
-    "langchain_llama_cpp": [],
-    "instructor_schema": [],
-    "outlines_choice": [],
     "ollama_attributes": [
         Step(
             r"ImportError: .*'ChatResponse'.*; write llcuda\.ChatCompletion",
@@ -100,6 +94,17 @@ WALKS: dict[str, list[Step]] = {
         ),
         Step("'text'; write answer.content", {"response.text()": "response.content"}),
     ],
+    "sentence_transformers": [
+        Step(
+            r"ImportError: .*'SentenceTransformer'.*; write llcuda\.embed\(\"demo\", .*pooling=",
+            {
+                "from llcuda import SentenceTransformer": "import llcuda",
+                'model = SentenceTransformer("demo")\n': "",
+                "model.encode([": 'llcuda.embed("demo", [',
+                'outside!"])': 'outside!"], pooling="mean")',
+            },
+        ),
+    ],
     "xllamacpp_server": [
         Step(
             r"'CommonParams'; write llcuda\.InferenceEngine\(\"demo\", ctx_size=512, n_parallel=4",
@@ -124,28 +129,15 @@ WALKS: dict[str, list[Step]] = {
         ),
     ],
 }
-# The modules that a script needs beside llcuda.
-NEEDS = {
-    "langchain_llama_cpp": ("langchain_community",),
-    "instructor_schema": ("instructor",),
-    "outlines_choice": ("outlines", "numba"),
-}
 
 
-def missing(name: str) -> list[str]:
-    """Return the modules that a script needs and that are not installed."""
-    return [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
-
-
-def source(name: str, address: str | None = None) -> str:
+def source(name: str) -> str:
     """Return a script.
 
     Args:
         name: The name of the file, without its end.
-        address: What takes the place of the server's address.
     """
-    text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
-    return text.replace("http://127.0.0.1:8080", address) if address else text
+    return (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
 
 
 def edited(name: str, text: str, edits: Mapping[str, str]) -> str:
@@ -156,17 +148,16 @@ def edited(name: str, text: str, edits: Mapping[str, str]) -> str:
     return text
 
 
-def walk(name: str, address: str | None = None) -> None:
+def walk(name: str) -> None:
     """Run a script to its first error, make the edits, and again, until it runs to its end.
 
     Args:
         name: As that of `source`.
-        address: As that of `source`.
 
     Raises:
         AssertionError: The message of an error does not tell the edits.
     """
-    text = source(name, address)
+    text = source(name)
     for told, edits in WALKS[name]:
         try:
             run(name, text)
@@ -179,20 +170,14 @@ def walk(name: str, address: str | None = None) -> None:
     run(name, text)
 
 
-def finished(name: str, model: str, address: str | None = None) -> str:
+def finished(name: str, model: str) -> str:
     """Return a script as it is at the end of its walk, on another model than the demo.
 
     Args:
         name: As that of `source`.
         model: What takes the place of "demo".
-        address: As that of `source`.
     """
-    text = source(name, address)
+    text = source(name)
     for _told, edits in WALKS[name]:
         text = edited(name, text, edits)
-    return text.replace('"demo"', json.dumps(model))
-
-
-def run(name: str, text: str) -> None:
-    """Run the text of a script; what it prints goes to stdout."""
-    exec(compile(text, f"{name}.py", "exec", dont_inherit=True), {"__name__": "__main__"})
+    return with_model(text, model)

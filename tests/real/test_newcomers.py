@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from llcuda.server import ModelSpec
-from tests.newcomers.walks import NEEDS, WALKS, finished, missing, run
+from tests.newcomers import habits, walks
+from tests.newcomers.habits import HABITS
 from tests.real.conftest import QWEN, file
-from tests.support.server import served
+from tests.support.server import Served, served
 
 
-@pytest.mark.parametrize("name", [name for name in WALKS if name not in NEEDS])
-def test_a_script(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It ends well and prints a text."""
-    path = str(file(QWEN))
-    if name == "openai_client":
-        spec = ModelSpec(path, path, parameters={"ctx_size": 512, "n_parallel": 2})
-        with served(spec) as server:
-            run(name, finished(name, path, server.url))
-    else:
-        run(name, finished(name, path))
-    assert len(capsys.readouterr().out.strip()) > 3
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    parameters = {"ctx_size": 512, "n_parallel": 2, "pooling": "mean"}
+    with served(ModelSpec("qwen", str(file(QWEN)), parameters=parameters)) as running:
+        yield running
 
 
-@pytest.mark.parametrize(
-    ("name", "printed"),
-    [
-        ("langchain_llama_cpp", "\n"),
-        ("instructor_schema", "name='Jason' age=25\n"),
-        ("outlines_choice", "\n"),
-    ],
-)
-def test_a_script_of_another_library(name: str, printed: str) -> None:
-    """As it is, where the library is installed."""
-    if modules := missing(name):
+@pytest.mark.parametrize("name", HABITS)
+def test_a_habit(name: str, server: Served, tmp_path: Path) -> None:
+    """As it is, where its library is installed, it ends well and prints a text."""
+    if modules := habits.missing(name):
         pytest.skip(f"needs {', '.join(modules)}")
-    program = [sys.executable, "-c", finished(name, str(file(QWEN)))]
-    result = subprocess.run(program, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert printed in result.stdout
+    text = habits.source(name, str(file(QWEN)), server.url)
+    shown = habits.printed(name, text, tmp_path)
+    assert len(shown.strip()) > 3
+    if name == "instructor_schema.py":
+        assert "name='Jason' age=25\n" in shown
+
+
+@pytest.mark.parametrize("name", walks.WALKS)
+def test_a_walk(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """At its end it prints a text."""
+    habits.run(name, walks.finished(name, str(file(QWEN))))
+    assert len(capsys.readouterr().out.strip()) > 3
