@@ -63,7 +63,7 @@ _MODULE: dict[str, Lines] = {
     # llcuda's own, looked for in the wrong place
     **dict.fromkeys(("load", "load_model"), 'llcuda.InferenceEngine("demo")'),
     **dict.fromkeys(("infer", "complete", "completion", "run"), (_CONTINUE, _ASK)),
-    **dict.fromkeys(("batch_infer", "batch"), _BATCH),
+    "batch_infer": _BATCH,
     **dict.fromkeys(("stream", "stream_chat"), _STREAM),
     **dict.fromkeys(("tokenize", "encode"), _TOKENS),
     **_imports("core", "DType", "Device", "Tensor", "matmul"),
