@@ -29,7 +29,10 @@ JSON = [block for document in DOCUMENTS for block in blocks(document, "json")]
 PYTHON = [block for document in DOCUMENTS for block in blocks(document, "python")]
 COMMANDS = dict.fromkeys(line for document in DOCUMENTS for line in commands(document))
 SHOWN = {"console", "mermaid", "text"}  # not run
-WITH_TORCH = {"py", "sh"}  # run by `make oracles`
+ELSEWHERE = {
+    DOCS / "conversion.md": {"py", "sh"},  # run by `make oracles`
+    DOCS / "scale-out.md": {"py"},  # by `make ray`
+}
 SHELL = set("|<>$*;&")  # what only a shell understands
 
 
@@ -86,9 +89,7 @@ def test_make_target(command: str) -> None:
 def test_no_block_is_left_out() -> None:
     """A block's language says who runs it."""
     for document in DOCUMENTS:
-        known = {"json", "python", "bash"} | SHOWN
-        if document == DOCS / "conversion.md":
-            known |= WITH_TORCH
+        known = {"json", "python", "bash"} | SHOWN | ELSEWHERE.get(document, set())
         for block in blocks(document):
             assert block.language in known, block
 
