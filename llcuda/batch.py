@@ -153,7 +153,7 @@ class BatchProcessor:
                 f"batch: expected a dict of arrays or a pandas DataFrame, not "
                 f"{type(batch).__name__}; Ray Data gives one with batch_format='numpy'"
             )
-        rows = [_plain(row) for row in self._read(batch)]
+        rows = [plain(row) for row in self._read(batch)]
         added = {f"{self._prefix}{name}": column for name, column in self._compute(rows).items()}
         if frame:
             return batch.assign(**{name: list(column) for name, column in added.items()})
@@ -269,14 +269,14 @@ def _is_frame(batch: Any) -> bool:
     return pandas is not None and isinstance(batch, pandas.DataFrame)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a cell as Python's data: Arrow gives lists as arrays, and missing keys as None."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if v is not None or k == "content"}
+        return {k: plain(v) for k, v in value.items() if v is not None or k == "content"}
     return value
 
 

@@ -22,7 +22,8 @@ BUSY = 0.8  # part of n_parallel that autoscaling aims at
 def deployment(models: Sequence[ModelSpec], **options: Any) -> serve.Application:
     """Return the replicas alone, bound, for an application of one's own.
 
-    Their method `answer` takes a `ForwardedRequest`; it does not check keys, hosts and limits.
+    Their method `answer` takes a `ForwardedRequest`; it does not check keys, hosts and limits. Nor
+    do `chat`, `completions` and `embeddings`, which take a body of these paths as a dict.
 
     Args:
         models: The models.

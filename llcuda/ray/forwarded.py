@@ -89,6 +89,17 @@ class ForwardedRequest:
         }
 
 
+def inside_request(path: str, body: bytes) -> ForwardedRequest:
+    """Return a request that another process of the cluster makes itself.
+
+    Args:
+        path: The path.
+        body: A JSON document.
+    """
+    headers = ((b"content-type", b"application/json"),)
+    return ForwardedRequest("POST", path, b"", headers, None, body, None, None, BodyFacts())
+
+
 def replica_tag(replica_id: str) -> str:
     """Return the tag that the ids of a replica's answers begin with.
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from starlette.types import Message
 
-from llcuda.errors import LlcudaError
+from llcuda.batch import plain
+from llcuda.errors import ArgumentError, DecodeError, LlcudaError
 from llcuda.native import library
 from llcuda.ray.config import ClusterConfig
-from llcuda.ray.forwarded import ForwardedRequest, replica_tag
+from llcuda.ray.forwarded import ForwardedRequest, inside_request, replica_tag
 from llcuda.ray.logs import log_into_serve
 from llcuda.ray.metrics import MetricsBridge
 from llcuda.server import create_app
@@ -22,6 +25,7 @@ from llcuda.server.deadline import ends_in
 from llcuda.server.service import Service
 from llcuda.server.tracing import otlp_provider
 
+ADDED_BY_RAY = ("request_id", "idx_in_batch")  # to the bodies of rows
 EVENTS = (b"text/event-stream", b"application/x-ndjson")
 GPU_SHARE = 0.9  # of a GPU's memory that replicas divide; the rest is CUDA's own
 
@@ -81,9 +85,8 @@ class Replica:
         self._check_models()
 
     def _check_models(self) -> None:
-        for model in self._service.models.loaded.values():
-            if model.state == "failed":
-                raise ReplicaFailedError(model.failure().message, self._id)
+        if (failure := self._service.models.failure()) is not None:
+            raise ReplicaFailedError(failure.message, self._id)
 
     async def answer(self, request: ForwardedRequest) -> AsyncIterator[Part]:
         """Answer a request: whole in one part, a stream of events as it comes.
@@ -118,6 +121,38 @@ class Replica:
                 yield part
         finally:
             disconnected.set()
+
+    async def chat(self, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Answer a body of /v1/chat/completions, for `ray.data.llm`'s ServeDeploymentProcessor.
+
+        Args:
+            body: The body as a dict; Ray adds its own fields, which are left out.
+
+        Raises:
+            ArgumentError: The server refuses the body; a ValueError, which Ray takes for one row's.
+            DecodeError: The server has failed, or is busy.
+        """
+        yield await self._document("/v1/chat/completions", body)
+
+    async def completions(self, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Answer a body of /v1/completions; see `chat`."""
+        yield await self._document("/v1/completions", body)
+
+    async def embeddings(self, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Answer a body of /v1/embeddings; see `chat`."""
+        yield await self._document("/v1/embeddings", body)
+
+    async def _document(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        given = {key: plain(value) for key, value in body.items() if key not in ADDED_BY_RAY}
+        data = json.dumps({**given, "stream": False} if "stream" in given else given).encode()
+        parts = [part async for part in self.answer(inside_request(path, data))]
+        document: dict[str, Any] = json.loads(b"".join(part[1] for part in parts))
+        assert parts[0][0] is not None
+        status = parts[0][0][0]
+        if status >= 400:
+            message = document["error"]["message"]
+            raise DecodeError(message) if status >= 429 else ArgumentError(message)
+        return document
 
     async def __del__(self) -> None:
         """Free the models."""

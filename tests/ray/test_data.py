@@ -18,6 +18,7 @@ ray = pytest.importorskip("ray")
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy  # noqa: E402
 from ray.data.checkpoint import CheckpointConfig  # noqa: E402
 
+from tests.support.cluster import NAME, on_cluster  # noqa: E402
 from tests.support.documents import DOCS, blocks  # noqa: E402
 from tests.support.waiting import eventually  # noqa: E402
 
@@ -176,6 +177,39 @@ def test_an_error_of_a_row_reaches_the_driver() -> None:
     with pytest.raises(Exception, match="prompt 27: prompt: has") as caught:
         data.take_all()
     assert isinstance(caught.value, llcuda.ContextLengthError | ray.exceptions.RayTaskError)
+
+
+def test_rows_through_the_server(port: int) -> None:
+    """ray.data.llm sends rows to the replicas that answer HTTP too; a bad row is told."""
+    from ray.data.llm import ServeDeploymentProcessorConfig, build_processor
+
+    messages = [{"role": "user", "content": "Hello"}]
+    rows = [
+        {"messages": [{**messages[0], "role": role}], "max_tokens": n}
+        for n, role in ((3, "user"), (2, "nobody"), (4, "user"))
+    ]
+    with on_cluster(port) as server:
+        processor = build_processor(
+            ServeDeploymentProcessorConfig(
+                deployment_name="Replica",
+                app_name=NAME,
+                batch_size=3,
+                should_continue_on_error=True,
+            ),
+            preprocess=lambda row: {"method": "chat", "request_kwargs": {**row, "temperature": 0}},
+            postprocess=lambda row: {
+                "text": row["choices"][0]["message"]["content"],
+                "tokens": row["usage"]["completion_tokens"],
+            },
+        )
+        answered = processor(ray.data.from_items(rows)).take_all()
+        asked = {"messages": messages, "max_tokens": 4, "temperature": 0}
+        expected = server.post("/v1/chat/completions", **asked).json()["choices"][0]["message"]
+    good = [row for row in answered if not row["__inference_error__"]]
+    assert [3, 4] == sorted(row["tokens"] for row in good)
+    assert expected["content"] in [row["text"] for row in good]
+    [bad] = [row["__inference_error__"] for row in answered if row["__inference_error__"]]
+    assert "messages[0].role=" in bad
 
 
 def test_the_guide(
