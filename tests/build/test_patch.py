@@ -61,10 +61,10 @@ def test_a_patch_says_why_and_is_turned_off_by_its_switch(name: str) -> None:
     patch = PATCHES[name]
     assert patch["why"].strip() and patch["figure"].strip()
     assert patch["switch"] == "LLCUDA_NO_" + name.upper().replace("-", "_")
-    assert 1 == sum(f'getenv("{patch["switch"]}")' in edit["text"] for edit in patch["edits"])
+    assert any(f'getenv("{patch["switch"]}")' in edit["text"] for edit in patch["edits"])
     for edit in patch["edits"]:
         (kind,) = {"before", "after", "instead_of"} & set(edit)
-        assert edit[kind].count("\n") <= 2  # an anchor, no passage
+        assert edit[kind].count("\n") <= 3  # an anchor, no passage
 
 
 def test_every_patch_applies_to_the_pinned_source(source: Path) -> None:
