@@ -22,6 +22,7 @@ from llcuda.server.checks import (
     check_count,
     check_deadline,
     check_format,
+    check_input_grammar,
     is_large,
 )
 from llcuda.server.chunks import (
@@ -157,6 +158,8 @@ def _submit_all(
     check_adapters(loaded, body.lora)
     parameters = body.submit_keywords(deadline, engine.ctx_size, model.vocab_size)
     check_format(engine, parameters.get("response_format"))
+    for i, tool in enumerate(body.tools or ()):
+        check_input_grammar(engine, tool, f"tools[{i}].format.definition")
     max_tokens = body.token_limit()
     if max_tokens is not None:
         parameters["max_tokens"] = max_tokens

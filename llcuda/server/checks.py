@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llcuda.engine.engine import Engine
@@ -14,6 +14,7 @@ from llcuda.server.errors import deadline_exceeded
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import AdapterScale, Body
 from llcuda.structured import compile_response_format
+from llcuda.structured.grammar import INPUT_GRAMMAR
 
 LARGE_REQUEST = 2**16  # bytes; a larger body may take seconds to render and to tokenize
 
@@ -75,6 +76,24 @@ def check_format(engine: Engine, response_format: dict[str, Any] | None) -> None
     except (ArgumentError, UnsupportedError) as error:
         error.parameter = error.parameter or "response_format"
         raise
+
+
+def check_input_grammar(engine: Engine, tool: Mapping[str, Any], place: str) -> None:
+    """Compile the grammar of a tool's input, so that its errors are of the grammar as it is given.
+
+    Args:
+        engine: The engine.
+        tool: The tool.
+        place: The place of the grammar, for an error.
+    """
+    function = tool.get("function")
+    lark = function.get(INPUT_GRAMMAR) if isinstance(function, dict) else None
+    if isinstance(lark, str):
+        try:
+            compile_response_format(engine.model, {"type": "lark", "grammar": lark})
+        except ArgumentError as error:
+            problem = error.problem.removeprefix("response_format: ")
+            raise wrong_argument(place, problem) from error
 
 
 def check_deadline(completions: Sequence[Completion]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llcuda.params import wrong_value
+from llcuda.errors import GrammarError
+from llcuda.params import wrong_argument, wrong_value
 from llcuda.server.fields import call_arguments, text_of
+from llcuda.structured.escaped_lark import escaped_rules
+from llcuda.structured.grammar import INPUT_GRAMMAR
 
 CUSTOM = "custom"  # the type of such a tool
 _INPUT = "input"  # the argument
@@ -26,25 +29,30 @@ def custom_function(where: str, tool: dict[str, Any]) -> dict[str, Any]:
     function: dict[str, Any] = {"name": text_of(where, tool, "name")}
     if tool.get("description") is not None:
         function["description"] = text_of(where, tool, "description")
-    if regex := _regex_of(f"{where}.format", tool.get("format")):
-        schema["pattern"] = f"^(?:{regex})$"
+    syntax, definition = _grammar_of(f"{where}.format", tool.get("format"))
+    if syntax == "regex":
+        schema["pattern"] = f"^(?:{definition})$"
+    elif syntax == "lark":
+        function[INPUT_GRAMMAR] = definition
     parameters = {"type": "object", "properties": {_INPUT: schema}, "required": [_INPUT]}
     return {**function, "parameters": parameters}
 
 
-def _regex_of(where: str, given: Any) -> str:
-    """Return the regular expression of a format; "" for texts of any form."""
+def _grammar_of(where: str, given: Any) -> tuple[str, str]:
+    """Return the syntax and the definition of a format; "" for texts of any form."""
     if given is None or (kind := text_of(where, given, "type")) == "text":
-        return ""
+        return "", ""
     if kind != "grammar":
         raise wrong_value(f"{where}.type", kind, "expected text or grammar")
     syntax, definition = text_of(where, given, "syntax"), text_of(where, given, "definition")
+    if syntax not in ("lark", "regex"):
+        raise wrong_value(f"{where}.syntax", syntax, "expected lark or regex")
     if syntax == "lark":
-        rule = "a Lark grammar cannot be kept within a call, which is JSON"
-        raise wrong_value(f"{where}.syntax", syntax, f'{rule}; give "syntax": "regex"')
-    if syntax != "regex":
-        raise wrong_value(f"{where}.syntax", syntax, "expected regex")
-    return definition
+        try:
+            escaped_rules(definition)
+        except GrammarError as error:
+            raise wrong_argument(f"{where}.definition", error.problem) from None
+    return syntax, definition
 
 
 def has_grammar(tool: dict[str, Any]) -> bool:

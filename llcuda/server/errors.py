@@ -269,12 +269,16 @@ def _client_remedy(remedy: str, parameter: str, names: Mapping[str, str]) -> str
     return remedy if is_data else ""
 
 
+# A text of Python, whole or cut, or a constant beside texts.
+_TEXT_OR_CONSTANT = re.compile(r"""'(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|\b(None|True|False)\b""")
+
+
 def _as_json(shown: str) -> str:
     """Return a shown value as JSON has it; a text as it is."""
     try:
         value = ast.literal_eval(shown)
     except (ValueError, SyntaxError):  # cut, or of another type
-        return shown
+        return _TEXT_OR_CONSTANT.sub(lambda part: _WORDS.get(part[1], part[0]), shown)
     return shown if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

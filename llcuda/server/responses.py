@@ -20,6 +20,7 @@ from llcuda.server.leniency import ignore
 from llcuda.server.protocol import ChatBody, ResponsesBody, ToolChoice
 from llcuda.server.response_store import ResponseStore
 from llcuda.structured import Relaxation
+from llcuda.structured.grammar import INPUT_GRAMMAR
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 
@@ -57,6 +58,7 @@ def as_chat(
     reader.read("input", input_items(body))
     if not messages:
         raise wrong_argument("input", "expected at least one message")
+    tools = _tools(body)
     chat_body = ChatBody.model_construct(
         **{
             name: getattr(body, name)
@@ -70,7 +72,9 @@ def as_chat(
             )
         },
         messages=messages,
-        tools=_tools(body) or None,
+        tools=tools or None,
+        # Nothing checks the grammar of a call without delimiters.
+        bare_tool_calls=False if any(INPUT_GRAMMAR in t["function"] for t in tools) else None,
         tool_choice=_tool_choice(body.tool_choice),
         max_completion_tokens=body.max_output_tokens,
         response_format=_response_format(body.text.format if body.text else None),

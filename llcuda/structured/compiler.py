@@ -179,9 +179,10 @@ def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
         try:
             grammar = compiler.compile(model, grammar_source(relaxed, model, False), relaxed)
         except ArgumentError:  # each schema is small enough, all of them are not
-            calls = [{**call, "schema": ANY_OBJECT} for call in calls]
+            large = [call for call in calls if "lark" not in call]
+            calls = [{**call, "schema": ANY_OBJECT} if call in large else call for call in calls]
             relaxed = {**relaxed, "calls": calls}
-            relaxations = [Relaxation(call["name"], "#", _problem(error)) for call in calls]
+            relaxations = [Relaxation(call["name"], "#", _problem(error)) for call in large]
             grammar = compiler.compile(model, grammar_source(relaxed, model, False), relaxed)
         compiler.keep_relaxed(key, relaxed, relaxations)
         for relaxation in relaxations:

@@ -11,6 +11,7 @@ from llcuda.errors import ArgumentError
 from llcuda.params import wrong_argument, wrong_value
 from llcuda.structured.classes import class_schema
 from llcuda.structured.cost import UNKNOWN, regex_cost
+from llcuda.structured.escaped_lark import START, escaped_rules
 from llcuda.structured.gbnf import to_lark
 from llcuda.structured.json_schema import MAX_BYTES, PreparedSchema, prepare
 
@@ -227,6 +228,8 @@ def _literal(text: str) -> str:
 
 # --- tool calls ---
 
+INPUT_GRAMMAR = "input_grammar"  # the key of a function: the Lark grammar of its only argument
+
 
 def tool_format(
     tools: Sequence[Mapping[str, Any]],
@@ -239,7 +242,8 @@ def tool_format(
     """Return the response_format of texts whose tool calls follow the schemas of the tools.
 
     Args:
-        tools: Tools in OpenAI's form: `{"type": "function", "function": {"name": ...}}`.
+        tools: Tools in OpenAI's form: `{"type": "function", "function": {"name": ...}}`. A function
+            whose only argument is a text may have its grammar, in Lark, as `input_grammar`.
         tool_choice: OpenAI's: "auto" allows any text until a call begins; "required", or a tool to
             call, makes the text begin with a call.
         around: Returns the text before and behind the arguments of the function that it is given
@@ -272,7 +276,13 @@ def tool_format(
         if not before.startswith(trigger):
             raise wrong_value("trigger", trigger, f"a call of {name!r} does not begin with it")
         parameters = function.get("parameters") or {"type": "object", "properties": {}}
-        calls.append({"name": name, "before": before, "schema": parameters, "after": after})
+        call = {"name": name, "before": before, "schema": parameters, "after": after}
+        if (lark := function.get(INPUT_GRAMMAR)) is not None:
+            if not isinstance(lark, str) or len(parameters.get("properties", ())) != 1:
+                rule = f"{INPUT_GRAMMAR} of {name!r}: expected a text, and one property"
+                raise wrong_argument("tools", rule)
+            call["lark"] = lark
+        calls.append(call)
     return {
         "type": "tools",
         "calls": calls,
@@ -334,8 +344,26 @@ def _schemas(calls: Sequence[Mapping[str, Any]], compact: bool) -> list[Prepared
     prepared = []
     for call in calls:
         schema, parts = _with_spaces(call["schema"], compact, True)
-        prepared.append(parts._replace(schema=schema))
+        cost = UNKNOWN if "lark" in call else parts.cost
+        prepared.append(parts._replace(schema=schema, cost=cost))
     return prepared
+
+
+def _call_grammars(
+    calls: Sequence[Mapping[str, Any]], prepared: Sequence[PreparedSchema]
+) -> list[dict[str, Any]]:
+    """Return the grammars of calls' arguments: JSON schemas, or of objects with one text."""
+    grammars: list[dict[str, Any]] = []
+    for i, (call, parts) in enumerate(zip(calls, prepared, strict=True)):
+        if "lark" not in call:
+            grammars.append({"name": f"schema_{i}", "json_schema": parts.schema})
+            continue
+        [name] = call["schema"]["properties"]
+        begin = f'"{{" SPACE? {_literal(_literal(name))} SPACE? ":" SPACE? "\\""'
+        start = f'start: {begin} {START} "\\"" SPACE? "}}"\nSPACE: /{WHITESPACE}/'
+        lark = f"{start}\n{escaped_rules(call['lark'])}"
+        grammars.append({"name": f"schema_{i}", "lark_grammar": lark})
+    return grammars
 
 
 def _sources(
@@ -379,7 +407,7 @@ def _tools_or_content(
         form, cost = content.source, content.cost
     inner = json.loads(form)["grammars"][0] if form.startswith("{") else {"lark_grammar": form}
     grammars = [
-        *({"name": f"schema_{i}", "json_schema": p.schema} for i, p in enumerate(prepared)),
+        *_call_grammars(tool_format["calls"], prepared),
         {**inner, "name": "content"},
     ]
     return _sources(" | ".join(options), lines, grammars, cost, prepared)
@@ -409,7 +437,7 @@ def _tools(tool_format: Mapping[str, Any], model: HasControlTokens, compact: boo
         special = mark.startswith("<[")
         lines.append(f"trigger{'' if special else '[lazy]'}: TEXT {mark}")
         lines.append(f"TEXT: /{_ANY_TEXT}/")
-    grammars = [{"name": f"schema_{i}", "json_schema": p.schema} for i, p in enumerate(prepared)]
+    grammars = _call_grammars(tool_format["calls"], prepared)
     return _sources(start, lines, grammars, 0.0, prepared)
 
 

@@ -182,6 +182,8 @@ def test_no_message_has_words_of_python() -> None:
         (wrong_value("a", {"b": [True, "x"]}, "expected a string"),
          'a={"b": [true, "x"]}: expected a text'),
         (wrong_value("a", "None", "no None here: 'None'"), "a='None': no null here: 'None'"),
+        (wrong_value("a", [None, "None", True, "x" * 200], "no"),
+         "a=[null, 'None', true, '" + "x" * 175 + "...: no"),
         (wrong_value("a", 5, "expected True or False", "give a=True"),
          "a=5: expected true or false"),
         (UnsupportedError("rerank() needs a model", parameter=None), "rerank needs a model"),

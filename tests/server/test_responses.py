@@ -138,7 +138,12 @@ PATCH: dict[str, Any] = {"type": "custom", "name": "patch", "description": "Edit
 ROMAN = {"type": "grammar", "syntax": "regex", "definition": '[IVX]{2,3}\\n"(a|b)"'}
 
 
-FORMATS: list[Any] = [None, {"type": "text"}, ROMAN]
+LARK = {
+    "type": "grammar",
+    "syntax": "lark",
+    "definition": 'start: /[IVX]{2,3}/ LF "\\"" ("a"|"b") "\\""\n%import common.LF',
+}
+FORMATS: list[Any] = [None, {"type": "text"}, ROMAN, LARK]
 
 
 @pytest.mark.parametrize("tool", [{**PATCH, "format": form} for form in FORMATS], ids=str)
@@ -165,7 +170,7 @@ def test_custom_tools(tool_server: Served, tool: Any) -> None:
     assert ("custom_tool_call", "patch") == (call.type, call.name)  # type: ignore[union-attr]
     text = call.input  # type: ignore[union-attr]
     assert "".join(deltas) == text == events[-3]["input"] == events[-2]["item"]["input"]
-    if tool["format"] == ROMAN:
+    if tool["format"] in (ROMAN, LARK):
         assert "completed" == response.status
         assert re.fullmatch(ROMAN["definition"], text)
     whole = tool_server.post("/v1/responses", **body).json()
@@ -190,7 +195,16 @@ def test_custom_tools(tool_server: Served, tool: Any) -> None:
         ({**PATCH, "format": {**ROMAN, "syntax": "ebnf"}}, "tools[1].format.syntax", "expected"),
         ({**PATCH, "format": {**ROMAN, "definition": "("}}, "tools[1].format.definition", "kept"),
         ({**PATCH, "format": {"type": "grammar"}}, "tools[1].format.syntax", "missing"),
-        ({**PATCH, "format": {**ROMAN, "syntax": "lark"}}, "tools[1].format.syntax", "Lark"),
+        (
+            {**PATCH, "format": {**LARK, "definition": "start: %json {}"}},
+            "tools[1].format.definition",
+            "'%json' cannot be kept",
+        ),
+        (
+            {**PATCH, "format": {**LARK, "definition": "start: other"}},
+            "tools[1].format.definition",
+            'unknown name: "other"',
+        ),
         ({**FLAT, "name": "a b"}, "tools[1].name", "expected 1 to 128 letters"),
     ],
     ids=str,
