@@ -169,7 +169,7 @@ class BatchProcessor:
         if self._column not in names:
             rule = f"the batch has no such column, only {', '.join(map(repr, names)) or 'none'}"
             raise wrong_value("column", self._column, rule, "give the name of one of them")
-        lengths = {name: len(batch[name]) for name in names}
+        lengths = {name: _length(name, batch[name]) for name in names}
         if len({*lengths.values()}) > 1:
             shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise wrong_argument("batch", f"expected columns of one length, not {shown}")
@@ -261,6 +261,17 @@ def _sorted(task: str, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], d
         own = TextKeywords.__annotations__.keys() - ({"overflow"} if drops else set())
         request_params({name: request[name] for name in request.keys() & own})
     return settings, request
+
+
+def _length(name: str, column: Any) -> int:
+    """Return the number of rows of a column."""
+    try:
+        if not isinstance(column, str | bytes | Mapping):
+            return len(column)
+    except TypeError:  # a number, or an array without an axis
+        pass
+    rule = f"column {name}: expected an array or a list of rows, not {type(column).__name__}"
+    raise wrong_argument("batch", rule, "one row is a list of one")
 
 
 def _is_frame(batch: Any) -> bool:

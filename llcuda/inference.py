@@ -1021,7 +1021,7 @@ def embed(
         model: The model, as `InferenceEngine.load_model` takes it.
         texts: As those of `InferenceEngine.embed`.
         pooling: As that of `Embedder`; None = as the model's file says.
-        **keywords: The keywords of `Embedder.embed`.
+        **keywords: The keywords of `Embedder.embed` but on_error.
 
     Raises:
         ModelNotFoundError: There is no such model; the one before stays.

@@ -225,6 +225,11 @@ def test_wrong_batches() -> None:
         ask({"prompt": ["a"], "n": [1, 2]})
     with pytest.raises(TypeError, match="batch: expected a dict of arrays or a pandas DataFrame"):
         ask(["a"])
+    for column in ("One day", b"One day", {"a": 1}, np.array("One day"), None):
+        with pytest.raises(ArgumentError, match="batch: column prompt: expected an array"):
+            ask({"prompt": column})
+    with pytest.raises(ArgumentError, match=r"batch: column n: expected .*, not int; one row"):
+        ask({"prompt": ["a"], "n": 1})
 
 
 # --- one model for a process ---
