@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -101,7 +102,10 @@ def _replicas(config: ClusterConfig) -> serve.Application:
         }
     if config.prefix_routing and (router := _router(config)) is not None:
         options["request_router_config"] = router
-    return serve.deployment(Replica).options(**options).bind(config)
+    # A replica gets no keys, and the same settings whatever their number: Ray replaces replicas
+    # whose arguments change, and only adds and removes some when their number does.
+    own = replace(config, replicas=None, min_replicas=None, max_replicas=None, keys=())
+    return serve.deployment(Replica).options(**options).bind(own)
 
 
 def _router(config: ClusterConfig) -> RequestRouterConfig | None:

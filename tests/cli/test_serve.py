@@ -161,7 +161,9 @@ def test_every_option_has_a_row() -> None:
     serve = getattr(get_command(command_line), "commands")["serve"]  # noqa: B009
     settings = {setting.option or name for name, setting in SETTINGS.items()}
     own_test = {"adapter", "config"} | settings  # also in test_settings.py
-    assert {option.name for option in serve.params} == OPTIONS.keys() | own_test
+    cluster = {"ray", "ray_address", "replicas", "min_replicas", "max_replicas"}
+    cluster |= {"num_gpus", "num_cpus"}  # tests/ray/test_command_line.py
+    assert {option.name for option in serve.params} == OPTIONS.keys() | own_test | cluster
 
 
 @pytest.fixture(scope="module")

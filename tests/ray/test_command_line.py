@@ -7,11 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
 
 pytest.importorskip("ray")
+from llcuda.ray import ClusterConfig
+from llcuda.server import Limits
 from tests.support.commands import call
 from tests.support.waiting import PATIENCE
 
@@ -31,6 +35,41 @@ def test_the_command_serves_until_sigterm() -> None:
         assert 200 == httpx.post(url, json=body, timeout=PATIENCE, trust_env=False).status_code
         process.send_signal(signal.SIGTERM)
         assert 0 == process.wait(PATIENCE)
+
+
+def test_the_options_reach_the_cluster(tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("ray = true\nmax-replicas = 3\n")
+    options = ["--min-replicas", "2", "--num-gpus", "0.5", "--num-cpus", "4", "--api-key", "k"]
+    options += [
+        "--drain",
+        "9",
+        "--strict",
+        "--deadline",
+        "7",
+        "--ray-address",
+        "a:1",
+        "--port",
+        "9",
+    ]
+    with mock.patch("llcuda.ray.cluster.serve_on_ray") as called:
+        assert 0 == call("serve", "fox=demo", "--config", str(config), *options).status
+    [given], others = called.call_args
+    expected = ClusterConfig(
+        given.models,
+        min_replicas=2,
+        max_replicas=3,
+        num_gpus=0.5,
+        num_cpus=4,
+        keys=["k"],
+        drain_seconds=9,
+        strict=True,
+        limits=Limits(body_bytes=16_000_000, deadline=7),
+        hosts=given.hosts,
+    )
+    assert expected == given
+    assert ["fox"] == [spec.name for spec in given.models]
+    assert ("a:1", 9) == (others["address"], others["port"])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ pytest.importorskip("ray")
 import ray
 from ray import serve
 
-from tests.support.cluster import NAME, Clustered, engines, on_cluster
+from llcuda.ray import build_app
+from tests.support.cluster import NAME, SMALL, Clustered, engines, on_cluster
 from tests.support.server import demo
 from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
@@ -125,11 +126,12 @@ def test_a_full_server_refuses_in_the_shape_of_the_api(port: int) -> None:
 
 
 def test_streams_finish_when_the_application_shrinks_and_ends(port: int) -> None:
-    with on_cluster(port, replicas=2) as server, ThreadPoolExecutor(6) as pool:
+    options: dict[str, Any] = {**SMALL, "drain_seconds": 300}
+    with on_cluster(port, replicas=2, **options) as server, ThreadPoolExecutor(6) as pool:
         begun = threading.Barrier(7)
 
         def read(number: int) -> list[Any]:
-            with stream(server, f"{number}", max_tokens=200, ignore_eos=True) as response:
+            with stream(server, f"{number}", **{**ENDLESS, "max_tokens": 2000}) as response:
                 lines = response.iter_lines()
                 found = [next(lines)]
                 begun.wait()
@@ -137,6 +139,8 @@ def test_streams_finish_when_the_application_shrinks_and_ends(port: int) -> None
 
         reading = [pool.submit(read, number) for number in range(6)]
         begun.wait()
+        serve.run(build_app([demo()], **options, replicas=1), name=NAME, route_prefix="/")
+        assert not all(work.done() for work in reading)
         serve.delete(NAME, _blocking=False)
         answers = [work.result(PATIENCE) for work in reading]
         assert ["data: [DONE]"] * 6 == [[line for line in a if line][-1] for a in answers]

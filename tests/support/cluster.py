@@ -17,6 +17,7 @@ from tests.support.server import demo
 from tests.support.waiting import PATIENCE
 
 NAME = "llcuda"
+SMALL: dict[str, Any] = {"num_cpus": 0.1, "ingress_replicas": 1}
 
 
 class Clustered:
@@ -91,7 +92,7 @@ def on_cluster(port: int, *models: ModelSpec, **options: Any) -> Iterator[Cluste
 
     from llcuda.ray import build_app
 
-    app = build_app(models or [demo()], **{"num_cpus": 0.1, "ingress_replicas": 1, **options})
+    app = build_app(models or [demo()], **{**SMALL, **options})
     serve.run(app, name=NAME, route_prefix="/")
     running = Clustered(f"http://127.0.0.1:{port}")
     try:
