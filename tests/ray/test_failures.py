@@ -125,13 +125,15 @@ def test_a_full_server_refuses_in_the_shape_of_the_api(port: int) -> None:
     }
 
 
-def test_streams_finish_when_the_application_shrinks_and_ends(port: int) -> None:
+@pytest.mark.parametrize("ends", [False, True], ids=["shrinks", "ends"])
+def test_streams_finish_when_the_application(port: int, ends: bool) -> None:
+    """Removed replicas finish what they have begun."""
     options: dict[str, Any] = {**SMALL, "drain_seconds": 300}
     with on_cluster(port, replicas=2, **options) as server, ThreadPoolExecutor(6) as pool:
         begun = threading.Barrier(7)
 
         def read(number: int) -> list[Any]:
-            with stream(server, f"{number}", **{**ENDLESS, "max_tokens": 2000}) as response:
+            with stream(server, f"{number}", **{**ENDLESS, "max_tokens": 1000}) as response:
                 lines = response.iter_lines()
                 found = [next(lines)]
                 begun.wait()
@@ -139,8 +141,10 @@ def test_streams_finish_when_the_application_shrinks_and_ends(port: int) -> None
 
         reading = [pool.submit(read, number) for number in range(6)]
         begun.wait()
-        serve.run(build_app([demo()], **options, replicas=1), name=NAME, route_prefix="/")
-        assert not all(work.done() for work in reading)
-        serve.delete(NAME, _blocking=False)
+        if ends:
+            serve.delete(NAME)
+        else:
+            serve.run(build_app([demo()], **options, replicas=1), name=NAME, route_prefix="/")
+            assert 1 == server.healthy_replicas()
         answers = [work.result(PATIENCE) for work in reading]
         assert ["data: [DONE]"] * 6 == [[line for line in a if line][-1] for a in answers]
