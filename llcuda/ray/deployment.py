@@ -17,6 +17,7 @@ from llcuda.server import ModelSpec
 
 logger = logging.getLogger("llcuda.server")
 HEALTH_PERIOD = 2.0  # seconds between two checks; Ray replaces a replica after three that fail
+STATS_PERIOD = 1.0  # seconds after which an ingress knows what another one has sent
 BUSY = 0.8  # part of n_parallel that autoscaling aims at
 
 
@@ -116,4 +117,8 @@ def _router(config: ClusterConfig) -> RequestRouterConfig | None:
         logger.warning("llcuda routes by load only: this Ray has another router API: %s", error)
         return None
     keywords = {"max_imbalance": config.max_imbalance}
-    return RequestRouterConfig(request_router_class=PrefixRouter, request_router_kwargs=keywords)
+    return RequestRouterConfig(
+        request_router_class=PrefixRouter,
+        request_router_kwargs=keywords,
+        request_routing_stats_period_s=STATS_PERIOD,
+    )

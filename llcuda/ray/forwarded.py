@@ -15,6 +15,7 @@ BLOCK = 128  # characters of a prompt that are hashed together
 MAX_BLOCKS = 512
 MAX_PARSED = 2**20  # bytes of a body; of a longer one the bytes are hashed as they are
 PROMPT = ("tools", "system", "instructions", "messages", "input", "prompt")  # fields of bodies
+RECENT = "llcuda_prompts"  # in a replica's routing statistics: model and hashes of late prompts
 NAMED = ("previous_response_id", "input_file_id")
 ID = re.compile(r"\b(?:resp_|file-|batch_)([0-9a-f]{8})[0-9a-f]{16}\b")
 KEPT = ("/v1/files", "/files", "/v1/batches", "/batches")  # what one replica keeps

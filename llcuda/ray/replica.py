@@ -16,7 +16,7 @@ from llcuda.batch import plain
 from llcuda.errors import ArgumentError, DecodeError, LlcudaError
 from llcuda.native import library
 from llcuda.ray.config import ClusterConfig
-from llcuda.ray.forwarded import ForwardedRequest, inside_request, replica_tag
+from llcuda.ray.forwarded import RECENT, ForwardedRequest, inside_request, replica_tag
 from llcuda.ray.logs import log_into_serve
 from llcuda.ray.metrics import MetricsBridge
 from llcuda.server import create_app
@@ -27,6 +27,7 @@ from llcuda.server.tracing import otlp_provider
 
 ADDED_BY_RAY = ("request_id", "idx_in_batch")  # to the bodies of rows
 EVENTS = (b"text/event-stream", b"application/x-ndjson")
+MAX_RECENT, MAX_RECENT_KEYS = 64, 32  # prompts, and hashes of each
 GPU_SHARE = 0.9  # of a GPU's memory that replicas divide; the rest is CUDA's own
 
 
@@ -75,6 +76,7 @@ class Replica:
             tracer_provider=otlp_provider(endpoint) if endpoint else None,
         )
         self._service: Service = self._app.state.service
+        self._recent: dict[tuple[str, tuple[bytes, ...]], None] = {}
         self._work: set[asyncio.Future[None]] = set()
         self._metrics: asyncio.Future[None] | None = None
 
@@ -88,6 +90,10 @@ class Replica:
         if (failure := self._service.models.failure()) is not None:
             raise ReplicaFailedError(failure.message, self._id)
 
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Return the late prompts, from which every router learns what this replica has cached."""
+        return {RECENT: [*self._recent]}
+
     async def answer(self, request: ForwardedRequest) -> AsyncIterator[Part]:
         """Answer a request: whole in one part, a stream of events as it comes.
 
@@ -99,6 +105,12 @@ class Replica:
             IncompleteAnswerError: The answer ended early.
         """
         self._check_models()
+        if prefix := request.facts.prefix[:MAX_RECENT_KEYS]:
+            entry = request.facts.model, prefix
+            self._recent.pop(entry, None)
+            self._recent[entry] = None
+            if len(self._recent) > MAX_RECENT:
+                del self._recent[next(iter(self._recent))]
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         disconnected = asyncio.Event()
         bodies = [request.body]

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from ray.serve.request_router import (
@@ -21,7 +21,7 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-from llcuda.ray.forwarded import ForwardedRequest, replica_tag
+from llcuda.ray.forwarded import RECENT, ForwardedRequest, replica_tag
 
 logger = logging.getLogger("ray.serve")
 MAX_KEYS = 2**16
@@ -40,7 +40,8 @@ class PrefixMap:
         self._max_imbalance = max_imbalance
         self._max_keys = max_keys
         self._replicas: OrderedDict[bytes, dict[str, None]] = OrderedDict()
-        self._new: dict[str, int] = {}  # prompts of each replica whose beginning was new
+        self._first: dict[str, set[bytes]] = {}  # the first blocks of each replica's prompts
+        self._start: dict[str, int] = {}  # what is added to their number
 
     def choose(self, model: str, keys: Sequence[bytes], loads: Mapping[str, int]) -> str:
         """Return the replica for a prompt.
@@ -52,22 +53,16 @@ class PrefixMap:
         """
         fewest = min(loads.values())
         near = {name for name, load in loads.items() if load <= fewest + self._max_imbalance}
-        having = self._having(keys, near)
-        if having:
-            return min(having, key=lambda name: loads[name])
-        pool = self._having([_model_key(model)], near) if model else set()
-        pool = pool or {name for name, load in loads.items() if load <= fewest + 1}
-        known = [self._new[name] for name in loads if name in self._new]
-        for name in loads:  # a replica that has just begun does not get every new prompt
-            self._new.setdefault(name, min(known, default=0))
-        bound = 1.1 * min(self._new[name] for name in pool) + 2
+        # The hash is the same in each process that routes, so that these agree.
         seed = keys[0] if keys else random.randbytes(8)
-
-        def order(name: str) -> tuple[bool, bytes]:
-            # The hash is the same in each process that routes, so that these mostly agree.
-            return self._new[name] >= bound, hashlib.blake2b(seed + name.encode()).digest()
-
-        return min(pool, key=order)
+        order = {name: hashlib.blake2b(seed + name.encode()).digest() for name in loads}
+        if having := self._having(keys, near):
+            return min(_least_loaded(having, loads), key=order.__getitem__)
+        pool = self._having([_model_key(model)], near) if model else set()
+        pool = pool or _least_loaded({*loads}, loads)
+        sizes = self._sizes({*loads}, pool)
+        bound = 1.1 * min(sizes.values()) + 1
+        return min(pool, key=lambda name: (sizes[name] >= bound, order[name]))
 
     def add(self, model: str, keys: Sequence[bytes], replica: str) -> None:
         """Note that a replica has got a prompt.
@@ -77,13 +72,36 @@ class PrefixMap:
             keys: As for `choose`.
             replica: The id of the replica.
         """
-        if keys and not self._having(keys, {replica}):
-            self._new[replica] = self._new.get(replica, 0) + 1
+        if keys:
+            self._first.setdefault(replica, set()).add(keys[0])
         for key in [*([_model_key(model)] if model else []), *keys]:
             self._replicas.setdefault(key, {})[replica] = None
             self._replicas.move_to_end(key)
         while len(self._replicas) > self._max_keys:
-            self._replicas.popitem(last=False)
+            key, replicas = self._replicas.popitem(last=False)
+            for name in replicas:
+                self._first.get(name, set()).discard(key)
+
+    def keep(self, replicas: Set[str]) -> None:
+        """Forget the replicas that are gone.
+
+        Args:
+            replicas: The ids of those that are there.
+        """
+        self._first = {name: first for name, first in self._first.items() if name in replicas}
+        self._start = {name: size for name, size in self._start.items() if name in self._first}
+
+    def _sizes(self, replicas: Set[str], pool: Set[str]) -> dict[str, int]:
+        """Return how many first blocks each replica of a pool has, as it counts for new prompts.
+
+        A replica that has just begun counts as if it had as many as the one with the fewest, so
+        that it does not get every new prompt.
+        """
+        known = [self._start[name] + len(self._first[name]) for name in replicas & {*self._start}]
+        for name in replicas - {*self._start}:
+            self._start[name] = min(known, default=0)
+            self._first.setdefault(name, set())
+        return {name: self._start[name] + len(self._first[name]) for name in pool}
 
     def _having(self, keys: Sequence[bytes], replicas: set[str]) -> set[str]:
         """Return those of the replicas that have the longest known beginning of a prompt."""
@@ -91,6 +109,12 @@ class PrefixMap:
             if having := replicas.intersection(self._replicas.get(key, ())):
                 return having
         return set()
+
+
+def _least_loaded(names: Set[str], loads: Mapping[str, int]) -> set[str]:
+    """Return the replicas with the fewest requests, or one more."""
+    fewest = min(loads[name] for name in names)
+    return {name for name in names if loads[name] <= fewest + 1}
 
 
 def _model_key(model: str) -> bytes:
@@ -120,10 +144,13 @@ class PrefixRouter(RequestRouter):
             if request is not None and replicas:
                 return self._ordered(request, replicas)
         except Exception:  # the API beneath may change
-            if not self._failed:
-                logger.exception("llcuda routes by load only: the choice by prefixes failed")
-            self._failed = True
+            self._warn()
         return [[*replicas.values()]]
+
+    def _warn(self) -> None:
+        if not self._failed:
+            logger.exception("llcuda routes by load only: the choice by prefixes failed")
+        self._failed = True
 
     def _ordered(
         self, request: ForwardedRequest, replicas: dict[str, RunningReplica]
@@ -141,6 +168,17 @@ class PrefixRouter(RequestRouter):
         best = self._known.choose(request.facts.model, request.facts.prefix, loads)
         others = [replica for name, replica in usable.items() if name != best]
         return [[usable[best]], others] if others else [[usable[best]]]
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Take the replicas that are there, and what other processes have sent them."""
+        super().update_replicas(replicas)
+        try:
+            self._known.keep({_name(replica) for replica in replicas})
+            for replica in replicas:
+                for model, keys in replica.routing_stats.get(RECENT, ()):
+                    self._known.add(model, keys, _name(replica))
+        except Exception:  # as above
+            self._warn()
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any

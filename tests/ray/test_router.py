@@ -111,6 +111,7 @@ def test_the_oldest_beginnings_are_forgotten() -> None:
     first = keys("first " * 60)
     known.add("", first, "a")
     assert "a" == known.choose("", first, {"a": 3, "b": 0})
+    assert "b" == known.choose("", first, {"a": 5, "b": 0})
     for number in range(8):
         known.add("", (bytes([number]),), "b")
     assert "b" == known.choose("", first, {"a": 3, "b": 0})
