@@ -43,7 +43,7 @@ from llcuda.cli.console import (
     mend_zsh_completion,
     print_error,
 )
-from llcuda.cli.peers import command_advice, option_advice
+from llcuda.cli.peers import command_advice, misread_advice, option_advice
 from llcuda.cli.settings import SETTINGS
 from llcuda.errors import (
     ArgumentError,
@@ -97,6 +97,12 @@ def _no_type(ctx: Any) -> None:
 
 class _Command(_WithoutTypes, TyperCommand):
     """A command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        here = {option for item in self.params for option in item.opts}
+        if not ctx.resilient_parsing and (advice := misread_advice(args, here)):
+            raise ArgumentError(advice)
+        return super().parse_args(ctx, args)
 
 
 class _Group(_WithoutTypes, TyperGroup):

@@ -1,7 +1,9 @@
-"""Options and commands of llama.cpp, ollama and llm, and what a user of llcuda types instead."""
+"""Options and commands of llama.cpp, ollama, vLLM and llm, and what a user of llcuda types."""
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Collection, Iterable
 
 # Options of peers, and the options here.
@@ -25,8 +27,32 @@ _OPTIONS = {
     "-sys": "--system",
     "--schema": "--json-schema",
     "-np": "--parallel",
+    "--max-num-seqs": "--parallel",
+    "--max-model-len": "--ctx-size",
+    "--max-num-batched-tokens": "--batch-size",
+    "-b": "--batch-size",
+    "-ub": "--ubatch-size",
+    "-tb": "--threads-batch",
+    "-fa": "--flash-attention",
+    "--flash-attn": "--flash-attention",
+    "-ctk": "--type-k",
+    "--cache-type-k": "--type-k",
+    "--kv-cache-dtype": "--type-k",
+    "-ctv": "--type-v",
+    "--cache-type-v": "--type-v",
+    "-sm": "--split-mode",
+    "-ts": "--tensor-split",
+    "-mg": "--main-gpu",
+    "-dev": "--devices",
+    "--device": "--devices",
+    "-no-cnv": "--raw",
+    "--no-conversation": "--raw",
 }
-_MODEL = 'the model follows a command: llcuda chat MODEL, llcuda run MODEL "PROMPT"'
+_MODEL = (
+    'the model follows a command: llcuda chat MODEL, llcuda serve MODEL, llcuda run MODEL "PROMPT"'
+)
+_REPOSITORY = 'a repository is a model\'s name: llcuda run org/repo:Q4_K_M "PROMPT"'
+_NAME = "a name stands before the model: llcuda serve NAME=MODEL"
 _PROMPT = 'the prompt needs no option: llcuda run MODEL "PROMPT"'
 # Options of peers that are something else here.
 _OTHER_WAYS = {
@@ -35,6 +61,19 @@ _OTHER_WAYS = {
     "-f": 'a file is read from stdin: llcuda run MODEL "PROMPT" < FILE',
     "-m": _MODEL,
     "--model": _MODEL,
+    "-hf": _REPOSITORY,
+    "--hf-repo": _REPOSITORY,
+    "-a": _NAME,
+    "--alias": _NAME,
+    "--served-model-name": _NAME,
+    "-cnv": "`llcuda chat MODEL` is a conversation",
+    "--conversation": "`llcuda chat MODEL` is a conversation",
+    "-cb": "requests are always computed in one batch; leave it out",
+    "--cont-batching": "requests are always computed in one batch; leave it out",
+    "--jinja": "the model's chat template is always used; leave it out",
+    "--dtype": "the file says the type of the weights; leave it out",
+    "--gpu-memory-utilization": "a share cannot be given; --memory GB bounds what models take",
+    "--tensor-parallel-size": "all GPUs take part; --split-mode says how",
     "--verbose": "`llcuda run --json` prints timings, /stats shows them in a chat",
 }
 # Commands of peers.
@@ -66,6 +105,21 @@ def option_advice(name: str, words: Iterable[str], options: Collection[str]) -> 
         if option in _OTHER_WAYS:
             return f"{option}: no such option; {_OTHER_WAYS[option]}"
     return None
+
+
+def misread_advice(words: Iterable[str], options: Collection[str]) -> str | None:
+    """Return the advice for a peer's option whose letters would be read as options here.
+
+    Such as -hf, which is -h and -f, and -no-cnv, which is -n with a value.
+
+    Args:
+        words: The words after a command, in which "--" ends the options.
+        options: As those of `option_advice`.
+    """
+    typed = itertools.takewhile(lambda word: word != "--", words)
+    misread = [word for word in typed if re.fullmatch(r"-[a-z][a-z-]+", word)]
+    advices = (option_advice(word, [word], options) for word in misread if word not in options)
+    return next(filter(None, advices), None)
 
 
 def command_advice(name: str) -> str | None:

@@ -130,7 +130,7 @@ def run(
     except ModelNotFoundError as error:
         near = near_names(name, [DEMO_NAME, *own_names()]) if len(name) > MIN_NEAR else []
         is_given = model is not None or len(words or []) < 2
-        if is_given or near or "/" in name or _names_model(name):
+        if is_given or near or "/" in name or path_exists(Path(name)) or _names_model(name):
             raise
         hint = "the first of several words is the model; put a prompt in quotes, or give -m MODEL"
         raise ModelNotFoundError(f"{error}; {hint}") from None
