@@ -543,6 +543,17 @@ async def unanswerable(port: int) -> frozenset[str]:
     return frozenset(kinds)
 
 
+async def fill_buffers(port: int) -> None:
+    """Send the largest requests, so that the memory for them is in use before it is measured."""
+    text = " ".join(random.Random(0).choices(WORDS, k=600))
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"prompt": text, "echo": True, "logprobs": 5, "max_tokens": 1},
+        "/v1/embeddings": {"input": [text] * 4},
+    }
+    for path, body in bodies.items():
+        await send(port, request(port, path, {"model": "served", **body}))
+
+
 async def put_load(
     port: int, process: int, minutes: float, *, seed: int, left_out: frozenset[str]
 ) -> tuple[Results, list[Held]]:

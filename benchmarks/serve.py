@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from http_load import PROMPT, Timed, over_http, prompt
-from mixed_load import SLOT_FILES, Held, Results, put_load, unanswerable
+from mixed_load import SLOT_FILES, Held, Results, fill_buffers, put_load, unanswerable
 from peers import llama_cpp_python
 from rich.console import Console
 from rich.table import Table
@@ -215,6 +215,7 @@ def run_soak(path: Path, minutes: float, threads: int) -> dict[str, Any]:
             running(command, port, "/health", cwd=folder, stderr=stderr) as process,
         ):
             left_out = asyncio.run(unanswerable(port))
+            asyncio.run(fill_buffers(port))
             load = functools.partial(put_load, port, process.pid, left_out=left_out)
             asyncio.run(load(min(WARM_UP_MINUTES, minutes), seed=1))
             before = Held.of(process.pid)
