@@ -192,10 +192,11 @@ def test_a_schema_that_is_changed_after_it_was_compiled(engine: llcuda.Inference
     """The definition is that of the compiled format."""
     size: dict[str, Any] = {"type": "integer"}
     schema = {"type": "object", "properties": {"size": size}}
-    compiled = structured.compile(engine.model, schema=schema)
+    given = {"type": "json_schema", "json_schema": {"schema": schema}}
+    compiled = structured.compile(engine.model, given)
     size["maximum"] = 5
-    given = again(compiled)["json_schema"]["schema"]
-    assert {"size": {"type": "integer"}} == given["properties"]
+    arrived = again(compiled)["json_schema"]["schema"]
+    assert {"size": {"type": "integer"}} == arrived["properties"]
 
 
 def test_compiled_formats_of_tools(engine: llcuda.InferenceEngine) -> None:
