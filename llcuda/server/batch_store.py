@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -33,12 +34,15 @@ from llcuda.server.errors import ApiError, translate_and_log
 from llcuda.server.file_store import (
     FileStore,
     FileWriter,
+    claimed,
     disk_errors,
     load_documents,
     no_such,
     save_document,
 )
 from llcuda.server.log import log_failure
+
+logger = logging.getLogger("llcuda.server")
 
 PARALLEL = 16  # requests of a batch at once
 MAX_BATCHES = 1000
@@ -162,6 +166,9 @@ class BatchStore:
         if document["status"] not in ("validating", "in_progress"):
             error = f"{name} is {document['status']} and cannot be cancelled"
             raise ApiError(409, error, code="batch_finished")
+        if name not in self._tasks:
+            error = f"{name} is answered by another server, which has the same folder"
+            raise ApiError(409, error, code="batch_elsewhere")
         document["status"], document["cancelling_at"] = "cancelling", unix_time()
         self._save(document)  # or the next server would go on with it
         self._tasks[name].cancel()
@@ -195,6 +202,12 @@ class BatchStore:
         status = "completed"
         problem: dict[str, Any] | None = None
         with ExitStack() as stack:
+            if self._folder is not None:
+                try:
+                    stack.enter_context(claimed(self._folder / f"{name}.lock"))
+                except BlockingIOError:
+                    logger.warning("%s is answered by another server on this folder", name)
+                    return
             stack.enter_context(self._files.reading(file, name))
             outputs = [_Results(self._files, stack, result) for result in self._results[name]]
             try:

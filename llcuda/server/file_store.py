@@ -11,6 +11,7 @@ of an earlier one has its files. Results of a batch that runs are data without a
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -253,6 +254,29 @@ def load_documents(folder: Path, prefix: str, keys: set[str]) -> list[dict[str, 
         if isinstance(document, dict) and keys <= set(document) and document["id"] == path.stem:
             documents.append(document)
     return sorted(documents, key=lambda document: document["created_at"])
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which ends with the process; the file is deleted after the block.
+
+    Args:
+        path: The file. On a file system without locks nothing is locked.
+
+    Raises:
+        BlockingIOError: Another process, or another part of this one, holds it.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def no_such(kind: str, name: str, param: str | None, remedy: str) -> ApiError:
