@@ -64,7 +64,9 @@ from llcuda.keywords import (
     explain_keywords,
     show_keywords,
 )
+from llcuda.native import library
 from llcuda.native.estimate import memory_needed
+from llcuda.native.kv_size import check_room
 from llcuda.native.model import Model, check_devices
 from llcuda.params import (
     BATCH_SIZE,
@@ -1132,7 +1134,10 @@ def _check_file(path: Path, config: EngineConfig) -> None:
     """Raise the errors of loading a file on these devices, without taking the memory."""
     check_devices(config.model)
     on_cpu = replace(config.model, gpu_layers=0, devices=(), split_mode="layer")
-    memory_needed(path, model=on_cpu, context=config.context_params())
+    context = config.context_params()
+    needed = sum(device.kv for device in memory_needed(path, model=on_cpu, context=context))
+    present = sum(device.total_memory for device in library.devices())
+    check_room((context.ctx_size or 0) * context.sequences, needed, present, "in this machine")
 
 
 def _say(line: str) -> None:

@@ -132,6 +132,7 @@ def test_context_size_is_ctx_size() -> None:
         ({"ctx_size": 512, "cache_size": 100}, ValueError),
         ({"ctx_size": 512, "cache_size": 512 * 256 + 1}, ValueError),
         ({"ctx_size": 2**27, "n_parallel": 16}, ValueError),
+        ({"ctx_size": 2**27, "n_parallel": 8}, llcuda.errors.OutOfMemoryError),
         ({"batch_size": 0}, ArgumentError),
         ({"sequences": 3}, ArgumentError),
         ({"embeddings": True}, ArgumentError),

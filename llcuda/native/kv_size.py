@@ -58,11 +58,22 @@ def check_kv_size(model: Model, cells: int, type_k: str, type_v: str, swa_full: 
     if needed < UNCHECKED:
         return
     gpus = sum(d.total_memory for d in library.devices() if d.kind != "cpu")
-    present = available_memory() + gpus
+    check_room(cells, needed, available_memory() + gpus)
+
+
+def check_room(cells: int, needed: int, present: int, where: str = "free") -> None:
+    """Raise OutOfMemoryError where KV cells need more memory than there is.
+
+    Args:
+        cells: The KV cells of all sequences.
+        needed: Bytes that they need at least.
+        present: Bytes that are there for them.
+        where: How the message calls these: "free", or "in this machine".
+    """
     if needed > present:
         raise OutOfMemoryError(
             f"{cells:,} KV cells need at least {needed / 2**30:,.1f} GiB, and "
-            f"{present / 2**30:,.1f} GiB are free",
+            f"{present / 2**30:,.1f} GiB are {where}",
             parameter="ctx_size",
             remedy="choose a smaller ctx_size, fewer sequences or a smaller KV type",
         )
