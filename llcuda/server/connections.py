@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -158,7 +159,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
+        in_use = error.errno == errno.EADDRINUSE
         raise ArgumentError(
-            f"cannot listen on {host}:{port}: {error.strerror}", parameter="host"
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            parameter="host",
+            remedy="stop the program that listens there, or give another port" if in_use else None,
         ) from error
     return listener

@@ -231,7 +231,7 @@ TLS = Path(__file__).parents[1] / "support" / "tls"
         (["--tls-cert", f"{TLS}/certificate.pem"], "has no private key; give --tls-key FILE"),
         (["--tls-key", f"{TLS}/key.pem"], "key.pem': has no certificate; give --tls-cert FILE"),
         (["--tls-cert", __file__], f"--tls-cert {__file__!r}: the certificate and its key cannot"),
-        (["--port", "PORT"], "cannot listen on 127.0.0.1:PORT: Address already in use"),
+        (["--port", "PORT"], "127.0.0.1:PORT: Address already in use; stop the"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8080: Cannot assign requested"),
         (["--uds", "/no/such/a.sock"], "--uds '/no/such/a.sock': cannot listen there: No such"),
         (["--idle-timeout", "0"], "--idle-timeout 0.0: expected a number at least 0.001"),
