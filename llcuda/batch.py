@@ -74,7 +74,8 @@ class BatchProcessor:
 
     An object is small and can be pickled, also before any model is loaded. The first call in a
     process loads the model, and later calls there use it, also those of another processor with
-    the same settings of loading. Rows keep their order.
+    the same settings of loading. It stays until `close` or the end of the process. Rows keep their
+    order.
 
     ::
 
