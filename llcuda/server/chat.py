@@ -15,7 +15,7 @@ from llcuda.engine.engine import Engine
 from llcuda.engine.logprobs import LogprobFormatter
 from llcuda.engine.outputs import Completion
 from llcuda.errors import ArgumentError
-from llcuda.params import seed_after
+from llcuda.params import seed_after, wrong_value
 from llcuda.server.answer import FlushTimer, ResponseWriter, run_together
 from llcuda.server.checks import (
     check_adapters,
@@ -35,6 +35,7 @@ from llcuda.server.chunks import (
     unix_time,
     usage,
 )
+from llcuda.server.custom_tools import CUSTOM
 from llcuda.server.errors import translate, translate_and_log
 from llcuda.server.leniency import ignore
 from llcuda.server.models import LoadedModel
@@ -159,6 +160,9 @@ def _submit_all(
     parameters = body.submit_keywords(deadline, engine.ctx_size, model.vocab_size)
     check_format(engine, parameters.get("response_format"))
     for i, tool in enumerate(body.tools or ()):
+        if tool.get("type") == CUSTOM:
+            rule = "expected function; /v1/responses takes custom tools"
+            raise wrong_value(f"tools[{i}].type", CUSTOM, rule)
         check_input_grammar(engine, tool, f"tools[{i}].format.definition")
     max_tokens = body.token_limit()
     if max_tokens is not None:

@@ -14,6 +14,7 @@ from llcuda.server.errors import deadline_exceeded
 from llcuda.server.models import LoadedModel
 from llcuda.server.protocol import AdapterScale, Body
 from llcuda.structured import compile_response_format
+from llcuda.structured.escaped_lark import escaped_rules
 from llcuda.structured.grammar import INPUT_GRAMMAR
 
 LARGE_REQUEST = 2**16  # bytes; a larger body may take seconds to render and to tokenize
@@ -81,6 +82,8 @@ def check_format(engine: Engine, response_format: dict[str, Any] | None) -> None
 def check_input_grammar(engine: Engine, tool: Mapping[str, Any], place: str) -> None:
     """Compile the grammar of a tool's input, so that its errors are of the grammar as it is given.
 
+    It may take long.
+
     Args:
         engine: The engine.
         tool: The tool.
@@ -90,6 +93,7 @@ def check_input_grammar(engine: Engine, tool: Mapping[str, Any], place: str) -> 
     lark = function.get(INPUT_GRAMMAR) if isinstance(function, dict) else None
     if isinstance(lark, str):
         try:
+            escaped_rules(lark)
             compile_response_format(engine.model, {"type": "lark", "grammar": lark})
         except ArgumentError as error:
             problem = error.problem.removeprefix("response_format: ")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llcuda.errors import GrammarError
-from llcuda.params import wrong_argument, wrong_value
+from llcuda.params import wrong_value
 from llcuda.server.fields import call_arguments, text_of
-from llcuda.structured.escaped_lark import escaped_rules
 from llcuda.structured.grammar import INPUT_GRAMMAR
 
 CUSTOM = "custom"  # the type of such a tool
@@ -47,11 +45,6 @@ def _grammar_of(where: str, given: Any) -> tuple[str, str]:
     syntax, definition = text_of(where, given, "syntax"), text_of(where, given, "definition")
     if syntax not in ("lark", "regex"):
         raise wrong_value(f"{where}.syntax", syntax, "expected lark or regex")
-    if syntax == "lark":
-        try:
-            escaped_rules(definition)
-        except GrammarError as error:
-            raise wrong_argument(f"{where}.definition", error.problem) from None
     return syntax, definition
 
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 
 from llcuda.errors import GrammarError
 
 START = "r_start"  # the name of the first rule
+MAX_CHARS = 2**16
 _ESCAPED = ('"', "\\", *map(chr, range(0x20)))  # characters that a JSON string escapes
 _UNESCAPED = r'[^"\\\x00-\x1f]'
 # Where a class has an unescaped character, if it has one.
-_OTHERS = [chr(code) for code in range(0x20, 0x3000) if chr(code) not in _ESCAPED]
+_OTHERS = "".join(chr(code) for code in range(0x20, 0x3000) if chr(code) not in _ESCAPED)
 _PART = re.compile(
     r"""(?P<comment>//[^\n]*|\#[^\n]*)
     |"(?P<low>\\.|[^"\\\n])"\s*\.\.\s*"(?P<high>\\.|[^"\\\n])"
@@ -57,7 +59,13 @@ def escaped_rules(grammar: str) -> str:
     Raises:
         GrammarError: It has a part that cannot be rewritten.
     """
-    return _PART.sub(_rewritten, grammar)
+    if len(grammar) > MAX_CHARS:
+        rule = f"a grammar of {len(grammar)} characters cannot be kept within a call"
+        raise GrammarError(f"{rule}, at most {MAX_CHARS}")
+    try:
+        return _PART.sub(_rewritten, grammar)
+    except RecursionError:
+        raise GrammarError("a regular expression is nested too deeply") from None
 
 
 def _rewritten(part: re.Match[str]) -> str:
@@ -103,6 +111,7 @@ def _terminal(letters: str) -> str:
     return json.dumps(json.dumps(letters, ensure_ascii=False)[1:-1], ensure_ascii=False)
 
 
+@lru_cache(maxsize=256)
 def _class_terminal(text: str) -> str:
     """Return the terminal of a class of characters."""
     try:
@@ -113,7 +122,7 @@ def _class_terminal(text: str) -> str:
     parts = [re.escape(json.dumps(letter)[1:-1]) for letter in escaped]
     if not escaped:
         parts = [text]
-    elif text.startswith("[^") or any(map(members.fullmatch, _OTHERS)):
+    elif text.startswith("[^") or members.search(_OTHERS):
         parts.append(f"[{text}&&{_UNESCAPED}]")
     return f"/{'|'.join(parts)}/"
 

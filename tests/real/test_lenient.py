@@ -33,7 +33,6 @@ def test_clients_of_other_servers() -> None:
             model="gpt-5",
             messages=MESSAGES,
             max_tokens=4,
-            store=True,
             **hints,
         )
         assert (200, "coder") == (answer.status_code, answer.json()["model"])

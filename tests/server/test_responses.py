@@ -218,6 +218,14 @@ def test_custom_tools_that_are_refused(
     assert words in error["message"]
 
 
+def test_custom_tools_of_chats(tool_server: Served) -> None:
+    """A chat has none, and its error says which path takes them."""
+    tools = [{"type": "custom", "custom": {"name": "patch"}}]
+    asked = {"messages": [{"role": "user", "content": "a"}], "tools": tools}
+    error = is_error(tool_server.post("/v1/chat/completions", **asked), 400, "tools[0].type")
+    assert "/v1/responses takes custom tools" in error["message"]
+
+
 def test_a_grammar_that_nothing_keeps() -> None:
     """A model that does not write calls as JSON cannot keep it."""
     head, _, rest = TEMPLATE.partition('{"name": "{{ call')

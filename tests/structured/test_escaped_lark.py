@@ -69,3 +69,13 @@ def test_what_is_refused(grammar: str) -> None:
     """What would have another meaning, or none, within JSON."""
     with pytest.raises(GrammarError, match="cannot be kept within a call"):
         escaped_rules(grammar)
+
+
+def test_hostile_grammars() -> None:
+    """Neither the depth nor the size of a grammar is the process's."""
+    with pytest.raises(GrammarError, match="nested too deeply"):
+        escaped_rules(f"start: /{'(' * 30_000}a{')' * 30_000}/")
+    with pytest.raises(GrammarError, match="at most 65536"):
+        escaped_rules("start: " + '"a"' * 30_000)
+    classes = " ".join(f"/[\\n\\x{number:02x}]/" for number in range(256)) * 20
+    assert escaped_rules(f"start: {classes}")
