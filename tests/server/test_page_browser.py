@@ -189,8 +189,8 @@ def test_a_reload_in_the_middle_of_an_answer(page: Browser) -> None:
         "addEventListener('pagehide', () => sessionStorage.setItem('seen', shown()[1].content))",
     )
     # from within the page: the answer would fill the context while the test asks for its length
-    early = "shown()[1]?.content.length > 200 && location.reload()"
-    js(page, f"window.isOld = true; setInterval(() => {{ {early} }}, 5)")
+    early = "if (shown()[1]?.content.length > 200) { clearInterval(timer); location.reload(); }"
+    js(page, f"window.isOld = true; const timer = setInterval(() => {{ {early} }}, 5)")
     page.press("Hello" + ENTER)
     assert eventually(lambda: not page.run("return window.isOld"))
     assert waits(page, "return at('model').options.length")
