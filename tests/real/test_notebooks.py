@@ -17,9 +17,14 @@ from tests.support.notebooks import NOTEBOOKS, Session
 KAGGLE = NOTEBOOKS[1]
 SHORTER = {
     "NEED_GPU = True": "NEED_GPU = False",
+    "startup,decode,graphs,requests,memory --graphs 1,4,8 --requests 1,4,8": (
+        "memory --quick --threads 1"
+    ),
     "--measure startup,": "--quick --threads 1 --measure startup,",
     "--requests 1,4,8": "--requests 1",
     "--depth 512,2048,4096,8192": "--depth 128",
+    "[2048, 2048]": "[256, 256]",
+    "range(8)": "range(2)",
     **{f"max_tokens={count}": "max_tokens=16" for count in (50, 80, 100, 200)},
     '"tests/gpu"': '"tests/gpu/test_embedding.py"',
 }
