@@ -161,19 +161,24 @@ class Forwarder:
         headers = dict(scope["headers"])
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             return b""
-        is_upload = scope["path"] in UPLOADS
-        max_bytes = self._config.limits.file_bytes
+        limits = self._config.limits
+        most = limits.file_bytes + FORM_BYTES if scope["path"] in UPLOADS else limits.body_bytes
+        seconds = limits.body_seconds * (1 + most // limits.body_bytes)
         parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if is_upload and size > max_bytes + FORM_BYTES:
-                raise body_too_large(max_bytes)
-            if not message.get("more_body"):
-                return b"".join(parts)
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise body_too_large(limits.file_bytes)
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {seconds:g} s") from None
 
     async def _answer(self, request: ForwardedRequest, writer: ResponseWriter) -> None:
         """Write the answer of a replica, of another one when the first is lost."""

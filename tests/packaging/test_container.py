@@ -36,6 +36,7 @@ def check_schema(file: Path) -> subprocess.CompletedProcess[str]:
 def test_hadolint_finds_nothing(tmp_path: Path) -> None:
     """It also checks the shell of RUN."""
     assert "" == lint(DOCKERFILE.read_text(), tmp_path)
+    assert "" == lint((ROOT / "deploy" / "Dockerfile").read_text(), tmp_path)
     assert "DL3020" in lint("FROM scratch\nADD a b\n", tmp_path)
 
 
