@@ -19,6 +19,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from llcuda.chat.messages import MAX_DEPTH
 from llcuda.engine.config import EngineConfig
 from llcuda.engine.request import request_params
 from llcuda.errors import DeviceLostError, LlcudaError, ModelChangedError
@@ -281,14 +282,23 @@ def _is_frame(batch: Any) -> bool:
     return pandas is not None and isinstance(batch, pandas.DataFrame)
 
 
-def plain(value: Any) -> Any:
-    """Return a cell as Python's data: Arrow gives lists as arrays, and missing keys as None."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """Return a cell as Python's data: Arrow gives lists as arrays, and missing keys as None.
+
+    Args:
+        value: The cell.
+        depth: The level of nesting; what is nested more deeply than messages may be is left as it
+            is, and refused by whoever reads it.
+    """
+    if depth > MAX_DEPTH:
+        return value
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [plain(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if v is not None or k == "content"}
+        given = {k: v for k, v in value.items() if v is not None or k == "content"}
+        return {k: plain(v, depth + 1) for k, v in given.items()}
     return value
 
 

@@ -296,6 +296,7 @@ def calls(folder: Path) -> Iterator[Call]:
     yield "Utf8Decoder", llcuda.Utf8Decoder().decode, {"piece": b"a"}
     yield from tensor_calls()
     yield from nf4_calls()
+    yield from batch_calls()
 
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -441,6 +442,30 @@ def nf4_calls() -> Iterator[Call]:
         "quantized": codes, "code": means, "nested_absmax": nested, "nested_block_size": ...,
         "offset": offset}  # fmt: skip
     yield "from_tensors", nf4.QuantState.from_tensors, {"name": "x", "tensors": {}}
+
+
+def batch_calls() -> Iterator[Call]:
+    """Yield the calls for many rows, whose errors may stand in their places."""
+    short: dict[str, Any] = {"max_tokens": 1, "ctx_size": 128, "threads": 1, "on_error": "return"}
+    recipe = {"source": "demo", "column": ..., "prefix": ..., "filename": ..., "on_error": ...}
+    yield "BatchProcessor", llcuda.BatchProcessor, named(keywords.BatchKeywords, task=..., **recipe)
+    for task, column, row in (("infer", "prompt", "Hi"), ("chat", "messages", "Hi")):
+        ask = llcuda.BatchProcessor("demo", task, **short)
+        yield f"{task} batch", ask, {"batch": {column: [row]}}
+        yield f"{task} column", lambda rows, a=ask, c=column: a({c: rows}), {"rows": [row]}
+        yield f"{task} row", lambda row, a=ask, c=column: a({c: ["Hi", row]}), {"row": row}
+    ask.close()
+    embed = llcuda.BatchProcessor(
+        "demo", "embed", pooling="mean", threads=1, ctx_size=128, on_error="return"
+    )
+    yield "embed column", lambda rows: embed({"text": rows}), {"rows": ["Hi"]}
+    yield "embed row", lambda row: embed({"text": ["Hi", row]}), {"row": "Hi"}
+    embed.close()
+    with llcuda.InferenceEngine("demo", ctx_size=128, threads=1) as engine:
+        for call in (engine.batch_infer, engine.batch_chat):
+            yield f"{call.__name__} on_error", call, {"max_tokens": 1, "on_error": ...} | {
+                "prompts" if call == engine.batch_infer else "conversations": ["Hi"]}  # fmt: skip
+        yield "embed on_error", engine.embed, {"texts": ["Hi"], "pooling": "mean", "on_error": ...}
 
 
 def attempt(call: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
