@@ -87,6 +87,8 @@ def _classifier(loaded: LoadedModel) -> Embedder:
 async def answer_rerank(body: RerankBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
     """Answer POST /v1/rerank: the documents' indices in the request, the best document first."""
     texts, is_tei = body.candidates(), body.texts is not None
+    if is_tei:
+        body.places["documents"] = "texts"
     raw = not is_tei if body.raw_scores is None else body.raw_scores
 
     def work(embedder: Embedder) -> tuple[list[float], int]:

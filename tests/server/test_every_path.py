@@ -6,6 +6,7 @@ LLCUDA_FUZZ_EXAMPLES is how many of each kind (`make fuzz EXAMPLES=200`).
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
+from llcuda.server.protocol import Body
 from tests.server.test_chat import TEMPLATE
+from tests.server.test_errors import ELSEWHERE, fields_of
 from tests.support.server import PYTHON, QUOTED, Served, demo, served
 from tests.support.waiting import eventually
 
@@ -63,6 +66,8 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 # Statuses of 500 and more that say what is wrong: with "busy" they name a time to come again.
 REFUSALS = {501: "the server or the model lacks it", 503: "busy", 507: "no room for a file"}
+# What the `param` of an error may begin with.
+NAMES = {"", "slot", *ELSEWHERE, *fields_of(Body)}
 # What this model cannot do, or what names a thing that is not there.
 NOT_HERE = {"/infill", "/slots/{slot}", "/v1/batches", "/v1/classify", "/v1/rerank", "/v2/rerank"}
 # Beside these a random request would generate for as long as the context has room.
@@ -121,6 +126,8 @@ def _check(answer: httpx.Response, statuses: Counter[int]) -> None:
         return
     error = answer.json().get("error")
     message = error["message"] if isinstance(error, dict) else error
+    param = error.get("param") if isinstance(error, dict) else None
+    assert re.split(r"[.[]", param or "")[0] in NAMES, answer.text
     assert message
     words = QUOTED.sub("''", message).replace("expected float or base64", "")  # OpenAI's words
     assert not PYTHON.search(words), message

@@ -151,6 +151,7 @@ def test_shapes_of_other_servers(rerankers: Served) -> None:
         np.testing.assert_allclose(expected, [line["score"] for line in lines], atol=1e-5)
     raw = rerankers.post("/rerank", **asked, texts=DOCUMENTS, raw_scores=True).json()
     assert [result["relevance_score"] for result in first] == [line["score"] for line in raw]
+    is_error(rerankers.post("/rerank", **asked, texts=["a", "the cat " * 500]), 400, "texts[1]")
     long = rerankers.post("/rerank", **asked, texts=["the cat " * 500], truncate=True)
     assert 1 == len(long.json())
     is_error(rerankers.post("/rerank", **asked), 400, "documents")
