@@ -76,7 +76,8 @@ def _connect(address: str | None) -> None:
         ray.init(**given, log_to_driver=False, include_dashboard=False, logging_level="WARNING")
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise wrong_value("ray_address", address, f"no cluster answers: {reason}") from error
+        rule = f"no cluster with this token answers: {reason}"
+        raise wrong_value("ray_address", address, rule) from error
 
 
 def _start(config: ClusterConfig, host: str, port: int) -> None:
