@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -26,7 +27,9 @@ def test_the_command_serves_until_sigterm() -> None:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "llcuda", "serve", "demo", "--ray", "--ray-address", "local"]
     command += ["--port", str(port), "--ctx-size", "256", "--parallel", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    token = {"RAY_AUTH_TOKEN": "0" * 32}  # or Ray writes one into the home folder
+    environment = {**os.environ, **token}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line == f"demo at http://127.0.0.1:{port}/v1\n"
