@@ -686,5 +686,9 @@ def _with_stack(call: Callable[[], T]) -> T:
             threading.stack_size(usual)
     thread.join()
     if errors:
+        if (
+            type(errors[0]).__name__ == "PanicException"
+        ):  # a fault of llguidance; pyo3 exports no type
+            raise _refused(f"llguidance fails: {str(errors[0])[:200]}")
         raise errors[0]
     return results[0]
