@@ -852,3 +852,10 @@ def test_errors_name_their_place(model: Model) -> None:
         structured.compile(model, {"type": "gbnf", "grammar": 'root ::= "a"\nb ::= %'})
     with pytest.raises(GrammarError, match=r"response_format: .*unknown name"):
         structured.compile(model, lark("start: nothing"))
+
+
+def test_a_panic_of_llguidance_is_an_error(model: Model) -> None:
+    """It cuts a long text of its message within a letter; the exception is no Exception."""
+    schema = {"type": "number", "maximum": "é" * 100}
+    with pytest.raises(ArgumentError, match=r"^response_format: "):
+        structured.compile(model, {"type": "json_schema", "json_schema": {"schema": schema}})
