@@ -177,7 +177,12 @@ def test_ps(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_command_takes_the_same_names(user: User) -> None:
     """A name that is near others leads to the same message everywhere."""
     lines = (
-        *("run qwen2.5-1.5 hi", "run -m qwen2.5-1.5 hi", "chat qwen2.5-1.5", "serve qwen2.5-1.5"),
+        *(
+            "run qwen2.5-1.5 hi",
+            "run -m qwen2.5-1.5 hi",
+            "chat qwen2.5-1.5",
+            "serve qwen2.5-1.5 --port 0",
+        ),
         *("bench qwen2.5-1.5", "inspect qwen2.5-1.5", "show qwen2.5-1.5", "pull qwen2.5-1.5"),
         *("cp qwen2.5-1.5 x", "rm qwen2.5-1.5", "quantize qwen2.5-1.5 x.gguf q8_0"),
     )

@@ -317,7 +317,8 @@ def test_a_folder_is_found_again(small: tuple[Served, Path]) -> None:
 def begin_many(server: Served | httpx.Client, max_tokens: int = 6) -> tuple[str, str]:
     """Begin a batch of many lines, two of them wrong, and one; return the paths of both."""
     client = server.client if isinstance(server, Served) else server
-    lines = [json.dumps(chat_line(str(number), max_tokens=max_tokens)) for number in range(FEW)]
+    length = {"max_tokens": max_tokens, "ignore_eos": True}
+    lines = [json.dumps(chat_line(str(number), **length)) for number in range(FEW)]
     lines[3:3] = ["{", json.dumps(chat_line("1")), json.dumps(chat_line("bad", n="x"))]
     paths = []
     for text in ("\n".join(lines), lines[0]):
@@ -359,17 +360,14 @@ def check_the_rest(folder: Path, before: dict[Path, bytes], paths: tuple[str, st
 def test_the_end_of_the_server(tmp_path: Path) -> None:
     """The next server goes on with batches, where this one stopped."""
     with served(demo(), file_folder=tmp_path) as server:
-        paths = begin_many(server, 50)
+        paths = begin_many(server, 80)
         counts = lambda: server.client.get(paths[0]).json()["request_counts"]  # noqa: E731
         assert eventually(lambda: counts()["completed"] > 4)
         with served(demo(), preload=False, file_folder=tmp_path) as other:  # leaves them alone
             error = is_error(other.client.post(f"{paths[0]}/cancel"), 409)
             assert "batch_elsewhere" == error["code"]
-    statuses = {
-        json.loads((tmp_path / f"{path.rpartition('/')[2]}.json").read_text())["status"]
-        for path in paths
-    }
-    assert statuses <= {"validating", "in_progress"}
+    stopped = json.loads((tmp_path / f"{paths[0].rpartition('/')[2]}.json").read_text())
+    assert stopped["status"] in ("validating", "in_progress")
     before = answers_in(tmp_path)
     assert sum(data.count(b"\n") for data in before.values()) < FEW
     assert all(b'"status_code": 200' in line for d in before.values() for line in d.splitlines()

@@ -94,7 +94,7 @@ def test_foreign_hosts(server: Served) -> None:
         is_error(server.client.get("/v1/models", headers={"host": host}), 403)
     for host in ("localhost", f"LOCALHOST:{server.address[1]}", "127.0.0.1", "[::1]:1"):
         assert 200 == server.client.get("/v1/models", headers={"host": host}).status_code
-    plain = {"content-type": "text/plain"}
+    plain = {"content-type": "text/plain", "origin": "https://evil.example"}
     body = b'{"prompt": "a"}'
     is_error(server.client.post("/v1/completions", content=body, headers=plain), 400)
 
