@@ -54,6 +54,8 @@ _MODEL = (
 _REPOSITORY = 'a repository is a model\'s name: llcuda run org/repo:Q4_K_M "PROMPT"'
 _NAME = "a name stands before the model: llcuda serve NAME=MODEL"
 _PROMPT = 'the prompt needs no option: llcuda run MODEL "PROMPT"'
+_CHAT = "`llcuda chat MODEL` is a conversation"
+_SHOW = "`llcuda show MODEL` shows all there is"
 # Options of peers that are something else here.
 _OTHER_WAYS = {
     "-p": _PROMPT,
@@ -66,8 +68,16 @@ _OTHER_WAYS = {
     "-a": _NAME,
     "--alias": _NAME,
     "--served-model-name": _NAME,
-    "-cnv": "`llcuda chat MODEL` is a conversation",
-    "--conversation": "`llcuda chat MODEL` is a conversation",
+    "-cnv": _CHAT,
+    "--conversation": _CHAT,
+    "-i": _CHAT,
+    "--interactive": _CHAT,
+    "--format": 'a schema says what JSON to write: llcuda run MODEL "PROMPT" --json-schema FILE',
+    "--keepalive": "a model stays as long as the command runs; leave it out",
+    "--nowordwrap": "lines are never wrapped; leave it out",
+    "--modelfile": _SHOW,
+    "--parameters": _SHOW,
+    "--license": _SHOW,
     "-cb": "requests are always computed in one batch; leave it out",
     "--cont-batching": "requests are always computed in one batch; leave it out",
     "--jinja": "the model's chat template is always used; leave it out",

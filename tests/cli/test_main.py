@@ -259,6 +259,8 @@ def test_ctrl_c_does_not_wait_for_a_long_prompt() -> None:
         (["serve", "--alias", "x", "demo"], 2, "a name stands before the model: llcuda serve NAME"),
         (["tokenize", "demo", "--temp", "0"], 2, "No such option: --temp"),
         (["-m", "demo", "x"], 2, "-m: no such option; the model follows a command: llcuda chat"),
+        (["run", "demo", "hi", "--format", "json"], 2, "--format: no such option; a schema says"),
+        (["show", "demo", "--license"], 2, "--license: no such option; `llcuda show MODEL` shows"),
         (["stop"], 2, "stop: no such command; Ctrl-C ends `llcuda serve`"),
         (["Five names"], 2, "a prompt follows one: llcuda run demo 'Five names'"),
     ],
