@@ -41,15 +41,13 @@ def check_adapters(loaded: LoadedModel, asked: Sequence[AdapterScale] | None) ->
     """
     if asked is None:
         return
-    scales = adapter_scales(loaded, "lora", asked)
-    if scales != [*loaded.adapters.values()]:
-        shown = [{"id": i, "scale": scale} for i, scale in enumerate(loaded.adapters.values())]
-        rule = f"the scales are those of all requests, {json.dumps(shown)}"
+    if given_scales(loaded, "lora", asked) != [*loaded.adapters.values()]:
+        rule = f"the scales are those of all requests, {json.dumps(loaded.adapter_scales())}"
         raise wrong_argument("lora", f"{rule}; POST /lora-adapters changes them")
 
 
-def adapter_scales(loaded: LoadedModel, place: str, given: Sequence[AdapterScale]) -> list[float]:
-    """Return the scale of each adapter; those left out get 0.
+def given_scales(loaded: LoadedModel, place: str, given: Sequence[AdapterScale]) -> list[float]:
+    """Return the scale that a request gives each adapter; those left out get 0.
 
     Args:
         loaded: The model.

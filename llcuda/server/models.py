@@ -192,6 +192,10 @@ class LoadedModel:
                 self._embedder = Embedder(self.model, **given)
             return self._embedder
 
+    def adapter_scales(self) -> list[dict[str, Any]]:
+        """Return the scale of each adapter by its id."""
+        return [{"id": i, "scale": scale} for i, scale in enumerate(self.adapters.values())]
+
     def scale_adapters(self, scales: Sequence[float]) -> None:
         """Scale the adapters, from the next step on also for requests that run.
 

@@ -12,7 +12,7 @@ from llcuda.params import wrong_value
 from llcuda.server.answer import ResponseWriter
 from llcuda.server.bodies import BodyReader, BodyRoute
 from llcuda.server.chat import prompt_of
-from llcuda.server.checks import adapter_scales
+from llcuda.server.checks import given_scales
 from llcuda.server.errors import ApiError
 from llcuda.server.llama_server.completion import answer_infill, answer_native_completion
 from llcuda.server.llama_server.protocol import (
@@ -142,5 +142,5 @@ def _adapters(loaded: LoadedModel) -> list[dict[str, Any]]:
 
 
 async def _answer_adapters(body: AdaptersBody, loaded: LoadedModel, writer: ResponseWriter) -> None:
-    loaded.scale_adapters(adapter_scales(loaded, "", body.adapters))
+    loaded.scale_adapters(given_scales(loaded, "", body.adapters))
     await writer.json(_adapters(loaded))

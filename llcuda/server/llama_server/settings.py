@@ -68,7 +68,7 @@ def generation_settings(
         "grammar": body.grammar or "",
         "timings_per_token": bool(body.timings_per_token),
         "post_sampling_probs": bool(body.post_sampling_probs),
-        "lora": adapter_scales(loaded),
+        "lora": loaded.adapter_scales(),
     }
 
 
@@ -102,7 +102,7 @@ def properties(loaded: LoadedModel, path: str) -> dict[str, Any]:
     return {
         "default_generation_settings": {
             "n_ctx": engine.ctx_size,
-            "params": {**defaults, "seed": -1, "lora": adapter_scales(loaded)},
+            "params": {**defaults, "seed": -1, "lora": loaded.adapter_scales()},
         },
         "total_slots": len(engine.slots()),
         "model_alias": loaded.spec.name,
@@ -117,8 +117,3 @@ def properties(loaded: LoadedModel, path: str) -> dict[str, Any]:
         "build_info": build_info(),
         "is_sleeping": False,
     }
-
-
-def adapter_scales(loaded: LoadedModel) -> list[dict[str, Any]]:
-    """Return the scale of each adapter by its id."""
-    return [{"id": i, "scale": scale} for i, scale in enumerate(loaded.adapters.values())]
