@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
-
 import httpx
 import pytest
 
 pytest.importorskip("ray")
 import ray
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.cluster import Clustered, on_cluster
+from tests.support.collector import collecting
 from tests.support.waiting import eventually
-
-
-@contextmanager
-def collector() -> Iterator[tuple[str, list[Any]]]:
-    """Take spans; yield the collector's URL and the spans."""
-    spans: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = ExportTraceServiceRequest()
-            request.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
-            for resource in request.resource_spans:
-                for scope in resource.scope_spans:
-                    spans.extend(scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", spans
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_the_spans_of_both_processes_are_below_the_clients(port: int) -> None:
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    with collector() as (url, spans), on_cluster(port, otlp_endpoint=url) as server:
+    with collecting() as collector, on_cluster(port, otlp_endpoint=collector.url) as server:
+        spans = collector.spans
         headers = {"traceparent": f"00-{trace}-{parent}-01"}
         body = {"prompt": "Once", "max_tokens": 2}
         assert 200 == server.client.post("/v1/completions", json=body, headers=headers).status_code

@@ -7,18 +7,16 @@ import json
 import signal
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from llcuda.server.connections import MAX_HEAD_BYTES
+from tests.support.collector import collecting
 from tests.support.server import post_bytes, serve_process
 from tests.support.waiting import PATIENCE
 
@@ -119,40 +117,13 @@ def test_a_head_that_does_not_come(secure: Secure) -> None:
 # --- traces ---
 
 
-@contextlib.contextmanager
-def collector() -> Iterator[tuple[str, list[Any]]]:
-    """Run a collector of OpenTelemetry's spans; yield its URL and the spans that it got."""
-    spans: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers["content-length"]))
-            request = ExportTraceServiceRequest.FromString(data)
-            for resource in request.resource_spans:
-                names = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
-                for scope in resource.scope_spans:
-                    spans.extend((names["service.name"], span) for span in scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", spans
-        server.shutdown()
-        thread.join()
-
-
 def test_a_collector_gets_the_spans_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is below the client's span, its phases below it; none is lost at the end."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")  # only the end sends them
     trace, parent = bytes(range(16)), bytes(range(8))
     headers = {"traceparent": f"00-{trace.hex()}-{parent.hex()}-01"}
-    with collector() as (endpoint, spans):
-        with serve_process("--otlp-endpoint", endpoint) as (running, url):
+    with collecting() as collector:
+        with serve_process("--otlp-endpoint", collector.url) as (running, url):
             for path, body in (
                 ("/v1/completions", {"prompt": "Once", "max_tokens": 3, "ignore_eos": True}),
                 ("/api/generate", {"prompt": "SECRET", "options": {"num_predict": 2}}),
@@ -163,8 +134,8 @@ def test_a_collector_gets_the_spans_of_a_process(monkeypatch: pytest.MonkeyPatch
                 assert 200 == answer.status_code
             running.send_signal(signal.SIGTERM)
             assert 0 == running.wait(PATIENCE)
-        assert {"llcuda"} == {service for service, _ in spans}
-        found = [span for _, span in spans]
+        assert {"llcuda"} == collector.services
+        found = collector.spans
     requests = [span for span in found if span.parent_span_id == parent]
     assert ["POST /v1/completions", "POST /api/generate"] == [span.name for span in requests]
     assert {trace} == {span.trace_id for span in found}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from llcuda.errors import ArgumentError, LibraryError
 from llcuda.server import create_app
 from llcuda.server.tracing import otlp_provider
+from tests.support.collector import collecting
 from tests.support.server import Served, demo, served
 from tests.support.waiting import eventually
 
@@ -93,27 +92,11 @@ def test_a_broken_traceparent(traced: Served) -> None:
 
 def test_a_collector_gets_the_spans() -> None:
     """By OTLP over HTTP, at the path that the protocol names."""
-    paths: list[str] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            paths.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
-        thread = threading.Thread(target=collector.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        provider = otlp_provider(f"http://127.0.0.1:{collector.server_port}/")
+    with collecting() as collector:
+        provider = otlp_provider(f"{collector.url}/")
         provider.get_tracer("test").start_span("a").end()
         provider.shutdown()
-        collector.shutdown()
-        thread.join()
-    assert ["/v1/traces"] == paths
+    assert ["/v1/traces"] == collector.paths
 
 
 def test_wrong_providers(monkeypatch: pytest.MonkeyPatch) -> None:
