@@ -36,6 +36,8 @@ TABLE_KEYS = ("source", "name", "aliases", "pooling", "chat_template", "bare_too
 CLUSTER = "Cluster (Ray)"
 # Options of one process, which a cluster has no use for.
 NOT_ON_RAY = ("uds", "tls_cert", "tls_key", "slot_save_path", "file_path", "idle_timeout")
+# Options of a cluster, which one process has no use for.
+ONLY_ON_RAY = ("ray_address", "replicas", "min_replicas", "max_replicas", "num_gpus", "num_cpus")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -324,6 +326,7 @@ def serve(
         missing = f"the server needs {error.name}: pip install 'llcuda[server]'"
         raise LibraryError(missing) from error
     configure_logging(log_level, log_format)
+    _check_process(context, ray=ray)
     shared = {**settings, "bare_tool_calls": bare_tool_calls}
     if pooling is not None:
         shared["pooling"] = pooling
@@ -350,7 +353,8 @@ def serve(
         "drain_seconds": drain,
         "idle_seconds": idle_timeout,
     }
-    check_serving(**serving)
+    if not ray:
+        check_serving(**serving)
     is_local = host in LOCAL_HOSTS or uds is not None
     if not is_local and not keys:
         typer.echo(f"warning: --host {host} is open to others; set --api-key", err=True)
@@ -379,30 +383,23 @@ def serve(
         page = "" if uds is not None else f"Chat page: {address}/   "
         print(f"{page}Press Ctrl-C to stop.", flush=True)
 
-    counts: dict[str, Any] = {
-        "replicas": replicas,
-        "min_replicas": min_replicas,
-        "max_replicas": max_replicas,
-        "num_gpus": num_gpus,
-        "num_cpus": num_cpus,
-    }
-    sizes = {name: value for name, value in counts.items() if value is not None}
     if ray:
-        for name in NOT_ON_RAY:
-            if _is_given(context, name):
-                option = f"--{name.replace('_', '-')}"
-                raise ArgumentError(f"{option}: a cluster has no such option; leave it out")
         from llcuda.ray.cluster import serve_on_ray
         from llcuda.ray.config import ClusterConfig
 
+        counts: dict[str, Any] = {
+            "replicas": replicas,
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "num_gpus": num_gpus,
+            "num_cpus": num_cpus,
+        }
+        sizes = {name: value for name, value in counts.items() if value is not None}
         cluster = ClusterConfig(
             specs, **common, **sizes, otlp_endpoint=otlp_endpoint, drain_seconds=drain
         )
         serve_on_ray(cluster, address=ray_address, host=host, port=port, on_ready=ready)
         return
-    if sizes:
-        name = next(iter(sizes)).replace("_", "-")
-        raise ArgumentError(f"--{name}: belongs to a cluster; give --ray too")
     app = create_app(
         specs,
         **common,
@@ -423,21 +420,27 @@ def serve(
             os._exit(status)  # Python would wait for the thread
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter has a value that is not its default."""
+def _given(context: typer.Context, name: str) -> str | None:
+    """Return how the user named an option; None for a default and for the environment."""
+    words = {"COMMANDLINE": "--{}", "DEFAULT_MAP": "{} in the file of --config"}
     source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+    word = None if source is None else words.get(source.name)
+    return word and word.format(name.replace("_", "-"))
+
+
+def _check_process(context: typer.Context, *, ray: bool) -> None:
+    """Refuse the options of one process on a cluster, and those of a cluster without --ray."""
+    rule = "a cluster has no such option; leave it out"
+    if not ray:
+        rule = "belongs to a cluster; give --ray too"
+    for name in NOT_ON_RAY if ray else ONLY_ON_RAY:
+        if option := _given(context, name):
+            raise ArgumentError(f"{option}: {rule}")
 
 
 def _check_address(context: typer.Context, uds: Path) -> None:
     """Refuse an address beside a Unix socket, on the command line or in the file of options."""
-    words = {"COMMANDLINE": "--{}", "DEFAULT_MAP": "{} in the file of --config"}
-    sources = {name: context.get_parameter_source(name) for name in ("host", "port")}
-    given = [
-        words[source.name].format(name)
-        for name, source in sources.items()
-        if source is not None and source.name in words
-    ]
+    given = [option for name in ("host", "port") if (option := _given(context, name))]
     if given:
         verb = "is" if len(given) == 1 else "are"
         rule = f"a socket in place of an address, but {' and '.join(given)} {verb} given too"

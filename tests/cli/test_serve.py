@@ -236,6 +236,9 @@ TLS = Path(__file__).parents[1] / "support" / "tls"
         (["--uds", "/no/such/a.sock"], "--uds '/no/such/a.sock': cannot listen there: No such"),
         (["--idle-timeout", "0"], "--idle-timeout 0.0: expected a number at least 0.001"),
         (["--otlp-endpoint", "localhost"], "--otlp-endpoint 'localhost': expected a URL such as"),
+        (["--ray-address", "a:1"], "--ray-address: belongs to a cluster; give --ray too"),
+        (["--num-gpus", "1"], "--num-gpus: belongs to a cluster; give --ray too"),
+        (["--ray", "--uds", "x"], "--uds: a cluster has no such option; leave it out"),
     ],
     ids=str,
 )
@@ -275,6 +278,14 @@ def test_a_key_from_the_environment(
     """LLCUDA_API_KEY is --api-key."""
     monkeypatch.setenv("LLCUDA_API_KEY", "secret")
     assert ("secret",) == serve().guard["keys"]
+
+
+def test_a_cluster_from_the_environment(
+    serve: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAY_ADDRESS means nothing without --ray."""
+    monkeypatch.setenv("RAY_ADDRESS", "a:1")
+    assert 8080 == serve().serving["port"]
 
 
 def test_a_collector_from_the_environment(
