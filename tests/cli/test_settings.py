@@ -188,15 +188,17 @@ SOME = {
 def test_settings_are_the_same_in_each_command(command: str) -> None:
     """Names and heading; a command with another default says which, and nothing else."""
     options = {option.name: option for option in COMMANDS[command].params}
-    for keyword, setting in SETTINGS.items():
-        name = setting.option or keyword
+    names = {keyword: setting.option or keyword for keyword, setting in SETTINGS.items()}
+    own_options = {"n_parallel"} if command == "bench" else set()  # a list of counts there
+    found = {keyword for keyword, name in names.items() if name in options}
+    assert SOME[command] == found - own_options
+    facts = ("opts", "secondary_opts", "nargs", "metavar", "default", "rich_help_panel")
+    for name in map(names.__getitem__, SOME[command]):
+        own = options[name]
         of_serve = next(option for option in COMMANDS["serve"].params if option.name == name)
-        if keyword in SOME[command]:
-            facts = ("opts", "secondary_opts", "nargs", "metavar", "default", "rich_help_panel")
-            own = options[name]
-            assert [getattr(own, k) for k in facts] == [getattr(of_serve, k) for k in facts]
-            same = own.help.partition("Default:")[0] == of_serve.help.partition("Default:")[0]
-            assert same or (command, name) == ("embed", "ctx_size")
+        assert [getattr(own, k) for k in facts] == [getattr(of_serve, k) for k in facts]
+        same = own.help.partition("Default:")[0] == of_serve.help.partition("Default:")[0]
+        assert same or (command, name) == ("embed", "ctx_size")
 
 
 @pytest.mark.parametrize("command", [*SOME, "serve"])
