@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -151,7 +150,7 @@ def _option_type(keyword: str) -> Any:
 
 
 def takes_settings(
-    settings: Mapping[str, Setting] = MappingProxyType(SETTINGS),
+    settings: Mapping[str, Setting] = SETTINGS,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command settings as options.
 
