@@ -27,7 +27,7 @@ real: $(INSTALLED)
 	$(if $(MODELS),,$(error make real MODELS=FOLDER: a folder with the two models that the Makefile names))
 	LLCUDA_REAL_MODELS="$(abspath $(MODELS))" $(BIN)/python -m pytest tests/real -v $(AT_ONCE)
 
-# A Ray cluster of this machine; without the extra ray its tests are skipped.
+# A Ray cluster of this machine. `make test` skips these tests where the extra ray is not installed.
 ray: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet 'llcuda[ray]'
 	$(BIN)/python -m pytest tests/ray -v
