@@ -42,7 +42,7 @@ def test_the_command_of_a_server(name: str) -> None:
         assert len(context.params["models"]) == 1
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("name", PYTHON)
 def test_python(name: str, server: Served, capsys: pytest.CaptureFixture[str]) -> None:
     """It ends well and prints a text; like its readers it leaves its client open."""
