@@ -23,9 +23,8 @@ from llcuda.native.c_params import SMALL_MODEL, threads_for
 from llcuda.params import default_threads
 from llcuda.server import log
 from tests.support.commands import call
+from tests.support.server import CERTIFICATE
 from tests.support.waiting import PATIENCE, eventually
-
-CERTIFICATE = str(Path(__file__).parents[1] / "support" / "tls" / "certificate.pem")
 
 
 def llcuda_command(
@@ -296,7 +295,7 @@ def test_errors_are_one_message(arguments: list[str], status: int, message: str)
             2,
             "error: --memory inf: expected GB above 0;",
         ),
-        (["serve", "--tls-cert", CERTIFICATE], 2, "has no private key; give --tls-key FILE"),
+        (["serve", "--tls-cert", f"{CERTIFICATE}"], 2, "has no private key; give --tls-key FILE"),
         (["serve", "-c", "100000000"], 1, "error: 400,000,000 KV cells need at least 1,"),
     ],
 )

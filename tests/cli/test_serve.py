@@ -22,6 +22,7 @@ from llcuda.server.middleware import RequestGuardMiddleware
 from llcuda.server.service import Service
 from tests.support import programs
 from tests.support.commands import call
+from tests.support.server import CERTIFICATE, KEY
 
 
 class Seen:
@@ -222,14 +223,11 @@ def test_options_that_depend_on_each_other(serve: Callable[..., Seen], tmp_path:
     assert "{{ messages }}ü" == serve("--chat-template", str(template)).parameters["template"]
 
 
-TLS = Path(__file__).parents[1] / "support" / "tls"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tls-cert", f"{TLS}/certificate.pem"], "has no private key; give --tls-key FILE"),
-        (["--tls-key", f"{TLS}/key.pem"], "key.pem': has no certificate; give --tls-cert FILE"),
+        (["--tls-cert", f"{CERTIFICATE}"], "has no private key; give --tls-key FILE"),
+        (["--tls-key", f"{KEY}"], "key.pem': has no certificate; give --tls-cert FILE"),
         (["--tls-cert", __file__], f"--tls-cert {__file__!r}: the certificate and its key cannot"),
         (["--port", "PORT"], "127.0.0.1:PORT: Address already in use; stop the"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8080: Cannot assign requested"),

@@ -17,7 +17,7 @@ import pytest
 from llcuda.errors import ArgumentError
 from llcuda.server import serve
 from llcuda.server.connections import MAX_HEAD_BYTES, listen_unix
-from tests.support.server import Served, post_bytes, served
+from tests.support.server import CERTIFICATE, KEY, TLS, Served, post_bytes, served
 from tests.support.waiting import ENDLESS, PATIENCE, eventually
 
 PATH = "/v1/completions"
@@ -119,10 +119,6 @@ def test_a_head_behind_a_running_request(server: Served) -> None:
     assert eventually(server.idle)
 
 
-TLS = Path(__file__).parents[1] / "support" / "tls"  # of localhost, for these tests only
-CERTIFICATE, KEY, ENCRYPTED = (TLS / f"{name}.pem" for name in ("certificate", "key", "encrypted"))
-
-
 def test_https_over_a_unix_socket(tmp_path: Path) -> None:
     """The start says where, and how to stop; Ctrl-C ends it and removes the socket."""
     path = tmp_path / "server.sock"
@@ -158,7 +154,10 @@ def test_https_over_a_unix_socket(tmp_path: Path) -> None:
         ),
         ({"tls_cert": KEY}, "cannot be used: .*PEM.*; give PEM files, the key unencrypted"),
         ({"tls_cert": KEY, "tls_key": CERTIFICATE}, "the certificate and its key cannot be used"),
-        ({"tls_cert": CERTIFICATE, "tls_key": ENCRYPTED}, "give PEM files, the key unencrypted"),
+        (
+            {"tls_cert": CERTIFICATE, "tls_key": TLS / "encrypted.pem"},
+            "give PEM files, the key unencrypted",
+        ),
         ({"tls_cert": "/no/such"}, "tls_cert='/no/such'.*No such file"),
         ({"uds": "/no/such/folder/a.sock"}, "uds='/no/such/folder/a.sock': cannot listen there"),
         ({"uds": __file__}, "uds=.*: cannot listen there: Address already in use"),

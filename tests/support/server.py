@@ -31,6 +31,9 @@ PYTHON = re.compile(
 )
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
+TLS = Path(__file__).parent / "tls"  # of localhost, for these tests only
+CERTIFICATE, KEY = TLS / "certificate.pem", TLS / "key.pem"
+
 PARAMETERS: dict[str, Any] = {"threads": 1, "ctx_size": 512, "n_parallel": 4, "pooling": "mean"}
 
 
