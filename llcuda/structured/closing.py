@@ -22,8 +22,7 @@ _SAME_VALUE = ("allOf", "anyOf", "oneOf")
 _COMPLEMENTS = ("not", "if", "then", "else", "contains")
 _DEPENDENT = ("dependentSchemas", "dependencies")
 _PARTS = ("items", "additionalItems", "additionalProperties", "unevaluatedItems")
-
-
+# Keywords beside which an object stays open.
 _OPEN = (*_OPENERS, *_SAME_VALUE, *_COMPLEMENTS, "$ref")
 
 
@@ -61,16 +60,15 @@ def _inner(
     """Return the schemas in a schema, and whether each alone describes its value."""
     same: list[Any] = []
     for key in _SAME_VALUE:
-        branches = node.get(key)
-        if isinstance(branches, list):
-            same += branches if key != "allOf" or len(branches) == 1 else [*branches, None]
+        if isinstance(branches := node.get(key), list):
+            same += branches
     kinds = sum(key in node for key in (*_SAME_VALUE, "$ref"))
     if isinstance(reference := node.get("$ref"), str):
         same.append(target(reference))
-    others = "properties" in node or any(
-        name in node for name in (*_OPENERS, *_COMPLEMENTS, *_DEPENDENT)
-    )
-    single = is_alone and kinds == 1 and not others and None not in same
+    others = any(name in node for name in ("properties", *_OPENERS, *_COMPLEMENTS))
+    single = is_alone and kinds == 1 and not others
+    if isinstance(branches := node.get("allOf"), list) and len(branches) != 1:
+        single = False  # the branches describe the value together
     if isinstance(branches := node.get("oneOf"), list) and not _are_tagged(branches, target):
         single = False  # a text that two open branches allow, one closed branch may allow
     inner = [(schema, single) for schema in same]

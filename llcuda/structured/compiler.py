@@ -179,10 +179,10 @@ def compile_tools(model: Model, tool_format: Mapping[str, Any]) -> ToolGrammar:
         try:
             grammar = compiler.compile(model, grammar_source(relaxed, model, False), relaxed)
         except ArgumentError:  # each schema is small enough, all of them are not
-            large = [call for call in calls if "lark" not in call]
-            calls = [{**call, "schema": ANY_OBJECT} if call in large else call for call in calls]
+            large = [call["name"] for call in calls if "lark" not in call]
+            calls = [call if "lark" in call else {**call, "schema": ANY_OBJECT} for call in calls]
             relaxed = {**relaxed, "calls": calls}
-            relaxations = [Relaxation(call["name"], "#", _problem(error)) for call in large]
+            relaxations = [Relaxation(name, "#", _problem(error)) for name in large]
             grammar = compiler.compile(model, grammar_source(relaxed, model, False), relaxed)
         compiler.keep_relaxed(key, relaxed, relaxations)
         for relaxation in relaxations:
@@ -686,9 +686,8 @@ def _with_stack(call: Callable[[], T]) -> T:
             threading.stack_size(usual)
     thread.join()
     if errors:
-        if (
-            type(errors[0]).__name__ == "PanicException"
-        ):  # a fault of llguidance; pyo3 exports no type
+        # A fault of llguidance; pyo3 exports no type of it.
+        if type(errors[0]).__name__ == "PanicException":
             raise _refused(f"llguidance fails: {str(errors[0])[:200]}")
         raise errors[0]
     return results[0]
