@@ -222,8 +222,8 @@ def check_formats(body: ResponsesBody, relaxed: Sequence[Relaxation], *, restric
         ArgumentError: An answer would not keep a format.
     """
     custom = custom_names(body)
-    for i in custom.values() if not restricted else ():
-        if has_grammar((body.tools or [])[i]):
+    for i in custom.values():
+        if not restricted and has_grammar((body.tools or [])[i]):
             rule = "cannot be kept: this model does not write calls as JSON"
             raise wrong_argument(f"tools[{i}].format", rule)
     for part in relaxed:
