@@ -170,7 +170,7 @@ class BatchStore:
             error = f"{name} is answered by another server, which has the same folder"
             raise ApiError(409, error, code="batch_elsewhere")
         document["status"], document["cancelling_at"] = "cancelling", unix_time()
-        self._save(document)  # or the next server would go on with it
+        self._save_quietly(document)  # or the next server would go on with it
         self._tasks[name].cancel()
         return document
 

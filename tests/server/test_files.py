@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
-from llcuda.server import file_store
+from llcuda.server import batch_store, file_store
 from tests.support.batches import chat_line
 from tests.support.server import Served, demo, is_error, serve_process, served
 from tests.support.waiting import PATIENCE, eventually
@@ -288,6 +288,32 @@ def test_results_that_cannot_be_kept(
     assert ("failed", None, code) == (batch["status"], batch["output_file_id"], problem["code"])
     assert words in problem["message"]
     assert server.client.delete(f"/v1/files/{file['id']}").json()["deleted"]
+
+
+def test_a_full_disk_does_not_keep_a_batch_running(
+    small: tuple[Served, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cancelled although the disk does not take its document; one that is new is refused."""
+    server, _ = small
+    lines = (json.dumps(chat_line(str(i), max_tokens=30)).encode() for i in range(MANY))
+    file = send(server, b"\n".join(lines)).json()
+    fields = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
+    path = f"/v1/batches/{server.post('/v1/batches', **fields).json()['id']}"
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_store, "save_document", fails)
+        assert "storage_full" == is_error(server.post("/v1/batches", **fields), 507)["code"]
+        assert 200 == server.client.post(f"{path}/cancel").status_code
+        assert eventually(lambda: server.client.get(path).json()["status"] in FINAL)
+    done = server.client.get(path).json()
+    assert "cancelled" == done["status"]
+    assert done["request_counts"]["completed"] < MANY
+    for name in (file["id"], done["output_file_id"]):
+        if name is not None:
+            assert server.client.delete(f"/v1/files/{name}").json()["deleted"]
 
 
 def test_a_folder_is_found_again(small: tuple[Served, Path]) -> None:
