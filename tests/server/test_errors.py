@@ -78,14 +78,20 @@ def raised(path: Path) -> Iterator[tuple[str, ast.expr | None]]:
             yield name.value, given.get("remedy") or next(iter(node.args[place:]), None)
 
 
+def bodies(kind: type[Body]) -> Iterator[type[Body]]:
+    """Yield a kind of bodies and those that are made of it."""
+    yield kind
+    for other in kind.__subclasses__():
+        yield from bodies(other)
+
+
 def fields_of(kind: type[Body]) -> Iterator[str]:
     """Yield the fields of a body and of those that are made of it, by all of their names."""
-    for name, field in kind.model_fields.items():
-        yield name
-        if isinstance(field.validation_alias, AliasChoices):
-            yield from map(str, field.validation_alias.choices)
-    for other in kind.__subclasses__():
-        yield from fields_of(other)
+    for body in bodies(kind):
+        for name, field in body.model_fields.items():
+            yield name
+            if isinstance(field.validation_alias, AliasChoices):
+                yield from map(str, field.validation_alias.choices)
 
 
 # Parameters of errors that no request can cause, and why.
@@ -134,13 +140,6 @@ def test_no_field_has_a_word_of_python() -> None:
                     lost[parameter] = remedy.value
     assert not wrong
     assert NO_REMEDY.keys() == lost.keys(), lost
-
-
-def bodies(kind: type[Body]) -> Iterator[type[Body]]:
-    """Yield a kind of bodies and those that are made of it."""
-    yield kind
-    for other in kind.__subclasses__():
-        yield from bodies(other)
 
 
 # The parameters of remedies that no client needs, and why.
