@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,11 +16,9 @@ import pytest
 
 from llcuda.server.connections import MAX_HEAD_BYTES
 from tests.support.collector import collecting
-from tests.support.server import post_bytes, serve_process
+from tests.support.server import CERTIFICATE, KEY, post_bytes, serve_process
 from tests.support.waiting import PATIENCE
 
-TLS = Path(__file__).parents[1] / "support" / "tls"  # of localhost, for these tests only
-CERTIFICATE, KEY = TLS / "certificate.pem", TLS / "key.pem"
 # A path of each API, and where its errors have their message.
 FACES: dict[str, tuple[str, ...]] = {
     "/v1/completions": ("error", "message"), "/v1/responses": ("error", "message"),
