@@ -25,6 +25,7 @@ ATTENTIONS = ("causal", "non_causal")
 CUDA_GRAPHS = ("auto", "on", "off", "checked")
 ON_ERROR = ("raise", "return")  # what a call with many texts does with the error of one
 INT32_MAX = 2**31 - 1
+MAX_SEQUENCES = 256  # of a context
 BATCH_SIZE = UBATCH_SIZE = 512  # of a context and of an engine; the second is llama.cpp's own
 MAX_BIAS = 1e30  # added to a logit, which is a float of 32 bits
 MAX_SEED = 2**32 - 2  # the next one is llama.cpp's word for "at random"
@@ -316,7 +317,7 @@ class ContextParams:
     def __post_init__(self) -> None:
         if self.ctx_size is not None:
             check_number("ctx_size", self.ctx_size, "int", 1, INT32_MAX)
-        check_number("sequences", self.sequences, "int", 1, 256)
+        check_number("sequences", self.sequences, "int", 1, MAX_SEQUENCES)
         if (self.ctx_size or 0) * self.sequences > INT32_MAX:
             most = INT32_MAX // self.sequences
             rule = f"expected at most {most:,} for each of {self.sequences} sequences"

@@ -40,6 +40,7 @@ from llcuda.native.prompt_length import is_far_too_long
 from llcuda.params import (
     BATCH_SIZE,
     INT32_MAX,
+    MAX_SEQUENCES,
     ON_ERROR,
     ContextParams,
     check_choice,
@@ -53,7 +54,6 @@ Float32 = npt.NDArray[np.float32]
 Text = str | Sequence[int]
 
 DEFAULT_CTX_SIZE = 2048
-MAX_SEQUENCES = 256  # of one context
 MAX_AT_ONCE = 2**16  # tokens of one step; their mask has the square of it, 8 GiB in F16
 RESERVED = ("sequences", "ubatch_size", "outputs_max", "unified_kv", "embeddings", "device_logits")
 

@@ -10,6 +10,7 @@ from llcuda.keywords import ConfigKeywords, explain_keywords, split_keywords
 from llcuda.params import (
     BATCH_SIZE,
     INT32_MAX,
+    MAX_SEQUENCES,
     UBATCH_SIZE,
     ContextParams,
     ModelParams,
@@ -20,7 +21,6 @@ from llcuda.params import (
 )
 
 CTX_SIZE = 2048  # the least that is chosen, where the model was trained on as much
-MAX_SEQUENCES = 256  # of a context
 LOAD_UBATCH_SIZE = 128  # of `InferenceEngine.load_model` and of the server
 ECHO_ROWS = 16  # rows of logits that an engine on a GPU has room for at least
 
