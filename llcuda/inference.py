@@ -85,6 +85,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 Outcome = TypeVar("Outcome")
+Handle = TypeVar("Handle", bound="_Handle[Any]")
 
 
 class _Handle(Protocol[Result_co]):
@@ -513,7 +514,7 @@ class InferenceEngine:
             stop_sequences=stop_sequences,
             **keywords,
         )
-        return _results([request], map(Request.result, [request]))[0]
+        return _results([request], Request.result)[0]
 
     @show_keywords(GenerateKeywords)
     def infer_n(
@@ -530,7 +531,7 @@ class InferenceEngine:
             QueueFullError: n_parallel + queue_size have no room for all of them.
         """
         requests = self.engine.submit_n(prompt, n, **_with_stop(keywords))
-        return _results(requests, map(Request.result, requests))
+        return _results(requests, Request.result)
 
     @overload
     def batch_infer(
@@ -779,7 +780,7 @@ class InferenceEngine:
             for handle in handles:
                 handle.cancel()
             raise
-        return _results(handles, map(partial(self._result, on_error), handles), bar)
+        return _results(handles, partial(self._result, on_error), bar)
 
     def _each(
         self,
@@ -1096,15 +1097,15 @@ def _counting_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _results(
-    handles: Sequence[_Handle[Any]], outcomes: Iterator[Outcome], bar: _Bar | None = None
+    handles: Sequence[Handle], read: Callable[[Handle], Outcome], bar: _Bar = _NO_BAR
 ) -> list[Outcome]:
-    """Return the outcome of each handle; an exception cancels the others."""
+    """Return what `read` gives for each handle; an exception cancels the others."""
     results: list[Outcome] = []
     try:
-        with bar or _NO_BAR as draw:
-            for _ in handles:
+        with bar as draw:
+            for handle in handles:
                 draw(len(results))
-                results.append(next(outcomes))
+                results.append(read(handle))
         return results
     finally:
         for handle in handles:
