@@ -13,16 +13,14 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 
 from http_load import Timed, over_http, prompt
+from local_server import free_port, running
 from rich.console import Console
 from rich.table import Table
 
@@ -37,9 +35,7 @@ START_SECONDS = 300
 @contextlib.contextmanager
 def server(model: str, options: tuple[str, ...], num_gpus: float) -> Iterator[int]:
     """Run a server; yield its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "llcuda", "serve", f"model={model}", "--port", str(port)]
     command += ["--ctx-size", "512", "--parallel", "8", "--log-level", "error", *options]
     if "--ray" in options:
@@ -47,24 +43,8 @@ def server(model: str, options: tuple[str, ...], num_gpus: float) -> Iterator[in
     if not num_gpus:
         command += ["--threads", "1", "--gpu-layers", "0"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-        try:
-            wait(port, process)
-            yield port
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(120)
-
-
-def wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a server answers."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return
-        time.sleep(0.2)
-    raise SystemExit("the server did not start")
+    with running(command, port, seconds=START_SECONDS, env=environment):
+        yield port
 
 
 async def whole(port: int, clients: int, turns: int, tokens: int) -> float:

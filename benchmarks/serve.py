@@ -18,19 +18,17 @@ import contextlib
 import functools
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from http_load import PROMPT, Timed, over_http, prompt
+from local_server import free_port, running
 from mixed_load import SLOT_FILES, Held, Results, fill_buffers, put_load, unanswerable
 from peers import llama_cpp_python
 from rich.console import Console
@@ -98,32 +96,6 @@ async def in_engine(engine: Engine, clients: int, turns: int, tokens: int) -> Ti
     return timed
 
 
-@contextlib.contextmanager
-def running(
-    command: list[str], port: int, path: str, **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until the block ends; yield its process."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) as process:
-        try:
-            for _ in range(600):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").close()
-                    break
-                if process.poll() is not None:
-                    raise SystemExit(f"{command[:3]} ended with {process.returncode}")
-                time.sleep(0.1)
-            yield process
-        finally:
-            process.terminate()
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def llcuda_command(model: Path, port: int, parallel: int, threads: int) -> list[str]:
     """Return the command of `llcuda serve`."""
     return [
@@ -172,7 +144,7 @@ def compare(path: Path, clients: int, options: argparse.Namespace) -> list[dict[
         engine = stack.enter_context(
             Engine(model, n_parallel=clients, ctx_size=CTX_SIZE, threads=threads, ubatch_size=128)
         )
-        stack.enter_context(running(llcuda_command(path, port, clients, threads), port, "/health"))
+        stack.enter_context(running(llcuda_command(path, port, clients, threads), port))
         peer = options.peer_python
         if peer:
             command = peer_command(peer, path, peer_port, threads)
@@ -212,7 +184,7 @@ def run_soak(path: Path, minutes: float, threads: int) -> dict[str, Any]:
         log = folder / "log"
         with (
             log.open("wb") as stderr,
-            running(command, port, "/health", cwd=folder, stderr=stderr) as process,
+            running(command, port, cwd=folder, stderr=stderr) as process,
         ):
             left_out = asyncio.run(unanswerable(port))
             asyncio.run(fill_buffers(port))
