@@ -55,7 +55,6 @@ class ForwardedRequest:
             seconds until a replica takes the request; None = no limit.
         facts: What the router reads.
         avoided: Ids of replicas that could not answer it.
-        is_kept: Whether it is for the replica that keeps files and batches.
     """
 
     method: str
@@ -68,7 +67,11 @@ class ForwardedRequest:
     end: float | None
     facts: BodyFacts
     avoided: frozenset[str] = frozenset()
-    is_kept: bool = False
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is for the replica that keeps files and batches."""
+        return self.path.startswith(KEPT)
 
     def scope(self) -> dict[str, Any]:
         """Return the ASGI scope for the server in the replica."""

@@ -28,7 +28,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llcuda.ray.config import ClusterConfig
 from llcuda.ray.forwarded import (
-    KEPT,
     UNSENT,
     ForwardedRequest,
     body_facts,
@@ -148,7 +147,6 @@ class Forwarder:
             seconds=seconds,
             end=None if seconds is None else time.time() + seconds,
             facts=facts,
-            is_kept=path.startswith(KEPT),
         )
 
         async def work(writer: ResponseWriter) -> None:
