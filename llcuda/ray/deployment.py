@@ -22,10 +22,10 @@ BUSY = 0.8  # part of n_parallel that autoscaling aims at
 
 
 def deployment(models: Sequence[ModelSpec], **options: Any) -> serve.Application:
-    """Return the replicas alone, bound, for an application of one's own.
+    """Return the replicas alone, bound, for an application with another ingress.
 
-    Their method `answer` takes a `ForwardedRequest`; it does not check keys, hosts and limits. Nor
-    do `chat`, `completions` and `embeddings`, which take a body of these paths as a dict.
+    Their method `answer` takes a `ForwardedRequest`. The methods `chat`, `completions` and
+    `embeddings` take a body of these paths as a dict. None of them checks keys, hosts and limits.
 
     Args:
         models: The models.
