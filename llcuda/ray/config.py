@@ -14,6 +14,7 @@ from llcuda.server import Limits, ModelSpec
 from llcuda.server.app import checked_texts
 from llcuda.server.middleware import LOOPBACK
 from llcuda.server.models import ModelPool
+from llcuda.server.tracing import check_endpoint
 
 MAX_REPLICAS = 4096
 SPEC_KEYS = ("name", "source", "filename", "aliases")
@@ -94,6 +95,8 @@ class ClusterConfig:
         if not isinstance(self.limits, Limits):
             raise wrong_value("limits", self.limits, "expected Limits")
         check_flag("strict", self.strict)
+        if self.otlp_endpoint:
+            check_endpoint(self.otlp_endpoint)
         check_number("drain_seconds", self.drain_seconds, "number", 0)
         for spec in self.models:
             if not self.num_gpus and spec.parameters.get("gpu_layers"):

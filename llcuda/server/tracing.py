@@ -51,6 +51,13 @@ def tracer_of(provider: Any) -> Tracer | None:
     return tracer
 
 
+def check_endpoint(endpoint: str) -> None:
+    """Raise ArgumentError for an `otlp_endpoint` that is not the URL of an HTTP server."""
+    if not isinstance(endpoint, str) or not endpoint.startswith(("http://", "https://")):
+        rule = "expected a URL such as http://localhost:4318"
+        raise wrong_value("otlp_endpoint", endpoint, rule)
+
+
 def otlp_provider(endpoint: str) -> Any:
     """Return a TracerProvider that sends spans to a collector, by OTLP over HTTP.
 
@@ -61,9 +68,7 @@ def otlp_provider(endpoint: str) -> Any:
         ArgumentError: It is not the URL of an HTTP server.
         LibraryError: The extra `otel` is not installed.
     """
-    if not endpoint.startswith(("http://", "https://")):
-        rule = "expected a URL such as http://localhost:4318"
-        raise wrong_value("otlp_endpoint", endpoint, rule)
+    check_endpoint(endpoint)
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

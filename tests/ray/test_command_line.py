@@ -85,6 +85,10 @@ def test_the_options_reach_the_cluster(tmp_path: Path) -> None:
         ),
         (["--ray", "--num-gpus", "1.5"], "--num-gpus 1.5: expected a whole number"),
         (["--ray", "--gpu-layers", "9"], "demo has gpu_layers, and its replicas have no GPU"),
+        (
+            ["--ray", "--otlp-endpoint", "x:4318"],
+            "--otlp-endpoint 'x:4318': expected a URL such as",
+        ),
         (["--ray", "--port", "0"], "--port 0: Ray's proxies need a port"),
         (["--ray", "--uds", "/tmp/x"], "--uds: a cluster has no such option; leave it out"),
         (["--replicas", "2"], "--replicas: belongs to a cluster; give --ray too"),

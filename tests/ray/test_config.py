@@ -33,6 +33,7 @@ SPECS = [demo()]
         ({"keys": "secret"}, "keys: expected a list of texts"),
         ({"limits": 3}, "limits=3: expected Limits"),
         ({"retries": True}, "retries=True: expected a whole number from 0 to 100"),
+        ({"otlp_endpoint": "collector:4318"}, "otlp_endpoint='collector:4318': expected a URL"),
         ({"drain_seconds": "long"}, "drain_seconds='long': expected a number"),
     ],
 )
