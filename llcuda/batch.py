@@ -54,19 +54,21 @@ _KEYWORDS = {
 ERROR = "error"  # the column of errors, and the finish reason of rows that have one
 # The added columns of a task with the values of a row and of one that has an error.
 _Columns = Mapping[str, tuple[Callable[[Any], Any], Any]]
-_TEXT: _Columns = {
-    "text": (lambda result: result.text, ""),
-    "finish_reason": (lambda result: result.finish_reason, ERROR),
-    "prompt_tokens": (lambda result: result.prompt_tokens, 0),
-    "tokens_generated": (lambda result: result.tokens_generated, 0),
-}
-_ANSWER: _Columns = {
-    "content": (lambda answer: answer.content, ""),
-    "reasoning": (lambda answer: answer.reasoning, ""),
-    "tool_calls": (lambda answer: json.dumps(answer.message.get("tool_calls", [])), "[]"),
-    "finish_reason": (lambda answer: answer.finish_reason, ERROR),
-    "prompt_tokens": (lambda answer: answer.completion.prompt_tokens, 0),
-    "tokens_generated": (lambda answer: answer.completion.tokens_generated, 0),
+_ADDED: Mapping[str, _Columns] = {
+    "infer": {
+        "text": (lambda result: result.text, ""),
+        "finish_reason": (lambda result: result.finish_reason, ERROR),
+        "prompt_tokens": (lambda result: result.prompt_tokens, 0),
+        "tokens_generated": (lambda result: result.tokens_generated, 0),
+    },
+    "chat": {
+        "content": (lambda answer: answer.content, ""),
+        "reasoning": (lambda answer: answer.reasoning, ""),
+        "tool_calls": (lambda answer: json.dumps(answer.message.get("tool_calls", [])), "[]"),
+        "finish_reason": (lambda answer: answer.finish_reason, ERROR),
+        "prompt_tokens": (lambda answer: answer.completion.prompt_tokens, 0),
+        "tokens_generated": (lambda answer: answer.completion.tokens_generated, 0),
+    },
 }
 
 
@@ -184,7 +186,7 @@ class BatchProcessor:
     def _names(self) -> list[str]:
         """Return the names of the added columns, without the prefix."""
         errors = [ERROR] if self.on_error == "return" else []
-        return [*{"infer": _TEXT, "chat": _ANSWER, "embed": ("embedding",)}[self.task], *errors]
+        return [*_ADDED.get(self.task, ["embedding"]), *errors]
 
     def _compute(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Return the added columns."""
@@ -196,7 +198,7 @@ class BatchProcessor:
             if self.task == "embed":
                 columns = {"embedding": self._vectors(engine, results)}
             else:
-                columns = _columns(_TEXT if self.task == "infer" else _ANSWER, results)
+                columns = _columns(_ADDED[self.task], results)
         except BaseException as error:
             ended = isinstance(error, DeviceLostError | ModelChangedError)
             if ended or not engine.is_loaded:  # or it could not be loaded
