@@ -205,10 +205,7 @@ _NAMES: dict[str, dict[str, Lines]] = {
         "finish_reason": "chat.result().finish_reason",
         **{name: f"chat.result().completion.{name}" for name in ("logprobs", "tokens", *_FIGURES)},
         "usage": ("chat.request.prompt_tokens", "chat.result().completion.tokens_generated"),
-        **dict.fromkeys(
-            ("ask", "prompt", "send", "send_message"),
-            _NEXT,
-        ),
+        **dict.fromkeys(("ask", "prompt", "send", "send_message"), _NEXT),
         "stream": 'for delta in chat: print(delta.content, end="")',
         **dict.fromkeys(_CANCELS, "chat.cancel()"),
         **dict.fromkeys(_WAITS, "chat.result()"),

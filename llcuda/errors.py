@@ -260,7 +260,11 @@ class ConcurrencyError(LlcudaError, RuntimeError):
 
 
 _OF_ALL = (
-    *(ClosedError, ConcurrencyError, DeviceLostError, LibraryError, ModelChangedError),
+    ClosedError,
+    ConcurrencyError,
+    DeviceLostError,
+    LibraryError,
+    ModelChangedError,
     NoTextError,
 )
 
